@@ -1,0 +1,215 @@
+"""The folders of one run, `runs/<name>/<folder>`, which stage makes each, and when a folder is finished or out of date."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_llm.errors import UserError
+from hf_llm.manifest import BEGUN, digest_of, read_manifest, write_json, write_manifest
+from hf_llm.recipe import read_tree
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module that makes one folder: the recipe sections it obeys and the folders it reads."""
+
+    module: str
+    sections: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+# folder -> the stage that makes it, in running order
+STAGES = {
+    "corpus": Stage("hf_llm.prepare_data", ("corpus",)),
+    "tokenizer": Stage("hf_llm.train_tokenizer", ("tokenizer",), ("corpus",)),
+    "tokens": Stage("hf_llm.tokenize_corpus", (), ("corpus", "tokenizer")),
+    "base": Stage("hf_llm.pretrain", ("model", "pretrain", "seed"), ("tokens", "tokenizer")),
+    "sft": Stage("hf_llm.sft", ("sft", "seed"), ("base",)),
+    "dpo": Stage("hf_llm.dpo", ("dpo", "seed"), ("sft",)),
+    "evaluation": Stage("hf_llm.evaluate", ("evaluate",), ("base", "sft", "dpo")),
+    "report": Stage("hf_llm.report", ("report",), ("base", "sft", "dpo", "evaluation")),
+}
+
+# Keys of a `training` section that change what is logged, kept or sent, never what is learnt.
+NEUTRAL = re.compile(
+    r"\.training\.(logging_.*|report_to|run_name|project|save_.*|push_to_hub|hub_.*|disable_tqdm|log_level.*|"
+    r"dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers)|trackio_.*)$|\.samples(\.|$)"
+)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of its launch (it alone writes and prints)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """Print a line, once for all processes of a launch."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+class Run:
+    """One model's whole life under `runs/<name>/`, seen from the command line `argv` (recipe, then overrides)."""
+
+    def __init__(self, argv: list[str] | None = None):
+        self.argv = list(sys.argv[1:] if argv is None else argv)
+        _, self.tree = read_tree(self.argv)
+        self.name = str(self.tree["name"])
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
+        self.root = Path("runs") / self.name
+
+    def __getattr__(self, folder: str) -> Path:
+        if folder in STAGES:
+            return self.root / folder
+        raise AttributeError(folder)
+
+    def has(self, folder: str) -> bool:
+        """Whether the recipe asks for this folder (SFT and DPO are optional)."""
+        return folder not in ("sft", "dpo") or folder in self.tree
+
+    def require(self, folder: str) -> Path:
+        """The finished folder. Makes it first where this is the only process; with several, says how and stops."""
+        path = self.root / folder
+        if read_manifest(path) is not None:
+            self._check(folder)
+            return path
+        stage = STAGES[folder]
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            command = " ".join(["python -m", stage.module, *self.argv])
+            raise UserError(
+                f"{path} is missing and several processes were launched; make it first, in one:\n  {command}"
+            )
+        say(f"{path} is missing: making it first with {stage.module}")
+        done = subprocess.run([sys.executable, "-m", stage.module, *self.argv], check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+        return path
+
+    def model_before(self, folder: str) -> str:
+        """The folder of the model that `sft` or `dpo` starts from: the nearest earlier one the recipe asks for."""
+        return "sft" if folder == "dpo" and self.has("sft") else "base"
+
+    def begin(self, folder: str, **inputs: Path | str) -> "Making":
+        """Start, go on with, or find finished `runs/<name>/<folder>`. `inputs` name the folders or Hub ids it is made of.
+
+        Raises UserError where the folder was begun with other settings or inputs.
+        """
+        self._check(folder)
+        path = self.root / folder
+        making = Making(path, folder, self._settings(folder), {k: _identity(v) for k, v in inputs.items()})
+        before = read_manifest(path) or _read_begun(path)
+        if before:
+            changed = [key for key, value in making.inputs.items() if before["inputs"].get(key, value) != value]
+            if changed:
+                raise UserError(f"{path} was made from another {changed[0]}.\n  {self._remedy(folder)}")
+        elif is_main_process():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / BEGUN, {"settings": making.settings, "inputs": making.inputs})
+        return making
+
+    def _settings(self, folder: str) -> dict[str, Any]:
+        tree = {section: self.tree.get(section) for section in STAGES[folder].sections if section in self.tree}
+        return {key: value for key, value in _flat(tree).items() if not NEUTRAL.search(key)}
+
+    def _check(self, folder: str) -> None:
+        path = self.root / folder
+        before = read_manifest(path) or _read_begun(path)
+        if not before:
+            return
+        old, new = before["settings"], self._settings(folder)
+        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if changed:
+            lines = [f"  {key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in changed]
+            raise UserError("\n".join([f"{path} was made with other settings:", *lines, "  " + self._remedy(folder)]))
+
+    def _remedy(self, folder: str) -> str:
+        command = " ".join(["python -m hf_llm.run", *self.argv, f"--fresh={folder}"])
+        return (
+            f"Give this run another name (--name=...), take the change back, or make {folder} and what follows anew, the "
+            f"old folders kept beside them:\n  {command}"
+        )
+
+    def set_aside(self, first: str) -> None:
+        """Rename `first` and every folder made after it to `<folder>.1` (or the next free number)."""
+        if first not in STAGES:
+            raise UserError(f"fresh: {first!r} is no folder of a run; one of {', '.join(STAGES)}")
+        order = list(STAGES)
+        for folder in order[order.index(first) :]:
+            path = self.root / folder
+            if path.exists():
+                number = next(n for n in range(1, 10_000) if not path.with_name(f"{folder}.{n}").exists())
+                path.rename(path.with_name(f"{folder}.{number}"))
+                say(f"{path} is kept as {folder}.{number}")
+
+
+@dataclass
+class Making:
+    """A folder under way: its settings and inputs, and the manifest that ends it."""
+
+    path: Path
+    folder: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder is finished; says so where it is."""
+        manifest = read_manifest(self.path)
+        if manifest is not None:
+            say(f"{self.path} is finished ({manifest['headline']})")
+        return manifest is not None
+
+    @property
+    def key(self) -> str:
+        """A digest of settings and inputs: equal keys mean equal results."""
+        return digest_of([self.settings, self.inputs])
+
+    def finish(self, headline: str, licenses: list[str], **facts: Any) -> None:
+        """Write the manifest. `headline` is the one number that matters; `licenses` those of all sources so far."""
+        if not is_main_process():
+            return
+        write_manifest(
+            self.path,
+            folder=self.folder,
+            headline=headline,
+            seconds=round(time.monotonic() - self._started, 1),
+            licenses=sorted(set(licenses)),
+            settings=self.settings,
+            inputs=self.inputs,
+            facts=facts,
+        )
+        (self.path / BEGUN).unlink(missing_ok=True)
+        say(f"{self.path}: {headline}")
+
+
+def licenses_of(*folders: Path | str) -> list[str]:
+    """The licences the manifests of these folders name."""
+    return sorted({name for folder in folders for name in (read_manifest(Path(folder)) or {}).get("licenses", [])})
+
+
+def _read_begun(path: Path) -> dict | None:
+    try:
+        return json.loads((path / BEGUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _identity(source: Path | str) -> str:
+    manifest = read_manifest(Path(source))
+    return manifest["digest"] if manifest else str(source)
+
+
+def _flat(value: Any, where: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {where: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{where}.{key}" if where else key).items()}

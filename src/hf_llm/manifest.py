@@ -1,0 +1,92 @@
+"""Every output folder's `manifest.json`: what it was made from, by which recipe, and digests of what it holds.
+
+The manifest is written last and whole (temporary file, fsync, rename), so its presence means that the folder is finished.
+"""
+
+import json
+import os
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+FILE = "manifest.json"
+BEGUN = "begun.json"  # settings and inputs of a folder under way, until the manifest takes their place
+_PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a folder; None where there is none, so where the folder is not finished."""
+    try:
+        return json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_manifest(folder: Path, **entries: Any) -> dict:
+    """Write `manifest.json` with `entries`, the files' sizes and digests, the library versions and the time."""
+    files = file_digests(folder)
+    manifest = {
+        **entries,
+        "versions": versions(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "files": files,
+        "digest": digest_of(files),
+    }
+    write_json(Path(folder) / FILE, manifest)
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages a result depends on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def file_digests(folder: Path, skip: tuple[str, ...] = ("checkpoint-*", "logs")) -> dict[str, list]:
+    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder`, but manifests and `skip` at the top."""
+    folder = Path(folder)
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or path.name in (FILE, BEGUN) or any(Path(relative.parts[0]).match(s) for s in skip):
+            continue
+        found[relative.as_posix()] = [path.stat().st_size, file_digest(path)]
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """xxh3_128 of a file's bytes, as hex (https://xxhash.com: no protection against an attacker, but against faults)."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """xxh3_128 of a plain value (its JSON with sorted keys), as hex."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
