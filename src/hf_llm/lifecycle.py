@@ -1,4 +1,4 @@
-"""The folders of one run, `runs/<name>/<folder>`, which stage makes each, and when a folder is finished or out of date."""
+"""The folders of one run, `runs/<name>/<folder>`: which stage makes each, and when one is finished or out of date."""
 
 import json
 import os
@@ -74,11 +74,34 @@ class Run:
         """Whether the recipe asks for this folder (SFT and DPO are optional)."""
         return folder not in ("sft", "dpo") or folder in self.tree
 
+    def given(self, path: str | None) -> Path | str | None:
+        """A folder or Hub id that the recipe names itself, instead of one of this run."""
+        if path is None or not Path(path).exists():
+            return path
+        return Path(path)
+
+    def is_finished(self, folder: str) -> bool:
+        """Whether the folder is finished, with these settings and from what its inputs hold now.
+
+        Raises UserError where it was made with other settings.
+        """
+        manifest = read_manifest(self.root / folder)
+        if manifest is None:
+            return False
+        self._check(folder)
+        changed = [name for name, digest in manifest["inputs"].items() if self._digest(name, digest) != digest]
+        if changed:
+            raise UserError(f"{self.root / folder} was made from another {changed[0]}.\n  {self._remedy(folder)}")
+        return True
+
+    def _digest(self, folder: str, otherwise: str) -> str:
+        manifest = read_manifest(self.root / folder)
+        return manifest["digest"] if manifest and folder in STAGES else otherwise
+
     def require(self, folder: str) -> Path:
         """The finished folder. Makes it first where this is the only process; with several, says how and stops."""
         path = self.root / folder
-        if read_manifest(path) is not None:
-            self._check(folder)
+        if self.is_finished(folder):
             return path
         stage = STAGES[folder]
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -97,7 +120,7 @@ class Run:
         return "sft" if folder == "dpo" and self.has("sft") else "base"
 
     def begin(self, folder: str, **inputs: Path | str) -> "Making":
-        """Start, go on with, or find finished `runs/<name>/<folder>`. `inputs` name the folders or Hub ids it is made of.
+        """Start, go on with, or find finished `runs/<name>/<folder>`, made of the `inputs` (folders or Hub ids).
 
         Raises UserError where the folder was begun with other settings or inputs.
         """
@@ -132,8 +155,8 @@ class Run:
     def _remedy(self, folder: str) -> str:
         command = " ".join(["python -m hf_llm.run", *self.argv, f"--fresh={folder}"])
         return (
-            f"Give this run another name (--name=...), take the change back, or make {folder} and what follows anew, the "
-            f"old folders kept beside them:\n  {command}"
+            f"Give this run another name (--name=...), take the change back, or make {folder} and what follows anew, "
+            f"the old folders kept beside them:\n  {command}"
         )
 
     def set_aside(self, first: str) -> None:

@@ -1,6 +1,6 @@
 """Every output folder's `manifest.json`: what it was made from, by which recipe, and digests of what it holds.
 
-The manifest is written last and whole (temporary file, fsync, rename), so its presence means that the folder is finished.
+The manifest is written last and whole (temporary file, fsync, rename): where there is one, the folder is finished.
 """
 
 import json
@@ -25,9 +25,9 @@ def read_manifest(folder: Path) -> dict | None:
         return None
 
 
-def write_manifest(folder: Path, **entries: Any) -> dict:
-    """Write `manifest.json` with `entries`, the files' sizes and digests, the library versions and the time."""
-    files = file_digests(folder)
+def write_manifest(path: Path, **entries: Any) -> dict:
+    """Write `path/manifest.json` with `entries`, the files' sizes and digests, the library versions and the time."""
+    files = file_digests(path)
     manifest = {
         **entries,
         "versions": versions(),
@@ -35,7 +35,7 @@ def write_manifest(folder: Path, **entries: Any) -> dict:
         "files": files,
         "digest": digest_of(files),
     }
-    write_json(Path(folder) / FILE, manifest)
+    write_json(Path(path) / FILE, manifest)
     return manifest
 
 
@@ -79,7 +79,7 @@ def file_digests(folder: Path, skip: tuple[str, ...] = ("checkpoint-*", "logs"))
 
 
 def file_digest(path: Path) -> str:
-    """xxh3_128 of a file's bytes, as hex (https://xxhash.com: no protection against an attacker, but against faults)."""
+    """xxh3_128 of a file's bytes, as hex (https://xxhash.com: guards against faults, not against an attacker)."""
     state = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -1,13 +1,15 @@
 """Turn a recipe file and its command-line overrides into typed settings, or say exactly what is wrong with it.
 
-A stage declares what it reads of the file as a dataclass `Recipe`; `load_recipe(Recipe, argv)` fills it. Where a section
-belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated `Settings[Class]`:
-its keys and types are checked here against that class, and the object is built later, when the output folder and the
-device are known.
+A stage declares what it reads of the file as a dataclass `Recipe`; `load_recipe(Recipe, argv)` fills it. Where a
+section belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated
+`Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the output
+folder and the device are known. Where the class depends on the section (`model_type`), a function of the section that
+returns the class stands in its place.
 """
 
 import dataclasses
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -30,7 +32,7 @@ SECTIONS = ("name", "seed", "corpus", "tokenizer", "model", "pretrain", "sft", "
 class Settings(dict):
     """Checked keyword arguments of another library's class: `Settings[LoraConfig]` in an annotation."""
 
-    def __class_getitem__(cls, target: type) -> types.GenericAlias:
+    def __class_getitem__(cls, target: type | typing.Callable[[dict], type]) -> types.GenericAlias:
         return types.GenericAlias(cls, (target,))
 
 
@@ -171,7 +173,7 @@ def field_types(cls: type) -> dict[str, Any]:
             continue
         annotation = field.type
         if isinstance(annotation, str):
-            owner = next(c for c in cls.__mro__ if field.name in c.__dict__.get("__annotations__", {}))
+            owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
             try:
                 annotation = eval(annotation, vars(sys.modules[owner.__module__]))  # a library's own annotation
             except NameError:
@@ -232,15 +234,23 @@ def _dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
         return None
 
 
-def _settings(cls: type, value: Any, where: str, problems: list[str]) -> Settings:
+def _settings(target: Any, value: Any, where: str, problems: list[str]) -> Settings:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        problems.append(f"{where}: {value!r} does not fit; this section holds keys of {cls.__name__}")
+        problems.append(f"{where}: {value!r} does not fit; this section holds keys")
+        return Settings()
+    try:
+        cls = target if isinstance(target, type) else target(value)
+    except UserError as error:
+        problems.append(f"{where}: {error}")
         return Settings()
     hints = field_types(cls)
+    if hasattr(cls, "model_type"):
+        hints["model_type"] = str
     problems += _unknown(value, hints, f"{where}.")
-    return Settings({k: _scalar(hints[k], v, f"{where}.{k}", problems) for k, v in value.items() if k in hints})
+    given = {key: item for key, item in value.items() if key in hints and item != "auto"}
+    return Settings({key: _scalar(hints[key], item, f"{where}.{key}", problems) for key, item in given.items()})
 
 
 def plain(value: Any) -> Any:
@@ -277,6 +287,7 @@ def _describe(cls: type, where: str, lines: list[str]) -> None:
         settings = [o for o in (annotation, *typing.get_args(annotation)) if typing.get_origin(o) is Settings]
         if settings:
             target = typing.get_args(settings[0])[0]
+            target = target if isinstance(target, type) else target({})
             lines.append(f"  {key}.*: every key of {target.__module__.split('.')[0]}.{target.__name__}")
             continue
         kind = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else annotation

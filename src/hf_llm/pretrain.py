@@ -1,0 +1,96 @@
+"""Pretrain a model from scratch on the token shards of runs/<name>/tokens; makes runs/<name>/base.
+
+    accelerate launch -m hf_llm.pretrain recipes/gpt125m.yaml
+    accelerate launch -m hf_llm.pretrain recipes/gpt125m.yaml --pretrain.training.max_steps=20
+
+The same command goes on where an interrupted run stopped.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import Trainer, TrainingArguments
+
+from hf_llm.data.windows import TokenWindows
+from hf_llm.errors import command
+from hf_llm.lifecycle import Run, say
+from hf_llm.model.loading import config_class, load_tokenizer, new_model
+from hf_llm.model.printout import describe
+from hf_llm.monitoring.reporters import reporters
+from hf_llm.monitoring.samples import Samples
+from hf_llm.monitoring.throughput import Throughput
+from hf_llm.recipe import Settings, load_recipe
+from hf_llm.training.arguments import batch, training_arguments
+from hf_llm.training.ending import finish
+
+
+@dataclass
+class SampleSettings:
+    """Short completions printed and logged while the model trains."""
+
+    prompts: list[str] = field(default_factory=list)
+    every: int = field(default=0, metadata={"help": "steps between samples; 0 for as often as evaluation"})
+
+
+@dataclass
+class Pretraining:
+    """The `pretrain` section."""
+
+    tokens_per_step: int = field(metadata={"help": "split into micro-batch x accumulation x processes by the program"})
+    training: Settings[TrainingArguments]
+    context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
+    evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
+    samples: SampleSettings = field(default_factory=SampleSettings)
+    tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
+    tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
+
+
+@dataclass
+class Recipe:
+    """What this stage reads of the recipe."""
+
+    name: str
+    pretrain: Pretraining
+    model: Settings[config_class] = field(default_factory=Settings)
+    seed: int = 42
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    section = recipe.pretrain
+    tokens = run.given(section.tokens) or run.require("tokens")
+    tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
+    making = run.begin("base", tokens=tokens, tokenizer=tokenizer_folder)
+    if making.finished:
+        return
+    tokenizer = load_tokenizer(tokenizer_folder)
+    model = new_model(recipe.model, tokenizer, context=section.context)
+    say(describe(model))
+    context = section.context or model.config.max_position_embeddings
+    train, validation = (TokenWindows(tokens, split, context) for split in ("train", "validation"))
+    arguments = training_arguments(
+        TrainingArguments,
+        section.training,
+        making.path,
+        recipe.seed,
+        "pretrain",
+        **batch(section.tokens_per_step, context, section.training, "pretrain"),
+        report_to=reporters(section.training.get("report_to"), making.path),
+        eval_strategy="steps",
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        torch_compile=None,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation.limited(section.evaluation_tokens),
+        processing_class=tokenizer,
+        callbacks=[Throughput(...), Samples(...)],
+    )
+    finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
+
+
+if __name__ == "__main__":
+    main()

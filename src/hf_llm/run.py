@@ -1,0 +1,113 @@
+"""Run a recipe's whole life, from raw text to a chat model and its report. Finished stages are skipped.
+
+    python -m hf_llm.run recipes/quickstart.yaml
+    python -m hf_llm.run recipes/quickstart.yaml --fresh=sft    # make sft and what follows anew, the old ones kept
+
+Interrupted anywhere, the same command goes on from there. Training stages use every GPU of this machine.
+"""
+
+import importlib
+import json
+import multiprocessing
+import subprocess
+import sys
+
+from hf_llm.errors import UserError, command
+from hf_llm.lifecycle import STAGES, Run, say
+from hf_llm.manifest import read_manifest
+from hf_llm.recipe import load_recipe
+
+TRAINING = ("base", "sft", "dpo")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or {"-h", "--help"} & set(argv):
+        print(__doc__.strip())
+        sys.exit(0 if argv else 2)
+    fresh = [argument.partition("=")[2] for argument in argv if argument.startswith("--fresh=")]
+    argv = [argument for argument in argv if not argument.startswith("--fresh=")]
+    run = Run(argv)
+    for folder in fresh:
+        run.set_aside(folder)
+    wanted = [folder for folder in STAGES if run.has(folder)]
+    missing = [folder for folder in wanted if not run.is_finished(folder)]
+    if missing:
+        check(argv, missing)
+    for folder in wanted:
+        if folder in missing or not run.is_finished(folder):
+            say(f"\n== {folder} ==")
+            make(folder, argv)
+    ending(run, wanted, made=missing)
+
+
+def check(argv: list[str], folders: list[str]) -> None:
+    """Read every section that will be used, so that a wrong recipe fails now and not hours later."""
+    problems = []
+    for folder in folders:
+        module = importlib.import_module(STAGES[folder].module)
+        try:
+            load_recipe(module.Recipe, argv)
+        except UserError as error:
+            problems += [line for line in str(error).splitlines() if line not in problems]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def make(folder: str, argv: list[str]) -> None:
+    """Run one stage: on several GPUs by `accelerate launch`, else in a process forked from this one, whose imports
+    it shares. Ends this program with the stage's exit code where it fails."""
+    gpus = gpu_count() if folder in TRAINING else 0
+    module = STAGES[folder].module
+    if gpus > 1:
+        launch = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m", module]
+        code = subprocess.run([sys.executable, "-m", *launch, *argv], check=False).returncode
+    else:
+        process = multiprocessing.get_context("fork").Process(target=importlib.import_module(module).main, args=(argv,))
+        process.start()
+        code = wait(process)
+    if code:
+        say(f"\n{module} stopped (exit code {code}); the same command goes on from there")
+        sys.exit(code)
+
+
+def wait(process: multiprocessing.Process) -> int:
+    """The exit code of a process. Ctrl-C reaches it too: this waits until it has saved its work."""
+    while True:
+        try:
+            process.join()
+            return process.exitcode
+        except KeyboardInterrupt:
+            continue
+
+
+def gpu_count() -> int:
+    """The number of GPUs, asked without starting CUDA in this process (a forked child could not use it then)."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def ending(run: Run, folders: list[str], made: list[str]) -> None:
+    """Say what was made: a table of stages, the base and the chat model side by side, and what to try next."""
+    manifests = {folder: read_manifest(run.root / folder) for folder in folders}
+    width = max(len(folder) for folder in folders)
+    say(f"\n{run.root} " + ("is complete" if made else "was complete already; nothing was done"))
+    for folder, manifest in manifests.items():
+        say(f"  {folder:<{width}}  {manifest['seconds']:>7.1f} s  {manifest['headline']}")
+    results = json.loads((run.root / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    for sample in results.get("samples", [])[:3]:
+        say("\n  " + sample["prompt"])
+        for model, text in sample["answers"].items():
+            say(f"    {model:<5} | {' '.join(text.split())[:160]}")
+    best = run.root / [folder for folder in folders if folder in TRAINING][-1]
+    say(f"\nThe report: {run.root / 'report' / 'index.html'}")
+    say("Next:")
+    say(f"  python -m hf_llm.chat {best}" if best.name != "base" else f"  python -m hf_llm.generate {best}")
+    say(f'  python -m hf_llm.generate {run.root / "base"} --prompt "The "')
+    say(f"  python -m hf_llm.export {best} --to qwen3 --output {run.root / 'export'}")
+
+
+if __name__ == "__main__":
+    main()

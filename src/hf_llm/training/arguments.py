@@ -1,0 +1,116 @@
+"""A recipe's `training` section as a `TrainingArguments` (or TRL config) that fits this machine.
+
+The recipe uses the library's own key names. What it leaves out, or calls `auto`, is chosen here: precision and kernels for the
+device, defaults that suit pretraining better than Trainer's, and the batch that makes `tokens_per_step`.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import TrainingArguments
+
+from hf_llm.errors import UserError
+from hf_llm.recipe import Settings
+from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+# Tokens of one forward and backward pass where the recipe names no micro-batch: on a CPU more gains nothing, on a GPU this
+# much keeps a model of up to 1B parameters in 24 GB with activations of about 16 bytes x layers x width a token.
+MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 16384}
+
+
+def training_arguments(
+    cls: type[Arguments], settings: Settings, folder: Path, seed: int, where: str, **defaults: Any
+) -> Arguments:
+    """Build `cls` from the checked `settings` of the recipe section `where`, writing to `folder`.
+
+    `defaults` are the stage's own and yield to the recipe. Raises UserError where the values do not go together.
+    """
+    device = device_type()
+    if settings.get("use_cpu") or device == "cpu":
+        device = "cpu"
+        use_all_cores()
+        keep_freed_memory()
+    refuse_secrets(settings, where)
+    chosen = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "use_cpu": device == "cpu",
+        "logging_steps": 10,
+        "save_steps": 500,
+        "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": device == "cuda",
+        "dataloader_num_workers": 2 if device == "cuda" else 0,
+        "logging_nan_inf_filter": False,
+        **precision(device),
+        **defaults,
+        **settings,
+    }
+    if chosen.get("bf16") and chosen.get("fp16"):
+        chosen["fp16" if "bf16" in settings else "bf16"] = False
+    check_deepspeed_config(where)
+    try:
+        return cls(**chosen)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}.training: {error}") from None
+
+
+def refuse_secrets(settings: Settings, where: str) -> None:
+    """A recipe is copied into every output and model card, so a token has no place in it."""
+    if settings.get("hub_token"):
+        raise UserError(
+            f"{where}.training.hub_token: a recipe is saved with every output and uploaded; take the token out, and "
+            "log in with `hf auth login` or set HF_TOKEN instead"
+        )
+
+
+def batch(tokens_per_step: int, context: int, settings: Settings, where: str) -> dict[str, int]:
+    """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
+
+    Takes `per_device_train_batch_size` from the recipe where given, else the largest that fits `MICRO_BATCH_TOKENS`.
+    Raises UserError, with the nearest values that work, where it cannot be split evenly.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if "gradient_accumulation_steps" in settings:
+        raise UserError(
+            f"{where}.training.gradient_accumulation_steps: leave it out; it follows from {where}.tokens_per_step = "
+            f"{tokens_per_step:,}, so that a step means the same on every machine"
+        )
+    unit = context * processes * settings.get("per_device_train_batch_size", 1)
+    if tokens_per_step % unit:
+        below, above = tokens_per_step // unit * unit, -(-tokens_per_step // unit) * unit
+        near = " or ".join(f"{value}" for value in (below, above) if value)
+        raise UserError(
+            f"{where}.tokens_per_step: {tokens_per_step} is no multiple of {unit} ({context} tokens of context x "
+            f"{settings.get('per_device_train_batch_size', 1)} windows x {processes} processes); try {near}"
+        )
+    windows = tokens_per_step // (context * processes)
+    most = max(1, MICRO_BATCH_TOKENS[device_type()] // context)
+    micro = settings.get("per_device_train_batch_size") or max(n for n in range(1, most + 1) if windows % n == 0)
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": windows // micro}
+
+
+# The keys of a DeepSpeed file that a recipe decides; a number there would disagree with it sooner or later.
+SHARED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+def check_deepspeed_config(where: str) -> None:
+    """Refuse a DeepSpeed JSON (of `accelerate launch`) that fixes what the recipe says."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if not path or path == "none":
+        return
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable DeepSpeed config: {error}") from None
+    fixed = [key for key in SHARED_KEYS if config.get(key, "auto") != "auto"]
+    fixed += [key for key in ("optimizer", "scheduler") if key in config and key != "optimizer"]
+    if fixed:
+        raise UserError(
+            f'{path}: {fixed[0]} is {config[fixed[0]]!r}; write "auto" (or leave it out), the recipe\'s {where} section '
+            "decides it"
+        )

@@ -1,0 +1,47 @@
+"""What the machine offers: device, precision, threads, and the C library's memory habits on a CPU."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+
+def device_type() -> str:
+    """`cuda`, `mps` or `cpu`: the device Trainer will pick here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def precision(device: str) -> dict[str, bool]:
+    """TrainingArguments' precision keys for a device: bf16 where the units exist, float32 elsewhere.
+
+    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is slower in bf16 than in float32.
+    """
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"bf16": bf16, "fp16": False}
+
+
+def use_all_cores() -> None:
+    """Let torch use every core this process may use on a CPU, shared among the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 unless its config says `use_cpu`, which would leave the other cores idle.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // processes))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks instead of returning them: training frees and asks for the same tensors each step.
+
+    Page faults cost about a tenth of a CPU step otherwise (benchmarks/pretraining.py). Does nothing where there is no glibc.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,94 @@
+"""The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from hf_llm.errors import UserError
+from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of, say
+from hf_llm.manifest import digest_of
+from hf_llm.reporting.card import model_card
+from hf_llm.training.guards import train
+
+
+def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: Any) -> None:
+    """Train to the end under all guards, then make `making.path` a model folder that `from_pretrained` opens.
+
+    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss". `facts` go into the manifest.
+    """
+    args, folder = trainer.args, making.path
+    keep, args.save_total_limit = args.save_total_limit or 2, None
+    train(trainer, fingerprint=fingerprint(trainer, making), keep=keep)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    save(trainer, folder)
+    trainer.save_state()
+    if is_main_process():
+        inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
+        facts = {**facts, "steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
+        making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
+        (folder / "README.md").write_text(model_card(folder), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    if args.push_to_hub and is_main_process():
+        push(trainer.hub_model_id, folder)
+
+
+def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
+    """What must be the same for a checkpoint of this training to be continued."""
+    args = trainer.args
+    return {
+        "settings": digest_of(making.settings),
+        **{f"input {name}": value for name, value in making.inputs.items()},
+        "samples per step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "training samples": len(trainer.train_dataset),
+    }
+
+
+def save(trainer: Trainer, folder: Path) -> None:
+    """Save the whole model and its tokenizer to `folder`; a LoRA adapter is merged, and kept beside in `adapter/`."""
+    from peft import PeftModel
+
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if not isinstance(model, PeftModel):
+        trainer.save_model(str(folder))
+    else:
+        trainer.save_model(str(folder / "adapter"))
+        if is_main_process():
+            save_merged(model.peft_config["default"].base_model_name_or_path, folder)
+            trainer.processing_class.save_pretrained(folder)
+    if is_main_process():
+        # A pickle of this machine's settings: of no use to who downloads the model, and a risk to load.
+        for stray in (folder / "training_args.bin", folder / "adapter" / "training_args.bin"):
+            stray.unlink(missing_ok=True)
+
+
+def save_merged(base: str, folder: Path) -> None:
+    """Write base + `folder/adapter` as one model. Loads both anew, so it works whatever the launcher split them into."""
+    from peft import PeftModel
+
+    from hf_llm.model.loading import load_model
+
+    model = load_model(base)
+    generation = model.generation_config
+    merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
+    merged.generation_config = generation
+    merged.save_pretrained(folder)
+
+
+def push(repository: str, folder: Path) -> None:
+    """Upload a finished model folder, without its checkpoints. The folder stays whole whatever happens here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from requests import RequestException
+
+    leave = ["checkpoint-*", "logs/*", "runs/*", "*.tmp", "run_status.json"]
+    try:
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=leave, commit_message="hf_llm")
+    except (HfHubHTTPError, RequestException, OSError) as error:
+        excluded = " ".join(f"--exclude '{pattern}'" for pattern in leave)
+        raise UserError(
+            f"the model is finished in {folder}, but its upload to {repository} failed: {error}\n"
+            f"  Upload it later with: hf upload {repository} {folder} {excluded}"
+        ) from None
+    say(f"pushed to {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repository}")
