@@ -3,9 +3,9 @@
     accelerate launch -m hf_llm.dpo recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.dpo recipes/gpt125m.yaml
 
-Rafailov et al. 2023, https://arxiv.org/abs/2305.18290. With a `lora` section only adapters are trained, and the reference
-model is the same model with the adapter switched off; without one, the reference's log-probabilities are computed before
-training, so that one copy of the weights is enough.
+Rafailov et al. 2023, https://arxiv.org/abs/2305.18290. With a `lora` section only adapters are trained, and the
+reference is the same model with the adapter switched off; without one, the reference's log-probabilities are computed
+before training, so that one copy of the weights is enough.
 """
 
 from dataclasses import dataclass, field

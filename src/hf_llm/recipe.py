@@ -2,9 +2,9 @@
 
 A stage declares what it reads of the file as a dataclass `Recipe`; `load_recipe(Recipe, argv)` fills it. Where a
 section belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated
-`Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the output
-folder and the device are known. Where the class depends on the section (`model_type`), a function of the section that
-returns the class stands in its place.
+`Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the
+output folder and the device are known. Where the class depends on the section (`model_type`), a function of the section
+that returns the class stands in its place.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A recipe's `training` section as a `TrainingArguments` (or TRL config) that fits this machine.
 
-The recipe uses the library's own key names. What it leaves out, or calls `auto`, is chosen here: precision and kernels for the
-device, defaults that suit pretraining better than Trainer's, and the batch that makes `tokens_per_step`.
+The recipe uses the library's own key names. What it leaves out, or calls `auto`, is chosen here: precision and kernels
+for the device, defaults that suit pretraining better than Trainer's, and the batch that makes `tokens_per_step`.
 """
 
 import json
@@ -17,8 +17,7 @@ from hf_llm.training.device import device_type, keep_freed_memory, precision, us
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-# Tokens of one forward and backward pass where the recipe names no micro-batch: on a CPU more gains nothing, on a GPU this
-# much keeps a model of up to 1B parameters in 24 GB with activations of about 16 bytes x layers x width a token.
+# Tokens of one forward and backward pass where the recipe names no micro-batch. On a CPU more gains nothing.
 MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 16384}
 
 
@@ -111,6 +110,6 @@ def check_deepspeed_config(where: str) -> None:
     fixed += [key for key in ("optimizer", "scheduler") if key in config and key != "optimizer"]
     if fixed:
         raise UserError(
-            f'{path}: {fixed[0]} is {config[fixed[0]]!r}; write "auto" (or leave it out), the recipe\'s {where} section '
-            "decides it"
+            f'{path}: {fixed[0]} is {config[fixed[0]]!r}; write "auto" or leave it out, '
+            f"the recipe's {where} section decides it"
         )

@@ -17,7 +17,7 @@ def device_type() -> str:
 def precision(device: str) -> dict[str, bool]:
     """TrainingArguments' precision keys for a device: bf16 where the units exist, float32 elsewhere.
 
-    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is slower in bf16 than in float32.
+    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is faster in float32.
     """
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return {"bf16": bf16, "fp16": False}
@@ -34,9 +34,9 @@ def use_all_cores() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks instead of returning them: training frees and asks for the same tensors each step.
+    """Tell glibc to keep freed blocks instead of returning them: each step frees and asks for the same tensors.
 
-    Page faults cost about a tenth of a CPU step otherwise (benchmarks/pretraining.py). Does nothing where there is no glibc.
+    The page faults cost CPU time otherwise (benchmarks/pretraining.py). Does nothing where there is no glibc.
     """
     if sys.platform != "linux":
         return

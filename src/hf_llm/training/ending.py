@@ -16,7 +16,8 @@ from hf_llm.training.guards import train
 def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: Any) -> None:
     """Train to the end under all guards, then make `making.path` a model folder that `from_pretrained` opens.
 
-    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss". `facts` go into the manifest.
+    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss"; `facts` go into the
+    manifest.
     """
     args, folder = trainer.args, making.path
     keep, args.save_total_limit = args.save_total_limit or 2, None
@@ -64,7 +65,7 @@ def save(trainer: Trainer, folder: Path) -> None:
 
 
 def save_merged(base: str, folder: Path) -> None:
-    """Write base + `folder/adapter` as one model. Loads both anew, so it works whatever the launcher split them into."""
+    """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
     from peft import PeftModel
 
     from hf_llm.model.loading import load_model
