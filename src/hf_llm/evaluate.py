@@ -1,4 +1,5 @@
-"""Evaluate the models of a run on its held-out test text, and let them answer the same prompts; makes runs/<name>/evaluation.
+"""Evaluate the models of a run on its held-out test text, and let them answer the same prompts; makes
+runs/<name>/evaluation.
 
     python -m hf_llm.evaluate recipes/gpt125m.yaml
     python -m hf_llm.evaluate recipes/gpt125m.yaml '--evaluate.models=[runs/gpt125m/base, runs/other/base]'
@@ -33,7 +34,9 @@ class Evaluation:
     tokens: int = field(default=1 << 18, metadata={"help": "tokens of the test split to predict"})
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "each model answers these"})
     max_new_tokens: int = field(default=64, metadata={"help": "longest answer"})
-    models: list[str] | None = field(default=None, metadata={"help": "folders or Hub ids, instead of this run's models"})
+    models: list[str] | None = field(
+        default=None, metadata={"help": "folders or Hub ids, instead of this run's models"}
+    )
 
 
 @dataclass
@@ -95,7 +98,9 @@ def score_on(model: PreTrainedModel, tokens: Path, budget: int) -> dict[str, Any
     return score(model, windows, batch_size=max(1, TOKENS_PER_BATCH // context))
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation) -> list[str]:
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation
+) -> list[str]:
     """Greedy answers to the prompts: a chat model is spoken to as a user, a base model goes on with the text."""
     if speaks(path, tokenizer):
         conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
@@ -113,10 +118,9 @@ def table(models: dict[str, dict[str, Any]]) -> str:
     """One line for each model."""
     width = max(len(name) for name in models)
     lines = [f"  {'model':<{width}}  bits per byte  perplexity    tokens"]
-    for name, scores in models.items():
-        lines.append(
-            f"  {name:<{width}}  {scores['bits_per_byte']:>13.4f}  {scores['perplexity']:>10.2f}  {scores['tokens']:>8,}"
-        )
+    for name, found in models.items():
+        numbers = f"{found['bits_per_byte']:>13.4f}  {found['perplexity']:>10.2f}  {found['tokens']:>8,}"
+        lines.append(f"  {name:<{width}}  {numbers}")
     return "\n".join(lines)
 
 

@@ -1,0 +1,140 @@
+"""What a training step yields and costs, for Trainer's logs: tokens per second, MFU, memory, perplexity."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from hf_llm.lifecycle import say
+from hf_llm.monitoring.peak import peak_of
+
+
+class ThroughputCallback(TrainerCallback):
+    """Adds to the training logs `tokens_per_second` (all processes), `mfu` or `mfu_of_measured_peak`, `memory_gib` and
+    `perplexity`, and to the evaluation logs `eval_perplexity` and `eval_bits_per_byte`.
+
+    Tokens are counted in the batches Trainer fetches, padding left out. Time runs from a fetch to the log and leaves
+    out evaluation and saving. `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product
+    timed on this machine; without `flops_per_token` (forward and backward, of one token) there is neither.
+    `memory_gib` is the main process's: peak allocated on a GPU, peak resident on a CPU. `likelihood` says whether the
+    loss is nats per token, as in pretraining and SFT, but not in DPO.
+
+    Must stand before the reporters among the callbacks (`watch` sees to that): they log what it leaves in the
+    dictionary.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        flops_per_token: float | None = None,
+        bytes_per_token: float | None = None,
+        likelihood: bool = True,
+    ):
+        self.flops_per_token = flops_per_token
+        self.bytes_per_token = bytes_per_token
+        self.likelihood = likelihood
+        self._tokens: int | torch.Tensor = 0  # of this process, since the last log
+        self._excluded = 0.0  # seconds of evaluation and saving since the last log
+        self._started: float | None = None  # of the window, at the first fetch
+        self._paused: float | None = None  # since when an evaluation or a save is under way
+        # Callbacks never see a batch; fetching is Trainer's one public method that sees each of them, in this process.
+        trainer.get_batch_samples = self._counted(trainer.get_batch_samples)
+
+    def _counted(self, fetch: Callable) -> Callable:
+        @wraps(fetch)
+        def get_batch_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
+            self._resume()
+            batches, items = fetch(*args, **kwargs)
+            self._tokens = self._tokens + sum(tokens_in(batch) for batch in batches)
+            return batches, items
+
+        return get_batch_samples
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._tokens, self._excluded, self._started, self._paused = 0, 0.0, None, None
+        self._peak = None
+        if self.flops_per_token:
+            peak = peak_of(args.device, _compute_type(args, model))
+            say(f"MFU is measured against {peak} ({args.device})")
+            self._peak = _summed(peak.flops, args.device), "mfu_of_measured_peak" if peak.measured else "mfu"
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._pause_before_interruption(args, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._pause_before_interruption(args, control)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        extra = {}
+        if "loss" in logs and self._started is not None:
+            extra = self._speed(args.device) | {"memory_gib": round(peak_memory(args.device) / 2**30, 3)}
+        for key, name in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
+            if self.likelihood and logs.get(key, math.inf) < math.log(sys.float_info.max):
+                extra[name] = math.exp(logs[key])
+        if self.likelihood and self.bytes_per_token and "eval_loss" in logs:
+            extra["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+        logs.update(extra)
+        state.log_history[-1].update(extra)  # Trainer.log has put a copy there already
+
+    def _speed(self, device: torch.device) -> dict[str, float]:
+        now = self._paused or time.perf_counter()
+        seconds = now - self._started - self._excluded
+        rate = _summed(float(self._tokens), device) / seconds
+        self._tokens, self._excluded, self._started = 0, 0.0, now
+        speed = {"tokens_per_second": round(rate, 1)}
+        if self._peak:
+            peak, name = self._peak
+            speed[name] = round(rate * self.flops_per_token / peak, 4)
+        return speed
+
+    def _pause_before_interruption(self, args, control) -> None:
+        if self._paused is None and (control.should_evaluate or control.should_save):
+            if args.device.type != "cpu":
+                torch.accelerator.synchronize(args.device)  # what is still queued is training, not evaluation
+            self._paused = time.perf_counter()
+
+    def _resume(self) -> None:
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = now
+        elif self._paused is not None:
+            self._excluded += now - self._paused
+        self._paused = None
+
+
+def tokens_in(batch: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+    """Tokens of one micro-batch, padding left out: a sum that stays on the device where there is a mask (batch,
+    length)."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        return mask.sum()
+    return batch["input_ids"].numel() if "input_ids" in batch else 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process has held, allocated on a GPU or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024  # bytes there, KiB here (getrusage(2))
+
+
+def _compute_type(args, model) -> torch.dtype:
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _summed(value: float, device: torch.device) -> float:
+    """The sum of `value` over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = torch.tensor(value, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    torch.distributed.all_reduce(total)
+    return total.item()

@@ -1,0 +1,36 @@
+"""Show a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html.
+
+    python -m hf_llm.report recipes/gpt125m.yaml
+
+The page is a single file that loads nothing. Made anew each time, from whatever stages are finished.
+"""
+
+from dataclasses import dataclass
+
+from hf_llm.errors import command
+from hf_llm.lifecycle import Run
+from hf_llm.recipe import load_recipe
+from hf_llm.reporting.page import page
+
+
+@dataclass
+class Recipe:
+    """What this stage reads of the recipe."""
+
+    name: str
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    load_recipe(Recipe, argv)
+    run = Run(argv)
+    making = run.begin("report")
+    text = page(run.root, run.tree)
+    temporary = making.path / "index.html.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(making.path / "index.html")
+    making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
+
+
+if __name__ == "__main__":
+    main()

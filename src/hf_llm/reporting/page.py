@@ -1,0 +1,147 @@
+"""One self-contained HTML page about a run: numbers, curves, samples, where everything came from."""
+
+import json
+import math
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from hf_llm.lifecycle import STAGES
+from hf_llm.manifest import read_manifest, versions
+from hf_llm.reporting import lineage, templates
+from hf_llm.reporting.charts import Series, line_chart
+from hf_llm.reporting.redaction import redact
+
+TRAINING = {"base": "Pretraining", "sft": "Supervised fine-tuning", "dpo": "Direct preference optimisation"}
+
+# title, lines as (legend, key in Trainer's log), whether the axis starts at zero; the first with data is drawn large
+CHARTS = [
+    ("Loss", [("training", "loss"), ("validation", "eval_loss")], False),
+    ("Bits per byte, validation", [("validation", "eval_bits_per_byte")], False),
+    ("Preferences ranked right", [("training", "rewards/accuracies"), ("validation", "eval_rewards/accuracies")], True),
+    ("Reward margin", [("training", "rewards/margins"), ("validation", "eval_rewards/margins")], True),
+    ("Token accuracy", [("training", "mean_token_accuracy"), ("validation", "eval_mean_token_accuracy")], True),
+    ("Learning rate", [("learning rate", "learning_rate")], True),
+    ("Gradient norm", [("gradient norm", "grad_norm")], True),
+    ("Tokens per second", [("tokens per second", "tokens_per_second")], True),
+    ("Perplexity, validation", [("validation", "eval_perplexity")], False),
+]
+
+
+def page(root: Path, tree: dict[str, Any]) -> str:
+    """The HTML of the run in folder `root`, made by the recipe `tree`. Unfinished stages are shown as missing."""
+    manifests = {folder: manifest for folder in STAGES if (manifest := read_manifest(root / folder))}
+    manifests.pop("report", None)
+    models = [folder for folder in TRAINING if folder in manifests]
+    evaluation = evaluation_of(root) if "evaluation" in manifests else {"models": {}, "samples": []}
+    facts = {
+        "title": tree["name"],
+        "summary": summary(root, manifests, models),
+        "numbers": numbers(root, manifests, models, evaluation),
+        "stages": stages(tree, manifests),
+        "evaluation": evaluation,
+        "ledger": ledger(manifests.get("corpus", {}).get("facts", {}).get("ledger")),
+        "sources": lineage.sources(manifests),
+        "licenses": sorted({name for manifest in manifests.values() for name in manifest["licenses"]}),
+        "versions": manifests[models[-1]]["versions"] if models else versions(),
+        "digests": {folder: manifest["digest"] for folder, manifest in manifests.items()},
+        "recipe": yaml.safe_dump(redact(tree), sort_keys=False, allow_unicode=True, width=100),
+        "made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
+    here = Path(__file__).parent
+    template = templates.html().get_template("page.html")
+    return template.render(
+        **redact(facts),
+        trainings=[training(root / folder, TRAINING[folder]) for folder in models],
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup((here / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def summary(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
+    """The run in one sentence."""
+    if not models:
+        return f"{len(manifests)} of {len(STAGES) - 1} stages are finished; no model has been trained yet."
+    size = lineage.parameters(root / models[0])
+    then = {"sft": "fine-tuned to chat", "dpo": "aligned to preferences"}
+    steps = ["trained from scratch", *[then[folder] for folder in models if folder in then]]
+    life = " and ".join([", ".join(steps[:-1]), steps[-1]] if len(steps) > 1 else steps)
+    return f"A language model{f' of {lineage.count(size)} parameters' if size else ''}, {life}."
+
+
+def numbers(root: Path, manifests: dict, models: list[str], evaluation: dict) -> list[tuple[str, str]]:
+    """The few figures at the top of the page, as (value, what it is)."""
+    found = []
+    if models and (size := lineage.parameters(root / models[0])):
+        found.append((lineage.count(size), "parameters"))
+    for name, scores in list(evaluation["models"].items())[:1]:
+        found.append((f"{scores['bits_per_byte']:.3f}", f"bits per byte of unseen text ({name})"))
+        found.append((f"{scores['perplexity']:.1f}", f"perplexity per token ({name})"))
+    log = lineage.log_history(root / "base")
+    for key, words in (
+        ("tokens_per_second", "tokens per second in pretraining, median"),
+        ("mfu", "of the data sheet's FLOP/s used (MFU)"),
+        ("mfu_of_measured_peak", "of the FLOP/s of a matrix product here (MFU)"),
+    ):
+        if values := [value for _, value in points(log, key) if math.isfinite(value)]:
+            value = median(values)
+            found.append((lineage.count(value) if key == "tokens_per_second" else f"{value:.0%}", words))
+    if manifests:
+        found.append((duration(sum(manifest["seconds"] for manifest in manifests.values())), "for all stages together"))
+    return found
+
+
+def stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[str, Any]]:
+    """One row for each folder the recipe asks for: name, seconds, headline (None where it is not finished)."""
+    wanted = [folder for folder in STAGES if folder != "report" and (folder not in ("sft", "dpo") or folder in tree)]
+    return [
+        {"folder": f, "time": duration(manifests[f]["seconds"]), "headline": manifests[f]["headline"]}
+        if f in manifests
+        else {"folder": f, "time": "", "headline": None}
+        for f in wanted
+    ]
+
+
+def training(folder: Path, title: str) -> dict[str, Any]:
+    """What the page shows of one training stage: its charts and the completions made on the way."""
+    log = lineage.log_history(folder)
+    charts = [line_chart(name, [Series(w, points(log, key)) for w, key in lines], zero) for name, lines, zero in CHARTS]
+    drawn = [chart for chart in charts if chart]
+    by_prompt: dict[str, list] = {}
+    for sample in redact(lineage.samples(folder)):
+        by_prompt.setdefault(sample["prompt"], []).append(sample)
+    return {"folder": folder.name, "title": title, "charts": drawn, "samples": by_prompt}
+
+
+def points(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """The (step, value) pairs of one logged number."""
+    return [(entry["step"], float(entry[key])) for entry in log if isinstance(entry.get(key), int | float)]
+
+
+def evaluation_of(root: Path) -> dict[str, Any]:
+    """What the evaluation stage found: scores by model, and answers to the same prompts."""
+    found = json.loads((root / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    return {"models": found.get("models", {}), "samples": found.get("samples", [])}
+
+
+def ledger(found: Any) -> dict[str, Any] | None:
+    """The corpus's ledger as a table: `columns` and `rows`. None where there is none."""
+    if isinstance(found, dict):
+        rows = [{"": name, **row} for name, row in found.items() if isinstance(row, dict)]
+    else:
+        rows = [row for row in found or [] if isinstance(row, dict)]
+    rows = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return {"columns": columns, "rows": [[row.get(key, "") for key in columns] for row in rows]} if rows else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8.4 s, 12 min, 3 h 05 min."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
