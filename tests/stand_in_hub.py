@@ -1,6 +1,7 @@
 """A small Hub on loopback: the part of its HTTP API that creating, uploading to and loading from a repository uses.
 
-Follows https://huggingface.co/docs/hub/api and the git-lfs batch API; files live in memory. `fail` makes it answer 503.
+Follows https://huggingface.co/docs/hub/api and the git-lfs batch API; files live in memory. `fail` makes it answer 503,
+`fail_after_create` only once a repository exists.
 """
 
 import base64
@@ -20,6 +21,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.fail = False
+        self.fail_after_create = False
         self.url = ""
 
     def commit(self, name: str) -> str:
@@ -29,7 +31,7 @@ class Hub:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict, bytes]:
         """Status, headers and body for one request."""
-        if self.fail:
+        if self.fail or (self.fail_after_create and "create" not in path and "whoami" not in path):
             return 503, {}, b'{"error": "the Hub is down"}'
         for pattern, handler in (
             (r"/api/whoami-v2", self._whoami),

@@ -1,0 +1,113 @@
+"""Pretraining as a person launches it: one process or two, and what is said when something is missing or wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_module
+
+ROOT = Path(__file__).parent.parent
+PREPARED = ("corpus", "tokenizer", "tokens")
+
+
+@pytest.fixture
+def prepared(tiny_life, tmp_path):
+    """A folder with the tiny recipe and its corpus, tokenizer and tokens; nothing is trained yet."""
+    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
+        (tmp_path / item).symlink_to(tiny_life / item)
+    for item in ("accelerate_configs", "ds_configs"):
+        (tmp_path / item).symlink_to(ROOT / item)
+    for item in PREPARED:
+        shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
+    return tmp_path
+
+
+def launch(config: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    """`accelerate launch` with two CPU processes, `arguments` after `-m`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=accelerate_configs/{config}.yaml"]
+    return subprocess.run(
+        [*command, "--num_processes=2", "--main_process_port=0", "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+TWENTY = (
+    "--pretrain.training.max_steps=20",
+    "--pretrain.training.logging_steps=1",
+    "--pretrain.training.save_steps=10",
+)
+
+
+def test_two_processes_learn_what_one_does(prepared):
+    """Same tokens per step, so the same losses, whether one process makes the step, two by DDP, or two by ZeRO-2."""
+    curves = {}
+    for way in ("one", "ddp", "zero2"):
+        if way == "one":
+            done = run_module("hf_llm.pretrain", "tiny.yaml", *TWENTY, folder=prepared)
+        else:
+            done = launch(way, "hf_llm.pretrain", "tiny.yaml", *TWENTY, folder=prepared)
+        assert done.returncode == 0, done.stdout + done.stderr
+        curves[way] = losses(prepared / "runs/tiny/base")
+        (prepared / "runs/tiny/base").rename(prepared / way)
+    assert len(curves["one"]) == 20
+    assert curves["ddp"] == pytest.approx(curves["one"], abs=1e-3)
+    assert curves["zero2"] == pytest.approx(curves["one"], abs=1e-3)
+    assert curves["one"][-1] < curves["one"][0] - 0.5
+
+
+def test_what_is_missing_is_made_first(tiny_inputs):
+    done = run_module("hf_llm.pretrain", "tiny.yaml", "--pretrain.training.max_steps=2", folder=tiny_inputs)
+    assert done.returncode == 0, done.stderr
+    for folder in (*PREPARED, "base"):
+        assert (tiny_inputs / "runs/tiny" / folder / "manifest.json").exists()
+
+
+def test_several_processes_stop_before_they_meet_where_something_is_missing(prepared):
+    shutil.rmtree(prepared / "runs/tiny/tokens")
+    done = launch("ddp", "hf_llm.pretrain", "tiny.yaml", folder=prepared)
+    assert done.returncode != 0
+    assert "python -m hf_llm.tokenize_corpus tiny.yaml" in done.stderr
+    assert not (prepared / "runs/tiny/base").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--pretrain.tokens_per_step=1000", "tokens_per_step: 1000 is no multiple of 128"),
+        ("--pretrain.training.gradient_accumulation_steps=4", "gradient_accumulation_steps: leave it out"),
+        ("--pretrain.training.hub_token=hf_secretsecret", "hub_token: a recipe is saved with every output"),
+        ("--pretrain.training.max_step=4", "max_step: no such key; did you mean max_steps?"),
+        ("--pretrain.training.learning_rate=fast", "learning_rate: 'fast' does not fit"),
+        ("--pretrain.context=100000", "too few tokens"),
+        ("--model.num_attention_heads=5", "num_attention_heads"),
+        ("--model.model_type=qwen33", "did you mean qwen3"),
+        ("--pretrain.training.save_total_limit=1", "save_total_limit"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(prepared, override, words):
+    done = run_module("hf_llm.pretrain", "tiny.yaml", override, folder=prepared)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hf_secretsecret" not in done.stdout + done.stderr
+
+
+def test_another_transformers_architecture_trains_from_scratch(prepared):
+    model = "--model={model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 4, n_positions: 128}"
+    done = run_module("hf_llm.pretrain", "tiny.yaml", model, "--pretrain.training.max_steps=2", folder=prepared)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((prepared / "runs/tiny/base/config.json").read_text())["model_type"] == "gpt2"
