@@ -1,0 +1,39 @@
+"""Records that could not be read: counted by reason, a few kept to show, and too many of them an error."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hf_llm.errors import UserError
+
+SAMPLES = 5
+LIMIT = 0.10  # share of a source's records (lines of text, rows, code files) that may be unreadable
+
+
+@dataclass
+class Faults:
+    """What went wrong while one part was read."""
+
+    records: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    samples: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, where: str, excerpt: bytes | str = "") -> None:
+        """Count a record of `where` (file and line) as dropped for `reason`."""
+        self.dropped[reason] += 1
+        if len(self.samples) < SAMPLES:
+            self.samples.append(f"{where}: {reason}" + (f": {excerpt[:80]!r}" if excerpt else ""))
+
+    def add(self, other: "Faults") -> None:
+        """Take the counts of another part into these."""
+        self.records += other.records
+        self.dropped.update(other.dropped)
+        self.samples = [*self.samples, *other.samples][:SAMPLES]
+
+    def check(self, name: str) -> None:
+        """Raise UserError where more than `LIMIT` of the records of `name` were dropped."""
+        bad = self.dropped.total()
+        if bad > LIMIT * max(self.records, 1):
+            raise UserError(
+                "\n    ".join([f"{name}: {bad:,} of {self.records:,} records are unreadable:", *self.samples])
+                + "\n  Mend the file or leave it out. Text has to be UTF-8 (iconv -f latin1 -t utf8 OLD > NEW converts)."
+            )

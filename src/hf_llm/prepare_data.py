@@ -1,0 +1,57 @@
+"""Make the corpus of a run: text from every source, cleaned, without duplicates, split; makes runs/<name>/corpus.
+
+    python -m hf_llm.prepare_data recipes/quickstart.yaml
+    python -m hf_llm.prepare_data recipes/gpt125m.yaml '--corpus.sources=[{path: my_texts, license: cc0-1.0}]'
+
+The same command goes on where an interrupted run stopped, and ends with the same bytes. Read the result with
+`datasets.load_dataset("runs/<name>/corpus")`.
+"""
+
+from dataclasses import dataclass
+
+from hf_llm.data.corpus import Corpus, make_corpus
+from hf_llm.errors import command
+from hf_llm.lifecycle import Run, say
+from hf_llm.recipe import load_recipe
+
+
+@dataclass
+class Recipe:
+    """What this stage reads of the recipe."""
+
+    name: str
+    corpus: Corpus
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    making = run.begin("corpus")
+    if making.finished:
+        return
+    ledger = make_corpus(recipe.corpus, making.path, making.key)
+    for line in funnel(ledger):
+        say(line)
+    documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
+    making.finish(
+        headline=f"{documents:,} documents, {size / 1e6:,.1f} MB", licenses=list(ledger["licenses"]), ledger=ledger
+    )
+
+
+def funnel(ledger: dict) -> list[str]:
+    """The ledger as lines to print: documents left after each rule, what could not be read, unknown licences."""
+    lines = []
+    for label, source in ledger["sources"].items():
+        left = " > ".join(f"{rule} {counts['documents']:,}" for rule, counts in source["rules"].items())
+        lines.append(f"{label}: {left} documents")
+        dropped = source["rules"]["read"]["dropped"]
+        if dropped:
+            lines.append("  unreadable, left out: " + ", ".join(f"{n:,} {why}" for why, n in dropped.items()))
+            lines += [f"    {sample}" for sample in source["unreadable"]]
+        if source["license"] == "unknown":
+            lines.append("  its licence is unknown: do not publish what is made of it before you know")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

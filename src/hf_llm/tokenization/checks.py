@@ -1,0 +1,63 @@
+"""What a tokenizer has to keep to before a model is trained with it."""
+
+from typing import TYPE_CHECKING
+
+from hf_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "Déjà vu: 12345.678 + 9 = ?\n\n\tif x:\n        return 'naïve' # 数字 🙂  \n"
+_CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+]
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise UserError unless padding, chat template and round trip are such that a chat model can be trained.
+
+    The faults checked here train without an error elsewhere and give a model that never stops, or learns the questions.
+    """
+    name = tokenizer.name_or_path or "the tokenizer"
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name} has no eos_token, so documents cannot be told apart; set one with add_special_tokens")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"{name}: pad_token and eos_token are both {tokenizer.eos_token!r}, so the loss would ignore every end of "
+            "text and the model never stop; add a token of its own: add_special_tokens({'pad_token': '<|pad|>'})"
+        )
+    if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)) != _PROBE:
+        raise UserError(f"{name} does not give back {_PROBE!r} after encoding and decoding; use a byte-level tokenizer")
+    check_chat_template(tokenizer, name)
+
+
+def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Raise UserError unless the template marks what the assistant says, its end of turn included."""
+    if not tokenizer.chat_template:
+        raise UserError(f"{name} has no chat template; train one with `tokenizer.chat_template: chatml`")
+    ids, supervised = supervised_ids(tokenizer, _CHAT)
+    if not supervised:
+        raise UserError(
+            f"{name}: the chat template marks no assistant text; put {{% generation %}} and {{% endgeneration %}} around "
+            "the assistant's content and its end-of-turn token"
+        )
+    if supervised[-1] not in tokenizer.all_special_ids:
+        raise UserError(
+            f"{name}: the chat template's {{% generation %}} ends before the end-of-turn token (it ends with "
+            f"{tokenizer.decode(supervised[-1:])!r}), so the model would never learn to stop; include that token"
+        )
+    prompt = tokenizer.apply_chat_template(_CHAT[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    if ids[: len(prompt)] != prompt:
+        raise UserError(
+            f"{name}: the chat template with add_generation_prompt is not the start of the whole conversation, so a model "
+            "would be asked otherwise than it was taught; make both render the same text up to the answer"
+        )
+
+
+def supervised_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> tuple[list[int], list[int]]:
+    """The ids of a conversation, and those among them that the loss covers."""
+    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    return ids, [token for token, covered in zip(ids, mask, strict=True) if covered]

@@ -1,0 +1,150 @@
+"""Train a byte-level BPE tokenizer on a bounded sample of text.
+
+Byte-level: every text has an encoding and decoding gives it back exactly. Text is first cut into words by a pattern in the
+style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a small
+vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece (indentation costs
+one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference engines know.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hf_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPARE = 12  # reserved tokens at least: a later stage names one without resizing the embeddings
+MULTIPLE = 64  # of the vocabulary: matrix units want it (nanoGPT measured +25% at 50304 against 50257)
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English endings
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one character before them: a space mostly
+    r"|\p{N}"  # each digit alone
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs, with the line end after them
+    r"|\s*[\r\n]+"  # blank lines
+    r"|\s+(?!\S)|\s+"  # indentation, but its last space, which belongs to the word
+)
+_ENDLESS_WORD = re.compile(r"[^\W\d_]{256,}")  # base64 and the like: BPE keeps every pair of a word in memory
+
+
+@dataclass
+class TokenizerSection:
+    """The `tokenizer` section."""
+
+    vocab_size: int = field(default=32768, metadata={"help": "tokens in all, rounded up to a multiple of 64"})
+    algorithm: Literal["byte_level_bpe"] = "byte_level_bpe"
+    sample_bytes: int = field(default=200_000_000, metadata={"help": "text of the train split to learn from"})
+    chat_template: str = field(default="chatml", metadata={"help": "chatml, or the path of a Jinja template"})
+    use: str | None = field(default=None, metadata={"help": "a tokenizer to take instead: folder or Hub id"})
+
+    def __post_init__(self) -> None:
+        smallest = 256 + MULTIPLE
+        if self.vocab_size < smallest:
+            raise ValueError(f"vocab_size is {self.vocab_size}; a byte-level vocabulary has at least {smallest} tokens")
+        if self.sample_bytes < 1:
+            raise ValueError(f"sample_bytes is {self.sample_bytes}; it has to be positive")
+
+
+def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrainedTokenizerFast":
+    """Learn a tokenizer from the first `sample_bytes` of `texts`, with our special tokens and chat template.
+
+    Raises UserError where the text is too small for the vocabulary, with the largest one that it is enough for.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _empty_tokenizer()
+    size = -(-section.vocab_size // MULTIPLE) * MULTIPLE
+    specials = special_tokens(size - section.vocab_size)
+    tokenizer.train_from_iterator(_sample(texts, section.sample_bytes), _trainer(size, specials))
+    found = tokenizer.get_vocab_size()
+    if found < size:
+        largest = found // MULTIPLE * MULTIPLE
+        remedy = f"write tokenizer.vocab_size={largest} (the largest it is enough for)"
+        if largest < 256 + MULTIPLE:
+            remedy = "give it more text"
+        raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {found:,} tokens found; {remedy}")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END_OF_TEXT,
+        extra_special_tokens=[token for token in specials if token not in (PAD, END_OF_TEXT)],
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template(section.chat_template),
+    )
+
+
+def use_tokenizer(section: TokenizerSection) -> "PreTrainedTokenizerFast":
+    """An existing tokenizer, with a pad token of its own and our chat template where it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(section.use)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"tokenizer.use: {section.use} cannot be loaded: {error}\n"
+            "  It is a folder with tokenizer.json or the id of a model on the Hub; check the name and the network."
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer.use: {section.use} has no tokenizer.json; convert it with the tokenizers library")
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if tokenizer.chat_template is None:
+        tokenizer.add_special_tokens({"extra_special_tokens": [TURN_START, TURN_END]})
+        tokenizer.chat_template = chat_template(section.chat_template)
+    return tokenizer
+
+
+def special_tokens(fill: int) -> list[str]:
+    """Padding, end of text, the chat's tokens, and reserved ones: `SPARE`, and `fill` to round the vocabulary up."""
+    return [PAD, END_OF_TEXT, TURN_START, TURN_END, *(f"<|reserved_{i}|>" for i in range(SPARE + fill))]
+
+
+def chat_template(name: str) -> str:
+    """The text of the chat template: ours for `chatml`, or the file at a path."""
+    path = Path(__file__).with_name("chat_template.jinja") if name == "chatml" else Path(name).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer.chat_template: {name} is neither `chatml` nor a readable file: {error}") from None
+
+
+def _empty_tokenizer() -> "Tokenizer":
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _trainer(size: int, specials: list[str]) -> object:
+    from tokenizers import pre_tokenizers, trainers
+
+    return trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+
+
+def _sample(texts: Iterable[str], limit: int) -> Iterator[str]:
+    taken = 0
+    for text in texts:
+        yield _ENDLESS_WORD.sub(" ", text)
+        taken += len(text.encode("utf-8"))
+        if taken >= limit:
+            return
