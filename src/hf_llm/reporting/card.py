@@ -41,7 +41,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
     """The Markdown text, with its YAML front matter, for the model in `folder`, which must be finished (have a
     manifest).
 
-    `repository` is the Hub id that the usage snippets name; the folder's own path below the working directory else.
+    `repository` is the Hub id that the usage snippets name; without it they name the folder.
     Nothing secret gets in: settings are redacted, local paths are reduced to their last part.
     """
     folder = Path(folder)
@@ -55,7 +55,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
         .get_template("card.jinja")
         .render(
             name=repository or f"{folder.resolve().parent.name}/{folder.name}",
-            identifier=repository or folder.name,
+            identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
             stage=manifest["folder"],
             stages=[name for name in manifests if name in ("base", "sft", "dpo")],
             chat=chat,

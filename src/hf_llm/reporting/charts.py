@@ -29,10 +29,9 @@ def line_chart(title: str, series: list[Series], from_zero: bool = False, x_labe
         return Markup("")
     finite = [point for line in series for point in line.points if math.isfinite(point[1])]
     xs, ys = [point[0] for point in finite], [point[1] for point in finite]
-    x_low, x_high = _widened(min(xs), max(xs))
-    y_low, y_high = _widened(min(0, min(ys)) if from_zero else min(ys), max(ys))
-    y_ticks = ticks(y_low, y_high, 4)
-    y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
+    x_low, x_high = _widened(min(0, min(xs)), max(xs))
+    y_ticks = ticks(*_widened(min(0, min(ys)) if from_zero else min(ys), max(ys)), about=3, around=True)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(point: Point) -> Point:
         """Per mille of the plot's width and height, from its top left."""
@@ -50,7 +49,7 @@ def line_chart(title: str, series: list[Series], from_zero: bool = False, x_labe
             x_label=x_label,
             lines=[(line.name, path(line.points, place)) for line in series],
             y_ticks=[(short(value), place((x_low, value))[1] / 10) for value in y_ticks],
-            x_ticks=[(short(v), place((v, y_low))[0] / 10) for v in ticks(x_low, x_high, 5) if x_low <= v <= x_high],
+            x_ticks=[(short(v), place((v, y_low))[0] / 10) for v in ticks(x_low, x_high, 5)],
             data=json.dumps({"x": x_label, "series": data}, allow_nan=False, separators=(",", ":")),
             summary="; ".join(f"{line.name} {short(last_finite(line.points))}" for line in series),
         )
@@ -85,13 +84,14 @@ def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
     return kept
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) within `low` to `high`, about so many."""
+def ticks(low: float, high: float, about: int, around: bool = False) -> list[float]:
+    """Round values, 1, 2 or 5 times a power of ten apart, about so many: within `low` to `high`, or `around` both."""
     rough = (high - low) / about
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
+    first, last = (low / step + 1e-9, high / step - 1e-9) if around else (low / step - 1e-9, high / step + 1e-9)
+    indices = range(math.floor(first), math.ceil(last) + 1) if around else range(math.ceil(first), math.floor(last) + 1)
+    return [float(f"{index * step:.12g}") for index in indices]
 
 
 def short(value: float) -> str:

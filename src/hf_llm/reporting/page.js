@@ -13,7 +13,7 @@ for (const figure of document.querySelectorAll(".chart")) {
     const words = [`${label} ${step.toLocaleString("en")}`];
     for (const { i, line } of lines) {
       const point = nearest(line.points, left);
-      if (Math.abs(point[2] - left) > 15) continue;
+      if (Math.abs(point[2] - left) > 40) continue;
       const dot = plot.appendChild(document.createElement("i"));
       dot.className = "dot";
       dot.style.cssText = `left:${point[2] / 10}%;top:${point[3] / 10}%;background:var(--line-${series.length > 1 ? i : 1})`;

@@ -18,17 +18,19 @@ from hf_llm.reporting.redaction import redact
 
 TRAINING = {"base": "Pretraining", "sft": "Supervised fine-tuning", "dpo": "Direct preference optimisation"}
 
+BITS, PERPLEXITY = "Bits per byte, validation", "Perplexity, validation"
+
 # title, lines as (legend, key in Trainer's log), whether the axis starts at zero; the first with data is drawn large
 CHARTS = [
     ("Loss", [("training", "loss"), ("validation", "eval_loss")], False),
-    ("Bits per byte, validation", [("validation", "eval_bits_per_byte")], False),
+    (BITS, [("validation", "eval_bits_per_byte")], False),
     ("Preferences ranked right", [("training", "rewards/accuracies"), ("validation", "eval_rewards/accuracies")], True),
     ("Reward margin", [("training", "rewards/margins"), ("validation", "eval_rewards/margins")], True),
     ("Token accuracy", [("training", "mean_token_accuracy"), ("validation", "eval_mean_token_accuracy")], True),
     ("Learning rate", [("learning rate", "learning_rate")], True),
     ("Gradient norm", [("gradient norm", "grad_norm")], True),
     ("Tokens per second", [("tokens per second", "tokens_per_second")], True),
-    ("Perplexity, validation", [("validation", "eval_perplexity")], False),
+    (PERPLEXITY, [("validation", "eval_perplexity")], False),
 ]
 
 
@@ -109,8 +111,12 @@ def stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[str, A
 def training(folder: Path, title: str) -> dict[str, Any]:
     """What the page shows of one training stage: its charts and the completions made on the way."""
     log = lineage.log_history(folder)
-    charts = [line_chart(name, [Series(w, points(log, key)) for w, key in lines], zero) for name, lines, zero in CHARTS]
-    drawn = [chart for chart in charts if chart]
+    charts = {
+        name: line_chart(name, [Series(w, points(log, k)) for w, k in lines], zero) for name, lines, zero in CHARTS
+    }
+    if charts[BITS]:
+        charts.pop(PERPLEXITY)  # the same curve, bent
+    drawn = [chart for chart in charts.values() if chart]
     by_prompt: dict[str, list] = {}
     for sample in redact(lineage.samples(folder)):
         by_prompt.setdefault(sample["prompt"], []).append(sample)
@@ -128,15 +134,19 @@ def evaluation_of(root: Path) -> dict[str, Any]:
     return {"models": found.get("models", {}), "samples": found.get("samples", [])}
 
 
-def ledger(found: Any) -> dict[str, Any] | None:
-    """The corpus's ledger as a table: `columns` and `rows`. None where there is none."""
-    if isinstance(found, dict):
-        rows = [{"": name, **row} for name, row in found.items() if isinstance(row, dict)]
-    else:
-        rows = [row for row in found or [] if isinstance(row, dict)]
-    rows = [{key: value for key, value in row.items() if not isinstance(value, dict | list)} for row in rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return {"columns": columns, "rows": [[row.get(key, "") for key in columns] for row in rows]} if rows else None
+def ledger(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The corpus's ledger (`hf_llm.data.corpus`) as rows: what each rule left of each source, and what it dropped."""
+    if not found:
+        return None
+    rows = []
+    for source, entry in found["sources"].items():
+        for number, (rule, left) in enumerate(entry["rules"].items()):
+            dropped = ", ".join(f"{reason.replace('_', ' ')} {times:,}" for reason, times in left["dropped"].items())
+            rows.append(
+                (source if number == 0 else "", rule.replace("_", " "), left["documents"], left["bytes"], dropped)
+            )
+    splits = [f"{name} {left['documents']:,} ({left['bytes'] / 1e6:,.1f} MB)" for name, left in found["splits"].items()]
+    return {"rows": rows, "splits": ", ".join(splits)}
 
 
 def duration(seconds: float) -> str:

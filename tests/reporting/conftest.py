@@ -1,0 +1,117 @@
+"""A run folder as the stages leave it: a base model really trained for a second, an SFT model, an evaluation."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from hf_llm.manifest import write_json, write_manifest
+from hf_llm.monitoring.watch import watch
+
+PARAMETERS = 64 * 16 * 2 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
+
+
+class Windows(Dataset):
+    """Numbers that count upwards: something to learn."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = torch.arange(index, index + 16) % 64
+        return {"input_ids": row, "labels": row}
+
+
+def train(folder: Path, steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=2,
+        save_strategy="no",
+        eval_strategy="steps",
+        eval_steps=10,
+    )
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=32, **sizes))
+    trainer = Trainer(model=model, args=args, train_dataset=Windows(), eval_dataset=Windows())
+    watch(trainer, flops_per_token=6 * PARAMETERS, bytes_per_token=3.5)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return trainer.evaluate()
+
+
+def scores(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / math.log(2) / 3.5, "tokens": 4096}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """`root`, the run's folder; `tree`, its recipe; `made`, its manifests. DPO is asked for and not done."""
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    sources = [
+        {"installed": ["language_reference"], "license": "psf-2.0"},
+        {"hub": "HuggingFaceFW/fineweb-edu", "subset": "sample-10BT", "license": "odc-by"},
+        {"path": "/home/someone/private/letters", "license": "unknown"},
+    ]
+    tree = {
+        "name": "tiny",
+        "seed": 42,
+        "corpus": {"sources": sources},
+        "pretrain": {"tokens_per_step": 64, "training": {"learning_rate": 0.01}},
+        "sft": {"data": [{"path": "chats.jsonl", "license": "cc-by-4.0"}], "training": {"max_steps": 6}},
+        "dpo": {"data": [{"hub": "Anthropic/hh-rlhf", "license": "mit"}]},
+    }
+    made = {}
+
+    def make(folder: str, headline: str, licenses: list[str], settings: dict, before: list[str], **facts) -> None:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "marker").write_text(folder)
+        inputs = {name: made[name]["digest"] for name in before}
+        entries = {"folder": folder, "headline": headline, "seconds": 61.25, "licenses": licenses, "settings": settings}
+        made[folder] = write_manifest(root / folder, **entries, inputs=inputs, facts=facts)
+
+    rules = {
+        "read": {"documents": 1090, "bytes": 900_000, "dropped": {"not_utf8": 2}},
+        "exact_duplicates": {"documents": 82, "bytes": 800_000, "dropped": {"duplicate": 1008}},
+    }
+    ledger = {
+        "sources": {"language reference": {"license": "psf-2.0", "rules": rules, "unreadable": []}},
+        "splits": {"train": {"documents": 70, "bytes": 700_000}, "test": {"documents": 12, "bytes": 100_000}},
+        "licenses": {"psf-2.0": 82},
+    }
+    texts = ["odc-by", "psf-2.0", "unknown"]
+    make("corpus", "82 documents, 0.8 MB", texts, {"corpus.sources": sources}, [], ledger=ledger)
+    make("tokenizer", "64 tokens, 1.00 bytes per token", texts, {}, ["corpus"])
+    make("tokens", "1,024 tokens", texts, {}, ["corpus", "tokenizer"])
+    metrics = train(root / "base", 30)
+    rows = [
+        {"step": 10, "prompt": "The <b>list</b>", "text": " is & is"},
+        {"step": 20, "prompt": "The <b>list</b>", "text": ""},
+    ]
+    (root / "base" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"pretrain.tokens_per_step": 64, "pretrain.training.learning_rate": 0.01, "seed": 42}
+    make("base", "2.100 bits per byte", texts, settings, ["tokens", "tokenizer"], metrics=metrics, steps=30)
+    metrics = train(root / "sft", 6)
+    settings = {"sft.data": tree["sft"]["data"], "sft.training.max_steps": 6}
+    make("sft", "loss 3.2 on held-out answers", [*texts, "cc-by-4.0"], settings, ["base"], metrics=metrics)
+    models = {"base": scores(4.2), "sft": scores(4.3)}
+    answers = {"base": "<script>alert('base')</script>", "sft": "A list is mutable."}
+    (root / "evaluation").mkdir()
+    write_json(
+        root / "evaluation" / "results.json",
+        {"models": models, "samples": [{"prompt": "What is a list?", "answers": answers}]},
+    )
+    make("evaluation", "base 1.7 bits per byte", texts, {}, ["tokens", "base", "sft"], results=models)
+    return SimpleNamespace(root=root, tree=tree, made=made)
