@@ -1,0 +1,77 @@
+"""Being told to stop: SIGTERM and Ctrl-C granted at the end of the step, and the file that tells how a run ended.
+
+A launcher turns every worker's exit code into its own, so what started the run reads `run_status.json` instead.
+"""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from hf_llm.lifecycle import is_main_process, say
+from hf_llm.manifest import write_json
+
+STATUS = "run_status.json"
+RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
+
+# Slurm, and Ctrl-C in a terminal, signal the launcher and the workers, and the launcher then signals the workers again.
+ECHO_SECONDS = 1.5
+
+
+class StopSignals:
+    """Within `with`: the first SIGTERM or SIGINT is noted in `received`; a later one does what it does without us."""
+
+    def __init__(self) -> None:
+        self.received = 0  # the signal's number
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            say("told to stop: saving at the end of this step; once more stops at once")
+        elif time.monotonic() - self._since > ECHO_SECONDS:
+            self.__exit__()
+            os.kill(os.getpid(), number)
+
+
+def outlive_by_workers(loader: DataLoader) -> None:
+    """Let `loader`'s worker processes end quietly at a SIGTERM sent to all processes of a job, Ctrl-C included.
+
+    torch raises in the training process where a worker dies of a signal, in the middle of the step that is to be saved.
+    A step's batches are all there before it begins, so the workers are not needed for its end.
+    """
+    loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps torch's
+    if loader.num_workers:
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+
+
+def _start_worker(before: Any, worker: int) -> None:
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if before is not None:
+        before(worker)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
+
+
+def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
+    """Write `run_status.json`: `status`, the optimizer step reached, and the time (UTC). The first process only."""
+    if is_main_process():
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now, **more})

@@ -1,0 +1,109 @@
+"""What is asked at every optimizer step: are loss and gradient finite, and has any process been told to stop?"""
+
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_llm.errors import UserError
+from hf_llm.lifecycle import say
+from hf_llm.training.checkpoints import complete_checkpoints
+from hf_llm.training.preemption import StopSignals, outlive_by_workers
+
+
+class StepGuard(TrainerCallback):
+    """Drops an update that is not finite, and saves and stops where any process has been told to stop.
+
+    All processes agree on both in one all-reduce of two numbers before each optimizer step, and read it in one device
+    synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
+    step counts for schedule and data. After `patience` dropped steps in a row the training stops with a UserError.
+    DeepSpeed has stepped, or skipped the step by itself, before Trainer asks; then the skip is counted only.
+    """
+
+    def __init__(self, trainer: Trainer, signals: StopSignals, patience: int = 5):
+        self.trainer, self.signals, self.patience = trainer, signals, patience
+        self.stopping = 0  # the signal all processes agreed on
+        self.skipped = self.in_a_row = 0
+        self._dropped = self._log_is_due = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
+        outlive_by_workers(kwargs["train_dataloader"])
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        self._loss_before = self.trainer._tr_loss.clone()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ):
+        bad = self._not_finite()
+        wish = torch.full_like(bad, self.signals.received)
+        self._dropped, self.stopping = reduce(torch.stack([bad, wish]), "max").tolist()
+        self.in_a_row = self.in_a_row + 1 if self._dropped else 0
+        if self._dropped:
+            self._drop(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        if self._dropped:
+            self._report(state, control)
+        elif self._log_is_due:
+            control.should_log, self._log_is_due = True, False
+        if self.stopping:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        if self.stopping and state.epoch % 1:  # Trainer ends the epoch although it goes on after the resume
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def agree_to_stop(self) -> int:
+        """The signal any process has received so far, 0 for none; all processes call it together."""
+        wish = torch.tensor(max(self.stopping, self.signals.received), device=self.trainer.args.device)
+        return reduce(wish, "max").item()
+
+    def _not_finite(self) -> torch.Tensor:
+        """0-dimensional int tensor on the device: 1 where this process's loss or gradient is not finite, else 0."""
+        trainer = self.trainer
+        bad = ~torch.isfinite(trainer._tr_loss)
+        if trainer.is_deepspeed_enabled:
+            if not trainer.args.fp16:
+                bad = bad | trainer.accelerator.optimizer_step_was_skipped
+        elif trainer.accelerator.scaler is None:  # fp16's loss scaler finds its scale by overflowing
+            gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+            gradients = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
+            largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
+            bad = bad | ~torch.isfinite(largest).to(bad.device)
+        return bad.int()
+
+    def _drop(self, state: TrainerState) -> None:
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled and not trainer.accelerator.optimizer_step_was_skipped:
+            raise UserError(
+                f"the loss of step {state.global_step + 1} is not finite, and DeepSpeed made the step all the same, so "
+                f"the weights are lost. {self._last_good()}"
+            )
+        for parameter in trainer.model.parameters():
+            parameter.grad = None
+        # Trainer means the loss over the steps made: it would stay NaN for good, and a dropped one count as 0
+        trainer._tr_loss.copy_(self._loss_before)
+        trainer._globalstep_last_logged += 1
+        trainer._initial_global_step += 1
+        self.skipped += 1
+
+    def _report(self, state: TrainerState, control: TrainerControl) -> None:
+        """Log `skipped_steps`; put off this step's own log, which would hold the gradient norm that is not finite."""
+        self._log_is_due = self._log_is_due or control.should_log
+        Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # not TRL's, which empties its metrics into it
+        control.should_log = False
+        say(f"step {state.global_step}: loss or gradient not finite, update dropped ({self.skipped} so far)")
+        if self.in_a_row >= self.patience:
+            raise UserError(
+                f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {state.global_step}; "
+                f"none of them changed the weights. {self._last_good()}\n"
+                "  Look at the data of these steps, lower the learning rate or max_grad_norm, or leave fp16 for bf16."
+            )
+
+    def _last_good(self) -> str:
+        sealed = complete_checkpoints(self.trainer.args.output_dir)
+        return f"The last good checkpoint is {sealed[-1]}." if sealed else "There is no checkpoint yet."

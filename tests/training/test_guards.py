@@ -1,0 +1,164 @@
+import json
+import shutil
+
+import pytest
+from faults import EVERY, STEPS, kill_in_step, run
+
+from hf_llm.errors import UserError
+from hf_llm.training.checkpoints import seal
+from hf_llm.training.guards import check_engine
+
+
+def partial_damage(checkpoint, kind):
+    """Damage one file of a finished checkpoint as disks, copies and people do."""
+    file = checkpoint / {"flip": "model.safetensors", "cut": "optimizer.pt", "lost": "rng_state.pth"}.get(
+        kind, "scheduler.pt"
+    )
+    content = file.read_bytes()
+    if kind == "flip":
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    elif kind == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif kind == "lost":
+        file.unlink()
+    else:  # of another step
+        shutil.copy(checkpoint.with_name(f"checkpoint-{EVERY}") / file.name, file)
+    return file.name
+
+
+def test_two_runs_with_one_seed_are_bit_equal(undisturbed, tmp_path):
+    assert run(tmp_path / "base").outcome == undisturbed.ended.outcome
+
+
+def test_kill_9_in_a_step_costs_the_steps_since_the_last_save_and_changes_nothing(undisturbed, tmp_path):
+    assert run(tmp_path / "base", kill_in_step_7).code == -9
+    again = run(tmp_path / "base")
+    assert again.output.count(f"resuming at step {EVERY} from") == 1
+    assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
+    assert again.outcome["history"] == undisturbed.ended.outcome["history"]
+    # 8 sequences a step: what was learnt before is not even read
+    assert again.outcome["read"] == undisturbed.ended.outcome["read"] - 8 * EVERY
+
+
+def kill_in_step_7(trainer):
+    kill_in_step(trainer, 7)
+
+
+def test_the_same_command_after_the_end_trains_no_further(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    again = run(folder)
+    assert (again.code, again.outcome["read"]) == (0, 0)
+    assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
+    assert again.outcome["history"] == undisturbed.ended.outcome["history"]
+    assert not (folder / f"checkpoint-{STEPS + 1}").exists()
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "lost", "mixed"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_gone_on_from(undisturbed, tmp_path, kind):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    shutil.rmtree(folder / "checkpoint-12")
+    name = partial_damage(folder / "checkpoint-8", kind)
+    again = run(folder)
+    assert f"checkpoint-8 is set aside as checkpoint-8.corrupt: {name}" in again.output
+    assert "resuming at step 4 from" in again.output
+    assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
+    assert again.outcome["history"] == undisturbed.ended.outcome["history"]
+
+
+def test_with_every_checkpoint_bad_it_stops_with_the_reasons_and_never_starts_anew(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    for step in (4, 8, 12):
+        partial_damage(folder / f"checkpoint-{step}", "lost")
+    again = run(folder)
+    assert (again.code, again.outcome) == (2, None)
+    assert again.output.count("rng_state.pth is missing") == 3
+    assert "starting" not in again.output
+
+
+def test_another_fingerprint_is_refused(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    again = run(folder, fingerprint={"data": "b"})
+    assert again.code == 2
+    assert "data: was 'a', is 'b'" in again.output
+
+
+def test_resume_from_checkpoint_goes_back_and_sets_the_newer_ones_aside(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    again = run(folder, resume_from_checkpoint=str(folder / "checkpoint-4"), keep=9)
+    assert "resuming at step 4" in again.output
+    assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
+    left = sorted(path.name for path in folder.glob("checkpoint-*"))
+    assert left == ["checkpoint-12", "checkpoint-12.undone", "checkpoint-4", "checkpoint-8", "checkpoint-8.undone"]
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
+    ended = run(tmp_path / "base", use_cpu=False, processes=2, variables={"CUDA_VISIBLE_DEVICES": ""})
+    assert ended.codes == [2, 2]
+    assert "2 processes were launched, and each believes to be one of 1" in ended.output
+
+
+def two_gpus(trainer):
+    trainer.args._n_gpu = 2
+
+
+def test_one_process_with_two_gpus_is_refused_with_the_command_to_launch_two(tmp_path):
+    ended = run(tmp_path / "base", two_gpus)
+    assert ended.code == 2
+    assert "accelerate launch --multi_gpu --num_processes=2" in ended.output
+
+
+def test_checkpoints_without_optimizer_are_refused(tmp_path):
+    ended = run(tmp_path / "base", save_only_model=True)
+    assert ended.code == 2
+    assert "save_only_model" in ended.output
+
+
+def test_the_hubs_token_is_in_no_file(tmp_path):
+    token = "hf_" + "abcdefghij" * 3
+    ended = run(tmp_path / "base", hub_token=token, max_steps=2)
+    assert ended.code == 0
+    assert (tmp_path / "base" / "checkpoint-2" / "training_args.bin").exists()
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or token.encode() not in path.read_bytes(), path
+
+
+def kill_rank_1_in_step_7(trainer):
+    kill_in_step(trainer, 7, rank=1)
+
+
+def test_a_killed_rank_ends_the_others_and_the_relaunch_is_exact(undisturbed_by_two, tmp_path):
+    ended = run(tmp_path / "base", kill_rank_1_in_step_7, processes=2)
+    assert ended.codes == [1, -9]
+    assert json.loads((tmp_path / "base" / "run_status.json").read_text())["status"] == "failed"
+    again = run(tmp_path / "base", processes=2)
+    assert again.codes == [0, 0]
+    assert again.outcome == {**undisturbed_by_two, "read": again.outcome["read"]}
+
+
+def test_fewer_processes_go_on_with_a_word_unless_the_optimizer_is_split_among_them(tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    seal(checkpoint, processes=2, engine="torch")
+    check_engine(checkpoint, {"processes": 1, "engine": "torch"})
+    assert "2 processes saved, 1 go on" in capsys.readouterr().out
+    with pytest.raises(UserError, match="saved by torch with 2 processes; this launch is ZeRO-2 with 2"):
+        check_engine(checkpoint, {"processes": 2, "engine": "ZeRO-2"})
+    seal(checkpoint, processes=2, engine="ZeRO-2")
+    check_engine(checkpoint, {"processes": 2, "engine": "ZeRO-2"})
+    with pytest.raises(
+        UserError, match=r"(?s)ZeRO-2 with 2 processes; this launch is ZeRO-2 with 1.*--num_processes=2"
+    ):
+        check_engine(checkpoint, {"processes": 1, "engine": "ZeRO-2"})
+
+
+@pytest.mark.slow
+def test_a_compiled_model_resumes_exactly_and_its_checkpoints_are_those_of_a_plain_one(tmp_path):
+    from safetensors.torch import load_file
+
+    whole = run(tmp_path / "whole", torch_compile=True)
+    assert run(tmp_path / "base", kill_in_step_7, torch_compile=True).code == -9
+    again = run(tmp_path / "base", torch_compile=True)
+    assert again.outcome["weights"] == whole.outcome["weights"]
+    assert again.outcome["history"] == whole.outcome["history"]
+    names = load_file(tmp_path / "base" / "checkpoint-8" / "model.safetensors")
+    assert not [name for name in names if "_orig_mod" in name]

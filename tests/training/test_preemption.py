@@ -1,0 +1,114 @@
+import json
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+from faults import group_signal_in_step, kill_in_save, run, signal_in_step, slow_steps, start
+
+from hf_llm.training.checkpoints import complete_checkpoints
+from hf_llm.training.preemption import ECHO_SECONDS
+
+
+def status(folder):
+    return json.loads((folder / "run_status.json").read_text())
+
+
+def same(ended, outcome):
+    return [ended.outcome[key] for key in ("weights", "history")] == [outcome[key] for key in ("weights", "history")]
+
+
+def test_sigterm_saves_at_the_steps_end_and_stops_and_the_resume_is_exact(undisturbed, tmp_path):
+    folder = tmp_path / "base"
+    started = start(folder, partial(slow_steps, seconds=0.2))
+    started.wait_for("begun 3")
+    os.kill(started.processes[0].pid, signal.SIGTERM)
+    ended = started.end()
+    assert (ended.code, ended.outcome) == (143, None)
+    assert status(folder)["status"] == "preempted"
+    assert status(folder)["step"] in (3, 4)
+    assert complete_checkpoints(folder)[-1].name == f"checkpoint-{status(folder)['step']}"
+    again = run(folder)
+    assert again.code == 0
+    assert same(again, undisturbed.ended.outcome)
+    assert status(folder) == {"status": "finished", "step": 12, "time": status(folder)["time"]}
+
+
+@pytest.mark.parametrize("step", [5, 7, 12])  # between two log entries, in one; the last
+def test_stopped_in_any_step_the_whole_history_is_that_of_the_undisturbed_run(undisturbed, tmp_path, step):
+    folder = tmp_path / "base"
+    ended = run(folder, partial(signal_in_step, step=step))
+    assert (ended.code, status(folder)["step"]) == (143, step)
+    assert same(run(folder), undisturbed.ended.outcome)
+
+
+def test_ctrl_c_saves_and_stops_with_its_own_exit_code(undisturbed, tmp_path):
+    ended = run(tmp_path / "base", partial(signal_in_step, step=5, number=signal.SIGINT))
+    assert ended.code == 130
+    assert same(run(tmp_path / "base"), undisturbed.ended.outcome)
+
+
+def test_the_launchers_echo_of_a_signal_changes_nothing(tmp_path):
+    ended = run(tmp_path / "base", partial(signal_in_step, step=5), partial(signal_in_step, step=5))
+    assert ended.code == 143
+
+
+def test_a_second_sigterm_stops_at_once_and_the_last_checkpoint_serves(undisturbed, tmp_path):
+    folder = tmp_path / "base"
+    twice = [partial(signal_in_step, step=6, after=after) for after in (0.1, 0.3 + ECHO_SECONDS)]
+    began = time.monotonic()
+    ended = run(folder, *twice, partial(slow_from_6, seconds=20))
+    assert ended.code == -signal.SIGTERM
+    assert time.monotonic() - began < 15
+    assert status(folder)["status"] == "running"
+    assert same(run(folder), undisturbed.ended.outcome)
+
+
+def slow_from_6(trainer, seconds):
+    from faults import At
+
+    trainer.add_callback(At(6, partial(time.sleep, seconds)))
+
+
+def test_kill_9_during_the_save_of_a_preemption_falls_back(undisturbed, tmp_path):
+    folder = tmp_path / "base"
+    stopped = partial(signal_in_step, step=6)
+    assert run(folder, stopped, partial(kill_in_save, step=6, file="optimizer.pt")).code == -9
+    again = run(folder)
+    assert "checkpoint-6 is set aside as checkpoint-6.incomplete" in again.output
+    assert same(again, undisturbed.ended.outcome)
+
+
+def test_a_signal_to_all_processes_of_the_job_spares_the_step_though_data_workers_die(undisturbed, tmp_path):
+    folder = tmp_path / "base"
+    ended = run(folder, partial(group_signal_in_step, step=6), dataloader_num_workers=1)
+    assert (ended.code, status(folder)["status"], status(folder)["step"]) == (143, "preempted", 6)
+    assert same(run(folder, dataloader_num_workers=1), undisturbed.ended.outcome)
+
+
+@pytest.mark.parametrize("skew", [None, 0.8])  # one rank alone is told; both, one later
+def test_two_ranks_told_at_different_times_save_the_same_step(undisturbed_by_two, tmp_path, skew):
+    folder = tmp_path / "base"
+    told = [partial(signal_in_step, step=5, rank=1)]
+    if skew:
+        told.append(partial(signal_in_step, step=5, rank=0, after=skew))
+    ended = run(folder, *told, partial(slow_steps, seconds=0.1), processes=2)
+    assert ended.codes == [143, 143]
+    assert (status(folder)["status"], status(folder)["step"]) == ("preempted", 5)
+    assert same(run(folder, processes=2), undisturbed_by_two)
+
+
+def fails(trainer):
+    from faults import At
+
+    def act():
+        raise ZeroDivisionError("of the test")
+
+    trainer.add_callback(At(3, act))
+
+
+def test_an_exception_is_in_the_status_file(tmp_path):
+    ended = run(tmp_path / "base", fails)
+    assert ended.code == 1
+    assert (status(tmp_path / "base")["status"], status(tmp_path / "base")["error"]) == ("failed", "of the test")
