@@ -1,9 +1,9 @@
 """The `corpus` section of a recipe, made into Parquet files that `datasets.load_dataset` opens.
 
 Two passes. Each part of the sources is read, cleaned and written sorted by document id, which is the digest of the
-normalised text. Then each range of ids becomes a shard: equal texts meet there and one is kept, and the shard is divided
-into train, validation and test. Order by digest is a shuffle that no reordering of the input can change, and memory holds
-one part and one shard, however large the corpus.
+normalised text. Then each range of ids becomes a shard: equal texts meet there and one is kept, and the shard is
+divided into train, validation and test. Order by digest is a shuffle that no reordering of the input can change, and
+memory holds one part and one shard per core, however large the corpus.
 """
 
 import json

@@ -35,5 +35,5 @@ class Faults:
         if bad > LIMIT * max(self.records, 1):
             raise UserError(
                 "\n    ".join([f"{name}: {bad:,} of {self.records:,} records are unreadable:", *self.samples])
-                + "\n  Mend the file or leave it out. Text has to be UTF-8 (iconv -f latin1 -t utf8 OLD > NEW converts)."
+                + "\n  Mend the file or leave it out. Text has to be UTF-8 (`iconv -f latin1 -t utf8` converts)."
             )

@@ -41,8 +41,8 @@ def write_shard(
 ) -> Iterator[dict]:
     """Tokenise `texts` into the file `path`, yielding the shard's counts after every batch; the last are the shard's.
 
-    Stops after the document that reaches `limit` tokens. Special tokens spelt out in a text are tokenised as text, so that
-    the end-of-text ids of a shard are its documents, which is asserted. The file has its name when it is whole.
+    Stops after the document that reaches `limit` tokens. Special tokens spelt out in a text are tokenised as text, so
+    that the end-of-text ids of a shard are its documents, which is asserted. The file has its name when it is whole.
     """
     tokenizer.encode_special_tokens = True
     counts = {"file": path.name, "tokens": 0, "documents": 0, "bytes": 0}

@@ -1,8 +1,8 @@
 """Text and code files, cut into documents.
 
-A file is never dropped for its length. One of at most `max_chars` is one document. A longer one is cut, before a heading
-or after a blank line, into pieces of about `PIECE_CHARS` characters: of a single large file (tinyshakespeare, a book)
-hundreds of documents are needed for the split by document hash to mean anything. A title line as wikitext has it
+A file is never dropped for its length. One of at most `max_chars` is one document. A longer one is cut, before a
+heading or after a blank line, into pieces of about `PIECE_CHARS` characters: of a single large file (tinyshakespeare, a
+book) hundreds of documents are needed for the split by document hash to mean anything. A title line as wikitext has it
 (` = Title = `) and a line `<|endoftext|>` start a new document always.
 """
 

@@ -14,10 +14,10 @@ from hf_llm.errors import UserError
 class TokenWindows(Dataset):
     """A split of a tokens folder, cut into windows of exactly `length` tokens, across documents and shards.
 
-    Item `i` holds tokens `i * length` to `(i + 1) * length` of the split, as int64 tensors `input_ids` and `labels`, both
-    (length,); the model shifts them. What is left at the end is no window. Nothing here is random, so that item `i` is the
-    same in every process and after every restart. The corpus is in the order of document digests, so neighbours have
-    nothing to do with each other.
+    Item `i` holds tokens `i * length` to `(i + 1) * length` of the split, as int64 tensors `input_ids` and `labels`,
+    both (length,); the model shifts them. What is left at the end is no window. Nothing here is random, so that item
+    `i` is the same in every process and after every restart. The corpus is in the order of document digests, so
+    neighbours have nothing to do with each other.
 
     `tokens` and `bytes` are those of the split (of its first windows, by proportion, if `limited`); `bytes_per_token`
     turns a loss per token into bits per byte.

@@ -15,8 +15,8 @@ _CHAT = [
 ]
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise UserError unless padding, chat template and round trip are such that a chat model can be trained.
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> None:
+    """Raise UserError unless padding, round trip and (for `chat`) chat template are fit to train a model with.
 
     The faults checked here train without an error elsewhere and give a model that never stops, or learns the questions.
     """
@@ -30,7 +30,8 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
         )
     if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)) != _PROBE:
         raise UserError(f"{name} does not give back {_PROBE!r} after encoding and decoding; use a byte-level tokenizer")
-    check_chat_template(tokenizer, name)
+    if chat:
+        check_chat_template(tokenizer, name)
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
@@ -40,8 +41,8 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None
     ids, supervised = supervised_ids(tokenizer, _CHAT)
     if not supervised:
         raise UserError(
-            f"{name}: the chat template marks no assistant text; put {{% generation %}} and {{% endgeneration %}} around "
-            "the assistant's content and its end-of-turn token"
+            f"{name}: the chat template marks no assistant text; put {{% generation %}} and {{% endgeneration %}} "
+            "around the assistant's content and its end-of-turn token"
         )
     if supervised[-1] not in tokenizer.all_special_ids:
         raise UserError(
@@ -51,8 +52,8 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None
     prompt = tokenizer.apply_chat_template(_CHAT[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
     if ids[: len(prompt)] != prompt:
         raise UserError(
-            f"{name}: the chat template with add_generation_prompt is not the start of the whole conversation, so a model "
-            "would be asked otherwise than it was taught; make both render the same text up to the answer"
+            f"{name}: the chat template with add_generation_prompt is not the start of the whole conversation, so a "
+            "model would be asked otherwise than it was taught; make both render the same text up to the answer"
         )
 
 

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 _BATCH = 256
@@ -31,11 +32,10 @@ def tokenizer_report(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str],
             size += len(text.encode("utf-8"))
             tokens += len(encoding.ids)
         documents += len(batch)
-    samples = {
-        title: {
-            text: [backend.decode([i]) for i in backend.encode(text, add_special_tokens=False).ids] for text in group
-        }
-        for title, group in SAMPLES.items()
-    }
+    samples = {title: {text: _tokens(backend, text) for text in group} for title, group in SAMPLES.items()}
     backend.encode_special_tokens = False
     return {"bytes_per_token": size / max(tokens, 1), "documents": documents, "bytes": size, "samples": samples}
+
+
+def _tokens(backend: "Tokenizer", text: str) -> list[str]:
+    return [backend.decode([token]) for token in backend.encode(text, add_special_tokens=False).ids]
