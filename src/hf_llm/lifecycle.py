@@ -197,6 +197,10 @@ class Making:
         """A digest of settings and inputs: equal keys mean equal results."""
         return digest_of([self.settings, self.inputs])
 
+    def forget(self) -> None:
+        """After a fault of the input: let the next run begin this folder with other settings, unhindered."""
+        (self.path / BEGUN).unlink(missing_ok=True)
+
     def finish(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the one number that matters; `licenses` those of all sources so far."""
         if not is_main_process():

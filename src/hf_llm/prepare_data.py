@@ -10,7 +10,7 @@ The same command goes on where an interrupted run stopped, and ends with the sam
 from dataclasses import dataclass
 
 from hf_llm.data.corpus import Corpus, make_corpus
-from hf_llm.errors import command
+from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import Run, say
 from hf_llm.recipe import load_recipe
 
@@ -29,7 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     making = run.begin("corpus")
     if making.finished:
         return
-    ledger = make_corpus(recipe.corpus, making.path, making.key)
+    try:
+        ledger = make_corpus(recipe.corpus, making.path, making.key)
+    except UserError:
+        making.forget()
+        raise
     for line in funnel(ledger):
         say(line)
     documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))

@@ -7,9 +7,12 @@ Read the result with `transformers.AutoTokenizer.from_pretrained("runs/<name>/to
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
 
 from hf_llm.data.corpus import corpus_texts
-from hf_llm.errors import command
+from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import Run, licenses_of, say
 from hf_llm.recipe import load_recipe
 from hf_llm.tokenization.checks import check_tokenizer
@@ -34,11 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     making = run.begin("tokenizer", corpus=corpus)
     if making.finished:
         return
-    section = recipe.tokenizer
-    tokenizer = use_tokenizer(section) if section.use else train_tokenizer(corpus_texts(corpus, "train"), section)
+    try:
+        tokenizer = make_tokenizer(recipe.tokenizer, corpus)
+    except UserError:
+        making.forget()
+        raise
     if context := context_of(run.tree):
         tokenizer.model_max_length = context
-    check_tokenizer(tokenizer)
     report = tokenizer_report(tokenizer, corpus_texts(corpus, "validation"), HELD_OUT_BYTES)
     for title, samples in report["samples"].items():
         for text, tokens in samples.items():
@@ -46,6 +51,13 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.save_pretrained(making.path)
     headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
     making.finish(headline=headline, licenses=licenses_of(corpus), report=report)
+
+
+def make_tokenizer(section: TokenizerSection, corpus: Path) -> PreTrainedTokenizerFast:
+    """A new tokenizer, or the existing one that the recipe names; fit for a chat model either way."""
+    tokenizer = use_tokenizer(section) if section.use else train_tokenizer(corpus_texts(corpus, "train"), section)
+    check_tokenizer(tokenizer)
+    return tokenizer
 
 
 def context_of(tree: dict) -> int | None:

@@ -155,7 +155,7 @@ _CONVERSATIONS: list[tuple[set[str], Callable[[dict], list[Message]]]] = [
 
 
 def _instruction(row: dict) -> list[Message]:
-    """Alpaca's columns up to the answer; `system` and `history` ([question, answer] pairs) as LLaMA-Factory has them."""
+    """Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question, answer] pairs) too."""
     messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
     for pair in row.get("history") or ():
         if not isinstance(pair, list) or len(pair) != 2:

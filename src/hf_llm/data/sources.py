@@ -20,9 +20,9 @@ TEXT = {".txt", ".text", ".md", ".markdown", ".rst"}
 ROWS = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"}
 CODE = {
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx",
-    ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".ex",
-    ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig", ".dart",
-    ".vue", ".svelte",
+    ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
+    ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig",
+    ".dart", ".vue", ".svelte",
 }  # fmt: skip
 # Folders of a repository that hold what others wrote or a program made.
 NOT_OURS = {
