@@ -88,7 +88,7 @@ def load(path: Path | str, tokenizer_folder: Path) -> tuple[PreTrainedModel, Pre
             "evaluate it in a run of its own tokenizer (bits per byte compare across runs)"
         )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return load_model(path, dtype="auto").to(device), tokenizer
+    return load_model(path).to(device), tokenizer
 
 
 def score_on(model: PreTrainedModel, tokens: Path, budget: int) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""The evaluation stage, as a command, on a run of two tiny models."""
+
+import json
+import math
+
+import pytest
+import torch
+from hf_llm.model.loading import load_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_llm import evaluate
+from hf_llm.data.shards import dtype_for, write_shard
+from hf_llm.manifest import read_manifest, write_json, write_manifest
+
+RECIPE = """
+name: tiny
+sft: {data: []}
+evaluate: {tokens: 200, max_new_tokens: 4, prompts: ["What is a list?", "Name a number."]}
+"""
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(template: str | None = CHATML, first: str = "a") -> PreTrainedTokenizerFast:
+    """One token a byte; `first` is the letter that stands first in the vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (letter != first, letter))
+    special = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = Tokenizer(models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, []))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    tokens.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<|pad|>", eos_token="<|endoftext|>", chat_template=template
+    )
+
+
+def finish(folder, **inputs):
+    entries = {"folder": folder.name, "headline": "", "seconds": 1.0, "licenses": ["mit"], "settings": {}, "facts": {}}
+    settings = {"sft.data": []} if folder.name == "sft" else {}
+    return write_manifest(folder, **{**entries, "settings": settings}, inputs=inputs)["digest"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    root, tokenizer = tmp_path / "runs/tiny", byte_tokenizer()
+    for folder in ("tokenizer", "tokens", "base", "sft"):
+        (root / folder).mkdir(parents=True)
+    tokenizer.save_pretrained(root / "tokenizer")
+    made = {"tokenizer": finish(root / "tokenizer")}
+    texts = [f"{number} is a number, and so is {number + 1}." for number in range(30)]
+    size = len(tokenizer)
+    *_, shard = write_shard(
+        root / "tokens/test-00000.bin",
+        texts,
+        byte_tokenizer().backend_tokenizer,
+        tokenizer.eos_token_id,
+        dtype_for(size),
+    )
+    index = {"dtype": "uint16", "vocab_size": size, "eos_token_id": 1, "tokenizer": ""}
+    write_json(root / "tokens/index.json", {**index, "splits": {"test": [shard]}})
+    made["tokens"] = finish(root / "tokens", tokenizer=made["tokenizer"])
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for folder, before in (("base", "tokens"), ("sft", "base")):
+        config = LlamaConfig(vocab_size=size, max_position_embeddings=64, eos_token_id=1, bos_token_id=None, **sizes)
+        LlamaForCausalLM(config).save_pretrained(root / folder)
+        tokenizer.save_pretrained(root / folder)
+        made[folder] = finish(root / folder, **{before: made[before]})
+    return root
+
+
+def test_every_model_of_the_run_is_scored_and_answers(run, capsys):
+    evaluate.main(["tiny.yaml"])
+    results = json.loads((run / "evaluation/results.json").read_text())
+    assert list(results["models"]) == ["base", "sft"]
+    for scores in results["models"].values():
+        assert scores["tokens"] == 3 * 63  # of 200 tokens: three windows of 64, the first token of each not predicted
+        assert scores["loss"] == pytest.approx(math.log(260), abs=0.5)  # the models know nothing
+    assert [sample["prompt"] for sample in results["samples"]] == ["What is a list?", "Name a number."]
+    assert all(set(sample["answers"]) == {"base", "sft"} for sample in results["samples"])
+    manifest = read_manifest(run / "evaluation")
+    assert set(manifest["inputs"]) == {"tokens", "base", "sft"}
+    assert manifest["facts"]["results"] == results["models"]
+    assert manifest["licenses"] == ["mit"]
+    printed = capsys.readouterr().out
+    assert f"{results['models']['sft']['bits_per_byte']:.4f}" in printed
+
+
+def test_a_finished_evaluation_is_not_made_again(run, capsys):
+    evaluate.main(["tiny.yaml"])
+    before = (run / "evaluation/results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    evaluate.main(["tiny.yaml"])
+    assert "is finished" in capsys.readouterr().out
+    assert (run / "evaluation/results.json").stat().st_mtime_ns == before
+
+
+def test_a_base_model_continues_text_and_a_chat_model_is_spoken_to(run, tmp_path):
+    tokenizer = byte_tokenizer()
+    assert not evaluate.speaks(run / "base", tokenizer)
+    assert evaluate.speaks(run / "sft", tokenizer)
+    assert evaluate.speaks("someone/else", tokenizer)
+    assert not evaluate.speaks("someone/else", byte_tokenizer(template=None))
+
+
+def test_models_can_be_named_instead(run):
+    evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]", "--evaluate.prompts=[]"])
+    results = json.loads((run / "evaluation/results.json").read_text())
+    assert list(results["models"]) == ["base"]
+    assert results["samples"] == []
+
+
+def test_a_model_with_another_tokenizer_is_refused(run, tmp_path, capsys):
+    byte_tokenizer(first="z").save_pretrained(tmp_path / "other")
+    load_model(run / "base").save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["tiny.yaml", "--evaluate.models=[other]"])
+    assert stopped.value.code == 2
+    assert "another tokenizer" in capsys.readouterr().err
+
+
+def test_too_little_test_text_is_an_error_of_the_user(run, capsys):
+    index = json.loads((run / "tokens/index.json").read_text())
+    index["splits"] = {}
+    write_json(run / "tokens/index.json", index)
+    with pytest.raises(SystemExit):
+        evaluate.main(["tiny.yaml"])
+    assert "test split" in capsys.readouterr().err
