@@ -102,6 +102,8 @@ def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation
 ) -> list[str]:
     """Greedy answers to the prompts: a chat model is spoken to as a user, a base model goes on with the text."""
+    if not section.prompts:
+        return []
     if speaks(path, tokenizer):
         conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
         return reply(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
