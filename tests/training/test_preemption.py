@@ -82,9 +82,10 @@ def test_kill_9_during_the_save_of_a_preemption_falls_back(undisturbed, tmp_path
 
 def test_a_signal_to_all_processes_of_the_job_spares_the_step_though_data_workers_die(undisturbed, tmp_path):
     folder = tmp_path / "base"
-    ended = run(folder, partial(group_signal_in_step, step=6), dataloader_num_workers=1)
+    workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
+    ended = run(folder, partial(group_signal_in_step, step=6), **workers)
     assert (ended.code, status(folder)["status"], status(folder)["step"]) == (143, "preempted", 6)
-    assert same(run(folder, dataloader_num_workers=1), undisturbed.ended.outcome)
+    assert same(run(folder, **workers), undisturbed.ended.outcome)
 
 
 @pytest.mark.parametrize("skew", [None, 0.8])  # one rank alone is told; both, one later

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -57,13 +56,14 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2) -> Tr
         try:
             output = guarded(trainer, [steps, saves], checkpoint)
         except (Exception, KeyboardInterrupt) as error:
-            told = saves.after_failure(error) if isinstance(error, OSError | RuntimeError | SafetensorError) else None
+            told = saves.after_failure(error)
             write_status(folder, FAILED, trainer.state.global_step, error=str(told or error))
             if told:
                 raise told from error
             raise
         # A signal that came after the last step's agreement is in no process's books yet.
         stopping = steps.agree_to_stop()
+        signals.granted = bool(stopping)
     write_status(folder, PREEMPTED if stopping else FINISHED, trainer.state.global_step)
     if stopping:
         say(f"stopped at step {trainer.state.global_step}; the same command goes on from there")

@@ -28,6 +28,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0  # the signal's number
+        self.granted = False  # all is saved and this process about to end: a rank may be told so only now
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -37,14 +38,15 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if not (self.granted and number == signal.SIGTERM):
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
             say("told to stop: saving at the end of this step; once more stops at once")
         elif time.monotonic() - self._since > ECHO_SECONDS:
-            self.__exit__()
+            signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
 
 
@@ -74,4 +76,7 @@ def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
     """Write `run_status.json`: `status`, the optimizer step reached, and the time (UTC). The first process only."""
     if is_main_process():
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now, **more})
+        try:
+            write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now, **more})
+        except OSError as error:  # on a full disk; what filled it is about to be told, and matters more
+            say(f"{STATUS} could not be written: {error}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce
+from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -99,14 +100,16 @@ class SaveGuard(TrainerCallback):
             f"Checkpoints made before are as they were.\n  Free some space, or set save_steps higher; {self._remedy()}"
         )
 
-    def after_failure(self, error: Exception) -> UserError | None:
+    def after_failure(self, error: BaseException) -> UserError | None:
         """The UserError that tells what `error`, raised while writing a checkpoint, means; the half one is deleted.
 
-        The full disk comes as OSError, as RuntimeError of torch's zip writer, or as safetensors' own error.
-        None where no save was under way or `error` has nothing to do with writing.
+        The full disk comes as OSError, as several RuntimeErrors of torch's zip writer, or as safetensors' own error.
+        None where nothing was being written.
         """
-        if self.saving is None or not _is_of_writing(error):
+        if self.saving is None or not isinstance(error, OSError | RuntimeError | SafetensorError):
             return None
+        if not self.saving.exists():
+            return UserError(self.no_room()) if _says_full(error) else None
         delete(self.saving)
         if _says_full(error) or shutil.disk_usage(self.saving.parent).free < self.needed:
             return UserError(self.no_room())
@@ -131,12 +134,6 @@ def first_size(trainer: Trainer) -> int:
         if parameter.requires_grad or not isinstance(trainer.model, PeftModel):
             weights += count * parameter.element_size()
     return weights * (2 if trainer.is_deepspeed_enabled else 1) + trained * (12 if trainer.is_deepspeed_enabled else 8)
-
-
-def _is_of_writing(error: BaseException) -> bool:
-    from safetensors import SafetensorError
-
-    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
 
 
 def _says_full(error: BaseException) -> bool:
