@@ -329,6 +329,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
+@torch.compiler.disable
+def uncompiled_cross_entropy(*arguments: torch.Tensor | int | bool) -> torch.Tensor:
+    """The same, kept from the compiler: it unrolls the loop, which took two more seconds a chunk on a CPU."""
+    return ChunkedCrossEntropy.apply(*arguments)
+
+
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """`total += left @ right`, without a temporary where the dtypes allow it."""
     if total.dtype == left.dtype:
@@ -355,7 +361,8 @@ class HfLlmHead(nn.Linear):
         labels = labels.flatten().to(hidden.device)  # N
         # 2^23 logits fit a CPU's last cache (32 MB of float32); a GPU needs more at a time to be busy (512 MB).
         chunk = max(1, (2**23 if device == "cpu" else 2**27) // self.out_features)
-        return ChunkedCrossEntropy.apply(hidden, self.weight, labels, chunk, torch.is_grad_enabled())
+        chunked = uncompiled_cross_entropy if hidden.shape[0] > 8 * chunk else ChunkedCrossEntropy.apply
+        return chunked(hidden, self.weight, labels, chunk, torch.is_grad_enabled())
 
 
 class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):

@@ -1,0 +1,153 @@
+"""Models and tokenizers by recipe or by folder: new from a `model` section, or loaded with an explicit dtype.
+
+Importing this module makes `model_type: hf_llm` known to transformers' Auto classes.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_llm.errors import UserError
+from hf_llm.model.configuration_hf_llm import HfLlmConfig
+from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
+
+AutoConfig.register("hf_llm", HfLlmConfig)
+AutoModel.register(HfLlmConfig, HfLlmModel)
+AutoModelForCausalLM.register(HfLlmConfig, HfLlmForCausalLM)
+AutoModelForSequenceClassification.register(HfLlmConfig, HfLlmForSequenceClassification)
+
+VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
+
+
+def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
+    """The config class that a recipe's `model` section names by `model_type`; ours where it says nothing."""
+    name = section.get("model_type", "hf_llm")
+    if name not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(name), CONFIG_MAPPING.keys(), 1)
+        hint = f"did you mean {near[0]}?" if near else "use hf_llm, or a model_type of transformers"
+        raise UserError(f"model.model_type: {name!r} is unknown; {hint}")
+    return CONFIG_MAPPING[name]
+
+
+def new_model(
+    section: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int | None = None
+) -> PreTrainedModel:
+    """A causal language model of the `model` section: random weights in float32, vocabulary and special tokens those of
+    `tokenizer`, and a context of `context` tokens where the section names none.
+
+    Raises UserError where the section's keys or values are wrong or do not fit the tokenizer or the context.
+    """
+    cls = config_class(section)
+    settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
+    check_keys(settings, cls)
+    fitted = special_tokens(tokenizer)
+    fitted["vocab_size"] = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if settings.get("vocab_size", fitted["vocab_size"]) < len(tokenizer):
+        raise UserError(
+            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; leave it "
+            f"out, and the tokenizer decides ({fitted['vocab_size']})"
+        )
+    if context:
+        fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
+    try:
+        config = cls(**{**fitted, **settings})
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"model: {first_cause(error)}") from error
+    longest = getattr(config, "max_position_embeddings", None)
+    if context and longest and context > longest:
+        raise UserError(f"context: {context} is more than model.max_position_embeddings, {longest}; raise that one too")
+    return model
+
+
+def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
+    """Raise UserError for a key that `cls` has not: transformers' configs swallow what they do not know."""
+    known = {*cls.__dataclass_fields__, *cls.attribute_map}
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UserError(f"model.{key}: {cls.__name__} has no such key" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The ids of padding, begin and end of text. Raises UserError where padding has no token of its own."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} pads with {tokenizer.pad_token!r} and ends texts with "
+            f"{tokenizer.eos_token!r}; a model learns to stop only where padding has a token of its own: "
+            "tokenizer.add_special_tokens({'pad_token': '<|pad|>'})"
+        )
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def first_cause(error: Exception) -> str:
+    """A strict config's error wraps the one that names key and value; that one, on one line."""
+    return " ".join(str(error).split())
+
+
+def load_model(
+    path: Path | str, dtype: torch.dtype | str = torch.float32, merge_adapter: bool = True
+) -> PreTrainedModel | torch.nn.Module:
+    """The causal language model of a folder or Hub id, in `dtype` ("auto" for that of the file, which
+    `from_pretrained` would take unasked). The folder of a LoRA adapter loads with its base, merged or as a PeftModel.
+
+    Raises UserError where there is nothing to load, or weights are missing.
+    """
+    check_exists(path)
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.exists():
+        from peft import PeftModel
+
+        base = load_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"], dtype)
+        model = PeftModel.from_pretrained(base, path)
+        return model.merge_and_unload() if merge_adapter else model
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no model to load: {first_cause(error)}") from error
+    if found["missing_keys"] or found["mismatched_keys"]:
+        lacking = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
+        raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
+    return model
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id. Raises UserError where there is none."""
+    check_exists(path)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer to load: {first_cause(error)}") from error
+
+
+def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Let `generate` stop at the end of a turn (`<|im_end|>`, where the tokenizer has it) as at the end of a text."""
+    ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def check_exists(path: Path | str) -> None:
+    """Raise UserError for a path that is no folder and cannot be a Hub id, `owner/name` or `name`."""
+    folder = Path(path)
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
+    if not folder.is_dir() and looks_local:
+        raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")
