@@ -31,9 +31,9 @@ def complete(
 ) -> list[str]:
     """How the model goes on after each prompt, without the prompt and without special tokens.
 
-    `sampling` are keys of transformers' GenerationConfig (`do_sample`, `temperature`, `top_p`, `top_k` ...). With `seed`
-    the result is the same each time and the process's own random numbers stay untouched. A prompt too long for the
-    context loses its beginning. Raises UserError where the context has no room for `max_new_tokens`.
+    `sampling` are keys of transformers' GenerationConfig (`do_sample`, `temperature`, `top_p`, `top_k` ...). With a
+    `seed` the result is the same each time and the process's own random numbers stay untouched. A prompt too long for
+    the context loses its beginning. Raises UserError where the context has no room for `max_new_tokens`.
     """
     texts = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
     return _generate(model, tokenizer, texts, max_new_tokens, seed, **sampling)
@@ -61,8 +61,8 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
     """The token ids of a conversation up to where the assistant speaks. UserError without a chat template."""
     if not tokenizer.chat_template:
         raise UserError(
-            f"{tokenizer.name_or_path or 'this model'} has no chat template, so it is no chat model; complete text with "
-            "python -m hf_llm.generate, or make a chat model of it with python -m hf_llm.sft"
+            f"{tokenizer.name_or_path or 'this model'} has no chat template, so it is no chat model; complete "
+            "text with python -m hf_llm.generate, or make a chat model of it with python -m hf_llm.sft"
         )
     encoded = tokenizer.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])

@@ -59,8 +59,8 @@ def new_model(
     fitted["vocab_size"] = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if settings.get("vocab_size", fitted["vocab_size"]) < len(tokenizer):
         raise UserError(
-            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; leave it "
-            f"out, and the tokenizer decides ({fitted['vocab_size']})"
+            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; "
+            f"leave it out, and the tokenizer decides ({fitted['vocab_size']})"
         )
     if context:
         fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
@@ -68,7 +68,7 @@ def new_model(
         config = cls(**{**fitted, **settings})
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"model: {first_cause(error)}") from error
+        raise UserError(f"model: {one_line(error)}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if context and longest and context > longest:
         raise UserError(f"context: {context} is more than model.max_position_embeddings, {longest}; raise that one too")
@@ -81,7 +81,8 @@ def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise UserError(f"model.{key}: {cls.__name__} has no such key" + (f"; did you mean {near[0]}?" if near else ""))
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"model.{key}: {cls.__name__} has no such key{hint}")
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -95,8 +96,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
 
 
-def first_cause(error: Exception) -> str:
-    """A strict config's error wraps the one that names key and value; that one, on one line."""
+def one_line(error: Exception) -> str:
+    """The message of another library's error, its line breaks taken out."""
     return " ".join(str(error).split())
 
 
@@ -121,7 +122,7 @@ def load_model(
             path, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no model to load: {first_cause(error)}") from error
+        raise UserError(f"{path}: no model to load: {one_line(error)}") from error
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
         raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
@@ -134,7 +135,7 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no tokenizer to load: {first_cause(error)}") from error
+        raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
 
 
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

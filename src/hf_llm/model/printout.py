@@ -5,40 +5,47 @@ import re
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-# The part of a model to which a parameter belongs, by the first pattern that its name holds.
-PARTS = (
-    ("norms", r"norm|(^|\.)ln_"),
-    ("attention", r"attn|attention"),
-    ("MLP", r"mlp|feed_forward|\.fc\d|DenseReluDense"),
-    ("head", r"lm_head|score"),
-    ("embeddings", r"emb|wte|wpe|shared"),
-    ("other", ""),
-)
+# The part of a model to which a parameter belongs, by the first pattern found in its name.
+PARTS = {
+    "norms": r"norm|(^|\.)ln_",
+    "attention": r"attn|attention",
+    "MLP": r"mlp|feed_forward|DenseReluDense",
+    "head": r"lm_head|score",
+    "embeddings": r"emb|wte|wpe|shared",
+    "other": "",
+}
 
 
 def describe(model: PreTrainedModel) -> str:
-    """A table of the parameters by part with the shapes of one layer, their sums, and the FLOPs of training a token."""
-    counts, shapes = dict.fromkeys((name for name, _ in PARTS), 0), {name: {} for name, _ in PARTS}
-    for name, parameter in model.named_parameters():
-        part = next(part for part, pattern in PARTS if re.search(pattern, name))
-        counts[part] += parameter.numel()
-        short = name.removesuffix(".weight").rsplit(".", 1)[-1]
-        shapes[part].setdefault(short, "x".join(map(str, parameter.shape)))
-    config, total = model.config, sum(counts.values())
-    tied = " (tied to the embeddings)" if config.tie_word_embeddings and not counts["head"] else ""
-    rows = [
-        (part, f"{count:,}", f"{count / total:.1%}", ", ".join(f"{key} {shape}" for key, shape in shapes[part].items()))
-        for part, count in counts.items()
-        if count or part == "head"
-    ]
-    rows = [(*row[:3], row[3] or tied.strip()) for row in rows]
-    rows.append(("total", f"{total:,}", "", f"{total - counts['embeddings'] - counts['head']:,} without embeddings"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{type(model).__name__}, {config.num_hidden_layers} layers, {str(model.dtype).removeprefix('torch.')}"]
-    lines += [f"  {part:<{widths[0]}}  {n:>{widths[1]}}  {share:>{widths[2]}}  {rest}" for part, n, share, rest in rows]
-    context = getattr(config, "max_position_embeddings", None) or 0
-    lines.append(f"  {flops_per_token(model, context) / 1e9:,.3g} GFLOPs to train on one token of a context of {context:,}")
+    """A table of the parameters by part, with the shapes of one layer, the sums, and the arithmetic of a token."""
+    parts = parameters_by_part(model)
+    counts = {part: sum(parameter.numel() for _, parameter in parameters) for part, parameters in parts.items()}
+    total = sum(counts.values())
+    lines = [f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.dtype}"]
+    for part, parameters in parts.items():
+        # The layers repeat themselves: a name's first parameter speaks for all.
+        shapes = {name: "x".join(map(str, parameter.shape)) for name, parameter in reversed(parameters)}
+        shown = ", ".join(f"{name} {shape}" for name, shape in reversed(shapes.items()))
+        lines.append(f"  {part:<10}  {counts[part]:>14,}  {counts[part] / total:>6.1%}  {shown}")
+    if not counts.get("head") and model.get_output_embeddings() is not None:
+        lines.append(f"  {'head':<10}  {0:>14,}  {0:>6.1%}  tied to the embeddings")
+    rest = total - counts.get("embeddings", 0) - counts.get("head", 0)
+    lines.append(f"  {'total':<10}  {total:>14,}          {rest:,} without embeddings and head")
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context:
+        flops = flops_per_token(model, context)
+        lines.append(f"  {flops:.2e} FLOPs to train on a token in a context of {context:,}")
     return "\n".join(lines)
+
+
+def parameters_by_part(model: PreTrainedModel) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
+    """Part -> its parameters with the last words of their names; parts without any are left out."""
+    parts = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
+        short = name.removesuffix(".weight").rsplit(".", 1)[-1] if name.endswith(".weight") else name.rsplit(".", 1)[-1]
+        parts[part].append((short, parameter))
+    return {part: parameters for part, parameters in parts.items() if parameters}
 
 
 def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> int:
@@ -48,12 +55,10 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model)
-    config = model.config
+    config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
     multiplying = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is not embedding:
-        multiplying -= embedding.numel()
+    if head is None or head.weight is not embedding.weight:
+        multiplying -= embedding.weight.numel()
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 6 * multiplying + 12 * config.num_hidden_layers * heads * head_dim * context

@@ -1,0 +1,38 @@
+"""Let a model go on with a text.
+
+    python -m hf_llm.generate runs/quickstart/base --prompt "The list of" --max-new-tokens 64
+    echo "def add(a, b):" | python -m hf_llm.generate runs/quickstart/base --greedy
+
+Several --prompt make several completions; without one the prompt is what comes in on standard input.
+"""
+
+import argparse
+import sys
+import time
+
+from hf_llm.errors import command
+from hf_llm.inference.generation import complete, load
+from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder or Hub id")
+    parser.add_argument("--prompt", action="append", help="the text to go on with; may be given several times")
+    add_sampling_arguments(parser, max_new_tokens=128)
+    arguments = parser.parse_args(argv)
+
+    model, tokenizer = load(arguments.model)
+    prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]
+    start = time.perf_counter()
+    texts = complete(model, tokenizer, prompts, arguments.max_new_tokens, seed=arguments.seed, **sampling_of(arguments))
+    seconds = time.perf_counter() - start
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(f"{prompt}{text}\n")
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
