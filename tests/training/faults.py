@@ -158,7 +158,8 @@ def start(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> S
 def run(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Ended:
     """Train into `folder` under `faults` and wait for the end.
 
-    `changes` are those of TrainingArguments, `fingerprint` and `keep` of `train`, and environment `variables`.
+    `changes` are those of TrainingArguments, `fingerprint` and `keep` of `train`, environment `variables`, and `build`,
+    which makes another trainer than `tiny_trainer`.
     """
     return start(folder, *faults, processes=processes, **changes).end()
 
@@ -207,7 +208,7 @@ def child(
 def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[str] | None) -> None:
     changes = dict(changes)
     fingerprint, keep = changes.pop("fingerprint", {"data": "a"}), changes.pop("keep", 2)
-    trainer = tiny_trainer(folder, **changes)
+    trainer = changes.pop("build", tiny_trainer)(folder, **changes)
     for fault in faults:
         fault(trainer)
     train(trainer, fingerprint=fingerprint, keep=keep)

@@ -1,8 +1,9 @@
 import json
 import shutil
+from functools import partial
 
 import pytest
-from faults import EVERY, STEPS, kill_in_step, run
+from faults import EVERY, STEPS, Sequences, kill_in_step, nan_loss, run, start, tiny_trainer
 
 from hf_llm.errors import UserError
 from hf_llm.training.checkpoints import seal
@@ -26,6 +27,14 @@ def partial_damage(checkpoint, kind):
     return file.name
 
 
+def kill_in_step_7(trainer):
+    kill_in_step(trainer, 7)
+
+
+def kill_rank_1_in_step_7(trainer):
+    kill_in_step(trainer, 7, rank=1)
+
+
 def test_two_runs_with_one_seed_are_bit_equal(undisturbed, tmp_path):
     assert run(tmp_path / "base").outcome == undisturbed.ended.outcome
 
@@ -38,10 +47,6 @@ def test_kill_9_in_a_step_costs_the_steps_since_the_last_save_and_changes_nothin
     assert again.outcome["history"] == undisturbed.ended.outcome["history"]
     # 8 sequences a step: what was learnt before is not even read
     assert again.outcome["read"] == undisturbed.ended.outcome["read"] - 8 * EVERY
-
-
-def kill_in_step_7(trainer):
-    kill_in_step(trainer, 7)
 
 
 def test_the_same_command_after_the_end_trains_no_further(undisturbed, tmp_path):
@@ -122,10 +127,6 @@ def test_the_hubs_token_is_in_no_file(tmp_path):
         assert path.is_dir() or token.encode() not in path.read_bytes(), path
 
 
-def kill_rank_1_in_step_7(trainer):
-    kill_in_step(trainer, 7, rank=1)
-
-
 def test_a_killed_rank_ends_the_others_and_the_relaunch_is_exact(undisturbed_by_two, tmp_path):
     ended = run(tmp_path / "base", kill_rank_1_in_step_7, processes=2)
     assert ended.codes == [1, -9]
@@ -162,3 +163,73 @@ def test_a_compiled_model_resumes_exactly_and_its_checkpoints_are_those_of_a_pla
     assert again.outcome["history"] == whole.outcome["history"]
     names = load_file(tmp_path / "base" / "checkpoint-8" / "model.safetensors")
     assert not [name for name in names if "_orig_mod" in name]
+
+
+@pytest.mark.slow
+def test_zero_2_resumes_exactly_skips_what_is_not_finite_and_refuses_other_numbers_of_processes(tmp_path):
+    pytest.importorskip("deepspeed")
+    keys = ("gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
+    config = tmp_path / "zero2.json"
+    config.write_text(json.dumps({"zero_optimization": {"stage": 2}, **dict.fromkeys(keys, "auto")}))
+
+    def zero(name, *faults, processes=2):
+        changes = {"deepspeed": str(config), "variables": {"DS_ACCELERATOR": "cpu"}}
+        return start(tmp_path / name, *faults, processes=processes, **changes).end(seconds=240)
+
+    whole = zero("whole")  # the first ever builds DeepSpeed's operator, for about a minute
+    assert zero("base", kill_rank_1_in_step_7).codes == [1, -9]
+    again = zero("base")
+    assert (again.codes, again.outcome["history"]) == ([0, 0], whole.outcome["history"])
+    assert again.outcome["weights"] == whole.outcome["weights"]
+
+    refused = zero("base", processes=1)
+    assert refused.code == 2
+    assert "saved by ZeRO-2 with 2 processes; this launch is ZeRO-2 with 1" in refused.output
+
+    skipped = zero("skipped", partial(nan_loss, steps=[7], rank=1))
+    assert skipped.codes == [0, 0]
+    assert skipped.output.count("update dropped (1 so far)") == 1
+    assert "nan" not in str(skipped.outcome["history"])
+
+
+def tiny_lora_sft(folder, **changes):
+    """TRL's SFTTrainer with a LoRA adapter, on token ids."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{key: value.tolist() for key, value in Sequences()[index].items()} for index in range(60)]
+    plain = tiny_trainer(folder, **changes)
+    settings = {key: getattr(plain.args, key) for key in ("max_steps", "save_steps", "logging_steps", "learning_rate")}
+    arguments = SFTConfig(str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **settings)
+    return SFTTrainer(
+        plain.model,
+        arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.1),
+    )
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(62)} | {"<eos>": 62, "<pad>": 63}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+@pytest.mark.slow
+def test_trls_sft_trainer_with_lora_resumes_exactly_and_its_metrics_stay_finite(tmp_path):
+    whole = run(tmp_path / "whole", build=tiny_lora_sft)
+    assert whole.code == 0, whole.output
+    assert run(tmp_path / "base", kill_in_step_7, build=tiny_lora_sft).code == -9
+    again = run(tmp_path / "base", build=tiny_lora_sft)
+    assert [again.outcome[key] for key in ("weights", "history")] == [
+        whole.outcome[key] for key in ("weights", "history")
+    ]
+    skipped = run(tmp_path / "skipped", partial(nan_loss, steps=[7]), build=tiny_lora_sft)
+    assert "update dropped (1 so far)" in skipped.output
+    assert "nan" not in str(skipped.outcome["history"])

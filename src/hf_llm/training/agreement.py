@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from hf_llm.errors import UserError
@@ -19,7 +20,8 @@ def on_main(find_out: Callable[[], T]) -> T:
             found[0] = find_out()
         except UserError as error:
             found[1] = error
-    broadcast_object_list(found)
+    if torch.distributed.is_initialized():
+        broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
     return found[0]

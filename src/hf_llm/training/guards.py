@@ -169,7 +169,7 @@ def prepare_arguments(trainer: Trainer) -> None:
 
 def check_shared(trainer: Trainer, checkpoint: Path | None) -> None:
     """Raise UserError in every process where one of them, on another machine, does not see the checkpoint."""
-    if checkpoint:
+    if checkpoint and trainer.args.world_size > 1:
         blind = torch.tensor(int(not checkpoint.is_dir()), device=trainer.args.device)
         if reduce(blind, "sum").item():
             raise UserError(f"{checkpoint} is not seen by every process; the run's folder must lie on shared storage")
