@@ -100,6 +100,8 @@ def make_corpus(section: Corpus, folder: Path, key: str) -> dict:
         results = _read_parts(section, parts, work, key)
         ledger = _merge(section, parts, results, work / key)
         (work / LEDGER).write_text(json.dumps(ledger, indent=2, ensure_ascii=False), encoding="utf-8")
+        for torn in (work / key / "data").glob("*.tmp"):  # of a killed run
+            torn.unlink()
         os.replace(work / key / "data", folder / "data")
     if (work / LEDGER).exists():
         os.replace(work / LEDGER, folder / LEDGER)
@@ -148,7 +150,7 @@ def read_part(section: Corpus, part: Part, work: Path, name: str) -> dict:
     filters = [LengthFilter(section.min_chars, section.max_chars)]
     flows = run_steps([read, Normalise(), *filters, WriteSorted(work, [name])])
     files = sorted(path.name for path in work.glob(f"{name}.*.parquet"))
-    return {"flows": [asdict(flow) for flow in flows], "faults": asdict(read.faults), "files": files}
+    return {"flows": [asdict(flow) for flow in flows], "faults": vars(read.faults), "files": files}
 
 
 def _merge(section: Corpus, parts: list[Part], results: list[dict], work: Path) -> dict:

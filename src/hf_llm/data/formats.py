@@ -105,8 +105,7 @@ def _messages(value: Any) -> list[Message]:
     return [message(item) for item in value]
 
 
-def _text(row: dict, name: str) -> str:
-    value = row.get(name)
+def _text(value: Any, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise Unusable(f"{name} is no text")
     return value or ""
@@ -128,7 +127,7 @@ def _from_completion(row: dict) -> list[Message]:
 
 
 def _from_alpaca(row: dict) -> list[Message]:
-    return checked([*_instruction(row), {"role": "assistant", "content": _text(row, "output")}])
+    return checked([*_instruction(row), {"role": "assistant", "content": _text(row["output"], "output")}])
 
 
 def _from_self_instruct(row: dict) -> list[Message]:
@@ -139,7 +138,7 @@ def _from_self_instruct(row: dict) -> list[Message]:
 
 
 def _from_question(row: dict) -> list[Message]:
-    question, answer = _text(row, "question"), _text(row, "answer")
+    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
     return checked([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
@@ -156,12 +155,13 @@ _CONVERSATIONS: list[tuple[set[str], Callable[[dict], list[Message]]]] = [
 
 def _instruction(row: dict) -> list[Message]:
     """Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question, answer] pairs) too."""
-    messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
+    messages = [{"role": "system", "content": _text(row["system"], "system")}] if row.get("system") else []
     for pair in row.get("history") or ():
         if not isinstance(pair, list) or len(pair) != 2:
             raise Unusable("history that is no list of pairs")
         messages += [{"role": "user", "content": str(pair[0])}, {"role": "assistant", "content": str(pair[1])}]
-    question = "\n\n".join(filter(None, (_text(row, "instruction").strip(), _text(row, "input").strip())))
+    parts = (_text(row["instruction"], "instruction"), _text(row.get("input"), "input"))
+    question = "\n\n".join(part.strip() for part in parts if part.strip())
     return [*messages, {"role": "user", "content": question}]
 
 

@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrai
     tokenizer.train_from_iterator(_sample(texts, section.sample_bytes), _trainer(size, specials))
     found = tokenizer.get_vocab_size()
     if found < size:
-        largest = found // MULTIPLE * MULTIPLE
+        largest = (found - (size - section.vocab_size)) // MULTIPLE * MULTIPLE
         remedy = f"write tokenizer.vocab_size={largest} (the largest it is enough for)"
         if largest < 256 + MULTIPLE:
             remedy = "give it more text"

@@ -1,0 +1,166 @@
+import json
+import os
+
+import pytest
+
+from hf_llm.data.conversations import ConversationSource, load_conversations, load_preferences
+from hf_llm.data.installed import file_groups
+from hf_llm.errors import UserError
+
+DATA = os.environ.get("HF_LLM_DATA")
+real_data = pytest.mark.skipif(not DATA, reason="real data: set HF_LLM_DATA")
+
+
+def source(path, **keys):
+    return ConversationSource(license="mit", path=str(path), **keys)
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def alpaca(count):
+    return [{"instruction": f"Question {i % (count - 10)}", "input": "", "output": f"Answer {i}"} for i in range(count)]
+
+
+def questions(rows):
+    return {row["messages"][0]["content"] for row in rows}
+
+
+def test_rows_are_divided_by_question_and_the_same_every_time(tmp_path):
+    path = write(tmp_path / "a.jsonl", alpaca(200))
+    train, held_out, report = load_conversations([source(path)], 0.1, seed=1)
+    assert train.column_names == ["messages"]
+    assert report == {
+        "kept": 200, "dropped": {}, "samples": [], "licenses": ["mit"], "train": len(train), "eval": len(held_out),
+    }  # fmt: skip
+    assert len(train) + len(held_out) == 200 and len(questions(held_out)) == 19
+    assert not questions(train) & questions(held_out)
+    again = load_conversations([source(path)], 0.1, seed=1)
+    assert (again[0][:], again[1][:]) == (train[:], held_out[:])
+    assert questions(load_conversations([source(path)], 0.1, seed=2)[1]) != questions(held_out)
+
+
+def test_nothing_is_held_out_when_nothing_is_asked_for(tmp_path):
+    train, held_out, _ = load_conversations([source(write(tmp_path / "a.jsonl", alpaca(20)))], 0.0, seed=1)
+    assert len(train) == 20 and len(held_out) == 0 and held_out.column_names == ["messages"]
+
+
+def test_take_reads_the_first_rows(tmp_path):
+    train, _, _ = load_conversations([source(write(tmp_path / "a.jsonl", alpaca(200)), take=7)], 0.0, seed=1)
+    assert [row["messages"][1]["content"] for row in train] == [f"Answer {i}" for i in range(7)]
+
+
+def test_several_sources_of_several_forms_become_one_data_set(tmp_path):
+    write(tmp_path / "a.jsonl", alpaca(50))
+    write(tmp_path / "b.jsonl", [{"prompt": f"Other {i}", "completion": "Yes"} for i in range(30)])
+    chats = [
+        {"conversations": [{"from": "human", "value": f"Chat {i}"}, {"from": "gpt", "value": "Hm"}]} for i in range(9)
+    ]
+    (tmp_path / "c.json").write_text(json.dumps(chats))
+    train, held_out, report = load_conversations([source(tmp_path), source(tmp_path / "c.json", take=5)], 0.1, seed=1)
+    assert report["kept"] == len(train) + len(held_out) == 50 + 30 + 9 + 5
+
+
+def test_a_few_unusable_rows_are_dropped_and_more_are_an_error(tmp_path):
+    rows = [*alpaca(199), {"instruction": "a", "input": "", "output": ""}]
+    _, _, report = load_conversations([source(write(tmp_path / "a.jsonl", rows))], 0.1, seed=1)
+    assert report["kept"] == 199 and report["dropped"] == {"an empty message": 1}
+    path = write(tmp_path / "a.jsonl", [*rows, "{ not JSON", {"instruction": "b"}, "[]"])
+    with pytest.raises(UserError, match=r"(?s)4 of 203 rows cannot be used \(1 .*write `allow_drop: 0.02`"):
+        load_conversations([source(path)], 0.1, seed=1)
+    _, _, report = load_conversations([source(path)], 0.1, seed=1, allow_drop=0.02)
+    assert report["dropped"] == {
+        "an empty message": 1, "malformed JSON": 1, "no column 'output'": 1, "no JSON object": 1,
+    }  # fmt: skip
+    assert any("a.jsonl, line 201: malformed JSON" in sample for sample in report["samples"])
+
+
+def test_an_unknown_form_shows_its_columns_and_a_row_that_is_understood(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"body": "x", "score": 1}])
+    with pytest.raises(UserError, match=r'row 1 has the columns body, score, .*\n.*\{"messages": '):
+        load_conversations([source(path)], 0.1, seed=1)
+    with pytest.raises(UserError, match=r'row 1 has the columns body, score, .*\n.*"rejected": '):
+        load_preferences([source(path)], 0.1, seed=1)
+
+
+def test_no_rows_or_too_few_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no rows"):
+        load_conversations([source(write(tmp_path / "a.jsonl", []))], 0.1, seed=1)
+    with pytest.raises(UserError, match="too few to hold some out"):
+        load_conversations([source(write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}]))], 0.1, seed=1)
+    with pytest.raises(UserError, match=r"nowhere\.jsonl does not exist"):
+        load_conversations([source("nowhere.jsonl")], 0.1, seed=1)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"path": "a", "installed": "docs"}, {"path": "a", "subset": "x"}, {"path": "a", "take": 0}]
+)
+def test_a_wrong_source_is_refused(keys):
+    with pytest.raises(ValueError):
+        ConversationSource(license="mit", **keys)
+
+
+def check_documentation(least):
+    docs = [ConversationSource(license="psf-2.0", installed="docs")]
+    train, held_out, report = load_conversations(docs, 0.05, seed=1)
+    assert report["kept"] > least and not report["dropped"]
+    assert not questions(train) & questions(held_out)
+    pairs, held_out_pairs, report = load_preferences(docs, 0.05, seed=1)
+    assert report["kept"] > least
+    answers = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in (*train, *held_out)}
+    for row in (*pairs, *held_out_pairs):
+        assert row["chosen"][0]["content"] == answers[row["prompt"][0]["content"]] != row["rejected"][0]["content"]
+    return answers
+
+
+def test_the_documentation_gives_conversations_and_preferences(monkeypatch):
+    def few_files(item, size):
+        return [
+            [pair for pair in group if pair[1].startswith(("json/", "email/"))] for group in file_groups(item, size)
+        ]
+
+    monkeypatch.setattr("hf_llm.data.documentation.file_groups", few_files)
+    answers = check_documentation(150)
+    assert answers["What is `json.decoder.JSONDecoder`?"] == "Simple JSON <https://json.org> decoder"
+
+
+@pytest.mark.slow
+def test_the_whole_documentation_gives_thousands_of_them():
+    check_documentation(3000)
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "kept", "unusable"),
+    [
+        ("alpaca", 5173, 2),
+        ("llms_from_scratch/instruction-data.json", 1100, 0),
+        ("gsm8k", 1300, 0),
+        ("sharegpt", 199, 1),
+    ],
+)
+def test_real_conversations_are_read(name, kept, unusable):
+    train, held_out, report = load_conversations([source(f"{DATA}/{name}")], 0.05, seed=1)
+    assert report["kept"] == kept == len(train) + len(held_out)
+    assert sum(report["dropped"].values()) == unusable
+
+
+@real_data
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("hh_rlhf", 1492),
+        ("llamafactory_pref/dpo_en_demo.json", 300),
+        ("llamafactory_pref/v1_dpo_demo.jsonl", 10),
+        ("llms_from_scratch/instruction-data-with-preference.json", 1094),
+        ("alpaca_prefs", 1500),
+    ],
+)
+def test_real_preferences_are_read(name, kept):
+    train, held_out, report = load_preferences([source(f"{DATA}/{name}")], 0.05, seed=1)
+    assert report["kept"] == kept == len(train) + len(held_out)
+    row = train[0]
+    assert row["prompt"][-1]["role"] == "user"
+    assert [message["role"] for side in ("chosen", "rejected") for message in row[side]] == ["assistant", "assistant"]

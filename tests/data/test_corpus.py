@@ -1,0 +1,171 @@
+import json
+import os
+import random
+
+import pytest
+
+from hf_llm.data import corpus as corpus_module
+from hf_llm.data.corpus import Corpus, corpus_files, corpus_texts, make_corpus
+from hf_llm.data.sources import Source
+from hf_llm.data.splitting import NAMES, Split
+from hf_llm.errors import UserError
+from hf_llm.manifest import file_digests
+
+WORDS = ("red", "fox", "river", "stone", "child", "tower", "answers", "follows", "paints", "golden", "crow", "baker")
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 1)
+
+
+def texts(count, seed=0):
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=30)) + f" {i} {seed}." for i in range(count)]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row if isinstance(row, dict) else {"text": row}) + "\n" for row in rows))
+    return Source(license="cc0-1.0", path=str(path))
+
+
+def made(folder, *sources, key="", **settings):
+    folder.mkdir(exist_ok=True)
+    section = Corpus(sources=list(sources), **{"min_chars": 20, **settings})
+    return make_corpus(section, folder, key)
+
+
+def split_of_text(folder):
+    return {text: split for split in NAMES for text in corpus_texts(folder, split)}
+
+
+def test_datasets_opens_the_corpus(tmp_path):
+    import datasets
+
+    rows = [{"text": text, "url": f"https://example.org/{i}"} for i, text in enumerate(texts(200))]
+    ledger = made(tmp_path / "corpus", jsonl(tmp_path / "a.jsonl", rows))
+    found = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(found[name]) for name in NAMES} == {n: ledger["splits"][n]["documents"] for n in NAMES}
+    assert found["train"].column_names == ["id", "text", "source", "license", "language", "url", "metadata"]
+    row = found["train"][0]
+    line = int(row["url"].rpartition("/")[2]) + 1
+    assert row["source"] == "a.jsonl" and row["license"] == "cc0-1.0"
+    assert json.loads(row["metadata"]) == {"file": "a.jsonl", "line": line}
+
+
+def test_equal_texts_are_kept_once_whatever_their_order(tmp_path):
+    unique = texts(150)
+    rows = [*unique, *(f"{text}  \r\n" for text in unique[:60]), *unique[:30]]
+    results = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        folder = tmp_path / str(seed)
+        ledger = made(folder, jsonl(tmp_path / "a.jsonl", rows))
+        rule = ledger["sources"]["a.jsonl"]["rules"]["exact_duplicates"]
+        assert (rule["documents"], rule["dropped"]) == (150, {"duplicate": 90})
+        results.append({split: list(corpus_texts(folder, split)) for split in NAMES})
+    assert sorted(text for split in results[0].values() for text in split) == sorted(unique)
+    assert results[0] == results[1] == results[2]
+
+
+def test_of_equal_texts_the_earliest_source_keeps_its_own(tmp_path):
+    a, b = (jsonl(tmp_path / name, texts(100)) for name in ("a.jsonl", "b.jsonl"))
+    b.license = "mit"
+    ledger = made(tmp_path / "one", a, b)
+    assert ledger["licenses"] == {"cc0-1.0": 100}
+    assert made(tmp_path / "two", b, a)["licenses"] == {"mit": 100}
+
+
+def test_adding_documents_moves_none_of_the_others(tmp_path):
+    made(tmp_path / "small", jsonl(tmp_path / "a.jsonl", texts(200)))
+    made(tmp_path / "large", jsonl(tmp_path / "b.jsonl", [*texts(300, seed=1), *texts(200)]))
+    small, large = split_of_text(tmp_path / "small"), split_of_text(tmp_path / "large")
+    assert small.items() <= large.items() and len(large) == 500
+
+
+def test_the_split_has_its_shares():
+    counts = {name: 0 for name in NAMES}
+    for i in range(10_000):
+        counts[Split(0.7, 0.2, 0.1).of(str(i))] += 1
+    assert abs(counts["train"] - 7000) < 200 and abs(counts["validation"] - 2000) < 200
+    with pytest.raises(ValueError, match="add up to 1"):
+        Split(0.8, 0.1, 0.2)
+    with pytest.raises(ValueError, match="need a share"):
+        Split(1.0, 0.0, 0.0)
+
+
+def test_several_shards_hold_what_one_holds(tmp_path, monkeypatch):
+    source = jsonl(tmp_path / "a.jsonl", [*texts(400), *texts(100)])
+    one = made(tmp_path / "one", source)
+    monkeypatch.setattr(corpus_module, "SHARD_BYTES", 12_000)
+    monkeypatch.setattr(corpus_module, "BUFFER_BYTES", 9_000)
+    several = made(tmp_path / "several", source)
+    assert several == one
+    assert len(corpus_files(tmp_path / "several", "train")) > 4
+    for split in NAMES:
+        assert list(corpus_texts(tmp_path / "several", split)) == list(corpus_texts(tmp_path / "one", split))
+
+
+def test_workers_make_what_one_process_makes(tmp_path, monkeypatch):
+    sources = [jsonl(tmp_path / f"{name}.jsonl", texts(100, seed)) for seed, name in enumerate("abc")]
+    made(tmp_path / "one", *sources)
+    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 2)
+    made(tmp_path / "many", *sources)
+    assert file_digests(tmp_path / "many") == file_digests(tmp_path / "one")
+
+
+def test_lengths_are_kept_to(tmp_path):
+    rows = [*texts(100), "short", "x" * 3000]
+    rules = made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", rows), max_chars=2000)["sources"]["a.jsonl"]["rules"]
+    assert rules["length"]["documents"] == 100
+    assert rules["length"]["dropped"] == {"too_short": 1, "too_long": 1}
+
+
+def test_changed_input_is_not_taken_for_what_was_read_before(tmp_path, monkeypatch):
+    source = jsonl(tmp_path / "a.jsonl", texts(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_module, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "c", source)
+    assert list((tmp_path / "c" / "work").glob("*.json"))
+    jsonl(tmp_path / "a.jsonl", texts(120, seed=5))
+    made(tmp_path / "c", source)
+    assert sorted(split_of_text(tmp_path / "c")) == sorted(texts(120, seed=5))
+
+
+def test_a_few_bad_rows_are_counted_and_many_are_an_error(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in texts(95)]
+    path.write_text("\n".join([*lines, "{", "[]", '{"text": null}', '{"text": 5}']))
+    source = Source(license="unknown", path=str(path))
+    ledger = made(tmp_path / "c", source)["sources"]["a.jsonl"]
+    assert ledger["rules"]["read"]["dropped"] == {"malformed JSON": 1, "no JSON object": 1, "text is no text": 2}
+    assert len(ledger["unreadable"]) == 4
+    path.write_text("\n".join([*lines, *["{"] * 15]))
+    with pytest.raises(UserError, match=r"corpus source a\.jsonl: 15 of 110 records are unreadable"):
+        made(tmp_path / "d", source)
+
+
+@pytest.mark.parametrize(("rows", "message"), [([], "has 0 documents"), (["too short"], "length 0")])
+def test_a_corpus_without_documents_is_an_error(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", rows))
+
+
+def test_a_split_without_documents_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="none of them in validation"):
+        made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", texts(1)))
+
+
+@pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="real data: set HF_LLM_DATA")
+def test_real_text_becomes_documents(tmp_path):
+    data = os.environ["HF_LLM_DATA"]
+    sources = [
+        Source(license="unknown", path=f"{data}/{name}") for name in ("tinyshakespeare", "wikitext2", "web_text")
+    ]
+    ledger = made(tmp_path / "c", *sources, min_chars=100)
+    left = {name: entry["rules"]["exact_duplicates"]["documents"] for name, entry in ledger["sources"].items()}
+    assert left["tinyshakespeare"] > 100 and left["wikitext2"] > 600 and left["web_text"] >= 300
+    assert all(ledger["splits"][name]["documents"] > 50 for name in NAMES)
+    before = ledger["sources"]["wikitext2"]["rules"]["read"]["bytes"]
+    assert ledger["sources"]["wikitext2"]["rules"]["exact_duplicates"]["bytes"] > 0.98 * before

@@ -1,0 +1,111 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_llm.manifest import file_digests, read_manifest
+from hf_llm.prepare_data import main
+
+KILLING = Path(__file__).parent / "data" / "killing.py"
+
+
+@pytest.fixture(autouse=True)
+def inside(tiny_inputs, monkeypatch):
+    monkeypatch.chdir(tiny_inputs)
+    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 1)
+    return tiny_inputs
+
+
+def fails(capsys, *argv):
+    """The error that the stage ends with."""
+    with pytest.raises(SystemExit) as exit:
+        main(["tiny.yaml", *argv])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_corpus_is_made_once(capsys):
+    main(["tiny.yaml"])
+    output = capsys.readouterr().out
+    assert "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 documents" in output
+    manifest = read_manifest(Path("runs/tiny/corpus"))
+    assert manifest["headline"].startswith("400 documents, ") and manifest["licenses"] == ["cc0-1.0"]
+    splits = manifest["facts"]["ledger"]["splits"]
+    assert sum(counts["documents"] for counts in splits.values()) == 400
+    assert not Path("runs/tiny/corpus/work").exists()
+    main(["tiny.yaml"])
+    assert "runs/tiny/corpus is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ("[{path: nowhere, license: mit}]", "corpus.sources[0]: nowhere does not exist"),
+        ("[{path: texts}]", "corpus.sources[0].license: missing"),
+        ("[{path: texts, licence: mit}]", "no such key; did you mean license?"),
+        ("[{path: texts, hub: a/b, license: mit}]", "exactly one of `path`, `hub` and `installed`"),
+        ("[]", "sources is empty"),
+        ("[{path: empty.txt, license: mit}]", "the corpus has 0 documents"),
+        ("[{path: chats.jsonl, license: mit}]", "chats.jsonl, line 1 has no column 'text'; it has messages"),
+        ("[{path: latin.txt, license: mit}]", "latin.txt, line 1: not UTF-8"),
+        ("[{path: binary.txt, license: mit}]", "binary"),
+        ("[{hub: a/b, license: mit}]", "the Hub data set a/b train cannot be read"),
+    ],
+)
+def test_a_wrong_source_is_named_and_the_next_try_is_free(sources, message, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    Path("empty.txt").write_text("")
+    Path("latin.txt").write_bytes("café au lait, naïveté\n".encode("latin-1") * 30)
+    Path("binary.txt").write_bytes(b"\x7fELF\0\0\0")
+    assert message in fails(capsys, f"--corpus.sources={sources}")
+    assert read_manifest(Path("runs/tiny/corpus")) is None
+    main(["tiny.yaml"])
+    assert read_manifest(Path("runs/tiny/corpus"))
+
+
+def test_an_unknown_licence_is_said_aloud(capsys):
+    main(["tiny.yaml", "--corpus.sources=[{path: texts, license: unknown}]"])
+    assert "licence is unknown" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_once_there_is_a_corpus(capsys):
+    main(["tiny.yaml"])
+    assert "corpus.min_chars: was 20, is 30" in fails(capsys, "--corpus.min_chars=30")
+
+
+def test_a_corpus_killed_at_every_write_has_the_same_bytes(inside):
+    for name in ("a", "b", "c"):
+        rows = [json.dumps({"text": f"{name}: a document with the number {i // 2}"}) for i in range(60)]
+        Path(f"{name}.jsonl").write_text("\n".join(rows))
+    sources = "--corpus.sources=[{path: texts, license: mit}, " + ", ".join(
+        f"{{path: {name}.jsonl, license: mit}}" for name in ("a", "b", "c")
+    )
+    command = [sys.executable, str(KILLING), "hf_llm.prepare_data", "tiny.yaml", sources + "]", "--name=killed"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=inside, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.rpartition("lives: ")[2]) > 5
+    main(["tiny.yaml", sources + "]"])
+    assert file_digests(Path("runs/killed/corpus")) == file_digests(Path("runs/tiny/corpus"))
+
+
+@pytest.mark.slow
+def test_the_documentation_on_this_disk_makes_a_corpus(inside, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(inside)
+    main(
+        [
+            "tiny.yaml",
+            "--corpus.sources=[{installed: [language_reference, standard_library, packages], license: psf-2.0}]",
+        ]
+    )
+    ledger = read_manifest(Path("runs/tiny/corpus"))["facts"]["ledger"]
+    assert set(ledger["sources"]) == {"language_reference", "standard_library", "packages"}
+    size = sum(counts["bytes"] for counts in ledger["splits"].values())
+    assert 10e6 < size < 40e6
+    assert sum(counts["documents"] for counts in ledger["splits"].values()) > 3000

@@ -1,0 +1,170 @@
+import random
+
+import pytest
+from transformers import AutoTokenizer
+
+from hf_llm.errors import UserError
+from hf_llm.tokenization.report import tokenizer_report
+from hf_llm.tokenization.training import TokenizerSection, special_tokens, train_tokenizer, use_tokenizer
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Oh, hi"},
+    {"role": "user", "content": "1+2?"},
+    {"role": "assistant", "content": "3"},
+]
+
+
+def texts(count=300):
+    """Sentences of made-up words, each after some white space and with a number."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices(("ri", "ver", "sto", "ne", "chi", "ld", "tow", "er"), k=3)) for _ in range(200)]
+    return [" ".join(rng.choices(words, k=40)) + f"\n\n    indented {rng.randint(0, 999)}" for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(texts(), TokenizerSection(vocab_size=320))
+
+
+def test_the_vocabulary_is_a_multiple_of_64_and_begins_with_the_special_tokens(tokenizer):
+    assert len(tokenizer) == 320
+    assert tokenizer.convert_ids_to_tokens(range(16)) == special_tokens(0)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, None)
+    rounded = train_tokenizer(texts(), TokenizerSection(vocab_size=321))
+    assert len(rounded) == 384
+    assert rounded.convert_ids_to_tokens(16 + 62) == "<|reserved_74|>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "naïve 数字 🙂 \x00\x7f",
+        "\t\tx = [1,\n\n\n  2]  \n",
+        "\ufffd\u200b\ufeff",
+        "a<|endoftext|>b",
+        "e\u0301",
+    ],
+)
+def test_every_text_comes_back_exactly(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_nothing_is_added_to_a_text(tokenizer):
+    assert tokenizer.encode("") == [] and tokenizer.eos_token_id not in tokenizer.encode("a b", add_special_tokens=True)
+
+
+def test_digits_stand_alone_and_white_space_together():
+    numbers = [f"in {year} and {year} there were\n            some" for year in range(1900, 2024)] + texts()
+    tokenizer = train_tokenizer(numbers, TokenizerSection(vocab_size=384))
+    assert [tokenizer.decode(i) for i in tokenizer.encode("1999")] == ["1", "9", "9", "9"]
+    assert [tokenizer.decode(i) for i in tokenizer.encode("\n            some")][:2] == ["\n", " " * 11]
+
+
+def test_the_same_text_gives_the_same_tokenizer(tokenizer, tmp_path):
+    again = train_tokenizer(texts(), TokenizerSection(vocab_size=320))
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+def test_no_more_than_the_sample_is_read():
+    read = []
+
+    def reading():
+        for text in texts():
+            read.append(text)
+            yield text
+
+    train_tokenizer(reading(), TokenizerSection(vocab_size=320, sample_bytes=20_000))
+    assert 20_000 <= sum(len(text) for text in read) < 40_000
+
+
+def test_a_saved_tokenizer_is_the_same_and_keeps_its_template(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert loaded.chat_template == tokenizer.chat_template
+    assert (loaded.pad_token, loaded.eos_token) == ("<|pad|>", "<|endoftext|>")
+    assert loaded.encode(texts()[0]) == tokenizer.encode(texts()[0])
+    assert loaded.all_special_ids == tokenizer.all_special_ids and len(loaded.all_special_ids) == 16
+
+
+def test_a_chat_has_these_ids(tokenizer):
+    rendered = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert rendered == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nOh, hi<|im_end|>\n"
+        "<|im_start|>user\n1+2?<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n"
+    )
+    short = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "3"}]
+    ids = tokenizer.apply_chat_template(short, return_dict=True)["input_ids"]
+    assert ids == [
+        2, 100, 98, 272, 214, 32, 26, 33, 46, 3, 214, 2, 80, 98, 98, 88, 98, 99, 80, 309, 214, 34, 3, 214,
+    ]  # fmt: skip
+
+
+def test_the_loss_covers_what_the_assistant_says_and_its_end(tokenizer):
+    encoded = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    covered = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(covered) == "Oh, hi<|im_end|>3<|im_end|>"
+
+
+def test_the_prompt_is_the_beginning_of_the_conversation(tokenizer):
+    for answer in ("3", "  leading space", "\n\nblank lines"):
+        chat = [*CHAT[:-1], {"role": "assistant", "content": answer}]
+        prompt = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+        assert whole[: len(prompt)] == prompt
+
+
+def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_works():
+    with pytest.raises(UserError, match=r"too small for a vocabulary of 32,832: .* write tokenizer\.vocab_size=") as e:
+        train_tokenizer(texts(), TokenizerSection(vocab_size=32769))
+    largest = int(str(e.value).partition("vocab_size=")[2].split()[0])
+    assert len(train_tokenizer(texts(), TokenizerSection(vocab_size=largest))) == largest
+    with pytest.raises(UserError, match="give it more text"):
+        train_tokenizer(["tiny"], TokenizerSection(vocab_size=320))
+
+
+def test_wrong_settings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 320"):
+        TokenizerSection(vocab_size=300)
+    with pytest.raises(UserError, match=r"missing\.jinja is neither `chatml` nor a readable file"):
+        train_tokenizer(texts(), TokenizerSection(vocab_size=320, chat_template="missing.jinja"))
+
+
+def test_a_template_of_ones_own_is_taken(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
+    section = TokenizerSection(vocab_size=320, chat_template=str(tmp_path / "mine.jinja"))
+    assert train_tokenizer(texts(), section).apply_chat_template(CHAT, tokenize=False) == "Be brief."
+
+
+def test_an_existing_tokenizer_gets_what_it_lacks(tmp_path, tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
+    bare.save_pretrained(tmp_path)
+    used = use_tokenizer(TokenizerSection(use=str(tmp_path)))
+    assert used.pad_token == "<|pad|>" and used.chat_template == tokenizer.chat_template
+    assert (
+        used.apply_chat_template(CHAT, return_dict=True)["input_ids"]
+        == tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
+    )
+
+
+def test_an_existing_tokenizer_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"tokenizer\.use: nobody/nothing cannot be loaded"):
+        use_tokenizer(TokenizerSection(use="nobody/nothing"))
+
+
+def test_the_report_counts_bytes_per_token(tokenizer):
+    held_out = ["river stone", "naïve <|endoftext|>"]
+    report = tokenizer_report(tokenizer, held_out, 10**6)
+    size = sum(len(text.encode()) for text in held_out)
+    assert report["bytes"] == size and report["documents"] == 2
+    assert 1 < report["bytes_per_token"] < 5
+    assert report["samples"]["digits"]["2024"] == ["2", "0", "2", "4"]
+    assert tokenizer.encode("<|endoftext|>") == [1]
