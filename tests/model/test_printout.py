@@ -1,0 +1,48 @@
+import pytest
+import torch
+from tiny_models import tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from hf_llm.model.loading import new_model
+from hf_llm.model.printout import describe, flops_per_token, parameters_by_part
+
+
+def test_the_parts_add_up_to_the_model():
+    for model in (tiny_model(), tiny_model(tie_word_embeddings=False)):
+        counted = [parameter for parts in parameters_by_part(model).values() for _, parameter in parts]
+        assert sum(parameter.numel() for parameter in counted) == model.num_parameters()
+
+
+def test_every_parameter_of_a_known_architecture_has_a_part():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    for model_type in ("gpt2", "llama", "qwen3"):
+        model = new_model({"model_type": model_type, **sizes}, tiny_tokenizer())
+        assert "other" not in parameters_by_part(model), model_type
+
+
+def test_the_table_names_counts_and_shapes():
+    text = describe(tiny_model())
+    assert "embeddings          10,240" in text
+    assert "gate_proj 48x32" in text and "q_proj 32x32" in text and "k_proj 16x32" in text
+    assert "tied to the embeddings" in text
+    assert "tied" not in describe(tiny_model(tie_word_embeddings=False))
+
+
+def test_flops_of_a_token_follow_the_formula_of_palm():
+    multiplying = tiny_model().num_parameters()
+    attention = 12 * 2 * 4 * 8 * 100
+    assert flops_per_token(tiny_model(), 100) == 6 * multiplying + attention
+    assert flops_per_token(tiny_config(), 100) == 6 * multiplying + attention
+    # An untied embedding is looked up, not multiplied; the head of the same size takes its place.
+    assert flops_per_token(tiny_config(tie_word_embeddings=False), 100) == 6 * multiplying + attention
+
+
+def test_the_formula_is_near_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(), attn_implementation="eager")
+    tokens = torch.zeros(2, 64, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).logits.sum().backward()  # the counter overlooks the in-place product of the chunked loss
+    assert counter.get_total_flops() / tokens.numel() / flops_per_token(model, 64) == pytest.approx(1, abs=0.05)

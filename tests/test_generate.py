@@ -1,0 +1,41 @@
+import io
+
+import pytest
+from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+
+from hf_llm.generate import main
+from hf_llm.inference.generation import complete
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(save_tiny_model(tmp_path / "model"))
+
+
+def test_every_prompt_is_printed_with_what_follows(folder, capsys):
+    main([folder, "--prompt", "The", "--prompt", "Once", "--max-new-tokens", "8", "--greedy"])
+    output = capsys.readouterr()
+    texts = complete(tiny_model(), tiny_tokenizer(), ["The", "Once"], 8, do_sample=False)
+    assert output.out == f"The{texts[0]}\n\nOnce{texts[1]}\n\n"
+    assert "tokens/s" in output.err
+
+
+def test_without_a_prompt_standard_input_is_the_prompt(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    main([folder, "--max-new-tokens", "4", "--greedy"])
+    assert capsys.readouterr().out.startswith("one\ntwo")
+
+
+def test_the_same_seed_samples_the_same_text(folder, capsys):
+    texts = []
+    for _ in range(2):
+        main([folder, "--prompt", "The", "--max-new-tokens", "8", "--seed", "3"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_a_missing_folder_ends_with_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["runs/none/base", "--prompt", "x"])
+    assert stop.value.code == 2
+    assert "there is no folder runs/none/base" in capsys.readouterr().err
