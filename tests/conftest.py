@@ -15,7 +15,7 @@ seed: 7
 corpus:
   sources: [{path: texts, license: cc0-1.0}]
   min_chars: 20
-tokenizer: {vocab_size: 448}
+tokenizer: {vocab_size: 320}
 model:
   hidden_size: 32
   intermediate_size: 64

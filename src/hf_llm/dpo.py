@@ -18,7 +18,7 @@ from hf_llm.errors import command
 from hf_llm.lifecycle import Run
 from hf_llm.model.loading import load_model, load_tokenizer, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
-from hf_llm.monitoring.throughput import Throughput
+from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.training.arguments import training_arguments
@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         recipe.seed,
         "dpo",
         max_length=model.config.max_position_embeddings,
-        gradient_checkpointing=False,
         precompute_ref_log_probs=section.lora is None,
-        report_to=reporters(section.training.get("report_to"), making.path),
+        report_to=reporters(section.training.get("report_to")),
         eval_strategy="epoch",
     )
     trainer = DPOTrainer(
@@ -80,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=LoraConfig(**{"task_type": "CAUSAL_LM", **section.lora}) if section.lora is not None else None,
-        callbacks=[Throughput()],
     )
+    watch(trainer, likelihood=False)
     finish(
         trainer,
         making,

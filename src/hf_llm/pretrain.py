@@ -14,21 +14,14 @@ from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run, say
 from hf_llm.model.loading import config_class, load_tokenizer, new_model
-from hf_llm.model.printout import describe
+from hf_llm.model.printout import describe, flops_per_token
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.monitoring.samples import Samples
-from hf_llm.monitoring.throughput import Throughput
+from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.arguments import batch, training_arguments
+from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
-
-
-@dataclass
-class SampleSettings:
-    """Short completions printed and logged while the model trains."""
-
-    prompts: list[str] = field(default_factory=list)
-    every: int = field(default=0, metadata={"help": "steps between samples; 0 for as often as evaluation"})
 
 
 @dataclass
@@ -39,7 +32,7 @@ class Pretraining:
     training: Settings[TrainingArguments]
     context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
     evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
-    samples: SampleSettings = field(default_factory=SampleSettings)
+    samples: Samples = field(default_factory=Samples)
     tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
     tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
 
@@ -75,11 +68,11 @@ def main(argv: list[str] | None = None) -> None:
         recipe.seed,
         "pretrain",
         **batch(section.tokens_per_step, context, section.training, "pretrain"),
-        report_to=reporters(section.training.get("report_to"), making.path),
+        report_to=reporters(section.training.get("report_to")),
         eval_strategy="steps",
         weight_decay=0.1,
         adam_beta2=0.95,
-        torch_compile=None,
+        torch_compile=device_type() == "cuda",
     )
     trainer = Trainer(
         model=model,
@@ -87,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=train,
         eval_dataset=validation.limited(section.evaluation_tokens),
         processing_class=tokenizer,
-        callbacks=[Throughput(...), Samples(...)],
     )
+    watch(trainer, flops_per_token(model.config, context), validation.bytes_per_token, samples=section.samples)
     finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
 
 

@@ -16,7 +16,7 @@ from hf_llm.errors import command
 from hf_llm.lifecycle import Run
 from hf_llm.model.loading import load_model, load_tokenizer, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
-from hf_llm.monitoring.throughput import Throughput
+from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.training.arguments import training_arguments
@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         "sft",
         max_length=model.config.max_position_embeddings,
         assistant_only_loss=True,
-        gradient_checkpointing=False,
-        report_to=reporters(section.training.get("report_to"), making.path),
+        report_to=reporters(section.training.get("report_to")),
         eval_strategy="epoch",
     )
     trainer = SFTTrainer(
@@ -77,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=LoraConfig(**{"task_type": "CAUSAL_LM", **section.lora}) if section.lora is not None else None,
-        callbacks=[Throughput()],
     )
+    watch(trainer)
     finish(
         trainer,
         making,

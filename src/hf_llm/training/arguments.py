@@ -31,6 +31,7 @@ def training_arguments(
     device = device_type()
     if settings.get("use_cpu") or device == "cpu":
         device = "cpu"
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         use_all_cores()
         keep_freed_memory()
     refuse_secrets(settings, where)
@@ -44,7 +45,7 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device == "cuda",
         "dataloader_num_workers": 2 if device == "cuda" else 0,
-        "logging_nan_inf_filter": False,
+        "activation_checkpointing": settings.get("gradient_checkpointing", False),
         **precision(device),
         **defaults,
         **settings,

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import GenerationConfig, Trainer
 
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of, say
@@ -29,7 +29,7 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
         inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
         facts = {**facts, "steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
         making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
-        (folder / "README.md").write_text(model_card(folder), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     if args.push_to_hub and is_main_process():
         push(trainer.hub_model_id, folder)
@@ -56,7 +56,7 @@ def save(trainer: Trainer, folder: Path) -> None:
     else:
         trainer.save_model(str(folder / "adapter"))
         if is_main_process():
-            save_merged(model.peft_config["default"].base_model_name_or_path, folder)
+            save_merged(model.peft_config["default"].base_model_name_or_path, folder, model.generation_config)
             trainer.processing_class.save_pretrained(folder)
     if is_main_process():
         # A pickle of this machine's settings: of no use to who downloads the model, and a risk to load.
@@ -64,15 +64,13 @@ def save(trainer: Trainer, folder: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
-def save_merged(base: str, folder: Path) -> None:
+def save_merged(base: str, folder: Path, generation: GenerationConfig) -> None:
     """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
     from peft import PeftModel
 
     from hf_llm.model.loading import load_model
 
-    model = load_model(base)
-    generation = model.generation_config
-    merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
+    merged = PeftModel.from_pretrained(load_model(base), folder / "adapter").merge_and_unload()
     merged.generation_config = generation
     merged.save_pretrained(folder)
 
