@@ -12,7 +12,7 @@ import time
 
 from hf_llm.errors import command
 from hf_llm.inference.conversation import Dialogue
-from hf_llm.inference.generation import load
+from hf_llm.inference.generation import load, usual_length
 from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
 
 
@@ -20,11 +20,13 @@ from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
-    add_sampling_arguments(parser, max_new_tokens=256)
+    add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    choice = sampling_of(arguments)
     model, tokenizer = load(arguments.model)
-    dialogue = Dialogue(model, tokenizer, arguments.max_new_tokens, **sampling_of(arguments))
+    length = arguments.max_new_tokens or usual_length(model)
+    dialogue = Dialogue(model, tokenizer, length, **choice)
     print("/reset starts a new conversation, /exit ends.")
     seconds = 0.0
     while (question := ask()) is not None:

@@ -11,7 +11,7 @@ import sys
 import time
 
 from hf_llm.errors import command
-from hf_llm.inference.generation import complete, load
+from hf_llm.inference.generation import complete, load, usual_length
 from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
 
 
@@ -20,13 +20,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
     parser.add_argument("--prompt", action="append", help="the text to go on with; may be given several times")
-    add_sampling_arguments(parser, max_new_tokens=128)
+    add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    choice = sampling_of(arguments)
     model, tokenizer = load(arguments.model)
+    length = arguments.max_new_tokens or usual_length(model)
     prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]
     start = time.perf_counter()
-    texts = complete(model, tokenizer, prompts, arguments.max_new_tokens, seed=arguments.seed, **sampling_of(arguments))
+    texts = complete(model, tokenizer, prompts, length, seed=arguments.seed, **choice)
     seconds = time.perf_counter() - start
     for prompt, text in zip(prompts, texts, strict=True):
         print(f"{prompt}{text}\n")

@@ -8,7 +8,7 @@ from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_sampling_arguments(parser, max_new_tokens=7)
+    add_sampling_arguments(parser)
     return parser.parse_args(words)
 
 

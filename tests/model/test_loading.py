@@ -23,7 +23,7 @@ def test_the_context_is_that_of_training_unless_the_section_names_one():
     assert new_model(TINY, tiny_tokenizer(), context=64).config.max_position_embeddings == 64
     section = {**TINY, "max_position_embeddings": 128}
     assert new_model(section, tiny_tokenizer(), context=64).config.max_position_embeddings == 128
-    with pytest.raises(UserError, match="256 is more than model.max_position_embeddings, 128"):
+    with pytest.raises(UserError, match=r"256 is more than model.max_position_embeddings, 128"):
         new_model(section, tiny_tokenizer(), context=256)
 
 

@@ -82,6 +82,11 @@ def fit(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, room: in
     return system + turns
 
 
+def usual_length(model: PreTrainedModel) -> int:
+    """How many new tokens to make where the user names no number: 256, or half of a short context."""
+    return min(256, model.config.max_position_embeddings // 2)
+
+
 def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     """How many tokens of the context a prompt may take. UserError where `max_new_tokens` leaves none."""
     context = model.config.max_position_embeddings

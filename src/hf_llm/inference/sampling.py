@@ -6,9 +6,9 @@ from typing import Any
 from hf_llm.errors import UserError
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --max-new-tokens, --temperature, --top-p, --top-k, --seed and --greedy."""
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="at most so many (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, help="at most so many (256, or half the context)")
     parser.add_argument("--temperature", type=float, default=0.8, help="above 1 wilder, below 1 tamer (%(default)s)")
     parser.add_argument("--top-p", type=float, default=0.95, help="likeliest tokens up to this share (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="likeliest tokens in number; 0 keeps all (%(default)s)")
@@ -17,8 +17,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, max_new_tokens: int)
 
 
 def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keys of transformers' GenerationConfig that the parsed arguments stand for. UserError for a wrong value."""
-    if arguments.max_new_tokens < 1:
+    """The keys of transformers' GenerationConfig for the parsed arguments but their length. UserError for a wrong one."""
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens} is less than one")
     if arguments.temperature < 0:
         raise UserError(f"--temperature: {arguments.temperature} is negative; 0 is greedy, 1 the model's own chances")
