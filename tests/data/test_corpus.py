@@ -5,8 +5,8 @@ import random
 import pytest
 
 from hf_llm.data import corpus as corpus_module
-from hf_llm.data.corpus import Corpus, corpus_files, corpus_texts, make_corpus
-from hf_llm.data.sources import Source
+from hf_llm.data.corpus import Corpus, corpus_files, corpus_texts, make_corpus, read_part
+from hf_llm.data.sources import Source, parts_of
 from hf_llm.data.splitting import NAMES, Split
 from hf_llm.errors import UserError
 from hf_llm.manifest import file_digests
@@ -112,6 +112,24 @@ def test_workers_make_what_one_process_makes(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 2)
     made(tmp_path / "many", *sources)
     assert file_digests(tmp_path / "many") == file_digests(tmp_path / "one")
+
+
+def test_a_hub_data_set_is_read_row_by_row_up_to_take(tmp_path):
+    (tmp_path / "set").mkdir()
+    jsonl(tmp_path / "set" / "train.jsonl", texts(300))  # `datasets` opens a folder as it opens a repository of the Hub
+    for streaming in (True, False):
+        source = Source(license="odc-by", hub=str(tmp_path / "set"), take=200, streaming=streaming)
+        made(tmp_path / str(streaming), source)
+        assert sorted(split_of_text(tmp_path / str(streaming))) == sorted(texts(200))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.py", "a.txt.gz"])
+def test_a_file_that_vanishes_while_the_corpus_is_made_is_named(tmp_path, name):
+    (tmp_path / name).write_text("text")
+    [part] = parts_of([Source(license="mit", path=str(tmp_path))])
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
+        read_part(Corpus(sources=[part.source]), part, tmp_path, "part")
 
 
 def test_lengths_are_kept_to(tmp_path):

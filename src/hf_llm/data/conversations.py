@@ -12,7 +12,7 @@ import xxhash
 
 from hf_llm.data.faults import Faults
 from hf_llm.data.formats import Unusable, conversation_reader, preference_reader
-from hf_llm.data.rows import file_rows, hub_rows
+from hf_llm.data.rows import file_rows, hub_rows, unreadable
 from hf_llm.data.sources import ROWS, files_under
 from hf_llm.errors import UserError
 
@@ -144,8 +144,11 @@ def _rows(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int
             yield source.hub, number, row
         return
     for path, _ in files_under(source.path, ROWS):
-        for number, row in file_rows(path, faults):
-            yield str(path), number, row
+        try:
+            for number, row in file_rows(path, faults):
+                yield str(path), number, row
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def _too_many(source: ConversationSource, faults: Faults, bad: int, used: int) -> str:

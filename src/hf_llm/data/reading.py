@@ -9,7 +9,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.data import installed
 from hf_llm.data.faults import Faults
-from hf_llm.data.rows import column, file_rows, hub_rows
+from hf_llm.data.rows import column, file_rows, hub_rows, unreadable
 from hf_llm.data.sources import CODE, ROWS, Part, kind
 from hf_llm.data.text_files import PIECE_CHARS, code_documents, pieces, text_documents
 
@@ -52,15 +52,21 @@ class Read(PipelineStep):
             yield from self._row(part, row, f"{source.hub}, row {number}", row=number)
 
     def _file(self, part: Part, path: Path, name: str) -> Iterator[Document]:
-        if kind(path) in ROWS:
-            for number, row in file_rows(path, self.faults):
-                yield from self._row(part, row, f"{path}, line {number}", file=name, line=number)
-            return
+        try:
+            yield from self._rows(part, path, name) if kind(path) in ROWS else self._texts(part, path, name)
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _rows(self, part: Part, path: Path, name: str) -> Iterator[Document]:
+        for number, row in file_rows(path, self.faults):
+            yield from self._row(part, row, f"{path}, line {number}", file=name, line=number)
+
+    def _texts(self, part: Part, path: Path, name: str) -> Iterator[Document]:
         read = code_documents if kind(path) in CODE else text_documents
         for number, text in enumerate(read(path, self.max_chars, self.faults)):
             yield _document(part, text, file=name, piece=number)
 
-    def _row(self, part: Part, row: dict, where: str, **about: object) -> Iterator[Document]:
+    def _row(self, part: Part, row: dict, where: str, /, **about: object) -> Iterator[Document]:
         text = column(row, part.source.text, where)
         if isinstance(text, str):
             url = row.get("url")

@@ -62,6 +62,11 @@ def damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged: {error}; get it again or leave it out")
 
 
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file that has vanished, may not be read or whose disk fails."""
+    return UserError(f"{path} cannot be read: {error.strerror or error}; put it back or leave it out, then run again")
+
+
 def decoded(line: bytes) -> str | None:
     """The line as text without a byte order mark; None where it is not UTF-8."""
     try:
