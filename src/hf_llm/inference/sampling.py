@@ -17,7 +17,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keys of transformers' GenerationConfig for the parsed arguments but their length. UserError for a wrong one."""
+    """The keys of GenerationConfig that the arguments stand for, all but the length. UserError for a wrong value."""
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens} is less than one")
     if arguments.temperature < 0:
