@@ -92,6 +92,8 @@ class Hub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.blobs[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         oid = self.commit(name)
         return {"success": True, "commitUrl": f"{self.url}/{name}/commit/{oid}", "commitOid": oid}
 

@@ -92,7 +92,7 @@ def test_several_processes_stop_before_they_meet_where_something_is_missing(prep
         ("--pretrain.training.hub_token=hf_secretsecret", "hub_token: a recipe is saved with every output"),
         ("--pretrain.training.max_step=4", "max_step: no such key; did you mean max_steps?"),
         ("--pretrain.training.learning_rate=fast", "learning_rate: 'fast' does not fit"),
-        ("--pretrain.context=100000", "too few tokens"),
+        ("--pretrain.context=4096", "context: 4096 is more than model.max_position_embeddings, 128"),
         ("--model.num_attention_heads=5", "num_attention_heads"),
         ("--model.model_type=qwen33", "did you mean qwen3"),
         ("--pretrain.training.save_total_limit=1", "save_total_limit"),

@@ -8,7 +8,7 @@ The same command goes on where an interrupted run stopped.
 
 from dataclasses import dataclass, field
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import command
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     if making.finished:
         return
     tokenizer = load_tokenizer(tokenizer_folder)
+    set_seed(recipe.seed)
     model = new_model(recipe.model, tokenizer, context=section.context)
     say(describe(model))
     context = section.context or model.config.max_position_embeddings

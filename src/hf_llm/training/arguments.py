@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 
 from hf_llm.errors import UserError
+from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+from hf_llm.training.pushing import create_repository
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -53,10 +55,18 @@ def training_arguments(
     if chosen.get("bf16") and chosen.get("fp16"):
         chosen["fp16" if "bf16" in settings else "bf16"] = False
     check_deepspeed_config(where)
+    if chosen.get("save_total_limit") in (0, 1):
+        raise UserError(
+            f"{where}.training.save_total_limit: {chosen['save_total_limit']} is too few; keep at least 2, so that a "
+            "checkpoint cut off while it is written leaves another to go on from"
+        )
     try:
-        return cls(**chosen)
-    except (ValueError, TypeError) as error:
+        arguments = cls(**chosen)
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
+    if arguments.push_to_hub and is_main_process():
+        create_repository(arguments, where)
+    return arguments
 
 
 def refuse_secrets(settings: Settings, where: str) -> None:

@@ -1,16 +1,15 @@
 """The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, Trainer
 
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of, say
+from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of
 from hf_llm.manifest import digest_of
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
+from hf_llm.training.pushing import push
 
 
 def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: Any) -> None:
@@ -20,8 +19,7 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     manifest.
     """
     args, folder = trainer.args, making.path
-    keep, args.save_total_limit = args.save_total_limit or 2, None
-    train(trainer, fingerprint=fingerprint(trainer, making), keep=keep)
+    train(trainer, fingerprint=fingerprint(trainer, making))
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     save(trainer, folder)
     trainer.save_state()
@@ -52,9 +50,9 @@ def save(trainer: Trainer, folder: Path) -> None:
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, PeftModel):
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # no push yet
     else:
-        trainer.save_model(str(folder / "adapter"))
+        trainer.save_model(str(folder / "adapter"), _internal_call=True)
         if is_main_process():
             save_merged(model.peft_config["default"].base_model_name_or_path, folder, model.generation_config)
             trainer.processing_class.save_pretrained(folder)
@@ -73,21 +71,3 @@ def save_merged(base: str, folder: Path, generation: GenerationConfig) -> None:
     merged = PeftModel.from_pretrained(load_model(base), folder / "adapter").merge_and_unload()
     merged.generation_config = generation
     merged.save_pretrained(folder)
-
-
-def push(repository: str, folder: Path) -> None:
-    """Upload a finished model folder, without its checkpoints. The folder stays whole whatever happens here."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    from requests import RequestException
-
-    leave = ["checkpoint-*", "logs/*", "runs/*", "*.tmp", "run_status.json"]
-    try:
-        HfApi().upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=leave, commit_message="hf_llm")
-    except (HfHubHTTPError, RequestException, OSError) as error:
-        excluded = " ".join(f"--exclude '{pattern}'" for pattern in leave)
-        raise UserError(
-            f"the model is finished in {folder}, but its upload to {repository} failed: {error}\n"
-            f"  Upload it later with: hf upload {repository} {folder} {excluded}"
-        ) from None
-    say(f"pushed to {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repository}")
