@@ -263,10 +263,9 @@ def signal_in_step(
     trainer.add_callback(At(step, act, rank=rank))
 
 
-def group_signal_in_step(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> None:
-    """Send `number` to this process and all its children (data workers), as a cluster's scheduler does."""
+def own_group(trainer: Trainer) -> None:
+    """Let this process and its children (data workers) be a process group, to be signalled together."""
     os.setpgid(0, 0)
-    trainer.add_callback(At(step, partial(os.killpg, 0, number), "on_pre_optimizer_step"))
 
 
 def slow_steps(trainer: Trainer, seconds: float) -> None:

@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 import pytest
-from faults import group_signal_in_step, kill_in_save, run, signal_in_step, slow_steps, start
+from faults import kill_in_save, own_group, run, signal_in_step, slow_steps, start
 
 from hf_llm.training.checkpoints import complete_checkpoints
 from hf_llm.training.preemption import ECHO_SECONDS
@@ -41,6 +41,23 @@ def test_stopped_in_any_step_the_whole_history_is_that_of_the_undisturbed_run(un
     ended = run(folder, partial(signal_in_step, step=step))
     assert (ended.code, status(folder)["step"]) == (143, step)
     assert same(run(folder), undisturbed.ended.outcome)
+
+
+@pytest.mark.parametrize("step", [6, 8])  # amid an epoch; its last step
+def test_saving_and_evaluating_by_the_epoch_a_stop_amid_one_does_not_end_it(tmp_path, step):
+    by_epoch = {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_steps": 1, "max_steps": 16}
+    whole, folder = tmp_path / "whole", tmp_path / "base"
+    run(whole, **by_epoch)
+    assert run(folder, partial(signal_in_step, step=step), **by_epoch).code == 143
+    run(folder, **by_epoch)
+    assert log(folder) == log(whole)
+    assert len([entry for entry in log(whole) if entry["eval_loss"] is not None]) == 2
+
+
+def log(folder):
+    """The whole log of a run but for times and rates, which differ."""
+    state = json.loads((complete_checkpoints(folder)[-1] / "trainer_state.json").read_text())
+    return [{key: entry.get(key) for key in ("step", "loss", "eval_loss", "epoch")} for entry in state["log_history"]]
 
 
 def test_ctrl_c_saves_and_stops_with_its_own_exit_code(undisturbed, tmp_path):
@@ -83,8 +100,11 @@ def test_kill_9_during_the_save_of_a_preemption_falls_back(undisturbed, tmp_path
 def test_a_signal_to_all_processes_of_the_job_spares_the_step_though_data_workers_die(undisturbed, tmp_path):
     folder = tmp_path / "base"
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
-    ended = run(folder, partial(group_signal_in_step, step=6), **workers)
-    assert (ended.code, status(folder)["status"], status(folder)["step"]) == (143, "preempted", 6)
+    started = start(folder, own_group, partial(slow_steps, seconds=0.2), **workers)
+    started.wait_for("begun 6")
+    os.killpg(started.processes[0].pid, signal.SIGTERM)  # not from within: torch's workers ask who sent it
+    assert started.end().code == 143
+    assert (status(folder)["status"], status(folder)["step"]) == ("preempted", 6)
     assert same(run(folder, **workers), undisturbed.ended.outcome)
 
 

@@ -50,6 +50,13 @@ def test_a_mean_over_several_steps_is_over_those_that_were_made(tmp_path):
     assert mean == pytest.approx(sum(single) / 3, rel=1e-6)
 
 
+def test_a_log_entry_due_at_a_dropped_step_is_made_at_the_next(tmp_path):
+    run(tmp_path / "base", partial(nan_loss, steps=[4]))
+    log = logged(tmp_path / "base")
+    assert [entry["step"] for entry in log if "loss" in entry] == [2, 5, 6, 8, 10, 12]
+    assert all_finite(log)
+
+
 def test_an_infinite_gradient_with_a_finite_loss_is_dropped_too(tmp_path):
     ended = run(tmp_path / "base", partial(infinite_gradient, step=5), max_steps=8)
     assert ended.code == 0
