@@ -40,7 +40,7 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
     if name not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(name), CONFIG_MAPPING.keys(), 1)
         hint = f"did you mean {near[0]}?" if near else "use hf_llm, or a model_type of transformers"
-        raise UserError(f"model.model_type: {name!r} is unknown; {hint}")
+        raise UserError(f"model_type: {name!r} is unknown; {hint}")
     return CONFIG_MAPPING[name]
 
 
