@@ -1,7 +1,7 @@
 """A small Hub on loopback: the part of its HTTP API that creating, uploading to and loading from a repository uses.
 
-Follows https://huggingface.co/docs/hub/api and the git-lfs batch API; files live in memory. `fail` makes it answer 503,
-`fail_after_create` only once a repository exists.
+Follows https://huggingface.co/docs/hub/api and the git-lfs batch API; files live in memory. `fail` makes it refuse
+everything (403), `refuse_commits` only what would change a repository.
 """
 
 import base64
@@ -21,7 +21,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.fail = False
-        self.fail_after_create = False
+        self.refuse_commits = False
         self.url = ""
 
     def commit(self, name: str) -> str:
@@ -31,8 +31,8 @@ class Hub:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict, bytes]:
         """Status, headers and body for one request."""
-        if self.fail or (self.fail_after_create and "create" not in path and "whoami" not in path):
-            return 503, {}, b'{"error": "the Hub is down"}'
+        if self.fail or (self.refuse_commits and "/commit/" in path):
+            return 403, {}, b'{"error": "you may not write here"}'
         for pattern, handler in (
             (r"/api/whoami-v2", self._whoami),
             (r"/api/validate-yaml", lambda body: {"warnings": [], "errors": []}),

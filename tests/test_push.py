@@ -76,7 +76,7 @@ def test_a_pushed_model_loads_from_the_hub_in_a_clean_process(prepared):
 def test_a_push_that_fails_costs_no_training_and_says_how_to_repeat_it(prepared):
     with running_hub() as hub:
         variables = environment(hub, prepared)
-        hub.fail_after_create = True
+        hub.refuse_commits = True
         done = run_module("hf_llm.pretrain", "tiny.yaml", *PUSH, folder=prepared, **variables)
     assert done.returncode == 2
     assert "the model is finished in runs/tiny/base" in done.stderr

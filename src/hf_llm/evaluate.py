@@ -53,20 +53,20 @@ def main(argv: list[str] | None = None) -> None:
     section = recipe.evaluate
     tokens = run.require("tokens")
     models = models_of(run, section)
-    making = run.begin("evaluation", tokens=tokens, **models)
-    if making.finished:
-        return
-    results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
-    for name, path in models.items():
-        say(f"evaluating {path}")
-        model, tokenizer = load(path, run.require("tokenizer"))
-        results["models"][name] = {"path": str(path), **score_on(model, tokens, section.tokens)}
-        for sample, text in zip(results["samples"], answers(model, tokenizer, path, section), strict=True):
-            sample["answers"][name] = text
-    write_json(making.path / "results.json", results)
-    say(table(results["models"]))
-    bits = ", ".join(f"{name} {scores['bits_per_byte']:.3f}" for name, scores in results["models"].items())
-    making.finish(f"{bits} bits per byte", licenses_of(*models.values()), results=results["models"])
+    with run.begin("evaluation", tokens=tokens, **models) as making:
+        if making.finished:
+            return
+        results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
+        for name, path in models.items():
+            say(f"evaluating {path}")
+            model, tokenizer = load(path, run.require("tokenizer"))
+            results["models"][name] = {"path": str(path), **score_on(model, tokens, section.tokens)}
+            for sample, text in zip(results["samples"], answers(model, tokenizer, path, section), strict=True):
+                sample["answers"][name] = text
+        write_json(making.path / "results.json", results)
+        say(table(results["models"]))
+        bits = ", ".join(f"{name} {scores['bits_per_byte']:.3f}" for name, scores in results["models"].items())
+        making.finish(f"{bits} bits per byte", licenses_of(*models.values()), results=results["models"])
 
 
 def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:

@@ -33,13 +33,14 @@ STAGES = {
     "sft": Stage("hf_llm.sft", ("sft", "seed"), ("base",)),
     "dpo": Stage("hf_llm.dpo", ("dpo", "seed"), ("sft",)),
     "evaluation": Stage("hf_llm.evaluate", ("evaluate",), ("base", "sft", "dpo")),
-    "report": Stage("hf_llm.report", ("report",), ("base", "sft", "dpo", "evaluation")),
+    "report": Stage("hf_llm.report", (), ("base", "sft", "dpo", "evaluation")),
 }
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is learnt.
 NEUTRAL = re.compile(
-    r"\.training\.(logging_.*|report_to|run_name|project|save_.*|push_to_hub|hub_.*|disable_tqdm|log_level.*|"
-    r"dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers)|trackio_.*)$|\.samples(\.|$)"
+    r"\.training\.(resume_from_checkpoint|logging_.*|report_to|run_name|project|save_.*|push_to_hub|hub_.*|"
+    r"disable_tqdm|log_level.*|dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers)|trackio_.*)$"
+    r"|\.samples(\.|$)"
 )
 
 
@@ -174,7 +175,7 @@ class Run:
 
 @dataclass
 class Making:
-    """A folder under way: its settings and inputs, and the manifest that ends it."""
+    """A folder under way, for the length of a `with` block: its settings and inputs, and the manifest that ends it."""
 
     path: Path
     folder: str
@@ -197,9 +198,13 @@ class Making:
         """A digest of settings and inputs: equal keys mean equal results."""
         return digest_of([self.settings, self.inputs])
 
-    def forget(self) -> None:
-        """After a fault of the input: let the next run begin this folder with other settings, unhindered."""
-        (self.path / BEGUN).unlink(missing_ok=True)
+    def __enter__(self) -> "Making":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        """After a fault of the input let the next run begin with other settings, unless training has come to a save."""
+        if isinstance(error, UserError) and not any(self.path.glob("checkpoint-*")) and is_main_process():
+            (self.path / BEGUN).unlink(missing_ok=True)
 
     def finish(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the one number that matters; `licenses` those of all sources so far."""

@@ -66,8 +66,11 @@ def write_json(path: Path, value: Any) -> None:
         os.close(directory)
 
 
-def file_digests(folder: Path, skip: tuple[str, ...] = ("checkpoint-*", "logs")) -> dict[str, list]:
-    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder`, but manifests and `skip` at the top."""
+def file_digests(folder: Path, skip: tuple[str, ...] = ("checkpoint-*", "logs", "README.md")) -> dict[str, list]:
+    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder`, but manifests and `skip` at the top.
+
+    The model card is left out: it is made from the manifest.
+    """
     folder = Path(folder)
     found = {}
     for path in sorted(folder.rglob("*")):

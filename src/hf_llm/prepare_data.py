@@ -10,7 +10,7 @@ The same command goes on where an interrupted run stopped, and ends with the sam
 from dataclasses import dataclass
 
 from hf_llm.data.corpus import Corpus, make_corpus
-from hf_llm.errors import UserError, command
+from hf_llm.errors import command
 from hf_llm.lifecycle import Run, say
 from hf_llm.recipe import load_recipe
 
@@ -26,20 +26,15 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
-    making = run.begin("corpus")
-    if making.finished:
-        return
-    try:
+    with run.begin("corpus") as making:
+        if making.finished:
+            return
         ledger = make_corpus(recipe.corpus, making.path, making.key)
-    except UserError:
-        making.forget()
-        raise
-    for line in funnel(ledger):
-        say(line)
-    documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
-    making.finish(
-        headline=f"{documents:,} documents, {size / 1e6:,.1f} MB", licenses=list(ledger["licenses"]), ledger=ledger
-    )
+        for line in funnel(ledger):
+            say(line)
+        documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
+        headline = f"{documents:,} documents, {size / 1e6:,.1f} MB"
+        making.finish(headline, licenses=list(ledger["licenses"]), ledger=ledger)
 
 
 def funnel(ledger: dict) -> list[str]:

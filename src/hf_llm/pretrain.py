@@ -53,37 +53,37 @@ def main(argv: list[str] | None = None) -> None:
     section = recipe.pretrain
     tokens = run.given(section.tokens) or run.require("tokens")
     tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
-    making = run.begin("base", tokens=tokens, tokenizer=tokenizer_folder)
-    if making.finished:
-        return
-    tokenizer = load_tokenizer(tokenizer_folder)
-    set_seed(recipe.seed)
-    model = new_model(recipe.model, tokenizer, context=section.context)
-    say(describe(model))
-    context = section.context or model.config.max_position_embeddings
-    train, validation = (TokenWindows(tokens, split, context) for split in ("train", "validation"))
-    arguments = training_arguments(
-        TrainingArguments,
-        section.training,
-        making.path,
-        recipe.seed,
-        "pretrain",
-        **batch(section.tokens_per_step, context, section.training, "pretrain"),
-        report_to=reporters(section.training.get("report_to")),
-        eval_strategy="steps",
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        torch_compile=device_type() == "cuda",
-    )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation.limited(section.evaluation_tokens),
-        processing_class=tokenizer,
-    )
-    watch(trainer, flops_per_token(model.config, context), validation.bytes_per_token, samples=section.samples)
-    finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
+    with run.begin("base", tokens=tokens, tokenizer=tokenizer_folder) as making:
+        if making.finished:
+            return
+        tokenizer = load_tokenizer(tokenizer_folder)
+        set_seed(recipe.seed)
+        model = new_model(recipe.model, tokenizer, context=section.context)
+        say(describe(model))
+        context = section.context or model.config.max_position_embeddings
+        train, validation = (TokenWindows(tokens, split, context) for split in ("train", "validation"))
+        arguments = training_arguments(
+            TrainingArguments,
+            section.training,
+            making.path,
+            recipe.seed,
+            "pretrain",
+            **batch(section.tokens_per_step, context, section.training, "pretrain"),
+            report_to=reporters(section.training.get("report_to")),
+            eval_strategy="steps",
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            torch_compile=device_type() == "cuda",
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation.limited(section.evaluation_tokens),
+            processing_class=tokenizer,
+        )
+        watch(trainer, flops_per_token(model.config, context), validation.bytes_per_token, samples=section.samples)
+        finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
 
 
 if __name__ == "__main__":

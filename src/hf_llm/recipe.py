@@ -26,7 +26,7 @@ from hf_llm.errors import UserError
 T = TypeVar("T")
 
 # Every top-level key a recipe may have, in running order.
-SECTIONS = ("name", "seed", "corpus", "tokenizer", "model", "pretrain", "sft", "dpo", "evaluate", "report")
+SECTIONS = ("name", "seed", "corpus", "tokenizer", "model", "pretrain", "sft", "dpo", "evaluate")
 
 
 class Settings(dict):
@@ -246,8 +246,11 @@ def _settings(target: Any, value: Any, where: str, problems: list[str]) -> Setti
         problems.append(f"{where}: {error}")
         return Settings()
     hints = field_types(cls)
-    if hasattr(cls, "model_type"):
-        hints["model_type"] = str
+    if hasattr(cls, "model_type"):  # a model's config, which also goes by the names its attribute_map gives
+        hints |= {
+            "model_type": str,
+            **{alias: hints[name] for alias, name in cls.attribute_map.items() if name in hints},
+        }
     problems += _unknown(value, hints, f"{where}.")
     given = {key: item for key, item in value.items() if key in hints and item != "auto"}
     return Settings({key: _scalar(hints[key], item, f"{where}.{key}", problems) for key, item in given.items()})

@@ -24,12 +24,12 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     load_recipe(Recipe, argv)
     run = Run(argv)
-    making = run.begin("report")
-    text = page(run.root, run.tree)
-    temporary = making.path / "index.html.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(making.path / "index.html")
-    making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
+    with run.begin("report") as making:
+        text = page(run.root, run.tree)
+        temporary = making.path / "index.html.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(making.path / "index.html")
+        making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
 
 
 if __name__ == "__main__":

@@ -34,20 +34,20 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     corpus, tokenizer_folder = run.require("corpus"), run.require("tokenizer")
-    making = run.begin("tokens", corpus=corpus, tokenizer=tokenizer_folder)
-    if making.finished:
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    index = begun_index(making.path, tokenizer, file_digest(tokenizer_folder / "tokenizer.json"))
-    sizes = {name: counts["bytes"] for name, counts in read_manifest(corpus)["facts"]["ledger"]["splits"].items()}
-    with tqdm(total=sum(sizes.values()), desc="tokenising", unit="B", unit_scale=True) as bar:
-        for split in NAMES:
-            limit = recipe.corpus.max_tokens if split == "train" else None
-            tokenize_split(corpus_files(corpus, split), split, making.path, index, tokenizer, limit, bar)
-    totals = {split: totals_of(shards) for split, shards in index["splits"].items()}
-    headline = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in totals.items()) + " tokens"
-    making.finish(headline=headline, licenses=licenses_of(corpus), splits=totals, dtype=index["dtype"])
+    with run.begin("tokens", corpus=corpus, tokenizer=tokenizer_folder) as making:
+        if making.finished:
+            return
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+        index = begun_index(making.path, tokenizer, file_digest(tokenizer_folder / "tokenizer.json"))
+        sizes = {name: counts["bytes"] for name, counts in read_manifest(corpus)["facts"]["ledger"]["splits"].items()}
+        with tqdm(total=sum(sizes.values()), desc="tokenising", unit="B", unit_scale=True) as bar:
+            for split in NAMES:
+                limit = recipe.corpus.max_tokens if split == "train" else None
+                tokenize_split(corpus_files(corpus, split), split, making.path, index, tokenizer, limit, bar)
+        totals = {split: totals_of(shards) for split, shards in index["splits"].items()}
+        headline = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in totals.items()) + " tokens"
+        making.finish(headline, licenses=licenses_of(corpus), splits=totals, dtype=index["dtype"])
 
 
 def begun_index(folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict:

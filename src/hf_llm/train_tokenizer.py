@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from hf_llm.data.corpus import corpus_texts
-from hf_llm.errors import UserError, command
+from hf_llm.errors import command
 from hf_llm.lifecycle import Run, licenses_of, say
 from hf_llm.recipe import load_recipe
 from hf_llm.tokenization.checks import check_tokenizer
@@ -34,23 +34,19 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     corpus = run.require("corpus")
-    making = run.begin("tokenizer", corpus=corpus)
-    if making.finished:
-        return
-    try:
+    with run.begin("tokenizer", corpus=corpus) as making:
+        if making.finished:
+            return
         tokenizer = make_tokenizer(recipe.tokenizer, corpus)
-    except UserError:
-        making.forget()
-        raise
-    if context := context_of(run.tree):
-        tokenizer.model_max_length = context
-    report = tokenizer_report(tokenizer, corpus_texts(corpus, "validation"), HELD_OUT_BYTES)
-    for title, samples in report["samples"].items():
-        for text, tokens in samples.items():
-            say(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
-    tokenizer.save_pretrained(making.path)
-    headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
-    making.finish(headline=headline, licenses=licenses_of(corpus), report=report)
+        if context := context_of(run.tree):
+            tokenizer.model_max_length = context
+        report = tokenizer_report(tokenizer, corpus_texts(corpus, "validation"), HELD_OUT_BYTES)
+        for title, samples in report["samples"].items():
+            for text, tokens in samples.items():
+                say(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
+        tokenizer.save_pretrained(making.path)
+        headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
+        making.finish(headline, licenses=licenses_of(corpus), report=report)
 
 
 def make_tokenizer(section: TokenizerSection, corpus: Path) -> PreTrainedTokenizerFast:
