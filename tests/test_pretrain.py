@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import run_module
+
+from hf_llm.manifest import file_digest
 
 ROOT = Path(__file__).parent.parent
 PREPARED = ("corpus", "tokenizer", "tokens")
@@ -111,3 +114,30 @@ def test_another_transformers_architecture_trains_from_scratch(prepared):
     done = run_module("hf_llm.pretrain", "tiny.yaml", model, "--pretrain.training.max_steps=2", folder=prepared)
     assert done.returncode == 0, done.stderr
     assert json.loads((prepared / "runs/tiny/base/config.json").read_text())["model_type"] == "gpt2"
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(prepared):
+    """kill -9 from outside at whatever moment after the first save; then the same command."""
+    steps = ("--pretrain.training.max_steps=40", "--pretrain.training.save_steps=10")
+    done = run_module("hf_llm.pretrain", "tiny.yaml", *steps, folder=prepared)
+    assert done.returncode == 0, done.stderr
+    base = prepared / "runs/tiny/base"
+    whole = {file: file_digest(base / file) for file in ("model.safetensors", "samples.jsonl")}
+    whole_losses = losses(base)
+    base.rename(prepared / "undisturbed")
+
+    command = [sys.executable, "-m", "hf_llm.pretrain", "tiny.yaml", *steps]
+    process = subprocess.Popen(
+        command, cwd=prepared, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    )
+    while not (base / "checkpoint-20").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not (base / "manifest.json").exists()
+
+    done = run_module("hf_llm.pretrain", "tiny.yaml", *steps, folder=prepared)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stdout
+    assert {file: file_digest(base / file) for file in whole} == whole
+    assert losses(base) == whole_losses

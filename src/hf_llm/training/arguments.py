@@ -101,7 +101,11 @@ def batch(tokens_per_step: int, context: int, settings: Settings, where: str) ->
     windows = tokens_per_step // (context * processes)
     most = max(1, MICRO_BATCH_TOKENS[device_type()] // context)
     micro = settings.get("per_device_train_batch_size") or max(n for n in range(1, most + 1) if windows % n == 0)
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": windows // micro}
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": windows // micro,
+        "per_device_eval_batch_size": micro,
+    }
 
 
 # The keys of a DeepSpeed file that a recipe decides; a number there would disagree with it sooner or later.

@@ -20,7 +20,7 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     """
     args, folder = trainer.args, making.path
     train(trainer, fingerprint=fingerprint(trainer, making))
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    metrics = last_evaluation(trainer) or trainer.evaluate()
     save(trainer, folder)
     trainer.save_state()
     if is_main_process():
@@ -31,6 +31,12 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     trainer.accelerator.wait_for_everyone()
     if args.push_to_hub and is_main_process():
         push(trainer.hub_model_id, folder)
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
+    """The evaluation that was made at the very last step, if there was one."""
+    entries = (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
+    return next((entry for entry in entries if entry["step"] == trainer.state.global_step), None)
 
 
 def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
