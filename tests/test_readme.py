@@ -1,0 +1,79 @@
+"""Every command and recipe in README.md and docs/ is one that the program takes."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
+from hf_llm.lifecycle import STAGES
+from hf_llm.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of all pages in a language; "" for those that name none."""
+    return [
+        body
+        for page in PAGES
+        for name, body in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        if name == language
+    ]
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("") for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith(("python -m hf_llm", "accelerate launch", "make "))})
+
+
+def parts(command: str) -> tuple[str, list[str]]:
+    """The module a command runs and its arguments."""
+    words = shlex.split(command)
+    if words[0] == "accelerate":
+        options = launch_command_parser().parse_args(words[2:])
+        assert options.config_file is None or (ROOT / options.config_file).exists()
+        return options.training_script, options.training_script_args
+    return words[2], words[3:]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_understood(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    module, arguments = parts(command)
+    if module == "hf_llm.run":
+        for stage in STAGES.values():
+            load_recipe(importlib.import_module(stage.module).Recipe, [a for a in arguments if "--fresh" not in a])
+    elif module in {stage.module for stage in STAGES.values()} and "recipe.yaml" not in arguments:
+        load_recipe(importlib.import_module(module).Recipe, arguments)
+    else:
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        for option in (a.split("=")[0] for a in arguments if a.startswith("--")):
+            assert option in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.splitlines()[0][:40])
+def test_every_recipe_shown_is_valid(block, tmp_path):
+    sections = {"name": "shown", "corpus": {"sources": [{"path": "x", "license": "mit"}]}, **yaml.safe_load(block)}
+    path = tmp_path / "shown.yaml"
+    path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for folder, stage in STAGES.items():
+        if set(stage.sections) & set(sections) or folder in ("corpus", "tokenizer"):
+            load_recipe(importlib.import_module(stage.module).Recipe, [str(path)])
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for module in (ROOT / "src" / "hf_llm").glob("*.py"):
+        assert module.stem == "__init__" or module.name in text, module.name
+    for room in (path.parent.name for path in (ROOT / "src" / "hf_llm").glob("*/__init__.py")):
+        assert f"{room}/" in text, room
