@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run_module
+from tiny_recipe import run_module
 
 from hf_llm.manifest import file_digest
 

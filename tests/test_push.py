@@ -6,8 +6,8 @@ import sys
 import textwrap
 
 import pytest
-from conftest import run_module
 from stand_in_hub import running_hub
+from tiny_recipe import run_module
 
 TOKEN = "hf_" + "x" * 34
 

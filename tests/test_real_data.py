@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import run_module
+from tiny_recipe import run_module
 
 from hf_llm.manifest import read_manifest
 

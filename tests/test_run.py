@@ -8,7 +8,7 @@ import textwrap
 
 import datasets
 import pytest
-from conftest import run_module
+from tiny_recipe import run_module
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from hf_llm.manifest import file_digests, read_manifest
@@ -26,6 +26,9 @@ def test_every_stage_leaves_a_finished_folder_that_names_its_inputs(tiny_life):
     assert manifests["dpo"]["inputs"] == {"sft": manifests["sft"]["digest"]}
     assert manifests["base"]["licenses"] == ["cc0-1.0"]
     assert manifests["dpo"]["licenses"] == ["cc0-1.0", "mit"]
+    assert manifests["base"]["recipe"]["pretrain"]["evaluation_tokens"] == 1024
+    assert manifests["corpus"]["recipe"]["corpus"]["max_chars"] == 100_000  # a default
+    assert manifests["base"]["facts"]["arguments"]["adam_beta2"] == 0.95
     for folder in ("tokens", "base", "dpo"):
         found = file_digests(run / folder)
         assert manifests[folder]["files"] == {path: found[path] for path in manifests[folder]["files"]}

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     section, before = recipe.dpo, run.model_before("dpo")
     start = run.given(section.model) or run.require(before)
-    with run.begin("dpo", **{before: start}) as making:
+    with run.begin("dpo", recipe, **{before: start}) as making:
         if making.finished:
             return
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     section = recipe.evaluate
     tokens = run.require("tokens")
     models = models_of(run, section)
-    with run.begin("evaluation", tokens=tokens, **models) as making:
+    with run.begin("evaluation", recipe, tokens=tokens, **models) as making:
         if making.finished:
             return
         results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}

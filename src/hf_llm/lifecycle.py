@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import BEGUN, digest_of, read_manifest, write_json, write_manifest
-from hf_llm.recipe import read_tree
+from hf_llm.recipe import plain, read_tree
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,17 @@ class Run:
         """The folder of the model that `sft` or `dpo` starts from: the nearest earlier one the recipe asks for."""
         return "sft" if folder == "dpo" and self.has("sft") else "base"
 
-    def begin(self, folder: str, **inputs: Path | str) -> "Making":
+    def begin(self, folder: str, recipe: Any = None, **inputs: Path | str) -> "Making":
         """Start, go on with, or find finished `runs/<name>/<folder>`, made of the `inputs` (folders or Hub ids).
+
+        `recipe` is what the stage has read of the recipe, kept in the manifest with its defaults filled in.
 
         Raises UserError where the folder was begun with other settings or inputs.
         """
         self._check(folder)
         path = self.root / folder
-        making = Making(path, folder, self._settings(folder), {k: _identity(v) for k, v in inputs.items()})
+        identities = {name: _identity(source) for name, source in inputs.items()}
+        making = Making(path, folder, self._settings(folder), identities, plain(recipe))
         before = read_manifest(path) or _read_begun(path)
         if before:
             changed = [key for key, value in making.inputs.items() if before["inputs"].get(key, value) != value]
@@ -179,8 +182,9 @@ class Making:
 
     path: Path
     folder: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # as the recipe gives them
     inputs: dict[str, str]
+    recipe: dict[str, Any] | None = None  # with the defaults
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
@@ -218,6 +222,7 @@ class Making:
             licenses=sorted(set(licenses)),
             settings=self.settings,
             inputs=self.inputs,
+            recipe=self.recipe,
             facts=facts,
         )
         (self.path / BEGUN).unlink(missing_ok=True)

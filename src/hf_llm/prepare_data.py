@@ -26,7 +26,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
-    with run.begin("corpus") as making:
+    with run.begin("corpus", recipe) as making:
         if making.finished:
             return
         ledger = make_corpus(recipe.corpus, making.path, making.key)

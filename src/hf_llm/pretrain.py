@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     section = recipe.pretrain
     tokens = run.given(section.tokens) or run.require("tokens")
     tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
-    with run.begin("base", tokens=tokens, tokenizer=tokenizer_folder) as making:
+    with run.begin("base", recipe, tokens=tokens, tokenizer=tokenizer_folder) as making:
         if making.finished:
             return
         tokenizer = load_tokenizer(tokenizer_folder)

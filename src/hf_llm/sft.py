@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     section = recipe.sft
     start = run.given(section.model) or run.require("base")
-    with run.begin("sft", base=start) as making:
+    with run.begin("sft", recipe, base=start) as making:
         if making.finished:
             return
         *rows, counts = load_conversations(section.data, section.evaluation_share, recipe.seed, section.allow_drop)

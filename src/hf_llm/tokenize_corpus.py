@@ -34,7 +34,7 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     corpus, tokenizer_folder = run.require("corpus"), run.require("tokenizer")
-    with run.begin("tokens", corpus=corpus, tokenizer=tokenizer_folder) as making:
+    with run.begin("tokens", recipe, corpus=corpus, tokenizer=tokenizer_folder) as making:
         if making.finished:
             return
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

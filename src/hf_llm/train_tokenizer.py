@@ -34,7 +34,7 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     corpus = run.require("corpus")
-    with run.begin("tokenizer", corpus=corpus) as making:
+    with run.begin("tokenizer", recipe, corpus=corpus) as making:
         if making.finished:
             return
         tokenizer = make_tokenizer(recipe.tokenizer, corpus)

@@ -27,7 +27,11 @@ def use_all_cores() -> None:
     """Let torch use every core this process may use on a CPU, shared among the processes of this machine.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 unless its config says `use_cpu`, which would leave the other cores idle.
+    Without it, OMP_NUM_THREADS is the user's word and stays.
     """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if "OMP_NUM_THREADS" in os.environ and not launched:
+        return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // processes))

@@ -7,6 +7,7 @@ from transformers import GenerationConfig, Trainer
 
 from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of
 from hf_llm.manifest import digest_of
+from hf_llm.recipe import plain
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
 from hf_llm.training.pushing import push
@@ -25,7 +26,8 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     trainer.save_state()
     if is_main_process():
         inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
-        facts = {**facts, "steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
+        facts |= {"steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
+        facts["arguments"] = plain(args.to_dict())  # which hides tokens
         making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
         (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,100 @@
+"""SFT and DPO as a person runs them: with and without adapters, packed, on rows that are not all usable."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+from tiny_recipe import run_module
+
+
+@pytest.fixture
+def pretrained(tiny_life, tmp_path):
+    """A folder where the tiny base model is ready and nothing after it."""
+    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
+        (tmp_path / item).symlink_to(tiny_life / item)
+    for item in ("corpus", "tokenizer", "tokens", "base"):
+        shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
+    return tmp_path
+
+
+def history(folder) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_full_fine_tuning_on_packed_rows_moves_every_parameter(pretrained):
+    full = ("--sft.lora=null", "--sft.training.packing=true", "--sft.training.learning_rate=1e-2")
+    done = run_module("hf_llm.sft", "tiny.yaml", *full, folder=pretrained)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = load_file(pretrained / "runs/tiny/base/model.safetensors")
+    after = load_file(pretrained / "runs/tiny/sft/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] != after[name]).any() for name in before)
+    assert not (pretrained / "runs/tiny/sft/adapter").exists()
+
+
+def test_without_an_sft_section_dpo_starts_from_the_base_with_no_margin(pretrained):
+    recipe = (pretrained / "tiny.yaml").read_text()
+    (pretrained / "tiny.yaml").unlink()
+    (pretrained / "tiny.yaml").write_text(recipe[: recipe.index("sft:")] + recipe[recipe.index("dpo:") :])
+    lora = "--dpo.lora={r: 4, target_modules: all-linear}"
+    done = run_module("hf_llm.dpo", "tiny.yaml", lora, folder=pretrained)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert history(pretrained / "runs/tiny/dpo")[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert (pretrained / "runs/tiny/dpo/adapter/adapter_config.json").exists()
+
+
+def test_rows_without_an_answer_are_counted_and_refused_above_the_share_allowed(pretrained):
+    rows = (pretrained / "chats.jsonl").read_text().splitlines()
+    question = {"messages": [{"role": "user", "content": "Is anybody there?"}]}
+    (pretrained / "some.jsonl").write_text("\n".join([*rows, *[json.dumps(question)] * 6]))
+    data = "--sft.data=[{path: some.jsonl, license: mit}]"
+    done = run_module("hf_llm.sft", "tiny.yaml", data, folder=pretrained)
+    assert done.returncode == 2
+    assert "6 of 66 rows cannot be used (6 no answer)" in done.stderr
+    done = run_module("hf_llm.sft", "tiny.yaml", data, "--sft.allow_drop=0.1", folder=pretrained)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((pretrained / "runs/tiny/sft/manifest.json").read_text())["facts"]
+    assert facts["rows"]["dropped"] == {"no answer": 6}
+
+
+def edit_template(base):
+    path = base / "chat_template.jinja"
+    path.write_text(path.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+
+
+def edit_pad(base):
+    path = base / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "pad_token": config["eos_token"]}))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [(edit_template, "marks no assistant text"), (edit_pad, "pad_token and eos_token are both")],
+    ids=["no generation marks", "pad is eos"],
+)
+def test_a_tokenizer_that_teaches_the_wrong_thing_is_refused(pretrained, edit, words):
+    edit(pretrained / "runs/tiny/base")
+    done = run_module("hf_llm.sft", "tiny.yaml", folder=pretrained)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--sft.data=[{path: nowhere.jsonl, license: mit}]", "nowhere.jsonl"),
+        ("--sft.data=[{path: texts, license: mit}]", "texts"),
+        ("--sft.data=[]", "sft: data is empty"),
+        ("--sft.data=[{path: chats.jsonl}]", "sft.data[0].license: missing"),
+        ("--sft.model=runs/tiny/bass", "runs/tiny/bass"),
+        ("--sft.lora.rank=8", "sft.lora.rank: no such key"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(pretrained, override, words):
+    done = run_module("hf_llm.sft", "tiny.yaml", override, folder=pretrained)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,79 @@
+"""A tiny recipe with its text and chats, and how to run a stage on it: shared by the tests of the stages."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+RECIPE = """
+name: tiny
+seed: 7
+corpus:
+  sources: [{path: texts, license: cc0-1.0}]
+  min_chars: 20
+tokenizer: {vocab_size: 320}
+model:
+  hidden_size: 32
+  intermediate_size: 64
+  num_hidden_layers: 2
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  max_position_embeddings: 128
+pretrain:
+  tokens_per_step: 1024
+  evaluation_tokens: 1024
+  samples: {prompts: ["The red fox"], max_new_tokens: 8}
+  training: {max_steps: 12, learning_rate: 3e-3, eval_steps: 6, save_steps: 4, logging_steps: 2, report_to: none}
+sft:
+  data: [{path: chats.jsonl, license: mit}]
+  evaluation_share: 0.1
+  lora: {r: 4, target_modules: all-linear}
+  training: {max_steps: 4, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none}
+dpo:
+  data: [{path: preferences.jsonl, license: mit}]
+  evaluation_share: 0.1
+  training: {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none}
+evaluate: {tokens: 1024, prompts: ["What is red?"], max_new_tokens: 8}
+"""
+SUBJECTS = ("fox", "crow", "river", "king", "stone", "child", "baker", "tower")
+COLOURS = ("red", "green", "blue", "white", "golden")
+VERBS = ("sees", "follows", "forgets", "carries", "answers", "paints")
+
+
+def sentence(rng: random.Random) -> str:
+    first, second = rng.choice(COLOURS), rng.choice(COLOURS)
+    return f"The {first} {rng.choice(SUBJECTS)} {rng.choice(VERBS)} the {second} {rng.choice(SUBJECTS)}."
+
+
+def write_inputs(folder: Path, documents: int = 400) -> Path:
+    """The tiny recipe and what it reads, in `folder`. Returns the recipe's path."""
+    rng = random.Random(0)
+    (folder / "texts").mkdir(parents=True)
+    for number in range(documents):
+        text = " ".join(sentence(rng) for _ in range(rng.randint(2, 12)))
+        (folder / "texts" / f"{number:04}.txt").write_text(text, encoding="utf-8")
+    with open(folder / "chats.jsonl", "w", encoding="utf-8") as file:
+        for number in range(60):
+            question = {"role": "user", "content": f"Tell me about the {rng.choice(SUBJECTS)}, number {number}."}
+            file.write(json.dumps({"messages": [question, {"role": "assistant", "content": sentence(rng)}]}) + "\n")
+    with open(folder / "preferences.jsonl", "w", encoding="utf-8") as file:
+        for number in range(60):
+            row = {"prompt": f"What is it, {number}?", "chosen": sentence(rng), "rejected": "no " * rng.randint(3, 9)}
+            file.write(json.dumps(row) + "\n")
+    (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+def run_module(module: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m module arguments` in `folder`, offline, with its output as text."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
