@@ -56,13 +56,15 @@ def check(argv: list[str], folders: list[str]) -> None:
 
 
 def make(folder: str, argv: list[str]) -> None:
-    """Run one stage: on several GPUs by `accelerate launch`, else in a process forked from this one, whose imports
-    it shares. Ends this program with the stage's exit code where it fails."""
-    gpus = gpu_count() if folder in TRAINING else 0
-    module = STAGES[folder].module
-    if gpus > 1:
-        launch = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m", module]
-        code = subprocess.run([sys.executable, "-m", *launch, *argv], check=False).returncode
+    """Run one stage, on every GPU where it trains, and end this program with its exit code where it fails.
+
+    Without a GPU it is a process forked from this one, whose imports it shares; a forked process could not use CUDA.
+    """
+    module, gpus = STAGES[folder].module, gpu_count()
+    if gpus:
+        launch = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
+        several = launch if gpus > 1 and folder in TRAINING else []
+        code = wait(subprocess.Popen([sys.executable, "-m", *several, module, *argv]))
     else:
         process = multiprocessing.get_context("fork").Process(target=importlib.import_module(module).main, args=(argv,))
         process.start()
@@ -72,10 +74,12 @@ def make(folder: str, argv: list[str]) -> None:
         sys.exit(code)
 
 
-def wait(process: multiprocessing.Process) -> int:
+def wait(process: multiprocessing.Process | subprocess.Popen) -> int:
     """The exit code of a process. Ctrl-C reaches it too: this waits until it has saved its work."""
     while True:
         try:
+            if isinstance(process, subprocess.Popen):
+                return process.wait()
             process.join()
             return process.exitcode
         except KeyboardInterrupt:
@@ -83,7 +87,7 @@ def wait(process: multiprocessing.Process) -> int:
 
 
 def gpu_count() -> int:
-    """The number of GPUs, asked without starting CUDA in this process (a forked child could not use it then)."""
+    """The number of CUDA devices of this machine."""
     import torch
 
     return torch.cuda.device_count()
