@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import datasets
 import pytest
@@ -148,3 +151,30 @@ def test_every_section_is_checked_before_the_first_stage_runs(tiny_inputs):
     assert done.returncode == 2
     assert "dpo.training.betta: no such key; did you mean beta?" in done.stderr
     assert not (tiny_inputs / "runs").exists()
+
+
+def test_killed_twice_it_goes_on_and_ends_the_same(tiny_life, tiny_inputs):
+    """kill -9 to the whole program while it trains the base model, then while it trains the chat model."""
+    run = tiny_inputs / "runs" / "tiny"
+    for moment in (run / "base/checkpoint-4", run / "sft/checkpoint-2"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hf_llm.run", "tiny.yaml"],
+            cwd=tiny_inputs,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not moment.exists() and process.poll() is None:
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert moment.exists() and not (moment.parent / "manifest.json").exists()
+    done = run_module("hf_llm.run", "tiny.yaml", folder=tiny_inputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for folder in ("corpus", "tokenizer", "tokens", "base", "sft", "dpo"):
+        ours, undisturbed = (read_manifest(life / "runs/tiny" / folder)["files"] for life in (tiny_inputs, tiny_life))
+        weights = [
+            name for name in undisturbed if name.endswith((".safetensors", ".bin", ".parquet", "tokenizer.json"))
+        ]
+        assert weights and {name: ours[name] for name in weights} == {name: undisturbed[name] for name in weights}

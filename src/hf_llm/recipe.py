@@ -247,10 +247,8 @@ def _settings(target: Any, value: Any, where: str, problems: list[str]) -> Setti
         return Settings()
     hints = field_types(cls)
     if hasattr(cls, "model_type"):  # a model's config, which also goes by the names its attribute_map gives
-        hints |= {
-            "model_type": str,
-            **{alias: hints[name] for alias, name in cls.attribute_map.items() if name in hints},
-        }
+        hints |= {alias: hints[name] for alias, name in cls.attribute_map.items() if name in hints}
+        hints |= {"model_type": str, "attn_implementation": str}
     problems += _unknown(value, hints, f"{where}.")
     given = {key: item for key, item in value.items() if key in hints and item != "auto"}
     return Settings({key: _scalar(hints[key], item, f"{where}.{key}", problems) for key, item in given.items()})

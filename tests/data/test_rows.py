@@ -1,5 +1,7 @@
+import contextlib
 import gzip
 import json
+import sqlite3
 
 import pytest
 
@@ -51,9 +53,49 @@ def test_every_format_gives_the_same_rows(tmp_path):
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     quoted = "".join(f'"{row["text"]}",{row["url"]}\n' for row in rows)
     (tmp_path / "d.csv").write_text("text,url\n" + quoted)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "e.parquet")
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "e.parquet")
+    with pyarrow.OSFile(str(tmp_path / "f.arrow"), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pyarrow.OSFile(str(tmp_path / "g.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_database(tmp_path / "h.sqlite", "documents", rows)
     for path in sorted(tmp_path.iterdir()):
         assert [row for _, row in read(path)[0]] == rows, path
+
+
+def write_database(path, table, rows):
+    table = table.replace('"', '""')
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(f'CREATE TABLE "{table}" (text TEXT, url TEXT)')
+        database.executemany(f'INSERT INTO "{table}" VALUES (:text, :url)', rows)
+
+
+def test_of_several_tables_one_is_named(tmp_path):
+    path = tmp_path / "a.db"
+    write_database(path, "posts", [{"text": "a post", "url": ""}])
+    write_database(path, 'odd "name"', [{"text": "odd", "url": ""}])
+    with pytest.raises(UserError, match=r'several tables; write `table:` with one of odd "name", posts'):
+        read(path)
+    assert list(file_rows(path, Faults(), "posts")) == [(1, {"text": "a post", "url": ""})]
+    assert list(file_rows(path, Faults(), 'odd "name"')) == [(1, {"text": "odd", "url": ""})]
+
+
+def test_a_database_row_that_is_not_utf8_is_dropped_alone(tmp_path):
+    path = tmp_path / "a.db"
+    write_database(path, "posts", [{"text": "good", "url": ""}])
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO posts VALUES (CAST(x'ff41' AS TEXT), '')")
+    rows, faults = read(path)
+    assert rows == [(1, {"text": "good", "url": ""})]
+    assert faults.dropped == {"not UTF-8": 1}
+
+
+@pytest.mark.parametrize("name", ["a.db", "a.arrow"])
+def test_a_file_that_is_no_database_or_arrow_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"nothing of the kind" * 100)
+    with pytest.raises(UserError, match=name):
+        read(tmp_path / name)
 
 
 def test_a_csv_row_with_columns_too_many_is_dropped(tmp_path):

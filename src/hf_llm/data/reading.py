@@ -58,7 +58,7 @@ class Read(PipelineStep):
             raise unreadable(path, error) from error
 
     def _rows(self, part: Part, path: Path, name: str) -> Iterator[Document]:
-        for number, row in file_rows(path, self.faults):
+        for number, row in file_rows(path, self.faults, part.source.table):
             yield from self._row(part, row, f"{path}, line {number}", file=name, line=number)
 
     def _texts(self, part: Part, path: Path, name: str) -> Iterator[Document]:

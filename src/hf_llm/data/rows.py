@@ -1,30 +1,37 @@
-"""Rows of JSONL, JSON, CSV and Parquet files and of Hub data sets, as plain dictionaries.
+"""Rows of JSONL, JSON, CSV, Parquet, Arrow and SQLite files and of Hub data sets, as plain dictionaries.
 
 A row that cannot be read is dropped and counted; a file that cannot be read is an error.
 """
 
+import contextlib
 import csv
 import gzip
 import json
+import sqlite3
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import quote
 
 from hf_llm.data.faults import Faults
 from hf_llm.errors import UserError
 
 LINE_BYTES = 64 << 20  # a JSON line longer than this is dropped rather than held in memory
 
+DATABASES = {".sqlite", ".sqlite3", ".db"}
+
 csv.field_size_limit(LINE_BYTES)
 
 
-def file_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict]]:
-    """The number (from 1; lines for JSONL and CSV) and the columns of every row of a file."""
+def file_rows(path: Path, faults: Faults, table: str | None = None) -> Iterator[tuple[int, dict]]:
+    """The number (from 1; lines for JSONL and CSV) and the columns of every row of a file (of a database's `table`)."""
     kind = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
-    reader = {".json": _json, ".parquet": _parquet, ".csv": _csv, ".tsv": _csv}.get(kind, _json_lines)
-    return reader(path, faults)
+    if kind in DATABASES:
+        return _sqlite(path, faults, table)
+    readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv}
+    return readers.get(kind, _json_lines)(path, faults)
 
 
 def hub_rows(hub: str, subset: str | None, split: str, streaming: bool, take: int | None) -> Iterator[tuple[int, dict]]:
@@ -161,15 +168,61 @@ def _parquet(path: Path, faults: Faults) -> Iterator[tuple[int, dict]]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    faults.records += 1
-                    yield number, row
-    except (pyarrow.ArrowInvalid, OSError) as error:
+            yield from _batches(file.iter_batches(batch_size=1024), faults)
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise damaged(path, error) from None
-    except UnicodeDecodeError as error:
+
+
+def _arrow(path: Path, faults: Faults) -> Iterator[tuple[int, dict]]:
+    """Arrow's stream format (what `datasets` keeps on disk) or its file format."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                file = pyarrow.ipc.open_file(source)
+                batches = (file.get_batch(i) for i in range(file.num_record_batches))
+            else:
+                source.seek(0)
+                batches = pyarrow.ipc.open_stream(source)
+            yield from _batches(batches, faults)
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise damaged(path, error) from None
+
+
+def _batches(batches: Iterator[Any], faults: Faults) -> Iterator[tuple[int, dict]]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            faults.records += 1
+            yield number, row
+
+
+def _sqlite(path: Path, faults: Faults, table: str | None) -> Iterator[tuple[int, dict]]:
+    """The rows of one table, in the order of the database; opened read-only."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            database.text_factory = bytes
+            found = database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
+            tables = [name.decode() for (name,) in found if not name.startswith(b"sqlite_")]
+            if table is None and len(tables) == 1:
+                table = tables[0]
+            if table not in tables:
+                wanted = f"no table {table!r}" if table else "several tables"
+                raise UserError(f"{path} has {wanted}; write `table:` with one of {', '.join(tables) or '(none)'}")
+            rows = database.execute('SELECT * FROM "{}"'.format(table.replace('"', '""')))
+            names = [column[0] for column in rows.description]
+            for number, values in enumerate(rows, 1):
+                faults.records += 1
+                try:
+                    texts = [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
+                except UnicodeDecodeError:
+                    faults.drop("not UTF-8", f"{path}, row {number}")
+                    continue
+                yield number, dict(zip(names, texts, strict=True))
+    except sqlite3.DatabaseError as error:
         raise damaged(path, error) from None

@@ -17,7 +17,7 @@ from hf_llm.errors import UserError
 PART_BYTES = 16 << 20  # input of a part, where it is many files
 
 TEXT = {".txt", ".text", ".md", ".markdown", ".rst"}
-ROWS = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"}
+ROWS = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".sqlite", ".sqlite3", ".db"}
 CODE = {
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx",
     ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
@@ -44,6 +44,7 @@ class Source:
     take: int | None = field(default=None, metadata={"help": "the first rows of the Hub data set; all if left out"})
     streaming: bool = field(default=True, metadata={"help": "read from the Hub as it comes, without a copy on disk"})
     text: str = field(default="text", metadata={"help": "the column that holds the text"})
+    table: str | None = field(default=None, metadata={"help": "of an SQLite database with several"})
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.path, self.hub, self.installed)) != 1:

@@ -67,7 +67,7 @@ def new_model(
     try:
         config = cls(**{**fitted, **settings})
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if context and longest and context > longest:
@@ -77,7 +77,7 @@ def new_model(
 
 def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
     """Raise UserError for a key that `cls` has not: transformers' configs swallow what they do not know."""
-    known = {*cls.__dataclass_fields__, *cls.attribute_map}
+    known = {*cls.__dataclass_fields__, *cls.attribute_map, "attn_implementation"}
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
