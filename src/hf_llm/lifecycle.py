@@ -38,8 +38,9 @@ STAGES = {
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is learnt.
 NEUTRAL = re.compile(
-    r"\.training\.(resume_from_checkpoint|logging_.*|report_to|run_name|project|save_.*|push_to_hub|hub_.*|"
-    r"disable_tqdm|log_level.*|dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers)|trackio_.*)$"
+    r"\.training\.(logging_.*|eval_(steps|strategy|delay|on_start)|save_.*|resume_from_checkpoint"
+    r"|report_to|run_name|project|trackio_.*|push_to_hub|hub_.*|disable_tqdm|log_level.*"
+    r"|dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers))$"
     r"|\.samples(\.|$)"
 )
 

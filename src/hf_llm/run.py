@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(argv: list[str], folders: list[str]) -> None:
     """Read every section that will be used, so that a wrong recipe fails now and not hours later."""
-    problems = []
+    problems = {}  # a dictionary for its order
     for folder in folders:
         module = importlib.import_module(STAGES[folder].module)
         try:
             load_recipe(module.Recipe, argv)
         except UserError as error:
-            problems += [line for line in str(error).splitlines() if line not in problems]
+            problems |= dict.fromkeys(str(error).splitlines()[1:] or [str(error)])
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join([f"{argv[0]} is not right yet:", *problems]))
 
 
 def make(folder: str, argv: list[str]) -> None:
