@@ -1,9 +1,11 @@
 """What went wrong that the person at the keyboard can put right."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -11,15 +13,25 @@ class UserError(Exception):
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
-    """Make `main(argv)` a command: a UserError ends it with its message and exit code 2, without a traceback."""
+    """Make `main(argv)` a command: a UserError, or a full disk, ends it with exit code 2 and no traceback."""
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> None:
         try:
             main(argv)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"\nerror: {error}", file=sys.stderr)
-            sys.exit(2)
+            stop(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" for {error.filename}" if error.filename else ""
+            stop(f"no space left on the disk{where}; free some, and the same command goes on from here")
 
     return run
+
+
+def stop(message: str) -> NoReturn:
+    """Print what is wrong, once for all processes of a launch, and end with exit code 2."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\nerror: {message}", file=sys.stderr)
+    sys.exit(2)

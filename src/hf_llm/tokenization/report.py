@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from hf_llm.errors import UserError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -19,7 +21,7 @@ SAMPLES = {
 def tokenizer_report(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str], limit: int) -> dict:
     """Bytes per token over the first `limit` bytes of held-out `texts`, and how some typical text is cut.
 
-    Asserts that every text comes back exactly. Special tokens written in a text are text here, as in the token shards.
+    Raises UserError unless every text comes back exactly. Special tokens written in a text are text here, as in the token shards.
     """
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
@@ -28,7 +30,11 @@ def tokenizer_report(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str],
     while size < limit and (batch := list(islice(texts, _BATCH))):
         encodings = backend.encode_batch(batch, add_special_tokens=False)
         for text, encoding in zip(batch, encodings, strict=True):
-            assert backend.decode(encoding.ids, skip_special_tokens=False) == text, "a text did not come back"
+            if backend.decode(encoding.ids, skip_special_tokens=False) != text:
+                raise UserError(
+                    f"{tokenizer.name_or_path or 'the tokenizer'} does not give back {text[:60]!r} after encoding and "
+                    "decoding; use a byte-level tokenizer"
+                )
             size += len(text.encode("utf-8"))
             tokens += len(encoding.ids)
         documents += len(batch)

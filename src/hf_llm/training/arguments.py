@@ -20,7 +20,7 @@ from hf_llm.training.pushing import create_repository
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # Tokens of one forward and backward pass where the recipe names no micro-batch. On a CPU more gains nothing.
-MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 16384}
+MICRO_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
 
 
 def training_arguments(
