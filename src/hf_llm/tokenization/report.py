@@ -21,7 +21,8 @@ SAMPLES = {
 def tokenizer_report(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str], limit: int) -> dict:
     """Bytes per token over the first `limit` bytes of held-out `texts`, and how some typical text is cut.
 
-    Raises UserError unless every text comes back exactly. Special tokens written in a text are text here, as in the token shards.
+    Raises UserError unless every text comes back exactly. Special tokens written in a text are text here, as in the
+    token shards.
     """
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
