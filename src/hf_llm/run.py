@@ -58,10 +58,11 @@ def check(argv: list[str], folders: list[str]) -> None:
 def make(folder: str, argv: list[str]) -> None:
     """Run one stage, on every GPU where it trains, and end this program with its exit code where it fails.
 
-    Without a GPU it is a process forked from this one, whose imports it shares; a forked process could not use CUDA.
+    On Linux without a GPU it is a process forked from this one, whose imports it shares; a forked process could use
+    neither CUDA nor Metal.
     """
     module, gpus = STAGES[folder].module, gpu_count()
-    if gpus:
+    if gpus or sys.platform != "linux":
         launch = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
         several = launch if gpus > 1 and folder in TRAINING else []
         code = wait(subprocess.Popen([sys.executable, "-m", *several, module, *argv]))
