@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_recipe import run_module
+from tiny_recipe import ROOT, launch, run_module
 
 from hf_llm.manifest import file_digest
 
-ROOT = Path(__file__).parent.parent
 PREPARED = ("corpus", "tokenizer", "tokens")
 
 
@@ -27,20 +26,6 @@ def prepared(tiny_life, tmp_path):
     for item in PREPARED:
         shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
     return tmp_path
-
-
-def launch(config: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    """`accelerate launch` with two CPU processes, `arguments` after `-m`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=accelerate_configs/{config}.yaml"]
-    return subprocess.run(
-        [*command, "--num_processes=2", "--main_process_port=0", "-m", *arguments],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
 
 
 def losses(folder: Path) -> list[float]:

@@ -1,12 +1,13 @@
 """SFT and DPO as a person runs them: with and without adapters, packed, on rows that are not all usable."""
 
 import json
+import math
 import re
 import shutil
 
 import pytest
 from safetensors.torch import load_file
-from tiny_recipe import run_module
+from tiny_recipe import ROOT, launch, run_module
 
 
 @pytest.fixture
@@ -14,6 +15,8 @@ def pretrained(tiny_life, tmp_path):
     """A folder where the tiny base model is ready and nothing after it."""
     for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
         (tmp_path / item).symlink_to(tiny_life / item)
+    for item in ("accelerate_configs", "ds_configs"):
+        (tmp_path / item).symlink_to(ROOT / item)
     for item in ("corpus", "tokenizer", "tokens", "base"):
         shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
     return tmp_path
@@ -43,6 +46,16 @@ def test_without_an_sft_section_dpo_starts_from_the_base_with_no_margin(pretrain
     assert done.returncode == 0, done.stdout + done.stderr
     assert history(pretrained / "runs/tiny/dpo")[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert (pretrained / "runs/tiny/dpo/adapter/adapter_config.json").exists()
+
+
+def test_two_processes_under_zero_2_tune_and_align(pretrained):
+    for stage in ("sft", "dpo"):
+        done = launch("zero2", f"hf_llm.{stage}", "tiny.yaml", folder=pretrained)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = pretrained / "runs/tiny" / stage
+        assert json.loads((folder / "manifest.json").read_text())["facts"]["processes"] == 2
+        assert all(math.isfinite(entry["loss"]) for entry in history(folder) if "loss" in entry)
+        assert not (folder / "rows").exists()
 
 
 def test_rows_without_an_answer_are_counted_and_refused_above_the_share_allowed(pretrained):

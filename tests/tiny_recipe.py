@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 RECIPE = """
 name: tiny
 seed: 7
@@ -72,6 +73,20 @@ def run_module(module: str, *arguments: str, folder: Path, **environment: str) -
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def launch(config: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    """`accelerate launch` with two CPU processes, `arguments` after `-m`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=accelerate_configs/{config}.yaml"]
+    return subprocess.run(
+        [*command, "--num_processes=2", "--main_process_port=0", "-m", *arguments],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hf_llm.recipe import plain
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
 from hf_llm.training.pushing import push
+
+ROWS = "rows"  # what the stages that tune on rows share between processes, in a stage's folder until it is finished
 
 
 def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: Any) -> None:
@@ -25,6 +28,7 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     save(trainer, folder)
     trainer.save_state()
     if is_main_process():
+        shutil.rmtree(folder / ROWS, ignore_errors=True)
         inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
         facts |= {"steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
         facts["arguments"] = plain(args.to_dict())  # which hides tokens

@@ -11,7 +11,7 @@ from hf_llm.errors import UserError
 from hf_llm.lifecycle import say
 
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError)  # the last is what a failed large file raises
-LEFT_HERE = ["checkpoint-*", "logs/*", "*.tmp", "run_status.json"]
+LEFT_HERE = ["checkpoint-*", "logs/*", "rows/*", "*.tmp", "run_status.json"]
 
 
 def create_repository(arguments: TrainingArguments, where: str) -> None:

@@ -1,18 +1,23 @@
 """What the stages that tune a model on rows share: their section's keys, and the trainer made of them."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 
 from hf_llm.data.conversations import ConversationSource
 from hf_llm.lifecycle import Making
+from hf_llm.manifest import digest_of
 from hf_llm.model.loading import load_model, load_tokenizer, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.recipe import Settings
 from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.training.arguments import training_arguments
+from hf_llm.training.ending import ROWS
 
 
 @dataclass
@@ -38,6 +43,16 @@ class Tuning:
         return [source.license for source in self.data]
 
 
+def shared(rows: Dataset, folder: Path) -> Dataset:
+    """The same rows on the disk, where every process and a resumed run find what TRL computes from them."""
+    place = folder / digest_of(rows.to_list())
+    if not place.exists():
+        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        rows.save_to_disk(temporary)
+        temporary.rename(place)
+    return load_from_disk(place)
+
+
 def tuning_trainer(
     trainer_class: type[Trainer],
     arguments_class: type[TrainingArguments],
@@ -45,7 +60,7 @@ def tuning_trainer(
     making: Making,
     seed: int,
     start: str,
-    rows: tuple[Any, Any],
+    rows: list[Dataset],
     **defaults: Any,
 ) -> Trainer:
     """A TRL trainer of the model at `start` on `rows` (training, held out), with adapters where the section says so.
@@ -67,7 +82,8 @@ def tuning_trainer(
         eval_strategy="epoch",
         **defaults,
     )
-    train, held_out = rows
+    with arguments.main_process_first(desc="writing the rows"):
+        train, held_out = (shared(part, making.path / ROWS) for part in rows)
     return trainer_class(
         model=model,
         args=arguments,
