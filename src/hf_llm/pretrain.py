@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         model = new_model(recipe.model, tokenizer, context=section.context)
         say(describe(model))
         context = section.context or model.config.max_position_embeddings
+        flops = flops_per_token(model, context)
         train, validation = (TokenWindows(tokens, split, context) for split in ("train", "validation"))
         arguments = training_arguments(
             TrainingArguments,
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=validation.limited(section.evaluation_tokens),
             processing_class=tokenizer,
         )
-        watch(trainer, flops_per_token(model.config, context), validation.bytes_per_token, samples=section.samples)
+        watch(trainer, flops, validation.bytes_per_token, samples=section.samples)
         finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
 
 

@@ -77,9 +77,11 @@ def save(trainer: Trainer, folder: Path) -> None:
 def save_merged(base: str, folder: Path, generation: GenerationConfig) -> None:
     """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
     from peft import PeftModel
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from hf_llm.model.loading import load_model
 
+    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would split the base over processes that are not here
     merged = PeftModel.from_pretrained(load_model(base), folder / "adapter").merge_and_unload()
     merged.generation_config = generation
     merged.save_pretrained(folder)
