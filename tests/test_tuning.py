@@ -48,9 +48,10 @@ def test_without_an_sft_section_dpo_starts_from_the_base_with_no_margin(pretrain
     assert (pretrained / "runs/tiny/dpo/adapter/adapter_config.json").exists()
 
 
-def test_two_processes_under_zero_2_tune_and_align(pretrained):
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_two_processes_tune_and_align(pretrained, engine):
     for stage in ("sft", "dpo"):
-        done = launch("zero2", f"hf_llm.{stage}", "tiny.yaml", folder=pretrained)
+        done = launch(engine, f"hf_llm.{stage}", "tiny.yaml", folder=pretrained)
         assert done.returncode == 0, done.stdout + done.stderr
         folder = pretrained / "runs/tiny" / stage
         assert json.loads((folder / "manifest.json").read_text())["facts"]["processes"] == 2

@@ -34,7 +34,8 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
         facts["arguments"] = plain(args.to_dict())  # which hides tokens
         making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
         (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
+    # Together, and the process group taken down: a process that leaves first can make another abort at its exit.
+    trainer.accelerator.end_training()
     if args.push_to_hub and is_main_process():
         push(trainer.hub_model_id, folder)
 
