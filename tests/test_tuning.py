@@ -103,6 +103,7 @@ def test_a_tokenizer_that_teaches_the_wrong_thing_is_refused(pretrained, edit, w
         ("--sft.data=[{path: nowhere.jsonl, license: mit}]", "nowhere.jsonl"),
         ("--sft.data=[{path: texts, license: mit}]", "texts"),
         ("--sft.data=[]", "sft: data is empty"),
+        ("--sft.evaluation_share=0", "sft: evaluation_share is 0.0; hold out a share"),
         ("--sft.data=[{path: chats.jsonl}]", "sft.data[0].license: missing"),
         ("--sft.model=runs/tiny/bass", "runs/tiny/bass"),
         ("--sft.lora.rank=8", "sft.lora.rank: no such key"),

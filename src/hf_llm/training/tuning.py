@@ -33,9 +33,10 @@ class Tuning:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("data is empty; name at least one source")
-        for name in ("evaluation_share", "allow_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
+        if not 0 < self.evaluation_share < 1:
+            raise ValueError(f"evaluation_share is {self.evaluation_share}; hold out a share between 0 and 1")
+        if not 0 <= self.allow_drop < 1:
+            raise ValueError(f"allow_drop is {self.allow_drop}; it is a share, from 0 to below 1")
 
     @property
     def licenses(self) -> list[str]:
@@ -82,7 +83,7 @@ def tuning_trainer(
         eval_strategy="epoch",
         **defaults,
     )
-    with arguments.main_process_first(desc="writing the rows"):
+    with arguments.main_process_first(local=False, desc="writing the rows"):
         train, held_out = (shared(part, making.path / ROWS) for part in rows)
     return trainer_class(
         model=model,
