@@ -1,0 +1,18 @@
+"""What every reader yields: one document as it stands in its source."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Found:
+    """One document as a reader finds it, before any cleaning.
+
+    `license` and `language` are empty where the file itself says nothing: then the source's hold. `about` holds what else
+    the file says of the document (title, author, date, record): plain JSON values, small.
+    """
+
+    text: str
+    url: str = ""
+    license: str | None = None
+    language: str = ""
+    about: dict = field(default_factory=dict)
