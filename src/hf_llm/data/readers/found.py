@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 class Found:
     """One document as a reader finds it, before any cleaning.
 
-    `license` and `language` are empty where the file itself says nothing: then the source's hold. `about` holds what else
-    the file says of the document (title, author, date, record): plain JSON values, small.
+    `license` and `language` are empty where the file itself says nothing: then the source's hold. `about` holds what
+    else the file says of the document (title, author, date, record): plain JSON values, small.
     """
 
     text: str
