@@ -20,15 +20,18 @@ class Stage:
     """A module that makes one folder: the recipe sections it obeys and the folders it reads."""
 
     module: str
-    sections: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()  # or single keys of one, as section.key
     reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()  # keys of its sections that change nothing of what it makes
 
+
+MIX = ("corpus.shares", "corpus.max_epochs", "corpus.max_tokens", "corpus.curriculum")
 
 # folder -> the stage that makes it, in running order
 STAGES = {
-    "corpus": Stage("hf_llm.prepare_data", ("corpus",)),
-    "tokenizer": Stage("hf_llm.train_tokenizer", ("tokenizer",), ("corpus",)),
-    "tokens": Stage("hf_llm.tokenize_corpus", (), ("corpus", "tokenizer")),
+    "corpus": Stage("hf_llm.prepare_data", ("corpus",), (), (*MIX, "corpus.executor", "corpus.slurm")),
+    "tokenizer": Stage("hf_llm.train_tokenizer", ("tokenizer", "corpus.shares"), ("corpus",)),
+    "tokens": Stage("hf_llm.tokenize_corpus", MIX, ("corpus", "tokenizer")),
     "base": Stage("hf_llm.pretrain", ("model", "pretrain", "seed"), ("tokens", "tokenizer")),
     "sft": Stage("hf_llm.sft", ("sft", "seed"), ("base",)),
     "dpo": Stage("hf_llm.dpo", ("dpo", "seed"), ("sft",)),
@@ -143,8 +146,12 @@ class Run:
         return making
 
     def _settings(self, folder: str) -> dict[str, Any]:
-        tree = {section: self.tree.get(section) for section in STAGES[folder].sections if section in self.tree}
-        return {key: value for key, value in _flat(tree).items() if not NEUTRAL.search(key)}
+        stage = STAGES[folder]
+        return {
+            key: value
+            for key, value in _flat(self.tree).items()
+            if _is_below(key, stage.sections) and not _is_below(key, stage.ignores) and not NEUTRAL.search(key)
+        }
 
     def _check(self, folder: str) -> None:
         path = self.root / folder
@@ -240,6 +247,10 @@ def _read_begun(path: Path) -> dict | None:
         return json.loads((path / BEGUN).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def _is_below(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
 def _identity(source: Path | str) -> str:

@@ -19,6 +19,7 @@ import xxhash
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from hf_llm.data.curriculum import Curriculum
 from hf_llm.data.faults import Faults
 from hf_llm.data.filters.length import LengthFilter
 from hf_llm.data.normalise import Normalise
@@ -46,7 +47,10 @@ class Corpus:
     min_chars: int = field(default=100, metadata={"help": "shorter documents are dropped"})
     max_chars: int = field(default=100_000, metadata={"help": "longer rows are dropped, longer files cut"})
     split: Split = field(default_factory=Split)
-    max_tokens: int | None = field(default=None, metadata={"help": "train on the first documents with this many"})
+    max_tokens: int | None = field(default=None, metadata={"help": "tokens to train on, repetitions counted"})
+    shares: dict[str, float] | None = field(default=None, metadata={"help": "of the train tokens, by source name"})
+    max_epochs: float = field(default=4.0, metadata={"help": "how often a small source may be repeated for its share"})
+    curriculum: Curriculum | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
