@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 FILE = "manifest.json"
+SKIPPED = ("checkpoint-*", "logs", "README.md", "ledger.json")  # logs, and what is made from the rest
 BEGUN = "begun.json"  # settings and inputs of a folder under way, until the manifest takes their place
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
@@ -66,10 +67,10 @@ def write_json(path: Path, value: Any) -> None:
         os.close(directory)
 
 
-def file_digests(folder: Path, skip: tuple[str, ...] = ("checkpoint-*", "logs", "README.md")) -> dict[str, list]:
+def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, list]:
     """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder`, but manifests and `skip` at the top.
 
-    The model card is left out: it is made from the manifest.
+    The model card is left out, for it is made from the manifest, and the ledger of a corpus, for it holds seconds.
     """
     folder = Path(folder)
     found = {}

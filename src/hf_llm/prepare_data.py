@@ -2,16 +2,20 @@
 
     python -m hf_llm.prepare_data recipes/quickstart.yaml
     python -m hf_llm.prepare_data recipes/gpt125m.yaml '--corpus.sources=[{path: my_texts, license: cc0-1.0}]'
+    python -m hf_llm.prepare_data recipes/quickstart.yaml --explain=<id, url or file>
 
 The same command goes on where an interrupted run stopped, and ends with the same bytes. Read the result with
-`datasets.load_dataset("runs/<name>/corpus")`.
+`datasets.load_dataset("runs/<name>/corpus")`; `--explain` says what became of one document and why.
 """
 
+import sys
 from dataclasses import dataclass
 
 from hf_llm.data.corpus import Corpus, make_corpus
-from hf_llm.errors import command
+from hf_llm.data.rejected import explain
+from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import Run, say
+from hf_llm.manifest import digest_of, versions
 from hf_llm.recipe import load_recipe
 
 
@@ -25,16 +29,35 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    argv, wanted = _without_explain(sys.argv[1:] if argv is None else argv)
     recipe, run = load_recipe(Recipe, argv), Run(argv)
+    if wanted is not None:
+        return _explain(run, wanted)
     with run.begin("corpus", recipe) as making:
         if making.finished:
             return
-        ledger = make_corpus(recipe.corpus, making.path, making.key)
+        ledger = make_corpus(recipe.corpus, making.path, digest_of([making.key, versions()]))
         for line in funnel(ledger):
             say(line)
         documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
         headline = f"{documents:,} documents, {size / 1e6:,.1f} MB"
         making.finish(headline, licenses=list(ledger["licenses"]), ledger=ledger)
+
+
+def _without_explain(argv: list[str]) -> tuple[list[str], str | None]:
+    """The arguments but `--explain=...`, and what it asks for."""
+    if "--explain" in argv[:-1]:
+        place = argv.index("--explain")
+        argv = [*argv[:place], f"--explain={argv[place + 1]}", *argv[place + 2 :]]
+    wanted = [argument.removeprefix("--explain=") for argument in argv if argument.startswith("--explain=")]
+    return [argument for argument in argv if not argument.startswith("--explain=")], wanted[-1] if wanted else None
+
+
+def _explain(run: Run, wanted: str) -> None:
+    if not run.is_finished("corpus"):
+        raise UserError(f"{run.corpus} is not finished; run the same command without --explain first")
+    for line in explain(run.corpus, wanted):
+        say(line)
 
 
 def funnel(ledger: dict) -> list[str]:

@@ -13,7 +13,7 @@ import xxhash
 from hf_llm.data.faults import Faults
 from hf_llm.data.formats import Unusable, conversation_reader, preference_reader
 from hf_llm.data.rows import file_rows, hub_rows, unreadable
-from hf_llm.data.sources import ROWS, files_under
+from hf_llm.data.sources import FORMATS, files_under
 from hf_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _rows(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int
         for number, row in hub_rows(source.hub, source.subset, source.split, streaming, source.take):
             yield source.hub, number, row
         return
-    for path, _ in files_under(source.path, ROWS):
+    for path, _ in files_under(source.path, FORMATS["rows"]):
         try:
             for number, row in file_rows(path, faults):
                 yield str(path), number, row

@@ -1,5 +1,6 @@
 """The first step of the pipeline: a part of a source in, documents out."""
 
+import importlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -8,10 +9,14 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.data import installed
+from hf_llm.data.archives import members
 from hf_llm.data.faults import Faults
-from hf_llm.data.rows import column, file_rows, hub_rows, unreadable
-from hf_llm.data.sources import CODE, ROWS, Part, kind
-from hf_llm.data.text_files import PIECE_CHARS, code_documents, pieces, text_documents
+from hf_llm.data.fetching import fetch
+from hf_llm.data.readers.found import Found
+from hf_llm.data.readers.rows import row_document
+from hf_llm.data.rows import hub_rows, unreadable
+from hf_llm.data.sources import Part, cache, format_of, is_archive
+from hf_llm.data.text_files import PIECE_CHARS, pieces
 
 
 class Read(PipelineStep):
@@ -30,61 +35,63 @@ class Read(PipelineStep):
         assert data is None and world_size == len(self.parts), "one task per part, and nothing before it"
         part = self.parts[rank]
         if part.source.installed:
-            return self._installed(part)
-        if part.source.hub:
-            return self._hub(part)
-        return chain.from_iterable(self._file(part, Path(path), name) for path, name in part.files)
+            found = self._installed(part)
+        elif part.source.hub:
+            found = self._hub(part)
+        else:
+            found = chain.from_iterable(self._file(part, path, name) for path, name in part.files)
+        return (_document(part, one) for one in found)
 
-    def _installed(self, part: Part) -> Iterator[Document]:
-        for text, license, about in installed.documents(part.label, part.files):
+    def _installed(self, part: Part) -> Iterator[Found]:
+        for text, license, about in installed.documents(part.item, part.files):
             self.faults.records += 1
             target = self.max_chars if len(text) <= self.max_chars else PIECE_CHARS
             for number, piece in enumerate(pieces(text.splitlines(keepends=True), self.max_chars, target)):
-                yield _document(part, piece, license=license, **about, piece=number)
+                yield Found(piece, license=license, about={**about, "piece": number})
 
-    def _hub(self, part: Part) -> Iterator[Document]:
-        from tqdm import tqdm
-
+    def _hub(self, part: Part) -> Iterator[Found]:
         source = part.source
-        rows = hub_rows(source.hub, source.subset, source.split, source.streaming, source.take)
-        for number, row in tqdm(rows, desc=source.hub, unit=" rows", total=source.take):
+        rows = hub_rows(
+            source.hub, source.subset, source.split, source.streaming, source.take, source.skip, part.shard
+        )
+        for number, row in rows:
             self.faults.records += 1
-            yield from self._row(part, row, f"{source.hub}, row {number}", row=number)
+            found = row_document(row, source, f"{source.hub}, row {number}", self.faults)
+            if found:
+                found.about = {"row": number}
+                yield found
 
-    def _file(self, part: Part, path: Path, name: str) -> Iterator[Document]:
+    def _file(self, part: Part, path: str, name: str) -> Iterator[Found]:
+        """The documents of one file, fetched first where it is an address; of an archive, those of its files."""
+        here = fetch(path, cache() / "crawl") if part.source.crawl else Path(path)
         try:
-            yield from self._rows(part, path, name) if kind(path) in ROWS else self._texts(part, path, name)
+            if is_archive(here) and part.source.format != "latex":
+                for inner, member in members(here, self.faults):
+                    if part.source.format or format_of(member):
+                        yield from self._documents(part, member, f"{name}/{inner}")
+            else:
+                yield from self._documents(part, here, name)
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(here, error) from error
 
-    def _rows(self, part: Part, path: Path, name: str) -> Iterator[Document]:
-        for number, row in file_rows(path, self.faults, part.source.table):
-            yield from self._row(part, row, f"{path}, line {number}", file=name, line=number)
-
-    def _texts(self, part: Part, path: Path, name: str) -> Iterator[Document]:
-        read = code_documents if kind(path) in CODE else text_documents
-        for number, text in enumerate(read(path, self.max_chars, self.faults)):
-            yield _document(part, text, file=name, piece=number)
-
-    def _row(self, part: Part, row: dict, where: str, /, **about: object) -> Iterator[Document]:
-        text = column(row, part.source.text, where)
-        if isinstance(text, str):
-            url = row.get("url")
-            yield _document(part, text, url=url if isinstance(url, str) else "", **about)
-        else:
-            self.faults.drop(f"{part.source.text} is no text", where, str(text))
+    def _documents(self, part: Part, path: Path, name: str) -> Iterator[Found]:
+        format = part.source.format or format_of(path) or "text"
+        reader = importlib.import_module(f"hf_llm.data.readers.{format}")
+        for found in reader.read(path, self.faults, part.source, self.max_chars):
+            found.about = {"file": name, **found.about}
+            yield found
 
 
-def _document(part: Part, text: str, license: str | None = None, url: str = "", **about: object) -> Document:
+def _document(part: Part, found: Found) -> Document:
     return Document(
-        text=text,
+        text=found.text,
         id="",  # the digest of the normalised text, known at the end
         metadata={
             "source": part.label,
-            "license": license or part.source.license,
-            "language": "",
-            "url": url,
+            "license": found.license or part.source.license,
+            "language": found.language,
+            "url": found.url,
             "position": part.position,
-            "about": about,
+            "about": found.about,
         },
     )

@@ -1,29 +1,52 @@
 """`corpus.sources` of a recipe, turned into parts: the units of reading, each done whole or done again.
 
-The parts depend on the recipe and on what lies on the disk, never on the number of workers.
+The parts depend on the recipe and on what lies on the disk, never on the number of workers. A new kind of file is a
+line of `FORMATS` and a module in `readers/`.
 """
 
 import glob
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from hf_llm.data import installed
+from hf_llm.data.archives import ARCHIVES
+from hf_llm.data.fetching import Crawl, segments
+from hf_llm.data.repositories import clone, repository_files
+from hf_llm.data.rows import hub_shard_count
+from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
 
 PART_BYTES = 16 << 20  # input of a part, where it is many files
 
-TEXT = {".txt", ".text", ".md", ".markdown", ".rst"}
-ROWS = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".sqlite", ".sqlite3", ".db"}
-CODE = {
-    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx",
-    ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
-    ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig",
-    ".dart", ".vue", ".svelte",
+Format = Literal["text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions"]
+
+# The reader of a file, by the suffix that is left when a compression's is taken off. What no suffix tells
+# (books, discussions) is named by the source's `format`.
+FORMATS: dict[str, set[str]] = {
+    "text": {".txt", ".text", ".md", ".markdown", ".rst"},
+    "rows": {
+        ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".sqlite", ".sqlite3", ".db",
+    },
+    "code": {
+        ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx",
+        ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
+        ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig",
+        ".dart", ".vue", ".svelte",
+    },
+    "html": {".html", ".htm", ".xhtml"},
+    "warc": {".warc", ".wet"},
+    "mediawiki": {".xml"},
+    "latex": {".tex"},
+    "pdf": {".pdf"},
 }  # fmt: skip
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+
 # Folders of a repository that hold what others wrote or a program made.
 NOT_OURS = {
     "node_modules", "vendor", "third_party", "third-party", "site-packages", "dist-packages", "venv", "env",
@@ -33,43 +56,58 @@ NOT_OURS = {
 
 @dataclass
 class Source:
-    """One entry of `corpus.sources`: exactly one of `path`, `hub` and `installed`, and a licence."""
+    """One entry of `corpus.sources`: one of `path`, `hub`, `git`, `crawl` and `installed`, and a licence."""
 
     license: str = field(metadata={"help": "SPDX identifier of the text's licence; `unknown` if you do not know"})
+    name: str | None = field(default=None, metadata={"help": "in the ledger and in shares; sources may have one name"})
     path: str | None = field(default=None, metadata={"help": "a file, a folder (read to its depth) or a glob pattern"})
     hub: str | None = field(default=None, metadata={"help": "id of a data set on the Hub"})
+    git: str | None = field(default=None, metadata={"help": "a repository: folder or clone URL"})
+    crawl: Crawl | None = field(default=None, metadata={"help": "segments of Common Crawl"})
     installed: list[str] | None = field(default=None, metadata={"help": f"any of {', '.join(installed.ITEMS)}"})
+    format: Format | None = field(default=None, metadata={"help": "where the files' names do not tell"})
+    rules: Rules | None = field(default=None, metadata={"help": "that judge this source, instead of corpus.rules"})
     subset: str | None = field(default=None, metadata={"help": "of the Hub data set"})
     split: str = field(default="train", metadata={"help": "of the Hub data set"})
-    take: int | None = field(default=None, metadata={"help": "the first rows of the Hub data set; all if left out"})
+    skip: int = field(default=0, metadata={"help": "rows of the Hub data set to pass over first"})
+    take: int | None = field(default=None, metadata={"help": "rows of the Hub data set to read; all if left out"})
     streaming: bool = field(default=True, metadata={"help": "read from the Hub as it comes, without a copy on disk"})
     text: str = field(default="text", metadata={"help": "the column that holds the text"})
     table: str | None = field(default=None, metadata={"help": "of an SQLite database with several"})
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.path, self.hub, self.installed)) != 1:
-            raise ValueError("a source has exactly one of `path`, `hub` and `installed`")
+        kinds = ("path", "hub", "git", "crawl", "installed")
+        if sum(getattr(self, name) is not None for name in kinds) != 1:
+            raise ValueError("a source has exactly one of `path`, `hub`, `git`, `crawl` and `installed`")
         if not self.license.strip():
             raise ValueError("license is empty; name the text's licence, or write `unknown`")
         unknown = [item for item in self.installed or () if item not in installed.ITEMS]
         if unknown or self.installed == []:
             raise ValueError(f"installed: {unknown} is none of {', '.join(installed.ITEMS)}")
-        if not self.hub and (self.subset, self.split, self.take, self.streaming) != (None, "train", None, True):
-            raise ValueError("`subset`, `split`, `take` and `streaming` belong to `hub`")
+        if not self.hub and (self.subset, self.split, self.skip, self.take, self.streaming) != (
+            None, "train", 0, None, True
+        ):  # fmt: skip
+            raise ValueError("`subset`, `split`, `skip`, `take` and `streaming` belong to `hub`")
+        if self.format and not self.path:
+            raise ValueError("`format` belongs to `path`")
         if self.take is not None and self.take < 1:
             raise ValueError(f"take is {self.take}; leave it out to read all rows")
+        if self.skip < 0:
+            raise ValueError(f"skip is {self.skip}; it cannot be negative")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one task reads: some files of a source, a whole Hub data set, or some of the installed documentation."""
+    """What one task reads: some files or rows of a source, or some of the installed documentation."""
 
     source: Source
     position: int  # of the source in the recipe: of equal documents, the one from the earliest source is kept
     label: str
-    files: tuple[tuple[str, str], ...]  # path on this machine, and the name it goes by in the corpus
+    files: tuple[tuple[str, str], ...]  # path on this machine (or URL), and the name it goes by in the corpus
     bytes: int
     state: str  # names, sizes and modification times of the files, digested
+    shard: tuple[int, int] | None = None  # of a Hub data set: how many there are, which this is
+    item: str = ""  # of the installed documentation
 
 
 def parts_of(sources: list[Source]) -> list[Part]:
@@ -77,29 +115,68 @@ def parts_of(sources: list[Source]) -> list[Part]:
     parts = []
     for position, source in enumerate(sources):
         try:
-            if source.hub:
-                parts.append(Part(source, position, source.hub, (), 0, ""))
-            elif source.installed:
-                for item in source.installed:
-                    groups = installed.file_groups(item, PART_BYTES)
-                    parts += [_part(source, position, item, group) for group in groups]
-            else:
-                files = corpus_files(source.path)
-                label = Path(source.path).name.split("*")[0] or "files"
-                parts += [_part(source, position, label, group) for group in _grouped(files)]
+            parts += _parts(source, position)
         except UserError as error:
             raise UserError(f"corpus.sources[{position}]: {error}") from None
     return parts
 
 
-def corpus_files(path: str) -> list[tuple[Path, str]]:
+def _parts(source: Source, position: int) -> Iterator[Part]:
+    if source.hub:
+        yield from _hub_parts(source, position)
+    elif source.crawl:
+        label = source.name or "common_crawl"
+        for url in segments(source.crawl):
+            yield Part(source, position, label, ((url, url.rpartition("/")[2]),), 0, url)
+    elif source.installed:
+        for item in source.installed:
+            for group in installed.file_groups(item, PART_BYTES):
+                yield _part(source, position, source.name or item, group, item)
+    else:
+        label = source.name or Path(source.path or source.git.rstrip("/")).name.split("*")[0] or "files"
+        files = corpus_files(source.path, source.format) if source.path else _git_files(source.git)
+        for group in _grouped(files):
+            yield _part(source, position, label, group)
+
+
+def _hub_parts(source: Source, position: int) -> Iterator[Part]:
+    """One part per file of a streamed data set, so that an interruption costs one; a slice of rows is one part."""
+    label = source.name or source.hub
+    count = 1
+    if source.streaming and source.take is None and not source.skip:
+        count = hub_shard_count(source.hub, source.subset, source.split)
+    for index in range(count):
+        yield Part(source, position, label, (), 0, "", (count, index) if count > 1 else None)
+
+
+def _git_files(address: str) -> list[tuple[Path, str]]:
+    root = Path(address).expanduser()
+    if not root.is_dir():
+        root = clone(address, cache() / "git")
+    found = [(file, name) for file, name in repository_files(root) if format_of(file) in ("code", "text")]
+    if not found:
+        raise UserError(f"{address} holds no source file that is read")
+    return found
+
+
+def cache() -> Path:
+    """Where downloads are kept: `hf_llm` in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_llm"
+
+
+def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]:
     """The files of a `path` source, sorted, each with its name relative to that path.
 
-    A folder with code in it is a code folder: its code and prose are read, its JSON and CSV are not.
+    Those of `format` where it is given (any text file or archive for books, any row file for discussions). A folder
+    with code in it is a code folder: its code and prose are read, its JSON, CSV and web pages are not.
     """
-    found = files_under(path, TEXT | ROWS | CODE)
-    if len(found) > 1 and any(kind(file) in CODE for file, _ in found):
-        found = [(file, name) for file, name in found if kind(file) not in ROWS]
+    kinds = set().union(*FORMATS.values()) | ARCHIVES
+    if format:
+        like = {"books": "text", "discussions": "rows"}.get(format, format)
+        kinds = FORMATS[like] | ARCHIVES | ({".xml"} if format == "discussions" else set())
+    found = files_under(path, kinds)
+    if not format and len(found) > 1 and any(format_of(file) == "code" for file, _ in found):
+        found = [(file, name) for file, name in found if format_of(file) in ("code", "text")]
     return found
 
 
@@ -113,12 +190,12 @@ def files_under(path: str, kinds: set[str]) -> list[tuple[Path, str]]:
         return [(root, root.name)]
     if root.is_dir():
         inside = [(file, file.relative_to(root).as_posix()) for file in root.rglob("*") if file.is_file()]
-        found = [(file, name) for file, name in inside if kind(file) in kinds and _is_ours(name)]
+        found = [(file, name) for file, name in inside if _is_of(file, kinds) and _is_ours(name)]
         if not found:
             seen = sorted({Path(name).suffix or name for _, name in inside})
             raise UserError(
                 f"{path} holds no file to read (it holds {', '.join(seen[:10]) or 'nothing'}); "
-                f"these kinds are read: {' '.join(sorted(kinds - CODE))}"
+                f"these kinds are read: {' '.join(sorted(kinds - FORMATS['code'] or kinds))}"
             )
     else:
         matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
@@ -130,7 +207,21 @@ def files_under(path: str, kinds: set[str]) -> list[tuple[Path, str]]:
 
 def kind(path: Path) -> str:
     """The suffix that says how a file is read, a compression's suffix left aside: `.jsonl` for `a.jsonl.gz`."""
-    return Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+def format_of(path: Path) -> str | None:
+    """The reader of a file by its name; None where no reader is known for it."""
+    return next((name for name, kinds in FORMATS.items() if kind(path) in kinds), None)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file holds other files (`.zip`, `.tar.gz` ...)."""
+    return any(path.name.lower().endswith(suffix) for suffix in ARCHIVES)
+
+
+def _is_of(path: Path, kinds: set[str]) -> bool:
+    return kind(path) in kinds or any(path.name.lower().endswith(suffix) for suffix in kinds & ARCHIVES)
 
 
 def _is_ours(name: str) -> bool:
@@ -151,7 +242,7 @@ def _grouped(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
         yield group
 
 
-def _part(source: Source, position: int, label: str, files: list[tuple[Path, str]]) -> Part:
+def _part(source: Source, position: int, label: str, files: list[tuple[Path, str]], item: str = "") -> Part:
     stats = [(name, file.stat()) for file, name in files]
     state = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
     return Part(
@@ -161,4 +252,5 @@ def _part(source: Source, position: int, label: str, files: list[tuple[Path, str
         files=tuple((str(file), name) for file, name in files),
         bytes=sum(stat.st_size for _, stat in stats),
         state=xxhash.xxh3_128_hexdigest(state.encode()),
+        item=item,
     )

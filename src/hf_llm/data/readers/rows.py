@@ -1,0 +1,35 @@
+"""JSONL, JSON, CSV, Parquet, Arrow and SQLite files: one row, one document."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_llm.data.faults import Faults
+from hf_llm.data.readers.found import Found
+from hf_llm.data.rows import column, file_rows
+
+if TYPE_CHECKING:
+    from hf_llm.data.sources import Source
+
+
+def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """A document for every row whose text column holds text. Raises UserError where there is no such column."""
+    for number, row in file_rows(path, faults, source.table):
+        found = row_document(row, source, f"{path}, line {number}", faults)
+        if found:
+            found.about = {"line": number}
+            yield found
+
+
+def row_document(row: dict, source: "Source", where: str, faults: Faults) -> Found | None:
+    """The document of a row, with its `url` and `license` columns where it has them."""
+    text = column(row, source.text, where)
+    if not isinstance(text, str):
+        faults.drop(f"{source.text} is no text", where, str(text))
+        return None
+    url, license = row.get("url"), row.get("license")
+    return Found(
+        text,
+        url=url if isinstance(url, str) else "",
+        license=license if isinstance(license, str) and license.strip() else None,
+    )

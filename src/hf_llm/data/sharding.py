@@ -1,0 +1,210 @@
+"""The later passes over a corpus: duplicates out, passages that repeat cut, shards written, train and the rest apart.
+
+Every pass is a set of tasks that read the files of the pass before. A task of the first pass makes files sorted by id;
+here each range of ids becomes one shard, where all copies of a text meet.
+
+Near-duplicates are found between all documents at once, by one task that holds about 100 bytes for each of them; every
+other task holds one shard.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_llm.data.cleaning import COLUMNS, ORDER, schema_of_cleaned, signatures_of
+from hf_llm.data.deduplication.minhash import NearDuplicates, representatives
+from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, write_windows
+from hf_llm.data.rejected import Rejected, write_table
+from hf_llm.data.splitting import NAMES
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from hf_llm.data.corpus import Corpus
+
+NEAR = "near_duplicates.parquet"  # the ids that are left out, sorted, and the ids kept in their place
+_MOST_SOURCES = 1 << 10
+
+
+def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) -> dict:
+    """One task: which documents are like another. Of each group the longest of its earliest source stays."""
+    import pyarrow
+    import pyarrow.parquet
+
+    ids, positions, sizes = [], [], []
+    for file in files:
+        table = pyarrow.parquet.read_table(file, columns=["id", "position", "size"])
+        ids.append(np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), ">u8").reshape(-1, 2))
+        positions.append(table["position"].to_numpy())
+        sizes.append(table["size"].to_numpy())
+    ids = np.concatenate(ids).astype(np.uint64) if ids else np.empty((0, 2), np.uint64)
+    if len(ids):
+        ranked = np.lexsort((ids[:, 1], ids[:, 0], -np.concatenate(sizes), np.concatenate(positions)))
+        order = np.empty(len(ids), np.int64)
+        order[ranked] = np.arange(len(ids))
+        keepers = ids[representatives([signatures_of(file) for file in files], order, near)]
+    else:
+        keepers = ids
+    left_out = np.flatnonzero((keepers != ids).any(axis=1))
+    pairs = np.unique(np.concatenate([ids[left_out], keepers[left_out]], axis=1), axis=0)
+    columns = {"id": _hex(pairs[:, :2]), "kept": _hex(pairs[:, 2:])}
+    schema = pyarrow.schema([("id", pyarrow.string()), ("kept", pyarrow.string())])
+    write_table(pyarrow.table(columns, schema=schema), folder / NEAR)
+    return {"documents": len(ids), "left_out": len(pairs)}
+
+
+def make_shard(section: "Corpus", files: list[Path], work: Path, number: int, count: int) -> dict:
+    """One task: the documents whose id falls in range `number` of `count`, one of each text and of each likeness.
+
+    Written as shards of the corpus, or kept whole for `cut_shard` where repeated passages are to be cut.
+    """
+    import pyarrow
+    import pyarrow.dataset
+
+    inside = _in_range(number, count)
+    table = schema_of_cleaned().empty_table()
+    if files:
+        paths = [str(file) for file in files]
+        table = pyarrow.dataset.dataset(paths, schema=table.schema).to_table(filter=inside)
+    table = table.sort_by([(name, "ascending") for name in ORDER]).combine_chunks()
+    flows = {"before": _counts(table)}
+    rejected = Rejected(work, f"shard-{number:05d}")
+    ids = table["id"].to_pylist()
+    copies = [i > 0 and ids[i] == ids[i - 1] for i in range(len(ids))]
+    table = _without(table, copies, "exact_duplicates", "duplicate", ids, rejected)
+    flows["exact_duplicates"] = _counts(table)
+    if section.deduplicate.near:
+        like = pyarrow.dataset.dataset(work / NEAR).to_table(filter=inside)
+        kept = dict(zip(like["id"].to_pylist(), like["kept"].to_pylist(), strict=True))
+        instead = [kept.get(key, "") for key in table["id"].to_pylist()]
+        table = _without(table, [bool(key) for key in instead], "near_duplicates", "near_duplicate", instead, rejected)
+        flows["near_duplicates"] = _counts(table)
+    if section.deduplicate.substring:
+        write_table(table, work / _whole(number))
+        return {"flows": flows, "rejected": rejected.finish()}
+    return {"flows": flows, **_finish_shard(section, table, work, number, count), "rejected": rejected.finish()}
+
+
+def window_shard(passages: RepeatedPassages, work: Path, number: int, count: int) -> dict:
+    """One task: the windows of every document of a whole shard, told apart by hash into `count` partitions."""
+    table = _read_whole(work, number)
+    (work / "windows").mkdir(exist_ok=True)
+    documents = zip(_precedence(table), table["text"].to_pylist(), strict=True)
+    write_windows(documents, work / "windows", f"{number:05d}", count, passages)
+    return {}
+
+
+def repeated_in(work: Path, number: int, count: int) -> dict:
+    """One task: the windows of one partition that occur more than once. Frees the space of the rest."""
+    files = sorted((work / "windows").glob(f"*.{number:05d}.bin"))
+    find_repeated(files, work / f"repeated-{number:05d}.npy")
+    for file in files:
+        file.unlink()
+    return {}
+
+
+def cut_shard(section: "Corpus", work: Path, number: int, count: int) -> dict:
+    """One task: a whole shard without the passages that stand elsewhere already, written as shards of the corpus."""
+    import pyarrow
+
+    table = _read_whole(work, number)
+    cutter = Cutter(sorted(work.glob("repeated-*.npy")), section.deduplicate.substring)
+    rejected = Rejected(work, f"cut-{number:05d}")
+    texts, characters = [], 0
+    for order, text in zip(_precedence(table), table["text"].to_pylist(), strict=True):
+        left, passages = cutter.cut(order, text)
+        texts.append(left)
+        characters += sum(len(passage) for passage in passages)
+    before = table
+    table = table.set_column(table.column_names.index("text"), "text", pyarrow.array(texts, pyarrow.string()))
+    short = [len(new) < section.min_chars and new != old for new, old in zip(texts, before["text"].to_pylist(), strict=True)]
+    table = _without(table, short, "repeated_passages", "too_short_when_cut", None, rejected)
+    flows = {"repeated_passages": _counts(table)}
+    finished = _finish_shard(section, table, work, number, count)
+    return {"flows": flows, "cut_characters": characters, **finished, "rejected": rejected.finish()}
+
+
+def _finish_shard(section: "Corpus", table: "pyarrow.Table", work: Path, number: int, count: int) -> dict:
+    import pyarrow
+    import pyarrow.compute as compute
+
+    splits = pyarrow.array([section.split.of(key) for key in table["id"].to_pylist()], pyarrow.string())
+    folder = work / "data"
+    folder.mkdir(exist_ok=True)
+    for name in NAMES:
+        rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
+        if len(rows) or name == "train":
+            write_table(rows, folder / f"{name}-{number:05d}-of-{count:05d}.parquet")
+    return {
+        "splits": _counts(table.append_column("split", splits), "split"),
+        "licenses": _counts(table, "license"),
+        "languages": _counts(table, "language"),
+        "lengths": _lengths(table),
+    }
+
+
+def _in_range(number: int, count: int):
+    import pyarrow.compute as compute
+
+    low, high = (f"{(bound << 32) // count:09x}"[1:] for bound in (number, number + 1))
+    column = compute.field("id")
+    return column >= low if number + 1 == count else (column >= low) & (column < high)
+
+
+def _without(
+    table: "pyarrow.Table", left_out: list[bool], rule: str, reason: str, kept: list[str] | None, rejected: Rejected
+) -> "pyarrow.Table":
+    """The table without some rows, which are recorded; `kept` are the ids of what stays in their place."""
+    import pyarrow
+
+    gone = [i for i, out in enumerate(left_out) if out]
+    for i, row in zip(gone, table.take(gone).to_pylist(), strict=True):
+        about = {name: row[name] for name in ("id", "url", "source", "metadata")}
+        rejected.add(rule, {**about, "reason": reason, "kept": kept[i] if kept else ""}, row["text"])
+    return table.filter(pyarrow.array([not out for out in left_out], pyarrow.bool_())).combine_chunks()
+
+
+def _precedence(table: "pyarrow.Table") -> list[int]:
+    """A number for every document: of a passage that repeats, the one with the smallest keeps it."""
+    return [
+        (min(position, _MOST_SOURCES - 1) << 54) | (int(key[:16], 16) >> 10)
+        for position, key in zip(table["position"].to_pylist(), table["id"].to_pylist(), strict=True)
+    ]
+
+
+def _whole(number: int) -> str:
+    return f"whole-{number:05d}.parquet"
+
+
+def _read_whole(work: Path, number: int) -> "pyarrow.Table":
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(work / _whole(number))
+
+
+def _hex(halves: np.ndarray) -> list[str]:
+    return [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
+
+
+def _counts(table: "pyarrow.Table", column: str = "source") -> dict[str, list[int]]:
+    """`{value: [documents, UTF-8 bytes]}` of a column."""
+    import pyarrow.compute as compute
+
+    sizes = table.append_column("bytes", compute.cast(compute.binary_length(table["text"]), "int64"))
+    grouped = sizes.group_by(column, use_threads=False).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pydict()
+    return {
+        name: [n, s] for name, n, s in zip(grouped[column], grouped["bytes_count"], grouped["bytes_sum"], strict=True)
+    }
+
+
+def _lengths(table: "pyarrow.Table") -> dict[str, list[int]]:
+    """By source, how many documents have a length in characters whose logarithm to base 2 is 0, 1, 2 ... (floored)."""
+    import pyarrow.compute as compute
+
+    found = {}
+    logarithms = np.log2(np.maximum(compute.utf8_length(table["text"]).to_numpy(), 1)).astype(int)
+    sources = np.array(table["source"].to_pylist())
+    for name in sorted(set(sources.tolist())):
+        found[name] = np.bincount(logarithms[sources == name]).tolist()
+    return found
