@@ -1,15 +1,18 @@
-"""Show a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html.
+"""Show a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html,
+and beside it corpus.html with every decision about the text.
 
     python -m hf_llm.report recipes/gpt125m.yaml
 
-The page is a single file that loads nothing. Made anew each time, from whatever stages are finished.
+Each page is a single file that loads nothing. Made anew each time, from whatever stages are finished.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run
 from hf_llm.recipe import load_recipe
+from hf_llm.reporting.corpus_page import corpus_page
 from hf_llm.reporting.page import page
 
 
@@ -26,10 +29,17 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(argv)
     with run.begin("report") as making:
         text = page(run.root, run.tree)
-        temporary = making.path / "index.html.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(making.path / "index.html")
+        write(making.path / "index.html", text)
+        if corpus := corpus_page(run.root, run.name):
+            write(making.path / "corpus.html", corpus)
         making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -135,16 +135,13 @@ def evaluation_of(root: Path) -> dict[str, Any]:
 
 
 def ledger(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The corpus's ledger (`hf_llm.data.corpus`) as rows: what each rule left of each source, and what it dropped."""
+    """The corpus's ledger (`hf_llm.data.ledger`) in short: by source, what was read and what is left."""
     if not found:
         return None
     rows = []
     for source, entry in found["sources"].items():
-        for number, (rule, left) in enumerate(entry["rules"].items()):
-            dropped = ", ".join(f"{reason.replace('_', ' ')} {times:,}" for reason, times in left["dropped"].items())
-            rows.append(
-                (source if number == 0 else "", rule.replace("_", " "), left["documents"], left["bytes"], dropped)
-            )
+        first, *_, last = entry["rules"].values()
+        rows.append((source, first["documents"], first["bytes"], last["documents"], last["bytes"]))
     splits = [f"{name} {left['documents']:,} ({left['bytes'] / 1e6:,.1f} MB)" for name, left in found["splits"].items()]
     return {"rows": rows, "splits": ", ".join(splits)}
 
