@@ -112,15 +112,16 @@ def column(row: dict, name: str, where: str) -> object:
     raise UserError(f"{where} has no column {name!r}; it has {', '.join(map(str, row))}: {remedy}")
 
 
-def opened(path: Path) -> IO[bytes]:
-    """A file for reading bytes, through gzip, bzip2, xz or zstandard where its name ends so."""
-    if path.suffix == ".gz":
+def opened(path: Path, suffix: str | None = None) -> IO[bytes]:
+    """A file for reading bytes, through gzip, bzip2, xz or zstandard where its name ends so (or in `suffix`)."""
+    suffix = suffix or path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(path, "rb")
-    if path.suffix == ".bz2":
+    if suffix == ".bz2":
         return bz2.open(path, "rb")
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(path, "rb")
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
