@@ -1,10 +1,10 @@
 import gzip
+import lzma
 
 import pytest
 
 from hf_llm.data.faults import Faults
 from hf_llm.data.text_files import PIECE_CHARS, code_documents, pieces, text_documents
-from hf_llm.errors import UserError
 
 
 def read(path, max_chars=100_000):
@@ -73,11 +73,14 @@ def test_an_empty_file_has_no_documents(tmp_path):
     assert read(path)[0] == []
 
 
-def test_a_truncated_gzip_is_an_error_that_names_it(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"some text\n" * 10_000)[:-20])
-    with pytest.raises(UserError, match=r"a\.txt\.gz is damaged"):
-        read(path)
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("xz", lzma.compress)])
+def test_of_a_truncated_file_the_lines_before_the_cut_are_read(tmp_path, suffix, compress):
+    path = tmp_path / f"a.txt.{suffix}"
+    text = "".join(f"line {i * i}\n" for i in range(50_000))
+    path.write_bytes(compress(text.encode())[:-2000])
+    documents, faults = read(path)
+    assert len("".join(documents)) > len(text) // 2 and text.startswith("".join(documents))
+    assert faults.dropped == {"damaged file": 1} and "a.txt" in faults.samples[0]
 
 
 def test_code_is_read_whole_or_not_at_all(tmp_path):

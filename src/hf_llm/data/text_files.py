@@ -6,14 +6,12 @@ book) hundreds of documents are needed for the split by document hash to mean an
 (` = Title = `) and a line `<|endoftext|>` start a new document always.
 """
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_llm.data.faults import Faults
-from hf_llm.data.rows import damaged, decoded, opened
+from hf_llm.data.rows import COMPRESSED, damage_counted, decoded, opened
 
 PIECE_CHARS = 10_000
 LINE_BYTES = 1 << 20
@@ -25,7 +23,7 @@ _SEPARATOR = "<|endoftext|>"
 
 def text_documents(path: Path, max_chars: int, faults: Faults) -> Iterator[str]:
     """The documents of a text file. Lines that are not UTF-8 are dropped and counted."""
-    whole = path.suffix != ".gz" and path.stat().st_size <= max_chars
+    whole = path.suffix not in COMPRESSED and path.stat().st_size <= max_chars
     return pieces(_text_lines(path, faults), max_chars, max_chars if whole else PIECE_CHARS)
 
 
@@ -74,25 +72,22 @@ def _bounded(lines: Iterable[str], max_chars: int) -> Iterator[str]:
 
 
 def _text_lines(path: Path, faults: Faults) -> Iterator[str]:
-    number = 0
-    try:
-        with opened(path) as file:
-            if b"\0" in file.peek(4096)[:4096]:
-                faults.records += 1
-                faults.drop("binary", str(path))
-                return
-            while line := file.readline(LINE_BYTES):
-                while not line.endswith(b"\n") and _inside_character(line, file.peek(1)[:1]):
-                    line += file.read(1)
-                number += 1
-                faults.records += 1
-                text = decoded(line)
-                if text is None:
-                    faults.drop("not UTF-8", f"{path}, line {number}", line)
-                else:
-                    yield text
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise damaged(path, error) from None
+    with damage_counted(path, faults), opened(path) as file:
+        if b"\0" in file.peek(4096)[:4096]:
+            faults.records += 1
+            faults.drop("binary", str(path))
+            return
+        number = 0
+        while line := file.readline(LINE_BYTES):
+            while not line.endswith(b"\n") and _inside_character(line, file.peek(1)[:1]):
+                line += file.read(1)
+            number += 1
+            faults.records += 1
+            text = decoded(line)
+            if text is None:
+                faults.drop("not UTF-8", f"{path}, line {number}", line)
+            else:
+                yield text
 
 
 def _inside_character(line: bytes, following: bytes) -> bool:
