@@ -30,7 +30,7 @@ def fails(capsys, *argv):
 def test_a_corpus_is_made_once(capsys):
     main(["tiny.yaml"])
     output = capsys.readouterr().out
-    assert "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 documents" in output
+    assert "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 > near_duplicates 400 documents" in output
     manifest = read_manifest(Path("runs/tiny/corpus"))
     assert manifest["headline"].startswith("400 documents, ") and manifest["licenses"] == ["cc0-1.0"]
     splits = manifest["facts"]["ledger"]["splits"]
@@ -46,7 +46,7 @@ def test_a_corpus_is_made_once(capsys):
         ("[{path: nowhere, license: mit}]", "corpus.sources[0]: nowhere does not exist"),
         ("[{path: texts}]", "corpus.sources[0].license: missing"),
         ("[{path: texts, licence: mit}]", "no such key; did you mean license?"),
-        ("[{path: texts, hub: a/b, license: mit}]", "exactly one of `path`, `hub` and `installed`"),
+        ("[{path: texts, hub: a/b, license: mit}]", "exactly one of `path`, `hub`, `git`, `crawl` and `installed`"),
         ("[]", "sources is empty"),
         ("[{path: empty.txt, license: mit}]", "the corpus has 0 documents"),
         ("[{path: chats.jsonl, license: mit}]", "chats.jsonl, line 1 has no column 'text'; it has messages"),
@@ -92,6 +92,31 @@ def test_a_corpus_killed_at_every_write_has_the_same_bytes(inside):
     assert int(done.stdout.rpartition("lives: ")[2]) > 5
     main(["tiny.yaml", sources + "]"])
     assert file_digests(Path("runs/killed/corpus")) == file_digests(Path("runs/tiny/corpus"))
+
+
+def test_what_became_of_a_document_is_told(capsys):
+    rows = [{"text": f"a document with the number {i}", "url": f"https://example.org/{i}"} for i in range(50)]
+    rows += [{"text": "short", "url": "https://example.org/short"}, {**rows[7], "url": "https://example.org/copy"}]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = ["--corpus.sources=[{path: texts, license: mit}, {path: a.jsonl, license: cc0-1.0}]"]
+    assert "is not finished" in fails(capsys, *argv, "--explain=https://example.org/7")
+    main(["tiny.yaml", *argv])
+    capsys.readouterr()
+
+    def told(wanted):
+        main(["tiny.yaml", *argv, "--explain", wanted])
+        return capsys.readouterr().out
+
+    story = told("https://example.org/7")
+    assert "kept, in " in story and "source a.jsonl, licence cc0-1.0" in story
+    assert "kept instead of" in story and "(duplicate) of a.jsonl https://example.org/copy" in story
+    assert "left out by length, too_short" in told("https://example.org/short")
+    copy = told("https://example.org/copy")
+    assert "left out by exact_duplicates, duplicate" in copy
+    kept = copy.rpartition("kept is ")[2].strip()
+    assert told(kept[:12]).startswith(kept)
+    assert "0007.txt" in told("0007.txt")
+    assert "knows no document 'nowhere'" in fails(capsys, *argv, "--explain=nowhere")
 
 
 @pytest.mark.slow

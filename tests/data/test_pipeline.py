@@ -7,6 +7,7 @@ import time
 import pytest
 from datatrove.data import Document
 
+from hf_llm.data.executors import Executor
 from hf_llm.data.filters.length import LengthFilter
 from hf_llm.data.normalise import Normalise
 from hf_llm.data.pipeline import run_steps, run_tasks
@@ -15,11 +16,12 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from hf_llm.data import pipeline
+from hf_llm.data.executors import Executor
 
 if __name__ == "__main__":
     pipeline.cores = lambda: 2
     folder = Path(sys.argv[1])
-    pipeline.run_tasks({folder / str(i): (10,) for i in range(2)}, time.sleep, [1, 1], "sleeping")
+    pipeline.run_tasks({folder / str(i): (10,) for i in range(2)}, time.sleep, [1, 1], "sleeping", Executor())
 """
 
 
@@ -48,7 +50,9 @@ def test_a_task_that_is_done_is_not_done_again(tmp_path):
         return {"number": number}
 
     tasks = {tmp_path / "only.json": (7,)}
-    assert run_tasks(tasks, work, [1], "t") == run_tasks(tasks, work, [1], "t") == [{"number": 7}]
+    first = run_tasks(tasks, work, [1], "t", Executor())
+    assert run_tasks(tasks, work, [1], "t", Executor()) == first
+    assert first[0]["number"] == 7 and first[0]["seconds"] >= 0
     assert calls == [7]
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import xxhash
 
+from hf_llm.data.archives import is_archive
 from hf_llm.data.cleaning import clean_part
 from hf_llm.data.curriculum import Curriculum
 from hf_llm.data.deduplication.minhash import NearDuplicates
@@ -26,9 +27,10 @@ from hf_llm.data.faults import Faults
 from hf_llm.data.filters.decontamination import Decontaminate
 from hf_llm.data.ledger import make_ledger
 from hf_llm.data.pipeline import run_tasks
+from hf_llm.data.rows import COMPRESSED
 from hf_llm.data.rules import Rules
-from hf_llm.data.sharding import cut_shard, find_near_duplicates, make_shard, repeated_in, window_shard
-from hf_llm.data.sources import COMPRESSED, Part, Source, kind, parts_of
+from hf_llm.data.sharding import cut_shard, find_near_duplicates, gather_repeated, make_shard, repeated_in, window_shard
+from hf_llm.data.sources import Part, Source, parts_of
 from hf_llm.data.splitting import NAMES, Split
 from hf_llm.errors import UserError
 
@@ -137,17 +139,20 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
     count = max(1, -(-size // SHARD_BYTES))
     executor = Executor(section.executor, section.cluster)
 
-    def run(title: str, work_of_task: Callable[..., dict], *arguments: object) -> None:
+    def run(title: str, task: Callable[..., dict], *arguments: object) -> None:
         tasks = {later / f"{title}-{n:05d}.json": (*arguments, later, n, count) for n in range(count)}
-        passes[title] = run_tasks(tasks, work_of_task, [size // count] * count, title, executor)
+        passes[title] = run_tasks(tasks, task, [size // count] * count, title, executor)
+
+    def run_one(title: str, task: Callable[..., dict], *arguments: object) -> None:
+        passes[title] = run_tasks({later / f"{title}.json": arguments}, task, [size], title, Executor())
 
     if section.deduplicate.near:
-        alone = {later / "near.json": (section.deduplicate.near, files, later)}
-        passes["near-duplicates"] = run_tasks(alone, find_near_duplicates, [size], "near-duplicates", Executor())
+        run_one("near-duplicates", find_near_duplicates, section.deduplicate.near, files, later)
     run("sharding", make_shard, section, files)
     if section.deduplicate.substring:
         run("windows", window_shard, section.deduplicate.substring)
         run("repetitions", repeated_in)
+        run_one("gathering", gather_repeated, later, count)
         run("cutting", cut_shard, section)
     ledger = make_ledger(parts, passes)
     _check_not_empty(section, ledger)
@@ -156,7 +161,7 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
 
 
 def _digest(value: object) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(value))
+    return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
 
 
 def _clean(section: Corpus, parts: list[Part], work: Path, names: list[str]) -> list[dict]:
@@ -177,13 +182,13 @@ def check_space(parts: list[Part], folder: Path, section: Corpus) -> None:
     """Raise UserError where the disk has not the room that making the corpus takes.
 
     Reckoned with: text is what the files hold, four times that where they are compressed; the cleaned documents and the
-    corpus are stored twice, at half the size of the text; repeated passages take three times the text. What comes from
+    corpus are stored twice, at half the size of the text; repeated passages take four times the text. What comes from
     the network is not known beforehand.
     """
     text = sum(
         part.bytes * (4 if any(_is_compressed(Path(name)) for _, name in part.files) else 1) for part in parts
     )
-    need = text * (4 if section.deduplicate.substring else 1)
+    need = text * (5 if section.deduplicate.substring else 1)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
@@ -193,7 +198,7 @@ def check_space(parts: list[Part], folder: Path, section: Corpus) -> None:
 
 
 def _is_compressed(path: Path) -> bool:
-    return path.suffix.lower() in {*COMPRESSED, ".zip", ".tgz", ".parquet"} or kind(path) == ".warc"
+    return is_archive(path) or path.suffix.lower() in {*COMPRESSED, ".parquet"}
 
 
 def _gather(work: Path, later: Path, passes: dict[str, list[dict]]) -> None:

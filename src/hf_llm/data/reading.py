@@ -9,13 +9,13 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.data import installed
-from hf_llm.data.archives import members
+from hf_llm.data.archives import is_archive, members
 from hf_llm.data.faults import Faults
 from hf_llm.data.fetching import fetch
 from hf_llm.data.readers.found import Found
 from hf_llm.data.readers.rows import row_document
 from hf_llm.data.rows import hub_rows, unreadable
-from hf_llm.data.sources import Part, cache, format_of, is_archive
+from hf_llm.data.sources import Part, cache, format_of
 from hf_llm.data.text_files import PIECE_CHARS, pieces
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_llm.data.cleaning import COLUMNS, ORDER, schema_of_cleaned, signatures_of
 from hf_llm.data.deduplication.minhash import NearDuplicates, representatives
-from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, write_windows
+from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
 from hf_llm.data.rejected import Rejected, write_table
 from hf_llm.data.splitting import NAMES
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_llm.data.corpus import Corpus
 
 NEAR = "near_duplicates.parquet"  # the ids that are left out, sorted, and the ids kept in their place
+REPEATED = "repeated.npy"
 _MOST_SOURCES = 1 << 10
 
 
@@ -97,10 +98,16 @@ def window_shard(passages: RepeatedPassages, work: Path, number: int, count: int
 
 def repeated_in(work: Path, number: int, count: int) -> dict:
     """One task: the windows of one partition that occur more than once. Frees the space of the rest."""
-    files = sorted((work / "windows").glob(f"*.{number:05d}.bin"))
+    files = sorted((work / "windows").glob(f"*.{number:05d}.windows"))
     find_repeated(files, work / f"repeated-{number:05d}.npy")
     for file in files:
         file.unlink()
+    return {}
+
+
+def gather_repeated(work: Path, count: int) -> dict:
+    """One task: the repeated windows of all partitions in one file, which those that cut map into memory."""
+    merge_repeated([work / f"repeated-{number:05d}.npy" for number in range(count)], work / REPEATED)
     return {}
 
 
@@ -109,7 +116,7 @@ def cut_shard(section: "Corpus", work: Path, number: int, count: int) -> dict:
     import pyarrow
 
     table = _read_whole(work, number)
-    cutter = Cutter(sorted(work.glob("repeated-*.npy")), section.deduplicate.substring)
+    cutter = Cutter(work / REPEATED, section.deduplicate.substring)
     rejected = Rejected(work, f"cut-{number:05d}")
     texts, characters = [], 0
     for order, text in zip(_precedence(table), table["text"].to_pylist(), strict=True):
@@ -158,11 +165,11 @@ def _without(
     """The table without some rows, which are recorded; `kept` are the ids of what stays in their place."""
     import pyarrow
 
-    gone = [i for i, out in enumerate(left_out) if out]
-    for i, row in zip(gone, table.take(gone).to_pylist(), strict=True):
+    gone = np.flatnonzero(left_out)
+    for i, row in zip(gone, table.take(pyarrow.array(gone)).to_pylist(), strict=True):
         about = {name: row[name] for name in ("id", "url", "source", "metadata")}
         rejected.add(rule, {**about, "reason": reason, "kept": kept[i] if kept else ""}, row["text"])
-    return table.filter(pyarrow.array([not out for out in left_out], pyarrow.bool_())).combine_chunks()
+    return table.filter(pyarrow.array(~np.array(left_out, bool))).combine_chunks()
 
 
 def _precedence(table: "pyarrow.Table") -> list[int]:

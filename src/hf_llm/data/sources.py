@@ -15,10 +15,10 @@ from typing import Literal
 import xxhash
 
 from hf_llm.data import installed
-from hf_llm.data.archives import ARCHIVES
+from hf_llm.data.archives import is_archive
 from hf_llm.data.fetching import Crawl, segments
 from hf_llm.data.repositories import clone, repository_files
-from hf_llm.data.rows import hub_shard_count
+from hf_llm.data.rows import COMPRESSED, hub_shard_count
 from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
 
@@ -45,7 +45,6 @@ FORMATS: dict[str, set[str]] = {
     "latex": {".tex"},
     "pdf": {".pdf"},
 }  # fmt: skip
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
 # Folders of a repository that hold what others wrote or a program made.
 NOT_OURS = {
@@ -143,8 +142,8 @@ def _hub_parts(source: Source, position: int) -> Iterator[Part]:
     """One part per file of a streamed data set, so that an interruption costs one; a slice of rows is one part."""
     label = source.name or source.hub
     count = 1
-    if source.streaming and source.take is None and not source.skip:
-        count = hub_shard_count(source.hub, source.subset, source.split)
+    if source.take is None and not source.skip:
+        count = hub_shard_count(source.hub, source.subset, source.split, source.streaming)
     for index in range(count):
         yield Part(source, position, label, (), 0, "", (count, index) if count > 1 else None)
 
@@ -170,18 +169,18 @@ def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]
     Those of `format` where it is given (any text file or archive for books, any row file for discussions). A folder
     with code in it is a code folder: its code and prose are read, its JSON, CSV and web pages are not.
     """
-    kinds = set().union(*FORMATS.values()) | ARCHIVES
+    kinds = set().union(*FORMATS.values())
     if format:
         like = {"books": "text", "discussions": "rows"}.get(format, format)
-        kinds = FORMATS[like] | ARCHIVES | ({".xml"} if format == "discussions" else set())
-    found = files_under(path, kinds)
+        kinds = FORMATS[like] | ({".xml"} if format == "discussions" else set())
+    found = files_under(path, kinds, archives=True)
     if not format and len(found) > 1 and any(format_of(file) == "code" for file, _ in found):
         found = [(file, name) for file, name in found if format_of(file) in ("code", "text")]
     return found
 
 
-def files_under(path: str, kinds: set[str]) -> list[tuple[Path, str]]:
-    """Files of these kinds at a path, below a folder or matched by a glob pattern, sorted by name.
+def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
+    """Files of these kinds (and archives, if asked for) at a path, below a folder or matched by a glob pattern, sorted by name.
 
     A file that is named outright is taken whatever its kind. Raises UserError where there is none.
     """
@@ -190,7 +189,7 @@ def files_under(path: str, kinds: set[str]) -> list[tuple[Path, str]]:
         return [(root, root.name)]
     if root.is_dir():
         inside = [(file, file.relative_to(root).as_posix()) for file in root.rglob("*") if file.is_file()]
-        found = [(file, name) for file, name in inside if _is_of(file, kinds) and _is_ours(name)]
+        found = [(file, name) for file, name in inside if _is_ours(name) and (kind(file) in kinds or archives and is_archive(file))]
         if not found:
             seen = sorted({Path(name).suffix or name for _, name in inside})
             raise UserError(
@@ -213,15 +212,6 @@ def kind(path: Path) -> str:
 def format_of(path: Path) -> str | None:
     """The reader of a file by its name; None where no reader is known for it."""
     return next((name for name, kinds in FORMATS.items() if kind(path) in kinds), None)
-
-
-def is_archive(path: Path) -> bool:
-    """Whether the file holds other files (`.zip`, `.tar.gz` ...)."""
-    return any(path.name.lower().endswith(suffix) for suffix in ARCHIVES)
-
-
-def _is_of(path: Path, kinds: set[str]) -> bool:
-    return kind(path) in kinds or any(path.name.lower().endswith(suffix) for suffix in kinds & ARCHIVES)
 
 
 def _is_ours(name: str) -> bool:
