@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from hf_llm.errors import UserError
 
@@ -27,6 +27,7 @@ LONGEST_WAIT = 60.0
 TIMEOUT = 60  # seconds without a byte
 CHUNK_BYTES = 1 << 20
 
+_IN_ADDRESSES = "%/:=&?~#+!$,;'@()*[]"  # what an address may hold as it is
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _REMEDIES = {
     401: "it wants a login, which is not supported; download it yourself and give its `path`",
@@ -90,6 +91,8 @@ def fetch(url: str, folder: Path) -> Path:
     What came before an interruption stays in a `.part` file and is gone on with, if the server says that the file has
     not changed since. Raises UserError where the server refuses or cannot be reached.
     """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(f"{url} is no address of the web; it starts with https:// or http://")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / file_name(url)
     part = target.with_name(target.name + ".part")
@@ -125,15 +128,18 @@ class Cut(OSError):
 def _download(url: str, part: Path) -> None:
     """Bring `part` to its full length, from what there is of it if the server still has the same file."""
     held, validator = _size(part), _validator(part)
-    headers = {"User-Agent": "hf_llm (https://github.com/huggingface/datatrove reader)"}
+    headers = {"User-Agent": "hf_llm"}
     if held and validator:
         headers |= {"Range": f"bytes={held}-", "If-Range": validator}
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        request = urllib.request.Request(quote(url, safe=_IN_ADDRESSES), headers=headers)
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # as long as the file or longer: not a beginning of it
-            raise Cut("the part on the disk is no beginning of the file") from error
+            if error.headers.get("Content-Range") == f"bytes */{held}":
+                return  # it was whole already
+            part.unlink()
+            raise Cut("the part on the disk is longer than the file") from error
         raise
     with answer:
         start, total = _place(answer)
@@ -164,7 +170,7 @@ def _place(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _note(part: Path, answer: http.client.HTTPResponse) -> None:
-    """Keep beside the part what tells its version: a strong ETag, else the time of the last change (RFC 9110, 13.1.5)."""
+    """Keep beside the part what tells its version: a strong ETag, else when it last changed (RFC 9110, 13.1.5)."""
     tag = answer.headers.get("ETag", "")
     version = tag if tag.startswith('"') else answer.headers.get("Last-Modified")
     part.unlink(missing_ok=True)  # never a new note beside old bytes
@@ -187,7 +193,7 @@ def _size(path: Path) -> int:
 
 
 def _refuse_final(url: str, error: Exception) -> None:
-    """Raise what another attempt would not mend: a refusal of the server as UserError, a fault of this disk as it is."""
+    """Raise what another attempt would not mend: the server's refusal as UserError, a fault of this disk as it is."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in _PASSING:
             remedy = _REMEDIES.get(error.code, "check the address in a browser")

@@ -28,11 +28,12 @@ _OPEN, _CLOSE = b"<page>", b"</page>"
 _LANGUAGE = re.compile(r'<mediawiki\b[^>]*\bxml:lang="([A-Za-z-]+)"')
 _BASE = re.compile(r"<base>\s*([^<\s]+)\s*</base>")
 _NAMESPACE = re.compile(r'<namespace key="(-2|6|14)"[^>]*>([^<]+)</namespace>')
+_ANY_NAMESPACE = re.compile(r'<namespace key="-?[1-9]\d*"[^>]*>([^<]+)</namespace>')
 _REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
 _DISAMBIGUATION = re.compile(
     r"\{\{\s*(?:disambig(?:uation)?|dab|disamb|hndis|geodis|numberdis|schooldis|roaddis|letter disambiguation|"
-    r"human name disambiguation|place name disambiguation|begriffsklärung|homonymie|desambiguación|desambiguação|disambigua|"
-    r"неоднозначность|doorverwijspagina|ujednoznacznienie|förgrening|aimai|曖昧さ回避|消歧义|消歧義)\b[^{}]*\}\}|__DISAMBIG__",
+    r"human name disambiguation|place name disambiguation|begriffsklärung|homonymie|desambiguación|desambiguação|"
+    r"disambigua|неоднозначность|doorverwijspagina|ujednoznacznienie|förgrening|aimai|曖昧さ回避|消歧义|消歧義)\b[^{}]*\}\}|__DISAMBIG__",
     re.IGNORECASE,
 )
 
@@ -65,6 +66,15 @@ class Header:
         self.base = base[1].rpartition("/")[0] + "/" if base else ""
         own = {name.strip().lower() for _, name in _NAMESPACE.findall(xml)}
         self.dropped_links = FILES_AND_CATEGORIES | own
+        self.namespaces = {name.strip().lower() for name in _ANY_NAMESPACE.findall(xml)}
+
+    def is_article(self, page: ElementTree.Element, title: str) -> bool:
+        """Whether the page stands in the main namespace; dumps before 2012 tell it by the title alone."""
+        number = page.findtext("ns")
+        if number is None:
+            prefix, colon, _ = title.partition(":")
+            return not colon or prefix.strip().lower() not in self.namespaces
+        return number.strip() == "0"
 
     def url(self, title: str) -> str:
         return self.base + quote(title.replace(" ", "_"), safe="/:(),!*'@;") if self.base else ""
@@ -73,7 +83,7 @@ class Header:
 def _article(page: ElementTree.Element, header: Header) -> Found | None:
     """The document of a page; None where it is no article."""
     title = page.findtext("title", "").strip()
-    if page.findtext("ns", "0").strip() != "0" or page.find("redirect") is not None:
+    if not header.is_article(page, title) or page.find("redirect") is not None:
         return None
     revision = page.find("revision[last()]")
     markup = revision.findtext("text") if revision is not None else ""

@@ -1,10 +1,11 @@
 """Wiki markup to prose: templates, tables, references, files, categories and tags out; links keep their words.
 
-One pass over the brackets, innermost first, then line by line. No template is expanded: this needs the whole wiki. A few
+One pass over the brackets, innermost first, then line by line. No template is expanded: this needs the whole wiki. Some
 whose words belong to the sentence (`{{convert|5|km}}`, `{{lang|fr|mot}}`) leave those words.
 Markup: https://www.mediawiki.org/wiki/Help:Formatting, https://en.wikipedia.org/wiki/Help:Wikitext
 """
 
+import calendar
 import html
 import re
 from collections.abc import Callable, Collection
@@ -46,21 +47,10 @@ _SPACES = re.compile(r"[ \t\u00a0]{2,}|\u00a0")
 _MARKUP_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||</?ref\b[^<>]*>?", re.IGNORECASE)
 _LANGUAGE_LINK = re.compile(r"^(?:[a-z]{2,3}|simple|[a-z]{2,3}-[a-z-]+):", re.ASCII)
 # Sections at the end of an English article that hold nothing but links.
-_APPENDICES = frozenset(
-    [
-        "references",
-        "external links",
-        "see also",
-        "notes",
-        "further reading",
-        "bibliography",
-        "sources",
-        "footnotes",
-        "citations",
-        "notes and references",
-        "references and notes",
-    ]
-)
+_APPENDICES = {
+    "references", "external links", "see also", "notes", "further reading", "bibliography", "sources", "footnotes",
+    "citations", "notes and references", "references and notes",
+}  # fmt: skip
 
 
 def prose(markup: str, dropped_links: Collection[str] = FILES_AND_CATEGORIES) -> str:
@@ -195,42 +185,25 @@ def _measure(arguments: list[str]) -> str:
     return " ".join(arguments[:2])
 
 
+def _date(arguments: list[str]) -> str:
+    """Year, month and day in the order they are read: 30 June 2015."""
+    month = [calendar.month_name[int(text)] if text in _MONTHS else text for text in arguments[1:2]]
+    return " ".join([*arguments[2:3], *month, *arguments[:1]])
+
+
+_MONTHS = {f"{number:{width}}" for number in range(1, 13) for width in ("", "02")}
+_OF_FIRST = (
+    "nowrap", "nobr", "small", "smaller", "big", "lang-en", "abbr", "quote", "blockquote", "cquote", "centered", "em",
+    "strong", "not a typo", "as written", "transl", "keypress", "code", "mvar", "math", "smallcaps", "visible anchor",
+)  # fmt: skip
 _WORDS: dict[str, Callable[[list[str]], str]] = {
-    **dict.fromkeys(
-        (
-            "nowrap",
-            "nobr",
-            "small",
-            "smaller",
-            "big",
-            "lang-en",
-            "abbr",
-            "quote",
-            "blockquote",
-            "cquote",
-            "centered",
-            "em",
-        )
-        + (
-            "strong",
-            "not a typo",
-            "as written",
-            "transl",
-            "keypress",
-            "code",
-            "mvar",
-            "math",
-            "smallcaps",
-            "visible anchor",
-        ),
-        _first,
-    ),
+    **dict.fromkeys(_OF_FIRST, _first),
     **dict.fromkeys(("lang", "tooltip", "color", "font color", "langnf"), _second),
     **dict.fromkeys(("convert", "cvt"), _measure),
     **dict.fromkeys(("val", "formatnum", "nts", "gaps"), " ".join),
     **dict.fromkeys(("c.", "circa"), lambda arguments: f"c. {_first(arguments)}".rstrip()),
     **dict.fromkeys(("frac", "sfrac"), "/".join),
-    "as of": lambda arguments: f"As of {' '.join(arguments)}",
+    "as of": lambda arguments: f"As of {_date(arguments)}",
     "!": lambda arguments: "|",
     "=": lambda arguments: "=",
     **dict.fromkeys(("snd", "spaced ndash", "spnd", "ndash"), lambda arguments: " – "),
