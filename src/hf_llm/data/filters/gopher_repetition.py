@@ -105,7 +105,8 @@ class GopherRepetitionFilter(BaseFilter):
             if len(ids) < n:
                 continue
             keys = ngram_keys(ids, n)
-            if len(numpy.unique(keys)) == len(keys):
+            ordered = numpy.sort(keys)
+            if (ordered[1:] != ordered[:-1]).all():
                 return None  # and so there is none of any larger n
             if _repeated_characters_bound(keys, ends, n) <= limit * size:
                 continue

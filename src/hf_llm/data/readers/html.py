@@ -4,7 +4,7 @@ The text is trafilatura's, set to precision and to its fast way. Where that is l
 for the main part, resiliparse's is taken: trafilatura has then found one article of several, or nothing
 (`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table).
 
-Pages are read in a process of their own, which a page can crash, fill or keep busy: that page is lost then, and no other.
+Pages are read in a process of their own, which a page can crash, fill or keep busy: only that page is lost then.
 """
 
 import atexit
@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from hf_llm.data.faults import Faults
 from hf_llm.data.readers.found import Found
+from hf_llm.data.rows import damage_counted, opened
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree
@@ -46,21 +47,14 @@ _ESCAPED = re.compile(rb"\x1b[$(]")
 
 
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The document of one HTML file (gzip where its name ends in .gz)."""
-    import gzip
-    import zlib
-
+    """The document of one HTML file (packed, where its name ends in .gz or another suffix of `rows.COMPRESSED`)."""
     faults.records += 1
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            html = file.read(PAGE_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        faults.drop("damaged gzip", str(path), str(error))
-        return
-    if len(html) > PAGE_BYTES:
-        faults.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
-    elif found := page_document(html, str(path), faults):
-        yield found
+    with damage_counted(path, faults), opened(path) as file:
+        html = file.read(PAGE_BYTES + 1)
+        if len(html) > PAGE_BYTES:
+            faults.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
+        elif found := page_document(html, str(path), faults):
+            yield found
 
 
 def page_document(html: bytes, where: str, faults: Faults, url: str = "", charset: str | None = None) -> Found | None:
@@ -245,9 +239,10 @@ def serve() -> None:
     assert extract is not None
     _limit_memory()
     _send(answers, None)
+    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     while page := _next_page(pages):
         # Ends the process with code 1, even in the middle of C code.
-        faulthandler.dump_traceback_later(PAGE_SECONDS, exit=True, file=open(os.devnull, "w"))
+        faulthandler.dump_traceback_later(PAGE_SECONDS, exit=True, file=nowhere)
         try:
             answer = text_of(*page)
         except MemoryError:
