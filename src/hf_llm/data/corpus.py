@@ -130,7 +130,8 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
         rules.prepare(learned)
     if section.decontaminate:
         section.decontaminate.prepare(learned)
-    names = [_digest([key, part.label, part.position, part.state, part.shard]) for part in parts]
+    models = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(learned.iterdir())}
+    names = [_digest([key, models, part.label, part.position, part.state, part.shard]) for part in parts]
     later = work / _digest(names)
     later.mkdir(exist_ok=True)
     passes = {"cleaning": _clean(section, parts, work, names)}

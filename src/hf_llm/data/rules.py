@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 from datatrove.pipeline.base import PipelineStep
@@ -22,10 +23,11 @@ from hf_llm.data.filters.language import Language, LanguageFilter
 from hf_llm.data.filters.perplexity import Perplexity, PerplexityFilter, train_perplexity
 from hf_llm.data.filters.spam import Spam, SpamFilter
 from hf_llm.data.normalise import normalised
-from hf_llm.data.reading import Read
 from hf_llm.data.redaction import Redact, Redaction
-from hf_llm.data.sources import Part, Source, parts_of
 from hf_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from hf_llm.data.sources import Part
 
 LONGEST_EXAMPLE = 100_000  # characters of a text to learn from; longer ones are cut or left out as sources are
 
@@ -98,7 +100,9 @@ class Rules:
         return train_classifier(self.classifier, _texts(self.classifier.good), _texts(self.classifier.bad), model)
 
 
-def _parts(path: str) -> list[Part]:
+def _parts(path: str) -> "list[Part]":
+    from hf_llm.data.sources import Source, parts_of  # which has rules itself
+
     try:
         return parts_of([Source(path=path, license="unknown")])
     except UserError as error:
@@ -107,6 +111,8 @@ def _parts(path: str) -> list[Part]:
 
 def _texts(path: str) -> Iterator[str]:
     """The texts at a path, each once, normalised as those to be judged are."""
+    from hf_llm.data.reading import Read
+
     parts = _parts(path)
     read, seen = Read(parts, LONGEST_EXAMPLE), set()
     for rank in range(len(parts)):

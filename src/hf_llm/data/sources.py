@@ -151,7 +151,7 @@ def _hub_parts(source: Source, position: int) -> Iterator[Part]:
 def _git_files(address: str) -> list[tuple[Path, str]]:
     root = Path(address).expanduser()
     if not root.is_dir():
-        root = clone(address, cache() / "git")
+        root = clone(address, cache() / "git" / xxhash.xxh3_64_hexdigest(address.encode()))
     found = [(file, name) for file, name in repository_files(root) if format_of(file) in ("code", "text")]
     if not found:
         raise UserError(f"{address} holds no source file that is read")

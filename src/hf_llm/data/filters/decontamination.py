@@ -19,7 +19,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_llm.data.deduplication.shingles import Words, windows, word_hashes, word_spans
-from hf_llm.data.sources import ROWS, files_under
+from hf_llm.data.sources import FORMATS, files_under
 from hf_llm.errors import UserError
 
 TEMPLATE = 10  # items of a set that may have words in common before these are taken for the set's form
@@ -69,7 +69,7 @@ class Decontaminate:
 
         Raises UserError for a set that cannot be read or holds nothing to look for.
         """
-        files = [files_under(each.path, ROWS) if each.path else [] for each in self.against]
+        files = [files_under(each.path, FORMATS["rows"]) if each.path else [] for each in self.against]
         contents = [[_digest(path) for path, _ in each] for each in files]
         key = xxhash.xxh3_128_hexdigest(json.dumps([asdict(self), contents]).encode())
         if (folder / REPORT).exists() and _report(folder)["key"] == key:
