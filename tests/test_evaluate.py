@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from hf_llm.model.loading import load_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_llm import evaluate
-from hf_llm.data.shards import dtype_for, write_shard
+from hf_llm.data.shards import Documents, dtype_for, tokenized, write_shards
 from hf_llm.manifest import read_manifest, write_json, write_manifest
+from hf_llm.model.loading import load_model
 
 RECIPE = """
 name: tiny
@@ -54,13 +54,10 @@ def run(tmp_path, monkeypatch):
     made = {"tokenizer": finish(root / "tokenizer")}
     texts = [f"{number} is a number, and so is {number + 1}." for number in range(30)]
     size = len(tokenizer)
-    *_, shard = write_shard(
-        root / "tokens/test-00000.bin",
-        texts,
-        byte_tokenizer().backend_tokenizer,
-        tokenizer.eos_token_id,
-        dtype_for(size),
+    batches = tokenized(
+        [Documents.of(texts)], byte_tokenizer().backend_tokenizer, tokenizer.eos_token_id, dtype_for(size)
     )
+    *_, (shard,) = write_shards(root / "tokens", "test-00000", batches)
     index = {"dtype": "uint16", "vocab_size": size, "eos_token_id": 1, "tokenizer": ""}
     write_json(root / "tokens/index.json", {**index, "splits": {"test": [shard]}})
     made["tokens"] = finish(root / "tokens", tokenizer=made["tokenizer"])

@@ -70,6 +70,74 @@ def test_shards_killed_at_every_write_have_the_same_bytes(inside):
     assert file_digests(TOKENS) == killed
 
 
+@pytest.fixture
+def mixed(inside):
+    """The same folder with two sources of different size, `texts` and `poems`, and their corpus and tokenizer."""
+    Path("poems").mkdir()
+    for number in range(60):
+        text = f"Roses are red, violet {number} is blue. " * (1 + number % 7)
+        Path(f"poems/{number}.txt").write_text(text)
+    sources = "[{path: texts, license: cc0-1.0}, {path: poems, license: mit}]"
+    argv = [*ARGV, f"--corpus.sources={sources}", "--name=mixed"]
+    prepare_data.main(argv)
+    return argv
+
+
+def test_a_mix_stores_each_source_once_and_serves_the_shares(mixed, capsys):
+    argv = [*mixed, "--corpus.shares={texts: 60, poems: 20}", "--corpus.max_epochs=3"]
+    train_tokenizer.main(argv)
+    capsys.readouterr()
+    main(argv)
+    table = capsys.readouterr().out
+    assert "share asked" in table and "75.0%" in table and "25.0%" in table
+    folder = Path("runs/mixed/tokens")
+    facts, index = (read_manifest(folder)["facts"], json.loads((folder / "index.json").read_text()))
+    there = facts["tokens_by_source"]["train"]
+    assert sum(there.values()) == facts["splits"]["train"]["tokens"]
+    for shard in index["splits"]["train"]:
+        assert shard["sources"] == {shard["source"]: shard["tokens"]}
+    windows = TokenWindows(folder, "train", 32, seed=1)
+    assert abs(len(windows) * 32 - sum(there.values())) < 3 * 32
+    words = [AutoTokenizer.from_pretrained("runs/mixed/tokenizer").decode(item["input_ids"]) for item in windows]
+    share = sum("violet" in text or "Roses" in text for text in words) / len(words)
+    assert 0.22 < share < 0.29 and facts["mix"][1]["share"] == pytest.approx(0.25, abs=0.01)
+    assert 1 < facts["mix"][1]["epochs"] <= 3
+
+
+@pytest.mark.parametrize("by", ["difficulty", "length", "source"])
+def test_a_curriculum_orders_the_windows_in_stages(mixed, by):
+    argv = [*mixed, f"--corpus.curriculum={{by: {by}, stages: 3}}"]
+    train_tokenizer.main(argv)
+    main(argv)
+    folder = Path("runs/mixed/tokens")
+    shards = json.loads((folder / "index.json").read_text())["splits"]["train"]
+    windows = TokenWindows(folder, "train", 16)
+    assert windows.in_stages and len({shard["stage"] for shard in shards}) == (2 if by == "source" else 3)
+    there = read_manifest(folder)["facts"]["tokens_by_source"]["train"]
+    assert sum(shard["tokens"] for shard in shards) == sum(there.values())
+    lengths = {}
+    for shard in shards:
+        ids = np.fromfile(folder / shard["file"], np.uint16)
+        lengths.setdefault(shard["stage"], []).extend(np.diff(np.flatnonzero(ids == 1), prepend=-1).tolist())
+    if by == "length":
+        assert max(lengths[0]) <= min(lengths[1]) and max(lengths[1]) <= min(lengths[2])
+    if by == "source":
+        assert {shard["stage"]: shard["source"] for shard in shards} == {0: "texts", 1: "poems"}
+
+
+def test_a_mix_in_stages_killed_at_every_write_has_the_same_bytes(mixed, inside):
+    argv = [*mixed, "--corpus.shares={texts: 2, poems: 1}", "--corpus.curriculum={by: difficulty, stages: 2}"]
+    train_tokenizer.main(argv)
+    command = [sys.executable, str(KILLING), "hf_llm.tokenize_corpus", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tokens = Path("runs/mixed/tokens")
+    killed = file_digests(tokens)
+    tokens.rename("runs/mixed/killed")
+    main(argv)
+    assert file_digests(tokens) == killed
+
+
 def test_shards_of_another_tokenizer_are_refused(capsys):
     main(ARGV)
     manifest = json.loads(Path("runs/tiny/tokenizer/manifest.json").read_text())

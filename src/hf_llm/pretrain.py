@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         say(describe(model))
         context = section.context or model.config.max_position_embeddings
         flops = flops_per_token(model, context)
-        train, validation = (TokenWindows(tokens, split, context) for split in ("train", "validation"))
+        train = TokenWindows(tokens, "train", context, recipe.seed)
+        validation = TokenWindows(tokens, "validation", context)
         arguments = training_arguments(
             TrainingArguments,
             section.training,
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             **batch(section.tokens_per_step, context, section.training, "pretrain"),
             report_to=reporters(section.training.get("report_to")),
             eval_strategy="steps",
+            train_sampling_strategy="sequential" if train.in_stages else "random",
             weight_decay=0.1,
             adam_beta2=0.95,
             torch_compile=device_type() == "cuda",

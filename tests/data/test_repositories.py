@@ -115,7 +115,7 @@ def test_a_repository_that_cannot_be_cloned_is_a_clear_error_and_leaves_nothing(
 
 def test_without_git_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="`git` is missing"):
+    with pytest.raises(UserError, match="`git` is not installed"):
         clone("https://example.invalid/a.git", tmp_path / "clone")
 
 

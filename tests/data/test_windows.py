@@ -41,7 +41,7 @@ def test_an_item_does_not_depend_on_what_was_read_before_or_where(tmp_path):
     windows = TokenWindows(tokens_folder(tmp_path, [40, 60]), "train", 9)
     first = windows[4]["input_ids"]
     copy = pickle.loads(pickle.dumps(windows))
-    assert copy._maps is None
+    assert copy._streams[0]._maps is None
     torch.manual_seed(1)
     assert torch.equal(copy[4]["input_ids"], first) and torch.equal(windows[4]["input_ids"], first)
     assert torch.equal(windows[-1]["input_ids"], windows[len(windows) - 1]["input_ids"])
@@ -69,3 +69,65 @@ def test_too_few_tokens_for_one_window_is_an_error(tmp_path):
         TokenWindows(tokens_folder(tmp_path, [4, 5]), "train", 10)
     with pytest.raises(UserError, match=r"the test split of .* has 0 tokens"):
         TokenWindows(tmp_path, "test", 10)
+
+
+def mixed_folder(folder, streams):
+    """Streams of `(stage, source, tokens, planned)`, each in two shards, holding 1000 x its number and on."""
+    shards, plan = [], []
+    for number, (stage, source, tokens, planned) in enumerate(streams):
+        ids = np.arange(1000 * number, 1000 * number + tokens).astype("uint16")
+        for part, piece in enumerate(np.split(ids, [tokens // 3])):
+            name = f"train-{part}.{number}.bin"
+            piece.tofile(folder / name)
+            counts = {"tokens": len(piece), "documents": 1, "bytes": (number + 2) * len(piece)}
+            shards.append({"file": name, "stage": stage, "source": source, **counts})
+        plan.append({"stage": stage, "source": source, "tokens": tokens, "planned": planned})
+    (folder / "index.json").write_text(json.dumps({"dtype": "uint16", "splits": {"train": shards}, "plan": plan}))
+    return folder
+
+
+def test_a_mix_serves_every_token_as_often_as_its_plan_says(tmp_path):
+    folder = mixed_folder(tmp_path, [(0, "web", 600, 600), (0, "books", 90, 225), (0, "code", 300, 60)])
+    windows = TokenWindows(folder, "train", 10)
+    assert len(windows) == 60 + 22 + 6 and not windows.in_stages
+    assert windows.tokens == 885 and windows.bytes == 600 * 2 + 225 * 3 + 60 * 4
+    ids, counts = np.unique(torch.stack([item["input_ids"] for item in windows]).numpy(), return_counts=True)
+    of = lambda number: counts[(ids >= 1000 * number) & (ids < 1000 * (number + 1))]  # noqa: E731
+    assert len(of(0)) == 600 and set(of(0)) == {1}
+    assert len(of(1)) == 90 and set(of(1)) == {2, 3} and sum(of(1)) == 220
+    assert len(of(2)) == 60 and set(of(2)) == {1}
+
+
+def test_the_part_of_a_source_that_is_taken_follows_from_the_seed_alone(tmp_path):
+    folder = mixed_folder(tmp_path, [(0, "web", 900, 90), (0, "books", 300, 300)])
+    first, again, other = (TokenWindows(folder, "train", 10, seed) for seed in (1, 1, 2))
+    everything = [torch.stack([item["input_ids"] for item in windows]) for windows in (first, again, other)]
+    assert torch.equal(everything[0], everything[1]) and not torch.equal(everything[0], everything[2])
+
+
+def test_a_source_smaller_than_a_window_fills_one_by_repetition(tmp_path):
+    windows = TokenWindows(mixed_folder(tmp_path, [(0, "tiny", 4, 16)]), "train", 10)
+    assert len(windows) == 1
+    ids = windows[0]["input_ids"]
+    assert torch.equal((ids[1:] - ids[:-1]) % 4, torch.ones(9, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("length", [1, 7, 10])
+def test_a_curriculum_serves_stage_after_stage_each_window_once(tmp_path, length):
+    streams = [(0, "web", 300, 300), (0, "books", 100, 100), (1, "web", 200, 200), (1, "books", 100, 200)]
+    windows = TokenWindows(mixed_folder(tmp_path, streams), "train", length, seed=3)
+    counts = [planned // length for *_, planned in streams]
+    assert windows.in_stages and len(windows) == sum(counts)
+    places = [windows._find(i) for i in range(len(windows))]
+    assert len(set(places)) == len(windows)
+    stages = [streams[number][0] for number, _ in places]
+    assert stages == sorted(stages)
+    assert places != sorted(places)
+
+
+def test_within_a_stage_every_batch_holds_the_sources_in_their_shares(tmp_path):
+    streams = [(0, "web", 600, 600), (0, "books", 200, 200), (1, "web", 900, 900)]
+    windows = TokenWindows(mixed_folder(tmp_path, streams), "train", 1, seed=5)
+    for start in range(0, 800 - 40, 40):
+        books = sum(windows._find(i)[0] == 1 for i in range(start, start + 40))
+        assert 9 <= books <= 11

@@ -1,10 +1,12 @@
 """Token shards as a data set of windows of equal length, read through memory maps."""
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from torch.utils.data import Dataset
 
 from hf_llm.data.shards import read_index
@@ -14,31 +16,50 @@ from hf_llm.errors import UserError
 class TokenWindows(Dataset):
     """A split of a tokens folder, cut into windows of exactly `length` tokens, across documents and shards.
 
-    Item `i` holds tokens `i * length` to `(i + 1) * length` of the split, as int64 tensors `input_ids` and `labels`,
-    both (length,); the model shifts them. What is left at the end is no window. Nothing here is random, so that item
-    `i` is the same in every process and after every restart. The corpus is in the order of document digests, so
-    neighbours have nothing to do with each other.
+    Item `i` holds `length` tokens as int64 tensors `input_ids` and `labels`, both (length,); the model shifts them.
+    Nothing here is random, so that item `i` is the same in every process and after every restart. The corpus is in the
+    order of document digests, so neighbours have nothing to do with each other.
 
-    `tokens` and `bytes` are those of the split (of its first windows, by proportion, if `limited`); `bytes_per_token`
-    turns a loss per token into bits per byte.
+    A split that is no mix is one stream of tokens: item `i` holds its tokens `i * length` to `(i + 1) * length`, and
+    what is left at the end is no window. Of a mix (`hf_llm.data.mixing`) each stream gives as many windows as the plan
+    says; it is read as a ring from a place that `seed` chooses, so that of an epoch over it every token is read once,
+    and of a part of an epoch some stretch. The windows of one stream follow those of another, to be shuffled by the
+    sampler. With a curriculum the windows are `in_stages`, to be read in their order: stage after stage, each of them
+    shuffled here.
+
+    `tokens` and `bytes` are those of the split or the plan (of its first windows, by proportion, if `limited`);
+    `bytes_per_token` turns a loss per token into bits per byte.
     """
 
-    def __init__(self, folder: Path, split: str, length: int):
+    def __init__(self, folder: Path, split: str, length: int, seed: int = 0):
         self.folder, self.split, self.length = Path(folder), split, length
         index = read_index(self.folder)
         shards = index["splits"].get(split, [])
-        self.files = [shard["file"] for shard in shards]
-        self.ends = np.cumsum([shard["tokens"] for shard in shards], dtype=np.int64)
-        self.dtype = np.dtype(index["dtype"])
-        self.tokens = int(self.ends[-1]) if shards else 0
-        self.bytes = sum(shard["bytes"] for shard in shards)
-        self._maps: list[np.memmap] | None = None
-        if self.tokens < length:
+        dtype = np.dtype(index["dtype"])
+        if split == "train" and "plan" in index:
+            self._streams = [
+                _Stream(self.folder, [shard for shard in shards if _belongs(shard, row)], dtype, row, seed)
+                for row in index["plan"]
+            ]
+        else:
+            self._streams = [_Stream(self.folder, shards, dtype)]
+        counts = [stream.planned // length for stream in self._streams]
+        self._ends = np.cumsum(counts, dtype=np.int64)  # (streams,) windows up to the end of each
+        last = {stream.stage: int(end) for stream, end in zip(self._streams, self._ends, strict=True)}
+        self._stages = np.array(list(last.values()), np.int64)  # (stages,) windows up to the end of each
+        self._seed, self._windows = seed, int(self._ends[-1])
+        self.tokens = sum(stream.planned for stream in self._streams)
+        self.bytes = round(sum(stream.bytes for stream in self._streams))
+        if not self._windows:
             raise UserError(
                 f"the {split} split of {folder} has {self.tokens:,} tokens, too few for one window of {length:,}; "
                 "add text to corpus.sources or shorten the context"
             )
-        self._windows = self.tokens // length
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether the windows have an order that a sampler has to keep."""
+        return len(self._stages) > 1
 
     @property
     def bytes_per_token(self) -> float:
@@ -60,23 +81,69 @@ class TokenWindows(Dataset):
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
-        start = i % len(self) * self.length
-        ids = torch.from_numpy(self._read(start, start + self.length))
+        number, window = self._find(i % len(self))
+        ids = torch.from_numpy(self._streams[number].read(window * self.length, self.length))
         return {"input_ids": ids, "labels": ids.clone()}
+
+    def _find(self, i: int) -> tuple[int, int]:
+        """The stream of item `i`, and which of its windows it is."""
+        if self.in_stages:
+            i = self._shuffled(i)
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        return number, i - (int(self._ends[number - 1]) if number else 0)
+
+    def _shuffled(self, i: int) -> int:
+        """Item `i`'s place among the windows of its stage, laid out stream by stream.
+
+        A step of about the golden section of the stage, so that any few neighbouring items are spread evenly over it:
+        each batch holds every source in its share (Weyl's sequence), with no table of the order in memory.
+        """
+        stage = int(np.searchsorted(self._stages, i, side="right"))
+        before = int(self._stages[stage - 1]) if stage else 0
+        size = int(self._stages[stage]) - before
+        step = round(size * (math.sqrt(5) - 1) / 2) or 1
+        while math.gcd(step, size) > 1:
+            step += 1
+        return before + (_place(f"{self._seed}/{stage}", size) + (i - before) * step) % size
+
+
+class _Stream:
+    """Shards read as one ring of tokens, from the place and as often as a row of the plan says; once, without one."""
+
+    def __init__(self, folder: Path, shards: list[dict], dtype: np.dtype, row: dict | None = None, seed: int = 0):
+        self.folder, self.dtype = folder, dtype
+        shards = [shard for shard in shards if shard["tokens"]]
+        self.files = [shard["file"] for shard in shards]
+        self.ends = np.cumsum([shard["tokens"] for shard in shards], dtype=np.int64)
+        self.tokens = int(self.ends[-1]) if shards else 0
+        self.stage = row["stage"] if row else 0
+        self.start = _place(f"{seed}/{row['stage']}/{row['source']}", self.tokens) if row else 0
+        self.planned = row["planned"] if row else self.tokens
+        self.bytes = sum(shard["bytes"] for shard in shards) * self.planned / max(self.tokens, 1)
+        self._maps: list[np.memmap] | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": None}  # every worker opens its own
 
-    def _read(self, start: int, end: int) -> np.ndarray:
-        """Tokens `start` to `end` of the split as int64, from as many shards as they lie in."""
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens as int64, `start` tokens after the first place; the first shard follows the last."""
         if self._maps is None:
             self._maps = [np.memmap(self.folder / name, self.dtype, mode="r") for name in self.files]
-        found, filled = np.empty(end - start, np.int64), 0
-        shard = int(np.searchsorted(self.ends, start, side="right"))
-        while filled < len(found):
-            offset = start + filled - (int(self.ends[shard - 1]) if shard else 0)
-            piece = self._maps[shard][offset : offset + len(found) - filled]
+        found, filled = np.empty(count, np.int64), 0
+        while filled < count:
+            place = (self.start + start + filled) % self.tokens
+            shard = int(np.searchsorted(self.ends, place, side="right"))
+            offset = place - (int(self.ends[shard - 1]) if shard else 0)
+            piece = self._maps[shard][offset : offset + count - filled]
             found[filled : filled + len(piece)] = piece
             filled += len(piece)
-            shard += 1
         return found
+
+
+def _belongs(shard: dict, row: dict) -> bool:
+    return (shard.get("stage", 0), shard.get("source", "")) == (row["stage"], row["source"])
+
+
+def _place(key: str, size: int) -> int:
+    """A place below `size` that follows from `key`."""
+    return xxhash.xxh3_64_intdigest(key.encode()) % max(size, 1)

@@ -1,0 +1,188 @@
+"""The mix of the train tokens (`corpus.shares`) and the order in which they are shown (`corpus.curriculum`).
+
+Each source's tokens are stored once, in a stream of their own. A plan says how many tokens training takes of each
+stream, so how often it is repeated; `hf_llm.data.windows.TokenWindows` serves them by that plan. A curriculum cuts the
+streams further, into stages that training passes one after the other.
+
+The difficulty of a document is the rarity of its tokens: the mean of -log2 p(token), p by the counts in the first
+`SAMPLE_BYTES` of the corpus (word rarity of Platanios et al. 2019, "Competence-based Curriculum Learning", section 3,
+per token, so that a long text is not difficult for being long). The same sample gives the bounds between the stages,
+at equal numbers of tokens.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from hf_llm.data.curriculum import Curriculum
+from hf_llm.data.shards import Documents, Tokens
+from hf_llm.errors import UserError
+
+SAMPLE_BYTES = 8 << 20
+_UNIT = 1024  # costs are whole 1/1024 bits: sums of whole numbers are the same on every machine
+
+
+class Streams:
+    """Which stream a document goes to: that of its source, of its stage, or of both.
+
+    `sources` are told apart in this order (none: they are not). `bounds` are the scores between the stages of a
+    curriculum by length (tokens) or difficulty, `costs` (vocabulary,) what each token adds to the latter.
+    """
+
+    def __init__(
+        self,
+        sources: list[str] | None = None,
+        curriculum: Curriculum | None = None,
+        bounds: np.ndarray | None = None,
+        costs: np.ndarray | None = None,
+    ):
+        self.sources = sources or []
+        self.curriculum, self.bounds, self.costs = curriculum, bounds, costs
+        self._places = {name: place for place, name in enumerate(self.sources)}
+        names = [{"source": name} for name in self.sources] or [{}]
+        if curriculum is None:
+            self.labels = names
+        elif curriculum.by == "source":
+            self.labels = [{"stage": stage, **name} for stage, name in enumerate(names)]
+        else:
+            self.labels = [{"stage": stage, **name} for stage in range(len(bounds) + 1) for name in names]
+
+    def of(self, documents: Documents, tokens: Tokens) -> np.ndarray:
+        """The stream of each document, (documents,): a place in `labels`."""
+        places = np.zeros(len(tokens.lengths), np.int64)
+        if self.sources:
+            places = np.array([self._places[name] for name in documents.sources], np.int64)
+        if self.bounds is None:
+            return places
+        stages = np.searchsorted(self.bounds, scores(self.curriculum, tokens, self.costs), side="left")
+        return stages * max(1, len(self.sources)) + places
+
+
+def scores(curriculum: Curriculum, tokens: Tokens, costs: np.ndarray | None) -> np.ndarray:
+    """What a curriculum by length or difficulty sorts documents by, (documents,)."""
+    if curriculum.by == "length":
+        return tokens.lengths
+    starts = np.cumsum(tokens.lengths) - tokens.lengths
+    return np.add.reduceat(costs[tokens.ids], starts) // tokens.lengths
+
+
+def stages_from(
+    curriculum: Curriculum, sample: Iterable[tuple[Documents, Tokens]], vocab_size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The bounds between the stages, (stages - 1,), and the tokens' costs (None for length), from a sample.
+
+    Each stage holds as many tokens of the sample as any other, as far as documents allow.
+    """
+    parts, size = [], 0
+    for documents, tokens in sample:
+        parts.append(tokens)
+        size += int(documents.bytes.sum())
+        if size >= SAMPLE_BYTES:
+            break
+    costs = None
+    if curriculum.by == "difficulty":
+        counts = sum(np.bincount(part.ids, minlength=vocab_size) for part in parts) + 1
+        costs = np.rint(_UNIT * -np.log2(counts / counts.sum())).astype(np.int64)
+    found = np.concatenate([scores(curriculum, part, costs) for part in parts])
+    lengths = np.concatenate([part.lengths for part in parts])
+    order = np.argsort(found, kind="stable")
+    passed = np.cumsum(lengths[order])
+    cuts = [passed[-1] * stage / curriculum.stages for stage in range(1, curriculum.stages)]
+    return found[order][np.searchsorted(passed, cuts)], costs
+
+
+def check_shares(shares: dict[str, float], found: Iterable[str]) -> None:
+    """Raise UserError unless `shares` are positive and name exactly the sources `found` in the train split."""
+    wrong = [f"{name}: {share}" for name, share in shares.items() if not share > 0]
+    if wrong:
+        raise UserError(f"corpus.shares: {', '.join(wrong)}; a share has to be positive")
+    found = sorted(found)
+    if sorted(shares) != found:
+        raise UserError(
+            "corpus.shares and the sources of the train split differ:\n"
+            f"  shares:  {', '.join(sorted(shares))}\n"
+            f"  sources: {', '.join(found)}\n"
+            "  Give every source a share, or leave it out of corpus.sources; `name:` of a source says what it goes by."
+        )
+
+
+def plan_mix(
+    there: dict[str, int], shares: dict[str, float] | None, max_epochs: float, max_tokens: int | None
+) -> list[dict]:
+    """How many tokens to take of each source that has the tokens `there`, as rows of the table.
+
+    In all `max_tokens`, or as many as there are. No source is taken more than `max_epochs` times; what is missing for
+    its share goes to the others in proportion to theirs. Without `shares` every source keeps the share it has.
+    """
+    shares = shares or {name: float(tokens) for name, tokens in there.items()}
+    most = {name: int(there[name] * max_epochs) for name in shares}
+    left = min(max_tokens or sum(there.values()), sum(most.values()))
+    planned, rest = {}, list(shares)
+    while rest:
+        weight = sum(shares[name] for name in rest)
+        wanted = {name: left * shares[name] / weight for name in rest}
+        full = [name for name in rest if wanted[name] > most[name]]
+        planned |= {name: most[name] for name in full} if full else {name: round(wanted[name]) for name in rest}
+        left -= sum(most[name] for name in full)
+        rest = [name for name in rest if name not in planned]
+    total, weight = max(sum(planned.values()), 1), sum(shares.values())
+    return [
+        {
+            "source": name,
+            "tokens": there[name],
+            "asked": shares[name] / weight,
+            "share": planned[name] / total,
+            "epochs": planned[name] / max(there[name], 1),
+            "planned": planned[name],
+        }
+        for name in shares
+    ]
+
+
+def plan_streams(shards: list[dict], mix: list[dict]) -> list[dict]:
+    """The tokens to take of each stream, in the order of the stages: `{"stage", "source", "tokens", "planned"}`.
+
+    Every stage of a source is repeated as often as the source is.
+    """
+    rows = {row["source"]: row for row in mix}
+    streams = {}
+    for shard in shards:
+        key = (shard.get("stage", 0), shard.get("source", ""))
+        streams[key] = streams.get(key, 0) + shard["tokens"]
+    places = {row["source"]: place for place, row in enumerate(mix)}
+    found = []
+    for stage, source in sorted(streams, key=lambda key: (key[0], places.get(key[1], 0))):
+        there = streams[stage, source]
+        # A stream of all sources takes from each what its row says, so together the share that the rows say.
+        whole = [rows[source]] if source else mix
+        share = sum(row["planned"] for row in whole), max(sum(row["tokens"] for row in whole), 1)
+        found.append({"stage": stage, "source": source, "tokens": there, "planned": there * share[0] // share[1]})
+    return found
+
+
+def mix_table(mix: list[dict], max_epochs: float) -> str:
+    """The plan as lines to print."""
+    width = max(len("source"), *(len(row["source"]) for row in mix))
+    lines = [f"  {'source':<{width}}  {'tokens':>15}  share asked  share got  epochs"]
+    for row in mix:
+        asked, got = f"{row['asked']:.1%}", f"{row['share']:.1%}"
+        lines.append(f"  {row['source']:<{width}}  {row['tokens']:>15,}  {asked:>11}  {got:>9}  {row['epochs']:>6.2f}")
+    lines.append(f"  in all {sum(row['planned'] for row in mix):,} tokens to train on")
+    if any(abs(row["asked"] - row["share"]) > 0.0005 for row in mix):
+        holds = min(int(row["tokens"] * max_epochs / row["asked"]) for row in mix)
+        lines.append(f"  (the shares as asked hold up to corpus.max_tokens={holds}, with max_epochs {max_epochs:g})")
+    return "\n".join(lines)
+
+
+def train_sources(files: Iterable[Path]) -> list[str]:
+    """The names of the sources that Parquet files of a corpus hold, sorted."""
+    import pyarrow.compute as compute
+    import pyarrow.parquet
+
+    found = set()
+    for path in files:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1 << 16, columns=["source"]):
+                found.update(compute.unique(batch["source"]).to_pylist())
+    return sorted(found)
