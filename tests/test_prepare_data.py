@@ -30,7 +30,9 @@ def fails(capsys, *argv):
 def test_a_corpus_is_made_once(capsys):
     main(["tiny.yaml"])
     output = capsys.readouterr().out
-    assert "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 > near_duplicates 400 documents" in output
+    assert (
+        "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 > near_duplicates 400 documents" in output
+    )
     manifest = read_manifest(Path("runs/tiny/corpus"))
     assert manifest["headline"].startswith("400 documents, ") and manifest["licenses"] == ["cc0-1.0"]
     splits = manifest["facts"]["ledger"]["splits"]

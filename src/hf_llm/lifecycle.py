@@ -25,6 +25,7 @@ class Stage:
     ignores: tuple[str, ...] = ()  # keys of its sections that change nothing of what it makes
 
 
+MOST_CHANGES = 8  # named in an error
 MIX = ("corpus.shares", "corpus.max_epochs", "corpus.max_tokens", "corpus.curriculum")
 
 # folder -> the stage that makes it, in running order
@@ -161,7 +162,9 @@ class Run:
         old, new = before["settings"], self._settings(folder)
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed:
-            lines = [f"  {key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in changed]
+            lines = [f"  {key}: was {_shown(old, key)}, is {_shown(new, key)}" for key in changed[:MOST_CHANGES]]
+            if len(changed) > MOST_CHANGES:
+                lines.append(f"  and {len(changed) - MOST_CHANGES} more")
             raise UserError("\n".join([f"{path} was made with other settings:", *lines, "  " + self._remedy(folder)]))
 
     def _remedy(self, folder: str) -> str:
@@ -249,6 +252,10 @@ def _read_begun(path: Path) -> dict | None:
         return None
 
 
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "not set"
+
+
 def _is_below(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
 
@@ -259,6 +266,8 @@ def _identity(source: Path | str) -> str:
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{where}[{i}]").items()}
+    if not isinstance(value, dict) or (not value and where):
         return {where: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{where}.{key}" if where else key).items()}

@@ -186,9 +186,7 @@ def check_space(parts: list[Part], folder: Path, section: Corpus) -> None:
     corpus are stored twice, at half the size of the text; repeated passages take four times the text. What comes from
     the network is not known beforehand.
     """
-    text = sum(
-        part.bytes * (4 if any(_is_compressed(Path(name)) for _, name in part.files) else 1) for part in parts
-    )
+    text = sum(part.bytes * (4 if any(_is_compressed(Path(name)) for _, name in part.files) else 1) for part in parts)
     need = text * (5 if section.deduplicate.substring else 1)
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -205,6 +203,7 @@ def _is_compressed(path: Path) -> bool:
 def _gather(work: Path, later: Path, passes: dict[str, list[dict]]) -> None:
     """The shards, and the records of what was left out numbered in the order of passes and tasks, in their folders.
 
+    An empty folder of learnt models goes.
     What is not where it was has been moved by a run that was killed here.
     """
     (work / "rejected").mkdir(exist_ok=True)
@@ -215,6 +214,8 @@ def _gather(work: Path, later: Path, passes: dict[str, list[dict]]) -> None:
         for folder in [work if title == "cleaning" else later]
         for name in result.get("rejected", {}).get("files", [])
     ]
+    if not any((work / "learned").iterdir()):
+        (work / "learned").rmdir()
     for number, path in enumerate(found):
         if path.exists():
             os.replace(path, work / "rejected" / f"{number:05d}.parquet")

@@ -59,9 +59,7 @@ class Executor:
         logs = {"local": "the lines above say why", "ray": "Ray's logs say why", "slurm": "its logs are in corpus/work"}
         return f"{logs[self.kind]}; the same command runs them again"
 
-    def run(
-        self, tasks: dict[Path, tuple], run_task: Callable[..., None], work: Callable[..., dict]
-    ) -> Iterator[Path]:
+    def run(self, tasks: dict[Path, tuple], run_task: Callable[..., None], work: Callable[..., dict]) -> Iterator[Path]:
         """Run the tasks on Ray or Slurm, yielding the path of each when its result is there."""
         if not tasks:
             return
@@ -106,7 +104,9 @@ class Executor:
         try:
             executor.run()
         except FileNotFoundError:
-            raise UserError("corpus.executor is slurm, but there is no `sbatch` here; run this on a login node") from None
+            raise UserError(
+                "corpus.executor is slurm, but there is no `sbatch` here; run this on a login node"
+            ) from None
         yield from _as_they_appear(paths, executor.job_id)
 
 

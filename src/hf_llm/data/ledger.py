@@ -22,8 +22,9 @@ def make_ledger(parts: list[Part], passes: dict[str, list[dict]]) -> dict:
     cleaned, *later = passes.values()
     shards = [results for results in later if results and "flows" in results[0]]
     sources: dict[str, dict] = {}
+    order = _rule_order(parts, cleaned)
     for part, result in zip(parts, cleaned, strict=True):
-        _add_part(sources, part, result)
+        _add_part(sources, order, part, result)
     for results in shards:
         _add_pass(sources, results)
     for entry in sources.values():
@@ -43,17 +44,36 @@ def make_ledger(parts: list[Part], passes: dict[str, list[dict]]) -> dict:
     }
 
 
-def _add_part(sources: dict[str, dict], part: Part, result: dict) -> None:
+def _add_part(sources: dict[str, dict], order: dict[str, list[str]], part: Part, result: dict) -> None:
     entry = sources.setdefault(
         part.label, {"license": part.source.license, "rules": {}, "unreadable": [], "lengths": []}
     )
     entry["unreadable"] = [*entry["unreadable"], *result["faults"]["samples"]][:UNREADABLE]
-    for flow in result["flows"][:-1]:
-        rule = entry["rules"].setdefault(flow["rule"], _empty())
+    flows = {flow["rule"]: flow for flow in result["flows"][:-1]}
+    before: dict = {}
+    for name in order[part.label]:
+        # A rule that judges other parts of this name only has let all of this one through.
+        flow = flows.get(name) or {**_empty(), "documents": before["documents"], "bytes": before["bytes"]}
+        rule = entry["rules"].setdefault(name, _empty())
         for unit in ("documents", "bytes", "seconds"):
             rule[unit] += flow[unit]
         for kind in ("dropped", "changed"):
             rule[kind] = dict(Counter(rule[kind]) + Counter(flow[kind]))
+        before = flow
+
+
+def _rule_order(parts: list[Part], cleaned: list[dict]) -> dict[str, list[str]]:
+    """By source name, every rule that judges some part of it, in an order that agrees with each part's."""
+    order: dict[str, list[str]] = {}
+    for part, result in zip(parts, cleaned, strict=True):
+        known, place = order.setdefault(part.label, []), 0
+        for flow in result["flows"][:-1]:
+            if flow["rule"] in known:
+                place = known.index(flow["rule"]) + 1
+            else:
+                known.insert(place, flow["rule"])
+                place += 1
+    return order
 
 
 def _add_pass(sources: dict[str, dict], results: list[dict]) -> None:

@@ -51,9 +51,7 @@ class Read(PipelineStep):
 
     def _hub(self, part: Part) -> Iterator[Found]:
         source = part.source
-        rows = hub_rows(
-            source.hub, source.subset, source.split, source.streaming, source.take, source.skip, part.shard
-        )
+        rows = hub_rows(source.hub, source.subset, source.split, source.streaming, source.take, source.skip, part.shard)
         for number, row in rows:
             self.faults.records += 1
             found = row_document(row, source, f"{source.hub}, row {number}", self.faults)
@@ -69,6 +67,8 @@ class Read(PipelineStep):
                 for inner, member in members(here, self.faults):
                     if part.source.format or format_of(member):
                         yield from self._documents(part, member, f"{name}/{inner}")
+                    samples = self.faults.samples  # which name the file by where it lies for the moment
+                    self.faults.samples = [sample.replace(str(member), f"{here}/{inner}") for sample in samples]
             else:
                 yield from self._documents(part, here, name)
         except OSError as error:

@@ -125,7 +125,9 @@ def cut_shard(section: "Corpus", work: Path, number: int, count: int) -> dict:
         characters += sum(len(passage) for passage in passages)
     before = table
     table = table.set_column(table.column_names.index("text"), "text", pyarrow.array(texts, pyarrow.string()))
-    short = [len(new) < section.min_chars and new != old for new, old in zip(texts, before["text"].to_pylist(), strict=True)]
+    short = [
+        len(new) < section.min_chars and new != old for new, old in zip(texts, before["text"].to_pylist(), strict=True)
+    ]
     table = _without(table, short, "repeated_passages", "too_short_when_cut", None, rejected)
     flows = {"repeated_passages": _counts(table)}
     finished = _finish_shard(section, table, work, number, count)

@@ -189,7 +189,11 @@ def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tupl
         return [(root, root.name)]
     if root.is_dir():
         inside = [(file, file.relative_to(root).as_posix()) for file in root.rglob("*") if file.is_file()]
-        found = [(file, name) for file, name in inside if _is_ours(name) and (kind(file) in kinds or archives and is_archive(file))]
+        found = [
+            (file, name)
+            for file, name in inside
+            if _is_ours(name) and (kind(file) in kinds or (archives and is_archive(file)))
+        ]
         if not found:
             seen = sorted({Path(name).suffix or name for _, name in inside})
             raise UserError(
