@@ -76,9 +76,9 @@ def run_tasks(
 ) -> list[dict]:
     """Run `work(*arguments)` for every task and keep what it returns as JSON in the task's file.
 
-    Each result gets the `seconds` it took. A task whose file exists is not run again. One that ends with a UserError does not stop the others; the errors are
-    raised together when all have been tried. Returns the results in the order of the tasks. `weights` (bytes) drive
-    the progress bar.
+    Each result gets the `seconds` it took. A task whose file exists is not run again. One that ends with a UserError
+    does not stop the others; the errors are raised together when all have been tried. Returns the results in the order
+    of the tasks. `weights` (bytes) drive the progress bar.
     """
     missing = [path for path in tasks if not path.exists()]
     weight = dict(zip(tasks, weights, strict=True))
