@@ -159,7 +159,7 @@ class Run:
         before = read_manifest(path) or _read_begun(path)
         if not before:
             return
-        old, new = before["settings"], self._settings(folder)
+        old, new = _itemised(before["settings"]), _itemised(self._settings(folder))
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed:
             lines = [f"  {key}: was {_shown(old, key)}, is {_shown(new, key)}" for key in changed[:MOST_CHANGES]]
@@ -252,6 +252,18 @@ def _read_begun(path: Path) -> dict | None:
         return None
 
 
+def _itemised(value: Any, where: str = "") -> dict[str, Any]:
+    """Flat settings with the items of lists told apart, so that an error names the one that has changed."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {f"[{i}]": item for i, item in enumerate(value)}
+    if not isinstance(value, dict) or (where and not value):
+        return {where: value}
+    found = {}
+    for key, item in value.items():
+        found |= _itemised(item, where + (f".{key}" if where and not key.startswith("[") else key))
+    return found
+
+
 def _shown(settings: dict[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "not set"
 
@@ -266,8 +278,6 @@ def _identity(source: Path | str) -> str:
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return {k: v for i, item in enumerate(value) for k, v in _flat(item, f"{where}[{i}]").items()}
     if not isinstance(value, dict) or (not value and where):
         return {where: value}
     return {k: v for key, item in value.items() for k, v in _flat(item, f"{where}.{key}" if where else key).items()}

@@ -24,10 +24,11 @@ first, last = re.search(r"--array=(\\d+)-(\\d+)", text).groups()
 body = open("{folder}/body.sh", "w")
 body.write(text)
 body.close()
-export = dict(pair.split("=") for pair in sys.argv[1].removeprefix("--export=ALL,").split(",")) if "export" in sys.argv[1] else {{}}
+offset = sys.argv[1].rpartition("=")[2] if "RUN_OFFSET" in sys.argv[1] else "0"
+fixed = dict(SLURM_NODELIST="localhost", SLURM_JOB_ID="7", RUN_OFFSET=offset)
 log = open("{folder}/tasks.log", "a")
 for number in range(int(first), int(last) + 1):
-    environment = dict(os.environ, SLURM_ARRAY_TASK_ID=str(number), SLURM_NODELIST="localhost", SLURM_JOB_ID="7", **export)
+    environment = dict(os.environ, SLURM_ARRAY_TASK_ID=str(number), **fixed)
     subprocess.run(["bash", "{folder}/body.sh"], env=environment, stdout=log, stderr=log)
 print("Submitted batch job 7")
 """

@@ -83,13 +83,25 @@ def run(tmp_path_factory):
         made[folder] = write_manifest(root / folder, **entries, inputs=inputs, facts=facts)
 
     rules = {
-        "read": {"documents": 1090, "bytes": 900_000, "dropped": {"not_utf8": 2}},
-        "exact_duplicates": {"documents": 82, "bytes": 800_000, "dropped": {"duplicate": 1008}},
-    }
+        "read": {"documents": 1090, "bytes": 900_000, "seconds": 1.5, "dropped": {"not_utf8": 2}, "changed": {}},
+        "pii": {"documents": 1090, "bytes": 900_000, "seconds": 0.5, "dropped": {}, "changed": {"redacted_email": 3}},
+        "exact_duplicates": {
+            "documents": 82, "bytes": 800_000, "seconds": 0.0, "dropped": {"duplicate": 1008}, "changed": {},
+        },
+    }  # fmt: skip
+    sample = {"id": "0f" * 16, "url": "https://example.org/<1>", "source": "language reference", "kept": "1e" * 16}
+    sample |= {"reason": "duplicate", "because": "", "text": "A <b>copy</b>"}
+    kept = {"psf-2.0": {"documents": 82, "bytes": 800_000}}
+    unreadable, lengths = ["a.txt, line 3: not UTF-8"], [0] * 9 + [80, 2]
+    source = {"license": "psf-2.0", "rules": rules, "unreadable": unreadable, "lengths": lengths}
     ledger = {
-        "sources": {"language reference": {"license": "psf-2.0", "rules": rules, "unreadable": []}},
+        "sources": {"language reference": source},
         "splits": {"train": {"documents": 70, "bytes": 700_000}, "test": {"documents": 12, "bytes": 100_000}},
-        "licenses": {"psf-2.0": 82},
+        "licenses": kept,
+        "languages": {"en": kept["psf-2.0"]},
+        "samples": {"exact_duplicates": [sample]},
+        "cut_characters": 1234,
+        "seconds": {"cleaning": 2.0, "sharding": 0.1},
     }
     texts = ["odc-by", "psf-2.0", "unknown"]
     make("corpus", "82 documents, 0.8 MB", texts, {"corpus.sources": sources}, [], ledger=ledger)

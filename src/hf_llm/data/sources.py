@@ -34,8 +34,8 @@ FORMATS: dict[str, set[str]] = {
         ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".sqlite", ".sqlite3", ".db",
     },
     "code": {
-        ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js", ".jsx",
-        ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
+        ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js",
+        ".jsx", ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
         ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig",
         ".dart", ".vue", ".svelte",
     },
@@ -180,9 +180,9 @@ def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]
 
 
 def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
-    """Files of these kinds (and archives, if asked for) at a path, below a folder or matched by a glob pattern, sorted by name.
+    """Files of these kinds (and archives, if asked for) at a path: below a folder, or matched by a glob pattern.
 
-    A file that is named outright is taken whatever its kind. Raises UserError where there is none.
+    Sorted by name. A file that is named outright is taken whatever its kind. Raises UserError where there is none.
     """
     root = Path(path).expanduser()
     if root.is_file():

@@ -13,10 +13,9 @@ from hf_llm.reporting.redaction import redact
 
 def corpus_page(root: Path, title: str) -> str | None:
     """The HTML of the corpus of the run in folder `root`; None where it is not finished."""
-    manifest = read_manifest(root / "corpus")
-    if manifest is None:
+    ledger = (read_manifest(root / "corpus") or {}).get("facts", {}).get("ledger")
+    if ledger is None:
         return None
-    ledger = manifest["facts"]["ledger"]
     tokens = (read_manifest(root / "tokens") or {}).get("facts", {})
     bytes_per_token = tokens["splits"]["train"]["bytes_per_token"] if tokens else None
     here = Path(__file__).parent

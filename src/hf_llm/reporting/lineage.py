@@ -40,8 +40,11 @@ def sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
             hub = str(source.get("hub") or "")
             if hub:
                 name = " ".join(str(source[key]) for key in ("hub", "subset", "split") if source.get(key))
-            elif source.get("path"):
-                name = Path(str(source["path"])).name or str(source["path"])
+            elif source.get("path") or source.get("git"):
+                path = str(source.get("path") or source["git"])
+                name = Path(path).name or path
+            elif source.get("crawl"):
+                name = "Common Crawl"
             else:
                 what = source.get("installed")
                 parts = ", ".join(map(str, what)) if isinstance(what, list) else str(what)
