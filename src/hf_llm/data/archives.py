@@ -41,14 +41,14 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith((".zip", *_TAR_SUFFIXES))
 
 
-def members(path: Path, faults: Faults) -> Iterator[tuple[str, Path]]:
-    """The name of every file of an archive and where it lies now, in the order of the archive.
+def members(path: Path, faults: Faults, name: str = "") -> Iterator[tuple[str, Path]]:
+    """The name of every file of an archive and where it lies now, in the order of the archive (known by `name`).
 
     The file is there until the next one is asked for. Members that are encrypted, bombs or damaged are counted in
     `faults`; of an archive that is damaged, what stood before the damage is read. Raises OSError where the archive
     cannot be read or the disk is full.
     """
-    name = path.name.lower()
+    name = (name or path.name).lower()
     found = _zip if name.endswith(".zip") else _tar if name.endswith(_TAR_SUFFIXES) else _single
     with TemporaryDirectory(prefix="hf_llm-") as folder:
         yield from found(path, Path(folder), faults)

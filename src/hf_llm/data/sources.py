@@ -35,9 +35,9 @@ FORMATS: dict[str, set[str]] = {
     },
     "code": {
         ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js",
-        ".jsx", ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl", ".hs", ".ml",
-        ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m", ".mm", ".zig",
-        ".dart", ".vue", ".svelte",
+        ".jsx", ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl",
+        ".hs", ".ml", ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m",
+        ".mm", ".zig", ".dart", ".vue", ".svelte",
     },
     "html": {".html", ".htm", ".xhtml"},
     "warc": {".warc", ".wet"},

@@ -85,11 +85,9 @@ def windows(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns the hashes, uint64 (runs,), and where each starts in `words.hashes`, int64 (runs,).
     """
-    inside = np.ones(max(len(words.hashes) - length + 1, 0), bool)
-    for back in range(1, length):
-        ends = words.bounds[1:] - back
-        inside[ends[(ends >= 0) & (ends < len(inside))]] = False
-    places = np.flatnonzero(inside)
+    counts = np.maximum(np.diff(words.bounds) - length + 1, 0)
+    ends = np.cumsum(counts)
+    places = np.arange(counts.sum()) + np.repeat(words.bounds[:-1] - ends + counts, counts)
     return mix(_runs(words.hashes, length)[places]), places
 
 

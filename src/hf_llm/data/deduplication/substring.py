@@ -34,9 +34,7 @@ HASH, CHECK, ORDER, WORD = range(4)  # rows of a table of repeated windows
 class RepeatedPassages:
     """Passages of so many words that stand word for word elsewhere are cut out, all but the first."""
 
-    words: int = field(
-        default=50, metadata={"help": "the shortest passage; a character is a word in Chinese, Thai ..."}
-    )
+    words: int = field(default=50, metadata={"help": "the shortest passage (a character of Chinese or Thai is a word)"})
 
     def __post_init__(self) -> None:
         if self.words < 2:
@@ -110,7 +108,7 @@ class Cutter:
         self.settings = settings
 
     def cut(self, order: int, text: str) -> tuple[str, list[str]]:
-        """What is left of a document, and the passages cut out. `order` and `text` are those given to `write_windows`."""
+        """What is left of a document, and the passages cut out. Takes what `write_windows` was given."""
         cut = self.repeated_words(order, text)
         if not cut.any():
             return text, []

@@ -41,6 +41,7 @@ _LANGUAGES = {
 
 _PAGE_NUMBER = re.compile(r"\W{0,3}(?:(?:page|p\.|pg\.?)\s*)?(\d{1,4})\W{0,3}", re.IGNORECASE)
 _NUMBERED_HEADER = re.compile(r"(?:(\d{1,4})\W+)?([^a-z\d]*[A-Z][^a-z\d]*[A-Z][^a-z\d]*?)(?:\W+(\d{1,4}))?\W*")
+_BULLET = re.compile(r"\s*[•▪◦‣∙●■]\s*\S")
 _INLINE_PAGE = re.compile(r"[\[{](?:pg|page|p\.)\.?\s*(?:\d+|[ivxlc]+)[\]}]\s?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?:;][\"'”’)\]*_]*$")
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
@@ -207,8 +208,12 @@ def _goes_on(line: str, following: str) -> bool:
     return not _SENTENCE_END.search(line.rstrip()) and following.lstrip()[:1].islower()
 
 
-def mended(lines: list[str]) -> str:
-    """Lines as a printer broke them, made into paragraphs, each one line; verse and tables as they stand."""
+def mended(lines: list[str], spaced: bool = True) -> str:
+    """Lines as a printer broke them, made into paragraphs, each one line; verse and tables as they stand.
+
+    `spaced`: blank lines stand between paragraphs, so that what stands between two of them is all prose or all not.
+    Without them each line is judged by itself.
+    """
     lines = [line.rstrip() for line in lines]
     width = _wrap_width(lines)
     words = _vocabulary(lines)
@@ -217,7 +222,7 @@ def mended(lines: list[str]) -> str:
         if not block[0]:
             out += block
             continue
-        for paragraph in _paragraphs(block, width):
+        for paragraph in _paragraphs(block, width, spaced):
             out.append(_joined(paragraph, words) if len(paragraph) > 1 else paragraph[0].replace("\xad", ""))
     return "\n".join(out).strip("\n") + "\n"
 
@@ -240,17 +245,18 @@ def _wrap_width(lines: list[str]) -> int:
     return lengths[len(lengths) * 95 // 100] if lengths else 0
 
 
-def _paragraphs(block: list[str], width: int) -> Iterator[list[str]]:
+def _paragraphs(block: list[str], width: int, spaced: bool) -> Iterator[list[str]]:
     """The lines of a block, grouped into what is to be one line each."""
-    if not _is_prose(block, width):
+    if (spaced and not _is_prose(block, width)) or not 30 <= width <= 120:
         yield from ([line] for line in block)
         return
     indents = [len(line) - len(line.lstrip()) for line in block]
     paragraph = [block[0].lstrip()]
     for i in range(1, len(block)):
-        opens = indents[i] >= 2 and indents[i] > min(indents)
-        closes = not _is_full(block[i - 1], block[i], width) and _SENTENCE_END.search(block[i - 1])
-        if opens or (closes and not block[i].lstrip()[:1].islower()):
+        opens = (indents[i] >= 2 and indents[i] > min(indents)) or _BULLET.match(block[i])
+        ends = not spaced or _SENTENCE_END.search(block[i - 1])
+        closes = not _is_full(block[i - 1], block[i], width) and ends and not block[i].lstrip()[:1].islower()
+        if opens or closes:
             yield paragraph
             paragraph = []
         paragraph.append(block[i].strip())
@@ -259,7 +265,7 @@ def _paragraphs(block: list[str], width: int) -> Iterator[list[str]]:
 
 def _is_prose(block: list[str], width: int) -> bool:
     """Whether the lines were broken for the page's width: all but the last leave no room for the next word."""
-    if len(block) < 2 or not 30 <= width <= 120:
+    if len(block) < 2:
         return False
     flush = sum(line[0] != " " for line in block)
     spaced = sum(bool(re.search(r"\S {3,}\S|\t", line)) for line in block)
