@@ -21,6 +21,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             main(argv)
         except UserError as error:
             stop(str(error))
+        except BrokenPipeError:  # whoever read our output (`| head`) has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
