@@ -9,6 +9,7 @@ rules that count words do not judge it.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
@@ -69,7 +70,9 @@ ca could do does did had may might must need ought sha should wo would ai are is
 _SPLIT_WITHIN = "can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on y'|all y|all"
 _WORDS_THEMSELVES = "ill its hell shell shed were well Ill Its Hell Shell Shed Were Well"
 
-_last: tuple[str, list[str]] = ("", [])  # rules that follow each other ask for the words of the same text
+# Rules that follow each other ask for the same text.
+_last: tuple[str, list[str]] = ("", [])
+_last_counts: tuple[list[str], Counter] = ([], Counter())
 
 
 def words(text: str) -> list[str]:
@@ -78,6 +81,18 @@ def words(text: str) -> list[str]:
     if _last[0] is not text:
         _last = (text, list(chain.from_iterable(map(_chunks().__getitem__, text.split()))))
     return _last[1]
+
+
+def word_counts(text: str) -> Counter[str]:
+    """How often each word occurs, capitals as small letters. The counter is shared: do not change it."""
+    global _last_counts
+    found = words(text)
+    if _last_counts[0] is not found:
+        counts = Counter()
+        for word, count in Counter(found).items():
+            counts[word.lower()] += count
+        _last_counts = (found, counts)
+    return _last_counts[1]
 
 
 def sentences(line: str, at_most: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from hf_llm.data.words import words
+from hf_llm.data.words import word_counts
 
 # Words that hardly occur outside of pornography. Anatomy, medicine, law and education have none of theirs here.
 _EXPLICIT_LIST = """
@@ -62,23 +62,22 @@ class AdultFilter(BaseFilter):
         self.settings = settings
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        found = words(doc.text)
-        seen = set(map(str.lower, set(found)))
-        if not (EXPLICIT.isdisjoint(seen) and PROFANE.isdisjoint(seen)):
-            counts = Counter(map(str.lower, found))
+        counts = word_counts(doc.text)
+        if not (counts.keys().isdisjoint(EXPLICIT) and counts.keys().isdisjoint(PROFANE)):
+            total = counts.total()
             for reason, limit, hits in (
                 ("explicit", self.settings.max_explicit, _explicit(counts)),
                 ("profane", self.settings.max_profane, _among(counts, PROFANE)),
             ):
-                if hits.total() >= 3 and hits.total() > limit * len(found):
+                if hits.total() >= 3 and hits.total() > limit * total:
                     most = ", ".join(word for word, _ in hits.most_common(3))
-                    doc.metadata["because"] = f"{hits.total()} of {len(found)} words are {reason} (such as {most})"
+                    doc.metadata["because"] = f"{hits.total()} of {total} words are {reason} (such as {most})"
                     return False, reason
         return True
 
 
 def _among(counts: Counter, listed: frozenset[str]) -> Counter:
-    return Counter({word: count for word, count in counts.items() if word in listed})
+    return Counter({word: counts[word] for word in sorted(listed & counts.keys())})
 
 
 def _explicit(counts: Counter) -> Counter:

@@ -1,12 +1,14 @@
 """Drop texts written for search engines or by a page's machinery: advertisements, link farms, notices, placeholders."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from hf_llm.data.words import words
+from hf_llm.data.words import word_counts
 
 SALES = (
     "buy now", "order now", "buy cheap", "buy online", "order online", "shop now", "click here", "click the link",
@@ -38,6 +40,7 @@ officia deserunt mollit anim laborum vestibulum pellentesque curabitur vivamus p
 """
 PLACEHOLDER = frozenset(_PLACEHOLDER_LIST.split())
 _LINKS = ("http://", "https://", "www.", "[url", "href=")
+_LETTERS = re.compile("[a-z]+")
 _SHORTEST_KEYWORD = 4  # letters; shorter ones are mostly the grammar of a language
 _FREQUENT_LIST = """
 that this with from have they will your their which when were been would there what about more some them than then
@@ -68,42 +71,47 @@ class SpamFilter(BaseFilter):
         self.settings = settings
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        found = words(doc.text)
-        if not found:
-            return True
-        lower = doc.text.lower()
-        fault = self._phrases(lower, len(found)) or self._words(found)
+        counts = word_counts(doc.text)
+        fault = self._phrases(doc.text.lower(), counts) or self._words(counts)
         if fault is None:
             return True
         reason, doc.metadata["because"] = fault
         return False, reason
 
-    def _phrases(self, lower: str, count: int) -> tuple[str, str] | None:
-        limit = self.settings
+    def _phrases(self, lower: str, counts: Counter) -> tuple[str, str] | None:
+        limit, size = self.settings, counts.total()
         for reason, phrases, most, least, different in (
             ("link_farm", _LINKS, limit.max_links_per_word, 5, 1),
-            ("advertisement", SALES, limit.max_sales_phrases, 3, 3),
-            ("notice", NOTICES, limit.max_notices, 2, 2),
+            ("advertisement", _possible(SALES, counts), limit.max_sales_phrases, 3, 3),
+            ("notice", _possible(NOTICES, counts), limit.max_notices, 2, 2),
         ):
             present = [phrase for phrase in phrases if phrase in lower]
             if len(present) < different:
                 continue
             total = sum(map(lower.count, present))
-            if total >= least and total > most * count:
-                return reason, f"{total} in {count} words (such as {present[0]!r}), at most {most} per word"
+            if total >= least and total > most * size:
+                return reason, f"{total} in {size} words (such as {present[0]!r}), at most {most} per word"
         return None
 
-    def _words(self, found: list[str]) -> tuple[str, str] | None:
-        limit = self.settings
-        counts = Counter(map(str.lower, found))
+    def _words(self, counts: Counter) -> tuple[str, str] | None:
+        limit, size = self.settings, counts.total()
         if "ipsum" in counts:
-            share = sum(count for word, count in counts.items() if word in PLACEHOLDER) / len(found)
+            share = sum(counts[word] for word in PLACEHOLDER) / size
             if share > limit.max_placeholder:
                 return "placeholder_text", f"{share:.0%} of the words are placeholders"
-        total = sum(count for word, count in counts.items() if word[0].isalnum())
-        for word, count in counts.most_common(20):
-            if count < 8 or count <= limit.max_keyword * total:
+        for word, count in counts.most_common(10):
+            if count < 8 or count <= limit.max_keyword * size:
                 return None
             if len(word) >= _SHORTEST_KEYWORD and word.isalpha() and word not in _FREQUENT:
-                return "keyword_stuffing", f"{word!r} is {count} of {total} words"
+                return "keyword_stuffing", f"{word!r} is {count} of {size} words"
         return None
+
+
+def _possible(phrases: tuple[str, ...], counts: Counter) -> list[str]:
+    """The phrases whose longest word is in the text: to look for all of them takes ten times as long."""
+    return [phrase for phrase, word in _longest_words(phrases) if word in counts]
+
+
+@cache
+def _longest_words(phrases: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(phrase, max(_LETTERS.findall(phrase), key=len)) for phrase in phrases]
