@@ -96,6 +96,29 @@ def test_a_corpus_killed_at_every_write_has_the_same_bytes(inside):
     assert file_digests(Path("runs/killed/corpus")) == file_digests(Path("runs/tiny/corpus"))
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_disk_that_fills_up_is_told_and_what_was_done_is_kept(inside, capfd):
+    disk = inside / "runs"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140k", "tmpfs", disk], check=True)
+    try:
+        assert "no space left on the disk" in fails_on(capfd)
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        main(["tiny.yaml"])
+        digests = file_digests(disk / "tiny" / "corpus")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    main(["tiny.yaml"])
+    assert file_digests(disk / "tiny" / "corpus") == digests
+
+
+def fails_on(capfd):
+    with pytest.raises(SystemExit) as exit:
+        main(["tiny.yaml"])
+    assert exit.value.code == 2
+    return capfd.readouterr().err
+
+
 def test_what_became_of_a_document_is_told(capsys):
     rows = [{"text": f"a document with the number {i}", "url": f"https://example.org/{i}"} for i in range(50)]
     rows += [{"text": "short", "url": "https://example.org/short"}, {**rows[7], "url": "https://example.org/copy"}]

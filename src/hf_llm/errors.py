@@ -2,10 +2,14 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
+
+
+NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a full disk
 
 
 class UserError(Exception):
@@ -25,7 +29,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_WROTE_LESS.fullmatch(str(error)):
                 raise
             where = f" for {error.filename}" if error.filename else ""
             stop(f"no space left on the disk{where}; free some, and the same command goes on from here")
