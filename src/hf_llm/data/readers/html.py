@@ -112,7 +112,7 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     encoding = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
     encoding = encoding or detect_encoding(data, from_html_meta=True) or "utf-8"
     try:
-        return data.decode(encoding, "replace")
+        return data.decode(encoding, "replace").removeprefix("\ufeff")
     except LookupError:
         return data.decode("windows-1252", "replace")
 
@@ -171,9 +171,11 @@ class PageLost(Exception):
 
 
 class PageReader:
-    """A process that reads pages for this one."""
+    """A process that reads pages for this one, each in at most so many seconds and bytes of memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = PAGE_SECONDS, memory: int = PAGE_MEMORY) -> None:
+        self.seconds = seconds
+        self.memory = memory
         self.owner = os.getpid()
         self.process: subprocess.Popen | None = None
 
@@ -187,14 +189,15 @@ class PageReader:
         except (EOFError, BrokenPipeError):
             code = self.process.wait()
             self.stop()
-            slow = f"page took longer than {PAGE_SECONDS} s"
+            slow = f"page took longer than {self.seconds} s"
             raise PageLost(slow if code == 1 else "page crashed the extractor") from None
         if isinstance(answer, str):
             raise PageLost(answer)
         return answer
 
     def _start(self) -> None:
-        command = [sys.executable, "-c", "from hf_llm.data.readers import html; html.serve()"]
+        call = f"from hf_llm.data.readers import html; html.serve({self.seconds}, {self.memory})"
+        command = [sys.executable, "-c", call]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             _received(self.process.stdout)
@@ -225,24 +228,21 @@ def _reader() -> PageReader:
     return _page_reader
 
 
-def serve() -> None:
+def serve(seconds: float, memory: int) -> None:
     """Answer pages from standard input on standard output until the input ends: the process behind PageReader."""
     import logging
-
-    from trafilatura import extract
 
     # What trafilatura gives up is counted by the caller, page by page.
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     pages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not get between the answers
     text_of(b"<html><body><p>ready</p></body></html>")
-    assert extract is not None
-    _limit_memory()
+    _limit_memory(memory)
     _send(answers, None)
     nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     while page := _next_page(pages):
         # Ends the process with code 1, even in the middle of C code.
-        faulthandler.dump_traceback_later(PAGE_SECONDS, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:
             answer = text_of(*page)
         except MemoryError:
@@ -253,11 +253,11 @@ def serve() -> None:
         _send(answers, answer)
 
 
-def _limit_memory() -> None:
+def _limit_memory(memory: int) -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (PAGE_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _next_page(pages: IO[bytes]) -> tuple | None:

@@ -33,7 +33,8 @@ _REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
 _DISAMBIGUATION = re.compile(
     r"\{\{\s*(?:disambig(?:uation)?|dab|disamb|hndis|geodis|numberdis|schooldis|roaddis|letter disambiguation|"
     r"human name disambiguation|place name disambiguation|begriffsklärung|homonymie|desambiguación|desambiguação|"
-    r"disambigua|неоднозначность|doorverwijspagina|ujednoznacznienie|förgrening|aimai|曖昧さ回避|消歧义|消歧義)\b[^{}]*\}\}|__DISAMBIG__",
+    r"disambigua|неоднозначность|doorverwijspagina|ujednoznacznienie|förgrening|aimai|曖昧さ回避|消歧义|消歧義)\s*"
+    r"(?:\|[^{}]*)?\}\}|__DISAMBIG__",
     re.IGNORECASE,
 )
 

@@ -30,6 +30,7 @@ CHUNK_BYTES = 1 << 20
 BOMB_RATIO = 300
 
 _START = b"WARC/"
+_MEMBER = b"\x1f\x8b\x08"
 _NEXT = re.compile(rb"\r?\n\r?\nWARC/[01]\.\d+\r?\n")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?(?:\n|$)", re.IGNORECASE)
@@ -161,20 +162,18 @@ def _inflated(file: IO[bytes], path: Path, faults: Faults) -> Iterator[bytes | N
 def _next_member(raw: bytes, file: IO[bytes]) -> bytes:
     """What is left of a file from the next gzip member that begins with a record; empty where there is none."""
     at = 1
-    while raw:
-        at = raw.find(b"\x1f\x8b\x08", at)
+    while True:
+        at = raw.find(_MEMBER, at)
         if at < 0 or len(raw) - at < HEADER_BYTES:
-            more = file.read(CHUNK_BYTES)
-            if at < 0 and not more:
-                return b""
-            raw, at = (raw[-2:] if at < 0 else raw[at:]) + more, 0
-            at = raw.find(b"\x1f\x8b\x08")
-            if at < 0:
+            kept = raw[1:][-2:] if at < 0 else raw[at:]
+            if more := file.read(CHUNK_BYTES):
+                raw, at = kept + more, 0
                 continue
+            if at < 0:
+                return b""
         if _unpacks_to_record(raw[at : at + HEADER_BYTES]):
             return raw[at:]
         at += 1
-    return b""
 
 
 def _unpacks_to_record(raw: bytes) -> bool:
@@ -243,6 +242,7 @@ def _message(block: bytes) -> tuple["WarcRecord | None", bytes | None]:
 
     for unpacking in ("all", "content", "transfer", "none"):
         record = WarcRecord.from_bytes(block)
+        record.is_http = True  # a response to anything else has no status, and is no page
         try:
             record.parse_http(auto_decode=unpacking)
             if not record.http_headers:

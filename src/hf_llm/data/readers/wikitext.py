@@ -22,7 +22,8 @@ _DROPPED = (
 _DROPPED_EMPTY = re.compile(rf"<(?:{_DROPPED})\b[^<>]*/>", re.IGNORECASE)
 _DROPPED_FULL = re.compile(rf"<({_DROPPED})\b[^<>]*>(?:(?!<\1\b).)*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _VERBATIM = re.compile(
-    r"<(math|nowiki|pre|code|source|syntaxhighlight)\b[^<>]*(?<!/)>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL
+    r"<(math|nowiki|pre|code|source|syntaxhighlight)\b[^<>]*(?<!/)>((?:(?!<\1\b).)*?)</\1\s*>",
+    re.IGNORECASE | re.DOTALL,
 )
 _TAG = re.compile(
     r"</?(?:ref|references|gallery|abbr|b|bdi|bdo|big|blockquote|caption|center|cite|code|dd|del|dfn|div|dl|dt|em|font|"
@@ -35,7 +36,9 @@ _BREAK = re.compile(r"<br\b[^<>]*>|</(?:p|li|dd|dt|tr|div|blockquote)\s*>", re.I
 _POWER = re.compile(r"<sup>\s*([-−+]?\d+)\s*</sup>", re.IGNORECASE)
 
 _BRACKETS = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*#;]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
-_WEB_LINK = re.compile(r"\[(?:https?:|ftp:|mailto:)?//[^\s\]]+[ \t]*([^\]\n]*)\]|\[mailto:\S+[ \t]*([^\]\n]*)\]")
+_WEB_LINK = re.compile(
+    r"\[(?:https?:|ftp:|mailto:)?//[^\s\[\]]+[ \t]*([^\[\]\n]*)\]|\[mailto:[^\s\[\]]+[ \t]*([^\[\]\n]*)\]"
+)
 _QUOTES = re.compile(r"'{2,}")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 _HEADING = re.compile(r"^(={1,6})[ \t]*(.*?)[ \t]*\1[ \t]*$")
@@ -68,7 +71,7 @@ def prose(markup: str, dropped_links: Collection[str] = FILES_AND_CATEGORIES) ->
     text = _VERBATIM.sub(hold, text)
     text = _without_dropped(text)
     text = _resolved(text, dropped_links)
-    text = _WEB_LINK.sub(lambda match: match[1] or match[2] or "", text)
+    text = _WEB_LINK.sub(r"\1", text)
     text = _TAG.sub("", _BREAK.sub("\n", _POWER.sub(r"^\1", text)))
     text = _SWITCH.sub("", _QUOTES.sub("", text))
     text = _MARKUP_LEFT.sub("", html.unescape(_TAG.sub("", html.unescape(text))))
@@ -102,7 +105,8 @@ def _resolved(text: str, dropped_links: Collection[str]) -> str:
         position = match.end()
         token = match[0].strip(" \t:*#;")
         if token in _CLOSED_BY:
-            stack.append((token, []))
+            if len(stack) < _DEPTH:
+                stack.append((token, []))
         else:
             _close(stack, _OPENED_BY[token], dropped_links)
     stack[-1][1].append(text[position:])
@@ -112,6 +116,7 @@ def _resolved(text: str, dropped_links: Collection[str]) -> str:
     return "".join(stack[0][1])
 
 
+_DEPTH = 100  # of brackets inside brackets; those further in are left out
 _CLOSED_BY = {"{{": "}}", "[[": "]]", "{|": "|}"}
 _OPENED_BY = {closer: opener for opener, closer in _CLOSED_BY.items()}
 
