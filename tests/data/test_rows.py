@@ -276,3 +276,16 @@ def test_a_damaged_file_of_a_data_set_is_a_clear_error(hub_folder, tmp_path):
     (tmp_path / "train-00002-of-00004.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match="cannot be read"):
         list(hub_rows(hub_folder, None, "train", True, None))
+
+
+def test_the_files_of_a_data_set_can_be_named_by_a_pattern(hub_folder, tmp_path):
+    found = list(hub_rows(f"{hub_folder}/train-0000[13]-*.parquet", None, "train", True, None))
+    assert [row["text"] for _, row in found] == [f"file {n}, row {i}" for n in (1, 3) for i in range(3)]
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard(b'{"text": "one"}\n{"text": "two"}\n'))  # as The Pile has them
+    assert [row["text"] for _, row in hub_rows(f"{tmp_path}/*.zst", None, "train", True, None)] == ["one", "two"]
+
+
+def test_a_data_set_with_a_loading_script_is_a_clear_error(tmp_path):
+    (tmp_path / f"{tmp_path.name}.py").write_text("import datasets\n")
+    with pytest.raises(UserError, match=r"(?s)scripts are no longer supported.*hub: hf://datasets/"):
+        next(hub_rows(str(tmp_path), None, "train", True, None))

@@ -30,6 +30,7 @@ CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 256
 
 DATABASES = {".sqlite", ".sqlite3", ".db"}
+_FORMS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".gz": "json", ".zst": "json", ".csv": "csv"}
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
 # What a broken compression or layout raises. Of OSErrors only those without an errno: the others are the disk's.
@@ -61,6 +62,7 @@ def hub_rows(
 ) -> Iterator[tuple[int, dict]]:
     """The number (from 1) and the columns of the rows of a Hub data set.
 
+    `hub` is its id, or its files by a pattern: `hf://datasets/owner/name/data/train-*.parquet`.
     `skip` and `take` cut a slice of the whole data set. `shard` (index, count) is one of `count` parts of its files, in
     their order: all of them together are the data set, and each is numbered from 1. Raises UserError.
     """
@@ -84,6 +86,9 @@ def hub_shard_count(hub: str, subset: str | None, split: str, streaming: bool) -
 def _load(hub: str, subset: str | None, split: str, streaming: bool) -> Any:
     import datasets
 
+    form = _FORMS.get(Path(hub).suffix)
+    if form:  # some files of a repository: hf://datasets/owner/name/data/train-*.parquet
+        return datasets.load_dataset(form, data_files={split: hub}, split=split, streaming=streaming)
     return datasets.load_dataset(hub, subset, split=split, streaming=streaming)
 
 
@@ -94,12 +99,12 @@ def _hub_faults(hub: str, subset: str | None, split: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
         wanted = " ".join(filter(None, [hub, subset, split]))
         raise UserError(
             f"the Hub data set {wanted} cannot be read: {error}\n"
-            "  Check the name, subset and split, the network and HF_HUB_OFFLINE (`hf auth login` for a gated one), "
-            "or use a `path` on this disk."
+            "  Check the name, subset and split, the network and HF_HUB_OFFLINE (`hf auth login` for a gated one); of one "
+            f"with a loading script name the files (`hub: hf://datasets/{hub}/data/*.parquet`); or use a `path`."
         ) from error
 
 
