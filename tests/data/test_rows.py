@@ -266,7 +266,7 @@ def test_rows_of_a_data_set_are_sliced_in_its_order(hub_folder, streaming):
 def test_the_shards_of_a_data_set_are_the_data_set(hub_folder, count):
     assert hub_shard_count(hub_folder, None, "train", True) == 4
     assert hub_shard_count(hub_folder, None, "train", False) == 1
-    shards = [list(hub_rows(hub_folder, None, "train", True, None, shard=(i, count))) for i in range(count)]
+    shards = [list(hub_rows(hub_folder, None, "train", True, None, shard=(count, i))) for i in range(count)]
     whole = [row for _, row in hub_rows(hub_folder, None, "train", True, None)]
     assert [row for shard in shards for _, row in shard] == whole
     assert all(shard[0][0] == 1 for shard in shards)

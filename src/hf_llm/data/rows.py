@@ -63,14 +63,14 @@ def hub_rows(
     """The number (from 1) and the columns of the rows of a Hub data set.
 
     `hub` is its id, or its files by a pattern: `hf://datasets/owner/name/data/train-*.parquet`.
-    `skip` and `take` cut a slice of the whole data set. `shard` (index, count) is one of `count` parts of its files, in
+    `skip` and `take` cut a slice of the whole data set. `shard` (count, index) is one of `count` parts of its files, in
     their order: all of them together are the data set, and each is numbered from 1. Raises UserError.
     """
     assert shard is None or (take is None and skip == 0), "a slice is of the whole data set, not of a shard"
     with _hub_faults(hub, subset, split):
         rows = _load(hub, subset, split, streaming)
         if shard is not None:
-            index, count = shard
+            count, index = shard
             rows = rows.shard(num_shards=count, index=index)
         if skip:
             rows = rows.skip(skip)
@@ -103,8 +103,8 @@ def _hub_faults(hub: str, subset: str | None, split: str) -> Iterator[None]:
         wanted = " ".join(filter(None, [hub, subset, split]))
         raise UserError(
             f"the Hub data set {wanted} cannot be read: {error}\n"
-            "  Check the name, subset and split, the network and HF_HUB_OFFLINE (`hf auth login` for a gated one); of one "
-            f"with a loading script name the files (`hub: hf://datasets/{hub}/data/*.parquet`); or use a `path`."
+            "  Check the name, subset and split, the network and HF_HUB_OFFLINE (`hf auth login` for a gated one); of "
+            f"one with a loading script name the files (`hub: hf://datasets/{hub}/data/*.parquet`); or use a `path`."
         ) from error
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from hf_llm.data.faults import Faults
 from hf_llm.data.readers.code import read
+from hf_llm.data.repositories import license_of
 from hf_llm.data.sources import Source
 
 
@@ -64,3 +65,17 @@ def test_a_notebook_gives_its_cells_without_outputs(tmp_path):
     (tmp_path / "b.ipynb").write_text('{"cells": [1]}')
     found, faults = code(tmp_path / "b.ipynb", tmp_path)
     assert found == [] and faults.dropped == {"no notebook": 1}
+
+
+def test_the_licence_of_a_repository_is_looked_for_up_to_its_root_and_no_further(tmp_path):
+    root = tmp_path / "outer" / "repository"
+    (root / ".git").mkdir(parents=True)
+    (root / "src" / "deep").mkdir(parents=True)
+    (tmp_path / "outer" / "LICENSE").write_text("Mozilla Public License Version 2.0")
+    path = root / "src" / "deep" / "a.py"
+    path.write_text("x = 1\n")
+    source = Source(license="unknown", git=str(root))
+    assert [found.license for found in read(path, Faults(), source, 1000)] == [None]
+    (root / "COPYING").write_text("Apache License Version 2.0")
+    license_of.cache_clear()
+    assert [found.license for found in read(path, Faults(), source, 1000)] == ["Apache-2.0"]

@@ -69,6 +69,9 @@ def _about(path: Path) -> dict[str, str]:
 
 def _license_near(path: Path, source: "Source") -> str | None:
     """The licence file nearest to a file within its source; None where there is none: the source's own holds."""
-    top = Path(source.path).expanduser() if source.path else path.parent
+    if source.git:
+        top = Path(path.anchor)  # the search ends at the repository's root
+    else:
+        top = Path(source.path or path.parent).expanduser()
     found = nearest_license(path, top if top.is_dir() else path.parent)
     return None if found == "unknown" else found
