@@ -122,7 +122,7 @@ def _cards(text: str, settings: Redaction, counts: Counter) -> str:
 def _luhn(digits: str) -> bool:
     """The check digit of ISO/IEC 7812."""
     doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0 and len(set(digits)) > 2
+    return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0 and len(set(digits)) > 1
 
 
 def _ibans(text: str, settings: Redaction, counts: Counter) -> str:

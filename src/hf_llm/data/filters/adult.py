@@ -14,18 +14,18 @@ porn porno porns pornhub pornstar pornstars xvideos xhamster xnxx redtube youpor
 handjob handjobs rimjob footjob titjob boobjob cumshot cumshots cumming cums cumslut jizz bukkake creampie creampies
 gangbang gangbangs gangbanged deepthroat deepthroating facefuck hentai camgirl camgirls camwhore upskirt cuckold
 cuckolding bdsm dildo dildos buttplug fleshlight strapon squirting sexcam sexcams sexvideo sexfilme sexchat nympho
-nymphomaniac threesome threesomes foursome masturbating wanking jerkoff titties titty tits boobs pussies pussy clit
-cunnilingus fellatio analsex assfuck shemale shemales slutty striptease lapdance ficken fickt fotze fotzen titten
-sexkontakte salope salopes polla pollas follando mamada mamadas culona scopare pompino pompini troia troie buceta
-putaria boquete gozando neuken kutje kurwy cipka jebanie порно трахает минет шлюха шлюхи
+nymphomaniac threesome threesomes foursome masturbating wanking jerkoff titties clit cunnilingus fellatio analsex
+assfuck shemale shemales slutty striptease lapdance ficken fickt fotze fotzen titten sexkontakte salope salopes polla
+pollas follando mamada mamadas culona scopare pompino pompini troia troie buceta putaria boquete gozando neuken kutje
+kurwy cipka jebanie порно трахает минет шлюха шлюхи
 """
 EXPLICIT = frozenset(_EXPLICIT_LIST.split())
 # Words with an innocent meaning beside the other: counted only in a text that has explicit ones too.
 _AMBIGUOUS_LIST = """
-sex sexy sexual nude naked cock cocks dick dicks cum anal oral ass asses butt hardcore amateur amateurs lesbian
-lesbians teen teens babe babes slut whore fuck fucks fucked fucking fucker suck sucks sucking bondage fetish kinky
-erotic orgy orgasm swinger swingers webcam escort busty blonde hooker stripper strippers penis vagina nipples thong
-lingerie
+boobs pussies pussy tits titty sex sexy sexual nude naked cock cocks dick dicks cum anal oral ass asses butt hardcore
+amateur amateurs lesbian lesbians teen teens babe babes slut whore fuck fucks fucked fucking fucker suck sucks sucking
+bondage fetish kinky erotic orgy orgasm swinger swingers webcam escort busty blonde hooker stripper strippers penis
+vagina nipples thong lingerie
 """
 AMBIGUOUS = frozenset(_AMBIGUOUS_LIST.split())
 _PROFANE_LIST = """
@@ -42,7 +42,7 @@ PROFANE = frozenset(_PROFANE_LIST.split())
 
 @dataclass
 class Adult:
-    """`adult` of the rules: shares of words. Both need three such words at least."""
+    """`adult` of the rules: shares of words. Both need three such words at least, and two different ones."""
 
     max_explicit: float = field(default=0.01, metadata={"help": "largest share of sexually explicit words"})
     max_profane: float = field(default=0.03, metadata={"help": "largest share of swear words and slurs"})
@@ -69,7 +69,7 @@ class AdultFilter(BaseFilter):
                 ("explicit", self.settings.max_explicit, _explicit(counts)),
                 ("profane", self.settings.max_profane, _among(counts, PROFANE)),
             ):
-                if hits.total() >= 3 and hits.total() > limit * total:
+                if len(hits) >= 2 and hits.total() >= 3 and hits.total() > limit * total:
                     most = ", ".join(word for word, _ in hits.most_common(3))
                     doc.metadata["because"] = f"{hits.total()} of {total} words are {reason} (such as {most})"
                     return False, reason
@@ -81,6 +81,6 @@ def _among(counts: Counter, listed: frozenset[str]) -> Counter:
 
 
 def _explicit(counts: Counter) -> Counter:
-    """Explicit words, and the ambiguous ones of a text that has two different explicit ones."""
+    """Explicit words, and in a text that has two different ones the ambiguous words too."""
     hits = _among(counts, EXPLICIT)
     return hits + _among(counts, AMBIGUOUS) if len(hits) >= 2 else hits

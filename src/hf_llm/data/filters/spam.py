@@ -57,7 +57,7 @@ class Spam:
     max_links_per_word: float = field(default=0.08, metadata={"help": "with five links at least"})
     max_keyword: float = field(default=0.1, metadata={"help": "largest share of words that are the same noun"})
     max_sales_phrases: float = field(default=0.015, metadata={"help": "per word, with three different ones at least"})
-    max_notices: float = field(default=0.015, metadata={"help": "per word: cookies, accounts, rights; two at least"})
+    max_notices: float = field(default=0.015, metadata={"help": "per word: cookies, accounts, rights; three at least"})
     max_placeholder: float = field(default=0.2, metadata={"help": "share of words from lorem ipsum"})
 
 
@@ -83,7 +83,7 @@ class SpamFilter(BaseFilter):
         for reason, phrases, most, least, different in (
             ("link_farm", _LINKS, limit.max_links_per_word, 5, 1),
             ("advertisement", _possible(SALES, counts), limit.max_sales_phrases, 3, 3),
-            ("notice", _possible(NOTICES, counts), limit.max_notices, 2, 2),
+            ("notice", _possible(NOTICES, counts), limit.max_notices, 3, 2),
         ):
             present = [phrase for phrase in phrases if phrase in lower]
             if len(present) < different:
