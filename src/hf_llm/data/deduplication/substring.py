@@ -24,7 +24,7 @@ import numpy as np
 
 from hf_llm.data.deduplication.shingles import Words, mix, windows, word_hashes, word_spans
 
-BATCH = 1 << 20  # characters hashed at a time
+BATCH = 1 << 19  # characters hashed at a time
 BUFFER = 1 << 20  # windows held before they are written
 WINDOW = np.dtype([("hash", "<u8"), ("order", "<u8"), ("check", "<u4"), ("word", "<u4")])  # 24 bytes on the disk
 HASH, CHECK, ORDER, WORD = range(4)  # rows of a table of repeated windows
@@ -104,7 +104,7 @@ class Cutter:
     """Cuts out of documents what stands earlier in the corpus, by the file of `merge_repeated`."""
 
     def __init__(self, path: Path, settings: RepeatedPassages):
-        self.table = np.load(path, mmap_mode="r")
+        self.table = np.asarray(np.load(path, mmap_mode="r"))  # asarray: memory-mapped still, indexed faster
         self.settings = settings
 
     def cut(self, order: int, text: str) -> tuple[str, list[str]]:
@@ -120,10 +120,12 @@ class Cutter:
     def repeated_words(self, order: int, text: str) -> np.ndarray:
         """Which words of a document are to be cut: bool (words,)."""
         words = word_hashes([text], folded=False)
-        hashes, checks, places = _hash_windows(words, self.settings)
-        rows = self._rows(hashes, checks)
-        known = rows >= 0
-        rows, places = rows[known], places[known]
+        hashes, places = windows(words, self.settings.words)
+        likely = np.flatnonzero(_among(hashes, self.table[HASH]))
+        if not len(likely):
+            return np.zeros(len(words.hashes), bool)
+        rows = self._rows(hashes[likely], _checks(words, self.settings)[likely])
+        rows, places = rows[rows >= 0], places[likely[rows >= 0]]
         earlier = (self.table[ORDER, rows] != np.uint64(order)) | (self.table[WORD, rows] != places.astype(np.uint64))
         depth = np.zeros(len(words.hashes) + 1, np.int64)
         np.add.at(depth, places[earlier], 1)
@@ -131,22 +133,16 @@ class Cutter:
         return np.cumsum(depth[:-1]) > 0
 
     def _rows(self, hashes: np.ndarray, checks: np.ndarray) -> np.ndarray:
-        """The column of the table each window stands in, -1 for none: int64 (windows,)."""
-        rows = np.full(len(hashes), -1)
-        count = self.table.shape[1]
-        if not count:
-            return rows
-        places = np.searchsorted(self.table[HASH], hashes)
-        wanted = np.flatnonzero(places < count)
-        while len(wanted):  # more than once only where hashes agree and checks do not
-            here = places[wanted]
-            wanted, here = wanted[same := self.table[HASH, here] == hashes[wanted]], here[same]
-            hit = self.table[CHECK, here] == checks[wanted]
-            rows[wanted[hit]] = here[hit]
-            wanted = wanted[~hit]
-            places[wanted] += 1
-            wanted = wanted[places[wanted] < count]
-        return rows
+        """The column of the table each window stands in, -1 for none: int64 (windows,). All hashes are in the table."""
+        rows = np.searchsorted(self.table[HASH], hashes)
+        while True:  # a second time only where two windows that repeat have one hash
+            wrong = np.flatnonzero((rows >= 0) & (self.table[CHECK, rows] != checks))
+            if not len(wrong):
+                return rows
+            rows[wrong] += 1
+            same = rows[wrong] < self.table.shape[1]
+            same[same] = self.table[HASH, rows[wrong[same]]] == hashes[wrong[same]]
+            rows[wrong[~same]] = -1
 
 
 def _batched(documents: Iterable[tuple[int, str]]) -> Iterable[list[tuple[int, str]]]:
@@ -164,21 +160,19 @@ def _batched(documents: Iterable[tuple[int, str]]) -> Iterable[list[tuple[int, s
 def _windows_of(batch: list[tuple[int, str]], settings: RepeatedPassages) -> np.ndarray:
     """WINDOW (windows,)."""
     words = word_hashes([text for _, text in batch], folded=False)
-    hashes, checks, places = _hash_windows(words, settings)
+    hashes, places = windows(words, settings.words)
     document = np.searchsorted(words.bounds, places, side="right") - 1
     out = np.empty(len(hashes), WINDOW)
-    out["hash"], out["check"] = hashes, checks
+    out["hash"], out["check"] = hashes, _checks(words, settings)
     out["order"] = np.array([order for order, _ in batch], np.uint64)[document]
     out["word"] = places - words.bounds[document]
     return out
 
 
-def _hash_windows(words: Words, settings: RepeatedPassages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every window the hash, another hash of 32 bits, and where it starts: uint64, uint64, int64 (windows,)."""
-    hashes, places = windows(words, settings.words)
+def _checks(words: Words, settings: RepeatedPassages) -> np.ndarray:
+    """Of every window another hash, of 32 bits: uint64 (windows,)."""
     other = Words(mix(~words.hashes), words.bounds)
-    checks, _ = windows(other, settings.words)
-    return hashes, checks >> np.uint64(32), places
+    return windows(other, settings.words)[0] >> np.uint64(32)
 
 
 def _append(found: np.ndarray, files: list[Path]) -> None:
