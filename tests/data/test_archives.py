@@ -128,7 +128,18 @@ def test_a_tar_without_end_is_left(tmp_path, monkeypatch):
 
 def test_names_that_lead_out_and_links_and_folders_are_left_out(tmp_path):
     path = tmp_path / "a.zip"
-    zip_of(path, {"../out.txt": b"", "/etc/x": b"", "C:\\x": b"", "a/..\\b": b"", "d/": b"", "ok\\fine.txt": b"ok"})
+    zip_of(
+        path,
+        {
+            "../out.txt": b"",
+            "/etc/x": b"",
+            "C:\\x": b"",
+            "a/..\\b": b"",
+            "d/": b"",
+            "__MACOSX/._a.txt": b"",
+            "ok\\fine.txt": b"ok",
+        },
+    )
     link = zipfile.ZipInfo("link.txt")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(path, "a") as archive:

@@ -167,9 +167,11 @@ def _unpacked(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterato
 
 
 def _safe_name(name: str) -> str | None:
-    """The name with plain slashes; None where it leads out of the archive or is no name of a file."""
+    """The name with plain slashes; None where it leads out of the archive, or is no file's or macOS's own."""
     name = name.replace("\\", "/")
     parts = name.split("/")
     if ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name or not parts[-1]:
+        return None
+    if parts[0] == "__MACOSX" or parts[-1].startswith("._"):
         return None
     return "/".join(part for part in parts if part != ".") or None
