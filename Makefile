@@ -7,20 +7,24 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/python -m hf_llm.run recipes/quickstart.yaml
 
-test: .venv/ready
+test: .venv/tested
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: .venv/ready
+test-all: .venv/tested
 	$(BIN)/python -m pytest
 
-lint: .venv/ready
+lint: .venv/tested
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_llm needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt torch setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,test]'
+	DS_BUILD_OPS=0 $(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed]'
+	touch $@
+
+.venv/tested: .venv/ready
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,convert,test]'
 	touch $@
 
 clean:

@@ -1,0 +1,116 @@
+"""From raw text to a clean corpus: MB/s per core and memory as the input grows.
+
+    HF_LLM_DATA=samples python benchmarks/data.py --megabytes 10 100 1000
+
+The input is JSONL, made of paragraphs of real text (WikiText-2, C4) drawn at random, one document in ten a copy or a
+near-copy of another. Every size is a whole run of `hf_llm.prepare_data` in a process of its own: reading, normalising,
+language, Gopher's rules, spam, redaction, exact and near-duplicates, shards. Memory is the peak of all its processes
+together, sampled every 50 ms. The other data benchmarks measure one part each against a named peer: cleaning.py,
+deduplication.py, tokenising.py, extraction.py, language_identification.py.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+RECIPE = """
+name: bench
+corpus:
+  sources: [{path: texts, license: unknown}]
+  rules: {language: {keep: [en]}, gopher_repetition: {}, gopher_quality: {}, spam: {}, pii: {}}
+  deduplicate: {near: {}, substring: %s}
+"""
+FILE_BYTES = 20_000_000
+
+
+def paragraphs(data: Path) -> list[str]:
+    """Real paragraphs of 200 characters or more."""
+    texts = [(data / "wikitext2" / "train.part1.txt").read_text(encoding="utf-8")]
+    texts += [json.loads(line)["text"] for line in open(data / "web_text" / "c4_demo.jsonl", encoding="utf-8")]
+    return [line.strip() for text in texts for line in text.splitlines() if len(line) > 200]
+
+
+def write_input(folder: Path, size: int, pool: list[str]) -> None:
+    """About `size` bytes of documents in JSONL files of 20 MB."""
+    rng, written, number, last = random.Random(0), 0, 0, ""
+    folder.mkdir(parents=True)
+    while written < size:
+        with open(folder / f"{number:04d}.jsonl", "w", encoding="utf-8") as file:
+            start = written
+            while written - start < min(FILE_BYTES, size):
+                if last and rng.random() < 0.1:
+                    text = last if rng.random() < 0.5 else last + " And so on."
+                else:
+                    words = " ".join(rng.sample(pool, rng.randint(1, 6))).split()
+                    start_at = rng.randrange(max(1, len(words) // 4))
+                    text = last = " ".join(words[start_at:])
+                written += file.write(json.dumps({"text": text}) + "\n")
+        number += 1
+
+
+def run(folder: Path, cores: int, substring: bool) -> tuple[float, float, dict]:
+    """Seconds and peak memory (MB, of all processes) of one run, and its ledger."""
+    (folder / "bench.yaml").write_text(RECIPE % ("{}" if substring else "null"), encoding="utf-8")
+    command = [sys.executable, "-m", "hf_llm.prepare_data", "bench.yaml", f"--corpus.cluster.workers={cores}"]
+    started, peak = time.perf_counter(), 0
+    with open(folder / "log.txt", "w") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            peak = max(peak, memory(watched))
+            time.sleep(0.05)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        sys.exit((folder / "log.txt").read_text())
+    return seconds, peak / 1e6, json.loads((folder / "runs/bench/corpus/ledger.json").read_text())
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that only this process and its children hold: shared pages and mapped files are not counted twice."""
+    total = 0
+    try:
+        for one in [process, *process.children(recursive=True)]:
+            total += one.memory_full_info().uss
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--substring", action="store_true", help="cut repeated passages, too")
+    arguments = parser.parse_args()
+    pool = paragraphs(Path(os.environ["HF_LLM_DATA"]))
+    print(f"{'MB in':>7} {'documents':>10} {'kept':>8} {'seconds':>8} {'MB/s/core':>10} {'peak MB':>8}")
+    for megabytes in arguments.megabytes:
+        folder = Path(tempfile.mkdtemp(prefix="hf_llm-bench-"))
+        try:
+            write_input(folder / "texts", megabytes * 1_000_000, pool)
+            seconds, peak, ledger = run(folder, arguments.cores, arguments.substring)
+        finally:
+            shutil.rmtree(folder)
+        rules = list(ledger["sources"]["texts"]["rules"].values())
+        speed = megabytes / seconds / arguments.cores
+        print(
+            f"{megabytes:>7,} {rules[0]['documents']:>10,} {rules[-1]['documents']:>8,} {seconds:>8.1f} "
+            f"{speed:>10.2f} {peak:>8,.0f}",
+            flush=True,
+        )
+        parts = {name: sum(e["rules"][name]["seconds"] for e in ledger["sources"].values()) for name in list(ledger["sources"]["texts"]["rules"])}
+        print("        seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in parts.items() if value), "|", ledger["seconds"])
+
+
+if __name__ == "__main__":
+    main()
