@@ -137,6 +137,7 @@ def test_files_are_read_one_document_each_and_the_others_counted(tmp_path):
     faults = Faults()
     found = [len(list(html.read(path, faults, None, 1000))) for path in sorted(tmp_path.iterdir())]
     assert found == [1, 1, 0, 0, 0]
+    assert faults.records == 5
     assert dict(faults.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
 
 

@@ -48,9 +48,9 @@ _ESCAPED = re.compile(rb"\x1b[$(]")
 
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
     """The document of one HTML file (packed, where its name ends in .gz or another suffix of `rows.COMPRESSED`)."""
-    faults.records += 1
     with damage_counted(path, faults), opened(path) as file:
         html = file.read(PAGE_BYTES + 1)
+        faults.records += 1
         if len(html) > PAGE_BYTES:
             faults.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
         elif found := page_document(html, str(path), faults):
