@@ -84,7 +84,18 @@ WORD = "Füße, 10 €, “naïve”"
         (WORD.encode("utf-16"), None, WORD),
         ("Füße".encode()[:-1] + b"\xff", "utf-8", "Füß\ufffd"),
     ],
-    ids="utf-8,said to be latin-1,byte order mark,cp1252,cp1251,meta,guessed,escapes,utf-16,one wrong byte".split(","),
+    ids=[
+        "utf-8",
+        "said to be latin-1",
+        "byte order mark",
+        "cp1252",
+        "cp1251",
+        "meta",
+        "guessed",
+        "escapes",
+        "utf-16",
+        "one wrong byte",
+    ],
 )
 def test_bytes_become_text_whatever_their_encoding(data, charset, text):
     assert decoded(data, charset) == text
