@@ -18,7 +18,7 @@ from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError, command
 from hf_llm.evaluation.likelihood import score
 from hf_llm.inference.generation import complete, reply
-from hf_llm.lifecycle import Run, licenses_of, say
+from hf_llm.lifecycle import GENERATORS, Run, licenses_of, say
 from hf_llm.manifest import read_manifest, write_json
 from hf_llm.model.loading import load_model, load_tokenizer
 from hf_llm.recipe import load_recipe
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:
     """The models to evaluate, by short name: those the recipe lists, else every model this run makes."""
     if section.models is None:
-        return {folder: run.require(folder) for folder in ("base", "sft", "dpo") if run.has(folder)}
+        return {folder: run.require(folder) for folder in GENERATORS if run.has(folder)}
     names = [Path(model).name for model in section.models]
     if len(set(names)) < len(names):
         names = section.models

@@ -35,10 +35,18 @@ STAGES = {
     "tokens": Stage("hf_llm.tokenize_corpus", MIX, ("corpus", "tokenizer")),
     "base": Stage("hf_llm.pretrain", ("model", "pretrain", "seed"), ("tokens", "tokenizer")),
     "sft": Stage("hf_llm.sft", ("sft", "seed"), ("base",)),
-    "dpo": Stage("hf_llm.dpo", ("dpo", "seed"), ("sft",)),
-    "evaluation": Stage("hf_llm.evaluate", ("evaluate",), ("base", "sft", "dpo")),
-    "report": Stage("hf_llm.report", (), ("base", "sft", "dpo", "evaluation")),
+    "reward": Stage("hf_llm.reward", ("reward", "seed"), ("base", "sft")),
+    "dpo": Stage("hf_llm.dpo", ("dpo", "seed"), ("base", "sft")),
+    "kto": Stage("hf_llm.kto", ("kto", "seed"), ("base", "sft")),
+    "grpo": Stage("hf_llm.grpo", ("grpo", "seed"), ("base", "sft", "reward")),
+    "rloo": Stage("hf_llm.rloo", ("rloo", "seed"), ("base", "sft", "reward")),
+    "ppo": Stage("hf_llm.ppo", ("ppo", "seed"), ("base", "sft", "reward")),
+    "evaluation": Stage("hf_llm.evaluate", ("evaluate",), ("base", "sft", "dpo", "kto", "grpo", "rloo", "ppo")),
+    "report": Stage("hf_llm.report", (), ("corpus", "base", "evaluation")),
 }
+ALIGNED = ("dpo", "kto", "grpo", "rloo", "ppo")  # folders of chat models that were taught what people prefer
+GENERATORS = ("base", "sft", *ALIGNED)  # folders of models that write text
+OPTIONAL = ("sft", "reward", *ALIGNED)  # made where the recipe has their section
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is learnt.
 NEUTRAL = re.compile(
@@ -77,8 +85,8 @@ class Run:
         raise AttributeError(folder)
 
     def has(self, folder: str) -> bool:
-        """Whether the recipe asks for this folder (SFT and DPO are optional)."""
-        return folder not in ("sft", "dpo") or folder in self.tree
+        """Whether the recipe asks for this folder."""
+        return folder not in OPTIONAL or folder in self.tree
 
     def given(self, path: str | None) -> Path | str | None:
         """A folder or Hub id that the recipe names itself, instead of one of this run."""
@@ -122,8 +130,8 @@ class Run:
         return path
 
     def model_before(self, folder: str) -> str:
-        """The folder of the model that `sft` or `dpo` starts from: the nearest earlier one the recipe asks for."""
-        return "sft" if folder == "dpo" and self.has("sft") else "base"
+        """The folder of the model that a stage starts from: SFT's where the recipe asks for it, else the base model."""
+        return "sft" if folder != "sft" and self.has("sft") else "base"
 
     def begin(self, folder: str, recipe: Any = None, **inputs: Path | str) -> "Making":
         """Start, go on with, or find finished `runs/<name>/<folder>`, made of the `inputs` (folders or Hub ids).

@@ -26,7 +26,22 @@ from hf_llm.errors import UserError
 T = TypeVar("T")
 
 # Every top-level key a recipe may have, in running order.
-SECTIONS = ("name", "seed", "corpus", "tokenizer", "model", "pretrain", "sft", "dpo", "evaluate")
+SECTIONS = (
+    "name",
+    "seed",
+    "corpus",
+    "tokenizer",
+    "model",
+    "pretrain",
+    "sft",
+    "reward",
+    "dpo",
+    "kto",
+    "grpo",
+    "rloo",
+    "ppo",
+    "evaluate",
+)
 
 
 class Settings(dict):

@@ -13,11 +13,9 @@ import subprocess
 import sys
 
 from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import STAGES, Run, say
+from hf_llm.lifecycle import GENERATORS, STAGES, Run, say
 from hf_llm.manifest import read_manifest
 from hf_llm.recipe import load_recipe
-
-TRAINING = ("base", "sft", "dpo")
 
 
 @command
@@ -64,7 +62,7 @@ def make(folder: str, argv: list[str]) -> None:
     module, gpus = STAGES[folder].module, gpu_count()
     if gpus or sys.platform != "linux":
         launch = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
-        several = launch if gpus > 1 and folder in TRAINING else []
+        several = launch if gpus > 1 and folder in (*GENERATORS, "reward") else []
         code = wait(subprocess.Popen([sys.executable, "-m", *several, module, *argv]))
     else:
         process = multiprocessing.get_context("fork").Process(target=importlib.import_module(module).main, args=(argv,))
@@ -106,7 +104,7 @@ def ending(run: Run, folders: list[str], made: list[str]) -> None:
         say("\n  " + sample["prompt"])
         for model, text in sample["answers"].items():
             say(f"    {model:<5} | {' '.join(text.split())[:160]}")
-    best = run.root / [folder for folder in folders if folder in TRAINING][-1]
+    best = run.root / [folder for folder in folders if folder in GENERATORS][-1]
     say(f"\nThe report: {run.root / 'report' / 'index.html'}")
     say("Next:")
     say(f"  python -m hf_llm.chat {best}" if best.name != "base" else f"  python -m hf_llm.generate {best}")

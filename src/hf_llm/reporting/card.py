@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hf_llm.lifecycle import GENERATORS
 from hf_llm.manifest import read_manifest
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import count, lineage, parameters, sources, test_scores
@@ -57,7 +58,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
             name=repository or f"{folder.resolve().parent.name}/{folder.name}",
             identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
             stage=manifest["folder"],
-            stages=[name for name in manifests if name in ("base", "sft", "dpo")],
+            stages=[name for name in manifests if name in GENERATORS],
             chat=chat,
             parameters=count(size) if (size := parameters(folder)) else None,
             architecture=architecture(folder),
@@ -105,7 +106,7 @@ def training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, Any]]:
     """Of each training stage what the recipe set, data and prompts left out (they have their own sections)."""
     found = {}
     for name, manifest in manifests.items():
-        if manifest["folder"] in ("base", "sft", "dpo"):
+        if manifest["folder"] in GENERATORS:
             kept = {
                 key: value for key, value in manifest["settings"].items() if not isinstance(value, list | dict | None)
             }

@@ -7,10 +7,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from hf_llm.lifecycle import OPTIONAL
 from hf_llm.manifest import read_manifest
 
 # folder -> the recipe key that lists what it was trained on
-DATA = {"corpus": "corpus.sources", "sft": "sft.data", "dpo": "dpo.data"}
+DATA = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
 
 
 def lineage(folder: Path) -> dict[str, dict]:

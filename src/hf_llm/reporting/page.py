@@ -10,13 +10,22 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from hf_llm.lifecycle import STAGES
+from hf_llm.lifecycle import ALIGNED, OPTIONAL, STAGES
 from hf_llm.manifest import read_manifest, versions
 from hf_llm.reporting import lineage, templates
 from hf_llm.reporting.charts import Series, line_chart
 from hf_llm.reporting.redaction import redact
 
-TRAINING = {"base": "Pretraining", "sft": "Supervised fine-tuning", "dpo": "Direct preference optimisation"}
+TRAINING = {
+    "base": "Pretraining",
+    "sft": "Supervised fine-tuning",
+    "reward": "Reward model",
+    "dpo": "Direct preference optimisation",
+    "kto": "Kahneman-Tversky optimisation",
+    "grpo": "Group-relative policy optimisation",
+    "rloo": "REINFORCE leave-one-out",
+    "ppo": "Proximal policy optimisation",
+}
 
 BITS, PERPLEXITY = "Bits per byte, validation", "Perplexity, validation"
 
@@ -69,8 +78,8 @@ def summary(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
     if not models:
         return f"{len(manifests)} of {len(STAGES) - 1} stages are finished; no model has been trained yet."
     size = lineage.parameters(root / models[0])
-    then = {"sft": "fine-tuned to chat", "dpo": "aligned to preferences"}
-    steps = ["trained from scratch", *[then[folder] for folder in models if folder in then]]
+    steps = ["trained from scratch"] + ["fine-tuned to chat"] * ("sft" in models)
+    steps += ["aligned to preferences"] * any(folder in ALIGNED for folder in models)
     life = " and ".join([", ".join(steps[:-1]), steps[-1]] if len(steps) > 1 else steps)
     return f"A language model{f' of {lineage.count(size)} parameters' if size else ''}, {life}."
 
@@ -99,7 +108,7 @@ def numbers(root: Path, manifests: dict, models: list[str], evaluation: dict) ->
 
 def stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[str, Any]]:
     """One row for each folder the recipe asks for: name, seconds, headline (None where it is not finished)."""
-    wanted = [folder for folder in STAGES if folder != "report" and (folder not in ("sft", "dpo") or folder in tree)]
+    wanted = [folder for folder in STAGES if folder != "report" and (folder not in OPTIONAL or folder in tree)]
     return [
         {"folder": f, "time": duration(manifests[f]["seconds"]), "headline": manifests[f]["headline"]}
         if f in manifests
