@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 # Every top-level key a recipe may have, in running order.
 SECTIONS = (
+    "name", "seed", "corpus", "tokenizer", "model", "pretrain",
+    "sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "evaluate",
+)  # fmt: skip
     "name",
     "seed",
     "corpus",
