@@ -30,21 +30,6 @@ SECTIONS = (
     "name", "seed", "corpus", "tokenizer", "model", "pretrain",
     "sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "evaluate",
 )  # fmt: skip
-    "name",
-    "seed",
-    "corpus",
-    "tokenizer",
-    "model",
-    "pretrain",
-    "sft",
-    "reward",
-    "dpo",
-    "kto",
-    "grpo",
-    "rloo",
-    "ppo",
-    "evaluate",
-)
 
 
 class Settings(dict):
