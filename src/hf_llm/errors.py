@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
 
-
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a full disk
 
 

@@ -69,7 +69,7 @@ def funnel(ledger: dict) -> list[str]:
         dropped = source["rules"]["read"]["dropped"]
         if dropped:
             lines.append("  unreadable, left out: " + ", ".join(f"{n:,} {why}" for why, n in dropped.items()))
-            lines += [f"    {sample}" for sample in source["unreadable"]]
+            lines += [f"    {example}" for found in source["unreadable"].values() for example in found[:2]]
         if source["license"] == "unknown":
             lines.append("  its licence is unknown: do not publish what is made of it before you know")
     return lines

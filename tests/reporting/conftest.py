@@ -92,7 +92,7 @@ def run(tmp_path_factory):
     sample = {"id": "0f" * 16, "url": "https://example.org/<1>", "source": "language reference", "kept": "1e" * 16}
     sample |= {"reason": "duplicate", "because": "", "text": "A <b>copy</b>"}
     kept = {"psf-2.0": {"documents": 82, "bytes": 800_000}}
-    unreadable, lengths = ["a.txt, line 3: not UTF-8"], [0] * 9 + [80, 2]
+    unreadable, lengths = {"not_utf8": ["a.txt, line 3: not UTF-8"]}, [0] * 9 + [80, 2]
     source = {"license": "psf-2.0", "rules": rules, "unreadable": unreadable, "lengths": lengths}
     ledger = {
         "sources": {"language reference": source},

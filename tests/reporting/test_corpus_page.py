@@ -27,7 +27,7 @@ def test_a_funnel_is_drawn_to_its_first_rule():
         name: {"documents": documents, "bytes": documents * 10, "seconds": 0.1, "dropped": {}, "changed": {}}
         for name, documents in (("read", 200), ("length", 50))
     }
-    entry = {"license": "mit", "rules": rules, "lengths": [0, 0, 4, 2], "unreadable": []}
+    entry = {"license": "mit", "rules": rules, "lengths": [0, 0, 4, 2], "unreadable": {}}
     found = source("texts", entry, bytes_per_token=5.0)
     assert [(row["share"], row["tokens"]) for row in found["rows"]] == [(100, 400), (25, 100)]
     assert found["lengths"] == [{"from": 4, "documents": 4, "share": 100}, {"from": 8, "documents": 2, "share": 50}]

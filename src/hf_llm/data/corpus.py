@@ -174,7 +174,7 @@ def _clean(section: Corpus, parts: list[Part], work: Path, names: list[str]) -> 
         for part, result in zip(parts, results, strict=True):
             if part.label == label:
                 found = result["faults"]
-                faults.add(Faults(found["records"], Counter(found["dropped"]), found["samples"]))
+                faults.add(Faults(found["records"], Counter(found["dropped"]), found["examples"]))
         faults.check(f"corpus source {label}")
     return results
 

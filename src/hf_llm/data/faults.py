@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from hf_llm.errors import UserError
 
-SAMPLES = 5
+EXAMPLES = 3  # of records that were dropped for one reason
+NO_TEXT = "no_text"  # of a web page: it was read, and there was nothing on it
 LIMIT = 0.10  # share of a source's records (lines of text, rows, code files) that may be unreadable
 
 
@@ -15,23 +16,30 @@ class Faults:
 
     records: int = 0
     dropped: Counter = field(default_factory=Counter)
-    samples: list[str] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)  # by reason
 
     def drop(self, reason: str, where: str, excerpt: bytes | str = "") -> None:
         """Count a record of `where` (file and line) as dropped for `reason`."""
         self.dropped[reason] += 1
-        if len(self.samples) < SAMPLES:
-            self.samples.append(f"{where}: {reason}" + (f": {excerpt[:80]!r}" if excerpt else ""))
+        if self.dropped[reason] <= EXAMPLES:
+            found = self.examples.setdefault(reason, [])
+            found.append(f"{where}: {reason}" + (f": {excerpt[:80]!r}" if excerpt else ""))
 
     def add(self, other: "Faults") -> None:
         """Take the counts of another part into these."""
         self.records += other.records
         self.dropped.update(other.dropped)
-        self.samples = [*self.samples, *other.samples][:SAMPLES]
+        for reason, found in other.examples.items():
+            self.examples[reason] = [*self.examples.get(reason, []), *found][:EXAMPLES]
+
+    @property
+    def samples(self) -> list[str]:
+        """The examples of all reasons, one after the other."""
+        return [example for found in self.examples.values() for example in found]
 
     def check(self, name: str) -> None:
         """Raise UserError where more than `LIMIT` of the records of `name` were dropped."""
-        bad = self.dropped.total()
+        bad = self.dropped.total() - self.dropped[NO_TEXT]
         if bad > LIMIT * max(self.records, 1):
             raise UserError(
                 "\n    ".join([f"{name}: {bad:,} of {self.records:,} records are unreadable:", *self.samples])

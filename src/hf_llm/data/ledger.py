@@ -1,7 +1,7 @@
 """`corpus/ledger.json`: documents, bytes and seconds of every rule by source, what was left out why, and what is left.
 
     {"sources": {name: {"license": ..., "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
-                        "unreadable": [samples], "lengths": [documents by floor(log2(characters))]}},
+                        "unreadable": {reason: [examples]}, "lengths": [documents by floor(log2(characters))]}},
      "splits" | "licenses" | "languages": {name: {"documents", "bytes"}},
      "samples": {rule: [{"id", "url", "source", "reason", "because", "kept", "text"}]}}
 
@@ -11,10 +11,9 @@ Documents and bytes are those a rule has let through. Seconds are of processor t
 
 from collections import Counter
 
+from hf_llm.data.faults import EXAMPLES
 from hf_llm.data.rejected import merged_samples
 from hf_llm.data.sources import Part
-
-UNREADABLE = 5  # samples of unreadable records by source
 
 
 def make_ledger(parts: list[Part], passes: dict[str, list[dict]]) -> dict:
@@ -46,9 +45,10 @@ def make_ledger(parts: list[Part], passes: dict[str, list[dict]]) -> dict:
 
 def _add_part(sources: dict[str, dict], order: dict[str, list[str]], part: Part, result: dict) -> None:
     entry = sources.setdefault(
-        part.label, {"license": part.source.license, "rules": {}, "unreadable": [], "lengths": []}
+        part.label, {"license": part.source.license, "rules": {}, "unreadable": {}, "lengths": []}
     )
-    entry["unreadable"] = [*entry["unreadable"], *result["faults"]["samples"]][:UNREADABLE]
+    for reason, examples in result["faults"]["examples"].items():
+        entry["unreadable"][reason] = [*entry["unreadable"].get(reason, []), *examples][:EXAMPLES]
     flows = {flow["rule"]: flow for flow in result["flows"][:-1]}
     before: dict = {}
     for name in order[part.label]:

@@ -67,8 +67,8 @@ class Read(PipelineStep):
                 for inner, member in members(here, self.faults):
                     if part.source.format or format_of(member):
                         yield from self._documents(part, member, f"{name}/{inner}")
-                    samples = self.faults.samples  # which name the file by where it lies for the moment
-                    self.faults.samples = [sample.replace(str(member), f"{here}/{inner}") for sample in samples]
+                    for found in self.faults.examples.values():  # which name the file by where it lies for the moment
+                        found[:] = [example.replace(str(member), f"{here}/{inner}") for example in found]
             else:
                 yield from self._documents(part, here, name)
         except OSError as error:

@@ -84,7 +84,7 @@ def source(name: str, entry: dict[str, Any], bytes_per_token: float | None) -> d
         "license": entry["license"],
         "rows": rows,
         "lengths": [{"from": low, "documents": count, "share": 100 * count / most} for low, count in lengths],
-        "unreadable": entry["unreadable"],
+        "unreadable": [example for found in entry["unreadable"].values() for example in found],
     }
 
 
