@@ -1,12 +1,12 @@
 """Duplicates: documents a second, recall, agreement and memory, beside rensa, datasketch, datatrove and a suffix array.
 
     HF_LLM_DATA=folder python benchmarks/deduplication.py            # all of it but the long memory test
-    HF_LLM_DATA=folder python benchmarks/deduplication.py signatures near quality substring memory
+    HF_LLM_DATA=folder python benchmarks/deduplication.py near quality decontamination
     HF_LLM_DATA=folder python benchmarks/deduplication.py memory --big   # up to 1 GB of text; 5 GB of disk
 
-One thread each. Rounds are interleaved, so that all suffer alike from what else the machine does; the figures are of
-the median round. The folder is that of the tests: web pages, encyclopedia articles and books. Beside the package this
-needs `pip install rensa datasketch spacy pydivsufsort`.
+One thread each, in seconds of the processor. Rounds are interleaved, so that all suffer alike from what else the
+machine does; the figures are of the median round. The folder is that of the tests: web pages, encyclopedia articles and
+books. Beside the package this needs `pip install rensa datasketch spacy pydivsufsort`.
 """
 
 import json
@@ -30,6 +30,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from hf_llm.data.deduplication.minhash import NearDuplicates, representatives, signatures
 from hf_llm.data.deduplication.shingles import shingles, word_spans
 from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
+from hf_llm.data.filters.decontamination import Decontaminate, EvaluationSet, evaluation_sets
 
 ROUNDS = 5
 SETTINGS = NearDuplicates()
@@ -70,9 +71,9 @@ def race(runners: dict[str, tuple[Callable[[], object], float]], unit: str) -> N
     times = {name: [] for name in runners}
     for _ in range(ROUNDS):
         for name, (run, _) in runners.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     speeds = {name: work / median(times[name]) for name, (_, work) in runners.items()}
     for name, speed in speeds.items():
         print(f"  {name:<44} {speed:>12,.1f} {unit}/s {next(iter(speeds.values())) / speed:>8.2f} x the time")
@@ -151,38 +152,44 @@ def datatrove_keeps(texts: list[str], folder: Path, bands: int, rows: int) -> se
     return {int(document.id) for document in step.run(documents(texts))}
 
 
-def ours_keeps(texts: list[str], folder: Path) -> set[int]:
+def our_groups(texts: list[str], folder: Path) -> np.ndarray:
+    """The number of the document that stands for each."""
     np.save(folder / "signatures.npy", signatures(texts, SETTINGS))
-    group = representatives([folder / "signatures.npy"], np.arange(len(texts)), SETTINGS)
-    return set(np.flatnonzero(group == np.arange(len(texts))).tolist())
+    return representatives([folder / "signatures.npy"], np.arange(len(texts)), SETTINGS)
 
 
 def compare_near() -> None:
     """Near-duplicates from text to survivors, against datatrove's four stages."""
-    texts = with_near_duplicates(900, 600, 0.5)
-    kept = {}
+    for lowest in (0.9, 0.5):
+        texts = with_near_duplicates(900, 600, lowest)
+        found = {}
 
-    def run(name: str, keep: Callable[..., set[int]], *arguments: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            kept[name] = keep(texts, Path(folder), *arguments)
+        def run(name: str, find: Callable[..., object], *arguments: int, texts=texts, found=found) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                found[name] = find(texts, Path(folder), *arguments)
 
-    run("warm", datatrove_keeps, 14, 8)
-    print(f"near-duplicates, text to survivors: {len(texts)} documents")
-    race(
-        {
-            "ours, 16 bands of 7, threshold 0.7": (lambda: run("ours", ours_keeps), len(texts)),
-            "datatrove, its 14 bands of 8": (lambda: run("datatrove", datatrove_keeps, 14, 8), len(texts)),
-        },
-        "documents",
-    )
-    ours, theirs = kept["ours"], kept["datatrove"]
-    print(f"  kept: ours {len(ours)}, datatrove {len(theirs)}, both {len(ours & theirs)}")
-    similarity = exact_jaccard(texts)
-    for name, survivors in (("ours", ours), ("datatrove", theirs)):
-        left = sum(1 for (a, b), s in similarity.items() if s >= 0.8 and a in survivors and b in survivors)
-        near = {n for pair, s in similarity.items() if s >= 0.6 for n in pair}
-        print(f"  {name}: pairs at 0.8 or more among the kept: {left}; dropped without a neighbour at 0.6: "
-              f"{len(set(range(len(texts))) - survivors - near)}")  # fmt: skip
+        print(f"near-duplicates, text to survivors: {len(texts)} documents, 600 of them copies, {lowest} to 0.99 alike")
+        run("warm", datatrove_keeps, 14, 8)
+        race(
+            {
+                "ours, 16 bands of 7, threshold 0.7": (lambda run=run: run("ours", our_groups), len(texts)),
+                "datatrove, its 14 bands of 8": (lambda run=run: run("theirs", datatrove_keeps, 14, 8), len(texts)),
+            },
+            "documents",
+        )
+        groups, theirs = found["ours"], found["theirs"]
+        ours = set(groups.tolist())
+        left = np.bincount(groups[sorted(theirs)], minlength=len(texts))
+        alike = sum(left[number] == 1 for number in ours)
+        print(
+            f"  kept: ours {len(ours)}, datatrove {len(theirs)}; groups of ours of which datatrove keeps one: {alike}"
+        )
+        similarity = exact_jaccard(texts)
+        for name, kept in (("ours", ours), ("datatrove", theirs)):
+            both = sum(s >= 0.8 and a in kept and b in kept for (a, b), s in similarity.items())
+            near = {number for pair, s in similarity.items() if s >= 0.6 for number in pair}
+            alone = len(set(range(len(texts))) - kept - near)
+            print(f"  {name}: pairs 0.8 or more alike among the kept {both}; dropped, with nothing 0.6 alike {alone}")
 
 
 def exact_jaccard(texts: list[str]) -> dict[tuple[int, int], float]:
@@ -330,6 +337,7 @@ def search_memory(folder: str) -> tuple[float, float]:
 
 
 def cut_memory(size: int, folder: str) -> tuple[float, float]:
+    next(made_up(1))
     before, start = resident_peak(), time.perf_counter()
     cutter = Cutter(Path(folder, "repeated.npy"), RepeatedPassages())
     for order, text in made_up(size):
@@ -373,11 +381,50 @@ def measure_memory() -> None:
             print(f"  {count:>9,} documents {fresh(near_memory, count, folder)}")
 
 
+EVALUATION = {
+    "hellaswag/*.jsonl": ["ctx", "endings"],
+    "gsm8k/*.jsonl": ["question", "answer"],
+    "humaneval/*.jsonl.gz": ["prompt", "canonical_solution"],
+    "mmlu/test/*.csv": None,
+    "truthfulqa/*.csv": None,
+    "crows_pairs/*.csv": None,
+    "blimp/*.jsonl": None,
+    **{f"mc_misc/{name}.jsonl": None for name in ("arc_easy", "piqa", "lambada_openai", "winogrande", "boolq", "copa")},
+}
+
+
+def measure_decontamination() -> None:
+    """Clean documents that are dropped, by the length from which whole texts are looked for; and speed."""
+    data = Path(os.environ["HF_LLM_DATA"])
+    texts = real_texts() + (data / "tinystories/tiny_stories.part1.txt").read_text("utf-8").split("<|endoftext|>")
+    texts += [path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("[a-z]*.py"))]
+    size = sum(map(len, texts)) / 1e6
+    print(f"decontamination: {len(texts)} documents without evaluation texts, {size:.0f} MB, {len(EVALUATION)} sets")
+    against = [EvaluationSet(path=str(data / path), columns=columns) for path, columns in EVALUATION.items()]
+    for words in (4, 5, 6, 8):
+        settings = Decontaminate(against, min_words=words)
+        with tempfile.TemporaryDirectory() as folder:
+            settings.prepare(Path(folder))
+            step = settings.step(Path(folder))
+            start = time.process_time()
+            made = list(documents(texts))
+            dropped = [document for document in made if step.filter(document) is not True]
+            speed = size / (time.process_time() - start)
+            short, too_short = (
+                sum(each[name] for each in evaluation_sets(Path(folder))) for name in ("short", "too_short")
+            )
+        print(f"  min_words {words}: {short} short texts sought, {too_short} not; ", end="")
+        print(f"{len(dropped)} documents dropped, {speed:.0f} MB/s")
+        for document in dropped[:5]:
+            print(f"    {document.metadata['because']}")
+
+
 PARTS = {
     "signatures": compare_signatures,
     "near": compare_near,
     "quality": measure_quality,
     "substring": compare_substring,
+    "decontamination": measure_decontamination,
     "memory": measure_memory,
 }
 

@@ -144,6 +144,16 @@ def test_the_first_row_of_a_csv_without_a_header_is_an_item(tmp_path):
     assert why(step, f"{FILLER} {rows[0][0]}").startswith("quiz.csv, row 0")
 
 
+def test_rows_of_the_hub_are_read_by_their_split(tmp_path):
+    test, train = " ".join(words(9, 1)), " ".join(words(9, 2))
+    (tmp_path / "hub").mkdir()
+    write_rows(tmp_path / "hub/test.jsonl", [{"question": test}])
+    write_rows(tmp_path / "hub/train.jsonl", [{"question": train}])
+    step = made(tmp_path, EvaluationSet(hub=str(tmp_path / "hub")))
+    assert why(step, f"{FILLER} {test}") == f"{tmp_path / 'hub'} test, row 1: {test!r}"
+    assert why(step, f"{FILLER} {train}") is None
+
+
 def test_numbers_in_a_row_are_no_evaluation_text(tmp_path):
     step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": f"Sum {list(range(40))} up"}]))
     assert why(step, f"{FILLER} {list(range(30))}") is None

@@ -198,7 +198,7 @@ def _rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Itera
     faults = Faults()
     for path, name in files:
         for count, (number, row) in enumerate(file_rows(path, faults)):
-            if not count and path.suffix != ".parquet" and any(len(str(key).split()) > 4 for key in row):
+            if not count and any(len(str(key).split()) > 4 for key in row):
                 yield f"{name}, row 0", {"": list(row)}  # a CSV without a header: its first row went for the names
             yield f"{name}, row {number}", _chosen(row, evaluation_set)
     faults.check(f"corpus.decontaminate: {evaluation_set.name}")
