@@ -15,8 +15,11 @@ from hf_llm.data.fetching import fetch
 from hf_llm.data.readers.found import Found
 from hf_llm.data.readers.rows import row_document
 from hf_llm.data.rows import hub_rows, unreadable
-from hf_llm.data.sources import Part, cache, format_of
+from hf_llm.data.sources import Part, cache, format_of, is_ours
 from hf_llm.data.text_files import PIECE_CHARS, pieces
+
+
+CUT = ("text", "books", "code", "latex", "pdf")  # whose long files become several documents
 
 
 class Read(PipelineStep):
@@ -65,7 +68,7 @@ class Read(PipelineStep):
         try:
             if is_archive(here) and part.source.format != "latex":
                 for inner, member in members(here, self.faults):
-                    if part.source.format or format_of(member):
+                    if is_ours(inner) and (part.source.format or format_of(member)):
                         yield from self._documents(part, member, f"{name}/{inner}")
                     for found in self.faults.examples.values():  # which name the file by where it lies for the moment
                         found[:] = [example.replace(str(member), f"{here}/{inner}") for example in found]
@@ -77,8 +80,8 @@ class Read(PipelineStep):
     def _documents(self, part: Part, path: Path, name: str) -> Iterator[Found]:
         format = part.source.format or format_of(path) or "text"
         reader = importlib.import_module(f"hf_llm.data.readers.{format}")
-        for found in reader.read(path, self.faults, part.source, self.max_chars):
-            found.about = {"file": name, **found.about}
+        for number, found in enumerate(reader.read(path, self.faults, part.source, self.max_chars)):
+            found.about = {"file": name, **({"piece": number} if format in CUT else {}), **found.about}
             yield found
 
 

@@ -37,7 +37,7 @@ FORMATS: dict[str, set[str]] = {
         ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".java", ".kt", ".scala", ".js",
         ".jsx", ".mjs", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".swift", ".cs", ".lua", ".pl", ".r", ".jl",
         ".hs", ".ml", ".ex", ".exs", ".erl", ".clj", ".sh", ".bash", ".sql", ".css", ".scss", ".proto", ".f90", ".m",
-        ".mm", ".zig", ".dart", ".vue", ".svelte",
+        ".mm", ".zig", ".dart", ".vue", ".svelte", ".ipynb",
     },
     "html": {".html", ".htm", ".xhtml"},
     "warc": {".warc", ".wet"},
@@ -172,7 +172,7 @@ def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]
     kinds = set().union(*FORMATS.values())
     if format:
         like = {"books": "text", "discussions": "rows"}.get(format, format)
-        kinds = FORMATS[like] | ({".xml"} if format == "discussions" else set())
+        kinds = FORMATS[like] | {"discussions": {".xml"}, "latex": {".gz"}}.get(format, set())
     found = files_under(path, kinds, archives=True)
     if not format and len(found) > 1 and any(format_of(file) == "code" for file, _ in found):
         found = [(file, name) for file, name in found if format_of(file) in ("code", "text")]
@@ -192,7 +192,7 @@ def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tupl
         found = [
             (file, name)
             for file, name in inside
-            if _is_ours(name) and (kind(file) in kinds or (archives and is_archive(file)))
+            if is_ours(name) and ({kind(file), file.suffix.lower()} & kinds or (archives and is_archive(file)))
         ]
         if not found:
             seen = sorted({Path(name).suffix or name for _, name in inside})
@@ -218,7 +218,8 @@ def format_of(path: Path) -> str | None:
     return next((name for name, kinds in FORMATS.items() if kind(path) in kinds), None)
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Whether a file of this relative name is neither hidden, nor vendored, nor minified."""
     *folders, file = name.split("/")
     hidden = any(part.startswith(".") for part in (*folders, file))
     return not hidden and not NOT_OURS.intersection(folders) and ".min." not in file

@@ -193,7 +193,7 @@ def test_a_book_in_another_encoding_is_read(tmp_path, encoding, named):
 
 def test_a_file_that_is_no_book_is_counted(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"PK\x03\x04\0\0")
-    assert book(tmp_path / "a.txt") == ([], Faults(1, {"binary": 1}, [f"{tmp_path}/a.txt: binary"]))
+    assert book(tmp_path / "a.txt") == ([], Faults(1, {"binary": 1}, {"binary": [f"{tmp_path}/a.txt: binary"]}))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(PROSE.encode() * 100)[:-20])
     assert book(tmp_path / "b.txt.gz")[1].dropped == {"damaged file": 1}
     monkeypatch.setattr("hf_llm.data.readers.books.BOOK_BYTES", 100)

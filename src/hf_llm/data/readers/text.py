@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The pieces of the file, numbered."""
-    for number, text in enumerate(text_documents(path, max_chars, faults)):
-        yield Found(text, about={"piece": number})
+    """The pieces of the file."""
+    for text in text_documents(path, max_chars, faults):
+        yield Found(text)
