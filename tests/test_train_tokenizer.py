@@ -2,12 +2,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_up_texts
 import pytest
 from transformers import AutoTokenizer
 
 from hf_llm import prepare_data
+from hf_llm.data.corpus import corpus_files
+from hf_llm.data.mixing import sample_texts
 from hf_llm.manifest import file_digests, read_manifest
-from hf_llm.train_tokenizer import main
+from hf_llm.train_tokenizer import compared, main
 
 KILLING = Path(__file__).parent / "data" / "killing.py"
 
@@ -57,6 +60,63 @@ def test_an_existing_tokenizer_is_taken_over(tmp_path):
     main(["tiny.yaml", "--tokenizer.use=mine"])
     taken = AutoTokenizer.from_pretrained("runs/tiny/tokenizer")
     assert taken.get_vocab() == AutoTokenizer.from_pretrained("mine").get_vocab()
+
+
+def test_the_report_tells_sources_apart_and_compares(capsys):
+    prepare_data.main(["tiny.yaml"])
+    main(ARGV)
+    Path("runs/tiny/tokenizer").rename("mine")
+    Path("own").mkdir()
+    Path("own/a.txt").write_text("\n".join(made_up_texts.texts()))
+    main(["tiny.yaml", "--tokenizer.vocab_size=384", "--tokenizer.compare=[mine]", "--tokenizer.data=[own]"])
+    report = read_manifest(Path("runs/tiny/tokenizer"))["facts"]["report"]
+    assert [(row["tokenizer"], row["vocab_size"]) for row in report["tokenizers"]] == [("this run", 384), ("mine", 320)]
+    assert all(row["differ"] == 0 and 0 <= row["unused_share"] < 1 for row in report["tokenizers"])
+    assert report["by_source"][0]["source"] == "texts"
+    assert report["by_source"][0]["mine"] > report["by_source"][0]["this run"] > 1
+    assert "source texts: this run" in capsys.readouterr().out
+
+
+def test_gpt2_is_left_out_where_it_is_not_at_hand(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert compared(None) == {}
+
+
+def test_shares_divide_the_sample_and_have_to_name_the_sources(capsys):
+    Path("poems").mkdir()
+    for number in range(80):
+        Path(f"poems/{number}.txt").write_text(f"Zebrazoo quux {number} mumble. " * 6)
+    argv = [*ARGV, "--corpus.sources=[{path: texts, license: cc0-1.0}, {path: poems, license: mit}]"]
+    prepare_data.main(argv)
+    files = corpus_files(Path("runs/tiny/corpus"), "train")
+    texts = list(sample_texts(files, {"texts": 3, "poems": 1}, 8000))
+    sizes = [sum(len(text) for text in texts if ("quux" in text) == poems) for poems in (False, True)]
+    assert 6000 <= sizes[0] < 6600 and 2000 <= sizes[1] < 2300
+    assert texts == list(sample_texts(files, {"texts": 3, "poems": 1}, 8000))
+    with pytest.raises(SystemExit):
+        main([*argv, "--corpus.shares={texts: 1, prose: 1}"])
+    assert "sources: poems, texts" in capsys.readouterr().err
+    main([*argv, "--corpus.shares={texts: 1, poems: 1}"])
+
+
+def test_a_tokenizer_may_learn_from_texts_of_its_own():
+    Path("own").mkdir()
+    Path("own/a.txt").write_text("\n".join(made_up_texts.texts()))
+    Path("own/b.jsonl").write_text('{"text": "' + "wombat bilby dugong " * 300 + '"}\n')
+    prepare_data.main(["tiny.yaml"])
+    main([*ARGV, "--tokenizer.data=[own]"])
+    tokenizer = AutoTokenizer.from_pretrained("runs/tiny/tokenizer")
+    words = set(tokenizer.get_vocab())
+    assert {"Ġbilby", "Ġwombat"} <= words and "Ġfox" not in words and "Ġthe" not in words
+
+
+def test_a_unigram_tokenizer_of_a_corpus():
+    pytest.importorskip("sentencepiece")
+    prepare_data.main(["tiny.yaml"])
+    main(["tiny.yaml", "--tokenizer.vocab_size=384", "--tokenizer.algorithm=unigram"])
+    tokenizer = AutoTokenizer.from_pretrained("runs/tiny/tokenizer")
+    assert len(tokenizer) == 384 and tokenizer.decode(tokenizer.encode("The red fox\n  sees")) == "The red fox\n  sees"
+    assert read_manifest(Path("runs/tiny/tokenizer"))["facts"]["report"]["tokenizers"][0]["differ"] == 0
 
 
 def test_a_tokenizer_killed_before_its_end_has_the_same_bytes(inside):

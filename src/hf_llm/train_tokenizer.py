@@ -6,20 +6,28 @@
 Read the result with `transformers.AutoTokenizer.from_pretrained("runs/<name>/tokenizer")`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_llm.data.corpus import corpus_texts
-from hf_llm.errors import command
+from hf_llm.data.corpus import Corpus, corpus_files
+from hf_llm.data.mixing import check_shares, sample_texts, train_sources
+from hf_llm.data.reading import Read
+from hf_llm.data.shards import read_documents
+from hf_llm.data.sources import Source, parts_of
+from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import Run, licenses_of, say
 from hf_llm.recipe import load_recipe
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.report import tokenizer_report
-from hf_llm.tokenization.training import TokenizerSection, train_tokenizer, use_tokenizer
+from hf_llm.tokenization.existing import load_tokenizer, use_tokenizer
+from hf_llm.tokenization.report import Batch, report_table, tokenizer_report
+from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
 
 HELD_OUT_BYTES = 10_000_000
+OWN_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
+GPT2 = "openai-community/gpt2"
 
 
 @dataclass
@@ -27,6 +35,7 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    corpus: Corpus
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
 
 
@@ -37,23 +46,71 @@ def main(argv: list[str] | None = None) -> None:
     with run.begin("tokenizer", recipe, corpus=corpus) as making:
         if making.finished:
             return
-        tokenizer = make_tokenizer(recipe.tokenizer, corpus)
+        others = compared(recipe.tokenizer.compare)
+        tokenizer = make_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares)
         if context := context_of(run.tree):
             tokenizer.model_max_length = context
-        report = tokenizer_report(tokenizer, corpus_texts(corpus, "validation"), HELD_OUT_BYTES)
+        report = tokenizer_report(tokenizer, held_out(corpus), HELD_OUT_BYTES, others)
+        check_exact(report, recipe.tokenizer)
         for title, samples in report["samples"].items():
             for text, tokens in samples.items():
                 say(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
+        say(report_table(report))
         tokenizer.save_pretrained(making.path)
         headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
         making.finish(headline, licenses=licenses_of(corpus), report=report)
 
 
-def make_tokenizer(section: TokenizerSection, corpus: Path) -> PreTrainedTokenizerFast:
+def make_tokenizer(section: TokenizerSection, corpus: Path, shares: dict[str, float] | None) -> PreTrainedTokenizerFast:
     """A new tokenizer, or the existing one that the recipe names; fit for a chat model either way."""
-    tokenizer = use_tokenizer(section) if section.use else train_tokenizer(corpus_texts(corpus, "train"), section)
+    if section.use:
+        tokenizer = use_tokenizer(section)
+    elif section.data:
+        tokenizer = train_tokenizer(own_texts(section.data), section)
+    else:
+        files = corpus_files(corpus, "train")
+        if shares:
+            check_shares(shares, train_sources(files))
+        tokenizer = train_tokenizer(sample_texts(files, shares, section.sample_bytes), section)
     check_tokenizer(tokenizer)
     return tokenizer
+
+
+def own_texts(paths: list[str]) -> Iterator[str]:
+    """The texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
+    parts = parts_of([Source(path=path, license="unknown") for path in paths])
+    for rank, part in enumerate(parts):
+        reading = Read(parts, OWN_CHARS)
+        yield from (document.text for document in reading.run(rank=rank, world_size=len(parts)))
+        reading.faults.check(part.label)
+
+
+def held_out(corpus: Path) -> Iterator[Batch]:
+    """The validation split, in batches."""
+    for path in corpus_files(corpus, "validation"):
+        for documents in read_documents(path):
+            yield documents.texts, documents.sources, documents.languages
+
+
+def compared(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
+    """The tokenizers to report beside the run's own. GPT-2's needs no asking, but is not fetched for this."""
+    if names is not None:
+        return {Path(name).name: load_tokenizer(name, None, "tokenizer.compare") for name in names}
+    try:
+        return {"gpt2": load_tokenizer(GPT2, None, "tokenizer.compare", local_files_only=True)}
+    except UserError:
+        return {}
+
+
+def check_exact(report: dict, section: TokenizerSection) -> None:
+    """Say how often an existing tokenizer changes a text. One that was trained here never does."""
+    own = report["tokenizers"][0]
+    assert section.use or not own["differ"], own["example"]
+    if own["differ"]:
+        say(
+            f"{section.use} changes {own['differ']:,} of {own['documents']:,} held-out texts ({own['example']}); "
+            "a model trained with it cannot write what it loses"
+        )
 
 
 def context_of(tree: dict) -> int | None:

@@ -1,26 +1,9 @@
-import random
-
 import pytest
+from made_up_texts import CHAT, texts
 from transformers import AutoTokenizer
 
 from hf_llm.errors import UserError
-from hf_llm.tokenization.report import tokenizer_report
-from hf_llm.tokenization.training import TokenizerSection, special_tokens, train_tokenizer, use_tokenizer
-
-CHAT = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Oh, hi"},
-    {"role": "user", "content": "1+2?"},
-    {"role": "assistant", "content": "3"},
-]
-
-
-def texts(count=300):
-    """Sentences of made-up words, each after some white space and with a number."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices(("ri", "ver", "sto", "ne", "chi", "ld", "tow", "er"), k=3)) for _ in range(200)]
-    return [" ".join(rng.choices(words, k=40)) + f"\n\n    indented {rng.randint(0, 999)}" for _ in range(count)]
+from hf_llm.tokenization.training import TokenizerSection, special_tokens, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -139,32 +122,3 @@ def test_a_template_of_ones_own_is_taken(tmp_path):
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
     section = TokenizerSection(vocab_size=320, chat_template=str(tmp_path / "mine.jinja"))
     assert train_tokenizer(texts(), section).apply_chat_template(CHAT, tokenize=False) == "Be brief."
-
-
-def test_an_existing_tokenizer_gets_what_it_lacks(tmp_path, tokenizer):
-    from transformers import PreTrainedTokenizerFast
-
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
-    bare.save_pretrained(tmp_path)
-    used = use_tokenizer(TokenizerSection(use=str(tmp_path)))
-    assert used.pad_token == "<|pad|>" and used.chat_template == tokenizer.chat_template
-    assert (
-        used.apply_chat_template(CHAT, return_dict=True)["input_ids"]
-        == tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
-    )
-
-
-def test_an_existing_tokenizer_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"tokenizer\.use: nobody/nothing cannot be loaded"):
-        use_tokenizer(TokenizerSection(use="nobody/nothing"))
-
-
-def test_the_report_counts_bytes_per_token(tokenizer):
-    held_out = ["river stone", "naïve <|endoftext|>"]
-    report = tokenizer_report(tokenizer, held_out, 10**6)
-    size = sum(len(text.encode()) for text in held_out)
-    assert report["bytes"] == size and report["documents"] == 2
-    assert 1 < report["bytes_per_token"] < 5
-    assert report["samples"]["digits"]["2024"] == ["2", "0", "2", "4"]
-    assert tokenizer.encode("<|endoftext|>") == [1]

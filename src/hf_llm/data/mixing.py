@@ -10,7 +10,7 @@ per token, so that a long text is not difficult for being long). The same sample
 at equal numbers of tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +186,36 @@ def train_sources(files: Iterable[Path]) -> list[str]:
             for batch in file.iter_batches(batch_size=1 << 16, columns=["source"]):
                 found.update(compute.unique(batch["source"]).to_pylist())
     return sorted(found)
+
+
+def sample_texts(files: Iterable[Path], shares: dict[str, float] | None, limit: int) -> Iterator[str]:
+    """Texts of Parquet files of a corpus, at most about `limit` bytes of them, divided among the sources by `shares`.
+
+    Without shares they are the first texts, which the order by digest makes a random sample of all. A source that holds
+    less than its part gives all it has. Memory holds one row group, and those that have nothing to give are not read.
+    """
+    weight = sum(shares.values()) if shares else 1
+    left = {name: limit * share / weight for name, share in shares.items()} if shares else {None: limit}
+    for path in files:
+        for texts, sizes, sources in _wanted(path, left):
+            for text, size, source in zip(texts, sizes, sources, strict=True):
+                key = source if shares else None
+                if left[key] > 0:
+                    left[key] -= size
+                    yield text
+        if max(left.values()) <= 0:
+            return
+
+
+def _wanted(path: Path, left: dict[str | None, float]) -> Iterator[tuple[list[str], list[int], list[str]]]:
+    """Texts, their bytes and sources of the row groups in which a source stands that has something `left` to give."""
+    import pyarrow.compute as compute
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            found = compute.unique(file.read_row_group(group, columns=["source"])["source"]).to_pylist()
+            if any(left.get(name, left.get(None, 0)) > 0 for name in found):
+                table = file.read_row_group(group, columns=["text", "source"])
+                sizes = compute.binary_length(table["text"]).to_pylist()
+                yield table["text"].to_pylist(), sizes, table["source"].to_pylist()

@@ -1,5 +1,6 @@
 """What a tokenizer has to keep to before a model is trained with it."""
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from hf_llm.errors import UserError
@@ -19,6 +20,7 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
     """Raise UserError unless padding, round trip and (for `chat`) chat template are fit to train a model with.
 
     The faults checked here train without an error elsewhere and give a model that never stops, or learns the questions.
+    White space and compatibility forms may be folded; `hf_llm.tokenization.report` counts the texts that are changed.
     """
     name = tokenizer.name_or_path or "the tokenizer"
     if tokenizer.eos_token_id is None:
@@ -28,10 +30,15 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
             f"{name}: pad_token and eos_token are both {tokenizer.eos_token!r}, so the loss would ignore every end of "
             "text and the model never stop; add a token of its own: add_special_tokens({'pad_token': '<|pad|>'})"
         )
-    if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)) != _PROBE:
+    if _folded(tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False))) != _folded(_PROBE):
         raise UserError(f"{name} does not give back {_PROBE!r} after encoding and decoding; use a byte-level tokenizer")
     if chat:
         check_chat_template(tokenizer, name)
+
+
+def _folded(text: str) -> str:
+    """Text without what many SentencePiece models fold: compatibility forms and white space."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:

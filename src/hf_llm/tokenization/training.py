@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer on a bounded sample of text.
+"""Train a tokenizer on a bounded sample of text: byte-level BPE, or Unigram (`hf_llm.tokenization.unigram`).
 
 Byte-level: every text has an encoding and decoding gives it back exactly. Text is first cut into words by a pattern in
 the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a small
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hf_llm.errors import UserError
+from hf_llm.tokenization.unigram import train_unigram
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,10 +39,26 @@ class TokenizerSection:
     """The `tokenizer` section."""
 
     vocab_size: int = field(default=32768, metadata={"help": "tokens in all, rounded up to a multiple of 64"})
-    algorithm: Literal["byte_level_bpe"] = "byte_level_bpe"
-    sample_bytes: int = field(default=200_000_000, metadata={"help": "text of the train split to learn from"})
+    algorithm: Literal["byte_level_bpe", "unigram"] = field(
+        default="byte_level_bpe", metadata={"help": "unigram: as SentencePiece trains it"}
+    )
+    sample_bytes: int = field(
+        default=200_000_000, metadata={"help": "text of the train split to learn from, divided by corpus.shares"}
+    )
+    data: list[str] | None = field(
+        default=None, metadata={"help": "files or folders to learn from instead, read as corpus.sources are"}
+    )
     chat_template: str = field(default="chatml", metadata={"help": "chatml, or the path of a Jinja template"})
-    use: str | None = field(default=None, metadata={"help": "a tokenizer to take instead: folder or Hub id"})
+    use: str | None = field(
+        default=None,
+        metadata={"help": "a tokenizer to take instead: folder, Hub id, SentencePiece .model or .tiktoken file"},
+    )
+    pattern: str | None = field(
+        default=None, metadata={"help": "what cuts words for a .tiktoken file; cl100k_base's if left out"}
+    )
+    compare: list[str] | None = field(
+        default=None, metadata={"help": "tokenizers to report beside it; GPT-2's where it is in the local cache"}
+    )
 
     def __post_init__(self) -> None:
         smallest = 256 + MULTIPLE
@@ -49,6 +66,10 @@ class TokenizerSection:
             raise ValueError(f"vocab_size is {self.vocab_size}; a byte-level vocabulary has at least {smallest} tokens")
         if self.sample_bytes < 1:
             raise ValueError(f"sample_bytes is {self.sample_bytes}; it has to be positive")
+        if self.use and self.data:
+            raise ValueError("`use` takes a tokenizer as it is, `data` is what one is learnt from; leave one out")
+        if self.pattern and not (self.use or "").endswith(".tiktoken"):
+            raise ValueError("`pattern` belongs to a .tiktoken file in `use`; leave it out")
 
 
 def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrainedTokenizerFast":
@@ -58,10 +79,14 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrai
     """
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = _empty_tokenizer()
     size = -(-section.vocab_size // MULTIPLE) * MULTIPLE
     specials = special_tokens(size - section.vocab_size)
-    tokenizer.train_from_iterator(_sample(texts, section.sample_bytes), _trainer(size, specials))
+    sample = _sample(texts, section.sample_bytes)
+    if section.algorithm == "unigram":
+        tokenizer = train_unigram(sample, size, specials, WORDS)
+    else:
+        tokenizer = _empty_tokenizer()
+        tokenizer.train_from_iterator(sample, _trainer(size, specials))
     found = tokenizer.get_vocab_size()
     if found < size:
         largest = (found - (size - section.vocab_size)) // MULTIPLE * MULTIPLE
@@ -77,29 +102,6 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrai
         clean_up_tokenization_spaces=False,
         chat_template=chat_template(section.chat_template),
     )
-
-
-def use_tokenizer(section: TokenizerSection) -> "PreTrainedTokenizerFast":
-    """An existing tokenizer, with a pad token of its own and our chat template where it has none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(section.use)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tokenizer.use: {section.use} cannot be loaded: {error}\n"
-            "  It is a folder with tokenizer.json or the id of a model on the Hub; check the name and the network."
-        ) from error
-    if not tokenizer.is_fast:
-        raise UserError(f"tokenizer.use: {section.use} has no tokenizer.json; convert it with the tokenizers library")
-    if tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    if tokenizer.chat_template is None:
-        tokenizer.add_special_tokens({"extra_special_tokens": [TURN_START, TURN_END]})
-        tokenizer.chat_template = chat_template(section.chat_template)
-    return tokenizer
 
 
 def special_tokens(fill: int) -> list[str]:
