@@ -18,7 +18,7 @@ HEAD_BYTES = 32 << 10  # of a file, looked at for marks of a generator
 LONG_LINE = 5_000  # characters; a line as long is no program's, in a file of mostly long lines
 MEAN_LINE = 300
 
-_FOREIGN_FOLDERS = {
+FOREIGN_FOLDERS = {
     "node_modules", "vendor", "vendors", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "3rdparty",
     "external", "externals", "extern", "deps", "site-packages", "dist-packages", "venv", "env", "__pycache__", "dist",
     "build", "target", "bower_components", "jspm_packages", "Pods", "Carthage", "Godeps",
@@ -108,7 +108,7 @@ def _tracked(root: Path) -> list[str]:
 def _walked(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _FOREIGN_FOLDERS]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in FOREIGN_FOLDERS]
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
     return found
 
@@ -133,7 +133,7 @@ def _git(command: list[str], variables: dict[str, str] | None = None) -> subproc
 def _foreign(name: str) -> str | None:
     """Why a file is left out for its name alone; None where it is not."""
     *folders, file = name.split("/")
-    if _FOREIGN_FOLDERS.intersection(folders):
+    if FOREIGN_FOLDERS.intersection(folders):
         return "vendored or built"
     if any(part.startswith(".") for part in (*folders, file)):
         return "hidden"

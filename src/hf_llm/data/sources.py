@@ -17,7 +17,7 @@ import xxhash
 from hf_llm.data import installed
 from hf_llm.data.archives import is_archive
 from hf_llm.data.fetching import Crawl, segments
-from hf_llm.data.repositories import clone, repository_files
+from hf_llm.data.repositories import FOREIGN_FOLDERS, clone, repository_files
 from hf_llm.data.rows import COMPRESSED, hub_shard_count
 from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
@@ -44,12 +44,6 @@ FORMATS: dict[str, set[str]] = {
     "mediawiki": {".xml"},
     "latex": {".tex"},
     "pdf": {".pdf"},
-}  # fmt: skip
-
-# Folders of a repository that hold what others wrote or a program made.
-NOT_OURS = {
-    "node_modules", "vendor", "third_party", "third-party", "site-packages", "dist-packages", "venv", "env",
-    "__pycache__", "dist", "build", "target", "_vendor", "bower_components",
 }  # fmt: skip
 
 
@@ -222,7 +216,7 @@ def is_ours(name: str) -> bool:
     """Whether a file of this relative name is neither hidden, nor vendored, nor minified."""
     *folders, file = name.split("/")
     hidden = any(part.startswith(".") for part in (*folders, file))
-    return not hidden and not NOT_OURS.intersection(folders) and ".min." not in file
+    return not hidden and not FOREIGN_FOLDERS.intersection(folders) and ".min." not in file
 
 
 def _grouped(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
