@@ -1,0 +1,85 @@
+"""The models' answers, made while people judge: in the background, the pairs shown first first."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from hf_llm.errors import UserError
+from hf_llm.inference.generation import load, reply, usual_length
+from hf_llm.judging.votes import Votes
+
+BATCH = 8  # prompts answered at once; also what is lost where the process is killed
+
+
+def make_answers(votes: Votes) -> Iterator[int]:
+    """Make every missing answer, one model after the other, so that one is in memory; yields how many are left."""
+    left = sum(len(prompts) for prompts in votes.missing().values())
+    for name, prompts in votes.missing().items():
+        model = Answerer(votes, name)
+        for batch in batches(prompts):
+            model.answer(batch)
+            left -= len(batch)
+            yield left
+
+
+class Answerer:
+    """A loaded model that answers prompts of a votes file. Raises UserError where it cannot be loaded."""
+
+    def __init__(self, votes: Votes, name: str):
+        self.votes, self.name = votes, name
+        made_with = votes.models()[name]
+        self.prompts = votes.prompts()
+        self.sampling: dict[str, Any] = dict(made_with["sampling"])
+        self.model, self.tokenizer = load(made_with["path"])
+        self.seed = self.sampling.pop("seed")
+        self.length = self.sampling.pop("max_new_tokens") or usual_length(self.model)
+
+    def answer(self, prompts: list[int]) -> None:
+        """Answer the prompts of these numbers together, and keep the answers.
+
+        Their seed is the comparison's and the first prompt's number: the same answers whoever makes them, and when.
+        """
+        conversations = [self.prompts[number] for number in prompts]
+        seed = self.seed + prompts[0]
+        texts = reply(self.model, self.tokenizer, conversations, self.length, seed=seed, **self.sampling)
+        self.votes.add_answers(self.name, dict(zip(prompts, texts, strict=True)))
+
+
+class Background:
+    """A thread that makes the missing answers, a batch of each model in turn, so that pairs become complete in the
+    order of judging. `problem` says why it has ended early; None while all is well."""
+
+    def __init__(self, votes: Votes):
+        self.votes, self.problem = votes, None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="answers")
+
+    def __enter__(self) -> "Background":
+        if self.votes.missing():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            todo = {name: batches(prompts) for name, prompts in self.votes.missing().items()}
+            models = {name: Answerer(self.votes, name) for name in todo}
+            while todo and not self._stopped.is_set():
+                for name in list(todo):
+                    models[name].answer(todo[name].pop(0))
+                    if not todo[name]:
+                        del todo[name]
+        except UserError as error:
+            self.problem = str(error)
+        except Exception as error:  # the thread's only way to tell: the page and the terminal show it
+            self.problem = f"making the answers failed: {type(error).__name__}: {error}"
+            raise
+
+
+def batches(prompts: list[int]) -> list[list[int]]:
+    """The prompts in the groups in which they are answered."""
+    return [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
