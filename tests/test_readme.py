@@ -11,7 +11,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from hf_llm.lifecycle import STAGES
+from hf_llm.lifecycle import STAGES, Run
 from hf_llm.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +51,9 @@ def test_every_command_is_understood(command, monkeypatch, tmp_path):
         return
     module, arguments = parts(command)
     if module == "hf_llm.run":
-        for stage in STAGES.values():
-            load_recipe(importlib.import_module(stage.module).Recipe, [a for a in arguments if "--fresh" not in a])
+        arguments = [argument for argument in arguments if "--fresh" not in argument]
+        for stage in (stage for folder, stage in STAGES.items() if Run(arguments).has(folder)):
+            load_recipe(importlib.import_module(stage.module).Recipe, arguments)
     elif module in {stage.module for stage in STAGES.values()} and "recipe.yaml" not in arguments:
         load_recipe(importlib.import_module(module).Recipe, arguments)
     else:
@@ -63,11 +64,13 @@ def test_every_command_is_understood(command, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.splitlines()[0][:40])
 def test_every_recipe_shown_is_valid(block, tmp_path):
-    sections = {"name": "shown", "corpus": {"sources": [{"path": "x", "license": "mit"}]}, **yaml.safe_load(block)}
+    given = yaml.safe_load(block)
+    corpus = {"sources": [{"path": "x", "license": "mit"}], **given.get("corpus", {})}
+    sections = {"name": "shown", **given, "corpus": corpus}
     path = tmp_path / "shown.yaml"
     path.write_text(yaml.safe_dump(sections), encoding="utf-8")
     for folder, stage in STAGES.items():
-        if set(stage.sections) & set(sections) or folder in ("corpus", "tokenizer"):
+        if {section.split(".")[0] for section in stage.sections} & set(given) or folder in ("corpus", "tokenizer"):
             load_recipe(importlib.import_module(stage.module).Recipe, [str(path)])
 
 
