@@ -24,101 +24,15 @@ DATA = Path(os.environ["HF_LLM_DATA"], "langid")
 Identify = Callable[[list[str]], list[tuple[str, float]]]
 
 # Files of the declaration, named by ISO 639-3, in languages with a two-letter code (ISO 639-1).
-DECLARATIONS = dict(
-    word.split(":")
-    for word in [
-        "afr:af",
-        "amh:am",
-        "arb:ar",
-        "ast:ast",
-        "azj_latn:az",
-        "bel:be",
-        "ben:bn",
-        "bod:bo",
-        "bos_latn:bs",
-        "bre:br",
-        "bul:bg",
-        "cat:ca",
-        "ceb:ceb",
-        "ces:cs",
-        "ckb:ckb",
-        "cmn_hans:zh",
-        "cmn_hant:zh",
-        "cym:cy",
-        "dan:da",
-        "deu:de",
-        "ell_monotonic:el",
-        "eng:en",
-        "epo:eo",
-        "est:et",
-        "eus:eu",
-        "fin:fi",
-        "fra:fr",
-        "gla:gd",
-        "gle:ga",
-        "glg:gl",
-        "guj:gu",
-        "heb:he",
-        "hin:hi",
-        "hrv:hr",
-        "hun:hu",
-        "hye:hy",
-        "ind:id",
-        "isl:is",
-        "ita:it",
-        "jav:jv",
-        "jpn:ja",
-        "kan:kn",
-        "kat:ka",
-        "kaz:kk",
-        "khm:km",
-        "kir:ky",
-        "kor:ko",
-        "lao:lo",
-        "lat:la",
-        "lav:lv",
-        "lit:lt",
-        "ltz:lb",
-        "mal:ml",
-        "mar:mr",
-        "mkd:mk",
-        "mlt:mt",
-        "mya:my",
-        "nep:ne",
-        "nld:nl",
-        "nno:nn",
-        "nob:no",
-        "pan:pa",
-        "pes_1:fa",
-        "pol:pl",
-        "por_BR:pt",
-        "por_PT:pt",
-        "ron:ro",
-        "rus:ru",
-        "san:sa",
-        "slk:sk",
-        "slv:sl",
-        "som:so",
-        "spa:es",
-        "srp_cyrl:sr",
-        "sun:su",
-        "swe:sv",
-        "swh:sw",
-        "tam:ta",
-        "tat:tt",
-        "tgk:tg",
-        "tgl:tl",
-        "tha:th",
-        "tur:tr",
-        "uig_arab:ug",
-        "ukr:uk",
-        "urd:ur",
-        "uzn_latn:uz",
-        "vie:vi",
-        "yor:yo",
-        "zlm:ms",
-    ]
-)
+_DECLARATIONS = """
+afr:af amh:am arb:ar ast:ast azj_latn:az bel:be ben:bn bod:bo bos_latn:bs bre:br bul:bg cat:ca ceb:ceb ces:cs ckb:ckb
+cmn_hans:zh cmn_hant:zh cym:cy dan:da deu:de ell_monotonic:el eng:en epo:eo est:et eus:eu fin:fi fra:fr gla:gd gle:ga
+glg:gl guj:gu heb:he hin:hi hrv:hr hun:hu hye:hy ind:id isl:is ita:it jav:jv jpn:ja kan:kn kat:ka kaz:kk khm:km kir:ky
+kor:ko lao:lo lat:la lav:lv lit:lt ltz:lb mal:ml mar:mr mkd:mk mlt:mt mya:my nep:ne nld:nl nno:nn nob:no pan:pa
+pes_1:fa pol:pl por_BR:pt por_PT:pt ron:ro rus:ru san:sa slk:sk slv:sl som:so spa:es srp_cyrl:sr sun:su swe:sv swh:sw
+tam:ta tat:tt tgk:tg tgl:tl tha:th tur:tr uig_arab:ug ukr:uk urd:ur uzn_latn:uz vie:vi yor:yo zlm:ms
+"""
+DECLARATIONS = dict(word.split(":") for word in _DECLARATIONS.split())
 # Another name for the same written language, or one that a label of the set does not tell apart.
 SAME = {"nb": "no", "fil": "tl", "als": "sq", "arz": "ar", "wuu": "zh", "yue": "zh", "nds-nl": "nds", "iw": "he"}
 
@@ -206,9 +120,9 @@ def main() -> None:
         by_language[name] = accuracy(run, news)
         taken = sum(language == "en" and score >= 0.65 for language, score in run(unknown))
         print(
-            f"{name:12} {mean(by_language[name].values()):7.1%} {mean(accuracy(run, lines).values()):11.1%} "
-            f"{mean(accuracy(run, known).values()):11.1%} {taken:5} of {len(unknown):3} "
-            f"{per_second(run, everything):9,.0f} {per_second(run, pages):9,.0f}"
+            f"{name:12} {mean(by_language[name].values()):11.1%} {mean(accuracy(run, lines).values()):11.1%} "
+            f"{mean(accuracy(run, known).values()):11.1%} {f'{taken} of {len(unknown)}':>11} "
+            f"{per_second(run, everything):11,.0f} {per_second(run, pages):11,.0f}"
         )
     print("\nnews by language")
     print(f"{'':12} " + " ".join(f"{language:>6}" for language in news))

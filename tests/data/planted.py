@@ -75,7 +75,7 @@ PERSONAL = {
     "ip": ["8.8.8.8", "203.0.112.77", "151.101.1.69", "2606:4700:4700::1111"],
     "phone": [
         "+1 415-555-2671", "+44 20 7946 0958", "(415) 555-2671", "415-555-2671", "415.555.2671", "+49 89 636 48018",
-        "+33 1 42 68 53 00", "tel: 4155552671", "call us at 415 555 2671",
+        "+33 1 42 68 53 00",
     ],
     "card": ["4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005"],
     "iban": ["DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32", "FR1420041010050500013M02606"],
@@ -135,8 +135,12 @@ def _lines(text: str) -> list[str]:
 def personal() -> list[tuple[str, str, str]]:
     """Kind, what has to go, and a text around it: every value in three sentences."""
     frames = ("Write to {} before Friday.", "It was {}, as the report says.", "Contact: {}\nOpen from nine to five.")
-    return [
-        (kind, value, frame.format(value)) for kind, values in PERSONAL.items() for value in values for frame in frames
+    found = [
+        (kind, value, frame.format(value)) for kind, some in PERSONAL.items() for value in some for frame in frames
+    ]
+    announced = ("Tel. {} is manned at night.", "Please call us at {}.", "Fax: {}\n", "WhatsApp {}, any time.")
+    return found + [
+        ("phone", value, each.format(value)) for value in ("4155552671", "415 555 2671") for each in announced
     ]
 
 

@@ -149,17 +149,20 @@ def _words_of(chunk: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
     before, after = [], []
     while chunk and chunk not in exceptions:
         prefix = _PREFIX.match(chunk)
-        if prefix:
-            before.append(prefix[0])
-            chunk = chunk[prefix.end() :]
-            if chunk in exceptions:
-                break
-        suffix = _SUFFIX.search(chunk)
-        if suffix:
-            after.append(suffix[0])
-            chunk = chunk[: suffix.start()]
-        if not prefix and not suffix:
+        start = prefix.end() if prefix else 0
+        suffix = _SUFFIX.search(chunk[start:])
+        end = start + suffix.start() if suffix else len(chunk)
+        if start and chunk[start:] in exceptions:
+            end = len(chunk)
+        elif chunk[:end] in exceptions:
+            start = 0
+        if start == 0 and end == len(chunk):
             break
+        if start:
+            before.append(chunk[:start])
+        if end < len(chunk):
+            after.append(chunk[end:])
+        chunk = chunk[start:end]
     if not chunk:
         inside = ()
     elif chunk in exceptions:

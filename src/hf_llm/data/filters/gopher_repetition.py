@@ -25,11 +25,13 @@ class GopherRepetition:
     duplicate_paragraph_characters: float = 0.2
     top_ngrams: dict[int, float] = field(
         default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16},
-        metadata={"help": "n: largest share of characters in the most frequent n-gram of words"},
+        metadata={
+            "help": "n: largest share of characters in the most frequent n words; leave an n out to switch it off"
+        },
     )
     duplicate_ngrams: dict[int, float] = field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1},
-        metadata={"help": "n: largest share of characters in n-grams of words that occurred before"},
+        metadata={"help": "n: largest share of characters in n words that occurred before"},
     )
 
     def __post_init__(self) -> None:
@@ -101,14 +103,16 @@ class GopherRepetitionFilter(BaseFilter):
         return None
 
     def _duplicate(self, ids: numpy.ndarray, ends: numpy.ndarray, size: int) -> tuple[str, float, float] | None:
-        for n, limit in sorted(self.settings.duplicate_ngrams.items()):
+        limits = sorted(self.settings.duplicate_ngrams.items())
+        lowest = min(self.settings.duplicate_ngrams.values(), default=0.0)
+        for n, limit in limits:
             if len(ids) < n:
                 continue
             keys = ngram_keys(ids, n)
-            ordered = numpy.sort(keys)
-            if (ordered[1:] != ordered[:-1]).all():
-                return None  # and so there is none of any larger n
-            if _repeated_characters_bound(keys, ends, n) <= limit * size:
+            bound = _repeated_characters_bound(keys, ends, n)
+            if bound <= lowest * size:
+                return None  # where a longer n-gram is repeated, its shorter ones are
+            if bound <= limit * size:
                 continue
             characters = _repeated_characters(keys.tolist(), ends.tolist(), n)
             if characters / size > limit:
@@ -146,6 +150,9 @@ def _longest_run(ordered: numpy.ndarray) -> int:
 
 def _repeated_characters_bound(keys: numpy.ndarray, ends: numpy.ndarray, n: int) -> int:
     """The characters of all words within an n-gram that occurred before: at least `_repeated_characters`."""
+    ordered = numpy.sort(keys)
+    if (ordered[1:] != ordered[:-1]).all():
+        return 0
     _, first = numpy.unique(keys, return_index=True)
     again = numpy.ones(len(keys), bool)
     again[first] = False
