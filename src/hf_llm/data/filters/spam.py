@@ -99,6 +99,7 @@ class SpamFilter(BaseFilter):
             share = sum(counts[word] for word in PLACEHOLDER) / size
             if share > limit.max_placeholder:
                 return "placeholder_text", f"{share:.0%} of the words are placeholders"
+        size = sum(count for word, count in counts.items() if word[0].isalnum())
         for word, count in counts.most_common(10):
             if count < 8 or count <= limit.max_keyword * size:
                 return None
