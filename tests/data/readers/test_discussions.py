@@ -187,3 +187,11 @@ def test_real_conversations_are_read(name, count):
     found, faults = discussions(Path(os.environ["HF_LLM_DATA"]) / name, 10_000_000)
     assert len(found) == count and not faults.dropped
     assert all("User: " in chat.text and "Assistant: " in chat.text for chat in found)
+
+
+def test_the_parts_of_a_message_are_one_text(tmp_path):
+    parts = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {}}, {"type": "text", "value": "here"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "I see."}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    [found] = read(tmp_path / "a.jsonl", Faults(), None, 1000)
+    assert found.text == "User: Look\nhere\n\nAssistant: I see."

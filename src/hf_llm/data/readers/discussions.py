@@ -170,6 +170,9 @@ def _turn(turn: object) -> str:
         turn = {"name": turn[0], "text": turn[1]}
     if not isinstance(turn, dict):
         return ""
+    if isinstance(turn.get("content"), list):  # [{"type": "text", "text": "Hi"}]: OpenAI's parts
+        parts = [_first(part, _SAID) for part in turn["content"] if isinstance(part, dict)]
+        turn = {**turn, "content": "\n".join(filter(None, parts))}
     said, name = _first(turn, _SAID), _first(turn, _SPEAKER)
     if not said:  # {"user": "Hello", "bot": "Hi"}
         pairs = [(_ROLES[key], text) for key, text in turn.items() if key in _ROLES and isinstance(text, str)]
