@@ -47,7 +47,7 @@ def write_windows(
     """Write every window of the documents to `folder/<name>.<partition>.windows`, one file for each partition.
 
     A document is its order (uint64, unique; the smaller takes precedence) and its text. Takes 24 bytes a word on the
-    disk and about 100 MB of memory. The files have their names only when all of it is written.
+    disk and about 120 MB of memory. The files have their names only when all of it is written.
     """
     files = [folder / f"{name}.{number:05d}.windows" for number in range(partitions)]
     unfinished = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in files]
