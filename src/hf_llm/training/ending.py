@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, Trainer
 
@@ -12,6 +12,9 @@ from hf_llm.recipe import plain
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
 from hf_llm.training.pushing import push
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 ROWS = "rows"  # what the stages that tune on rows share between processes, in a stage's folder until it is finished
 
@@ -62,12 +65,13 @@ def save(trainer: Trainer, folder: Path) -> None:
     from peft import PeftModel
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model = getattr(model, "policy", model)  # PPO trains a policy together with its critic, which is not kept
     if not isinstance(model, PeftModel):
         trainer.save_model(str(folder), _internal_call=True)  # no push yet
     else:
         trainer.save_model(str(folder / "adapter"), _internal_call=True)
         if is_main_process():
-            save_merged(model.peft_config["default"].base_model_name_or_path, folder, model.generation_config)
+            save_merged(model.peft_config["default"], folder, model.generation_config)
             trainer.processing_class.save_pretrained(folder)
     if is_main_process():
         # A pickle of this machine's settings: of no use to who downloads the model, and a risk to load.
@@ -75,14 +79,17 @@ def save(trainer: Trainer, folder: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
-def save_merged(base: str, folder: Path, generation: GenerationConfig) -> None:
+def save_merged(adapter: "PeftConfig", folder: Path, generation: GenerationConfig | None) -> None:
     """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from hf_llm.model.loading import load_model
+    from hf_llm.training.rewards import load_reward_model
 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would split the base over processes that are not here
-    merged = PeftModel.from_pretrained(load_model(base), folder / "adapter").merge_and_unload()
+    load = load_reward_model if adapter.task_type == "SEQ_CLS" else load_model
+    base = load(adapter.base_model_name_or_path)
+    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
     merged.generation_config = generation
     merged.save_pretrained(folder)

@@ -1,13 +1,14 @@
 """What the stages that tune a model on rows share: their section's keys, and the trainer made of them."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_llm.data.conversations import ConversationSource
 from hf_llm.lifecycle import Making
@@ -54,6 +55,11 @@ def shared(rows: Dataset, folder: Path) -> Dataset:
     return load_from_disk(place)
 
 
+def load_chat_model(start: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The language model at `start`, which stops where the tokenizer's turns end."""
+    return stop_at_end_of_turn(load_model(start), tokenizer)
+
+
 def tuning_trainer(
     trainer_class: type[Trainer],
     arguments_class: type[TrainingArguments],
@@ -62,16 +68,19 @@ def tuning_trainer(
     seed: int,
     start: str,
     rows: list[Dataset],
+    load: Callable[[str, PreTrainedTokenizerBase], PreTrainedModel] = load_chat_model,
+    task: str = "CAUSAL_LM",
     **defaults: Any,
 ) -> Trainer:
     """A TRL trainer of the model at `start` on `rows` (training, held out), with adapters where the section says so.
 
-    `defaults` are the stage's own training arguments and yield to the recipe's. Raises UserError for a tokenizer that
-    chat models cannot be trained with, or arguments that do not go together.
+    `load` makes the model of `start`, `task` is the adapters' `task_type`. `defaults` are the stage's own training
+    arguments and yield to the recipe's. Raises UserError for a tokenizer that chat models cannot be trained with, or
+    arguments that do not go together.
     """
     tokenizer = load_tokenizer(start)
     check_tokenizer(tokenizer, chat=True)
-    model = stop_at_end_of_turn(load_model(start), tokenizer)
+    model = load(start, tokenizer)
     arguments = training_arguments(
         arguments_class,
         section.training,
@@ -91,5 +100,5 @@ def tuning_trainer(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=LoraConfig(**{"task_type": "CAUSAL_LM", **section.lora}) if section.lora is not None else None,
+        peft_config=LoraConfig(**{"task_type": task, **section.lora}) if section.lora is not None else None,
     )
