@@ -65,7 +65,7 @@ def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> 
     for step, flow in zip(steps, flows, strict=True):
         totals = {label: int(metric.total) for label, metric in step.stats.stats.items()}
         flow.dropped = {k.removeprefix("dropped_"): n for k, n in totals.items() if k.startswith("dropped_")}
-        flow.changed = {k: n for k, n in totals.items() if k.startswith("redacted_")}
+        flow.changed = {k: n for k, n in totals.items() if k.startswith(("redacted_", "lines_"))}
         if hasattr(step, "faults"):
             flow.dropped |= step.faults.dropped
     return flows
