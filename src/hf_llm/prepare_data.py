@@ -72,6 +72,13 @@ def funnel(ledger: dict) -> list[str]:
             lines += [f"    {example}" for found in source["unreadable"].values() for example in found[:2]]
         if source["license"] == "unknown":
             lines.append("  its licence is unknown: do not publish what is made of it before you know")
+    for found in ledger["evaluation_sets"]:
+        lines.append(
+            f"looked for {found['long'] + found['short']:,} texts of {found['name']}; not for {found['too_short']:,} "
+            f"of few words and {found['form']:,} that many items share"
+        )
+    for rule, measured in ledger["learned"].items():
+        lines.append(f"{rule}: " + ", ".join(f"{name} {value}" for name, value in measured.items()))
     return lines
 
 

@@ -24,7 +24,7 @@ from hf_llm.data.deduplication.minhash import NearDuplicates
 from hf_llm.data.deduplication.substring import RepeatedPassages
 from hf_llm.data.executors import Cluster, Executor
 from hf_llm.data.faults import Faults
-from hf_llm.data.filters.decontamination import Decontaminate
+from hf_llm.data.filters.decontamination import Decontaminate, evaluation_sets
 from hf_llm.data.ledger import make_ledger
 from hf_llm.data.pipeline import run_tasks
 from hf_llm.data.rows import COMPRESSED
@@ -126,8 +126,9 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
     check_space(parts, work, section)
     learned = work / "learned"
     learned.mkdir(exist_ok=True)
+    measured = {}
     for rules in [section.rules, *(source.rules for source in section.sources if source.rules)]:
-        rules.prepare(learned)
+        measured |= rules.prepare(learned)
     if section.decontaminate:
         section.decontaminate.prepare(learned)
     models = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(learned.iterdir())}
@@ -156,6 +157,8 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
         run_one("gathering", gather_repeated, later, count)
         run("cutting", cut_shard, section)
     ledger = make_ledger(parts, passes)
+    ledger["learned"] = measured
+    ledger["evaluation_sets"] = evaluation_sets(learned) if section.decontaminate else []
     _check_not_empty(section, ledger)
     _gather(work, later, passes)
     return ledger

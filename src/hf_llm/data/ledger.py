@@ -3,6 +3,7 @@
     {"sources": {name: {"license": ..., "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
                         "unreadable": {reason: [examples]}, "lengths": [documents by floor(log2(characters))]}},
      "splits" | "licenses" | "languages": {name: {"documents", "bytes"}},
+     "learned": {rule: what was measured}, "evaluation_sets": [{"name", "rows", "long", "short", "too_short", "form"}],
      "samples": {rule: [{"id", "url", "source", "reason", "because", "kept", "text"}]}}
 
 Documents and bytes are those a rule has let through. Seconds are of processor time summed over processes, to the tenth;

@@ -3,7 +3,7 @@
 Every pass is a set of tasks that read the files of the pass before. A task of the first pass makes files sorted by id;
 here each range of ids becomes one shard, where all copies of a text meet.
 
-Near-duplicates are found between all documents at once, by one task that holds about 100 bytes for each of them; every
+Near-duplicates are found between all documents at once, by one task that holds about 200 bytes for each of them; every
 other task holds one shard.
 """
 
