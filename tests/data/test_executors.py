@@ -95,7 +95,6 @@ def test_slurm_needs_a_partition_and_a_login_node(tmp_path, monkeypatch):
         run_tasks({tmp_path / "a.json": (1,)}, os._exit, [1], "t", Executor("slurm", Cluster(partition="cpu")))
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_of_two_workers_makes_what_this_machine_makes(tmp_path):
     ray = pytest.importorskip("ray")
     sources = write_texts(tmp_path / "texts")
