@@ -1,5 +1,5 @@
-"""Chat, preference and labelled data: files, Hub data sets, documents and the documentation on this disk, as data sets
-that TRL takes."""
+"""Chats, preferences, labelled answers and prompts: files, Hub data sets, documents and the documentation on this disk,
+as data sets that TRL takes."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from hf_llm.data.formats import (
     LABELLED,
     NEEDS_TREES,
     PREFERENCES,
+    PROMPTS,
     LeftOut,
     Reader,
     Row,
@@ -24,6 +25,7 @@ from hf_llm.data.formats import (
     conversation_reader,
     labelled_reader,
     preference_reader,
+    prompt_reader,
     trees,
 )
 from hf_llm.data.rows import file_rows, hub_rows, unreadable
@@ -33,7 +35,7 @@ from hf_llm.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT_NAMES = (*CONVERSATIONS, *PREFERENCES, *LABELLED)
+_FORMAT_NAMES = (*CONVERSATIONS, *PREFERENCES, *LABELLED, *PROMPTS)
 _DOCUMENT_CHARS = 1_000_000  # of one document; what is longer is cut, and to the context in any case
 
 
@@ -140,6 +142,27 @@ def load_labelled(
 
     sample = '{"prompt": "Hi", "completion": "Hello!", "label": true}'
     kind = _Kind(labelled_reader, ("prompt", "completion", "label"), documentation, sample)
+    _refuse_documents(sources)
+    return _load(sources, kind, eval_share, seed, allow_drop)
+
+
+def load_prompts(
+    sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
+) -> tuple["Dataset", "Dataset", dict[str, Any]]:
+    """Training and evaluation rows with the columns `prompt` (a message list) and `answer`, and the counts.
+
+    Of conversations and preferences (`answer` is then the text of the last or the chosen answer, for reward functions
+    that compare with it) and of bare prompts (it is None). Otherwise as `load_conversations`.
+    """
+    from hf_llm.data.documentation import documentation_conversations
+
+    def documentation() -> Iterator[Row]:
+        for row in documentation_conversations():
+            *prompt, answer = row["messages"]
+            yield {"prompt": prompt, "answer": answer["content"]}
+
+    sample = '{"prompt": "How do birds find their way?"}'
+    kind = _Kind(prompt_reader, ("prompt", "answer"), documentation, sample)
     _refuse_documents(sources)
     return _load(sources, kind, eval_share, seed, allow_drop)
 

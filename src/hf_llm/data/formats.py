@@ -77,6 +77,12 @@ def labelled_reader(columns: set[str], format: str | None = None) -> Reader | No
     return _reader(LABELLED, columns, format)
 
 
+def prompt_reader(columns: set[str], format: str | None = None) -> Reader | None:
+    """The function that makes `prompt` (messages up to the last answer) and `answer` (its text; None where there is
+    none) of rows with these columns, or None."""
+    return _reader(PROMPTS, columns, format)
+
+
 def _reader(forms: dict[str, tuple[set[str], Reader]], columns: set[str], format: str | None) -> Reader | None:
     for name, (needed, reader) in forms.items():
         if needed <= columns and format in (None, name):
@@ -385,6 +391,30 @@ def _unpaired(reader: Reader) -> Reader:
     return read
 
 
+def _prompts(reader: Reader) -> Reader:
+    """What is asked in conversations and preferences, and the answer the data gives: the last, or the chosen one."""
+
+    def read(row: Row) -> list[Row]:
+        prompts = []
+        for found in reader(row):
+            *before, answer = found["messages"] if "messages" in found else [*found["prompt"], *found["chosen"]]
+            if not before:
+                raise Unusable("no prompt")
+            prompts.append({"prompt": before, "answer": answer["content"]})
+        return prompts
+
+    return read
+
+
+def _from_prompt(row: Row) -> list[Row]:
+    """A question without an answer: `prompt`, a text or messages that the assistant has not answered yet."""
+    prompt = [*_system(row), *_messages(row["prompt"])]
+    if not prompt or prompt[-1]["role"] != "user":
+        raise Unusable("a prompt that does not end with the user")
+    checked([*prompt, _said("assistant", "-")])
+    return [{"prompt": prompt, "answer": None}]
+
+
 # By name: the columns that a form needs, and its reader; the most specific first.
 CONVERSATIONS: dict[str, tuple[set[str], Reader]] = {
     "messages": ({"messages"}, _from_messages),
@@ -410,6 +440,10 @@ LABELLED: dict[str, tuple[set[str], Reader]] = {
     "label": ({"label"}, _from_label),
     "kto_tag": ({"kto_tag"}, _from_label),
     **{name: (needed, _unpaired(reader)) for name, (needed, reader) in PREFERENCES.items()},
+}
+PROMPTS: dict[str, tuple[set[str], Reader]] = {
+    **{name: (needed, _prompts(reader)) for name, (needed, reader) in (PREFERENCES | CONVERSATIONS).items()},
+    "prompt": ({"prompt"}, _from_prompt),
 }
 NEEDS_TREES = CONVERSATIONS["oasst_messages"][0]  # the columns of rows that are to go through `trees` first
 
