@@ -91,7 +91,7 @@ def _document(part: Part, found: Found) -> Document:
         id="",  # the digest of the normalised text, known at the end
         metadata={
             "source": part.label,
-            "license": found.license or part.source.license,
+            "license": (found.license or part.source.license).strip().lower(),  # as the Hub writes SPDX identifiers
             "language": found.language,
             "url": found.url,
             "position": part.position,

@@ -34,6 +34,10 @@ def corpus_page(root: Path, title: str) -> str | None:
                     "samples": ledger["samples"],
                     "cut": ledger["cut_characters"],
                     "seconds": ledger["seconds"],
+                    "tokens": {
+                        "Train tokens by source": token_shares(tokens.get("tokens_by_source", {})),
+                        "Train tokens by language": token_shares(tokens.get("tokens_by_language", {})),
+                    },
                     "mix": tokens.get("mix") or [],
                     "tokenizer": (read_manifest(root / "tokenizer") or {}).get("facts", {}).get("report") or {},
                 }
@@ -86,6 +90,13 @@ def source(name: str, entry: dict[str, Any], bytes_per_token: float | None) -> d
         "lengths": [{"from": low, "documents": count, "share": 100 * count / most} for low, count in lengths],
         "unreadable": [example for found in entry["unreadable"].values() for example in found],
     }
+
+
+def token_shares(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, float]]:
+    """(name, tokens, per cent) of the train split, the largest first."""
+    train = counts.get("train", {})
+    total = max(sum(train.values()), 1)
+    return sorted(((name, n, 100 * n / total) for name, n in train.items()), key=lambda row: -row[1])
 
 
 def shares(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, int, float]]:
