@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_llm.errors import UserError
-from hf_llm.inference.generation import load, reply, usual_length
 from hf_llm.judging.votes import Votes
 
 BATCH = 8  # prompts answered at once; also what is lost where the process is killed
@@ -26,6 +25,8 @@ class Answerer:
     """A loaded model that answers prompts of a votes file. Raises UserError where it cannot be loaded."""
 
     def __init__(self, votes: Votes, name: str):
+        from hf_llm.inference.generation import load, usual_length  # torch, which answers from a file do not need
+
         self.votes, self.name = votes, name
         made_with = votes.models()[name]
         self.prompts = votes.prompts()
@@ -39,6 +40,8 @@ class Answerer:
 
         Their seed is the comparison's and the first prompt's number: the same answers whoever makes them, and when.
         """
+        from hf_llm.inference.generation import reply
+
         conversations = [self.prompts[number] for number in prompts]
         seed = self.seed + prompts[0]
         texts = reply(self.model, self.tokenizer, conversations, self.length, seed=seed, **self.sampling)

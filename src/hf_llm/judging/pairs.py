@@ -35,14 +35,6 @@ class Plan:
     answers: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def plan_of_models(
-    models: list[str], prompts: list[Conversation], seed: int, max_new_tokens: int | None, sampling: dict[str, Any]
-) -> Plan:
-    """A comparison of model folders or Hub ids, whose answers are still to be made. Raises UserError."""
-    made_with = made_by(models, seed, max_new_tokens, sampling)
-    return Plan(made_with, prompts, paired(len(prompts), list(made_with), seed), seed)
-
-
 def plan_of_file(path: Path, seed: int, take: int | None = None) -> Plan:
     """A comparison of answers in a file: rows of `prompt` and, under any other names, one answer for each model."""
     rows = [row for _, row in _rows(path)][:take]
@@ -54,7 +46,7 @@ def plan_of_file(path: Path, seed: int, take: int | None = None) -> Plan:
             raise UserError(f"{path}, row {number}: needs a prompt and one text for each of {', '.join(names)}")
     prompts = [_prompt(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     models = {name: {"file": path.name, "digest": file_digest(path)} for name in names}
-    answers = {name: {number: row[name] for number, row in enumerate(rows)} for name in names}
+    answers = {name: {number: _whole(row[name]) for number, row in enumerate(rows)} for name in names}
     return Plan(models, prompts, paired(len(prompts), names, seed), seed, answers)
 
 
@@ -104,10 +96,11 @@ def prompts_of_file(path: Path, take: int) -> list[Conversation]:
     conversations in a form that training knows, whose last answer is left out. Raises UserError."""
     if not path.is_file():
         raise UserError(f"--prompts: there is no file {path}")
+    rows = _rows(path) if path.suffix in ROWS else []
     if path.suffix not in ROWS:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         found = [_user(line.strip()) for line in lines if line.strip()]
-    elif all("prompt" in row for _, row in (rows := _rows(path))):
+    elif all("prompt" in row for _, row in rows):
         found = [_prompt(row, f"{path}, row {number}") for number, row in rows]
     else:
         everything, *_ = load_conversations([ConversationSource(license="unknown", path=str(path))], 0, 0)
@@ -137,7 +130,7 @@ def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
         trained |= {digest_of(prompt) for prompt in train}
     unseen = [prompt for prompt in _different(held_out) if digest_of(prompt) not in trained]
     if not unseen:
-        raise UserError("the models' manifests name no held-out prompts; give some with --prompts FILE, one on each line")
+        raise UserError("the models' manifests name no held-out prompts; give some with --prompts FILE, one a line")
     return unseen[:take]
 
 
@@ -174,3 +167,8 @@ def _prompt(row: dict[str, Any], where: str) -> Conversation:
 
 def _user(content: Any) -> Conversation:
     return [{"role": "user", "content": content}]
+
+
+def _whole(text: str) -> str:
+    """The text without half surrogate pairs, which JSON can write and UTF-8 cannot."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm.judging.votes import Vote
+from hf_llm.judging.votes import CHOICES, Vote
 
 Z = 1.959964  # of the normal distribution, for 95%
 RESAMPLES = 2000
@@ -71,8 +71,9 @@ def win_rates(votes: Iterable[Vote]) -> list[dict[str, Any]]:
         counts = Counter(outcome(vote) or "skip" for vote in cast)
         values = _by_prompt((vote.prompt, _value(vote)) for vote in cast if outcome(vote))
         decided = _by_prompt((vote.prompt, _value(vote)) for vote in cast if vote.winner)
-        row = {"first": first, "second": second, "prompts": len(values), **{k: counts[k] for k in (*OUTCOMES, "skip")}}
-        rows.append({**row, "win_rate": _share(values), "decided": _share(decided)})
+        votes_by_outcome = {name: counts[name] for name in (*OUTCOMES, "skip")}
+        match = {"first": first, "second": second, "votes": votes_by_outcome}
+        rows.append({**match, "win_rate": _share(values), "decided": _share(decided)})
     return rows
 
 
@@ -231,7 +232,7 @@ def mean_scores(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str,
 
 
 def annotators(votes: Iterable[Vote]) -> dict[str, dict[str, Any]]:
-    """For each annotator: votes by choice, median seconds for one, and the share of A among those for one of the two."""
+    """For each annotator: votes by choice, median seconds, and the share of A where one of the two was chosen."""
     by_name: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
         by_name[vote.annotator].append(vote)
@@ -240,7 +241,7 @@ def annotators(votes: Iterable[Vote]) -> dict[str, dict[str, Any]]:
         seconds = [vote.seconds for vote in cast if vote.seconds is not None]
         found[name] = {
             "votes": len(cast),
-            **Counter(vote.choice for vote in cast),
+            "choices": {choice: sum(vote.choice == choice for vote in cast) for choice in CHOICES},
             "seconds": median(seconds) if seconds else None,
             "position": position(cast),
         }
@@ -248,7 +249,7 @@ def annotators(votes: Iterable[Vote]) -> dict[str, dict[str, Any]]:
 
 
 def verdicts(votes: Iterable[Vote]) -> dict[int, str | None]:
-    """What most annotators say of each pair: one of OUTCOMES, None where two are equally frequent. Skips do not count."""
+    """What most annotators say of each pair: one of OUTCOMES, or None where two are as frequent. Skips do not count."""
     said: dict[int, Counter] = defaultdict(Counter)
     for vote in votes:
         if outcome(vote):

@@ -164,9 +164,7 @@ class Votes:
 
     def annotators(self) -> list[str]:
         """Everyone with a vote that stands."""
-        return [
-            name for (name,) in self._rows("SELECT DISTINCT annotator FROM votes WHERE undone IS NULL ORDER BY 1")
-        ]
+        return [name for (name,) in self._rows("SELECT DISTINCT annotator FROM votes WHERE undone IS NULL ORDER BY 1")]
 
     def missing(self) -> dict[str, list[int]]:
         """The prompts that each model has still to answer, in the order in which their pairs are shown."""
@@ -335,7 +333,7 @@ def _fill(connection: sqlite3.Connection, plan: Plan) -> None:
     numbers = {name: number for number, name in enumerate(plan.models)}
     settings = [("seed", str(plan.seed)), ("token", os.urandom(16).hex()), ("created", _now())]
     models = [(numbers[name], name, json.dumps(made)) for name, made in plan.models.items()]
-    prompts = [(number, json.dumps(messages, ensure_ascii=False)) for number, messages in enumerate(plan.prompts)]
+    prompts = [(number, json.dumps(messages)) for number, messages in enumerate(plan.prompts)]
     pairs = [(i, prompt, numbers[x], numbers[y]) for i, (prompt, x, y) in enumerate(plan.pairs)]
     answers = [(prompt, numbers[name], text) for name, texts in plan.answers.items() for prompt, text in texts.items()]
     connection.executemany("INSERT INTO settings VALUES (?, ?)", settings)
