@@ -2,21 +2,30 @@
 
     accelerate launch -m hf_llm.sft recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.sft recipes/gpt125m.yaml
+    python -m hf_llm.sft recipes/gpt125m.yaml --preview
 
 With a `lora` section only adapters are trained; they are merged into the saved model and kept beside it in adapter/.
+`--preview` trains nothing: it shows some rows, what is supervised in them, and what became of every row.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 from trl import SFTConfig, SFTTrainer
 
-from hf_llm.data.conversations import load_conversations
 from hf_llm.errors import command
-from hf_llm.lifecycle import Run
+from hf_llm.lifecycle import Run, say
+from hf_llm.manifest import read_manifest
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
-from hf_llm.training.tuning import Tuning, tuning_trainer
+from hf_llm.training.packing import check_packing
+from hf_llm.training.preview import preview
+from hf_llm.training.rows import supervised_rows, table
+from hf_llm.training.stopping import stop_rate
+from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
+
+PREVIEW = "--preview"
 
 
 @dataclass
@@ -24,6 +33,15 @@ class Finetuning(Tuning):
     """The `sft` section."""
 
     training: Settings[SFTConfig] = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.training.pop("assistant_only_loss", True):
+            raise ValueError("training.assistant_only_loss is false; questions are never learnt, leave the key out")
+        if self.training.get("chat_template_path"):
+            raise ValueError(
+                "training.chat_template_path: the tokenizer section decides the chat template; leave it out"
+            )
 
 
 @dataclass
@@ -37,19 +55,54 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if PREVIEW in argv:
+        return show([argument for argument in argv if argument != PREVIEW])
     recipe, run = load_recipe(Recipe, argv), Run(argv)
     section = recipe.sft
     start = run.given(section.model) or run.require("base")
     with run.begin("sft", recipe, base=start) as making:
         if making.finished:
             return
-        *rows, counts = load_conversations(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        trainer = tuning_trainer(
-            SFTTrainer, SFTConfig, section, making, recipe.seed, start, rows, assistant_only_loss=True
+        tokenizer = chat_tokenizer(start, run.root)
+        rows = supervised_rows(
+            section, recipe.seed, tokenizer, section.training.get("max_length") or context_length(start)
         )
+        say(table(rows.report))
+        sides = [rows.train, rows.held_out]
+        trainer = tuning_trainer(SFTTrainer, SFTConfig, section, making, recipe.seed, start, sides)
+        check_packing(trainer)
         watch(trainer)
-        headline = "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right"
-        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+        headline = (
+            "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right, "
+            "{stop_rate:.0%} of answers end by themselves"
+        )
+        finish(
+            trainer,
+            making,
+            run,
+            headline,
+            measure=lambda: stop_rate(trainer, rows.held_out, making.path),
+            licenses=section.licenses,
+            rows=rows.report,
+        )
+
+
+def show(argv: list[str]) -> None:
+    """Print some rows of the recipe's data, and the table of all; needs no more than the run's tokenizer."""
+    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    section = recipe.sft
+    start = run.given(section.model)
+    if start is None:
+        start = run.base if read_manifest(run.base) else run.require("tokenizer")
+    tokenizer = chat_tokenizer(start, run.root)
+    max_length = section.training.get("max_length") or context_length(start)
+    rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
+    say(preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
+    say(
+        f"\nat most {max_length} tokens a row" if max_length else "\nno base model yet, so no row is cut to its context"
+    )
+    say(table(rows.report))
 
 
 if __name__ == "__main__":

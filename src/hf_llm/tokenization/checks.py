@@ -4,6 +4,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from hf_llm.errors import UserError
+from hf_llm.tokenization.rendering import encode_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None
             f"{name}: the chat template's {{% generation %}} ends before the end-of-turn token (it ends with "
             f"{tokenizer.decode(supervised[-1:])!r}), so the model would never learn to stop; include that token"
         )
-    prompt = tokenizer.apply_chat_template(_CHAT[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    prompt, _ = encode_chat(tokenizer, _CHAT[:-1], add_generation_prompt=True)
     if ids[: len(prompt)] != prompt:
         raise UserError(
             f"{name}: the chat template with add_generation_prompt is not the start of the whole conversation, so a "
@@ -64,8 +65,17 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None
         )
 
 
+def check_same_template(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> None:
+    """Raise UserError where a model's chat template is not that of the run's tokenizer, by which it will be asked."""
+    if tokenizer.chat_template != own.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template differs from that of {own.name_or_path}, so the model would "
+            f"be taught otherwise than it is asked; copy {own.name_or_path}/chat_template.jinja over the other, or "
+            "make the folder anew"
+        )
+
+
 def supervised_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> tuple[list[int], list[int]]:
     """The ids of a conversation, and those among them that the loss covers."""
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    ids, mask = encode_chat(tokenizer, messages)
     return ids, [token for token, covered in zip(ids, mask, strict=True) if covered]

@@ -1,6 +1,7 @@
 """The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,18 @@ if TYPE_CHECKING:
 ROWS = "rows"  # what the stages that tune on rows share between processes, in a stage's folder until it is finished
 
 
-def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: Any) -> None:
+def finish(
+    trainer: Trainer,
+    making: Making,
+    run: Run,
+    headline: str,
+    measure: Callable[[], dict[str, Any]] | None = None,
+    **facts: Any,
+) -> None:
     """Train to the end under all guards, then make `making.path` a model folder that `from_pretrained` opens.
 
-    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss"; `facts` go into the
-    manifest.
+    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss", and over those that
+    `measure` finds on the model that is saved (in the first process); `facts` go into the manifest.
     """
     args, folder = trainer.args, making.path
     train(trainer, fingerprint=fingerprint(trainer, making))
@@ -32,6 +40,8 @@ def finish(trainer: Trainer, making: Making, run: Run, headline: str, **facts: A
     trainer.save_state()
     if is_main_process():
         shutil.rmtree(folder / ROWS, ignore_errors=True)
+        if measure is not None:
+            metrics = {**metrics, **measure()}
         inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
         facts |= {"steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
         facts["arguments"] = plain(args.to_dict())  # which hides tokens

@@ -1,24 +1,27 @@
 """What the stages that tune a model on rows share: their section's keys, and the trainer made of them."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_llm.data.conversations import ConversationSource
-from hf_llm.lifecycle import Making
+from hf_llm.lifecycle import Making, say
 from hf_llm.manifest import digest_of
 from hf_llm.model.loading import load_model, load_tokenizer, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.recipe import Settings
-from hf_llm.tokenization.checks import check_tokenizer
+from hf_llm.tokenization.checks import check_same_template, check_tokenizer
+from hf_llm.tokenization.rendering import special_texts
 from hf_llm.training.arguments import training_arguments
 from hf_llm.training.ending import ROWS
+from hf_llm.training.quantization import load_quantized
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Tuning:
     evaluation_share: float = field(default=0.05, metadata={"help": "share of the rows kept out for evaluation"})
     allow_drop: float = field(default=0.01, metadata={"help": "share of unusable rows above which this stops"})
     model: str | None = field(default=None, metadata={"help": "a model folder or Hub id to start from instead"})
+    quantize: Literal["4bit", "8bit"] | None = field(
+        default=None, metadata={"help": "hold the weights below the adapters in so many bits (QLoRA); needs a GPU"}
+    )
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -38,6 +44,9 @@ class Tuning:
             raise ValueError(f"evaluation_share is {self.evaluation_share}; hold out a share between 0 and 1")
         if not 0 <= self.allow_drop < 1:
             raise ValueError(f"allow_drop is {self.allow_drop}; it is a share, from 0 to below 1")
+
+        if self.quantize and self.lora is None:
+            raise ValueError(f"quantize: {self.quantize} weights cannot be trained themselves; add a lora section")
 
     @property
     def licenses(self) -> list[str]:
@@ -53,6 +62,48 @@ def shared(rows: Dataset, folder: Path) -> Dataset:
         rows.save_to_disk(temporary)
         temporary.rename(place)
     return load_from_disk(place)
+
+
+def chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer at `start`, fit for a chat model. Raises UserError where it is not, or where `start` is a folder of
+    the run and its chat template has drifted from that of the run's own tokenizer."""
+    tokenizer = load_tokenizer(start)
+    check_tokenizer(tokenizer, chat=True)
+    own = run / "tokenizer"
+    if Path(start).parent == run and own.is_dir():
+        check_same_template(tokenizer, load_tokenizer(own))
+    return tokenizer
+
+
+def context_length(start: Path | str) -> int | None:
+    """The tokens a model at `start` (or the base of an adapter) can see at once; None where there is no model."""
+    adapter = Path(start) / "adapter_config.json"
+    if adapter.exists():
+        return context_length(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if Path(start).is_dir() and not (Path(start) / "config.json").exists():
+        return None
+    return AutoConfig.from_pretrained(start, trust_remote_code=False).max_position_embeddings
+
+
+def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows of messages without those in which someone typed the text of a special token, and says how many.
+
+    TRL renders a chat to one string, in which a typed `<|im_end|>` would end the turn. Rows of ids come through as they
+    are: `hf_llm.tokenization.rendering` has kept what was typed as text.
+    """
+    columns = [name for name in ("prompt", "chosen", "rejected", "completion", "messages") if name in rows.column_names]
+    if "input_ids" in rows.column_names or not columns:
+        return rows
+    specials = special_texts(tokenizer)
+
+    def is_plain(row: dict[str, Any]) -> bool:
+        texts = [json.dumps(row[name], ensure_ascii=False) for name in columns]
+        return not any(special in text for special in specials for text in texts)
+
+    kept = [number for number, row in enumerate(rows) if is_plain(row)]
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept):,} of {len(rows):,} rows left out: the text of a special token stands in them")
+    return rows.select(kept)
 
 
 def load_chat_model(start: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -78,9 +129,12 @@ def tuning_trainer(
     arguments and yield to the recipe's. Raises UserError for a tokenizer that chat models cannot be trained with, or
     arguments that do not go together.
     """
-    tokenizer = load_tokenizer(start)
-    check_tokenizer(tokenizer, chat=True)
-    model = load(start, tokenizer)
+    tokenizer = chat_tokenizer(start, making.path.parent)
+    rows = [without_special_texts(part, tokenizer) for part in rows]
+    if section.quantize:
+        model = stop_at_end_of_turn(load_quantized(start, section.quantize, making.folder), tokenizer)
+    else:
+        model = load(start, tokenizer)
     arguments = training_arguments(
         arguments_class,
         section.training,
