@@ -102,12 +102,13 @@ def test_shares_divide_the_sample_and_have_to_name_the_sources(capsys):
 def test_a_tokenizer_may_learn_from_texts_of_its_own():
     Path("own").mkdir()
     Path("own/a.txt").write_text("\n".join(made_up_texts.texts()))
-    Path("own/b.jsonl").write_text('{"text": "' + "wombat bilby dugong " * 300 + '"}\n')
+    Path("own/b.jsonl").write_text('{"text": "' + "wombat bilby dugong " * 3000 + '"}\n')
     prepare_data.main(["tiny.yaml"])
     main([*ARGV, "--tokenizer.data=[own]"])
     tokenizer = AutoTokenizer.from_pretrained("runs/tiny/tokenizer")
     words = set(tokenizer.get_vocab())
-    assert {"Ġbilby", "Ġwombat"} <= words and "Ġfox" not in words and "Ġthe" not in words
+    assert any("bilb" in word for word in words) and any("rine" in word for word in words)
+    assert "Ġfox" not in words and "Ġthe" not in words
 
 
 def test_a_unigram_tokenizer_of_a_corpus():

@@ -50,7 +50,7 @@ def test_a_template_that_marks_nothing_is_refused(tokenizer):
 
 
 def test_a_template_that_does_not_teach_the_end_of_turn_is_refused(tokenizer):
-    marked = "{{- message.content | trim + '<|im_end|>' }}{%- endgeneration %}"
+    marked = "{{- said(message) }}{%- endgeneration %}"
     assert marked in tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template.replace(
         marked, "{{- message.content }}{%- endgeneration %}{{- '<|im_end|>' }}"
