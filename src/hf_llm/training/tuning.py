@@ -135,13 +135,14 @@ def tuning_trainer(
         model = stop_at_end_of_turn(load_quantized(start, section.quantize, making.folder), tokenizer)
     else:
         model = load(start, tokenizer)
+    if "max_length" in arguments_class.__dataclass_fields__:
+        defaults = {"max_length": model.config.max_position_embeddings, **defaults}
     arguments = training_arguments(
         arguments_class,
         section.training,
         making.path,
         seed,
         making.folder,
-        max_length=model.config.max_position_embeddings,
         report_to=reporters(section.training.get("report_to")),
         eval_strategy="epoch",
         **defaults,
