@@ -101,7 +101,7 @@ def test_two_processes_write_hundreds_of_votes_at_once_and_none_is_lost(tmp_path
     cast = votes.standing()
     assert len(cast) == len({(v.annotator, v.pair) for v in cast}) == 600
     names = [v.annotator for v in cast]
-    assert any(one != other for one, other in zip(names, names[1:], strict=False))
+    assert "BenAda" in "".join(names)  # they took turns
 
 
 def test_two_processes_under_one_name_share_the_pairs(tmp_path):
@@ -112,10 +112,10 @@ def test_two_processes_under_one_name_share_the_pairs(tmp_path):
 
 
 def test_a_killed_process_loses_no_vote_it_has_told(tmp_path):
-    votes = votes_file(tmp_path, prompts=2000)
+    votes = votes_file(tmp_path, prompts=400)
     votes.close()
     process = writer(votes.path, "Ada", stdout=subprocess.PIPE)
-    told = [int(process.stdout.readline()) for _ in range(100)]
+    told = [int(process.stdout.readline()) for _ in range(60)]
     os.kill(process.pid, signal.SIGKILL)
     told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
     process.wait()
@@ -124,7 +124,7 @@ def test_a_killed_process_loses_no_vote_it_has_told(tmp_path):
     assert kept[: len(told)] == told
     assert len(kept) - len(told) in (0, 1)  # one may be on the disk and not told yet
     judge_all(again, "Ben")
-    assert again.progress("Ben")["done"] == 2000
+    assert again.progress("Ben")["done"] == 400
 
 
 def test_a_file_cut_off_anywhere_is_refused_and_left_as_it_is(tmp_path):

@@ -34,16 +34,22 @@ def wilson(successes: float, trials: int) -> Interval:
 
 
 def bootstrap(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
-    """The percentile interval (Efron 1979) of a statistic over resampled groups.
+    """The percentile interval (Efron 1979) of a statistic over resampled groups; None for fewer than two groups.
 
     `statistic` takes how often each group was drawn, (RESAMPLES, groups), and gives (RESAMPLES,) values; those that are
-    not finite are left out. None for fewer than two groups.
+    not finite are left out.
     """
-    if groups < 2:
-        return None
-    weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = statistic(weights.astype(float))
+    return percentiles(statistic(resampled(groups, seed))) if groups > 1 else None
+
+
+def resampled(groups: int, seed: int = 0) -> np.ndarray:
+    """How often each group is drawn, (RESAMPLES, groups)."""
+    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+    return draws.astype(float)
+
+
+def percentiles(values: np.ndarray) -> Interval | None:
+    """The middle 95% of the values (RESAMPLES,) that are finite; None where none are."""
     values = values[np.isfinite(values)]
     if not values.size:
         return None
@@ -117,10 +123,11 @@ def ratings(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any
             wins[group, first, second] += value
             wins[group, second, first] += 1 / len(cast) - value
     fitted = bradley_terry(wins.sum(0)[None])[0]
-    found = {}
-    for name, i in number.items():
-        interval = bootstrap(len(wins), lambda w, i=i: bradley_terry(np.tensordot(w, wins, 1))[:, i])
-        found[name] = {"rating": float(fitted[i]), "interval": interval}
+    again = bradley_terry(np.tensordot(resampled(len(wins)), wins, 1))  # (resamples, models)
+    found = {
+        name: {"rating": float(fitted[i]), "interval": percentiles(again[:, i]) if len(wins) > 1 else None}
+        for name, i in number.items()
+    }
     return dict(sorted(found.items(), key=lambda item: -item[1]["rating"]))
 
 
@@ -181,8 +188,7 @@ def agreement(votes: Iterable[Vote]) -> dict[str, Any]:
 def _kappa(table: list[list[str]], kappa: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, Any]:
     """Share of pairs on which all agree, and a kappa of the (pair, annotator) table of outcomes."""
     coded = np.eye(len(OUTCOMES))[[[OUTCOMES.index(said) for said in row] for row in table]]  # (pairs, annotators, 4)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(kappa(coded, np.ones((1, len(table))))[0])
+    value = float(kappa(coded, np.ones((1, len(table))))[0])
     return {
         "pairs": len(table),
         "agree": float(np.mean([len(set(row)) == 1 for row in table])),
@@ -194,13 +200,13 @@ def _kappa(table: list[list[str]], kappa: Callable[[np.ndarray, np.ndarray], np.
 def cohen(coded: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Cohen's kappa (resamples,) of two annotators: `coded` (pairs, 2, outcomes) one-hot, `weights` (resamples, pairs).
 
-    (observed - expected) / (1 - expected); expected from each annotator's own shares.
+    Expected agreement comes from each annotator's own shares.
     """
     total = weights.sum(1)
     observed = weights @ (coded[:, 0] * coded[:, 1]).sum(1) / total
     shares = np.einsum("rp,pac->rac", weights, coded) / total[:, None, None]
     expected = (shares[:, 0] * shares[:, 1]).sum(1)
-    return (observed - expected) / (1 - expected)
+    return _beyond_chance(observed, expected)
 
 
 def fleiss(coded: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -212,7 +218,13 @@ def fleiss(coded: np.ndarray, weights: np.ndarray) -> np.ndarray:
     counts = coded.sum(1)
     observed = weights @ ((counts * (counts - 1)).sum(1) / (people * (people - 1))) / total
     expected = ((weights @ counts / (people * total[:, None])) ** 2).sum(1)
-    return (observed - expected) / (1 - expected)
+    return _beyond_chance(observed, expected)
+
+
+def _beyond_chance(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(observed - expected) / (1 - expected); not a number where chance explains everything."""
+    room = 1 - expected
+    return np.divide(observed - expected, room, out=np.full_like(room, np.nan), where=room > 1e-12)
 
 
 def mean_scores(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ from hf_llm.judging.pairs import Conversation, Plan
 CHOICES = ("a", "b", "tie", "bad", "skip")
 APPLICATION = 0x68666A67  # "hfjg" in the file's header: tells our votes from another program's database
 VERSION = 1
+SMALLEST = 512  # bytes of the smallest page, so of the smallest database
 LONGEST_NAME = 60
 
 _SCHEMA = f"""
@@ -120,8 +121,8 @@ class Votes:
         self._lock = threading.Lock()
         if not self.path.exists():
             raise UserError(f"there is no votes file {self.path}; name the models to judge and it is made")
-        if self.path.stat().st_size == 0:
-            raise UserError(f"{self.path} is empty: it was cut off. {_RESTORE}")
+        if self.path.stat().st_size < SMALLEST:
+            raise UserError(f"{self.path} is too short for a votes file: it was cut off. {_RESTORE}")
         with self._faults():
             self._connection = sqlite3.connect(
                 self.path, timeout=patience, check_same_thread=False, isolation_level=None
