@@ -1,0 +1,109 @@
+"""Let the chat model answer prompts and learn from how good the answers are (PPO); makes runs/<name>/ppo.
+
+    accelerate launch -m hf_llm.ppo recipes/gpt125m.yaml
+    accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.ppo recipes/gpt125m.yaml
+
+Ouyang et al. 2022, https://arxiv.org/abs/2203.02155. The run's own reward model says how good an answer is, another
+one (`reward_model`), or Python functions (`reward_functions`). A penalty keeps the model near the one it started as;
+with a `lora` section that is the same model with the adapter switched off.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from hf_llm.data.conversations import load_conversations, load_preferences
+from hf_llm.errors import command
+from hf_llm.lifecycle import Run
+from hf_llm.model.loading import load_tokenizer
+from hf_llm.monitoring.throughput import ThroughputCallback
+from hf_llm.monitoring.watch import watch
+from hf_llm.recipe import Settings, load_recipe
+from hf_llm.training.ending import finish
+from hf_llm.training.ppo_trainer import PPOConfig, PPOTrainer
+from hf_llm.training.rewards import load_reward_model, reward_functions
+from hf_llm.training.tuning import Tuning, tuning_trainer
+
+
+@dataclass
+class PPOTuning(Tuning):
+    """The `ppo` section."""
+
+    rows: Literal["conversations", "preferences"] = field(
+        default="conversations", metadata={"help": "what `data` holds; its prompts are answered"}
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "a reward model's folder or Hub id, instead of the run's own"}
+    )
+    reward_functions: list[str] = field(
+        default_factory=list, metadata={"help": "Python functions, module:function, called as TRL calls them"}
+    )
+    training: Settings[PPOConfig] = field(default_factory=Settings)
+
+
+@dataclass
+class Recipe:
+    """What this stage reads of the recipe."""
+
+    name: str
+    ppo: PPOTuning
+    seed: int = 42
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    section, before = recipe.ppo, run.model_before("ppo")
+    start = run.given(section.model) or run.require(before)
+    judge = judge_of(section, run)
+    inputs = {before: start, **({"reward": judge} if judge is not None else {})}
+    with run.begin("ppo", recipe, **inputs) as making:
+        if making.finished:
+            return
+        *rows, counts = prompts_of(section, recipe.seed)
+        functions = reward_functions(section.reward_functions, judge, load_tokenizer(start))
+        trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic_of(section, judge, start))
+        trainer = tuning_trainer(trainer_class, PPOConfig, section, making, recipe.seed, start, rows)
+        watch(trainer, likelihood=False)
+        trainer.remove_callback(
+            ThroughputCallback
+        )  # it counts the tokens of batches, and here batches are rows' numbers
+        headline = "reward {eval_reward:.2f} on held-out prompts, {eval_kl:.2f} nats from where it started"
+        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+
+
+def judge_of(section: PPOTuning, run: Run) -> Path | str | None:
+    """The reward model: the one the section names, else the run's own where the recipe makes one and the section names
+    no functions."""
+    if section.reward_model is not None:
+        return run.given(section.reward_model)
+    return run.require("reward") if run.has("reward") and not section.reward_functions else None
+
+
+def prompts_of(section: PPOTuning, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """Training and evaluation rows with the column `prompt` beside what else a reward function may want to see: the
+    data's own `answer`, or `chosen` and `rejected`."""
+    load = load_conversations if section.rows == "conversations" else load_preferences
+    train, held_out, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
+    if section.rows == "conversations":
+        train, held_out = (part.map(question, remove_columns=part.column_names) for part in (train, held_out))
+    return train, held_out, counts
+
+
+def question(row: dict) -> dict[str, Any]:
+    """A conversation up to its last answer, and that answer."""
+    return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
+
+
+def critic_of(section: PPOTuning, judge: Path | str | None, start: Path | str):
+    """A critic of its own, made of the reward model or else of the model itself, where the section asks for one."""
+    if section.training.get("critic") != "separate":
+        return None
+    return load_reward_model(judge if judge is not None else start)
+
+
+if __name__ == "__main__":
+    main()
