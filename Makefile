@@ -24,7 +24,7 @@ lint: .venv/tested
 	touch $@
 
 .venv/tested: .venv/ready
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,convert,test]'
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,test]'
 	touch $@
 
 clean:
