@@ -159,3 +159,9 @@ def test_the_documentation_on_this_disk_makes_a_corpus(inside, monkeypatch):
     size = sum(counts["bytes"] for counts in ledger["splits"].values())
     assert 10e6 < size < 40e6
     assert sum(counts["documents"] for counts in ledger["splits"].values()) > 3000
+
+
+def test_where_the_tasks_run_and_what_is_mixed_later_change_no_corpus(capsys):
+    main(["tiny.yaml"])
+    main(["tiny.yaml", "--corpus.cluster.workers=1", "--corpus.max_tokens=5000", "--corpus.shares={texts: 1}"])
+    assert "runs/tiny/corpus is finished" in capsys.readouterr().out

@@ -30,7 +30,7 @@ MIX = ("corpus.shares", "corpus.max_epochs", "corpus.max_tokens", "corpus.curric
 
 # folder -> the stage that makes it, in running order
 STAGES = {
-    "corpus": Stage("hf_llm.prepare_data", ("corpus",), (), (*MIX, "corpus.executor", "corpus.slurm")),
+    "corpus": Stage("hf_llm.prepare_data", ("corpus",), (), (*MIX, "corpus.executor", "corpus.cluster")),
     "tokenizer": Stage("hf_llm.train_tokenizer", ("tokenizer", "corpus.shares"), ("corpus",)),
     "tokens": Stage("hf_llm.tokenize_corpus", MIX, ("corpus", "tokenizer")),
     "base": Stage("hf_llm.pretrain", ("model", "pretrain", "seed"), ("tokens", "tokenizer")),

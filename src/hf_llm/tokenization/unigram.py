@@ -55,10 +55,8 @@ def _counted(texts: Iterable[str], cutting: object) -> Counter:
 
 def _learn(words: Counter, size: int) -> list[tuple[str, float]]:
     """The pieces that SentencePiece learns from counted words and their log probabilities."""
-    try:
-        import sentencepiece
-    except ImportError:
-        raise UserError("tokenizer.algorithm: unigram is trained by sentencepiece; pip install sentencepiece") from None
+    import sentencepiece
+
     rows = (
         row
         for word, count in sorted(words.items())
