@@ -22,7 +22,7 @@ from hf_llm.training.ending import finish
 from hf_llm.training.packing import check_packing
 from hf_llm.training.preview import preview
 from hf_llm.training.rows import supervised_rows, table
-from hf_llm.training.stopping import stop_rate
+from hf_llm.training.stopping import held_out_prompts, stop_rate
 from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
 
 PREVIEW = "--preview"
@@ -39,9 +39,7 @@ class Finetuning(Tuning):
         if not self.training.pop("assistant_only_loss", True):
             raise ValueError("training.assistant_only_loss is false; questions are never learnt, leave the key out")
         if self.training.get("chat_template_path"):
-            raise ValueError(
-                "training.chat_template_path: the tokenizer section decides the chat template; leave it out"
-            )
+            raise ValueError("training.chat_template_path: the tokenizer section has the chat template; leave it out")
 
 
 @dataclass
@@ -65,18 +63,16 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         tokenizer = chat_tokenizer(start, run.root)
-        rows = supervised_rows(
-            section, recipe.seed, tokenizer, section.training.get("max_length") or context_length(start)
-        )
+        max_length = section.training.get("max_length") or context_length(start)
+        rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
         say(table(rows.report))
         sides = [rows.train, rows.held_out]
         trainer = tuning_trainer(SFTTrainer, SFTConfig, section, making, recipe.seed, start, sides)
         check_packing(trainer)
         watch(trainer)
-        headline = (
-            "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right, "
-            "{stop_rate:.0%} of answers end by themselves"
-        )
+        headline = "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right"
+        if held_out_prompts(rows.held_out):
+            headline += ", {stop_rate:.0%} of answers end by themselves"
         finish(
             trainer,
             making,

@@ -33,8 +33,8 @@ def stop_rate(trainer: Trainer, rows: Dataset, folder: str) -> dict[str, Any]:
     found = {"stop_rate": ended / len(prompts), "stop_prompts": len(prompts), "stop_limit": limit}
     if found["stop_rate"] < LEAST:
         found["stop_warning"] = (
-            f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers went on to the limit of {limit} "
-            "tokens; train longer or on more conversations, and see with --preview that the end of turns is supervised"
+            f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers went on to {limit} tokens; "
+            "train longer or on more conversations, and see with --preview that the ends of turns are supervised"
         )
         say(f"\n*** WARNING: {found['stop_warning']}\n")
     return found
