@@ -3,14 +3,14 @@
     accelerate launch -m hf_llm.dpo recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.dpo recipes/gpt125m.yaml
 
-Rafailov et al. 2023, https://arxiv.org/abs/2305.18290. With a `lora` section only adapters are trained, and the
-reference is the same model with the adapter switched off; without one, the reference's log-probabilities are computed
-before training, so that one copy of the weights is enough.
+Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; `training.loss_type` names its variants (docs/alignment.md).
+With a `lora` section only adapters are trained, and the reference is the same model with the adapter switched off;
+without one, the reference's log-probabilities are computed before training, so that one copy of the weights is enough.
 """
 
 from dataclasses import dataclass, field
 
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from hf_llm.data.conversations import load_preferences
 from hf_llm.errors import command
@@ -18,7 +18,8 @@ from hf_llm.lifecycle import Run
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
-from hf_llm.training.tuning import Tuning, tuning_trainer
+from hf_llm.training.preferences import PairTrainer, fitting
+from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
 
 
 @dataclass
@@ -46,9 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        precompute = section.lora is None
+        limit = section.training.get("max_length") or context_length(start)
+        tokenizer = chat_tokenizer(start, run.root)
+        rows, counts["too_long"] = fitting(rows, ("chosen", "rejected"), tokenizer, limit, section)
+        precompute = section.lora is None and not section.training.get("sync_ref_model")
         trainer = tuning_trainer(
-            DPOTrainer, DPOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
+            PairTrainer, DPOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
         )
         watch(trainer, likelihood=False)
         headline = "{eval_rewards/accuracies:.0%} of held-out pairs ranked right, margin {eval_rewards/margins:.2f}"

@@ -19,7 +19,8 @@ class ThroughputCallback(TrainerCallback):
     """Adds to the training logs `tokens_per_second` (all processes), `mfu` or `mfu_of_measured_peak`, `memory_gib` and
     `perplexity`, and to the evaluation logs `eval_perplexity` and `eval_bits_per_byte`.
 
-    Tokens are counted in the batches Trainer fetches, padding left out. Time runs from a fetch to the log and leaves
+    Tokens are counted in the batches Trainer fetches, padding left out; where those hold none, because the answers to
+    learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do. Time runs from a fetch to the log and leaves
     out evaluation and saving. `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product
     timed on this machine; without `flops_per_token` (forward and backward, of one token) there is neither.
     `memory_gib` is the main process's: peak allocated on a GPU, peak resident on a CPU. `likelihood` says whether the
@@ -40,6 +41,7 @@ class ThroughputCallback(TrainerCallback):
         self.bytes_per_token = bytes_per_token
         self.likelihood = likelihood
         self._tokens: int | torch.Tensor = 0  # of this process, since the last log
+        self._seen = 0  # of all processes, counted by the trainer, up to the last log
         self._excluded = 0.0  # seconds of evaluation and saving since the last log
         self._started: float | None = None  # of the window, at the first fetch
         self._paused: float | None = None  # since when an evaluation or a save is under way
@@ -58,6 +60,7 @@ class ThroughputCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._tokens, self._excluded, self._started, self._paused = 0, 0.0, None, None
+        self._seen = state.num_input_tokens_seen
         self._peak = None
         if self.flops_per_token:
             peak = peak_of(args.device, _compute_type(args, model))
@@ -73,7 +76,7 @@ class ThroughputCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         extra = {}
         if "loss" in logs and self._started is not None:
-            extra = self._speed(args.device) | {"memory_gib": round(peak_memory(args.device) / 2**30, 3)}
+            extra = self._speed(args.device, state.num_input_tokens_seen) | {"memory_gib": round(peak_memory(args.device) / 2**30, 3)}
         for key, name in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
             if self.likelihood and logs.get(key, math.inf) < math.log(sys.float_info.max):
                 extra[name] = math.exp(logs[key])
@@ -82,11 +85,11 @@ class ThroughputCallback(TrainerCallback):
         logs.update(extra)
         state.log_history[-1].update(extra)  # Trainer.log has put a copy there already
 
-    def _speed(self, device: torch.device) -> dict[str, float]:
+    def _speed(self, device: torch.device, seen: int) -> dict[str, float]:
         now = self._paused or time.perf_counter()
         seconds = now - self._started - self._excluded
-        rate = _summed(float(self._tokens), device) / seconds
-        self._tokens, self._excluded, self._started = 0, 0.0, now
+        rate = (_summed(float(self._tokens), device) or seen - self._seen) / seconds
+        self._tokens, self._seen, self._excluded, self._started = 0, seen, 0.0, now
         speed = {"tokens_per_second": round(rate, 1)}
         if self._peak:
             peak, name = self._peak
@@ -108,9 +111,11 @@ class ThroughputCallback(TrainerCallback):
         self._paused = None
 
 
-def tokens_in(batch: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+def tokens_in(batch: Mapping[str, torch.Tensor] | list) -> int | torch.Tensor:
     """Tokens of one micro-batch, padding left out: a sum that stays on the device where there is a mask (batch,
-    length)."""
+    length). 0 for rows that are not tokens yet."""
+    if not isinstance(batch, Mapping):
+        return 0
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() == 2:
         return mask.sum()

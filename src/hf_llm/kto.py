@@ -1,0 +1,73 @@
+"""Teach the chat model from answers that are each called good or bad, without pairs; makes runs/<name>/kto.
+
+    accelerate launch -m hf_llm.kto recipes/gpt125m.yaml
+
+Kahneman-Tversky optimisation, Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306. Rows hold `prompt`,
+`completion` and `label`; pairs of preferences become two rows. With a `lora` section only adapters are trained, and the
+reference is the model with the adapter switched off; without one, its log-probabilities are computed before training.
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from trl import KTOConfig, KTOTrainer
+
+from hf_llm.data.conversations import load_labelled
+from hf_llm.errors import UserError, command
+from hf_llm.lifecycle import Run
+from hf_llm.monitoring.watch import watch
+from hf_llm.recipe import Settings, load_recipe
+from hf_llm.training.ending import finish
+from hf_llm.training.preferences import fitting
+from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
+
+
+@dataclass
+class LabelTuning(Tuning):
+    """The `kto` section."""
+
+    training: Settings[KTOConfig] = field(default_factory=Settings)
+
+
+@dataclass
+class Recipe:
+    """What this stage reads of the recipe."""
+
+    name: str
+    kto: LabelTuning
+    seed: int = 42
+
+
+def check_labels(rows: Dataset) -> None:
+    """Raise UserError where all answers are good, or all are bad: there is nothing to tell apart."""
+    if len(labels := set(rows["label"])) < 2:
+        kind = "good" if labels == {True} else "bad"
+        raise UserError(f"kto: all {len(rows):,} answers to learn from are labelled {kind}; add the other kind")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    section, before = recipe.kto, run.model_before("kto")
+    start = run.given(section.model) or run.require(before)
+    with run.begin("kto", recipe, **{before: start}) as making:
+        if making.finished:
+            return
+        *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        limit = section.training.get("max_length") or context_length(start)
+        rows, counts["too_long"] = fitting(rows, ("completion",), chat_tokenizer(start, run.root), limit, section)
+        check_labels(rows[0])
+        # TRL goes through the rows in their order, and pairs each prompt with its neighbour's answer to estimate the
+        # KL: neighbours must not be two answers to one prompt, nor all of a kind.
+        rows = [part.shuffle(seed=recipe.seed) for part in rows]
+        precompute = section.lora is None and not section.training.get("sync_ref_model")
+        trainer = tuning_trainer(
+            KTOTrainer, KTOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
+        )
+        watch(trainer, likelihood=False)
+        headline = "loss {eval_loss:.3f} on held-out answers, {eval_rewards/chosen:.2f} for good ones"
+        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+
+
+if __name__ == "__main__":
+    main()
