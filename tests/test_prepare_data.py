@@ -86,13 +86,15 @@ def test_a_corpus_killed_at_every_write_has_the_same_bytes(inside):
     sources = "--corpus.sources=[{path: texts, license: mit}, " + ", ".join(
         f"{{path: {name}.jsonl, license: mit}}" for name in ("a", "b", "c")
     )
-    command = [sys.executable, str(KILLING), "hf_llm.prepare_data", "tiny.yaml", sources + "]", "--name=killed"]
+    settings = [sources + "]", "--corpus.deduplicate.substring={words: 6}"]
+    command = [sys.executable, str(KILLING), "hf_llm.prepare_data", "tiny.yaml", *settings, "--name=killed"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=inside, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.rpartition("lives: ")[2]) > 5
-    main(["tiny.yaml", sources + "]"])
+    assert int(done.stdout.rpartition("lives: ")[2]) > 12
+    main(["tiny.yaml", *settings])
+    assert read_manifest(Path("runs/tiny/corpus"))["facts"]["ledger"]["cut_characters"] > 0
     assert file_digests(Path("runs/killed/corpus")) == file_digests(Path("runs/tiny/corpus"))
 
 

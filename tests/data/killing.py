@@ -1,4 +1,4 @@
-"""Run a stage in one life after the other, the n-th killed at its n-th write, until one comes to the end.
+"""Run a stage in one life after the other, the n-th killed at its n-th write or deletion, until one comes to the end.
 
     python killing.py hf_llm.prepare_data recipe.yaml
 
@@ -14,16 +14,19 @@ def live(module, argv, number) -> None:
     from hf_llm.data import pipeline
 
     pipeline.cores = lambda: 1
-    replace, calls = os.replace, 0
+    calls = 0
 
-    def killed_in_time(*arguments) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), 9)
-        replace(*arguments)
+    def killed_in_time(operation):
+        def run(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), 9)
+            return operation(*arguments, **options)
 
-    os.replace = killed_in_time
+        return run
+
+    os.replace, os.unlink = killed_in_time(os.replace), killed_in_time(os.unlink)
     module.main(argv)
     os._exit(0)
 
@@ -38,7 +41,7 @@ def main() -> None:
             finally:
                 os._exit(1)
         lives, (_, status) = lives + 1, os.waitpid(child, 0)
-        if lives > 30:
+        if lives > 60:
             sys.exit("no life comes to the end")
     print("lives:", lives)
     sys.exit(os.waitstatus_to_exitcode(status))

@@ -99,7 +99,9 @@ def window_shard(passages: RepeatedPassages, work: Path, number: int, count: int
 def repeated_in(work: Path, number: int, count: int) -> dict:
     """One task: the windows of one partition that occur more than once. Frees the space of the rest."""
     files = sorted((work / "windows").glob(f"*.{number:05d}.windows"))
-    find_repeated(files, work / f"repeated-{number:05d}.npy")
+    output = work / f"repeated-{number:05d}.npy"
+    if not output.exists():  # else a run was killed while it deleted the files
+        find_repeated(files, output)
     for file in files:
         file.unlink()
     return {}
