@@ -20,9 +20,10 @@ class ThroughputCallback(TrainerCallback):
     `perplexity`, and to the evaluation logs `eval_perplexity` and `eval_bits_per_byte`.
 
     Tokens are counted in the batches Trainer fetches, padding left out; where those hold none, because the answers to
-    learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do. Time runs from a fetch to the log and leaves
-    out evaluation and saving. `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product
-    timed on this machine; without `flops_per_token` (forward and backward, of one token) there is neither.
+    learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do. Time runs
+    from a fetch to the log and leaves out evaluation and saving. `mfu` is against a data sheet's peak,
+    `mfu_of_measured_peak` against a matrix product timed on this machine; without `flops_per_token` (forward and
+    backward, of one token) there is neither.
     `memory_gib` is the main process's: peak allocated on a GPU, peak resident on a CPU. `likelihood` says whether the
     loss is nats per token, as in pretraining and SFT, but not in DPO.
 
@@ -76,7 +77,8 @@ class ThroughputCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         extra = {}
         if "loss" in logs and self._started is not None:
-            extra = self._speed(args.device, state.num_input_tokens_seen) | {"memory_gib": round(peak_memory(args.device) / 2**30, 3)}
+            extra = self._speed(args.device, state.num_input_tokens_seen)
+            extra["memory_gib"] = round(peak_memory(args.device) / 2**30, 3)
         for key, name in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
             if self.likelihood and logs.get(key, math.inf) < math.log(sys.float_info.max):
                 extra[name] = math.exp(logs[key])
