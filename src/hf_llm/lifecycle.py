@@ -213,6 +213,8 @@ class Making:
         """Whether the folder is finished; says so where it is."""
         manifest = read_manifest(self.path)
         if manifest is not None:
+            if is_main_process():
+                (self.path / BEGUN).unlink(missing_ok=True)  # left by a run that was killed after its last write
             say(f"{self.path} is finished ({manifest['headline']})")
         return manifest is not None
 
