@@ -67,10 +67,7 @@ def opened(arguments: argparse.Namespace) -> Votes:
         return Votes(arguments.votes)
     path = arguments.votes or usual_place(arguments.models)
     if not path.exists():
-        plan = plan_of(arguments)
-        if not plan.pairs:
-            raise UserError("there is nothing to compare")
-        create_votes(path, plan)
+        create_votes(path, plan_of(arguments))
     votes = Votes(path)
     check_same(votes, arguments)
     return votes

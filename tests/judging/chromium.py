@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,28 @@ _NAMED = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Backspace": 8}
 class Browser:
     """One browser with one page, its profile in `folder`. Its `errors` are what the page's console complained of."""
 
-    def __init__(self, folder: Path, width: int = 1280, height: int = 900, dark: bool = False):
+    def __init__(self, folder: Path):
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}"]
         self.process = subprocess.Popen([PROGRAM, *flags, "about:blank"], stderr=subprocess.DEVNULL)
         port_file = folder / "DevToolsActivePort"
         wait_for(lambda: port_file.exists() and "\n" in port_file.read_text(), "the browser to start")
         port, path = port_file.read_text().split("\n")[:2]
-        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
+        self.opened = ExitStack()
+        self.socket = self.opened.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None))
         self.number, self.session, self.errors = 0, None, []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        if dark:
-            self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        self.resize(1280, 900)
         self.requested = []
 
     def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.socket.close()
+        self.opened.close()
         self.process.terminate()
         self.process.wait(SECONDS)
 
@@ -63,6 +63,12 @@ class Browser:
             self.errors.append(event["params"]["entry"])
         if event["method"] == "Network.requestWillBeSent":
             self.requested.append(event["params"]["request"]["url"])
+
+    def resize(self, width: int, height: int, dark: bool = False) -> None:
+        """Another screen, and whether its owner likes it dark."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)

@@ -16,17 +16,16 @@ def asked(prompts):
     return [prompt[-1]["content"] for prompt in prompts]
 
 
-@pytest.mark.parametrize(("prompts", "models"), [(40, 2), (60, 3), (50, 5), (4, 4), (1, 3), (7, 1)])
+@pytest.mark.parametrize(("prompts", "models"), [(40, 2), (60, 3), (50, 5), (4, 4), (1, 3)])
 def test_every_two_models_meet_equally_often_and_no_pair_twice(prompts, models):
     names = [str(n) for n in range(models)]
     pairs = paired(prompts, names, seed=1)
     meetings = Counter((one, other) for _, one, other in pairs)
     combinations = models * (models - 1) // 2
     assert len(meetings) == combinations
-    assert len(set(pairs)) == len(pairs) == (max(prompts, combinations) if combinations else 0)
-    if combinations:
-        assert max(meetings.values()) - min(meetings.values()) <= 1
-        assert {prompt for prompt, _, _ in pairs} == set(range(prompts))
+    assert len(set(pairs)) == len(pairs) == max(prompts, combinations)
+    assert max(meetings.values()) - min(meetings.values()) <= 1
+    assert {prompt for prompt, _, _ in pairs} == set(range(prompts))
 
 
 def test_the_order_follows_the_seed():

@@ -23,8 +23,8 @@ def server(tmp_path):
 class serving:
     """A server in a thread, for the length of a `with` block."""
 
-    def __init__(self, votes, host="127.0.0.1", **more):
-        self.server = JudgingServer(votes, host, 0, **more)
+    def __init__(self, votes, host="127.0.0.1", port=0, **more):
+        self.server = JudgingServer(votes, host, port, **more)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
 
     def __enter__(self):

@@ -83,6 +83,7 @@ def paired(prompts: int, models: list[str], seed: int) -> list[tuple[int, str, s
 
     Where there are fewer prompts than pairs of models, prompts come again until all pairs have met.
     """
+    assert prompts > 0 and len(models) > 1
     rng = random.Random(seed)
     order, matches = list(range(prompts)), list(combinations(models, 2))
     rng.shuffle(order)

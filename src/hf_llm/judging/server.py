@@ -99,6 +99,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, routes: dict[str, Callable[[], None]]) -> None:
         try:
+            self._answer(routes)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            self.close_connection = True  # whoever asked has left; their vote, if any, is on the disk
+
+    def _answer(self, routes: dict[str, Callable[[], None]]) -> None:
+        """Serve the request, or say why not."""
+        try:
             self._check_host()
             route = routes.get(urlsplit(self.path).path)
             if route is None:
@@ -110,8 +117,6 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json({"problem": str(error)}, HTTPStatus.BAD_REQUEST)
         except UserError as error:
             self._send_json({"problem": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            self.close_connection = True  # whoever asked has left; their vote, if any, is on the disk
 
     def _page(self) -> None:
         if not self.server.local:
