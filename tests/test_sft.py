@@ -13,6 +13,7 @@ from tiny_recipe import run_module
 from trl import SFTConfig, SFTTrainer
 
 from hf_llm.model.loading import load_model
+from hf_llm.training.chat_trainer import ChatTrainer
 from hf_llm.training.rows import IGNORED
 
 
@@ -40,8 +41,9 @@ def batches() -> list[dict]:
     return rows
 
 
+@pytest.mark.parametrize("trainer_class", [SFTTrainer, ChatTrainer])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
-def test_trls_loss_and_step_are_those_of_the_models_own_loss(tmp_path, batch, accumulation):
+def test_trls_loss_and_step_are_those_of_the_models_own_loss(tmp_path, trainer_class, batch, accumulation):
     model, tokenizer, rows = tiny_model(), tiny_tokenizer(), batches()
     own = copy.deepcopy(model)
     arguments = SFTConfig(
@@ -60,7 +62,7 @@ def test_trls_loss_and_step_are_those_of_the_models_own_loss(tmp_path, batch, ac
         save_strategy="no",
         logging_steps=1,
     )
-    trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer = trainer_class(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train()
     count = sum(label != IGNORED for row in rows for label in row["labels"][1:])
     loss = sum(

@@ -11,13 +11,14 @@ With a `lora` section only adapters are trained; they are merged into the saved 
 import sys
 from dataclasses import dataclass, field
 
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run, say
 from hf_llm.manifest import read_manifest
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
+from hf_llm.training.chat_trainer import ChatTrainer
 from hf_llm.training.ending import finish
 from hf_llm.training.packing import check_packing
 from hf_llm.training.preview import preview
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
         say(table(rows.report))
         sides = [rows.train, rows.held_out]
-        trainer = tuning_trainer(SFTTrainer, SFTConfig, section, making, recipe.seed, start, sides)
+        trainer = tuning_trainer(ChatTrainer, SFTConfig, section, making, recipe.seed, start, sides)
         check_packing(trainer)
         watch(trainer)
         headline = "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right"

@@ -1,0 +1,194 @@
+"""SFT tokens per second and peak memory of our stage's trainer against a plain TRL script with transformers' Qwen3.
+
+    HF_LLM_DATA=... python benchmarks/tuning.py         # medians of interleaved rounds, one process each
+    HF_LLM_DATA=... python benchmarks/tuning.py --rounds 5 --vocab-size 16384
+
+Same sizes, same rows of Alpaca with the same chat template, same batch and optimizer, float32 on a CPU and bf16 on a
+GPU. `plain TRL` is SFTTrainer as its documentation writes it, with `assistant_only_loss`; its defaults recompute
+activations in the backward pass (gradient checkpointing), ours do not, so each is shown both ways. Tokens are those of
+the rows, padding not counted.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WAYS = {  # name -> whether it is ours, and training arguments
+    "plain TRL": (False, {"gradient_checkpointing": False}),
+    "hf_llm": (True, {}),
+    "plain TRL, checkpointing": (False, {"gradient_checkpointing": True}),
+    "hf_llm, checkpointing": (True, {"activation_checkpointing": True}),
+    "plain TRL, packing": (False, {"gradient_checkpointing": False, "packing": True, "per_device_train_batch_size": 4}),
+    "hf_llm, packing": (True, {"packing": True, "per_device_train_batch_size": 4}),
+}
+UNTIMED = 2  # steps
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of a round, after two untimed ones")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """A tokenizer trained on the rows, new models of both kinds with it, and the rows."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from hf_llm.data.conversations import ConversationSource, load_conversations
+    from hf_llm.model.configuration_hf_llm import HfLlmConfig
+    from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+    from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+
+    source = ConversationSource(license="cc-by-nc-4.0", path=f"{os.environ['HF_LLM_DATA']}/alpaca/alpaca_5k.json")
+    rows, _, _ = load_conversations([source], 0.0, 1)
+    texts = [message["content"] for row in rows for message in row["messages"]]
+    tokenizer = train_tokenizer(texts, TokenizerSection(vocab_size=options.vocab_size))
+    sizes = {
+        "vocab_size": options.vocab_size,
+        "hidden_size": options.hidden_size,
+        "intermediate_size": options.hidden_size * 11 // 4,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": options.hidden_size // 64,
+        "num_key_value_heads": options.hidden_size // 64,
+        "head_dim": 64,
+        "max_position_embeddings": options.context,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    for name, model in (
+        ("ours", HfLlmForCausalLM(HfLlmConfig(**sizes))),
+        ("stock", Qwen3ForCausalLM(Qwen3Config(**sizes))),
+    ):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"messages": row["messages"]}) + "\n")
+
+
+def plain_trainer(folder: Path, arguments: dict) -> object:
+    """What a short script writes."""
+    import torch
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = torch.cuda.is_available()
+    return SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(folder / "stock", dtype=torch.float32),
+        SFTConfig(assistant_only_loss=True, use_cpu=not on_gpu, bf16=on_gpu, **arguments),
+        train_dataset=load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(folder / "stock"),
+    )
+
+
+def our_trainer(folder: Path, arguments: dict) -> object:
+    """What hf_llm.sft makes of its section."""
+    from trl import SFTConfig
+
+    from hf_llm.data.conversations import ConversationSource
+    from hf_llm.lifecycle import Making
+    from hf_llm.sft import Finetuning
+    from hf_llm.training.chat_trainer import ChatTrainer
+    from hf_llm.training.rows import supervised_rows
+    from hf_llm.training.tuning import chat_tokenizer, tuning_trainer
+
+    source = ConversationSource(license="cc-by-nc-4.0", path=str(folder / "rows.jsonl"))
+    section = Finetuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
+    tokenizer = chat_tokenizer(folder / "ours", folder)
+    rows = supervised_rows(section, 42, tokenizer, arguments["max_length"])
+    making = Making(Path(arguments["output_dir"]), "sft", {}, {})
+    return tuning_trainer(
+        ChatTrainer, SFTConfig, section, making, 42, str(folder / "ours"), [rows.train, rows.held_out]
+    )
+
+
+def one_round(options: argparse.Namespace) -> None:
+    """Train in this process and print tokens per second and peak memory as JSON."""
+    import torch
+    from transformers import TrainerCallback
+
+    ours, own = WAYS[options.way]
+    output = tempfile.mkdtemp(dir=options.inputs)
+    arguments = {
+        "output_dir": output,
+        "max_length": options.context,
+        "per_device_train_batch_size": options.batch,
+        "max_steps": options.steps + UNTIMED,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataset_num_proc": None,
+        **own,
+    }
+    trainer = (our_trainer if ours else plain_trainer)(options.inputs, arguments)
+    ends = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append((time.perf_counter(), trainer._total_train_tokens))
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    (started, before), (ended, after) = ends[UNTIMED - 1], ends[-1]
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    )
+    print(json.dumps({"tokens_per_second": (after - before) / (ended - started), "gib": peak / 2**30}))
+
+
+def main() -> None:
+    options = parse()
+    if options.way:
+        return one_round(options)
+    found = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(options, Path(folder))
+        for number in range(options.rounds):
+            order = list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]
+            for way in order:
+                command = [sys.executable, *sys.argv, "--way", way, "--inputs", folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                speed, memory = found[way][-1].values()
+                print(f"round {number + 1}  {way:<26} {speed:>10,.0f} tokens/s {memory:>6.2f} GiB", flush=True)
+    report(found, options.rounds)
+
+
+def report(found: dict[str, list[dict]], rounds: int) -> None:
+    """The medians; each of ours as a ratio to the plain way above it, round by round."""
+    print(f"\n{'':<26} {'tokens/s':>10} {'ratio':>6} {'peak GiB':>9}   medians of {rounds} rounds")
+    plain = None
+    for way, entries in found.items():
+        speeds = [entry["tokens_per_second"] for entry in entries]
+        plain = speeds if way.startswith("plain") else plain
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds, plain, strict=True))
+        memory = statistics.median(entry["gib"] for entry in entries)
+        print(f"{way:<26} {statistics.median(speeds):>10,.0f} {ratio:>6.2f} {memory:>9.2f}")
+
+
+if __name__ == "__main__":
+    main()
