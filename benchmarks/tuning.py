@@ -115,10 +115,8 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     section = Finetuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
     tokenizer = chat_tokenizer(folder / "ours", folder)
     rows = supervised_rows(section, 42, tokenizer, arguments["max_length"])
-    making = Making(Path(arguments["output_dir"]), "sft", {}, {})
-    return tuning_trainer(
-        ChatTrainer, SFTConfig, section, making, 42, str(folder / "ours"), [rows.train, rows.held_out]
-    )
+    making, sides = Making(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
+    return tuning_trainer(ChatTrainer, SFTConfig, section, making, 42, str(folder / "ours"), sides)
 
 
 def one_round(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from tiny_recipe import run_module
 from trl import SFTConfig, SFTTrainer
 
 from hf_llm.model.loading import load_model
+from hf_llm.sft import main
 from hf_llm.training.chat_trainer import ChatTrainer
 from hf_llm.training.rows import IGNORED
 
@@ -25,6 +26,16 @@ def pretrained(tiny_life, tmp_path):
     for item in ("corpus", "tokenizer", "tokens", "base"):
         shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
     return tmp_path
+
+
+def run_sft(folder, monkeypatch, *arguments) -> int:
+    """`python -m hf_llm.sft tiny.yaml arguments` in `folder`, in this process. Returns the exit code."""
+    monkeypatch.chdir(folder)
+    try:
+        main(["tiny.yaml", *arguments])
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
 
 
 def facts_of(folder) -> dict:
@@ -103,18 +114,18 @@ def test_the_stop_rate_stands_in_manifest_headline_and_report(tiny_life):
     assert said == ("stop_warning" in metrics) == (metrics["stop_rate"] < 0.5)
 
 
-def test_a_preview_shows_rows_and_counts_and_trains_nothing(pretrained):
+def test_a_preview_shows_rows_and_counts_and_trains_nothing(pretrained, monkeypatch, capsys):
     rows = (pretrained / "chats.jsonl").read_text().splitlines()
     bad = {"messages": [{"role": "assistant", "content": "Me first."}]}
     (pretrained / "some.jsonl").write_text("\n".join([*rows, json.dumps(bad)]))
     data = "--sft.data=[{path: some.jsonl, license: mit}]"
     shutil.rmtree(pretrained / "runs/tiny/base")
-    done = run_module("hf_llm.sft", "tiny.yaml", "--preview", data, "--sft.allow_drop=0.1", folder=pretrained)
-    assert done.returncode == 0, done.stderr
-    assert "<|im_start|>user⏎\nTell me about the" in done.stdout
-    assert "[.][<|im_end|>]⏎" in done.stdout and "\033[" not in done.stdout
-    assert "1 dropped: starts with the assistant" in done.stdout
-    assert "54 rows to learn, 6 held out" in done.stdout
+    assert run_sft(pretrained, monkeypatch, "--preview", data, "--sft.allow_drop=0.1") == 0
+    shown = capsys.readouterr().out
+    assert "<|im_start|>user⏎\nTell me about the" in shown
+    assert "[.][<|im_end|>]⏎" in shown and "\033[" not in shown
+    assert "1 dropped: starts with the assistant" in shown
+    assert "54 rows to learn, 6 held out" in shown
     assert not (pretrained / "runs/tiny/sft").exists() and not (pretrained / "runs/tiny/base").exists()
 
 
@@ -149,15 +160,13 @@ def test_packed_rows_documents_shares_and_trls_own_keys_go_together(pretrained):
         ("--sft.data=[{path: chats.jsonl, license: mit, format: alpaca}]", "not what format 'alpaca'"),
     ],
 )
-def test_what_would_teach_the_wrong_thing_is_refused(pretrained, override, words):
-    done = run_module("hf_llm.sft", "tiny.yaml", "--sft.training.packing=true", override, folder=pretrained)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert words in done.stderr and "Traceback" not in done.stderr
+def test_what_would_teach_the_wrong_thing_is_refused(pretrained, monkeypatch, capsys, override, words):
+    assert run_sft(pretrained, monkeypatch, "--sft.training.packing=true", override) == 2
+    assert words in capsys.readouterr().err
 
 
-def test_a_chat_template_other_than_the_tokenizers_is_refused(pretrained):
+def test_a_chat_template_other_than_the_tokenizers_is_refused(pretrained, monkeypatch, capsys):
     path = pretrained / "runs/tiny/base/chat_template.jinja"
     path.write_text(path.read_text().replace("These functions can be called", "Here are tools"))
-    done = run_module("hf_llm.sft", "tiny.yaml", folder=pretrained)
-    assert done.returncode == 2
-    assert "its chat template differs from that of runs/tiny/tokenizer" in done.stderr
+    assert run_sft(pretrained, monkeypatch) == 2
+    assert "its chat template differs from that of runs/tiny/tokenizer" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_prompt_is_a_row_up_to_its_first_answer(tokenizer):
 @pytest.mark.parametrize(("token", "rate"), [("<|im_end|>", 1.0), ("<|endoftext|>", 1.0), ("A", 0.0)])
 def test_the_stop_rate_is_the_share_of_answers_that_end(model, tokenizer, token, rate, capsys):
     model = that_only_says(model, tokenizer.convert_tokens_to_ids(token))
-    found = stop_rate(trainer_of(model.train(), tokenizer), rows(tokenizer, 6), "nowhere")
+    found = stop_rate(trainer_of(model.train(), tokenizer), rows(tokenizer, 6), Path("nowhere"))
     assert (found["stop_rate"], found["stop_prompts"], found["stop_limit"]) == (rate, 6, 64)
     assert model.training
     said = "WARNING: the model does not stop: 6 of 6 answers went on to 64 tokens"
@@ -87,4 +88,4 @@ def test_a_prompt_longer_than_the_context_loses_its_start(model, tokenizer):
 
 def test_without_questions_nothing_is_measured(model, tokenizer):
     documents = Dataset.from_list([{"input_ids": [20, 21], "labels": [20, 21]}])
-    assert stop_rate(trainer_of(model, tokenizer), documents, "nowhere") == {}
+    assert stop_rate(trainer_of(model, tokenizer), documents, Path("nowhere")) == {}

@@ -1,10 +1,12 @@
 """Whether a chat model's answers come to an end: the share that ends by itself on prompts kept out of training."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_llm.inference.generation import batch_of, load, prompt_room, stop_tokens, usual_length
 from hf_llm.lifecycle import say
@@ -15,7 +17,7 @@ PROMPTS = 20
 LEAST = 0.5  # a share of answers that end below which the model is said not to stop
 
 
-def stop_rate(trainer: Trainer, rows: Dataset, folder: str) -> dict[str, Any]:
+def stop_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
     """`stop_rate`, the share of greedy answers to `PROMPTS` held-out prompts that end before `stop_limit` tokens.
 
     Of the model in the trainer, or where that is spread over processes of the one saved in `folder`. Says loudly, and
@@ -25,6 +27,7 @@ def stop_rate(trainer: Trainer, rows: Dataset, folder: str) -> dict[str, Any]:
     if not prompts:
         return {}
     if weights_are_sharded(trainer):
+        unset_hf_deepspeed_config()  # else transformers would split this copy too, over processes that are not here
         model, tokenizer = load(folder)
     else:
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
