@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
 
 from hf_llm.data.conversations import load_conversations, load_preferences
 from hf_llm.errors import command
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         *rows, counts = prompts_of(section, recipe.seed)
         functions = reward_functions(section.reward_functions, judge, load_tokenizer(start))
+        set_seed(recipe.seed)  # of a new critic's score
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic_of(section, judge, start))
         trainer = tuning_trainer(trainer_class, PPOConfig, section, making, recipe.seed, start, rows)
         watch(trainer, likelihood=False)
@@ -98,11 +100,10 @@ def question(row: dict) -> dict[str, Any]:
     return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
 
 
-def critic_of(section: PPOTuning, judge: Path | str | None, start: Path | str):
-    """A critic of its own, made of the reward model or else of the model itself, where the section asks for one."""
-    if section.training.get("critic") != "separate":
-        return None
-    return load_reward_model(judge if judge is not None else start)
+def critic_of(section: PPOTuning, judge: Path | str | None, start: Path | str) -> PreTrainedModel | None:
+    """A critic made of the reward model, or of the model itself where there is none; None for a value head."""
+    wanted = section.training.get("critic") or ("head" if section.lora is not None else "separate")
+    return load_reward_model(judge or start) if wanted == "separate" else None
 
 
 if __name__ == "__main__":

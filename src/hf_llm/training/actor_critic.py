@@ -45,25 +45,37 @@ class ActorCritic(nn.Module):
         input_ids: torch.LongTensor,  # B P+T, prompts padded on the left, answers on the right
         attention_mask: torch.LongTensor,  # B P+T
         answer_length: int,  # T
-        temperature: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the answers' tokens and the values of the states before them, B T each."""
-        places = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": positions(attention_mask),
-            "use_cache": False,
-        }
-        shared = self.critic is None
-        outputs = self.policy(**places, logits_to_keep=answer_length + 1, output_hidden_states=shared)
+        temperature: float | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Log-probabilities of the answers' tokens and the values of the states before them, B T each.
+
+        Without a `temperature` the values alone, which spares the vocabulary's logits, or the policy altogether.
+        """
+        inputs = model_inputs(input_ids, attention_mask)
         before = slice(-answer_length - 1, -1)  # the positions that the answer's tokens are predicted at
-        log_probs = token_log_probs(outputs.logits[:, before], input_ids[:, -answer_length:], temperature)
-        if shared:
-            values = self.value_head(outputs.hidden_states[-1][:, before].to(self.value_head.weight.dtype))
+        log_probs = states = None
+        if temperature is not None or self.critic is None:
+            kept = answer_length + 1 if temperature is not None else 1
+            outputs = self.policy(**inputs, logits_to_keep=kept, output_hidden_states=self.critic is None)
+            states = outputs.hidden_states[-1] if self.critic is None else None
+        if temperature is not None:
+            log_probs = token_log_probs(outputs.logits[:, before], input_ids[:, -answer_length:], temperature)
+        if self.critic is None:
+            values = self.value_head(states[:, before].to(self.value_head.weight.dtype))
         else:
             backbone = getattr(self.critic, self.critic.base_model_prefix)
-            values = self.critic.score(backbone(**places).last_hidden_state[:, before])
+            values = self.critic.score(backbone(**inputs).last_hidden_state[:, before])
         return log_probs, values.squeeze(-1).float()
+
+
+def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """What a language model takes to read whole rows, padded on the left or on the right."""
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": positions(attention_mask),
+        "use_cache": False,
+    }
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -75,11 +87,5 @@ def answer_log_probs(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, answer_length: int, temperature: float
 ) -> torch.Tensor:
     """Log-probabilities (B T) of the answers' tokens under a plain language model, such as the reference."""
-    outputs = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions(attention_mask),
-        logits_to_keep=answer_length + 1,
-        use_cache=False,
-    )
+    outputs = model(**model_inputs(input_ids, attention_mask), logits_to_keep=answer_length + 1)
     return token_log_probs(outputs.logits[:, -answer_length - 1 : -1], input_ids[:, -answer_length:], temperature)

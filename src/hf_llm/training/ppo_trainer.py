@@ -59,15 +59,20 @@ class PPOConfig(TrainingArguments):
     kl_coef: float = field(default=0.05, metadata={"help": "reward taken for each nat away from the reference"})
     kl_target: float | None = field(default=None, metadata={"help": "nats per answer that kl_coef is steered towards"})
     kl_horizon: int = field(default=10_000, metadata={"help": "answers in which kl_coef changes by at most a fifth"})
-    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "k1: log p/q; k3: never negative"})
+    kl_estimator: Literal["k1", "k3"] = field(
+        default="k1", metadata={"help": "of the KL that is logged and steered by (k3 is never negative)"}
+    )
     gamma: float = field(default=1.0, metadata={"help": "discount of a token's reward for each token before it"})
     lam: float = field(default=0.95, metadata={"help": "lambda of generalised advantage estimation"})
     cliprange: float = field(default=0.2, metadata={"help": "how far the probability ratio may move and still gain"})
     cliprange_value: float = field(default=0.2, metadata={"help": "the same for values, in units of the reward"})
     vf_coef: float = field(default=0.1, metadata={"help": "weight of the value loss"})
-    critic: Literal["head", "separate"] = field(
-        default="head",
-        metadata={"help": "head: values from the policy's hidden states; separate: from a copy of the reward model"},
+    critic: Literal["head", "separate"] | None = field(
+        default=None,
+        metadata={
+            "help": "separate: values from a copy of the reward model; head: from the policy's own hidden states, in "
+            "less memory; left out: separate, but head where adapters are trained"
+        },
     )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "taken from the score of an answer that does not end by itself"}
@@ -136,8 +141,9 @@ class PPOTrainer(Trainer):
         room = (args.max_length or model.config.max_position_embeddings) - args.max_completion_length
         train_dataset, eval_dataset = (with_ids(part, processing_class, room) for part in (train_dataset, eval_dataset))
         policy = get_peft_model(model, peft_config) if peft_config is not None else model
+        self.actor_critic = ActorCritic(policy, critic)  # as a Trainer's `model` is, before anything wraps it
         super().__init__(
-            model=ActorCritic(policy, critic),
+            model=self.actor_critic,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -222,8 +228,10 @@ class PPOTrainer(Trainer):
         generator = generator_for(device, args.seed, TRAINING, number, args.process_index)
         answers, scores = self._answer_and_score(self.train_dataset[rows], generator)
         log_probs, values, reference = self._judge(answers)
-        kl = kl_estimate(log_probs, reference, args.kl_estimator) * answers.mask
-        rewards = token_rewards(self._shaped(scores, answers.ended), kl, answers.mask, self.kl.coef)
+        # As a reward only k1 leads back: the gradient of a k3 penalty is that of KL(p, q) less that of KL(q, p), which
+        # is nothing near the reference (a coefficient of 100 let a model drift as far as one of 0).
+        penalty = kl_estimate(log_probs, reference, "k1")
+        rewards = token_rewards(self._shaped(scores, answers.ended), penalty, answers.mask, self.kl.coef)
         advantages, returns = advantages_and_returns(rewards, values, answers.mask, args.gamma, args.lam)
         mean, deviation = mean_and_deviation(reduce(moments(advantages, answers.mask), "sum"))
         advantages = (advantages - mean) / (deviation + 1e-8) * answers.mask
@@ -231,9 +239,10 @@ class PPOTrainer(Trainer):
         order = deal(answers.mask.sum(1), args.num_ppo_epochs, args.num_mini_batches, generator)
         lengths = answers.mask.sum(1)[order].view(args.num_ppo_epochs, args.num_mini_batches, -1)
         step_tokens = reduce(lengths.sum(2), "sum")
+        kl = kl_estimate(log_probs, reference, args.kl_estimator) * answers.mask
         self._note_answers("train", answers, scores, kl)
-        unexplained = (returns - values)[answers.mask].var() / returns[answers.mask].var().clamp(min=1e-8)
-        self._note("train", 1, explained_variance=1 - unexplained, kl_coef=self.kl.coef)
+        learnt, missed = returns[answers.mask].var(), (returns - values)[answers.mask].var()
+        self._note("train", 1, return_variance=learnt, unexplained_variance=missed, kl_coef=self.kl.coef)
         total_kl = reduce(torch.stack([kl.sum(), kl.new_tensor(len(kl))]), "sum")
         self.kl.update((total_kl[0] / total_kl[1]).item(), int(total_kl[1]))
         kept = (answers.queries, answers.query_mask, answers.tokens, answers.mask)
@@ -252,39 +261,45 @@ class PPOTrainer(Trainer):
                 self.processing_class.pad_token_id,
                 generator,
             )
-        texts = self.processing_class.batch_decode(answers.texts(), skip_special_tokens=True)
+        texts = self.processing_class.batch_decode(answers.ids(), skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": text}] for text in texts]
         columns = {name: values for name, values in batch.items() if name not in ("prompt", "prompt_ids")}
+        columns["completion_ids"] = answers.ids()
         return answers, scores_of(self.reward_functions, batch["prompt"], completions, columns).to(args.device)
 
     @contextmanager
     def _generating(self) -> Iterator[PreTrainedModel]:
         """The policy, to be called without gradients in whatever precision it is trained in."""
-        model = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        model.eval()  # with gradient checkpointing a model in training keeps no cache
+        training = self.actor_critic.training
+        self.actor_critic.eval()  # with gradient checkpointing a model in training keeps no cache
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                yield model.policy
+                yield self.actor_critic.policy
         finally:
-            model.train(training)
+            self.actor_critic.train(training)
 
-    def _judge(self, answers: Answers, values: bool = True) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def _judge(self, answers: Answers, with_values: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, values and the reference's log-probabilities of the answers' tokens, N T each.
 
-        In passes of the evaluation's batch size, answers of like length together.
+        The log-probabilities are those that came with the samples, but computed anew in half precision, where a step
+        with a cache and a pass over the whole answer round differently. In passes of the evaluation's batch size,
+        answers of like length together.
         """
-        count, length = answers.tokens.shape
-        found = torch.zeros(3, count, length, device=answers.tokens.device)
+        anew = self.args.bf16 or self.args.fp16 or self.actor_critic.policy.dtype != torch.float32
+        temperature = self.args.temperature
+        found = torch.zeros(3, *answers.tokens.shape, device=answers.tokens.device)
+        found[0] = answers.log_probs
         order = (answers.mask.sum(1) + answers.query_mask.sum(1)).argsort(stable=True)
-        for rows in order.split(self.args.eval_batch_size):
-            ids, mask, width = cut(answers, rows)
-            with self._generating() as policy:
-                model = self.accelerator.unwrap_model(self.model)
-                found[0, rows, :width], found[1, rows, :width] = model(ids, mask, width, self.args.temperature)
+        with self._generating() as policy:
+            for rows in order.split(self.args.eval_batch_size):
+                ids, mask, width = cut(answers, rows)
+                if anew or with_values:
+                    log_probs, values = self.actor_critic(ids, mask, width, temperature if anew else None)
+                    found[1, rows, :width] = values
+                    found[0, rows, :width] = log_probs if anew else found[0, rows, :width]
                 with policy.disable_adapter() if self.reference is None else nullcontext():
                     reference = policy if self.reference is None else self.reference
-                    found[2, rows, :width] = answer_log_probs(reference, ids, mask, width, self.args.temperature)
+                    found[2, rows, :width] = answer_log_probs(reference, ids, mask, width, temperature)
         return tuple(found * answers.mask)
 
     def _shaped(self, scores: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
@@ -308,7 +323,7 @@ class PPOTrainer(Trainer):
         rows = inputs["rows"].tolist()
         generator = generator_for(self.args.device, self.args.seed, EVALUATION, rows[0])
         answers, scores = self._answer_and_score(self.eval_dataset[rows], generator)
-        log_probs, _, reference = self._judge(answers)
+        log_probs, _, reference = self._judge(answers, with_values=False)
         kl = kl_estimate(log_probs, reference, self.args.kl_estimator) * answers.mask
         self._note_answers("eval", answers, scores, kl)
         return -(scores.sum(0) - self.kl.coef * kl.sum(1)).mean(), None, None
@@ -347,6 +362,8 @@ class PPOTrainer(Trainer):
             means = (totals[:, 0] / totals[:, 1]).tolist()
             logs |= {prefix + name: mean for name, mean in zip(self._sums[mode], means, strict=True)}
             self._sums[mode] = {}
+        if logs.get("return_variance"):
+            logs["explained_variance"] = 1 - logs["unexplained_variance"] / logs["return_variance"]
         super().log(logs, start_time)
 
     # ---- checkpoints: the policy as `from_pretrained` opens it, the critic beside it, and the rollout under way
@@ -355,7 +372,7 @@ class PPOTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and not self.is_deepspeed_enabled:  # whose own files hold all weights
-            whole = self.accelerator.unwrap_model(self.model).state_dict()
+            whole = self.actor_critic.state_dict()
             critic = {name: part.contiguous() for name, part in whole.items() if not name.startswith("policy.")}
             save_file(critic, folder / CRITIC)
         kept = {f"sums.{name}": pair for name, pair in self._sums["train"].items()}
@@ -382,10 +399,9 @@ class PPOTrainer(Trainer):
         self.rollout = Rollout(**parts) if parts else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        whole = self.accelerator.unwrap_model(self.model)
         with self._policy_alone():
-            super()._load_from_checkpoint(resume_from_checkpoint, whole.policy)
-        lacking = whole.load_state_dict(load_file(Path(resume_from_checkpoint) / CRITIC), strict=False)
+            super()._load_from_checkpoint(resume_from_checkpoint, self.actor_critic.policy)
+        lacking = self.actor_critic.load_state_dict(load_file(Path(resume_from_checkpoint) / CRITIC), strict=False)
         assert not lacking.unexpected_keys, lacking
 
     def _load_best_model(self) -> None:
@@ -402,8 +418,7 @@ class PPOTrainer(Trainer):
     @contextmanager
     def _policy_alone(self) -> Iterator[None]:
         """Trainer's own ways of saving and loading, which know one model, on the policy."""
-        whole = self.model
-        self.model = self.accelerator.unwrap_model(whole).policy
+        whole, self.model = self.model, self.actor_critic.policy
         try:
             yield
         finally:

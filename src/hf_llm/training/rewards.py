@@ -1,7 +1,7 @@
 """What says how good an answer is: a reward model of the run or the Hub, or the user's own Python functions.
 
-Both are called as TRL calls reward functions: `prompts` and `completions` (message lists), and every other column of
-the rows by its name. They return one number for each answer.
+Both are called as TRL calls reward functions: with `prompts` and `completions` (message lists), `completion_ids`, and
+every other column of the rows by its name. They return one number for each answer.
 """
 
 import importlib

@@ -53,9 +53,9 @@ class Answers:
     entropy: torch.Tensor  # N T, nats, of the distributions they were drawn from; 0 off the mask
     ended: torch.Tensor  # N, bool: by a token that ends a turn, not by the limit
 
-    def texts(self) -> list[list[int]]:
-        """The tokens of each answer, without the one that ended it."""
-        lengths = (self.mask.sum(1) - self.ended.long()).tolist()
+    def ids(self) -> list[list[int]]:
+        """The tokens of each answer, the one that ended it included."""
+        lengths = self.mask.sum(1).tolist()
         return [row[:length] for row, length in zip(self.tokens.tolist(), lengths, strict=True)]
 
 
