@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from judging.chromium import wait_for
 from tiny_recipe import run_module
 
 from hf_llm.data.conversations import ConversationSource, load_preferences
@@ -52,6 +53,10 @@ def answers_file(folder: Path, rows: int = 8, **more: str) -> Path:
     return path
 
 
+def rows_of(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
 def judge_by_length(votes: Votes, annotator: str) -> None:
     while question := votes.question(annotator):
         votes.vote(question.pair, annotator, "a" if len(question.a) >= len(question.b) else "b", 4, 2, 1.0)
@@ -73,7 +78,7 @@ def test_from_two_models_to_a_model_trained_on_the_votes(run, capsys):
     said = capsys.readouterr().out
     assert "rating" in said and "preferences" in said
 
-    rows = [json.loads(line) for line in open("judged/preferences.jsonl")]
+    rows = rows_of("judged/preferences.jsonl")
     progress = votes.progress("Ada")
     assert len(rows) == progress["done"] > 6
     assert all(len(row["chosen"][0]["content"]) >= len(row["rejected"][0]["content"]) - 2 for row in rows)
@@ -113,6 +118,30 @@ def test_answers_are_the_same_whoever_makes_them_and_however_often_it_is_interru
     assert again == expected
 
 
+def test_leaving_stops_the_model_in_the_middle_of_an_answer(run):
+    (run / "p.txt").write_text("\n".join(f"Question {n}?" for n in range(400)))
+    more = ("--max-new-tokens", "100", "--prompts", "p.txt", "--take", "400", "--votes", "v.sqlite")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_llm.judge", *MODELS, *more, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    votes = Votes(run / "v.sqlite")
+    wait_for(lambda: votes.question("Ada"), "the first answers")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+    missing = votes.missing()
+    assert missing
+    assert all(len(prompts) % 8 == 0 for prompts in missing.values())  # whole batches only
+
+
+def test_models_that_say_the_same_leave_nothing_to_judge(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answers_file(tmp_path, 2, gpt2="right")
+    command = [sys.executable, "-m", "hf_llm.judge", "answers.jsonl", "--terminal", "--annotator", "Ada"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=True)
+    assert "The answers to every prompt are the same" in done.stdout
+
+
 def test_another_comparison_in_the_same_file_is_refused_by_what_differs(run, capsys):
     (run / "p.txt").write_text("One?\nTwo?\n")
     votes = ("--votes", "v.sqlite")
@@ -131,7 +160,7 @@ def test_a_model_that_cannot_answer_is_said_where_people_wait(run, capsys):
     (run / "p.txt").write_text("One?\n")
     (run / "hollow").mkdir()
     main_arguments = ("hollow", "runs/tiny/sft", "--prompts", "p.txt", "--votes", "v.sqlite")
-    assert "no tokenizer to load" in refused(capsys, *main_arguments, "--terminal", "--annotator", "Ada") or True
+    assert "hollow: no model to load" in refused(capsys, *main_arguments, "--terminal", "--annotator", "Ada")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +246,7 @@ def test_the_report_holds_what_was_judged_and_loads_nothing(tmp_path, monkeypatc
 def test_the_export_follows_the_majority_and_leaves_out_what_teaches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     answers_file(tmp_path, 6)
-    rows = [json.loads(line) for line in open("answers.jsonl")]
+    rows = rows_of("answers.jsonl")
     rows[5]["gpt2"] = "  "
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit):
@@ -232,7 +261,7 @@ def test_the_export_follows_the_majority_and_leaves_out_what_teaches_nothing(tmp
             choices = {"r": good, "w": "ab".replace(good, ""), "t": "tie", "x": "bad", "s": "skip"}
             votes.vote(question.pair, annotator, choices[said])
     main(["answers.jsonl", "--export", "p.jsonl"])
-    [row] = [json.loads(line) for line in open("p.jsonl")]
+    [row] = rows_of("p.jsonl")
     assert row == {
         "prompt": [{"role": "user", "content": "Question 0?"}],
         "chosen": [{"role": "assistant", "content": "right 0"}],

@@ -2,10 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.errors import UserError
 from hf_llm.judging.votes import Votes
+from hf_llm.manifest import digest_of
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 8  # prompts answered at once; also what is lost where the process is killed
 
@@ -16,7 +20,7 @@ def make_answers(votes: Votes) -> Iterator[int]:
     for name, prompts in votes.missing().items():
         model = Answerer(votes, name)
         for batch in batches(prompts):
-            model.answer(batch)
+            model.answer(batch, stopped=threading.Event())
             left -= len(batch)
             yield left
 
@@ -35,17 +39,30 @@ class Answerer:
         self.seed = self.sampling.pop("seed")
         self.length = self.sampling.pop("max_new_tokens") or usual_length(self.model)
 
-    def answer(self, prompts: list[int]) -> None:
-        """Answer the prompts of these numbers together, and keep the answers.
+    def answer(self, prompts: list[int], stopped: threading.Event) -> None:
+        """Answer the prompts of these numbers together, and keep the answers, unless `stopped` is set meanwhile.
 
-        Their seed is the comparison's and the first prompt's number: the same answers whoever makes them, and when.
+        Their seed comes from the comparison's, the model's name and the first prompt: the same answers whoever makes
+        them, and when, and no dice that two models share, which would make like models say the same.
         """
+        from transformers import StoppingCriteriaList
+
         from hf_llm.inference.generation import reply
 
-        conversations = [self.prompts[number] for number in prompts]
-        seed = self.seed + prompts[0]
-        texts = reply(self.model, self.tokenizer, conversations, self.length, seed=seed, **self.sampling)
-        self.votes.add_answers(self.name, dict(zip(prompts, texts, strict=True)))
+        def told_to_stop(tokens: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+            return tokens.new_full((tokens.shape[0],), int(stopped.is_set())).bool()
+
+        texts = reply(
+            self.model,
+            self.tokenizer,
+            [self.prompts[number] for number in prompts],
+            self.length,
+            seed=int(digest_of([self.seed, self.name, prompts[0]])[:8], 16),
+            stopping_criteria=StoppingCriteriaList([told_to_stop]),
+            **self.sampling,
+        )
+        if not stopped.is_set():
+            self.votes.add_answers(self.name, dict(zip(prompts, texts, strict=True)))
 
 
 class Background:
@@ -73,7 +90,7 @@ class Background:
             models = {name: Answerer(self.votes, name) for name in todo}
             while todo and not self._stopped.is_set():
                 for name in list(todo):
-                    models[name].answer(todo[name].pop(0))
+                    models[name].answer(todo[name].pop(0), self._stopped)
                     if not todo[name]:
                         del todo[name]
         except UserError as error:

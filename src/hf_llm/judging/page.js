@@ -82,6 +82,7 @@ function show(state) {
   const waiting = state.waiting > 0 && !state.problem;
   find("pause").firstChild.textContent = waiting
     ? "The answers are still being written. The next pair appears here as soon as it is ready."
+    : !state.total ? "The answers to every prompt are the same: there is nothing to judge."
     : state.done < state.total ? "There is nothing to judge until the answers can be made." : "That was the last one. Thank you.";
   if (waiting) timer = setTimeout(next, 1000);
 }

@@ -147,6 +147,8 @@ def _different(prompts: list[Conversation]) -> list[Conversation]:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
     faults = Faults()
     rows = list(file_rows(path, faults))
     if faults.dropped:

@@ -78,7 +78,8 @@ def show(question: Question | None, done: int, total: int) -> None:
         print("\033[2J\033[H", end="")
     print(f"{done} of {total} judged\n")
     if question is None:
-        print("That was the last one. Thank you.   u: undo   q: leave", flush=True)
+        last = "That was the last one. Thank you." if total else "The answers to every prompt are the same."
+        print(f"{last}   u: undo   q: leave", flush=True)
         return
     several = len(question.messages) > 1
     for message in question.messages:
