@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from judging.chromium import wait_for
+from chromium import wait_for
 from tiny_recipe import run_module
 
 from hf_llm.data.conversations import ConversationSource, load_preferences

@@ -1,9 +1,11 @@
 """Comparisons to judge in tests: given answers, and annotators who are right as often as they are told to be."""
 
 import random
+import threading
 from pathlib import Path
 
 from hf_llm.judging.pairs import Plan, paired
+from hf_llm.judging.server import JudgingServer
 from hf_llm.judging.votes import Vote, Votes, create_votes
 
 
@@ -34,3 +36,20 @@ def vote(pair: int, choice: str, annotator: str = "Ada", first_is_a: bool = True
     prompt = more.pop("prompt", pair)
     first, second = more.pop("first", "x"), more.pop("second", "y")
     return Vote(pair, prompt, annotator, choice, first, second, first if first_is_a else second, **more)
+
+
+class serving:
+    """A server in a thread, for the length of a `with` block."""
+
+    def __init__(self, votes, host="127.0.0.1", port=0, **more):
+        self.server = JudgingServer(votes, host, port, **more)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+
+    def __enter__(self):
+        self.thread.start()
+        return self.server
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

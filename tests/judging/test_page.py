@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from chromium import PROGRAM, Browser, wait_for
-from comparison import plan
-from test_server import serving
+from comparison import plan, serving
 
 from hf_llm.judging.report import results
 from hf_llm.judging.votes import Votes, create_votes

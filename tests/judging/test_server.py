@@ -4,10 +4,9 @@ import http.client
 import json
 import socket
 import sqlite3
-import threading
 
 import pytest
-from comparison import plan, votes_file
+from comparison import plan, serving, votes_file
 
 from hf_llm.errors import UserError
 from hf_llm.judging.server import LARGEST_BODY, TOKEN, JudgingServer, is_local
@@ -18,23 +17,6 @@ from hf_llm.judging.votes import Votes, create_votes
 def server(tmp_path):
     with serving(votes_file(tmp_path)) as server:
         yield server
-
-
-class serving:
-    """A server in a thread, for the length of a `with` block."""
-
-    def __init__(self, votes, host="127.0.0.1", port=0, **more):
-        self.server = JudgingServer(votes, host, port, **more)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self.server
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 def ask(server, method, path, body=None, **headers):
