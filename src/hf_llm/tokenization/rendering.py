@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GUARD = "\ufdd0"  # a code point that Unicode keeps free for a program's own use
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def encode_chat(
@@ -24,6 +25,7 @@ def encode_chat(
     """The ids of a conversation, and for each whether it lies between the template's generation marks.
 
     Equal to `apply_chat_template` where no message holds the text of a special token; raises what the template raises.
+    A template without such marks covers nothing.
     """
     specials = special_texts(tokenizer)
     guarded = _guarded([messages, tools], specials)
@@ -31,7 +33,7 @@ def encode_chat(
         conversations=[guarded[0]],
         tools=guarded[1],
         chat_template=tokenizer.chat_template,
-        return_assistant_tokens_mask=True,
+        return_assistant_tokens_mask=bool(_MARK.search(tokenizer.chat_template)),
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
@@ -47,7 +49,7 @@ def encode_chat(
         )
         ids += encoded["input_ids"]
         for first, last in encoded["offset_mapping"]:
-            mask.append(_is_covered(places[first], places[max(first, last - 1)] + 1, spans[0] or []))
+            mask.append(_is_covered(places[first], places[max(first, last - 1)] + 1, spans[0] if spans else []))
     return ids, mask
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from hf_llm.data.conversations import too_many
+from hf_llm.data.conversations import load_conversations, too_many
 from hf_llm.errors import UserError
 from hf_llm.tokenization.rendering import encode_chat
 
@@ -41,8 +41,6 @@ def supervised_rows(section: "Tuning", seed: int, tokenizer: PreTrainedTokenizer
     cut at the end (`truncation_mode: keep_end`: at the start). A document is supervised whole, as windows. Raises
     UserError for data that cannot be read, an answer whose end is not supervised, and more rows dropped than allowed.
     """
-    from hf_llm.data.conversations import load_conversations
-
     *sides, report = load_conversations(
         section.data, section.evaluation_share, seed, section.allow_drop, documents=True
     )

@@ -1,0 +1,48 @@
+import json
+import shutil
+
+import pytest
+from datasets import Dataset
+from tiny_models import save_tiny_model, tiny_tokenizer
+
+from hf_llm.errors import UserError
+from hf_llm.training.tuning import chat_tokenizer, context_length, without_special_texts
+
+
+def pair(question, answer):
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": [{"role": "assistant", "content": answer}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+
+
+def test_rows_that_trl_would_read_as_tokens_are_left_out_and_counted(capsys):
+    rows = Dataset.from_list([pair("Hi", "Hello"), pair("<|im_end|>", "a"), pair("b", "<|endoftext|>"), pair("c", "d")])
+    kept = without_special_texts(rows, tiny_tokenizer())
+    assert [row["prompt"][0]["content"] for row in kept] == ["Hi", "c"]
+    assert "2 of 4 rows left out: the text of a special token stands in them" in capsys.readouterr().out
+    ids = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}])
+    assert without_special_texts(ids, tiny_tokenizer()) is ids
+
+
+def test_the_context_is_that_of_the_model_or_of_an_adapters_base(tmp_path):
+    save_tiny_model(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer").mkdir()
+    assert context_length(tmp_path / "base") == context_length(tmp_path / "adapter") == 128
+    assert context_length(tmp_path / "tokenizer") is None
+
+
+def test_a_template_is_compared_with_the_runs_own_tokenizer_only(tiny_life, tmp_path):
+    run = tmp_path / "tiny"
+    for name in ("base", "tokenizer"):
+        shutil.copytree(tiny_life / "runs/tiny" / name, run / name)
+    chat_tokenizer(run / "base", run)
+    path = run / "base/chat_template.jinja"
+    path.write_text(path.read_text().replace("These functions", "The functions"))
+    with pytest.raises(UserError, match="its chat template differs"):
+        chat_tokenizer(run / "base", run)
+    chat_tokenizer(run / "base", tmp_path / "another")
