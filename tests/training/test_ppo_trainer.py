@@ -172,14 +172,14 @@ def test_a_known_optimum_is_reached_to_95_percent(reward, tmp_path):
 
 
 def test_a_very_large_kl_coefficient_keeps_the_model_at_the_reference(tmp_path):
-    settings = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "learning_rate": 3e-3}
+    settings = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear"}
     settings |= {"max_steps": 60, "save_strategy": "no", "kl_estimator": "k3", "logging_steps": 50}
     free = tiny_ppo(tmp_path, nearness_to_four, kl_coef=0.0, **settings)
     held = tiny_ppo(tmp_path, nearness_to_four, kl_coef=100.0, **settings)
     for trainer in (free, held):
         trainer.train()
-    assert free.evaluate()["eval_kl"] > 1
-    assert held.evaluate()["eval_kl"] < 0.1
+    assert free.evaluate()["eval_kl"] > 0.2
+    assert held.evaluate()["eval_kl"] < 0.04
 
 
 def test_an_adaptive_coefficient_falls_at_the_reference_and_rises_far_from_it(tmp_path):

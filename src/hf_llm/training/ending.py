@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig, Trainer
+from transformers import Trainer
 
 from hf_llm.lifecycle import Making, Run, is_main_process, licenses_of
 from hf_llm.manifest import digest_of
@@ -15,7 +15,7 @@ from hf_llm.training.guards import train
 from hf_llm.training.pushing import push
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftModel
 
 ROWS = "rows"  # what the stages that tune on rows share between processes, in a stage's folder until it is finished
 
@@ -81,7 +81,7 @@ def save(trainer: Trainer, folder: Path) -> None:
     else:
         trainer.save_model(str(folder / "adapter"), _internal_call=True)
         if is_main_process():
-            save_merged(model.peft_config["default"], folder, model.generation_config)
+            save_merged(model, folder)
             trainer.processing_class.save_pretrained(folder)
     if is_main_process():
         # A pickle of this machine's settings: of no use to who downloads the model, and a risk to load.
@@ -89,7 +89,7 @@ def save(trainer: Trainer, folder: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
-def save_merged(adapter: "PeftConfig", folder: Path, generation: GenerationConfig | None) -> None:
+def save_merged(trained: "PeftModel", folder: Path) -> None:
     """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -98,8 +98,10 @@ def save_merged(adapter: "PeftConfig", folder: Path, generation: GenerationConfi
     from hf_llm.training.rewards import load_reward_model
 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would split the base over processes that are not here
+    adapter = trained.peft_config["default"]
     load = load_reward_model if adapter.task_type == "SEQ_CLS" else load_model
     base = load(adapter.base_model_name_or_path)
     merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
-    merged.generation_config = generation
+    if merged.can_generate():
+        merged.generation_config = trained.generation_config
     merged.save_pretrained(folder)

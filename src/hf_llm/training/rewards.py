@@ -65,6 +65,11 @@ def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> P
     Raises UserError where there is nothing to load, where other weights than the score's are missing, or where the
     model gives several scores.
     """
+    return _load_scorer(path, dtype)[0]
+
+
+def _load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its score came with it."""
     check_exists(path)
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -74,10 +79,11 @@ def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> P
         raise UserError(f"{path}: no model to load: {one_line(error)}") from error
     except RuntimeError as error:  # of weights of another shape
         raise UserError(f"{path} is no model with one score: {one_line(error)}") from error
-    lacking = sorted(str(key) for key in found["missing_keys"] if not str(key).startswith("score."))
-    if lacking:
-        raise UserError(f"{path}: {len(lacking)} weights are missing, {lacking[0]} for one")
-    return model
+    lacking = sorted(str(key) for key in found["missing_keys"])
+    others = [key for key in lacking if not key.startswith("score.")]
+    if others:
+        raise UserError(f"{path}: {len(others)} weights are missing, {others[0]} for one")
+    return model, not lacking
 
 
 class RewardModel:
@@ -90,7 +96,12 @@ class RewardModel:
     def __init__(self, path: Path | str, tokenizer: PreTrainedTokenizerBase):
         own = load_tokenizer(path)
         check_same_tokenizer(path, own, tokenizer)
-        self.model = load_reward_model(path).eval().requires_grad_(False)
+        model, has_score = _load_scorer(path, torch.float32)
+        if not has_score:
+            raise UserError(
+                f"reward_model: {path} is a language model and scores nothing; name what hf_llm.reward made"
+            )
+        self.model = model.eval().requires_grad_(False)
         self.tokenizer = own
         self.model.config.pad_token_id = own.pad_token_id
         self.__name__ = "reward_model"  # what TRL logs it by
