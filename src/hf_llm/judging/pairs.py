@@ -2,22 +2,29 @@
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hf_llm.data.conversations import ConversationSource, load_conversations, load_preferences
+from hf_llm.data.conversations import (
+    ConversationSource,
+    load_conversations,
+    load_labelled,
+    load_preferences,
+    load_prompts,
+)
 from hf_llm.data.faults import Faults
 from hf_llm.data.formats import Unusable, message
 from hf_llm.data.rows import file_rows
 from hf_llm.errors import UserError
+from hf_llm.lifecycle import ALIGNED
 from hf_llm.manifest import digest_of, file_digest, file_digests, read_manifest
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last one a question
 
 ROWS = (".jsonl", ".json", ".csv", ".parquet")  # files of answers or prompts; any other file of prompts is plain text
 _SAMPLE = '{"prompt": "What is a fox?", "gpt2": "An animal.", "ours": "A red animal."}'
-_HELD_OUT = {"sft": load_conversations, "dpo": load_preferences}
 
 
 @dataclass
@@ -93,19 +100,16 @@ def paired(prompts: int, models: list[str], seed: int) -> list[tuple[int, str, s
 
 
 def prompts_of_file(path: Path, take: int) -> list[Conversation]:
-    """The first `take` different prompts of a file: a line of plain text each, or rows with a `prompt`, or whole
-    conversations in a form that training knows, whose last answer is left out. Raises UserError."""
+    """The first `take` different prompts of a file: a line of plain text each, or rows in any form that training knows,
+    whose last answer is left out. Raises UserError."""
     if not path.is_file():
         raise UserError(f"--prompts: there is no file {path}")
-    rows = _rows(path) if path.suffix in ROWS else []
-    if path.suffix not in ROWS:
+    if path.suffix in ROWS:
+        rows, *_ = load_prompts([ConversationSource(license="unknown", path=str(path))], 0, 0)
+        found = [_question(row) for row in rows]
+    else:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         found = [_user(line.strip()) for line in lines if line.strip()]
-    elif all("prompt" in row for _, row in rows):
-        found = [_prompt(row, f"{path}, row {number}") for number, row in rows]
-    else:
-        everything, *_ = load_conversations([ConversationSource(license="unknown", path=str(path))], 0, 0)
-        found = [_question(row) for row in everything]
     if not found:
         raise UserError(f"--prompts: {path} holds no prompts; write one on each line")
     return _different(found)[:take]
@@ -119,14 +123,9 @@ def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
     held_out, trained = [], set()
     for model in models:
         manifest = read_manifest(Path(model)) or {}
-        load = _HELD_OUT.get(manifest.get("folder"))
-        if load is None:
+        if manifest.get("folder") not in ("sft", *ALIGNED):
             continue
-        recipe = manifest["recipe"]
-        section = recipe[manifest["folder"]]
-        sources = [ConversationSource(**source) for source in section["data"]]
-        *sides, _ = load(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"])
-        train, evaluation = ([_question(row) for row in side] for side in sides)
+        train, evaluation = _sides(manifest["folder"], manifest["recipe"])
         held_out += evaluation
         trained |= {digest_of(prompt) for prompt in train}
     unseen = [prompt for prompt in _different(held_out) if digest_of(prompt) not in trained]
@@ -135,8 +134,20 @@ def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
     return unseen[:take]
 
 
+def _sides(folder: str, recipe: dict[str, Any]) -> list[list[Conversation]]:
+    """The prompts that the stage of `folder` was trained on, and those it held out: read as that stage reads them."""
+    section = recipe[folder]
+    load = {"sft": partial(load_conversations, documents=True), "dpo": load_preferences, "kto": load_labelled}
+    if folder == "ppo":
+        load["ppo"] = load_conversations if section["rows"] == "conversations" else load_preferences
+    sources = [ConversationSource(**source) for source in section["data"]]
+    read = load.get(folder, load_prompts)
+    *sides, _ = read(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"])
+    return [[_question(row) for row in side if row.get("text") is None] for side in sides]
+
+
 def _question(row: dict[str, Any]) -> Conversation:
-    """A row of training data up to the last answer."""
+    """A row of training data up to its last answer."""
     messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
     # A data set's table has every key in every message, None where it was not there.
     return [{key: value for key, value in said.items() if value is not None} for said in messages]

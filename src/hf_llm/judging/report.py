@@ -103,7 +103,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     said = [f"{found['votes']} votes of {people} annotators on {found['judged_pairs']} of {found['pairs']} pairs"]
     for match in found["win_rates"]:
         if match["win_rate"]:
-            said.append(f"{match['first']} beats {match['second']}: {with_interval(match['win_rate'])}, ties half")
+            said.append(
+                f"{match['first']} wins against {match['second']}: {with_interval(match['win_rate'])}, ties half"
+            )
     for name, entry in found["ratings"].items():
         low, high = entry["interval"] or (None, None)
         within = f" ({low:.0f} to {high:.0f})" if low is not None else ""
