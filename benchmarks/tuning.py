@@ -5,8 +5,9 @@
 
 Same sizes, same rows of Alpaca with the same chat template, same batch and optimizer, float32 on a CPU and bf16 on a
 GPU. `plain TRL` is SFTTrainer as its documentation writes it, with `assistant_only_loss`; its defaults recompute
-activations in the backward pass (gradient checkpointing), ours do not, so each is shown both ways. Tokens are those of
-the rows, padding not counted.
+activations in the backward pass (gradient checkpointing), ours do not, so each is shown both ways. `TRL's head` is our
+stage with every position scored, to show the share of training/chat_trainer.py. Tokens are those of the rows, padding
+not counted.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 WAYS = {  # name -> whether it is ours, and training arguments
     "plain TRL": (False, {"gradient_checkpointing": False}),
     "hf_llm": (True, {}),
+    "hf_llm, TRL's head": (True, {}),
     "plain TRL, checkpointing": (False, {"gradient_checkpointing": True}),
     "hf_llm, checkpointing": (True, {"activation_checkpointing": True}),
     "plain TRL, packing": (False, {"gradient_checkpointing": False, "packing": True, "per_device_train_batch_size": 4}),
@@ -100,9 +102,9 @@ def plain_trainer(folder: Path, arguments: dict) -> object:
     )
 
 
-def our_trainer(folder: Path, arguments: dict) -> object:
+def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     """What hf_llm.sft makes of its section."""
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     from hf_llm.data.conversations import ConversationSource
     from hf_llm.lifecycle import Making
@@ -116,7 +118,8 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     tokenizer = chat_tokenizer(folder / "ours", folder)
     rows = supervised_rows(section, 42, tokenizer, arguments["max_length"])
     making, sides = Making(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
-    return tuning_trainer(ChatTrainer, SFTConfig, section, making, 42, str(folder / "ours"), sides)
+    trainer_class = SFTTrainer if all_positions else ChatTrainer
+    return tuning_trainer(trainer_class, SFTConfig, section, making, 42, str(folder / "ours"), sides)
 
 
 def one_round(options: argparse.Namespace) -> None:
@@ -138,7 +141,10 @@ def one_round(options: argparse.Namespace) -> None:
         "dataset_num_proc": None,
         **own,
     }
-    trainer = (our_trainer if ours else plain_trainer)(options.inputs, arguments)
+    if ours:
+        trainer = our_trainer(options.inputs, arguments, all_positions="head" in options.way)
+    else:
+        trainer = plain_trainer(options.inputs, arguments)
     ends = []
 
     class Clock(TrainerCallback):
