@@ -1,6 +1,6 @@
 """The page about a corpus: one file, everything escaped, every rule with what it left out."""
 
-from test_page import Structure
+from page_structure import Structure
 
 from hf_llm.reporting.corpus_page import corpus_page, shares, source
 

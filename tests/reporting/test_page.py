@@ -2,40 +2,13 @@
 
 import re
 import shutil
-from html.parser import HTMLParser
 
 import pytest
+from page_structure import Structure
 
 from hf_llm.reporting.page import duration, page
 
 TOKEN = "hf_" + "Qx7" * 11
-VOID = {"meta", "br", "link", "input", "img"}
-
-
-class Structure(HTMLParser):
-    """Collects text, tags and addresses, and checks that every element is closed in order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.text, self.tags, self.addresses = [], "", [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += " " + data
 
 
 @pytest.fixture(scope="module")
