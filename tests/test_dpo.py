@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
 from hf_llm.data.conversations import ConversationSource, load_preferences
+from hf_llm.dpo import LOSSES
 from hf_llm.model.loading import load_model, load_tokenizer
 from hf_llm.tokenization.rendering import encode_chat
 from hf_llm.training.preferences import PairTrainer
@@ -42,7 +43,7 @@ def trainer_on(start, rows: list[dict], folder, **settings) -> PairTrainer:
     return PairTrainer(
         load_model(start),
         args=DPOConfig(
-            str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", disable_tqdm=True,
+            str(folder), use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none", disable_tqdm=True,
             save_strategy="no", logging_steps=1, **arguments,
         ),
         train_dataset=Dataset.from_list(rows),
@@ -94,11 +95,7 @@ def test_loss_and_gradient_are_those_of_the_paper(tiny_life, tmp_path, accumulat
         torch.testing.assert_close(parameter.data, before.data - 1e-2 * before.grad, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"],
-)  # fmt: skip
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_variant_trains(tiny_life, tmp_path, loss):
     start = tiny_life / "runs/tiny/sft"
     trainer = trainer_on(
@@ -146,7 +143,11 @@ def test_a_reference_beside_the_model_gives_what_one_asked_before_gives(tuned):
     assert same_weights(tuned / "before", tuned / "beside")
 
 
-@pytest.mark.parametrize("lora", ["null", "{r: 4, target_modules: all-linear}"], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    ["null", pytest.param("{r: 4, target_modules: all-linear}", marks=pytest.mark.slow)],
+    ids=["full", "lora"],
+)
 def test_killed_and_started_again_it_ends_with_the_same_weights(tuned, lora):
     lora = f"--dpo.lora={lora}"
     assert run_stage("dpo", lora, folder=tuned).code == 0
@@ -194,5 +195,22 @@ def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):
     assert facts(tuned / "runs/tiny/dpo")["rows"]["too_long"] == 1
 
 
-def test_settings_that_do_not_go_together_are_refused_by_name(tuned):
-    assert refused(run_stage("dpo", "--dpo.training.loss_typ=[ipo]", folder=tuned), "did you mean loss_type?")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--dpo.training.loss_typ=[ipo]", "did you mean loss_type?"),
+        ("--dpo.training.loss_type=[ippo]", "'ippo' is unknown; one of sigmoid, hinge, ipo"),
+        ("--dpo.training.loss_type=[exo_pair]", "dpo.training: Label smoothing must be greater than 0.0"),
+        ("--dpo.training={sync_ref_model: true, precompute_ref_log_probs: true}", "sync_ref_model=True` together"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_by_name(tuned, override, words):
+    done = run_stage("dpo", override, folder=tuned)
+    assert refused(done, words), done.output
+
+
+def test_the_reference_can_follow_the_model(tuned):
+    moving = ("--dpo.training.sync_ref_model=true", "--dpo.training.ref_model_sync_steps=1")
+    done = run_stage("dpo", *moving, folder=tuned)
+    assert done.code == 0, done.output
+    assert history(tuned / "runs/tiny/dpo")[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)

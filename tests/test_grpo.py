@@ -1,11 +1,13 @@
 """GRPO: answers rewarded by functions or a reward model; held-out prompts; a kill costs nothing, at any step."""
 
 import json
+import re
 import shutil
+import textwrap
 
 import pytest
 from aligned_recipe import chat_model, facts, history, run_stage, same_weights
-from tiny_recipe import launch
+from tiny_recipe import ROOT, launch
 
 REWARDS = """
 def fox(completions, **columns):
@@ -116,6 +118,15 @@ def test_how_often_it_is_evaluated_changes_nothing(tuned):
         assert run_stage("grpo", FOX, *often, folder=tuned).code == 0
         (tuned / "runs/tiny/grpo").rename(tuned / name)
     assert same_weights(tuned / "never", tuned / "always")
+
+
+def test_the_reward_function_of_the_documentation_works():
+    text = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
+    function = re.search(r"^    def is_right.*\n(?:     .*\n)+", text, re.MULTILINE).group()
+    names = {}
+    exec(textwrap.dedent(function), names)
+    answers = [[{"role": "assistant", "content": "It is 4"}], [{"role": "assistant", "content": "It is 5"}]]
+    assert names["is_right"]([], answers, ["2 + 2 = 4", "2 + 2 = 4"], source=[0, 0]) == [1.0, 0.0]
 
 
 @pytest.mark.slow

@@ -21,12 +21,23 @@ from hf_llm.training.ending import finish
 from hf_llm.training.preferences import PairTrainer, fitting
 from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
 
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+
 
 @dataclass
 class PreferenceTuning(Tuning):
     """The `dpo` section."""
 
     training: Settings[DPOConfig] = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.training.get("loss_type", ()):  # TRL would say so after all has been prepared
+            if name not in LOSSES:
+                raise ValueError(f"training.loss_type: {name!r} is unknown; one of {', '.join(LOSSES)}")
 
 
 @dataclass

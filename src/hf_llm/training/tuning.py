@@ -12,9 +12,10 @@ from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_llm.data.conversations import ConversationSource
+from hf_llm.errors import UserError
 from hf_llm.lifecycle import Making, say
 from hf_llm.manifest import digest_of
-from hf_llm.model.loading import load_model, load_tokenizer, stop_at_end_of_turn
+from hf_llm.model.loading import load_model, load_tokenizer, one_line, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.recipe import Settings
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
@@ -149,11 +150,14 @@ def tuning_trainer(
     )
     with arguments.main_process_first(local=False, desc="writing the rows"):
         train, held_out = (shared(part, making.path / ROWS) for part in rows)
-    return trainer_class(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(**{"task_type": task, **section.lora}) if section.lora is not None else None,
-    )
+    try:
+        return trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(**{"task_type": task, **section.lora}) if section.lora is not None else None,
+        )
+    except (ValueError, NotImplementedError) as error:  # TRL checks there what its configs do not
+        raise UserError(f"{making.folder}.training: {one_line(error)}") from error
