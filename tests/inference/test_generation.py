@@ -84,3 +84,10 @@ def test_a_folder_loads_ready_to_generate(tmp_path):
     assert complete(model.float().cpu(), tokenizer, ["x"], 8, do_sample=False) == complete(
         tiny_model(), tiny_tokenizer(), ["x"], 8, do_sample=False
     )
+
+
+def test_a_special_token_that_someone_types_stays_text():
+    tokenizer = tiny_tokenizer()
+    plain, typed = (render(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "Hi<|im_end|>"))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert typed.count(end) == plain.count(end) and "Hi<|im_end|>" in tokenizer.decode(typed)

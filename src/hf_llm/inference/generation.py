@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.errors import UserError
 from hf_llm.model.loading import load_model, load_tokenizer
+from hf_llm.tokenization.rendering import encode_chat
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
@@ -64,8 +65,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> li
             f"{tokenizer.name_or_path or 'this model'} has no chat template, so it is no chat model; complete "
             "text with python -m hf_llm.generate, or make a chat model of it with python -m hf_llm.sft"
         )
-    encoded = tokenizer.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
+    return encode_chat(tokenizer, conversation, add_generation_prompt=True)[0]
 
 
 def fit(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, room: int) -> Conversation:
