@@ -39,7 +39,7 @@ def judged(tuned):
 
 
 def test_the_reward_rises_and_the_kl_is_logged_beside_it(tuned):
-    settings = ("max_steps=24", "per_device_train_batch_size=32", "num_generations=8", "max_completion_length=12")
+    settings = ("max_steps=16", "per_device_train_batch_size=32", "num_generations=8", "max_completion_length=12")
     done = run_stage("grpo", FOX, *(f"--grpo.training.{setting}" for setting in settings), folder=tuned)
     assert done.code == 0, done.output
     logged = history(tuned / "runs/tiny/grpo")
@@ -112,6 +112,7 @@ def test_killed_between_two_steps_on_the_same_answers_it_ends_with_the_same_weig
     assert same_weights(tuned / "undisturbed", tuned / "runs/tiny/grpo")
 
 
+@pytest.mark.slow
 def test_how_often_it_is_evaluated_changes_nothing(tuned):
     for name, value in (("never", "no"), ("always", "steps")):
         often = (f"--grpo.training.eval_strategy={value}", "--grpo.training.eval_steps=1")

@@ -19,7 +19,7 @@ def tuned(tiny_life, tmp_path):
 
 
 def test_the_reward_rises_and_the_kl_is_logged_beside_it(tuned):
-    settings = ("max_steps=24", "per_device_train_batch_size=32", "num_generations=8", "max_completion_length=12")
+    settings = ("max_steps=16", "per_device_train_batch_size=32", "num_generations=8", "max_completion_length=12")
     done = run_stage("rloo", FOX, *(f"--rloo.training.{setting}" for setting in settings), folder=tuned)
     assert done.code == 0, done.output
     logged = history(tuned / "runs/tiny/rloo")

@@ -38,11 +38,12 @@ class Recipe:
     seed: int = 42
 
 
-def check_labels(rows: Dataset) -> None:
-    """Raise UserError where all answers are good, or all are bad: there is nothing to tell apart."""
-    if len(labels := set(rows["label"])) < 2:
-        kind = "good" if labels == {True} else "bad"
-        raise UserError(f"kto: all {len(rows):,} answers to learn from are labelled {kind}; add the other kind")
+def check_labels(rows: list[Dataset]) -> None:
+    """Raise UserError where all answers of a side are good, or all are bad: there is nothing to tell apart."""
+    for part, name in zip(rows, ("to learn from", "held out"), strict=True):
+        if len(labels := set(part["label"])) < 2:
+            kind, other = ("good", "bad") if labels == {True} else ("bad", "good")
+            raise UserError(f"kto: all {len(part):,} answers {name} are {kind}; add rows, some of them {other} answers")
 
 
 @command
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
         limit = section.training.get("max_length") or context_length(start)
         rows, counts["too_long"] = fitting(rows, ("completion",), chat_tokenizer(start, run.root), limit, section)
-        check_labels(rows[0])
+        check_labels(rows)
         # TRL goes through the rows in their order, and pairs each prompt with its neighbour's answer to estimate the
         # KL: neighbours must not be two answers to one prompt, nor all of a kind.
         rows = [part.shuffle(seed=recipe.seed) for part in rows]

@@ -134,7 +134,8 @@ class GroupTrainer:
         return Path(folder) / f"answers_{self.args.process_index}.pt"
 
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        with torch.random.fork_rng():
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.args.seed + self.args.process_index)
             return super().evaluate(*arguments, **keywords)
 
