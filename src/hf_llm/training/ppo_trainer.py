@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from hf_llm.errors import UserError
 from hf_llm.inference.generation import stop_tokens
 from hf_llm.lifecycle import say
+from hf_llm.monitoring.samples import weights_are_sharded
 from hf_llm.tokenization.rendering import encode_chat
 from hf_llm.training.actor_critic import ActorCritic, answer_log_probs
 from hf_llm.training.ppo_loss import (
@@ -151,6 +152,11 @@ class PPOTrainer(Trainer):
             data_collator=lambda rows: {"rows": torch.tensor(rows)},
             **others,
         )
+        if weights_are_sharded(self):
+            raise UserError(
+                "ppo: under ZeRO-3 and FSDP no process holds the weights it would sample answers with; launch with "
+                "accelerate_configs/ddp.yaml or zero2.yaml, and train adapters (ppo.lora) where memory is short"
+            )
         if self.reference is not None:
             self.reference.to(args.device)
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
