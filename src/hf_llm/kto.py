@@ -10,7 +10,7 @@ reference is the model with the adapter switched off; without one, its log-proba
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from trl import KTOConfig, KTOTrainer
+from trl import KTOConfig
 
 from hf_llm.data.conversations import load_labelled
 from hf_llm.errors import UserError, command
@@ -18,7 +18,7 @@ from hf_llm.lifecycle import Run
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
-from hf_llm.training.preferences import fitting
+from hf_llm.training.preferences import LabelTrainer, fitting
 from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = [part.shuffle(seed=recipe.seed) for part in rows]
         precompute = section.lora is None and not section.training.get("sync_ref_model")
         trainer = tuning_trainer(
-            KTOTrainer, KTOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
+            LabelTrainer, KTOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
         )
         watch(trainer, likelihood=False)
         headline = "loss {eval_loss:.3f} on held-out answers, {eval_rewards/chosen:.2f} for good ones"

@@ -11,13 +11,14 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from trl import DPOTrainer, GRPOTrainer, RLOOTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 
 from hf_llm.data.conversations import load_prompts
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import Making, Run
 from hf_llm.monitoring.watch import watch
 from hf_llm.tokenization.rendering import encode_chat
+from hf_llm.training.answer_scores import AnswerScores
 from hf_llm.training.ending import finish
 from hf_llm.training.rewards import reward_functions
 from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
@@ -72,7 +73,7 @@ def fitting(
     return kept, total - left
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(AnswerScores, DPOTrainer):
     """TRL's trainer, which also logs how many tokens the chosen and the rejected answers have.
 
     Where the chosen ones are much longer, length is what is learnt.
@@ -84,6 +85,10 @@ class PairTrainer(DPOTrainer):
         for name, length in zip(("chosen", "rejected"), lengths, strict=True):
             metrics[f"lengths/{name}"].append(self.accelerator.gather_for_metrics(length).mean().item())
         return super()._compute_loss(model, inputs, return_outputs)
+
+
+class LabelTrainer(AnswerScores, KTOTrainer):
+    """Kahneman-Tversky optimisation."""
 
 
 class GroupSampler(Sampler[int]):
@@ -105,7 +110,7 @@ class GroupSampler(Sampler[int]):
         return iter(self.sampler)
 
 
-class GroupTrainer:
+class GroupTrainer(AnswerScores):
     """What TRL's trainers that sample groups of answers lack to go on bit for bit from any checkpoint.
 
     A checkpoint holds the answers that are still to be learnt from, and evaluation draws its own random numbers, the
