@@ -146,8 +146,9 @@ def test_accumulation_changes_no_gradient(tmp_path):
     assert max(part.abs().max() for part in once.values()) > 1e-2
 
 
-def test_the_first_step_after_a_rollout_starts_at_ratio_1(tmp_path):
-    trainer = tiny_ppo(tmp_path, max_steps=1, logging_steps=1)
+@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"activation_checkpointing": True}], ids=str)
+def test_the_first_step_after_a_rollout_starts_at_ratio_1(changes, tmp_path):
+    trainer = tiny_ppo(tmp_path, max_steps=1, logging_steps=1, **changes)
     trainer.train()
     (entry,) = entries(trainer)
     assert entry["clip_fraction"] == 0

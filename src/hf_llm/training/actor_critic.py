@@ -35,10 +35,10 @@ class ActorCritic(nn.Module):
         """The policy's."""
         return self.policy.config
 
-    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+    def activation_checkpointing_enable(self, *settings: Any, **more: Any) -> None:
         """Recompute activations of both in the backward pass."""
         for model in filter(None, (self.policy, self.critic)):
-            model.gradient_checkpointing_enable(**settings)
+            model.activation_checkpointing_enable(*settings, **more)
 
     def forward(
         self,
