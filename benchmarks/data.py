@@ -36,7 +36,8 @@ FILE_BYTES = 20_000_000
 def paragraphs(data: Path) -> list[str]:
     """Real paragraphs of 200 characters or more."""
     texts = [(data / "wikitext2" / "train.part1.txt").read_text(encoding="utf-8")]
-    texts += [json.loads(line)["text"] for line in open(data / "web_text" / "c4_demo.jsonl", encoding="utf-8")]
+    lines = (data / "web_text" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
+    texts += [json.loads(line)["text"] for line in lines]
     return [line.strip() for text in texts for line in text.splitlines() if len(line) > 200]
 
 
