@@ -36,7 +36,7 @@ TEMPLATE = (
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rollouts", type=int, default=30, help=f"of {BATCH} answers each")
+    parser.add_argument("--rollouts", type=int, default=60, help=f"of {BATCH} answers each")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab-size", type=int, default=1024)

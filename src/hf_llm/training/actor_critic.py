@@ -35,10 +35,10 @@ class ActorCritic(nn.Module):
         """The policy's."""
         return self.policy.config
 
-    def activation_checkpointing_enable(self, *settings: Any, **more: Any) -> None:
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recompute activations of both in the backward pass."""
         for model in filter(None, (self.policy, self.critic)):
-            model.activation_checkpointing_enable(*settings, **more)
+            model.activation_checkpointing_enable(**settings)
 
     def forward(
         self,
