@@ -176,6 +176,7 @@ def test_a_known_optimum_is_reached_to_95_percent(reward, steps, schedule, tmp_p
     assert after["eval_kl"] > 2
 
 
+@pytest.mark.slow
 def test_a_very_large_kl_coefficient_keeps_the_model_at_the_reference(tmp_path):
     settings = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear"}
     settings |= {"max_steps": 60, "save_strategy": "no", "kl_estimator": "k3", "logging_steps": 50}
