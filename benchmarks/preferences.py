@@ -1,7 +1,7 @@
 """DPO tokens per second and peak memory of our stage's trainer against a plain TRL script with transformers' Qwen3.
 
     HF_LLM_DATA=... python benchmarks/preferences.py    # medians of interleaved rounds, one process each
-    HF_LLM_DATA=... python benchmarks/preferences.py --rounds 5 --pairs 480
+    HF_LLM_DATA=... python benchmarks/preferences.py --rounds 2 --pairs 24
 
 Same sizes, same pairs of hh_rlhf with the same chat template, same batch and optimizer, float32 on a CPU and bf16 on a
 GPU, one epoch. `plain TRL` is DPOTrainer as its documentation writes it. Timed is all from the rows to the last step:
