@@ -18,7 +18,6 @@ from hf_llm.data.rows import hub_rows, unreadable
 from hf_llm.data.sources import Part, cache, format_of, is_ours
 from hf_llm.data.text_files import PIECE_CHARS, pieces
 
-
 CUT = ("text", "books", "code", "latex", "pdf")  # whose long files become several documents
 
 

@@ -190,7 +190,11 @@ def test_real_conversations_are_read(name, count):
 
 
 def test_the_parts_of_a_message_are_one_text(tmp_path):
-    parts = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {}}, {"type": "text", "value": "here"}]
+    parts = [
+        {"type": "text", "text": "Look"},
+        {"type": "image_url", "image_url": {}},
+        {"type": "text", "value": "here"},
+    ]
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "I see."}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     [found] = read(tmp_path / "a.jsonl", Faults(), None, 1000)
