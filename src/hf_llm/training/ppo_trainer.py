@@ -235,7 +235,7 @@ class PPOTrainer(Trainer):
         answers, scores = self._answer_and_score(self.train_dataset[rows], generator)
         log_probs, values, reference = self._judge(answers)
         # As a reward only k1 leads back: the gradient of a k3 penalty is that of KL(p, q) less that of KL(q, p), which
-        # is nothing near the reference (a coefficient of 100 let a model drift as far as one of 0).
+        # is nothing near the reference (docs/ppo.md has figures).
         penalty = kl_estimate(log_probs, reference, "k1")
         rewards = token_rewards(self._shaped(scores, answers.ended), penalty, answers.mask, self.kl.coef)
         advantages, returns = advantages_and_returns(rewards, values, answers.mask, args.gamma, args.lam)
