@@ -10,6 +10,7 @@ deduplication.py, tokenising.py, extraction.py, language_identification.py.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -59,33 +60,30 @@ def write_input(folder: Path, size: int, pool: list[str]) -> None:
         number += 1
 
 
-def run(folder: Path, cores: int, rules: str, substring: str) -> tuple[float, float, dict]:
-    """Seconds and peak memory (MB, of all processes) of one run, and its ledger."""
+def run(folder: Path, cores: int, rules: str, substring: str) -> tuple[float, list[float], dict]:
+    """Seconds, peak memory of all processes together and of the largest of the workers (MB), and the ledger."""
     (folder / "bench.yaml").write_text(RECIPE % (rules, substring), encoding="utf-8")
     command = [sys.executable, "-m", "hf_llm.prepare_data", "bench.yaml", f"--corpus.cluster.workers={cores}"]
-    started, peak = time.perf_counter(), 0
+    started, peaks = time.perf_counter(), [0, 0]
     with open(folder / "log.txt", "w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
         watched = psutil.Process(process.pid)
         while process.poll() is None:
-            peak = max(peak, memory(watched))
+            peaks = [max(pair) for pair in zip(peaks, memory(watched), strict=True)]
             time.sleep(0.05)
     seconds = time.perf_counter() - started
     if process.returncode:
         sys.exit((folder / "log.txt").read_text())
-    return seconds, peak / 1e6, json.loads((folder / "runs/bench/corpus/ledger.json").read_text())
+    return seconds, [peak / 1e6 for peak in peaks], json.loads((folder / "runs/bench/corpus/ledger.json").read_text())
 
 
-def memory(process: psutil.Process) -> int:
-    """Bytes that only this process and its children hold: shared pages and mapped files are not counted twice."""
-    total = 0
-    try:
-        for one in [process, *process.children(recursive=True)]:
-            total += one.memory_full_info().uss
-    except psutil.NoSuchProcess:
-        pass
-    return total
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Bytes that only this process and its children hold, and that the largest child does; no page counted twice."""
+    held = [0]
+    with contextlib.suppress(psutil.NoSuchProcess):  # one that ended meanwhile
+        held = [one.memory_full_info().uss for one in [process, *process.children(recursive=True)]]
+    return sum(held), max(held[1:], default=0)
 
 
 def main() -> None:
@@ -96,20 +94,20 @@ def main() -> None:
     parser.add_argument("--no-rules", action="store_true", help="leave out what judges a document by itself")
     arguments = parser.parse_args()
     pool = paragraphs(Path(os.environ["HF_LLM_DATA"]))
-    print(f"{'MB in':>7} {'documents':>10} {'kept':>8} {'seconds':>8} {'MB/s/core':>10} {'peak MB':>8}")
+    print(f"{'MB in':>7} {'documents':>10} {'kept':>8} {'seconds':>8} {'MB/s/core':>10} {'peak MB':>8} {'worker':>7}")
     for megabytes in arguments.megabytes:
         folder = Path(tempfile.mkdtemp(prefix="hf_llm-bench-"))
         try:
             write_input(folder / "texts", megabytes * 1_000_000, pool)
             rules, substring = "{}" if arguments.no_rules else RULES, "{}" if arguments.substring else "null"
-            seconds, peak, ledger = run(folder, arguments.cores, rules, substring)
+            seconds, peaks, ledger = run(folder, arguments.cores, rules, substring)
         finally:
             shutil.rmtree(folder)
         steps = list(ledger["sources"]["texts"]["rules"].values())
         speed = megabytes / seconds / arguments.cores
         print(
             f"{megabytes:>7,} {steps[0]['documents']:>10,} {steps[-1]['documents']:>8,} {seconds:>8.1f} "
-            f"{speed:>10.2f} {peak:>8,.0f}",
+            f"{speed:>10.2f} {peaks[0]:>8,.0f} {peaks[1]:>7,.0f}",
             flush=True,
         )
         spent = {name: rule["seconds"] for name, rule in ledger["sources"]["texts"]["rules"].items()}

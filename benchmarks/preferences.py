@@ -13,14 +13,11 @@ answers, padding not counted.
 import argparse
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tuning import prepare, report
+from tuning import parser, peak_gib, prepare, run_rounds
 
 WAYS = {  # name -> whether it is ours, and training arguments
     "plain TRL": (False, {"gradient_checkpointing": False}),
@@ -28,20 +25,6 @@ WAYS = {  # name -> whether it is ours, and training arguments
     "plain TRL, checkpointing": (False, {"gradient_checkpointing": True}),
     "hf_llm, checkpointing": (True, {"activation_checkpointing": True}),
 }
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=160)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 def write_pairs(options: argparse.Namespace, folder: Path) -> None:
@@ -123,33 +106,19 @@ def one_round(options: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )
-    print(json.dumps({"tokens_per_second": trainer._total_train_tokens / seconds, "gib": peak / 2**30}))
+    print(json.dumps({"tokens_per_second": trainer._total_train_tokens / seconds, "gib": peak_gib()}))
 
 
 def main() -> None:
-    options = parse()
+    asked = parser(__doc__, WAYS, batch=8)
+    asked.add_argument("--pairs", type=int, default=160)
+    options = asked.parse_args()
     if options.way:
         return one_round(options)
-    found = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, Path(folder))
         write_pairs(options, Path(folder))
-        for number in range(options.rounds):
-            order = list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]
-            for way in order:
-                command = [sys.executable, *sys.argv, "--way", way, "--inputs", folder]
-                # A data set's cache would hand a later round what an earlier one has made.
-                environment = {**os.environ, "HF_DATASETS_CACHE": tempfile.mkdtemp(dir=folder)}
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-                speed, memory = found[way][-1].values()
-                print(f"round {number + 1}  {way:<26} {speed:>10,.0f} tokens/s {memory:>6.2f} GiB", flush=True)
-    report(found, options.rounds)
+        run_rounds(options.rounds, WAYS, folder)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 WAYS = {  # name -> whether it is ours, and training arguments
@@ -33,18 +34,18 @@ WAYS = {  # name -> whether it is ours, and training arguments
 UNTIMED = 2  # steps
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str, ways: Iterable[str], batch: int) -> argparse.ArgumentParser:
+    """What the benchmarks of stages that tune a model are asked alike."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of a round, after two untimed ones")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
@@ -156,30 +157,42 @@ def one_round(options: argparse.Namespace) -> None:
     trainer.add_callback(Clock())
     trainer.train()
     (started, before), (ended, after) = ends[UNTIMED - 1], ends[-1]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )
-    print(json.dumps({"tokens_per_second": (after - before) / (ended - started), "gib": peak / 2**30}))
+    print(json.dumps({"tokens_per_second": (after - before) / (ended - started), "gib": peak_gib()}))
+
+
+def peak_gib() -> float:
+    """The most memory this process has held: the GPU's where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
-    options = parse()
+    asked = parser(__doc__, WAYS, batch=16)
+    asked.add_argument("--steps", type=int, default=15, help="timed steps of a round, after two untimed ones")
+    options = asked.parse_args()
     if options.way:
         return one_round(options)
-    found = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, Path(folder))
-        for number in range(options.rounds):
-            order = list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]
-            for way in order:
-                command = [sys.executable, *sys.argv, "--way", way, "--inputs", folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-                speed, memory = found[way][-1].values()
-                print(f"round {number + 1}  {way:<26} {speed:>10,.0f} tokens/s {memory:>6.2f} GiB", flush=True)
-    report(found, options.rounds)
+        run_rounds(options.rounds, WAYS, folder)
+
+
+def run_rounds(rounds: int, ways: Iterable[str], folder: str) -> None:
+    """Run this benchmark once for every way and round, each in a process of its own, forth and back; print medians."""
+    found = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in list(found) if number % 2 == 0 else list(found)[::-1]:
+            command = [sys.executable, *sys.argv, "--way", way, "--inputs", folder]
+            # A data set's cache would hand a later round what an earlier one has made.
+            environment = {**os.environ, "HF_DATASETS_CACHE": tempfile.mkdtemp(dir=folder)}
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            speed, memory = found[way][-1].values()
+            print(f"round {number + 1}  {way:<26} {speed:>10,.0f} tokens/s {memory:>6.2f} GiB", flush=True)
+    report(found, rounds)
 
 
 def report(found: dict[str, list[dict]], rounds: int) -> None:

@@ -18,8 +18,9 @@ from hf_llm.data.filters.length import LengthFilter
 from hf_llm.data.normalise import Normalise
 from hf_llm.data.pipeline import run_steps, utf8_length
 from hf_llm.data.reading import Read
-from hf_llm.data.rejected import Rejected, metadata_of, write_table
+from hf_llm.data.rejected import Rejected, metadata_of
 from hf_llm.data.sources import Part
+from hf_llm.data.writing import write_table
 
 if TYPE_CHECKING:
     import pyarrow

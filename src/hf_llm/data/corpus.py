@@ -32,6 +32,7 @@ from hf_llm.data.rules import Rules
 from hf_llm.data.sharding import cut_shard, find_near_duplicates, gather_repeated, make_shard, repeated_in, window_shard
 from hf_llm.data.sources import Part, Source, parts_of
 from hf_llm.data.splitting import NAMES, Split
+from hf_llm.data.writing import ROW_GROUP, write_text
 from hf_llm.errors import UserError
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
@@ -91,7 +92,7 @@ def make_corpus(section: Corpus, folder: Path, key: str) -> dict:
         work.mkdir(exist_ok=True)
         if not (work / LEDGER).exists():
             ledger = _run_passes(section, work, key)
-            _write_json(work / LEDGER, ledger)
+            write_text(work / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False))
         for name in ("data", "rejected", "learned"):
             if (work / name).exists():
                 os.replace(work / name, folder / name)
@@ -116,7 +117,7 @@ def file_texts(path: Path) -> Iterator[str]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000, columns=["text"]):
+        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
             yield from batch["text"].to_pylist()
 
 
@@ -239,9 +240,3 @@ def _check_not_empty(section: Corpus, ledger: dict) -> None:
             remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
             head = f"the corpus has {total:,} documents" + (f", none of them in {name}" if total else "")
             raise UserError("\n".join([f"{head}: {remedy}. Documents left after each rule:", *lines]))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)

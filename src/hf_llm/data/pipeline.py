@@ -21,6 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
 from hf_llm.data.executors import Executor
+from hf_llm.data.writing import write_text
 from hf_llm.errors import UserError
 
 _COUNT_EVERY = 100  # documents after which a task tells the progress bar
@@ -107,9 +108,9 @@ def run_task(path: Path, work: Callable[..., dict], arguments: tuple) -> None:
     started = time.perf_counter()
     try:
         result = work(*arguments)
-        _write(path, json.dumps({**result, "seconds": time.perf_counter() - started}, ensure_ascii=False))
+        write_text(path, json.dumps({**result, "seconds": time.perf_counter() - started}, ensure_ascii=False))
     except UserError as error:
-        _write(error_file(path), str(error))
+        write_text(error_file(path), str(error))
 
 
 def error_file(path: Path) -> Path:
@@ -173,12 +174,6 @@ def _begin_worker(counter) -> None:
         os._exit(1)
 
     threading.Thread(target=outlive_nobody, daemon=True).start()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def cores() -> int:

@@ -8,15 +8,13 @@ import heapq
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 from datatrove.data import Document
 
+from hf_llm.data.writing import write_table
 from hf_llm.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SAMPLES = 20  # of a rule
 EXCERPT_CHARS = 300
@@ -114,17 +112,6 @@ def merged_samples(found: list[dict[str, list[dict]]]) -> dict[str, list[dict]]:
             for sample in some:
                 keep_sample(heaps.setdefault(rule, []), sample)
     return {rule: samples_of(heap) for rule, heap in heaps.items()}
-
-
-def write_table(table: "pyarrow.Table", path: Path) -> None:
-    """Write a Parquet file so that its name stands for the whole of it."""
-    import os
-
-    import pyarrow.parquet
-
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pyarrow.parquet.write_table(table, temporary, compression="zstd", row_group_size=1000)
-    os.replace(temporary, path)
 
 
 def explain(folder: Path, wanted: str) -> Iterator[str]:

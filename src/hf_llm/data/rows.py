@@ -44,11 +44,16 @@ def file_rows(path: Path, faults: Faults, table: str | None = None) -> Iterator[
 
     Raises OSError where the file has vanished or may not be read, UserError where its form is not one of rows.
     """
-    kind = Path(path.stem).suffix.lower() if path.suffix in COMPRESSED else path.suffix.lower()
-    if kind in DATABASES:
+    suffix = kind(path)
+    if suffix in DATABASES:
         return _sqlite(path, faults, table)
     readers = {".json": _json, ".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv}
-    return readers.get(kind, _json_lines)(path, faults)
+    return readers.get(suffix, _json_lines)(path, faults)
+
+
+def kind(path: Path) -> str:
+    """The suffix that says how a file is read, a compression's suffix left aside: `.jsonl` for `a.jsonl.gz`."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def hub_rows(

@@ -15,8 +15,9 @@ import numpy as np
 from hf_llm.data.cleaning import COLUMNS, ORDER, schema_of_cleaned, signatures_of
 from hf_llm.data.deduplication.minhash import NearDuplicates, representatives
 from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
-from hf_llm.data.rejected import Rejected, write_table
+from hf_llm.data.rejected import Rejected
 from hf_llm.data.splitting import NAMES
+from hf_llm.data.writing import write_table
 
 if TYPE_CHECKING:
     import pyarrow

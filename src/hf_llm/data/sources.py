@@ -18,7 +18,7 @@ from hf_llm.data import installed
 from hf_llm.data.archives import is_archive
 from hf_llm.data.fetching import Crawl, segments
 from hf_llm.data.repositories import FOREIGN_FOLDERS, clone, repository_files
-from hf_llm.data.rows import COMPRESSED, hub_shard_count
+from hf_llm.data.rows import hub_shard_count, kind
 from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
 
@@ -200,11 +200,6 @@ def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tupl
         if not found:
             raise UserError(f"{path} does not exist (seen from {Path.cwd()}); correct `path`")
     return sorted(found, key=lambda pair: (pair[1], str(pair[0])))
-
-
-def kind(path: Path) -> str:
-    """The suffix that says how a file is read, a compression's suffix left aside: `.jsonl` for `a.jsonl.gz`."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def format_of(path: Path) -> str | None:

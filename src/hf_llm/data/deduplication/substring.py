@@ -15,14 +15,15 @@ Two different windows are taken for the same with probability 2^-96: for all pai
 English), less than 10^-9.
 """
 
-import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from hf_llm.data.deduplication.shingles import Words, mix, windows, word_hashes, word_spans
+from hf_llm.data.writing import whole
 
 BATCH = 1 << 19  # characters hashed at a time
 BUFFER = 1 << 20  # windows held before they are written
@@ -50,18 +51,17 @@ def write_windows(
     disk and about 120 MB of memory. The files have their names only when all of it is written.
     """
     files = [folder / f"{name}.{number:05d}.windows" for number in range(partitions)]
-    unfinished = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in files]
-    for path in unfinished:
-        path.write_bytes(b"")
-    held = []
-    for batch in _batched(documents):
-        held.append(_windows_of(batch, settings))
-        if sum(map(len, held)) >= BUFFER:
-            _append(np.concatenate(held), unfinished)
-            held = []
-    _append(np.concatenate([np.zeros(0, WINDOW), *held]), unfinished)
-    for path, final in zip(unfinished, files, strict=True):
-        os.replace(path, final)
+    with ExitStack() as stack:
+        unfinished = [stack.enter_context(whole(path)) for path in files]
+        for path in unfinished:
+            path.write_bytes(b"")
+        held = []
+        for batch in _batched(documents):
+            held.append(_windows_of(batch, settings))
+            if sum(map(len, held)) >= BUFFER:
+                _append(np.concatenate(held), unfinished)
+                held = []
+        _append(np.concatenate([np.zeros(0, WINDOW), *held]), unfinished)
 
 
 def find_repeated(files: list[Path], output: Path) -> None:
@@ -80,24 +80,21 @@ def find_repeated(files: list[Path], output: Path) -> None:
     same = (found["hash"][1:] == found["hash"][:-1]) & (found["check"][1:] == found["check"][:-1])
     first = ~np.append(False, same) & np.append(same, False) if len(found) else np.zeros(0, bool)
     table = np.stack([found[column][first].astype(np.uint64) for column in ("hash", "check", "order", "word")])
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with whole(output) as temporary, open(temporary, "wb") as file:
         np.save(file, table)
-    os.replace(temporary, output)
 
 
 def merge_repeated(files: list[Path], output: Path) -> None:
     """Put the tables of `find_repeated`, in the order of their partitions, into one file for `Cutter`."""
     tables = [np.load(path, mmap_mode="r") for path in files]
     edges = np.cumsum([0, *(table.shape[1] for table in tables)])
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    whole = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(edges[-1])))
-    for table, start, end in zip(tables, edges, edges[1:], strict=False):
-        assert not start or not len(table[HASH]) or whole[HASH, start - 1] < table[HASH, 0], "partitions out of order"
-        whole[:, start:end] = table
-    whole.flush()
-    del whole
-    os.replace(temporary, output)
+    with whole(output) as temporary:
+        merged = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(edges[-1])))
+        for table, start, end in zip(tables, edges, edges[1:], strict=False):
+            assert not start or not len(table[HASH]) or merged[HASH, start - 1] < table[HASH, 0], "out of order"
+            merged[:, start:end] = table
+        merged.flush()
+        del merged
 
 
 class Cutter:

@@ -10,12 +10,10 @@ write; they are counted, not looked for.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import xxhash
@@ -26,6 +24,7 @@ from hf_llm.data.deduplication.shingles import Words, windows, word_hashes, word
 from hf_llm.data.faults import Faults
 from hf_llm.data.rows import column, file_rows, hub_rows, unreadable
 from hf_llm.data.sources import FORMATS, files_under
+from hf_llm.data.writing import whole, write_text
 from hf_llm.errors import UserError
 
 FORM = 10  # texts of a set that may have words in common before these are taken for the set's form
@@ -95,9 +94,9 @@ class Decontaminate:
             sets.append({"name": each.name, "rows": len(names), **counts})
             labels += names
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / INDEX, lambda file: np.savez(file, **_index(sought)))
-        report = json.dumps({"key": key, "sets": sets, "items": labels}, ensure_ascii=False)
-        _write(folder / REPORT, lambda file: file.write(report.encode()))
+        with whole(folder / INDEX) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **_index(sought))
+        write_text(folder / REPORT, json.dumps({"key": key, "sets": sets, "items": labels}, ensure_ascii=False))
 
     def step(self, folder: Path) -> BaseFilter:
         """The step that drops documents, by what `prepare` wrote to `folder`."""
@@ -306,11 +305,3 @@ def _digest(path: Path) -> str:
 
 def _report(folder: Path) -> dict:
     return json.loads((folder / REPORT).read_text(encoding="utf-8"))
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that its name stands for the whole of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)

@@ -1,12 +1,13 @@
 """What the rules that are learnt share: which texts are held out, and how a model lies on the disk."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import xxhash
+
+from hf_llm.data.writing import whole, write_text
 
 FEWEST = 20  # texts that have to be held out of each kind before a measurement means anything
 
@@ -26,9 +27,6 @@ class Learnt:
     def write(self, path: Path) -> None:
         """Write `path` (.npy) and the report beside it (.json), which stands for the whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        with whole(path) as temporary, open(temporary, "wb") as file:
             numpy.save(file, self.numbers)
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps(self.report, indent=2), encoding="utf-8")
-        os.replace(temporary, path.with_suffix(".json"))
+        write_text(path.with_suffix(".json"), json.dumps(self.report, indent=2))

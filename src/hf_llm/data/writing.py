@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all: a killed process, or a full disk, leaves none that looks finished."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROW_GROUP = 1000  # rows of a Parquet file that are read at a time
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` when the block has ended well. Two processes may write the same file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(table: "pyarrow.Table", path: Path) -> None:
+    """Write a Parquet file, whole."""
+    import pyarrow.parquet
+
+    with whole(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
