@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import BEGUN, digest_of, read_manifest, write_json, write_manifest
-from hf_llm.recipe import plain, read_tree
+from hf_llm.recipe import plain, read_derived
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Run:
 
     def __init__(self, argv: list[str] | None = None):
         self.argv = list(sys.argv[1:] if argv is None else argv)
-        _, self.tree = read_tree(self.argv)
+        _, self.tree, self.derived = read_derived(self.argv)
         self.name = str(self.tree["name"])
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
@@ -136,7 +138,8 @@ class Run:
     def begin(self, folder: str, recipe: Any = None, **inputs: Path | str) -> "Making":
         """Start, go on with, or find finished `runs/<name>/<folder>`, made of the `inputs` (folders or Hub ids).
 
-        `recipe` is what the stage has read of the recipe, kept in the manifest with its defaults filled in.
+        `recipe` is what the stage has read of the recipe, kept in the manifest with its defaults filled in. At the
+        start it says what the recipe's dial has chosen for this folder, and why.
 
         Raises UserError where the folder was begun with other settings or inputs.
         """
@@ -152,7 +155,15 @@ class Run:
         elif is_main_process():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / BEGUN, {"settings": making.settings, "inputs": making.inputs})
+            self._say_derived(folder)
         return making
+
+    def _say_derived(self, folder: str) -> None:
+        for key, reason in self.derived.items():
+            if _is_below(key, STAGES[folder].sections):
+                *sections, name = key.split(".")
+                value = reduce(getitem, sections, self.tree)[name]
+                say(f"{key} {f'{value:,}' if isinstance(value, int) else value}: {reason}")
 
     def _settings(self, folder: str) -> dict[str, Any]:
         stage = STAGES[folder]

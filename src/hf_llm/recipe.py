@@ -22,12 +22,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hf_llm.errors import UserError
+from hf_llm.planning.dial import DIALS, turn
 
 T = TypeVar("T")
 
 # Every top-level key a recipe may have, in running order.
 SECTIONS = (
-    "name", "seed", "corpus", "tokenizer", "model", "pretrain",
+    "name", "seed", *DIALS, "machine", "corpus", "tokenizer", "model", "pretrain",
     "sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "evaluate",
 )  # fmt: skip
 
@@ -94,7 +95,13 @@ def load_recipe(cls: type[T], argv: list[str] | None = None) -> T:
 
 
 def read_tree(argv: list[str]) -> tuple[Path, dict]:
-    """The recipe file's path and its contents as plain values, overrides applied, `${NAME}` expanded."""
+    """The recipe file's path and its contents as plain values: overrides applied, `${NAME}` expanded, dial turned."""
+    path, tree, _ = read_derived(argv)
+    return path, tree
+
+
+def read_derived(argv: list[str]) -> tuple[Path, dict, dict[str, str]]:
+    """As `read_tree`, and why the dial gave the keys their values that the recipe does not write itself."""
     path = Path(argv[0])
     if argv[0].startswith("-"):
         raise UserError(f"the recipe file comes first, then the overrides; got {argv[0]!r}")
@@ -112,7 +119,7 @@ def read_tree(argv: list[str]) -> tuple[Path, dict]:
     for key, value in _overrides(argv[1:]):
         _set(tree, key.split("."), value)
     tree.setdefault("name", path.stem)
-    return path, _expand(tree, "")
+    return path, *turn(_expand(tree, ""))
 
 
 def _overrides(arguments: list[str]) -> typing.Iterator[tuple[str, Any]]:

@@ -129,6 +129,11 @@ def parse_machine(text: str) -> tuple[int, Device]:
     return count, device_named(match[2])
 
 
+def training_dtype(device: Device) -> str | None:
+    """The type that training computes in on a device of the table, a key of `flops`; None where it lists no rates."""
+    return next((dtype for dtype in ("bfloat16", "float32") if dtype in device.flops), None)
+
+
 def this_machine() -> tuple[int, Device]:
     """How many devices of which kind Trainer would use here."""
     return (torch.cuda.device_count() if torch.cuda.is_available() else 1), this_device()
