@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
 
+USER_ERROR_FILE = "HF_LLM_USER_ERROR_FILE"  # names a file that gets the message: launchers turn exit code 2 into 1
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a full disk
 
 
@@ -40,4 +41,7 @@ def stop(message: str) -> NoReturn:
     """Print what is wrong, once for all processes of a launch, and end with exit code 2."""
     if os.environ.get("RANK", "0") == "0":
         print(f"\nerror: {message}", file=sys.stderr)
+    if USER_ERROR_FILE in os.environ:
+        with open(os.environ[USER_ERROR_FILE], "w", encoding="utf-8") as file:
+            file.write(message)
     sys.exit(2)

@@ -22,6 +22,7 @@ from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
+from hf_llm.training.spikes import Spikes
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Pretraining:
     context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
     evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
     samples: Samples = field(default_factory=Samples)
+    spikes: Spikes = field(default_factory=Spikes)
     tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
     tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
 
@@ -86,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=tokenizer,
         )
         watch(trainer, flops, validation.bytes_per_token, samples=section.samples)
-        finish(trainer, making, run, "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}")
+        headline = "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}"
+        finish(trainer, making, run, headline, spikes=section.spikes)
 
 
 if __name__ == "__main__":

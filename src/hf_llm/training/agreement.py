@@ -1,6 +1,8 @@
 """What one process finds out, all processes act on."""
 
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -25,3 +27,12 @@ def on_main(find_out: Callable[[], T]) -> T:
     if found[1] is not None:
         raise found[1]
     return found[0]
+
+
+def meet(seconds: float) -> None:
+    """Join the processes of a launch on CPUs; to wait for one of them ends with an error after `seconds`.
+
+    Trainer would join them itself, but forgets its `ddp_timeout` where `use_cpu` is set.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))

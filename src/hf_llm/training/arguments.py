@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
+from hf_llm.training.agreement import meet
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
 from hf_llm.training.pushing import create_repository
 
@@ -60,6 +61,8 @@ def training_arguments(
             f"{where}.training.save_total_limit: {chosen['save_total_limit']} is too few; keep at least 2, so that a "
             "checkpoint cut off while it is written leaves another to go on from"
         )
+    if device == "cpu":
+        meet(chosen.get("ddp_timeout", cls.ddp_timeout))
     try:
         arguments = cls(**chosen)
     except (ValueError, TypeError, ImportError) as error:

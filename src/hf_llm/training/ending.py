@@ -13,6 +13,7 @@ from hf_llm.recipe import plain
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
 from hf_llm.training.pushing import push
+from hf_llm.training.spikes import Spikes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,15 +27,17 @@ def finish(
     run: Run,
     headline: str,
     measure: Callable[[], dict[str, Any]] | None = None,
+    spikes: Spikes | None = None,
     **facts: Any,
 ) -> None:
     """Train to the end under all guards, then make `making.path` a model folder that `from_pretrained` opens.
 
     `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss", and over those that
-    `measure` finds on the model that is saved (in the first process); `facts` go into the manifest.
+    `measure` finds on the model that is saved (in the first process); `spikes` says which updates to skip, none where
+    it is left out; `facts` go into the manifest.
     """
     args, folder = trainer.args, making.path
-    train(trainer, fingerprint=fingerprint(trainer, making))
+    train(trainer, fingerprint=fingerprint(trainer, making), spikes=spikes)
     metrics = last_evaluation(trainer) or trainer.evaluate()
     save(trainer, folder)
     trainer.save_state()

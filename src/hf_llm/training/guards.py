@@ -22,40 +22,54 @@ from hf_llm.training.checkpoints import (
     as_json,
     check_fingerprint,
     checkpoints,
+    complete_checkpoints,
     fault,
     newest_whole,
     set_aside,
     step_of,
 )
-from hf_llm.training.preemption import FAILED, FINISHED, PREEMPTED, RUNNING, StopSignals, write_status
+from hf_llm.training.preemption import StopSignals
+from hf_llm.training.repeatable import check_repeatable
 from hf_llm.training.saves import NothingLeft, SaveGuard
+from hf_llm.training.spikes import Spikes
+from hf_llm.training.status import FAILED, FINISHED, PREEMPTED, RUNNING, write_status
 from hf_llm.training.steps import StepGuard
 
 
-def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2) -> TrainOutput:
+def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spikes: Spikes | None = None) -> TrainOutput:
     """Resume from the newest whole checkpoint of `trainer.args.output_dir`, or start; train to the end, guarded.
 
     `fingerprint` names what must be the same for a checkpoint to be gone on from. `args.save_total_limit`, or `keep`,
-    complete checkpoints are kept, never fewer than two. Told to stop (SIGTERM, Ctrl-C) it saves and raises SystemExit
-    with 128 + the signal's number, so that nothing follows as if the training were finished. Raises UserError where the
-    checkpoints are bad, or another training's, the disk is full, or loss or gradient stay other than finite.
+    complete checkpoints are kept, never fewer than two. `spikes` says which updates to skip, none where it is left out.
+    Told to stop (SIGTERM, Ctrl-C) it saves and raises SystemExit with 128 + the signal's number, so that nothing
+    follows as if the training were finished. Raises UserError where the checkpoints are bad, or another training's, the
+    disk is full, or loss or gradient stay other than finite.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     check_launch(trainer)
     prepare_arguments(trainer)
     keep, args.save_total_limit = max(2, args.save_total_limit or keep), None
-    identity = {"fingerprint": as_json(fingerprint), "processes": args.world_size, "engine": engine(trainer)}
+    identity = {
+        "fingerprint": as_json(fingerprint),
+        "processes": args.world_size,
+        "engine": engine(trainer),
+        "went back to": args.resume_from_checkpoint,
+    }
     checkpoint = on_main(lambda: choose(folder, identity, args.resume_from_checkpoint))
     check_shared(trainer, checkpoint)
+    if checkpoint is None:
+        check_repeatable(trainer)
     step = step_of(checkpoint) if checkpoint else 0
     say(f"resuming at step {step} from {checkpoint}" if checkpoint else f"starting; checkpoints go to {folder}")
 
     with StopSignals() as signals:
-        steps, saves = StepGuard(trainer, signals), SaveGuard(trainer, identity, keep, checkpoint)
+        steps = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
+        saves = SaveGuard(trainer, identity, keep, checkpoint, steps.recent)
         write_status(folder, RUNNING, step)
         try:
             output = guarded(trainer, [steps, saves], checkpoint)
         except (Exception, KeyboardInterrupt) as error:
+            error.add_note(place(trainer))
             told = saves.after_failure(error)
             write_status(folder, FAILED, trainer.state.global_step, error=str(told or error))
             if told:
@@ -89,9 +103,24 @@ def guarded(trainer: Trainer, guards: list[StepGuard | SaveGuard], checkpoint: P
             trainer.remove_callback(guard)
 
 
+def place(trainer: Trainer) -> str:
+    """Where a training is, to be told beside an error."""
+    args = trainer.args
+    where = f"This was in or after step {trainer.state.global_step + 1}, in process {args.process_index}"
+    if args.world_size == 1:
+        return f"{where}."
+    return (
+        f"{where} of {args.world_size}. If it waited for another in vain, that one has died, or hangs, or is more than "
+        f"ddp_timeout = {args.ddp_timeout} s behind."
+    )
+
+
 def choose(folder: Path, identity: dict[str, Any], wanted: str | None) -> Path | None:
-    """The checkpoint to go on from: `wanted` (newer ones are set aside), or the newest whole one; None for a start."""
-    if wanted:
+    """The checkpoint to go on from: `wanted` (newer ones are set aside), or the newest whole one; None for a start.
+
+    A newest one that was made after going back to `wanted` is gone on from: the same command may be given again.
+    """
+    if wanted and not has_gone_back(folder, wanted):
         checkpoint = roll_back(folder, Path(wanted))
     else:
         checkpoint = newest_whole(folder)
@@ -99,6 +128,17 @@ def choose(folder: Path, identity: dict[str, Any], wanted: str | None) -> Path |
         check_fingerprint(checkpoint, identity["fingerprint"])
         check_engine(checkpoint, identity)
     return checkpoint
+
+
+def has_gone_back(folder: Path, wanted: str) -> bool:
+    """Whether the newest good checkpoint was made since the training went back to `wanted`; says so."""
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        if fault(checkpoint) is None:
+            since = read_manifest(checkpoint)["went back to"] == wanted
+            if since:
+                say(f"{checkpoint.name} was made since resume_from_checkpoint went back, and is gone on from")
+            return since
+    return False
 
 
 def roll_back(folder: Path, wanted: Path) -> Path:

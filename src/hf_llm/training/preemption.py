@@ -1,23 +1,16 @@
-"""Being told to stop: SIGTERM and Ctrl-C granted at the end of the step, and the file that tells how a run ended.
-
-A launcher turns every worker's exit code into its own, so what started the run reads `run_status.json` instead.
-"""
+"""Being told to stop: SIGTERM and Ctrl-C granted at the end of the step."""
 
 import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
+from hf_llm.lifecycle import say
 
-from hf_llm.lifecycle import is_main_process, say
-from hf_llm.manifest import write_json
-
-STATUS = "run_status.json"
-RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 # Slurm, and Ctrl-C in a terminal, signal the launcher and the workers, and the launcher then signals the workers again.
 ECHO_SECONDS = 1.5
@@ -50,7 +43,7 @@ class StopSignals:
             os.kill(os.getpid(), number)
 
 
-def outlive_by_workers(loader: DataLoader) -> None:
+def outlive_by_workers(loader: "DataLoader") -> None:
     """Let `loader`'s worker processes end quietly at a SIGTERM sent to all processes of a job, Ctrl-C included.
 
     torch raises in the training process where a worker dies of a signal, in the middle of the step that is to be saved.
@@ -70,13 +63,3 @@ def _start_worker(before: Any, worker: int) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(0)
-
-
-def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
-    """Write `run_status.json`: `status`, the optimizer step reached, and the time (UTC). The first process only."""
-    if is_main_process():
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        try:
-            write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now, **more})
-        except OSError as error:  # on a full disk; what filled it is about to be told, and matters more
-            say(f"{STATUS} could not be written: {error}")

@@ -16,6 +16,7 @@ from hf_llm.lifecycle import is_main_process
 from hf_llm.manifest import FILE, read_manifest
 from hf_llm.training.agreement import on_main
 from hf_llm.training.checkpoints import complete_checkpoints, delete, rotate, seal, size_of, step_of
+from hf_llm.training.spikes import RecentSteps
 
 
 class NothingLeft(Exception):
@@ -23,17 +24,22 @@ class NothingLeft(Exception):
 
 
 class SaveGuard(TrainerCallback):
-    """Guards every save of a Trainer. `identity` goes into each manifest; `keep` checkpoints are kept, two or more."""
+    """Guards every save of a Trainer. `identity` goes into each manifest, and what the `recent` steps were, for a
+    resume; `keep` checkpoints are kept, two or more."""
 
-    def __init__(self, trainer: Trainer, identity: dict[str, Any], keep: int, resumed: Path | None):
-        self.trainer, self.identity, self.keep, self.resumed = trainer, identity, keep, resumed
+    def __init__(
+        self, trainer: Trainer, identity: dict[str, Any], keep: int, resumed: Path | None, recent: RecentSteps
+    ):
+        self.trainer, self.identity, self.keep, self.resumed, self.recent = trainer, identity, keep, resumed, recent
         self.saving: Path | None = None  # the checkpoint under way
         self.needed = 0  # bytes it will take
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self.resumed:
             # Trainer forgets the losses since its last log entry; with them, the next entry is what it would have been.
-            window = read_manifest(self.resumed)["loss since last log"]
+            manifest = read_manifest(self.resumed)
+            self.recent.recall(manifest["recent steps"])
+            window = manifest["loss since last log"]
             losses, rank = window["per process"], args.process_index
             mean = sum(losses) / len(losses)
             self.trainer._tr_loss.fill_(losses[rank] if len(losses) == args.world_size else mean)
@@ -60,7 +66,8 @@ class SaveGuard(TrainerCallback):
         if is_main_process():
             window = {"after step": self.trainer._globalstep_last_logged, "per process": losses}
             folder = Path(args.output_dir)
-            seal(folder / f"checkpoint-{state.global_step}", **self.identity, **{"loss since last log": window})
+            entries = {**self.identity, "loss since last log": window, "recent steps": self.recent.state()}
+            seal(folder / f"checkpoint-{state.global_step}", **entries)
             rotate(folder, self.keep, state.best_model_checkpoint and Path(state.best_model_checkpoint))
         self.saving = None
 

@@ -1,5 +1,9 @@
-"""What is asked at every optimizer step: are loss and gradient finite, and has any process been told to stop?"""
+"""What is asked at every optimizer step: are loss and gradient finite and usual, has any process been told to stop?"""
 
+import signal
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,22 +15,39 @@ from hf_llm.errors import UserError
 from hf_llm.lifecycle import say
 from hf_llm.training.checkpoints import complete_checkpoints
 from hf_llm.training.preemption import StopSignals, outlive_by_workers
+from hf_llm.training.spikes import RecentSteps, Spikes
+from hf_llm.training.status import Heartbeat
 
 
 class StepGuard(TrainerCallback):
-    """Drops an update that is not finite, and saves and stops where any process has been told to stop.
+    """Drops an update that is not finite or stands out, and saves and stops where any process has been told to stop.
 
-    All processes agree on both in one all-reduce of two numbers before each optimizer step, and read it in one device
+    All processes agree on it in one all-reduce of five numbers before each optimizer step, and read it in one device
     synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
-    step counts for schedule and data. After `patience` dropped steps in a row the training stops with a UserError.
-    DeepSpeed has stepped, or skipped the step by itself, before Trainer asks; then the skip is counted only.
+    step counts for schedule and data. After `patience` steps in a row that are not finite the training stops with a
+    UserError. DeepSpeed has stepped, or skipped the step by itself, before Trainer asks; then the skip is counted only,
+    and `spikes` are not looked for.
     """
 
-    def __init__(self, trainer: Trainer, signals: StopSignals, patience: int = 5):
+    def __init__(self, trainer: Trainer, signals: StopSignals, spikes: Spikes, patience: int = 5):
         self.trainer, self.signals, self.patience = trainer, signals, patience
+        self.recent = RecentSteps(Spikes(sigma=None) if trainer.is_deepspeed_enabled else spikes)
         self.stopping = 0  # the signal all processes agreed on
         self.skipped = self.in_a_row = 0
-        self._dropped = self._log_is_due = False
+        self._dropped, self._log_is_due = "", False  # why this step's update is dropped
+        self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
+        self._norm: torch.Tensor | float = 0.0  # of this step's gradients, before clipping
+        # Callbacks never see it, and afterwards it is clipped.
+        trainer._get_grad_norm = self._kept(trainer._get_grad_norm)
+
+    def _kept(self, norm_of: Callable) -> Callable:
+        @wraps(norm_of)
+        def get_grad_norm(*args: Any, **kwargs: Any) -> torch.Tensor | float | None:
+            norm = norm_of(*args, **kwargs)
+            self._norm = 0.0 if norm is None else norm.full_tensor() if isinstance(norm, DTensor) else norm
+            return norm
+
+        return get_grad_norm
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
@@ -35,21 +56,34 @@ class StepGuard(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._loss_before = self.trainer._tr_loss.clone()
 
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        self._heartbeat.beat(state.global_step)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ):
-        bad = self._not_finite()
-        wish = torch.full_like(bad, self.signals.received)
-        self._dropped, self.stopping = reduce(torch.stack([bad, wish]), "max").tolist()
-        self.in_a_row = self.in_a_row + 1 if self._dropped else 0
+        bad, loss, norm = self._agree()
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        self._dropped = "loss or gradient not finite" if bad else self.recent.judge(loss, norm)
         if self._dropped:
             self._drop(state)
+
+    def _agree(self) -> tuple[bool, float, float]:
+        """Whether this step is finite in every process, its mean loss, and its gradient norm; sets `stopping`."""
+        told = [float(self.signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
+        loss = self.trainer._tr_loss - self._loss_before
+        known = [self._not_finite(), *told, loss, self._norm]
+        known = torch.stack([torch.as_tensor(value, dtype=loss.dtype, device=loss.device) for value in known])
+        bad, terminate, interrupt, loss, norm = reduce(known, "mean").tolist()
+        self.stopping = int(signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0)
+        return bool(bad), loss, norm
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self._dropped:
             self._report(state, control)
         elif self._log_is_due:
             control.should_log, self._log_is_due = True, False
+        self._heartbeat.beat(state.global_step)
         if self.stopping:
             control.should_save = control.should_training_stop = True
 
@@ -97,7 +131,7 @@ class StepGuard(TrainerCallback):
         self._log_is_due = self._log_is_due or control.should_log
         Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # not TRL's, which empties its metrics into it
         control.should_log = False
-        say(f"step {state.global_step}: loss or gradient not finite, update dropped ({self.skipped} so far)")
+        say(f"step {state.global_step}: {self._dropped}, update dropped ({self.skipped} so far)")
         if self.in_a_row >= self.patience:
             raise UserError(
                 f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {state.global_step}; "
