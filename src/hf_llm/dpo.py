@@ -47,6 +47,7 @@ class Recipe:
     name: str
     dpo: PreferenceTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer = tuning_trainer(
             PairTrainer, DPOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
         )
-        watch(trainer, likelihood=False)
+        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "{eval_rewards/accuracies:.0%} of held-out pairs ranked right, margin {eval_rewards/margins:.2f}"
         finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
 

@@ -32,6 +32,7 @@ class Recipe:
     name: str
     grpo: GroupRelativeTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -43,7 +44,16 @@ def main(argv: list[str] | None = None) -> None:
     with run.begin("grpo", recipe, **{before: start}, **({"reward": judge} if judge else {})) as making:
         if not making.finished:
             learn_from_groups(
-                GroupRelativeTrainer, GRPOConfig, section, making, run, recipe.seed, start, judge, beta=KL_COEFFICIENT
+                GroupRelativeTrainer,
+                GRPOConfig,
+                section,
+                making,
+                run,
+                recipe.seed,
+                start,
+                judge,
+                recipe.price_per_hour,
+                beta=KL_COEFFICIENT,
             )
 
 

@@ -36,6 +36,7 @@ class Recipe:
     name: str
     kto: LabelTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 def check_labels(rows: list[Dataset]) -> None:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer = tuning_trainer(
             LabelTrainer, KTOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
         )
-        watch(trainer, likelihood=False)
+        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, {eval_rewards/chosen:.2f} for good ones"
         finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
 

@@ -27,6 +27,7 @@ class Stage:
     ignores: tuple[str, ...] = ()  # keys of its sections that change nothing of what it makes
 
 
+CLEAR = "\r\x1b[2K"  # a terminal's line under the cursor
 MOST_CHANGES = 8  # named in an error
 MIX = ("corpus.shares", "corpus.max_epochs", "corpus.max_tokens", "corpus.curriculum")
 
@@ -65,9 +66,9 @@ def is_main_process() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a line, once for all processes of a launch."""
+    """Print a line, once for all processes of a launch; on a terminal in place of a progress line that stands there."""
     if is_main_process():
-        print(message, flush=True)
+        print((CLEAR if sys.stdout.isatty() else "") + message, flush=True)
 
 
 class Run:

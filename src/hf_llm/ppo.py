@@ -20,7 +20,6 @@ from hf_llm.data.conversations import load_conversations, load_preferences
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run
 from hf_llm.model.loading import load_tokenizer
-from hf_llm.monitoring.throughput import ThroughputCallback
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
@@ -52,6 +51,7 @@ class Recipe:
     name: str
     ppo: PPOTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -69,10 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         set_seed(recipe.seed)  # of a new critic's score
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic_of(section, judge, start))
         trainer = tuning_trainer(trainer_class, PPOConfig, section, making, recipe.seed, start, rows)
-        watch(trainer, likelihood=False)
-        trainer.remove_callback(
-            ThroughputCallback
-        )  # it counts the tokens of batches, and here batches are rows' numbers
+        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "reward {eval_reward:.2f} on held-out prompts, {eval_kl:.2f} nats from where it started"
         finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
 

@@ -47,6 +47,7 @@ class Recipe:
     pretrain: Pretraining
     model: Settings[config_class] = field(default_factory=Settings)
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -87,7 +88,13 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=validation.limited(section.evaluation_tokens),
             processing_class=tokenizer,
         )
-        watch(trainer, flops, validation.bytes_per_token, samples=section.samples)
+        watch(
+            trainer,
+            flops,
+            validation.bytes_per_token,
+            samples=section.samples,
+            price_per_hour=recipe.price_per_hour,
+        )
         headline = "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}"
         finish(trainer, making, run, headline, spikes=section.spikes)
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 # Every top-level key a recipe may have, in running order.
 SECTIONS = (
-    "name", "seed", *DIALS, "machine", "corpus", "tokenizer", "model", "pretrain",
+    "name", "seed", *DIALS, "machine", "price_per_hour", "corpus", "tokenizer", "model", "pretrain",
     "sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "evaluate",
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ class Recipe:
     name: str
     reward: RewardTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 class PairTrainer(RewardTrainer):
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer = tuning_trainer(
             PairTrainer, RewardConfig, section, making, recipe.seed, start, rows, load_scorer, "SEQ_CLS"
         )
-        watch(trainer, likelihood=False)
+        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
             "{eval_accuracy:.0%} of {eval_pairs:.0f} held-out pairs ranked right "
             "(95% interval {eval_accuracy_low:.0%} to {eval_accuracy_high:.0%}), margin {eval_margin:.2f}"

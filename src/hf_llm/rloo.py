@@ -30,6 +30,7 @@ class Recipe:
     name: str
     rloo: LeaveOneOutTuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -40,7 +41,17 @@ def main(argv: list[str] | None = None) -> None:
     judge = section.judge(run)
     with run.begin("rloo", recipe, **{before: start}, **({"reward": judge} if judge else {})) as making:
         if not making.finished:
-            learn_from_groups(LeaveOneOutTrainer, RLOOConfig, section, making, run, recipe.seed, start, judge)
+            learn_from_groups(
+                LeaveOneOutTrainer,
+                RLOOConfig,
+                section,
+                making,
+                run,
+                recipe.seed,
+                start,
+                judge,
+                recipe.price_per_hour,
+            )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class Recipe:
     name: str
     sft: Finetuning
     seed: int = 42
+    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
 
 
 @command
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         sides = [rows.train, rows.held_out]
         trainer = tuning_trainer(ChatTrainer, SFTConfig, section, making, recipe.seed, start, sides)
         check_packing(trainer)
-        watch(trainer)
+        watch(trainer, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right"
         if held_out_prompts(rows.held_out):
             headline += ", {stop_rate:.0%} of answers end by themselves"

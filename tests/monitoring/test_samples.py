@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from hf_llm.monitoring import samples as sampling
-from hf_llm.monitoring.samples import SampleCallback, Samples, keep_until, weights_are_sharded
+from hf_llm.monitoring.records import keep_until
+from hf_llm.monitoring.samples import SampleCallback, Samples, weights_are_sharded
 from hf_llm.monitoring.watch import watch
 
 PROMPTS = ["w1 w2", "w3"]

@@ -1,6 +1,5 @@
 """Short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`."""
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers.integrations import TensorBoardCallback
 
 from hf_llm.inference.generation import complete
 from hf_llm.lifecycle import say
+from hf_llm.monitoring.records import append_row, keep_until
 
 FILE = "samples.jsonl"
 
@@ -47,9 +47,8 @@ class SampleCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._evaluations = 0
-        path = Path(args.output_dir) / FILE
-        if state.is_world_process_zero and path.exists():
-            keep_until(path, state.global_step)
+        if state.is_world_process_zero:
+            keep_until(Path(args.output_dir) / FILE, state.global_step)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if self._sharded or not self.trainer.is_in_train:
@@ -72,9 +71,8 @@ class SampleCallback(TrainerCallback):
 
     def _keep(self, args, step: int, texts: list[str]) -> None:
         rows = [{"step": step, "prompt": p, "text": t} for p, t in zip(self.samples.prompts, texts, strict=True)]
-        with open(Path(args.output_dir) / FILE, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for row in rows:
+            append_row(Path(args.output_dir) / FILE, row)
             say(f"[step {step}] {row['prompt']} ▸{row['text']}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -86,15 +84,6 @@ class SampleCallback(TrainerCallback):
             if wandb.run is not None:
                 table = wandb.Table(["step", "prompt", "text"], [list(row.values()) for row in rows])
                 wandb.log({"samples": table, "train/global_step": step})
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Drop the samples after `step`: a run resumed there makes them again."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
 
 
 def weights_are_sharded(trainer: Trainer) -> bool:

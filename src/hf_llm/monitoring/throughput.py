@@ -1,7 +1,6 @@
-"""What a training step yields and costs, for Trainer's logs: tokens per second, MFU, memory, perplexity."""
+"""What a training step yields and takes, for Trainer's logs: tokens per second, MFU, memory, perplexity."""
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,20 +11,22 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from hf_llm.lifecycle import say
+from hf_llm.monitoring.memory import memory_in_use
 from hf_llm.monitoring.peak import peak_of
 
 
 class ThroughputCallback(TrainerCallback):
-    """Adds to the training logs `tokens_per_second` (all processes), `mfu` or `mfu_of_measured_peak`, `memory_gib` and
-    `perplexity`, and to the evaluation logs `eval_perplexity` and `eval_bits_per_byte`.
+    """Adds to the training logs `tokens_per_second` and `tokens_seen` (all processes), `mfu` or `mfu_of_measured_peak`,
+    the main process's `memory_in_use`, and `perplexity`; to the evaluation logs `eval_perplexity` and
+    `eval_bits_per_byte`.
 
     Tokens are counted in the batches Trainer fetches, padding left out; where those hold none, because the answers to
-    learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do. Time runs
-    from a fetch to the log and leaves out evaluation and saving. `mfu` is against a data sheet's peak,
-    `mfu_of_measured_peak` against a matrix product timed on this machine; without `flops_per_token` (forward and
-    backward, of one token) there is neither.
-    `memory_gib` is the main process's: peak allocated on a GPU, peak resident on a CPU. `likelihood` says whether the
-    loss is nats per token, as in pretraining and SFT, but not in DPO.
+    learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do; where
+    neither does, nothing is said of tokens. Time runs from a fetch to the log and leaves out evaluation and saving.
+    `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product timed on this machine; without
+    `flops_per_token` (forward and backward, of one token) there is neither. After a resume `tokens_seen` goes on from
+    the last entry, what came between that and the checkpoint taken at its mean per step. `likelihood` says whether
+    the loss is nats per token, as in pretraining and SFT, but not in DPO.
 
     Must stand before the reporters among the callbacks (`watch` sees to that): they log what it leaves in the
     dictionary.
@@ -62,11 +63,12 @@ class ThroughputCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._tokens, self._excluded, self._started, self._paused = 0, 0.0, None, None
         self._seen = state.num_input_tokens_seen
+        self._total = tokens_before(state)
         self._peak = None
         if self.flops_per_token:
             peak = peak_of(args.device, _compute_type(args, model))
             say(f"MFU is measured against {peak} ({args.device})")
-            self._peak = _summed(peak.flops, args.device), "mfu_of_measured_peak" if peak.measured else "mfu"
+            self._peak = summed(peak.flops, args.device), "mfu_of_measured_peak" if peak.measured else "mfu"
 
     def on_step_end(self, args, state, control, **kwargs):
         self._pause_before_interruption(args, control)
@@ -78,7 +80,7 @@ class ThroughputCallback(TrainerCallback):
         extra = {}
         if "loss" in logs and self._started is not None:
             extra = self._speed(args.device, state.num_input_tokens_seen)
-            extra["memory_gib"] = round(peak_memory(args.device) / 2**30, 3)
+            extra |= memory_in_use(args.device)
         for key, name in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
             if self.likelihood and logs.get(key, math.inf) < math.log(sys.float_info.max):
                 extra[name] = math.exp(logs[key])
@@ -90,9 +92,13 @@ class ThroughputCallback(TrainerCallback):
     def _speed(self, device: torch.device, seen: int) -> dict[str, float]:
         now = self._paused or time.perf_counter()
         seconds = now - self._started - self._excluded
-        rate = (_summed(float(self._tokens), device) or seen - self._seen) / seconds
+        tokens = summed(float(self._tokens), device) or seen - self._seen
         self._tokens, self._seen, self._excluded, self._started = 0, seen, 0.0, now
-        speed = {"tokens_per_second": round(rate, 1)}
+        if not tokens:
+            return {}
+        self._total += tokens
+        rate = tokens / seconds
+        speed = {"tokens_per_second": round(rate, 1), "tokens_seen": round(self._total)}
         if self._peak:
             peak, name = self._peak
             speed[name] = round(rate * self.flops_per_token / peak, 4)
@@ -124,12 +130,12 @@ def tokens_in(batch: Mapping[str, torch.Tensor] | list) -> int | torch.Tensor:
     return batch["input_ids"].numel() if "input_ids" in batch else 0
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most this process has held, allocated on a GPU or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024  # bytes there, KiB here (getrusage(2))
+def tokens_before(state) -> float:
+    """`tokens_seen` up to the step that a training resumes at; 0 at its start."""
+    for entry in reversed(state.log_history):
+        if entry.get("tokens_seen"):
+            return entry["tokens_seen"] * state.global_step / entry["step"]
+    return 0.0
 
 
 def _compute_type(args, model) -> torch.dtype:
@@ -138,7 +144,7 @@ def _compute_type(args, model) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _summed(value: float, device: torch.device) -> float:
+def summed(value: float, device: torch.device) -> float:
     """The sum of `value` over all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value

@@ -3,9 +3,14 @@
 import os
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 
+from hf_llm.monitoring.alerts import AlertCallback
+from hf_llm.monitoring.gradients import GradientNormCallback
+from hf_llm.monitoring.line import LineCallback
+from hf_llm.monitoring.meter import MeterCallback
+from hf_llm.monitoring.records import LOGS, RecordCallback
 from hf_llm.monitoring.samples import SampleCallback, Samples
 from hf_llm.monitoring.throughput import ThroughputCallback
 
@@ -16,17 +21,28 @@ def watch(
     bytes_per_token: float | None = None,
     likelihood: bool = True,
     samples: Samples | None = None,
+    price_per_hour: float | None = None,
 ) -> None:
-    """Add throughput and samples to a trainer's logs, and have TensorBoard and wandb write to `logs/` in its output
-    folder.
+    """Add speed, gradient norms, cost and samples to a trainer's logs; print them as one line each, keep them in
+    `logs/metrics.jsonl` while it trains, and tell when something goes wrong (`logs/alerts.jsonl`). TensorBoard and
+    wandb write to `logs/` too.
 
-    `flops_per_token`, `bytes_per_token` and `likelihood` as `ThroughputCallback` takes them. TENSORBOARD_LOGGING_DIR
-    and WANDB_DIR win where they are set.
+    `flops_per_token`, `bytes_per_token` and `likelihood` as `ThroughputCallback` takes them; `price_per_hour` of one
+    device. TENSORBOARD_LOGGING_DIR and WANDB_DIR win where they are set.
     """
-    handler, folder = trainer.callback_handler, Path(trainer.args.output_dir) / "logs"
+    handler, folder = trainer.callback_handler, Path(trainer.args.output_dir) / LOGS
     # Before the reporters: one added the usual way comes after they have logged. 0 decides when to log, evaluate and
-    # save.
-    handler.callbacks.insert(1, ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood))
+    # save. Among these, those that add numbers come first; the record, which a resume rewrites, after the meter.
+    handler.callbacks[1:1] = [
+        ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood),
+        GradientNormCallback(trainer),
+        MeterCallback(trainer, price_per_hour),
+        RecordCallback(),
+    ]
+    for printer in (PrinterCallback, ProgressCallback):  # a notebook's table stays
+        trainer.remove_callback(printer)
+    handler.add_callback(AlertCallback(trainer))
+    handler.add_callback(LineCallback())
     if samples is not None and samples.prompts:
         handler.add_callback(SampleCallback(trainer, samples))
     for callback in handler.callbacks:

@@ -162,6 +162,7 @@ def learn_from_groups(
     seed: int,
     start: Path | str,
     judge: Path | str | None,
+    price_per_hour: float | None = None,
     **defaults: Any,
 ) -> None:
     """Let the model at `start` answer prompts several times over, learn from which answers are better, and finish.
@@ -188,7 +189,7 @@ def learn_from_groups(
         eval_on_start=True,
         **defaults,
     )
-    watch(trainer, likelihood=False)
+    watch(trainer, likelihood=False, price_per_hour=price_per_hour)
     headline = "reward {eval_reward:.3f} on held-out prompts, answers of {eval_completions/mean_length:.0f} tokens"
     if trainer.args.beta:
         headline += ", {eval_kl:.3f} nats per token away from the model before"

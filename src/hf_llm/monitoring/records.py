@@ -1,0 +1,109 @@
+"""The numbers of a training while it runs: `logs/metrics.jsonl`, one entry of Trainer's log a line, each step once.
+
+Trainer writes its own log, `trainer_state.json`, only with a checkpoint. The first line tells what the training is
+(`{"training": {"max_steps": ...}}`), every other holds `step` and `time` (seconds since 1970). A number that is not
+finite is null.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+LOGS = "logs"  # of a stage's folder: left out of its digest, and of what is uploaded
+METRICS = "metrics.jsonl"
+
+
+class RecordCallback(TrainerCallback):
+    """Writes `logs/metrics.jsonl` in the main process. Stands behind the callbacks that add numbers to the logs."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        path = metrics_file(args.output_dir)
+        times = {_key(row): row["time"] for row in read_rows(path) if "time" in row and "step" in row}
+        # What a checkpoint remembers is what has happened: rows that came after it are written anew, with their steps.
+        kept = [{"time": times.get(_key(entry)), **entry} for entry in state.log_history]
+        replace_rows(path, [{"training": training_facts(args, state)}, *kept])
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            row = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+            append_row(metrics_file(args.output_dir), row)
+
+
+def training_facts(args, state) -> dict[str, Any]:
+    """What a training is, for who watches it from outside."""
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    return {
+        "max_steps": state.max_steps,
+        "processes": args.world_size,
+        "device": device,
+        "learning_rate": args.learning_rate,
+        "started": round(time.time(), 3),
+    }
+
+
+def metrics_file(folder: Path | str) -> Path:
+    """Where the numbers of the training in `folder` are."""
+    return Path(folder) / LOGS / METRICS
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a file of JSON lines, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(as_line(row))
+
+
+def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a file of JSON lines anew; a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(map(as_line, rows)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none where there is no file. A line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    return [row for line in path.read_bytes().splitlines(True) if (row := row_of(line)) is not None]
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """The row of one line; None where the line is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the rows after `step`: a run resumed there makes them again."""
+    if path.exists():
+        replace_rows(path, [row for row in read_rows(path) if row["step"] <= step])
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """A row as JSON and a line's end."""
+    return json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _key(entry: dict[str, Any]) -> tuple[int, str]:
+    """What tells the entries of a log apart: the step, and the kind of entry."""
+    kind = next((name for name in ("loss", "eval_loss", "train_runtime") if name in entry), "other")
+    return entry["step"], kind
