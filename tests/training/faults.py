@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from hf_llm.errors import command
+from hf_llm.training.agreement import meet
 from hf_llm.training.guards import train
 
 STEPS, EVERY = 12, 4  # optimizer steps of a run, and between its checkpoints
@@ -101,16 +101,16 @@ class Ended:
 class Started:
     """A run under way."""
 
-    def __init__(self, folder: Path, faults: tuple[Fault, ...], processes: int, changes: dict[str, Any]):
+    def __init__(
+        self, folder: Path, faults: tuple[Fault, ...], processes: int, changes: dict[str, Any], context: Any = None
+    ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in (self.outcome, self.log):
-            left.unlink(missing_ok=True)
-        variables = changes.pop("variables", {})
+        self.outcome.unlink(missing_ok=True)
+        variables, changes = changes.get("variables", {}), {**changes, "variables": None}
         port = free_port() if processes > 1 else 0
-        context = forks()
         self.processes = [
-            context.Process(
+            (context or forks()).Process(
                 target=child, args=(self.folder, self.log, faults, changes, variables, rank, processes, port)
             )
             for rank in range(processes)
@@ -152,14 +152,39 @@ class Started:
 
 def start(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Started:
     """Start `processes` processes (gloo, where there are several) that train together into `folder`."""
+    Path(folder).with_name(Path(folder).name + ".log").unlink(missing_ok=True)
     return Started(folder, faults, processes, changes)
+
+
+def launch(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> multiprocessing.process.BaseProcess:
+    """Start a process that starts the others and watches over them as torchrun does; it adds to the log."""
+    started = forks().Process(target=launcher, args=(Path(folder), faults, processes, changes))
+    started.start()
+    return started
+
+
+def launcher(folder: Path, faults: tuple[Fault, ...], processes: int, changes: dict[str, Any]) -> None:
+    """Start the ranks, pass a signal on to them, and end them all where one of them fails; exit code 1 then, as any."""
+    ranks = Started(folder, faults, processes, changes, multiprocessing.get_context("fork")).processes
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: [rank.terminate() for rank in ranks])
+    while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.is_alive() for rank in ranks):
+        time.sleep(0.02)
+    failed = any(rank.exitcode for rank in ranks)
+    for rank in ranks:
+        if failed:
+            rank.terminate()
+            rank.join(5)
+            rank.kill()
+        rank.join()
+    os._exit(int(failed))
 
 
 def run(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Ended:
     """Train into `folder` under `faults` and wait for the end.
 
-    `changes` are those of TrainingArguments, `fingerprint` and `keep` of `train`, environment `variables`, and `build`,
-    which makes another trainer than `tiny_trainer`.
+    `changes` are those of TrainingArguments, `fingerprint`, `keep` and `spikes` of `train`, environment `variables`,
+    and `build`, which makes another trainer than `tiny_trainer`.
     """
     return start(folder, *faults, processes=processes, **changes).end()
 
@@ -201,17 +226,18 @@ def child(
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
-        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
+        meet(changes.get("ddp_timeout", 20))
     command(partial(_train, folder, faults, changes))()
 
 
 def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[str] | None) -> None:
-    changes = dict(changes)
+    changes = {key: value for key, value in changes.items() if key != "variables"}
     fingerprint, keep = changes.pop("fingerprint", {"data": "a"}), changes.pop("keep", 2)
+    spikes = changes.pop("spikes", None)
     trainer = changes.pop("build", tiny_trainer)(folder, **changes)
     for fault in faults:
         fault(trainer)
-    train(trainer, fingerprint=fingerprint, keep=keep)
+    train(trainer, fingerprint=fingerprint, keep=keep, spikes=spikes)
     if os.environ.get("RANK", "0") == "0":
         outcome = {"weights": digest(trainer.model), "history": history(trainer.state), "read": Sequences.read}
         folder.with_name(folder.name + ".outcome.json").write_text(json.dumps(outcome))
@@ -266,6 +292,14 @@ def signal_in_step(
 def own_group(trainer: Trainer) -> None:
     """Let this process and its children (data workers) be a process group, to be signalled together."""
     os.setpgid(0, 0)
+
+
+def hang_in_step(trainer: Trainer, step: int, rank: int | None = None) -> None:
+    """Do nothing for ever when `step` begins; every step before is told of at once."""
+    from hf_llm.training import status
+
+    status.HEARTBEAT_SECONDS = 0
+    trainer.add_callback(At(step, partial(time.sleep, 3600), rank=rank))
 
 
 def slow_steps(trainer: Trainer, seconds: float) -> None:

@@ -116,7 +116,9 @@ class Supervisor:
         hung = self._watch(child, told, before)
         if told.received and not told.insisted:
             psutil.wait_procs(family(child, self.user_error), STOP_SECONDS)
-        kill(family(child, self.user_error))
+        if exit_code(child) is None:
+            kill(family(child, self.user_error), child)
+        kill(family(None, self.user_error))
         status = read_status(self.folder) if stamp(self.folder) != before else {}
         attempt.ended, attempt.exit_code = now(), exit_code(child)
         attempt.step, attempt.checkpoint = status.get("step", 0), newest_step(self.folder)
@@ -268,13 +270,15 @@ def tell(child: Child, mark: Path, number: int) -> None:
         process.send_signal(number)
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    """End `processes`, and return when they are gone. Raises UserError where one does not go."""
+def kill(processes: list[psutil.Process], child: Child | None = None) -> None:
+    """End `processes`, `child` among them, and return when they are gone. Raises UserError where one does not go."""
     for process in processes:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
+    if child is not None:  # waited for by no one else, who would take its exit code
+        child.wait() if isinstance(child, subprocess.Popen) else child.join()
     _, left = psutil.wait_procs(processes, KILL_SECONDS)
     if left:
         raise UserError(
