@@ -62,7 +62,8 @@ def judge_by_length(votes: Votes, annotator: str) -> None:
         votes.vote(question.pair, annotator, "a" if len(question.a) >= len(question.b) else "b", 4, 2, 1.0)
 
 
-def test_from_two_models_to_a_model_trained_on_the_votes(run, capsys):
+@pytest.mark.parametrize("stage", ["dpo", pytest.param("reward", marks=pytest.mark.slow)])
+def test_from_two_models_to_a_model_trained_on_the_votes(run, capsys, stage):
     main([*MODELS, *SHORT, "--prepare"])
     assert "every answer is there" in capsys.readouterr().out
     votes = Votes(run / "runs/tiny/judging/sft-dpo.sqlite")
@@ -86,17 +87,18 @@ def test_from_two_models_to_a_model_trained_on_the_votes(run, capsys):
     *_, counts = load_preferences([source], 0.2, 1)
     assert (counts["kept"], counts["dropped"]) == (len(rows), {})
     trained = run_module(
-        "hf_llm.dpo",
+        f"hf_llm.{stage}",
         "tiny.yaml",
         "--name=judged",
-        "--dpo.model=runs/tiny/sft",
-        "--dpo.data=[{path: judged/preferences.jsonl, license: mit}]",
-        "--dpo.evaluation_share=0.2",
-        "--dpo.training.max_steps=1",
+        f"--{stage}.model=runs/tiny/sft",
+        f"--{stage}.data=[{{path: judged/preferences.jsonl, license: mit}}]",
+        f"--{stage}.evaluation_share=0.2",
+        f"--{stage}.training.max_steps=1",
+        f"--{stage}.training.logging_steps=1",
         folder=run,
     )
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    history = json.loads((run / "runs/judged/dpo/trainer_state.json").read_text())["log_history"]
+    history = json.loads((run / f"runs/judged/{stage}/trainer_state.json").read_text())["log_history"]
     assert any("loss" in entry for entry in history)
 
 

@@ -4,11 +4,14 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_recipe import ROOT, launch, run_module
@@ -77,6 +80,14 @@ def test_the_folder_opens_as_a_sequence_classifier_with_one_score(judge):
     base = load_file(judge.parent / "sft" / "model.safetensors")
     moved = [name for name, part in model.model.state_dict().items() if (part != base["model." + name]).any()]
     assert len(moved) == len(model.model.state_dict())
+
+
+def test_its_card_says_what_it_is_and_the_code_on_it_runs(judge):
+    card = (judge / "README.md").read_text()
+    assert ModelCard(card).data.pipeline_tag == "text-classification"
+    code = card.split("```python")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=judge.parent.parent.parent, capture_output=True, text=True)
+    assert done.stdout.startswith("tensor([["), done.stderr
 
 
 def test_an_answers_reward_is_the_same_alone_and_in_a_padded_batch(judge):

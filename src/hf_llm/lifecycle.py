@@ -49,6 +49,7 @@ STAGES = {
 }
 ALIGNED = ("dpo", "kto", "grpo", "rloo", "ppo")  # folders of chat models that were taught what people prefer
 GENERATORS = ("base", "sft", *ALIGNED)  # folders of models that write text
+TRAINED = (*GENERATORS, "reward")  # folders of models
 OPTIONAL = ("sft", "reward", *ALIGNED)  # made where the recipe has their section
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is learnt.

@@ -17,10 +17,10 @@ import sys
 from functools import partial
 
 from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import GENERATORS, STAGES, Run, say
+from hf_llm.lifecycle import GENERATORS, STAGES, TRAINED, Run, say
 from hf_llm.manifest import read_manifest
 from hf_llm.recipe import load_recipe
-from hf_llm.training.supervision import TRAINED, Child, Supervisor, exit_code
+from hf_llm.training.supervision import Child, Supervisor, exit_code
 
 
 @command

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import STAGES, Run
-from hf_llm.training.supervision import HANG_SECONDS, MAX_RELAUNCHES, TRAINED, Supervisor
+from hf_llm.lifecycle import STAGES, TRAINED, Run
+from hf_llm.training.supervision import HANG_SECONDS, MAX_RELAUNCHES, Supervisor
 
 
 @command

@@ -33,7 +33,7 @@ def test_the_front_matter_is_what_the_hub_reads(run):
     ],
 )
 def test_a_licence_the_hub_does_not_know_is_named_beside_other(licenses, license, name):
-    data = front_matter({"folder": "base"}, [], licenses, chat=False)
+    data = front_matter({"folder": "base"}, [], licenses, kind="base")
     assert data.license == license
     assert data.license_name == name
     assert set([license] if isinstance(license, str) else license) <= HUB_LICENSES

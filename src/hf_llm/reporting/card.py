@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hf_llm.lifecycle import GENERATORS
+from hf_llm.lifecycle import TRAINED
 from hf_llm.manifest import read_manifest
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import count, lineage, parameters, sources, test_scores
@@ -48,7 +48,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
     folder = Path(folder)
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} is not finished"
-    manifests, chat = lineage(folder), manifest["folder"] != "base"
+    manifests, kind = lineage(folder), {"base": "base", "reward": "reward"}.get(manifest["folder"], "chat")
     used = sources(manifests)
     licenses = manifest["licenses"] or sorted({source["license"] for source in used})
     body = (
@@ -58,8 +58,8 @@ def model_card(folder: Path, repository: str | None = None) -> str:
             name=repository or f"{folder.resolve().parent.name}/{folder.name}",
             identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
             stage=manifest["folder"],
-            stages=[name for name in manifests if name in GENERATORS],
-            chat=chat,
+            stages=[name for name in manifests if name in TRAINED],
+            kind=kind,
             parameters=count(size) if (size := parameters(folder)) else None,
             architecture=architecture(folder),
             remote_code="auto_map" in config_of(folder),
@@ -73,18 +73,18 @@ def model_card(folder: Path, repository: str | None = None) -> str:
             created=manifest["created"],
         )
     )
-    return redact(f"---\n{front_matter(manifest, used, licenses, chat).to_yaml()}\n---\n\n{body}")
+    return redact(f"---\n{front_matter(manifest, used, licenses, kind).to_yaml()}\n---\n\n{body}")
 
 
-def front_matter(manifest: dict, used: list[dict[str, str]], licenses: list[str], chat: bool) -> ModelCardData:
+def front_matter(manifest: dict, used: list[dict[str, str]], licenses: list[str], kind: str) -> ModelCardData:
     """The metadata the Hub reads. The language is left out: nothing here has looked at it."""
     named = {"license_name": "-and-".join(foreign)} if (foreign := sorted(set(licenses) - HUB_LICENSES)) else {}
     listed = sorted(set(licenses) & HUB_LICENSES | ({"other"} if foreign else set())) or ["unknown"]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if kind == "reward" else "text-generation",
         license=listed if len(listed) > 1 else listed[0],
-        tags=["hf_llm", manifest["folder"], *(["conversational"] if chat else [])],
+        tags=["hf_llm", manifest["folder"], *(["conversational"] if kind == "chat" else [])],
         datasets=sorted({source["hub"] for source in used if source["hub"]}) or None,
         **named,
     )
@@ -106,7 +106,7 @@ def training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, Any]]:
     """Of each training stage what the recipe set, data and prompts left out (they have their own sections)."""
     found = {}
     for name, manifest in manifests.items():
-        if manifest["folder"] in GENERATORS:
+        if manifest["folder"] in TRAINED:
             kept = {
                 key: value for key, value in manifest["settings"].items() if not isinstance(value, list | dict | None)
             }
@@ -122,6 +122,9 @@ def metrics(manifest: dict) -> dict[str, float]:
         "eval_bits_per_byte": "bits per byte, validation",
         "eval_mean_token_accuracy": "token accuracy, validation",
         "eval_rewards/accuracies": "preferences ranked right, validation",
+        "eval_accuracy": "preferences ranked right, held-out pairs",
+        "eval_accuracy_low": "its 95% interval, from",
+        "eval_accuracy_high": "to",
     }
     found = manifest["facts"].get("metrics", {})
     return {word: found[key] for key, word in words.items() if key in found}

@@ -247,6 +247,8 @@ class PPOTrainer(Trainer):
         step_tokens = reduce(lengths.sum(2), "sum")
         kl = kl_estimate(log_probs, reference, args.kl_estimator) * answers.mask
         self._note_answers("train", answers, scores, kl)
+        tokens = reduce(answers.query_mask.sum() + answers.mask.sum(), "sum")
+        self.state.num_input_tokens_seen += int(tokens)  # what tokens per second are reckoned by
         learnt, missed = returns[answers.mask].var(), (returns - values)[answers.mask].var()
         self._note("train", 1, return_variance=learnt, unexplained_variance=missed, kl_coef=self.kl.coef)
         total_kl = reduce(torch.stack([kl.sum(), kl.new_tensor(len(kl))]), "sum")

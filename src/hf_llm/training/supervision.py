@@ -19,13 +19,12 @@ from typing import Any
 import psutil
 
 from hf_llm.errors import USER_ERROR_FILE, UserError
-from hf_llm.lifecycle import GENERATORS, say
+from hf_llm.lifecycle import say
 from hf_llm.manifest import write_json
 from hf_llm.training.checkpoints import complete_checkpoints, step_of
 from hf_llm.training.preemption import ECHO_SECONDS
 from hf_llm.training.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, now, read_status
 
-TRAINED = (*GENERATORS, "reward")  # the folders whose stages train
 REFUSED, GAVE_UP = "refused", "gave up"  # beside the ends that run_status.json knows
 RECORD = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
 MAX_RELAUNCHES, HANG_SECONDS = 3, 1800.0
