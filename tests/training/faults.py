@@ -7,6 +7,7 @@ function of the Trainer, called before the training begins: `run(folder, partial
 import gc
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -313,17 +314,22 @@ def slow_steps(trainer: Trainer, seconds: float) -> None:
     trainer.add_callback(Slow())
 
 
-def nan_loss(trainer: Trainer, steps: list[int], rank: int | None = None) -> None:
-    """Make the loss of these steps NaN, gradients and all, in process `rank` (all, where None)."""
+def nan_loss(trainer: Trainer, steps: list[int], rank: int | None = None, by: float = math.nan) -> None:
+    """Multiply the loss of these steps, gradients and all, in process `rank` (all, where None)."""
     compute = trainer.compute_loss
 
     @wraps(compute)
     def computed(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = compute(*args, **kwargs)
         here = trainer.state.global_step + 1 in steps and rank in (None, trainer.args.process_index)
-        return loss * float("nan") if here and not kwargs.get("return_outputs") else loss
+        return loss * by if here and not kwargs.get("return_outputs") else loss
 
     trainer.compute_loss = computed
+
+
+def scaled_loss(trainer: Trainer, step: int, by: float, rank: int | None = None) -> None:
+    """Make the loss of `step` so many times as large, gradients and all, in process `rank` (all, where None)."""
+    nan_loss(trainer, [step], rank, by)
 
 
 def infinite_gradient(trainer: Trainer, step: int) -> None:

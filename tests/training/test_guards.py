@@ -96,6 +96,16 @@ def test_resume_from_checkpoint_goes_back_and_sets_the_newer_ones_aside(undistur
     assert left == ["checkpoint-12", "checkpoint-12.undone", "checkpoint-4", "checkpoint-8", "checkpoint-8.undone"]
 
 
+def test_after_going_back_the_same_command_goes_on_and_not_back_again(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
+    back = {"resume_from_checkpoint": str(folder / "checkpoint-4"), "keep": 9}
+    assert run(folder, partial(kill_in_step, step=11), **back).code == -9
+    again = run(folder, **back)
+    assert "checkpoint-8 was made since resume_from_checkpoint went back, and is gone on from" in again.output
+    assert "resuming at step 8" in again.output
+    assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
     ended = run(tmp_path / "base", use_cpu=False, processes=2, variables={"CUDA_VISIBLE_DEVICES": ""})
     assert ended.codes == [2, 2]

@@ -97,6 +97,43 @@ def test_kill_9_during_the_save_of_a_preemption_falls_back(undisturbed, tmp_path
     assert same(again, undisturbed.ended.outcome)
 
 
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGKILL])
+def test_a_second_signal_amid_the_save_of_a_preemption_falls_back(undisturbed, tmp_path, second):
+    folder = tmp_path / "base"
+    started = start(folder, partial(signal_in_step, step=6), partial(slow_save, step=6))
+    started.wait_for("saving optimizer")
+    time.sleep(ECHO_SECONDS)
+    os.kill(started.processes[0].pid, second)
+    assert started.end().code == -second
+    again = run(folder)
+    assert "checkpoint-6 is set aside as checkpoint-6.incomplete" in again.output
+    assert same(again, undisturbed.ended.outcome)
+
+
+def slow_save(trainer, step):
+    save = trainer._save_optimizer_and_scheduler
+
+    def slow(*args):
+        if trainer.state.global_step == step:
+            print("saving optimizer", flush=True)
+            time.sleep(60)
+        save(*args)
+
+    trainer._save_optimizer_and_scheduler = slow
+
+
+@pytest.mark.parametrize("milliseconds", [0, 50, 200])
+def test_kill_9_shortly_after_sigterm_costs_no_exactness(undisturbed, tmp_path, milliseconds):
+    folder = tmp_path / "base"
+    started = start(folder, partial(slow_steps, seconds=0.2))
+    started.wait_for("begun 7")
+    os.kill(started.processes[0].pid, signal.SIGTERM)
+    time.sleep(milliseconds / 1000)
+    started.processes[0].kill()
+    started.end()
+    assert same(run(folder), undisturbed.ended.outcome)
+
+
 def test_a_signal_to_all_processes_of_the_job_spares_the_step_though_data_workers_die(undisturbed, tmp_path):
     folder = tmp_path / "base"
     workers = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
