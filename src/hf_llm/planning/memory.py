@@ -1,0 +1,209 @@
+"""The memory of a training step, by part, without using any: the real model and optimizer run on tensors without data.
+
+torch's FakeTensorMode gives the result of each operation its shape and no storage; here every storage is counted from
+the operation that makes it until it is let go. So there is no formula of the activations to go stale: whatever the
+model's code keeps for its backward pass is counted, for any `model_type`. torch has a tracker of this kind for its own
+use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_memory.py checks this one.
+"""
+
+import multiprocessing
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.initialization import no_init_weights
+
+from hf_llm.planning.untouched import Untouched
+from hf_llm.training.device import keep_freed_memory
+
+WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "low-precision copies", "gradients", "optimizer"
+ACTIVATIONS, LOSS, TEMPORARY = "activations", "logits and loss", "temporary"
+PARTS = (WEIGHTS, COPIES, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOSS, TEMPORARY)
+TRAINING, UPDATE = "forward and backward", "optimizer step"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by part at the highest moment of each phase of a step. Phases follow one another: they do not add up."""
+
+    phases: dict[str, dict[str, int]]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the highest moment of the step."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part at that moment."""
+        return max(self.phases.values(), key=lambda parts: sum(parts.values()))
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, each to a part, and remembers the highest moment.
+
+    A storage belongs to the part that is `making` when it is made, until `count` says otherwise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.making = WEIGHTS
+        self.now: Counter[str] = Counter()
+        self.highest: dict[str, int] = {}
+        self._most = 0
+        self._known: dict[int, list] = {}  # by the storage's id: reference, part, bytes
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        part = self.making
+        if operation is torch.ops.aten._to_copy.default and self.part_of(args[0]) == WEIGHTS:
+            part = COPIES
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage(), part)
+        return result
+
+    def part_of(self, tensor: torch.Tensor) -> str | None:
+        """The part to which the storage of `tensor` is counted."""
+        known = self._known.get(id(tensor.untyped_storage()))
+        return known[1] if known else None
+
+    def count(self, tensor: torch.Tensor, part: str) -> None:
+        """Count the storage of `tensor` to `part` from now on."""
+        self._see(tensor.untyped_storage(), part)
+        known = self._known[id(tensor.untyped_storage())]
+        self.now[known[1]] -= known[2]
+        self.now[part] += known[2]
+        known[1] = part
+
+    def start(self, part: str) -> None:
+        """Begin a phase: what is made now belongs to `part`, and the highest moment is the present one."""
+        self.making, self.highest, self._most = part, dict(self.now), self.now.total()
+
+    def _see(self, storage: torch.UntypedStorage, part: str) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known or not size:
+            return
+        self._known[key] = [weakref.ref(storage, lambda _: self._forget(key)), part, size]
+        self.now[part] += size
+        if self.now.total() > self._most:
+            self._most, self.highest = self.now.total(), dict(self.now)
+
+    def _forget(self, key: int) -> None:
+        _, part, size = self._known.pop(key)
+        self.now[part] -= size
+
+
+def footprint(
+    build: Callable[[], PreTrainedModel],
+    batch: int,
+    context: int,
+    arguments: TrainingArguments,
+    autocast: torch.dtype | None = None,
+    accumulate: bool = False,
+) -> Footprint:
+    """What one step of training the model that `build` makes takes on its device, nothing sharded.
+
+    `batch` windows of `context` tokens go forward and backward at a time, on top of the gradients of others where the
+    step is to `accumulate`. Of the `arguments` the optimizer and activation checkpointing are obeyed; `autocast` is the
+    type that the matrix products are made in.
+    """
+    with FakeTensorMode():
+        return steps(build, batch, context, arguments, autocast, accumulate)
+
+
+def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, dict[str, int]]:
+    """`footprint` of a training on this machine's CPU, and in bytes `program`, what this process holds before it, and
+    `growth`, by how much the process grows: what the step takes with the holes in the C library's heap.
+
+    Runs in a fork of this process, whose heap must be as a training's is at its start.
+    """
+    pipe, end = multiprocessing.get_context("fork").Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_in_the_child, args=(end, of_footprint, by_name))
+    child.start()
+    end.close()
+    try:
+        found = pipe.recv()
+    except EOFError:
+        child.join()
+        raise RuntimeError(f"the process that tried a training step ended with exit code {child.exitcode}") from None
+    child.join()
+    return found
+
+
+def _in_the_child(end: Connection, of_footprint: tuple, by_name: dict[str, Any]) -> None:
+    keep_freed_memory()
+    before = _status("VmRSS"), _status("VmSize")
+    with Untouched():
+        found = steps(*of_footprint, **by_name, count=3)
+    end.send((found, {"program": before[0], "growth": _status("VmPeak") - before[1]}))
+
+
+def _status(key: str) -> int:
+    """Bytes that Linux tells of this process, `VmPeak` of the time since it was forked (proc_pid_status(5))."""
+    return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def steps(
+    build: Callable[[], PreTrainedModel],
+    batch: int,
+    context: int,
+    arguments: TrainingArguments,
+    autocast: torch.dtype | None = None,
+    accumulate: bool = False,
+    count: int = 1,
+) -> Footprint:
+    """As `footprint`, on the tensors of whatever mode is on."""
+    with LiveStorages() as storages:
+        with no_init_weights():
+            model = build().train()
+        if arguments.activation_checkpointing:
+            model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+        if (head := model.get_output_embeddings()) is not None:
+            head.register_forward_pre_hook(lambda *_: setattr(storages, "making", LOSS))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(lambda p: storages.count(p.grad, GRADIENTS))
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = optimizer_class([{"params": trained}], **settings)
+        for step in range(count):
+            for _ in range(2 if accumulate else 1):
+                training = _forward_and_backward(storages, model, batch, context, autocast)
+            storages.start(OPTIMIZER if step == 0 else TEMPORARY)  # the first step makes the states
+            if arguments.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
+            optimizer.step()
+            update = storages.highest
+            if step == 0:
+                states = storages.now[OPTIMIZER]
+            optimizer.zero_grad()
+    # The states are there from the second step on, also while the model goes forward and backward.
+    return Footprint({TRAINING: _ordered({**training, OPTIMIZER: states}), UPDATE: _ordered(update)})
+
+
+def _forward_and_backward(
+    storages: LiveStorages, model: PreTrainedModel, batch: int, context: int, autocast: torch.dtype | None
+) -> dict[str, int]:
+    """Bytes by part at the highest moment."""
+    tokens = torch.zeros(batch, context, dtype=torch.long)
+    storages.start(ACTIVATIONS)
+    with torch.autocast("cpu", autocast) if autocast else nullcontext():
+        loss = model(input_ids=tokens, labels=tokens.clone()).loss
+    storages.making = TEMPORARY
+    loss.backward()
+    return storages.highest
+
+
+def _ordered(parts: dict[str, int]) -> dict[str, int]:
+    return {part: parts[part] for part in PARTS if parts.get(part)}
