@@ -1,7 +1,8 @@
 """A small Hub on loopback: the part of its HTTP API that creating, uploading to and loading from a repository uses.
 
 Follows https://huggingface.co/docs/hub/api and the git-lfs batch API; files live in memory. `fail` makes it refuse
-everything (403), `refuse_commits` only what would change a repository.
+everything (403), `refuse_commits` only what would change a repository; `next_commits` are the statuses that the commits
+to come are answered with, before they succeed, and while `silent` is set none of them is answered at all.
 """
 
 import base64
@@ -9,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -22,6 +24,9 @@ class Hub:
         self.requests: list[str] = []
         self.fail = False
         self.refuse_commits = False
+        self.next_commits: list[int] = []
+        self.silent = threading.Event()
+        self.unanswered = 0  # commits that came while it was silent
         self.url = ""
 
     def commit(self, name: str) -> str:
@@ -33,6 +38,13 @@ class Hub:
         """Status, headers and body for one request."""
         if self.fail or (self.refuse_commits and "/commit/" in path):
             return 403, {}, b'{"error": "you may not write here"}'
+        if "/commit/" in path:
+            if self.silent.is_set():
+                self.unanswered += 1
+                while self.silent.is_set():
+                    time.sleep(0.05)
+            if self.next_commits:
+                return self.next_commits.pop(0), {}, b'{"error": "out of order"}'
         for pattern, handler in (
             (r"/api/whoami-v2", self._whoami),
             (r"/api/validate-yaml", lambda body: {"warnings": [], "errors": []}),

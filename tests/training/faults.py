@@ -138,6 +138,13 @@ class Started:
             assert time.monotonic() < end, f"no {text!r} in:\n{self.printed()}"
             time.sleep(0.02)
 
+    def wait_for_file(self, path: Path, seconds: float = 60) -> None:
+        """Return when `path` is there."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < end, f"no {path} after:\n{self.printed()}"
+            time.sleep(0.02)
+
     def end(self, seconds: float = 60) -> Ended:
         """Wait for every process; those that run longer than `seconds` are killed and fail the test."""
         end = time.monotonic() + seconds

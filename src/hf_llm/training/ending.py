@@ -12,7 +12,7 @@ from hf_llm.manifest import digest_of
 from hf_llm.recipe import plain
 from hf_llm.reporting.card import model_card
 from hf_llm.training.guards import train
-from hf_llm.training.pushing import push
+from hf_llm.training.pushing import end_uploads, push
 from hf_llm.training.spikes import Spikes
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def finish(
     # Together, and the process group taken down: a process that leaves first can make another abort at its exit.
     trainer.accelerator.end_training()
     if args.push_to_hub and is_main_process():
+        end_uploads(trainer)
         push(trainer.hub_model_id, folder)
 
 

@@ -29,6 +29,7 @@ from hf_llm.training.checkpoints import (
     step_of,
 )
 from hf_llm.training.preemption import StopSignals
+from hf_llm.training.pushing import put_off_waiting
 from hf_llm.training.repeatable import check_repeatable
 from hf_llm.training.saves import NothingLeft, SaveGuard
 from hf_llm.training.spikes import Spikes
@@ -204,6 +205,7 @@ def prepare_arguments(trainer: Trainer) -> None:
         )
     if args.hub_token:  # Trainer writes its arguments, token and all, to training_args.bin in every checkpoint
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    put_off_waiting(trainer)
     args.logging_nan_inf_filter = False  # it logs a NaN as 0 or as the mean of the losses before
 
 
