@@ -350,6 +350,10 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         total += left @ right
 
 
+# 2^23 logits fit a CPU's last cache (32 MB of float32); a GPU needs more at a time to be busy (512 MB).
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+
+
 class HfLlmHead(nn.Linear):
     """Hidden states to logits; with labels, to the loss.
 
@@ -366,8 +370,7 @@ class HfLlmHead(nn.Linear):
         dtype = torch.get_autocast_dtype(device) if autocast else self.weight.dtype
         hidden = hidden_states.flatten(0, -2).to(dtype)  # N D
         labels = labels.flatten().to(hidden.device)  # N
-        # 2^23 logits fit a CPU's last cache (32 MB of float32); a GPU needs more at a time to be busy (512 MB).
-        chunk = max(1, (2**23 if device == "cpu" else 2**27) // self.out_features)
+        chunk = max(1, LOGITS_AT_ONCE["cpu" if device == "cpu" else "cuda"] // self.out_features)
         chunked = uncompiled_cross_entropy if hidden.shape[0] > 8 * chunk else ChunkedCrossEntropy.apply
         return chunked(hidden, self.weight, labels, chunk, torch.is_grad_enabled())
 

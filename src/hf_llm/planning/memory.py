@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.initialization import no_init_weights
 
+from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory
 
@@ -113,13 +115,13 @@ def footprint(
     autocast: torch.dtype | None = None,
     accumulate: bool = False,
 ) -> Footprint:
-    """What one step of training the model that `build` makes takes on its device, nothing sharded.
+    """What one step of training the model that `build` makes takes on a GPU, nothing sharded or compiled.
 
     `batch` windows of `context` tokens go forward and backward at a time, on top of the gradients of others where the
     step is to `accumulate`. Of the `arguments` the optimizer and activation checkpointing are obeyed; `autocast` is the
     type that the matrix products are made in.
     """
-    with FakeTensorMode():
+    with FakeTensorMode(), patch.dict(LOGITS_AT_ONCE, {"cpu": LOGITS_AT_ONCE["cuda"]}):
         return steps(build, batch, context, arguments, autocast, accumulate)
 
 

@@ -1,0 +1,128 @@
+"""How many tokens a second a training will learn from: measured on a few real layers here, or reckoned from a data
+sheet for a device that is not here."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+from hf_llm.errors import UserError
+from hf_llm.model.printout import flops_per_token
+from hf_llm.planning.devices import Device, training_dtype
+from hf_llm.planning.dial import OF_DATA_SHEET
+from hf_llm.planning.rates import synchronise
+
+LAYERS = 4  # of a deeper model that are timed
+FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
+RECOMPUTED = 4 / 3  # arithmetic with activation checkpointing: the forward pass once more
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`tokens_per_second` of all devices together, and where that is from."""
+
+    tokens_per_second: float
+    source: str
+
+
+def tokens_per_second(
+    model: PreTrainedConfig | PreTrainedModel, device: Device, context: int, devices: int = 1, recompute: bool = False
+) -> Speed:
+    """Reckoned from the data sheet: the FLOPs of a token against a share of what the device can do at most.
+
+    The share is the one `hf_llm.planning.dial` states. With `recompute` (activation checkpointing) a token takes a third
+    more. Raises UserError for a device whose maker publishes no FLOP/s.
+    """
+    dtype = training_dtype(device)
+    if dtype is None:
+        raise UserError(f"no FLOP/s are published for {device.name}; run this on it, and its speed is measured")
+    flops = flops_per_token(model, context) * (RECOMPUTED if recompute else 1)
+    rate = OF_DATA_SHEET * devices * device.flops[dtype] / flops
+    return Speed(rate, f"{OF_DATA_SHEET:.0%} of the data sheet's {device.flops[dtype] / 1e12:,.0f} TFLOP/s in {dtype}")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds on one device: of forward and backward of a window without the layers, of one layer for a window, and of
+    the optimizer's step for one parameter."""
+
+    window: float
+    layer: float
+    parameter: float
+
+    def tokens_per_second(self, layers: int, context: int, windows: int, parameters: int) -> float:
+        """Of a step of `windows` windows, which one device goes through in micro-batches, and one optimizer step."""
+        step = windows * (self.window + layers * self.layer) + parameters * self.parameter
+        return windows * context / step
+
+
+def timed(
+    build: Callable[[PreTrainedConfig], PreTrainedModel],
+    config: PreTrainedConfig,
+    batch: int,
+    context: int,
+    arguments: TrainingArguments,
+    autocast: torch.dtype | None = None,
+    rounds: int = 3,
+) -> Timed:
+    """Train a few layers of the model for a few steps on this machine, and take the medians of `rounds`.
+
+    `build` makes the model of a config with other numbers of layers. Micro-batches of `batch` windows of `context`
+    tokens, or fewer where the passes would take long: what a window takes hardly depends on how many go at a time.
+    """
+    deep, shallow = max(2, min(LAYERS, config.num_hidden_layers)), 1
+    batch = max(1, min(batch, int(FLOPS / (context * flops_per_token(with_layers(config, deep), context)))))
+    runs = [_Run(build(with_layers(config, layers)), batch, context, arguments, autocast) for layers in (deep, shallow)]
+    for run in runs:
+        run.step()  # the first sets up libraries, memory and the optimizer's states
+    times = [[run.step() for run in runs] for _ in range(rounds)]
+    most, least = (median(round_[which][0] for round_ in times) for which in (0, 1))
+    layer = max(0.0, most - least) / (deep - shallow) / batch
+    update = median(round_[0][1] for round_ in times) / runs[0].parameters
+    return Timed(most / batch - deep * layer, layer, update)
+
+
+def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config of the same model with the first `layers` layers only."""
+    shallow = copy.deepcopy(config)
+    shallow.num_hidden_layers = layers
+    if getattr(shallow, "layer_types", None):
+        shallow.layer_types = (shallow.layer_types * layers)[:layers]
+    return shallow
+
+
+class _Run:
+    """A model under training on tokens that mean nothing."""
+
+    def __init__(self, model, batch, context, arguments, autocast):
+        device = arguments.device
+        self.model, self.autocast, self.device = model.to(device).train(), autocast, device
+        if arguments.activation_checkpointing:
+            model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+        generator = torch.Generator().manual_seed(0)
+        size = (batch, context)
+        self.tokens = torch.randint(0, model.config.vocab_size, size, generator=generator).to(device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trained, self.parameters = trained, sum(parameter.numel() for parameter in trained)
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        self.optimizer = optimizer_class([{"params": trained}], **settings)
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of forward and backward, and of the optimizer's step with the clipping before it."""
+        started = self._now()
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        loss.backward()
+        between = self._now()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return between - started, self._now() - between
+
+    def _now(self) -> float:
+        synchronise(self.device)
+        return time.perf_counter()
