@@ -4,12 +4,12 @@ From the maker's data sheet where the device is known by name, else the rate of 
 and said so: a share of a measured rate reads higher than a share of a data sheet's.
 """
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from hf_llm.planning.devices import known_device
+from hf_llm.planning.rates import product_seconds
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,5 @@ def listed_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> Peak | Non
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Peak:
     """Time square matrix products for about `seconds`, synchronised, and take the fastest. Draws no random numbers."""
     side = 1024 if device.type == "cpu" else 8192
-    left = torch.full((side, side), 0.5, device=device, dtype=dtype)
-    fastest, deadline = float("inf"), time.perf_counter() + seconds
-    torch.mm(left, left)  # the first product also sets up the library
-    while time.perf_counter() < deadline:
-        _synchronise(device)
-        started = time.perf_counter()
-        torch.mm(left, left)
-        _synchronise(device)
-        fastest = min(fastest, time.perf_counter() - started)
-    return Peak(2 * side**3 / fastest, str(dtype).removeprefix("torch."), True)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    flops = 2 * side**3 / product_seconds(side, device, dtype, seconds)
+    return Peak(flops, str(dtype).removeprefix("torch."), True)

@@ -14,9 +14,12 @@ from hf_llm.errors import UserError
 
 DIALS = ("depth", "params", "flops", "hours")
 
-TOKENS_PER_PARAMETER = 20  # Chinchilla, https://arxiv.org/abs/2203.15556, table 3
+CHINCHILLA = "Chinchilla, https://arxiv.org/abs/2203.15556"
+TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
 ASPECT = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
-MODEL_FLOPS_UTILISATION = 0.4  # Llama 3 on H100s reached 0.38 to 0.43, https://arxiv.org/abs/2407.21783, table 4
+# What training keeps of a data sheet's FLOP/s (Llama 3 on H100s 0.38 to 0.43, https://arxiv.org/abs/2407.21783,
+# table 4), and of the best matrix product measured on the machine (docs/sizing.md).
+OF_DATA_SHEET, OF_MEASURED = 0.4, 0.7
 MOST_LAYERS = 128
 SMALLEST_VOCABULARY = 2048
 STEP_LAW = "Step Law, https://arxiv.org/abs/2503.04715"
@@ -54,10 +57,11 @@ class Shape:
         return 6 * multiplying + 12 * self.layers * self.heads * self.head_dim * context
 
 
-def turn(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def turn(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """A recipe's tree with all that its dial derives filled in, and why: `{"model.hidden_size": "64 for each ..."}`.
 
-    A tree without a dial comes back as it is. Raises UserError for two dials at once and for values that are none.
+    With `hours` the tokens are those that `machine` trains on in that time, whatever the size. A tree without a dial
+    comes back as it is. Raises UserError for two dials at once and for values that are none.
     """
     dials = [key for key in DIALS if tree.get(key) is not None]
     if len(dials) > 1:
@@ -66,25 +70,26 @@ def turn(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         if tree.get("machine") is not None:
             raise UserError(f"machine: is read with one of {', '.join(DIALS)}; add one, or take it out")
         return tree, {}
-    return Derivation(tree, dials[0]).result()
+    return Derivation(tree, dials[0], hours).result()
 
 
 class Derivation:
     """One turn of the dial: works out value after value, each from what is written or was derived before it."""
 
-    def __init__(self, tree: dict[str, Any], dial: str):
+    def __init__(self, tree: dict[str, Any], dial: str, hours: float | None = None):
         self.tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
         for section in ("tokenizer", "model", "pretrain"):
             self._section(section)
         self._section("pretrain.training")
         self.dial = dial
         self.amount = amount(tree[dial], dial)
+        self.hours = self.amount if dial == "hours" else hours
         self.reasons: dict[str, str] = {}
         self._check()
 
     def result(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The filled tree and the reasons, in the order of a recipe."""
-        self.devices, self.rate = self._machine()
+        self.devices, self.share, self.rate = self._machine()
         shape, why = self._shape()
         self._fill_shape(shape, why)
         context = self._fill_context(shape)
@@ -144,23 +149,19 @@ class Derivation:
             )
         if self.dial == "depth" and (self.amount != int(self.amount) or self.amount > MOST_LAYERS):
             raise UserError(f"depth: {self.tree['depth']!r} does not fit; a number of layers from 1 to {MOST_LAYERS}")
-        if self.dial == "hours" and self.written_machine() is None:
+        if self.hours and self.tree.get("machine") is None:
             raise UserError(
                 "hours: needs `machine:` beside it, so that the recipe means the same everywhere: 1xrtx4090, or the "
                 "FLOP/s of this machine's matrix products; `python -m hf_llm.doctor` prints the line to add"
             )
 
-    def written_machine(self) -> Any:
-        """What the recipe says under `machine`."""
-        return self.tree.get("machine")
-
-    def _machine(self) -> tuple[int, float | None]:
-        """Devices, and the FLOP/s of all of them together in the type that training uses on them."""
-        machine = self.written_machine()
+    def _machine(self) -> tuple[int, float, float]:
+        """Devices, the share of their FLOP/s that training is reckoned to reach, and that share of all together."""
+        machine = self.tree.get("machine")
         if machine is None:
-            return 1, None
-        if isinstance(machine, int | float) or re.fullmatch(r"[\d.]+(e\+?\d+)?", str(machine)):
-            return 1, amount(machine, "machine")
+            return 1, 0.0, 0.0
+        if re.fullmatch(r"[\d._]+(e\+?\d+)?", str(machine), re.IGNORECASE):
+            return 1, OF_MEASURED, OF_MEASURED * amount(machine, "machine")
         from hf_llm.planning.devices import parse_machine, training_dtype
 
         count, device = parse_machine(str(machine))
@@ -170,7 +171,7 @@ class Derivation:
                 f"machine: {device.name}'s maker publishes no FLOP/s; write what its matrix products reach instead, "
                 "which `python -m hf_llm.doctor` measures there"
             )
-        return count, count * device.flops[dtype]
+        return count, OF_DATA_SHEET, OF_DATA_SHEET * count * device.flops[dtype]
 
     def _shape(self) -> tuple[Shape, str]:
         """The model's sizes, and what they were chosen for."""
@@ -193,7 +194,7 @@ class Derivation:
     def _budget(self) -> float:
         if self.dial == "flops":
             return self.amount
-        return self.amount * 3600 * self.rate * MODEL_FLOPS_UTILISATION
+        return self.hours * 3600 * self.rate
 
     def _nearest(self, wanted: float) -> Shape:
         """The shape nearest to an aspect ratio of 64 among those within 2% of `wanted` parameters; else the nearest."""
@@ -263,7 +264,7 @@ class Derivation:
         self.fill("model.intermediate_size", shape.intermediate, ratio)
 
     def _tokens(self, shape: Shape, context: int) -> float:
-        if self.dial in ("depth", "params"):
+        if self.dial in ("depth", "params") and not self.hours:
             return TOKENS_PER_PARAMETER * shape.parameters
         return self._budget() / shape.flops_per_token(context)
 
@@ -305,15 +306,14 @@ class Derivation:
         return steps * step
 
     def _why_steps(self, shape: Shape, tokens: float, context: int) -> str:
-        per_parameter = tokens / shape.parameters
-        chinchilla = "Chinchilla, https://arxiv.org/abs/2203.15556"
-        of = f"{short(tokens)} tokens, {per_parameter:.3g} for each of {short(shape.parameters)} parameters"
-        if self.dial in ("depth", "params"):
-            return f"{of} ({chinchilla})"
-        budget = f"{self._budget():.2g} FLOPs at {shape.flops_per_token(context):.2g} a token"
-        if self.dial == "hours":
-            budget += f": {self.amount:g} hours at {MODEL_FLOPS_UTILISATION:.0%} of {self.rate:.3g} FLOP/s"
-        return f"{of} ({chinchilla}), {budget}"
+        per_parameter = f"{tokens / shape.parameters:.3g} for each of {short(shape.parameters)} parameters"
+        why = f"{short(tokens)} tokens, {per_parameter}; {TOKENS_PER_PARAMETER} are compute-optimal ({CHINCHILLA})"
+        if self.dial in ("depth", "params") and not self.hours:
+            return why
+        why += f"; {self._budget():.2g} FLOPs at {shape.flops_per_token(context):.2g} a token"
+        if self.hours:
+            why += f", {self.hours:g} hours at {self.rate:.3g} FLOP/s, {self.share:.0%} of {self.tree['machine']}"
+        return why
 
     def _fill_optimizer(self, shape: Shape, tokens: float) -> None:
         training = "pretrain.training."
