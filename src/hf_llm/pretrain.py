@@ -8,7 +8,7 @@ The same command goes on where an interrupted run stopped.
 
 from dataclasses import dataclass, field
 
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import command
@@ -22,6 +22,7 @@ from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
+from hf_llm.training.model_parallel import trainer_class
 from hf_llm.training.spikes import Spikes
 
 
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             adam_beta2=0.95,
             torch_compile=device_type() == "cuda",
         )
-        trainer = Trainer(
+        trainer = trainer_class()(
             model=model,
             args=arguments,
             train_dataset=train,

@@ -16,6 +16,7 @@ from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
 from hf_llm.training.agreement import meet
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.pushing import create_repository
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -56,6 +57,7 @@ def training_arguments(
     if chosen.get("bf16") and chosen.get("fp16"):
         chosen["fp16" if "bf16" in settings else "bf16"] = False
     check_deepspeed_config(where)
+    check_layout(launched_layout(), where, device)
     if chosen.get("save_total_limit") in (0, 1):
         raise UserError(
             f"{where}.training.save_total_limit: {chosen['save_total_limit']} is too few; keep at least 2, so that a "
@@ -67,6 +69,7 @@ def training_arguments(
         arguments = cls(**chosen)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
+    let_cpus_shard(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)
     return arguments
@@ -84,10 +87,13 @@ def refuse_secrets(settings: Settings, where: str) -> None:
 def batch(tokens_per_step: int, context: int, settings: Settings, where: str) -> dict[str, int]:
     """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
 
-    Takes `per_device_train_batch_size` from the recipe where given, else the largest that fits `MICRO_BATCH_TOKENS`.
+    Processes that share their batches (tensor, context, sequence, pipeline parallelism) count as one. Takes
+    `per_device_train_batch_size` from the recipe where given, else the largest that fits `MICRO_BATCH_TOKENS` and gives
+    every stage of a pipeline its micro-batch.
     Raises UserError, with the nearest values that work, where it cannot be split evenly.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = launched_layout()
+    processes = layout.data
     if "gradient_accumulation_steps" in settings:
         raise UserError(
             f"{where}.training.gradient_accumulation_steps: leave it out; it follows from {where}.tokens_per_step = "
@@ -102,8 +108,13 @@ def batch(tokens_per_step: int, context: int, settings: Settings, where: str) ->
             f"{settings.get('per_device_train_batch_size', 1)} windows x {processes} processes); try {near}"
         )
     windows = tokens_per_step // (context * processes)
-    most = max(1, MICRO_BATCH_TOKENS[device_type()] // context)
+    most = max(1, min(MICRO_BATCH_TOKENS[device_type()] // context, windows // layout.pipeline))
     micro = settings.get("per_device_train_batch_size") or max(n for n in range(1, most + 1) if windows % n == 0)
+    if windows // micro < layout.pipeline:
+        raise UserError(
+            f"{where}.tokens_per_step: {tokens_per_step} is {windows // micro} micro-batches of {micro} windows for a "
+            f"pipeline of {layout.pipeline} stages; it needs as many micro-batches as stages"
+        )
     return {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": windows // micro,
