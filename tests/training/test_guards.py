@@ -137,6 +137,25 @@ def test_the_hubs_token_is_in_no_file(tmp_path):
         assert path.is_dir() or token.encode() not in path.read_bytes(), path
 
 
+def test_no_token_is_in_a_checkpoint_a_log_or_what_tensorboard_and_wandb_write(tmp_path):
+    hub, wandb, other = ("hf_" + "h" * 34, "w" * 40, "sk-" + "s" * 40)
+    variables = {"HF_TOKEN": hub, "WANDB_API_KEY": wandb, "OPENAI_API_KEY": other}
+    variables |= {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "TENSORBOARD_LOGGING_DIR": str(tmp_path / "logs"),
+    }
+    changes = {"report_to": ["tensorboard", "wandb"], "hub_token": hub, "max_steps": 4}
+    ended = run(tmp_path / "base", variables=variables, **changes)
+    assert ended.code == 0, ended.output
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"training_args.bin", "base.log"} <= {path.name for path in files}
+    for kind in (".wandb", ".tfevents."):
+        assert any(kind in path.name for path in files), kind
+    for path in files:
+        assert not [secret for secret in (hub, wandb, other) if secret.encode() in path.read_bytes()], path
+
+
 def test_a_killed_rank_ends_the_others_and_the_relaunch_is_exact(undisturbed_by_two, tmp_path):
     ended = run(tmp_path / "base", kill_rank_1_in_step_7, processes=2)
     assert ended.codes == [1, -9]

@@ -6,6 +6,7 @@ Importing this module makes `model_type: hf_llm` known to transformers' Auto cla
 import difflib
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -123,10 +124,17 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no model to load: {one_line(error)}") from error
+    except UnpicklingError:
+        raise UserError(evil_pickle(path)) from None
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
         raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
     return model
+
+
+def evil_pickle(path: Path | str) -> str:
+    """What to say of a model whose weights PyTorch has refused to unpickle; its own message tells how to run them."""
+    return f"{path}: its weights are a pickle that would run a program when loaded; ask for them as safetensors"
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:

@@ -7,6 +7,7 @@ every other column of the rows by its name. They return one number for each answ
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from accelerate import PartialState
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.errors import UserError
-from hf_llm.model.loading import check_exists, load_tokenizer, one_line
+from hf_llm.model.loading import check_exists, evil_pickle, load_tokenizer, one_line
 from hf_llm.tokenization.rendering import encode_chat
 
 Conversation = list[dict[str, str]]
@@ -77,6 +78,8 @@ def _load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no model to load: {one_line(error)}") from error
+    except UnpicklingError:
+        raise UserError(evil_pickle(path)) from None
     except RuntimeError as error:  # of weights of another shape
         raise UserError(f"{path} is no model with one score: {one_line(error)}") from error
     lacking = sorted(str(key) for key in found["missing_keys"])
