@@ -43,11 +43,17 @@ def trainer_class() -> type[Trainer]:
     return ModelParallelTrainer if launched_layout().splits_layers else Trainer
 
 
-def split(model: PreTrainedModel, layout: Layout, device: torch.device) -> DeviceMesh:
-    """Keep of `model`, which all processes hold alike, this process's part, on `device`; returns the mesh of processes.
+# transformers' name for a norm over this process's heads only: its gradient is to be summed over the processes. Its own
+# hook does so after every backward pass, and so counts all but the last micro-batch of a step more than once.
+PARTIAL = "replicated_with_grad_allreduce"
 
-    The vocabulary (embedding and head) is whole in every tensor-parallel process: the model's loss works on it in
-    chunks. Raises UserError where the model does not divide.
+
+def split(model: PreTrainedModel, layout: Layout, device: torch.device) -> tuple[DeviceMesh, set[str]]:
+    """Keep of `model`, which all processes hold alike, this process's part, on `device`.
+
+    Returns the mesh of processes, and the names of the parameters of which each tensor-parallel process finds only a part
+    of the gradient. The vocabulary (embedding and head) is whole in each of them: the model's loss works on it in chunks.
+    Raises UserError where the model does not divide.
     """
     check_divides(model, layout)
     mesh = init_device_mesh(
@@ -61,9 +67,12 @@ def split(model: PreTrainedModel, layout: Layout, device: torch.device) -> Devic
         model._pp_forward_wrapped = True  # transformers' own pipeline is one for generation
         apply_pipeline_parallelism(model, mesh["pp"])
     model.to(device)
+    partial = set()
     if layout.tensor > 1:
         plan = {name: style for name, style in model.tp_plan.items() if name not in names}
-        apply_tensor_parallelism(model, mesh["tp"], model._expand_parallel_plan(plan))
+        plan = model._expand_parallel_plan(plan)
+        partial = {name for name, style in plan.items() if style == PARTIAL}
+        apply_tensor_parallelism(model, mesh["tp"], {name: plan[name] for name in plan if name not in partial})
     if layout.shard > 1:
         shards = mesh["dp_replicate", "dp_shard"] if layout.replicate > 1 else mesh["dp_shard"]
         for layer in model.base_model.layers:
@@ -78,7 +87,7 @@ def split(model: PreTrainedModel, layout: Layout, device: torch.device) -> Devic
     model.config.distributed_config = DistributedConfig(
         tp_size=model._tp_size, fsdp_size=layout.shard, dp_replicate_size=layout.replicate
     )
-    return mesh
+    return mesh, partial
 
 
 def check_divides(model: PreTrainedModel, layout: Layout) -> None:
@@ -106,7 +115,7 @@ class ModelParallelTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **more: Any):
         self.layout = launched_layout()
         self.tied = set(model.all_tied_weights_keys)
-        self.mesh = split(model, self.layout, args.device)
+        self.mesh, self.partial = split(model, self.layout, args.device)
         self.micro_batch = args.per_device_train_batch_size
         if self.layout.pipeline > 1:
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
@@ -135,7 +144,7 @@ class ModelParallelTrainer(Trainer):
             model.train()
             loss = self._run(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            self._complete_gradients(model)
+            self._complete_gradients()
         return loss
 
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
@@ -177,12 +186,13 @@ class ModelParallelTrainer(Trainer):
         kind = Schedule1F1B if train else ScheduleGPipe
         return kind(stage, batches, loss_fn=lambda loss, labels: loss.sum(), scale_grads=False)
 
-    def _complete_gradients(self, model: nn.Module) -> None:
+    def _complete_gradients(self) -> None:
         """Make the gradients of what several processes hold alike the same in all of them, before the optimizer's step."""
         if self.layout.tensor > 1:
-            for parameter in model.parameters():
+            for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None and not splits_over(parameter, "tp"):
-                    dist.all_reduce(local(parameter.grad), dist.ReduceOp.AVG, group=self.mesh["tp"].get_group())
+                    kind = dist.ReduceOp.SUM if name in self.partial else dist.ReduceOp.AVG
+                    dist.all_reduce(local(parameter.grad), kind, group=self.mesh["tp"].get_group())
         if self._ends is not None:
             dist.all_reduce(local(self.embedding.weight.grad), group=self._ends)
 
