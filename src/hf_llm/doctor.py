@@ -73,10 +73,9 @@ def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
     if place.type != "mps" and (place.type == "cpu" or count > 1):
         try:
             rates.append(all_reduce_rate(max(count, 2), place.type))
-        except (RuntimeError, TimeoutError, torch.multiprocessing.ProcessException) as error:
-            words = str(error).strip().splitlines()[-1]
+        except (RuntimeError, TimeoutError) as error:
             remedy = "several processes cannot train together here; NCCL_DEBUG=INFO says more, one GPU still works"
-            problems.append(Finding("all-reduce", words, "problem" if count > 1 else "note", remedy))
+            problems.append(Finding("all-reduce", str(error), "problem" if count > 1 else "note", remedy))
     for rate in rates:
         if rate.refused:
             what = f"{rate.what} {rate.dtype} {rate.side}".strip()

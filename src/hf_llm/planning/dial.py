@@ -7,6 +7,7 @@ recipe says itself stays, and what follows from it is worked out with that. docs
 import math
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,11 +74,27 @@ def turn(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, An
     return Derivation(tree, dials[0], hours).result()
 
 
+def shape_of(tree: dict[str, Any]) -> Shape:
+    """The shape of a recipe's tree after `turn`."""
+    model, tokenizer = tree["model"], tree["tokenizer"]
+    width, heads = model["hidden_size"], model["num_attention_heads"]
+    return Shape(
+        layers=model["num_hidden_layers"],
+        width=width,
+        heads=heads,
+        head_dim=model.get("head_dim") or width // heads,
+        key_value_heads=model.get("num_key_value_heads") or heads,
+        intermediate=model["intermediate_size"],
+        vocabulary=model.get("vocab_size") or -(-tokenizer["vocab_size"] // 64) * 64,
+        tied=model.get("tie_word_embeddings") is not False,
+    )
+
+
 class Derivation:
     """One turn of the dial: works out value after value, each from what is written or was derived before it."""
 
     def __init__(self, tree: dict[str, Any], dial: str, hours: float | None = None):
-        self.tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+        self.tree = deepcopy(tree)
         for section in ("tokenizer", "model", "pretrain"):
             self._section(section)
         self._section("pretrain.training")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hf_llm.errors import UserError
-from hf_llm.planning.dial import TOKENS_PER_PARAMETER, amount, short, turn
+from hf_llm.planning.dial import TOKENS_PER_PARAMETER, amount, shape_of, short, turn
 
 SMALL = 20e6  # parameters up to which the embedded documentation is enough to learn from
 BYTES_PER_TOKEN = 4  # of English text, about; the vocabulary decides
@@ -49,7 +49,7 @@ def recipe_text(goal: Goal, path: Path) -> str:
         start["machine"] = goal.machine
     tree, reasons = turn(start, None if goal.dial == "hours" else goal.hours)
     step, training = tree["pretrain"]["tokens_per_step"], tree["pretrain"]["training"]
-    tokens, parameters = step * training["max_steps"], _parameters(tree)
+    tokens, parameters = step * training["max_steps"], shape_of(tree).parameters
     tree = {"name": name, "seed": 42, "corpus": _corpus(goal, parameters, tokens, reasons), **_sections(tree)}
     tree["pretrain"]["samples"] = {"prompts": _prompts(goal, parameters)}
     if goal.use == "chat":
@@ -57,14 +57,6 @@ def recipe_text(goal: Goal, path: Path) -> str:
     tree["evaluate"] = {"tokens": tree["pretrain"]["evaluation_tokens"], "prompts": _questions(goal.use, parameters)}
     head = [f"# python -m hf_llm.run {path}", *_story(goal, parameters, tokens)]
     return "\n".join([*head, *_lines(tree, reasons, "")]) + "\n"
-
-
-def _parameters(tree: dict[str, Any]) -> int:
-    from hf_llm.planning.dial import Shape
-
-    model, heads = tree["model"], tree["model"]["num_attention_heads"]
-    sizes = (model["num_hidden_layers"], model["hidden_size"], heads, model["hidden_size"] // heads, heads)
-    return Shape(*sizes, model["intermediate_size"], tree["tokenizer"]["vocab_size"]).parameters
 
 
 def _sections(tree: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +72,9 @@ def _sections(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _story(goal: Goal, parameters: int, tokens: float) -> Iterator[str]:
     """The comment at the head: what this trains, on how much, and what of the goal does not go together."""
-    yield f"# {short(parameters)} parameters on {short(tokens)} tokens, for {goal.dial} {goal.amount}" + (
-        f" and {goal.hours:g} hours on {goal.machine}." if goal.hours else "."
-    )
+    wish = "" if goal.dial == "hours" else f"{goal.dial} {goal.amount}"
+    time = f"{goal.hours:g} hours on {goal.machine}" if goal.hours else ""
+    yield f"# {short(parameters)} parameters on {short(tokens)} tokens, for {' and '.join(filter(None, (wish, time)))}."
     each = tokens / parameters
     if goal.hours and goal.dial != "hours" and each < TOKENS_PER_PARAMETER / 2:
         better = parameters * (each / TOKENS_PER_PARAMETER) ** 0.5

@@ -36,7 +36,7 @@ def usable_cores(cgroups: Path = CGROUPS) -> int:
         )
         if int(quota) > 0
     ]
-    return max(1, min([cores, *(math.ceil(quota) for quota in quotas)]))
+    return max(1, math.ceil(min([cores, *quotas])))
 
 
 def _quota(text: str) -> float:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -125,11 +125,12 @@ def judged(rate: Rate, bound: Bound | None) -> Rate:
     """The rate, refused where it is above its bound. Without one nothing is refused."""
     if bound is None or rate.value <= bound.value:
         return rate
+    unit, size = ("TFLOP/s", 1e12) if rate.what == "matmul" else ("GB/s", 1e9)
     reason = (
-        f"{rate.value / 1e12:,.4g} T/s is more than {bound.value / 1e12:,.4g}, {bound.source}: "
+        f"{rate.value / size:,.6g} {unit} is more than {bound.value / size:,.6g}, {bound.source}: "
         "the timer did not wait for the device, or it is no such device"
     )
-    return Rate(rate.what, rate.value, rate.dtype, rate.side, reason)
+    return replace(rate, refused=reason)
 
 
 def matmul_bounds(device: Device) -> dict[str, Bound]:
@@ -199,7 +200,7 @@ def all_reduce_rate(processes: int, device_type: str, megabytes: int = 64, secon
 
     Raises RuntimeError with what a process said, or TimeoutError where they do not find each other.
     """
-    import torch.multiprocessing as multiprocessing
+    from torch import multiprocessing
 
     backend = "nccl" if device_type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
@@ -211,6 +212,8 @@ def all_reduce_rate(processes: int, device_type: str, megabytes: int = 64, secon
             while not started.join(timeout=1):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{processes} processes over {backend} did not sum a buffer in {PATIENCE}")
+        except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
         finally:
             for process in started.processes:
                 if process.is_alive():
