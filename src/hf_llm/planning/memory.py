@@ -6,6 +6,7 @@ model's code keeps for its backward pass is counted, for any `model_type`. torch
 use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_memory.py checks this one.
 """
 
+import copy
 import multiprocessing
 import re
 import weakref
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.initialization import no_init_weights
 
 from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE
@@ -125,6 +127,34 @@ def footprint(
         return steps(build, batch, context, arguments, autocast, accumulate)
 
 
+def extrapolated(
+    build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig, *more: Any, **by_name: Any
+) -> Footprint:
+    """`footprint` of the model of `config`; of a deep one by those of its first 4 and 8 layers, since each layer more
+    takes the same."""
+    layers = config.num_hidden_layers
+    if layers <= 8:
+        return footprint(lambda: build(config), *more, **by_name)
+    low, high = (footprint(partial(build, with_layers(config, few)), *more, **by_name).phases for few in (4, 8))
+    phases = {
+        phase: {
+            part: low[phase].get(part, 0) + (size - low[phase].get(part, 0)) * (layers - 4) // 4
+            for part, size in high[phase].items()
+        }
+        for phase in high
+    }
+    return Footprint({phase: _ordered(parts) for phase, parts in phases.items()})
+
+
+def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config of the same model with the first `layers` layers only."""
+    shallow = copy.deepcopy(config)
+    shallow.num_hidden_layers = layers
+    if getattr(shallow, "layer_types", None):
+        shallow.layer_types = (shallow.layer_types * layers)[:layers]
+    return shallow
+
+
 def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, dict[str, int]]:
     """`footprint` of a training on this machine's CPU, and in bytes `program`, what this process holds before it, and
     `growth`, by how much the process grows: what the step takes with the holes in the C library's heap.
@@ -170,8 +200,9 @@ def steps(
     with LiveStorages() as storages:
         with no_init_weights():
             model = build().train()
+        model.tie_weights()  # which belongs to the initialisation
         if arguments.activation_checkpointing:
-            model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+            model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
         if (head := model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(lambda *_: setattr(storages, "making", LOSS))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -179,8 +210,11 @@ def steps(
             parameter.register_post_accumulate_grad_hook(lambda p: storages.count(p.grad, GRADIENTS))
         optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = optimizer_class([{"params": trained}], **settings)
+        for parameter in trained if accumulate and count == 1 else ():  # what micro-batches before have left
+            parameter.grad = torch.empty_like(parameter)
+            storages.count(parameter.grad, GRADIENTS)
         for step in range(count):
-            for _ in range(2 if accumulate else 1):
+            for _ in range(2 if accumulate and count > 1 else 1):
                 training = _forward_and_backward(storages, model, batch, context, autocast)
             storages.start(OPTIMIZER if step == 0 else TEMPORARY)  # the first step makes the states
             if arguments.max_grad_norm:

@@ -1,11 +1,9 @@
 """How many tokens a second a training will learn from: measured on a few real layers here, or reckoned from a data
 sheet for a device that is not here."""
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -14,6 +12,7 @@ from hf_llm.errors import UserError
 from hf_llm.model.printout import flops_per_token
 from hf_llm.planning.devices import Device, training_dtype
 from hf_llm.planning.dial import OF_DATA_SHEET
+from hf_llm.planning.memory import with_layers
 from hf_llm.planning.rates import synchronise
 
 LAYERS = 4  # of a deeper model that are timed
@@ -34,8 +33,8 @@ def tokens_per_second(
 ) -> Speed:
     """Reckoned from the data sheet: the FLOPs of a token against a share of what the device can do at most.
 
-    The share is the one `hf_llm.planning.dial` states. With `recompute` (activation checkpointing) a token takes a third
-    more. Raises UserError for a device whose maker publishes no FLOP/s.
+    The share is the one `hf_llm.planning.dial` states. With `recompute` (activation checkpointing) a token takes
+    a third more. Raises UserError for a device whose maker publishes no FLOP/s.
     """
     dtype = training_dtype(device)
     if dtype is None:
@@ -69,7 +68,7 @@ def timed(
     autocast: torch.dtype | None = None,
     rounds: int = 3,
 ) -> Timed:
-    """Train a few layers of the model for a few steps on this machine, and take the medians of `rounds`.
+    """Train a few layers of the model for a few steps on this machine, and take the fastest of the `rounds`.
 
     `build` makes the model of a config with other numbers of layers. Micro-batches of `batch` windows of `context`
     tokens, or fewer where the passes would take long: what a window takes hardly depends on how many go at a time.
@@ -80,19 +79,10 @@ def timed(
     for run in runs:
         run.step()  # the first sets up libraries, memory and the optimizer's states
     times = [[run.step() for run in runs] for _ in range(rounds)]
-    most, least = (median(round_[which][0] for round_ in times) for which in (0, 1))
+    most, least = (min(round_[which][0] for round_ in times) for which in (0, 1))
     layer = max(0.0, most - least) / (deep - shallow) / batch
-    update = median(round_[0][1] for round_ in times) / runs[0].parameters
+    update = min(round_[0][1] for round_ in times) / runs[0].parameters
     return Timed(most / batch - deep * layer, layer, update)
-
-
-def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The config of the same model with the first `layers` layers only."""
-    shallow = copy.deepcopy(config)
-    shallow.num_hidden_layers = layers
-    if getattr(shallow, "layer_types", None):
-        shallow.layer_types = (shallow.layer_types * layers)[:layers]
-    return shallow
 
 
 class _Run:
@@ -102,7 +92,7 @@ class _Run:
         device = arguments.device
         self.model, self.autocast, self.device = model.to(device).train(), autocast, device
         if arguments.activation_checkpointing:
-            model.gradient_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+            model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
         generator = torch.Generator().manual_seed(0)
         size = (batch, context)
         self.tokens = torch.randint(0, model.config.vocab_size, size, generator=generator).to(device)
@@ -126,3 +116,24 @@ class _Run:
     def _now(self) -> float:
         synchronise(self.device)
         return time.perf_counter()
+
+
+def measured(
+    build: Callable[[PreTrainedConfig], PreTrainedModel],
+    config: PreTrainedConfig,
+    batch: int,
+    context: int,
+    windows: int,
+    arguments: TrainingArguments,
+    devices: int = 1,
+    autocast: torch.dtype | None = None,
+) -> Speed:
+    """The speed of steps of `windows` windows on this machine's `devices`, from a few layers timed on one of them."""
+    found = timed(build, config, batch, context, arguments, autocast)
+    with torch.device("meta"):
+        model = build(config)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = max(1, windows // devices)
+    rate = devices * found.tokens_per_second(config.num_hidden_layers, context, share, trained)
+    layers = min(LAYERS, config.num_hidden_layers)
+    return Speed(rate, f"measured here on {layers} of {config.num_hidden_layers} layers, in micro-batches of {batch}")

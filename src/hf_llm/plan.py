@@ -1,0 +1,235 @@
+"""Say what a recipe will take before anything is made: parameters, memory, hours, disk, energy, money.
+
+    python -m hf_llm.plan recipes/gpt125m.yaml                    # on this machine, whose speed is measured
+    python -m hf_llm.plan recipes/gpt125m.yaml --gpus 4xrtx4090 --price 0.4/gpu-hour --electricity 0.3
+    python -m hf_llm.plan recipes/quickstart.yaml --score         # once it has run: predicted beside actual
+
+Needs no corpus, no tokenizer and no weights. What is planned for this machine before the pretraining is kept in
+runs/<name>/plan.json, and the report shows it beside what the run took.
+"""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from hf_llm.errors import UserError, command
+from hf_llm.lifecycle import STAGES, Run, say
+from hf_llm.manifest import read_manifest, write_json
+from hf_llm.model.loading import load_tokenizer
+from hf_llm.model.printout import describe, flops_per_token
+from hf_llm.planning.devices import Device, parse_machine, this_machine, training_dtype
+from hf_llm.planning.dial import TOKENS_PER_PARAMETER
+from hf_llm.planning.money import parse_price
+from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, planned_config
+from hf_llm.planning.score import PLAN, planned_for, score
+from hf_llm.planning.speed import Speed, measured, tokens_per_second
+from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning
+from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
+from hf_llm.recipe import load_recipe
+from hf_llm.tokenization.training import TokenizerSection
+from hf_llm.training.device import device_type, precision, use_all_cores
+
+
+@dataclass
+class Machine:
+    """What the plan is for. `here` is this machine, whose speed can be measured."""
+
+    devices: int
+    device: Device
+    here: bool
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, or anything that is planned for as a GPU."""
+        return "cpu" if self.device.key == "cpu" else "cuda"
+
+    @property
+    def bf16(self) -> bool:
+        return precision(device_type())["bf16"] if self.here else training_dtype(self.device) == "bfloat16"
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    options, rest = parse(list(sys.argv[1:] if argv is None else argv))
+    run = Run(rest)
+    if options.score:
+        return say_score(run)
+    recipe = load_recipe(importlib.import_module(STAGES["base"].module).Recipe, rest)
+    machine = Machine(*parse_machine(options.gpus), False) if options.gpus else Machine(*this_machine(), True)
+    job = pretraining_job(run, recipe, machine)
+    say(f"{run.name} on {machine.devices} x {machine.device.name} with {gib(machine.device.memory)} GiB\n")
+    say_model(job, recipe.pretrain)
+
+    rows = memory(job, machine)
+    say(memory_table(rows))
+    chosen = first_that_fits(rows, job, machine)
+    say(advice(rows, chosen, machine))
+
+    speed = speed_of(job, machine, chosen or rows[0])
+    say(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
+    prices = {"price": options.price, "electricity": options.electricity}
+    stages = whole_life(run, recipe, job, chosen or rows[0], speed, machine, prices)
+    say(stage_table(stages, options.price is not None, options.electricity is not None))
+    if machine.here and not read_manifest(run.base):
+        keep(run, chosen or rows[0], speed, stages[0])
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This command's own options, and the rest: the recipe and its overrides."""
+    parser = argparse.ArgumentParser(
+        "python -m hf_llm.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", help="another machine than this one, as 4xrtx4090")
+    parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour")
+    parser.add_argument("--electricity", type=float, help="price of a kWh")
+    parser.add_argument("--score", action="store_true", help="predicted beside actual, of a run that is over")
+    options, rest = parser.parse_known_args(argv)
+    if not rest:
+        parser.error("name a recipe first, as recipes/gpt125m.yaml")
+    options.price = parse_price(options.price) if options.price is not None else None
+    return options, rest
+
+
+def say_score(run: Run) -> None:
+    """Print predicted beside actual. Raises UserError where one of the two is missing."""
+    found = score(run.root, run.tree)
+    if not found:
+        raise UserError(
+            f"{run.root}: nothing to compare; it takes {PLAN}, which `python -m hf_llm.plan {run.argv[0]}` writes before the "
+            "pretraining, of the same recipe, and a finished pretraining"
+        )
+    say(score_table(found))
+
+
+def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
+    """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
+    section = recipe.pretrain
+    config = planned_config(recipe.model, vocabulary(run), section.context)
+    context = section.context or config.max_position_embeddings
+    unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
+    if section.tokens_per_step % unit:
+        near = -(-section.tokens_per_step // unit) * unit
+        raise UserError(
+            f"pretrain.tokens_per_step: {section.tokens_per_step} is no multiple of {unit}, {context} tokens of "
+            f"context on each of {machine.devices} devices; try {near}"
+        )
+    return Job(config, context, section.tokens_per_step // context, section.training)
+
+
+def vocabulary(run: Run) -> int:
+    """The number of tokens: of the run's tokenizer, else as the recipe has it. Raises UserError where it has not."""
+    if read_manifest(run.tokenizer):
+        return len(load_tokenizer(run.tokenizer))
+    model, section = run.tree.get("model") or {}, run.tree.get("tokenizer") or {}
+    if model.get("vocab_size"):
+        return model["vocab_size"]
+    if section.get("use"):
+        raise UserError(
+            f"tokenizer.use: the vocabulary of {section['use']} is known once it is here; make it first, or add "
+            f"--model.vocab_size=...\n  python -m hf_llm.train_tokenizer {' '.join(run.argv)}"
+        )
+    return section.get("vocab_size") or TokenizerSection().vocab_size
+
+
+def say_model(job: Job, section: Any) -> None:
+    """Print the parameters by part, and the tokens against the compute-optimal number."""
+    with torch.device("meta"):
+        model = model_of(job.config)
+    say(describe(model))
+    parameters, flops = model.num_parameters(), flops_per_token(model, job.context)
+    steps = section.training.get("max_steps")
+    if steps and steps > 0:
+        tokens = steps * section.tokens_per_step
+        say(
+            f"  {number(tokens)} tokens, {tokens / parameters:,.3g} for each parameter; {TOKENS_PER_PARAMETER} "
+            f"({number(TOKENS_PER_PARAMETER * parameters)}) are compute-optimal (Chinchilla, "
+            f"https://arxiv.org/abs/2203.15556)\n  {tokens * flops:.3g} FLOPs in all"
+        )
+    say("")
+
+
+def memory(job: Job, machine: Machine) -> list[Row]:
+    """The ways to train, side by side: as the recipe says, and with activation checkpointing where it has it not."""
+    micro = job.micro_batch(machine.devices, machine.kind)
+    if machine.kind == "cpu":
+        use_all_cores()
+        return [cpu_row(job, micro)]
+    asked = bool(job.arguments().activation_checkpointing)
+    ways = [asked] if asked else [False, True]
+    rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, machine.bf16, way)]
+    say(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
+    return rows
+
+
+def first_that_fits(rows: list[Row], job: Job, machine: Machine) -> Row | None:
+    """The first row, in order of what it costs in speed, that leaves room for the micro-batch planned; else for any."""
+    micro = job.micro_batch(machine.devices, machine.kind)
+    if machine.kind == "cpu":
+        return rows[0] if rows[0].footprint.peak <= machine.device.memory else None
+    return next((row for row in rows if row.largest >= micro), None) or next((row for row in rows if row.largest), None)
+
+
+def advice(rows: list[Row], chosen: Row | None, machine: Machine) -> str:
+    """What to change where something does not fit, the cheapest first."""
+    if chosen is None:
+        return (
+            f"Nothing here fits into {gib(machine.device.memory)} GiB: take more or larger devices, a shorter context "
+            "(--pretrain.context), or a smaller model."
+        )
+    if chosen is rows[0]:
+        return "It fits as it is."
+    remedies = []
+    if rows[0].largest:
+        remedies.append(f"--pretrain.training.per_device_train_batch_size={rows[0].largest} (costs nothing much)")
+    if any(row.checkpointing and row.largest for row in rows) and not rows[0].checkpointing:
+        remedies.append("--pretrain.training.activation_checkpointing=true (a third more arithmetic)")
+    sharded = next((row for row in rows if row.largest and row.engine != rows[0].engine), None)
+    if sharded is not None:
+        remedies.append(f"{sharded.engine} (docs/launching.md; more traffic between the devices)")
+    return f"{rows[0].engine} has no room for that. In order of what it costs: " + "; ".join(remedies) + "."
+
+
+def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
+    """Tokens per second: measured here, or from the data sheet."""
+    if not machine.here:
+        return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing)
+    arguments = job.arguments(row.checkpointing)
+    arguments.use_cpu = machine.kind == "cpu"
+    autocast = torch.bfloat16 if machine.bf16 else None
+    batch = job.micro_batch(machine.devices, machine.kind)
+    return measured(
+        partial(model_of, lora=None), job.config, batch, job.context, job.windows, arguments, machine.devices, autocast
+    )
+
+
+def whole_life(
+    run: Run, recipe: Any, job: Job, row: Row, speed: Speed, machine: Machine, prices: dict
+) -> list[Prospect]:
+    """Every training stage of the recipe whose length can be told."""
+    where = (job.config, row, speed.tokens_per_second, machine.devices, machine.device, prices)
+    stages = [pretraining(recipe.pretrain, *where)]
+    return stages + [tuning(folder, run.tree[folder], *where) for folder in TEXTS if run.tree.get(folder)]
+
+
+def keep(run: Run, row: Row, speed: Speed, base: Prospect) -> None:
+    """Leave the prediction where the report finds it."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    predicted = {
+        "memory, GiB": row.footprint.peak / 2**30,
+        "tokens per second": speed.tokens_per_second,
+        "hours": base.hours,
+    }
+    write_json(run.root / PLAN, {"planned_for": planned_for(run.tree), "predicted": predicted, "speed": speed.source})
+    say(f"\n{run.root / PLAN} is kept for the report")
+
+
+if __name__ == "__main__":
+    main()

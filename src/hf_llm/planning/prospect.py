@@ -1,0 +1,162 @@
+"""A training before it is made: the model of a recipe without tokenizer or weights, and what each device would hold."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
+
+from hf_llm.errors import UserError
+from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, one_line
+from hf_llm.planning.devices import Device
+from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu
+from hf_llm.planning.sharding import Sizes, engines
+from hf_llm.training.arguments import MICRO_BATCH_TOKENS
+
+# Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and what the allocator cannot use.
+CUDA_CONTEXT, FRAGMENTATION = 600 << 20, 0.05
+FRAMEWORK, HOLES, PROGRAM = "framework, fragmentation", "holes in the heap", "program and libraries"
+OBEYED = ("optim", "optim_args", "max_grad_norm", "activation_checkpointing", "activation_checkpointing_kwargs")
+
+
+def planned_config(section: dict[str, Any], vocabulary: int, context: int | None) -> PreTrainedConfig:
+    """The config that `new_model` will make of a `model` section with a tokenizer of `vocabulary` tokens.
+
+    Raises UserError where the section's keys or values are wrong.
+    """
+    cls = config_class(section)
+    settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
+    check_keys(settings, cls)
+    fitted = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
+    if context:
+        fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
+    try:
+        return cls(**{**fitted, **settings})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"model: {one_line(error)}") from error
+
+
+def arguments_for_planning(settings: dict[str, Any], checkpointing: bool | None = None) -> TrainingArguments:
+    """Of a `training` section what decides memory, as TrainingArguments that any machine can construct."""
+    obeyed = {key: value for key, value in settings.items() if key in OBEYED}
+    obeyed.setdefault("activation_checkpointing", settings.get("gradient_checkpointing", False))
+    if checkpointing is not None:
+        obeyed["activation_checkpointing"] = checkpointing
+    try:
+        return TrainingArguments("unused", use_cpu=True, report_to="none", **obeyed)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {one_line(error)}") from error
+
+
+def model_of(
+    config: PreTrainedConfig, dtype: torch.dtype = torch.float32, lora: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """A model of `config`, with adapters where there is a `lora` section."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What of a stage decides the memory of its steps."""
+
+    config: PreTrainedConfig
+    context: int
+    windows: int  # of an optimizer step, on all devices together
+    settings: dict[str, Any]  # the `training` section
+    lora: dict[str, Any] | None = None
+
+    def arguments(self, checkpointing: bool | None = None) -> TrainingArguments:
+        return arguments_for_planning(self.settings, checkpointing)
+
+    def micro_batch(self, devices: int, kind: str) -> int:
+        """The windows of one forward and backward pass as `hf_llm.training.arguments.batch` will choose them."""
+        share = max(1, self.windows // devices)
+        given = self.settings.get("per_device_train_batch_size")
+        return given or largest_divisor(share, max(1, MICRO_BATCH_TOKENS[kind] // self.context))
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest number up to `most` that divides `number`."""
+    return next(n for n in range(min(number, max(1, most)), 0, -1) if number % n == 0)
+
+
+def sizes(config: PreTrainedConfig, lora: dict[str, Any] | None = None) -> Sizes:
+    """Parameters trained and frozen, of one layer, and outside of all layers."""
+    with torch.device("meta"):
+        model = model_of(config, lora=lora)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len, default=[])
+    within = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    return Sizes(trained, everything - trained, within // max(1, len(layers)), everything - within)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine: the footprint of a device at the micro-batch planned, and the largest micro-batch that fits."""
+
+    engine: str
+    checkpointing: bool
+    footprint: Footprint
+    largest: int  # windows; 0 where not even one fits
+    accumulation: int
+
+
+def gpu_rows(job: Job, devices: int, device: Device, micro: int, bf16: bool, checkpointing: bool) -> list[Row]:
+    """The engines side by side on `devices` of a kind."""
+    amount, arguments = sizes(job.config, job.lora), job.arguments(checkpointing)
+    share = max(1, job.windows // devices)
+
+    def found(batch: int) -> dict[str, Footprint]:
+        def of(dtype: torch.dtype, autocast: torch.dtype | None) -> Footprint:
+            build: Callable[[PreTrainedConfig], PreTrainedModel] = partial(model_of, dtype=dtype, lora=job.lora)
+            return extrapolated(build, job.config, batch, job.context, arguments, autocast, share > batch)
+
+        whole = of(torch.float32, torch.bfloat16 if bf16 else None)
+        half = of(torch.bfloat16, None) if bf16 and devices > 1 else whole
+        return engines(whole, half, amount, devices, bf16)
+
+    rows = []
+    for (engine, once), twice in zip(found(micro).items(), found(2 * micro).values(), strict=True):
+        once, twice = with_framework(once), with_framework(twice)
+        most = fitting(device.memory, micro, once, twice)
+        largest = largest_divisor(share, most) if most else 0
+        rows.append(Row(engine, checkpointing, once, largest, share // largest if largest else 0))
+    return rows
+
+
+def fitting(memory: int, micro: int, once: Footprint, twice: Footprint) -> int:
+    """The windows of a micro-batch that fit into `memory`, by the straight line through the footprints of `micro`
+    windows and twice as many; 0 where not one does."""
+    if sum(once.phases[UPDATE].values()) > memory:
+        return 0
+    taken, more = (sum(footprint.phases[TRAINING].values()) for footprint in (once, twice))
+    each = max(1, (more - taken) / micro)
+    return max(0, micro + int((memory - taken) // each))
+
+
+def with_framework(footprint: Footprint) -> Footprint:
+    """With what is assumed of the CUDA context and the allocator's losses."""
+    phases = {}
+    for phase, parts in footprint.phases.items():
+        extra = CUDA_CONTEXT + int(FRAGMENTATION * sum(parts.values()))
+        phases[phase] = {**parts, FRAMEWORK: extra}
+    return Footprint(phases)
+
+
+def cpu_row(job: Job, micro: int) -> Row:
+    """A training on this machine's CPU, as `hf_llm.planning.memory.on_this_cpu` tries it."""
+    build = partial(model_of, job.config, lora=job.lora)
+    footprint, process = on_this_cpu(build, micro, job.context, job.arguments(), accumulate=job.windows > micro)
+    holes = max(0, process["growth"] - footprint.peak)
+    phases = {phase: {**parts, HOLES: holes, PROGRAM: process["program"]} for phase, parts in footprint.phases.items()}
+    return Row(
+        "one process", bool(job.arguments().activation_checkpointing), Footprint(phases), micro, job.windows // micro
+    )
