@@ -69,7 +69,7 @@ def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
     return {
         "settings": digest_of(making.settings),
         **{f"input {name}": value for name, value in making.inputs.items()},
-        "samples per step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "samples per step": trainer.get_total_train_batch_size(args),
         "training samples": len(trainer.train_dataset),
     }
 
