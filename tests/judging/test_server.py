@@ -9,8 +9,9 @@ import pytest
 from comparison import plan, serving, votes_file
 
 from hf_llm.errors import UserError
-from hf_llm.judging.server import LARGEST_BODY, TOKEN, JudgingServer, is_local
+from hf_llm.judging.server import LARGEST_BODY, TOKEN, JudgingServer
 from hf_llm.judging.votes import Votes, create_votes
+from hf_llm.reporting.local_page import is_local
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import os
 import pytest
 import wandb
 from tiny_training import Rows
+from transformers import TrainerCallback
 
+from hf_llm.monitoring.alerts import Alert, AlertCallback
 from hf_llm.monitoring.reporters import reporters, wandb_login_known
 from hf_llm.monitoring.samples import Samples
 from hf_llm.monitoring.watch import watch
@@ -62,6 +64,18 @@ def test_another_servers_login_and_a_broken_netrc_are_no_login(nobody, capsys):
     assert "not readable" in capsys.readouterr().out
 
 
+class Trouble(TrainerCallback):
+    """A loss spike in the last step."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            alerts = next(c for c in self.trainer.callback_handler.callbacks if isinstance(c, AlertCallback))
+            alerts._tell(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
+
+
 def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
     nobody, make_trainer, monkeypatch, tmp_path
 ):
@@ -70,6 +84,7 @@ def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=2, report_to=reporters("wandb"), hub_token=SECRET, run_name="tiny")
     watch(trainer, samples=Samples([]))
+    trainer.add_callback(Trouble(trainer))
     trainer.train()
     wandb.finish()
     written = list((tmp_path / "out" / "logs").rglob("run-*.wandb"))
@@ -77,5 +92,18 @@ def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
     content = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"tokens_per_second" in content
     assert b"per_device_train_batch_size" in content
+    assert b"loss spike: 9.9" in content
     assert SECRET.encode() not in content
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2, report_to=reporters("trackio"), run_name="tiny", project="p")
+    watch(trainer)
+    trainer.train()
+    run = trackio.Api().runs("p")[0]
+    assert run.name == "tiny"
+    content = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
+    assert b"tokens_per_second" in content

@@ -1,15 +1,15 @@
 """What goes wrong in a training, told when it does: on the terminal, in `logs/alerts.jsonl`, on the page, in wandb.
 
-The rules look at what is logged and change nothing. "Usual" is the median of the last `WINDOW` entries, and how much
-they scatter is their median absolute deviation, 1.4826 times of which is a normal distribution's standard deviation:
-neither is moved by the outliers that are looked for (Hampel 1974, https://doi.org/10.1080/01621459.1974.10482962).
+The rules look at what is logged and change nothing. A value is compared with the median of the few before it; how far
+from those medians the last `WINDOW` values were, and how much that scatters, is known by median and median absolute
+deviation, 1.4826 times of which is a normal distribution's standard deviation. Neither a falling curve nor the outliers
+that are looked for move them much (Hampel 1974, https://doi.org/10.1080/01621459.1974.10482962).
 """
 
 import math
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,12 +17,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hf_llm.lifecycle import say
-from hf_llm.monitoring.records import LOGS, append_row, keep_until
+from hf_llm.monitoring.records import alerts_file, append_row, keep_until
 
-ALERTS = "alerts.jsonl"
-WINDOW = 32  # entries
-FEWEST = 12  # entries before anything can be called unusual
-SIGMAS = 6.0  # a normal value is further out once in a thousand million
+WINDOW = 48  # entries
+NEAR = 5  # entries that a new one is compared with
+FEWEST = 16  # entries before anything can be called unusual
+SIGMAS = 8.0  # of a deviation that is known from few values only
 LEAST_SPREAD = 0.005  # of the median: a curve as smooth as glass may still move so much
 JUMP = 3.0  # times the usual gradient norm, at least
 SLOW = 0.5  # of the usual speed
@@ -42,17 +42,27 @@ class Alert:
 
 
 class Recent:
-    """The last values of one number, and whether a new one is among them."""
+    """The last values of one number, and what the next one may be expected to be."""
 
     def __init__(self) -> None:
         self.values: deque[float] = deque(maxlen=WINDOW)
+        self._moves: deque[float] = deque(maxlen=WINDOW)  # of each value from the median of the few before it
 
-    def usual(self) -> tuple[float, float] | None:
-        """Median and robust deviation; None before there are enough values."""
-        if len(self.values) < FEWEST:
+    def expected(self) -> tuple[float, float] | None:
+        """A value and its robust deviation; None before there are enough values."""
+        if len(self._moves) < FEWEST:
             return None
-        middle = median(self.values)
-        return middle, 1.4826 * median(abs(value - middle) for value in self.values)
+        move = median(self._moves)
+        return self._near() + move, 1.4826 * median(abs(other - move) for other in self._moves)
+
+    def add(self, value: float) -> None:
+        """Take in the next value."""
+        if len(self.values) >= NEAR:
+            self._moves.append(value - self._near())
+        self.values.append(value)
+
+    def _near(self) -> float:
+        return median(list(self.values)[-NEAR:])
 
 
 class Rules:
@@ -60,7 +70,8 @@ class Rules:
     lasts."""
 
     def __init__(self) -> None:
-        self.losses, self.gradients, self.speeds = Recent(), Recent(), Recent()
+        self.losses, self.gradients = Recent(), Recent()
+        self.speeds: deque[float] = deque(maxlen=WINDOW)
         self._under_way: set[str] = set()
         self._slow = self._rising = 0
         self._skipped: dict[str, float] = {}
@@ -78,7 +89,8 @@ class Rules:
 
     def new_session(self) -> None:
         """Another machine may have another speed."""
-        self.speeds, self._slow = Recent(), 0
+        self._slow = 0
+        self.speeds.clear()
 
     def _begins(self, kind: str, is_so: bool, text: str) -> tuple[str, str] | None:
         if not is_so:
@@ -101,31 +113,30 @@ class Rules:
         if not math.isfinite(loss):
             return self._begins("not_finite", True, f"the loss is {loss}")
         self._under_way.discard("not_finite")
-        usual, high, words = self.losses.usual(), False, ""
+        usual, high, words = self.losses.expected(), False, ""
         if usual:
             high = loss > usual[0] + SIGMAS * max(usual[1], LEAST_SPREAD * abs(usual[0]), 1e-4)
             words = f"loss spike: {loss:.4g}, usual is {usual[0]:.4g} ± {usual[1]:.2g}"
-        self.losses.values.append(loss)
+        self.losses.add(loss)
         return self._begins("loss_spike", high, words)
 
     def _gradient(self, norm: float | None) -> tuple[str, str] | None:
         if norm is None or not math.isfinite(norm) or norm <= 0:
             return None
-        usual, high, words = self.gradients.usual(), False, ""
+        usual, high, words = self.gradients.expected(), False, ""
         if usual:  # of logarithms, for norms scatter by factors
             high = math.log(norm) > usual[0] + max(SIGMAS * usual[1], math.log(JUMP))
             words = f"gradient jump: norm {norm:.3g}, usual is {math.exp(usual[0]):.3g}"
-        self.gradients.values.append(math.log(norm))
+        self.gradients.add(math.log(norm))
         return self._begins("gradient_jump", high, words)
 
     def _speed(self, speed: float | None) -> tuple[str, str] | None:
         if not speed:
             return None
-        usual = self.speeds.usual()
-        slow = bool(usual) and speed < SLOW * usual[0]
-        self._slow = self._slow + 1 if slow else 0
-        self.speeds.values.append(speed)
-        words = f"slow: {speed:,.0f} tokens/s, usual is {usual[0]:,.0f}" if usual else ""
+        usual = median(self.speeds) if len(self.speeds) >= FEWEST else 0.0
+        self._slow = self._slow + 1 if speed < SLOW * usual else 0
+        self.speeds.append(speed)
+        words = f"slow: {speed:,.0f} tokens/s, usual is {usual:,.0f}"
         return self._begins("slow", self._slow >= SLOW_ENTRIES, words)
 
     def _validation(self, loss: float) -> tuple[str, str] | None:
@@ -179,8 +190,3 @@ class AlertCallback(TrainerCallback):
 
             if wandb.run is not None:
                 wandb.run.alert(title=f"{alert.kind} at step {alert.step}", text=alert.text, level="WARN")
-
-
-def alerts_file(folder: Path | str) -> Path:
-    """Where the alerts of the training in `folder` are."""
-    return Path(folder) / LOGS / ALERTS

@@ -8,51 +8,29 @@ finite is null.
 import json
 import math
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback
-
 LOGS = "logs"  # of a stage's folder: left out of its digest, and of what is uploaded
 METRICS = "metrics.jsonl"
-
-
-class RecordCallback(TrainerCallback):
-    """Writes `logs/metrics.jsonl` in the main process. Stands behind the callbacks that add numbers to the logs."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        path = metrics_file(args.output_dir)
-        times = {_key(row): row["time"] for row in read_rows(path) if "time" in row and "step" in row}
-        # What a checkpoint remembers is what has happened: rows that came after it are written anew, with their steps.
-        kept = [{"time": times.get(_key(entry)), **entry} for entry in state.log_history]
-        replace_rows(path, [{"training": training_facts(args, state)}, *kept])
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            row = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-            append_row(metrics_file(args.output_dir), row)
-
-
-def training_facts(args, state) -> dict[str, Any]:
-    """What a training is, for who watches it from outside."""
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
-    return {
-        "max_steps": state.max_steps,
-        "processes": args.world_size,
-        "device": device,
-        "learning_rate": args.learning_rate,
-        "started": round(time.time(), 3),
-    }
+ALERTS = "alerts.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 def metrics_file(folder: Path | str) -> Path:
     """Where the numbers of the training in `folder` are."""
     return Path(folder) / LOGS / METRICS
+
+
+def alerts_file(folder: Path | str) -> Path:
+    """Where the alerts of the training in `folder` are."""
+    return Path(folder) / LOGS / ALERTS
+
+
+def samples_file(folder: Path | str) -> Path:
+    """Where the completions made while training in `folder` are."""
+    return Path(folder) / SAMPLES
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -96,14 +74,8 @@ def keep_until(path: Path, step: int) -> None:
 
 def as_line(row: dict[str, Any]) -> str:
     """A row as JSON and a line's end."""
-    return json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False) + "\n"
+    return json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False, default=float) + "\n"
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _key(entry: dict[str, Any]) -> tuple[int, str]:
-    """What tells the entries of a log apart: the step, and the kind of entry."""
-    kind = next((name for name in ("loss", "eval_loss", "train_runtime") if name in entry), "other")
-    return entry["step"], kind

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy
 import torch
@@ -11,9 +10,7 @@ from transformers.integrations import TensorBoardCallback
 
 from hf_llm.inference.generation import complete
 from hf_llm.lifecycle import say
-from hf_llm.monitoring.records import append_row, keep_until
-
-FILE = "samples.jsonl"
+from hf_llm.monitoring.records import append_row, keep_until, samples_file
 
 
 @dataclass
@@ -33,8 +30,8 @@ class SampleCallback(TrainerCallback):
     """After every `samples.every`-th evaluation completes the prompts greedily: `{"step", "prompt", "text"}` a line.
 
     Only the main process generates; the model's mode and every random number generator are put back, so that a run is
-    the same bit for bit with and without samples. Under ZeRO-3 and FSDP no process holds the weights and there are
-    none.
+    the same bit for bit with and without samples. Under ZeRO-3, FSDP, tensor and pipeline parallelism no process
+    holds the weights and there are none.
     """
 
     def __init__(self, trainer: Trainer, samples: Samples):
@@ -43,12 +40,12 @@ class SampleCallback(TrainerCallback):
         self._evaluations = 0
         self._sharded = weights_are_sharded(trainer)
         if self._sharded:
-            say("no samples during training: under ZeRO-3 and FSDP no single process holds the weights")
+            say("no samples during training: no single process of this launch holds the weights")
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._evaluations = 0
         if state.is_world_process_zero:
-            keep_until(Path(args.output_dir) / FILE, state.global_step)
+            keep_until(samples_file(args.output_dir), state.global_step)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if self._sharded or not self.trainer.is_in_train:
@@ -72,7 +69,7 @@ class SampleCallback(TrainerCallback):
     def _keep(self, args, step: int, texts: list[str]) -> None:
         rows = [{"step": step, "prompt": p, "text": t} for p, t in zip(self.samples.prompts, texts, strict=True)]
         for row in rows:
-            append_row(Path(args.output_dir) / FILE, row)
+            append_row(samples_file(args.output_dir), row)
             say(f"[step {step}] {row['prompt']} ▸{row['text']}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -90,4 +87,4 @@ def weights_are_sharded(trainer: Trainer) -> bool:
     """Whether the parameters themselves are spread over processes, so that one process alone cannot run the model."""
     if trainer.is_deepspeed_enabled:
         return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
-    return bool(trainer.is_fsdp_enabled)
+    return bool(trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers)

@@ -10,7 +10,8 @@ from hf_llm.monitoring.alerts import AlertCallback
 from hf_llm.monitoring.gradients import GradientNormCallback
 from hf_llm.monitoring.line import LineCallback
 from hf_llm.monitoring.meter import MeterCallback
-from hf_llm.monitoring.records import LOGS, RecordCallback
+from hf_llm.monitoring.recording import RecordCallback
+from hf_llm.monitoring.records import LOGS
 from hf_llm.monitoring.samples import SampleCallback, Samples
 from hf_llm.monitoring.throughput import ThroughputCallback
 

@@ -29,16 +29,24 @@ TRAINING = {
 
 BITS, PERPLEXITY = "Bits per byte, validation", "Perplexity, validation"
 
+GRADIENT_PARTS = ("embeddings", "attention", "mlp", "norms", "head", "other")  # as hf_llm.monitoring.gradients has them
+
 # title, lines as (legend, key in Trainer's log), whether the axis starts at zero; the first with data is drawn large
 CHARTS = [
     ("Loss", [("training", "loss"), ("validation", "eval_loss")], False),
     (BITS, [("validation", "eval_bits_per_byte")], False),
+    ("Reward", [("training", "reward"), ("validation", "eval_reward")], False),
+    ("KL to the model before", [("training", "kl"), ("validation", "eval_kl")], True),
     ("Preferences ranked right", [("training", "rewards/accuracies"), ("validation", "eval_rewards/accuracies")], True),
+    ("Pairs ranked right", [("training", "accuracy"), ("validation", "eval_accuracy")], True),
     ("Reward margin", [("training", "rewards/margins"), ("validation", "eval_rewards/margins")], True),
+    ("Score margin", [("training", "margin"), ("validation", "eval_margin")], True),
     ("Token accuracy", [("training", "mean_token_accuracy"), ("validation", "eval_mean_token_accuracy")], True),
     ("Learning rate", [("learning rate", "learning_rate")], True),
     ("Gradient norm", [("gradient norm", "grad_norm")], True),
+    ("Gradient norm by part", [(part, f"grad_norm/{part}") for part in GRADIENT_PARTS], True),
     ("Tokens per second", [("tokens per second", "tokens_per_second")], True),
+    ("Memory, GiB", [("most so far", "memory_gib"), ("now", "memory_now_gib")], True),
     (PERPLEXITY, [("validation", "eval_perplexity")], False),
 ]
 
@@ -156,8 +164,10 @@ def ledger(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 8.4 s, 12 min, 3 h 05 min."""
+    """Seconds as people say them: 8.4 s, 12 min, 3 h 05 min, 2 d 4 h."""
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
+    if minutes >= 48 * 60:
+        return f"{minutes // 1440} d {minutes % 1440 // 60} h"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,379 @@
+// Draws what the server reads of the runs' files. Names and texts are only ever set as text.
+"use strict";
+
+const find = (id) => document.getElementById(id);
+const element = (name, properties = {}, ...children) => {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+};
+const CHARTS = JSON.parse(document.querySelector('meta[name="charts"]').content);
+const SHOWN = new Set(CHARTS.flatMap(([, lines]) => lines.map(([, key]) => key)));
+const NO_CURVE = new Set(["step", "time", "total_flos", "train_loss"]);
+const COLOURS = [1, 2, 3, 4, 5, 0]; // of runs over each other
+const MOST_POINTS = 900; // of one line: what a wide screen can tell apart
+const STRAIGHT = "Bits per byte, validation", BENT = "Perplexity, validation"; // the same curve
+const SECONDS = 2; // between two questions
+
+const files = {}; // key: { generation, rows }
+const figures = new Map();
+let state = { now: 0, runs: [] }, chosen = null, drawn = "";
+
+// ---- what is new
+
+async function ask() {
+  const known = Object.fromEntries(Object.entries(files).map(([key, file]) => [key, [file.generation, file.rows.length]]));
+  const answer = await fetch(`api/state?known=${encodeURIComponent(JSON.stringify(known))}`);
+  if (!answer.ok) throw new Error((await answer.json()).problem);
+  state = await answer.json();
+  for (const run of state.runs)
+    for (const training of run.trainings)
+      for (const { key, generation, from, rows } of Object.values(training.news)) {
+        const file = (files[key] ||= { generation, rows: [] });
+        if (generation !== file.generation || from < file.rows.length) file.rows.length = from;
+        file.generation = generation;
+        for (const row of rows) file.rows.push(row);
+      }
+}
+
+async function follow() {
+  try {
+    await ask();
+    show();
+  } catch (error) {
+    find("pulse").className = "pulse lost";
+    find("connection").textContent = error instanceof TypeError ? "the program that reads the runs does not answer" : error.message;
+  }
+  setTimeout(follow, 1000 * SECONDS);
+}
+
+const rows = (training, kind) => files[training.news[kind].key].rows;
+const entries = (training) => rows(training, "metrics").filter((row) => "step" in row);
+const facts = (training) => rows(training, "metrics")[0]?.training || {};
+const last = (training, key) => entries(training).findLast((row) => typeof row[key] === "number");
+
+// ---- words
+
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 1e4)
+    for (const [limit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
+      if (size >= limit) return Number((value / limit).toPrecision(3)) + letter;
+  if (value === 0) return "0";
+  if (size < 1e-3) return value.toExponential(2).replace(/\.?0*e/, "e").replace("e+", "e");
+  return Number(value.toPrecision(size >= 100 ? 5 : 3)).toLocaleString("en");
+}
+
+function duration(seconds) {
+  if (seconds < 99.5) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 100) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+// what, how it is said, and whether it stands in the table of several runs
+const NUMBERS = [
+  ["loss", (t) => last(t, "loss")?.loss.toFixed(3), true],
+  ["validation", (t) => last(t, "eval_loss")?.eval_loss.toFixed(3), true],
+  ["bits per byte", (t) => last(t, "eval_bits_per_byte")?.eval_bits_per_byte.toFixed(3), true],
+  ["reward", (t) => last(t, "reward")?.reward.toFixed(3), true],
+  ["learning rate", (t) => number(t, "learning_rate")],
+  ["gradient norm", (t) => number(t, "grad_norm")],
+  ["tokens per second", (t) => number(t, "tokens_per_second"), true],
+  ["tokens seen", (t) => number(t, "tokens_seen")],
+  ["MFU", (t) => percent(last(t, "mfu")?.mfu)],
+  ["MFU, measured peak", (t) => percent(last(t, "mfu_of_measured_peak")?.mfu_of_measured_peak)],
+  ["GiB at most", (t) => last(t, "memory_gib")?.memory_gib.toFixed(1), true],
+  ["cost so far", (t) => (last(t, "cost") ? `$${last(t, "cost").cost.toFixed(2)}` : null), true],
+  ["kWh so far", (t) => number(t, "energy_kwh")],
+  ["to go", (t) => (t.state === "running" && last(t, "eta_seconds") ? duration(last(t, "eta_seconds").eta_seconds) : null), true],
+];
+const number = (training, key) => { const row = last(training, key); return row && short(row[key]); };
+const percent = (value) => (value === undefined ? null : `${Math.round(100 * value)}%`);
+
+function position(training) {
+  const most = facts(training).max_steps;
+  const words = [`step ${training.step.toLocaleString("en")}` + (most ? ` of ${most.toLocaleString("en")}` : "")];
+  const row = last(training, "epoch");
+  if (row) words.push(`epoch ${row.epoch.toFixed(2)}`);
+  const stage = last(training, "curriculum_stage");
+  if (stage) words.push(`curriculum stage ${stage.curriculum_stage}`);
+  return words.join(", ");
+}
+
+function doing(training) {
+  const { device, processes } = facts(training);
+  const words = [training.title, position(training)];
+  if (device) words.push(`${processes} × ${device}`);
+  if (training.state !== "finished") words.push(`${training.state}, last sign of life ${duration(Math.max(0, state.now - training.seen))} ago`);
+  else words.push("finished" + (training.headline ? `: ${training.headline}` : ""));
+  if (training.error) words.push(training.error.split("\n")[0]);
+  return words.join("  ·  ");
+}
+
+// ---- the page
+
+function show() {
+  const names = [...new Set(state.runs.flatMap((run) => run.trainings.map((training) => training.name)))];
+  const current = state.runs.map((run) => run.current).find(Boolean);
+  const name = names.includes(chosen) ? chosen : current;
+  const shown = state.runs.map((run, i) => ({ run, i, training: run.trainings.find((t) => t.name === name) })).filter((s) => s.training);
+  document.title = state.runs.map((run) => run.name).join(", ");
+  find("title").textContent = document.title;
+  find("connection").textContent = shown.length ? [...new Set(shown.map((s) => s.training.state))].join(", ") : "waiting";
+  find("pulse").className = `pulse ${shown[0]?.training.state || ""}`;
+  find("doing").textContent = !shown.length ? "Nothing has been trained yet. What begins appears here."
+    : shown.length === 1 ? doing(shown[0].training) : shown[0].training.title;
+  tabs(names, name);
+  head(shown);
+  const key = JSON.stringify([name, find("smoothing").value, find("log").checked, find("x").value, find("more").open,
+    shown.map(({ training }) => Object.values(training.news).map((news) => [news.key, news.generation, files[news.key].rows.length]))]);
+  if (key === drawn) return;
+  drawn = key;
+  alerts(shown);
+  charts(shown);
+  said(shown);
+}
+
+function tabs(names, name) {
+  const place = find("stages");
+  if (place.dataset.names !== names.join()) {
+    place.dataset.names = names.join();
+    place.replaceChildren(...names.map((own) => element("button", { type: "button", textContent: own, onclick: () => { chosen = own; show(); } })));
+  }
+  for (const button of place.children) button.setAttribute("aria-pressed", String(button.textContent === name));
+}
+
+function head(shown) {
+  const one = shown.length === 1 && state.runs.length === 1;
+  find("numbers").hidden = !one;
+  find("runs").hidden = one || !shown.length;
+  const most = one ? facts(shown[0].training).max_steps : 0, done = most ? (100 * shown[0].training.step) / most : 0;
+  find("progress").hidden = !most;
+  find("progress").setAttribute("aria-valuenow", Math.round(done));
+  find("progress").firstElementChild.style.width = `${done}%`;
+  if (one)
+    find("numbers").replaceChildren(...NUMBERS.map(([what, value]) => [what, value(shown[0].training)]).filter(([, value]) => value)
+      .map(([what, value]) => element("div", {}, element("dt", { textContent: what }), element("dd", { textContent: value }))));
+  else table(shown);
+}
+
+function table(shown) {
+  const columns = NUMBERS.filter(([, value, both]) => both && shown.some(({ training }) => value(training)));
+  const header = element("tr", {}, ...["run", "state", "step", ...columns.map(([what]) => what)].map((what, i) => element("th", { textContent: what, className: i > 1 ? "n" : "" })));
+  find("runs").replaceChildren(header, ...shown.map(({ run, i, training }) => {
+    const cells = [run.name, training.state, training.step.toLocaleString("en"), ...columns.map(([, value]) => value(training) || "")];
+    const row = element("tr", {}, ...cells.map((text, column) => element("td", { textContent: text, className: column > 1 ? "n" : "" })));
+    row.style.setProperty("--own", `var(--line-${COLOURS[i % COLOURS.length]})`);
+    return row;
+  }));
+}
+
+function alerts(shown) {
+  const all = shown.flatMap(({ run, training }) => rows(training, "alerts").map((alert) => ({ ...alert, run: run.name })));
+  all.sort((a, b) => b.time - a.time);
+  find("alerts").replaceChildren(...all.slice(0, 5).map((alert) => element("li", {},
+    element("b", { textContent: (shown.length > 1 ? `${alert.run}, ` : "") + `step ${alert.step.toLocaleString("en")}` }), element("span", { textContent: alert.text }))));
+}
+
+function said(shown) {
+  const prompts = new Map();
+  for (const { run, training } of shown)
+    for (const row of rows(training, "samples")) {
+      const heading = shown.length > 1 ? `${run.name}: ${row.prompt}` : row.prompt;
+      prompts.set(heading, [...(prompts.get(heading) || []), row]);
+    }
+  find("said").hidden = !prompts.size;
+  find("said").lastElementChild.replaceChildren(...[...prompts].flatMap(([prompt, found]) => {
+    const few = found.filter((_, i) => i === 0 || i > found.length - 6).reverse();
+    const lines = few.flatMap((row) => [element("div", { className: "step", textContent: row.step.toLocaleString("en") }),
+      element("p", { className: "said", textContent: row.text.trim() || "(nothing)" })]);
+    return [element("h3", { textContent: `${prompt} …` }), element("div", { className: "samples" }, ...lines)];
+  }));
+}
+
+// ---- curves
+
+function charts(shown) {
+  const used = new Set();
+  for (const [title, lines, fromZero] of CHARTS) {
+    if (title === BENT && used.has(STRAIGHT)) continue;
+    if (chart(find("charts"), title, lines, fromZero, shown)) used.add(title);
+  }
+  const more = find("more"), others = new Set();
+  for (const { training } of shown)
+    for (const row of entries(training)) for (const key in row) if (typeof row[key] === "number" && !SHOWN.has(key) && !NO_CURVE.has(key)) others.add(key);
+  more.hidden = !others.size;
+  if (more.open) for (const key of [...others].sort()) if (chart(more.querySelector(".charts"), key, [["", key]], false, shown)) used.add(key);
+  for (const [title, figure] of figures) if (!used.has(title)) figure.root.remove();
+}
+
+function chart(place, title, lines, fromZero, shown) {
+  const series = [], several = state.runs.length > 1;
+  if (several && lines.length > 2) return false; // a colour is a run then
+  for (const { run, i, training } of shown)
+    lines.forEach(([name, key], n) => {
+      const points = curve(training, key);
+      if (!points.length) return;
+      const colour = several ? COLOURS[i % COLOURS.length] : lines.length > 1 ? n : 1;
+      const legend = several ? (lines.length > 1 ? `${run.name} ${name}` : run.name) : lines.length > 1 ? name : "";
+      series.push({ name: legend, colour, dashed: several && n > 0, smooth: !key.startsWith("eval_"), points });
+    });
+  if (!series.length) return false;
+  const figure = figures.get(title) || made(title);
+  place.append(figure.root);
+  draw(figure, series, fromZero, shown);
+  return true;
+}
+
+function curve(training, key) {
+  const over = find("x").value, points = [];
+  let place = 0;
+  for (const row of entries(training)) {
+    if (over === "step") place = row.step;
+    else if (over === "hours") place = row.device_hours === undefined ? place : row.device_hours / (facts(training).processes || 1);
+    else place = row[over] ?? place;
+    if (key in row) points.push([place, typeof row[key] === "number" ? row[key] : NaN, row.step]);
+  }
+  return points.some(([, y]) => Number.isFinite(y)) ? points : [];
+}
+
+function made(title) {
+  const plot = element("div", { className: "plot" }), legend = element("span", { className: "legend" });
+  plot.setAttribute("role", "img");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 1000 1000");
+  svg.setAttribute("preserveAspectRatio", "none");
+  const cursor = element("i", { className: "cursor", hidden: true }), tip = element("output", { className: "tip", hidden: true });
+  plot.append(svg, cursor, tip);
+  const root = element("figure", { className: "chart" }, element("figcaption", {}, element("b", { textContent: title }), legend), plot);
+  const figure = { title, root, plot, svg, legend, cursor, tip, series: [] };
+  plot.addEventListener("pointermove", (event) => point(figure, event));
+  plot.addEventListener("pointerleave", () => { cursor.hidden = tip.hidden = true; });
+  figures.set(title, figure);
+  return figure;
+}
+
+function smoothed(points) {
+  const weight = Number(find("smoothing").value);
+  if (!weight || points.length < 5) return points;
+  let sum = 0, count = 0;
+  return points.map(([x, y, step]) => {
+    if (!Number.isFinite(y)) return [x, y, step];
+    sum = weight * sum + (1 - weight) * y;
+    count = weight * count + (1 - weight);
+    return [x, sum / count, step];
+  });
+}
+
+function draw(figure, series, fromZero, shown) {
+  const log = find("log").checked, height = (y) => (log ? Math.log10(y) : y);
+  const usable = ([, y]) => Number.isFinite(y) && (!log || y > 0);
+  figure.series = series.map((line) => ({ ...line, raw: line.points, points: line.smooth ? smoothed(line.points) : line.points }));
+  const all = figure.series.flatMap((line) => line.raw).filter(usable), xs = all.map(([x]) => x), ys = all.map(([, y]) => height(y));
+  if (!all.length) return;
+  const least = (values) => values.reduce((a, b) => Math.min(a, b)), greatest = (values) => values.reduce((a, b) => Math.max(a, b));
+  const [left, right] = widened(Math.min(0, least(xs)), greatest(xs));
+  const range = widened(fromZero && !log ? Math.min(0, least(ys)) : least(ys), greatest(ys));
+  const yTicks = log ? powers(...range) : ticks(...range, 3, true);
+  const bottom = yTicks[0], top = yTicks[yTicks.length - 1];
+  const across = (x) => (1000 * (x - left)) / (right - left), down = (y) => 1000 - (1000 * (height(y) - bottom)) / (top - bottom);
+  Object.assign(figure, { across, down, usable, left, right });
+  const parts = yTicks.map((tick) => `<path class="grid" d="M0 ${(1000 - (1000 * (tick - bottom)) / (top - bottom)).toFixed(1)}H1000"/>`);
+  if (figure.title === "Loss" || figure.title === "Gradient norm")
+    for (const { training } of shown)
+      for (const alert of rows(training, "alerts")) {
+        const near = figure.series[0].raw.find(([, , step]) => step >= alert.step);
+        if (near) parts.push(`<path class="alert" d="M${across(near[0]).toFixed(1)} 0V1000"/>`);
+      }
+  for (const line of figure.series) {
+    const dashed = line.dashed ? " dashed" : "";
+    if (line.points !== line.raw) parts.push(`<path class="line raw line-${line.colour}" d="${path(line.raw, figure)}"/>`);
+    parts.push(`<path class="line line-${line.colour}${dashed}" d="${path(line.points, figure)}"/>`);
+  }
+  figure.svg.innerHTML = parts.join(""); // numbers only
+  label(figure, yTicks.map((tick) => [short(log ? 10 ** tick : tick), (1000 - (1000 * (tick - bottom)) / (top - bottom)) / 10]),
+    ticks(left, right, 5).map((tick) => [short(tick), across(tick) / 10]));
+}
+
+function label(figure, vertical, horizontal) {
+  for (const old of figure.plot.querySelectorAll("span")) old.remove();
+  for (const [kind, side, texts] of [["y", "top", vertical], ["x", "left", horizontal]])
+    for (const [text, place] of texts) {
+      const span = element("span", { className: kind, textContent: text });
+      span.style[side] = `${place}%`;
+      figure.plot.append(span);
+    }
+  const named = figure.series.filter((line) => line.name);
+  figure.legend.replaceChildren(...(named.length > 1 || state.runs.length > 1 ? named : []).map((line) => {
+    const mark = element("i", { className: line.dashed ? "dashed" : "" });
+    mark.style.borderColor = `var(--line-${line.colour})`;
+    return element("span", {}, mark, line.name);
+  }));
+  figure.plot.setAttribute("aria-label", `${figure.title}, last values: ` + figure.series.map((line) => `${line.name} ${short(line.raw[line.raw.length - 1][1])}`).join("; "));
+}
+
+function path(points, { across, down, usable }) {
+  let drawing = false, found = "";
+  const few = thinned(points);
+  few.forEach((point, i) => {
+    if (!usable(point)) { drawing = false; return; }
+    const alone = !drawing && (i + 1 === few.length || !usable(few[i + 1]));
+    found += `${drawing ? "L" : "M"}${across(point[0]).toFixed(1)} ${down(point[1]).toFixed(1)}${alone ? "h.01" : ""}`;
+    drawing = true;
+  });
+  return found;
+}
+
+function thinned(points) {
+  if (points.length <= MOST_POINTS) return points;
+  const width = Math.ceil((2 * points.length) / MOST_POINTS), kept = [];
+  for (let start = 0; start < points.length; start += width) {
+    const stretch = points.slice(start, start + width), finite = stretch.filter(([, y]) => Number.isFinite(y));
+    const gap = stretch.filter(([, y]) => !Number.isFinite(y)).slice(0, 1);
+    const ends = finite.length ? [finite.reduce((a, b) => (b[1] < a[1] ? b : a)), finite.reduce((a, b) => (b[1] > a[1] ? b : a))] : [];
+    kept.push(...[...new Set([...gap, ...ends])].sort((a, b) => a[0] - b[0]));
+  }
+  return kept;
+}
+
+const widened = (low, high) => (high > low ? [low, high] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2]);
+
+function ticks(low, high, about, around = false) {
+  const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= 0.7 * rough);
+  const first = around ? Math.floor(low / step + 1e-9) : Math.ceil(low / step - 1e-9);
+  const end = around ? Math.ceil(high / step - 1e-9) : Math.floor(high / step + 1e-9);
+  return Array.from({ length: end - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
+// Logarithms of round values around a range: powers of ten, with 2 and 5 times them where that leaves few.
+function powers(low, high) {
+  const factors = high - low > 3 ? [1] : high - low > 0.5 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8];
+  const all = [];
+  for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power++) for (const factor of factors) all.push(power + Math.log10(factor));
+  const first = all.findLastIndex((value) => value <= low + 1e-9), end = all.findIndex((value) => value >= high - 1e-9);
+  return all.slice(first, Math.max(end, first + 1) + 1);
+}
+
+function point(figure, event) {
+  const box = figure.plot.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * 1000;
+  const nearest = (points, place) => points.reduce((a, b) => (Math.abs(figure.across(b[0]) - place) < Math.abs(figure.across(a[0]) - place) ? b : a));
+  const lines = figure.series.map((line) => ({ line, points: line.points.filter(figure.usable) })).filter(({ points }) => points.length);
+  if (!lines.length) return;
+  const chosenPoint = nearest(lines.map(({ points }) => nearest(points, at)), at), left = figure.across(chosenPoint[0]);
+  const words = [`step ${chosenPoint[2].toLocaleString("en")}`];
+  for (const { line, points } of lines) {
+    const own = nearest(points, left);
+    if (Math.abs(figure.across(own[0]) - left) < 40) words.push(`${line.name ? line.name + " " : ""}${Number(own[1].toPrecision(5))}`);
+  }
+  figure.cursor.hidden = figure.tip.hidden = false;
+  figure.cursor.style.left = `${left / 10}%`;
+  figure.tip.textContent = words.join(words.length > 4 ? "\n" : "  ·  ");
+  figure.tip.style.left = `clamp(0px, ${left / 10}% - ${figure.tip.offsetWidth / 2}px, 100% - ${figure.tip.offsetWidth}px)`;
+}
+
+for (const name of ["smoothing", "log", "x"]) find(name).addEventListener("input", show);
+find("more").addEventListener("toggle", show);
+follow();

@@ -1,0 +1,51 @@
+"""Watch runs while they train: curves, speed, what is left, alerts and samples; disturbs nothing, makes nothing.
+
+python -m hf_llm.watch runs/quickstart
+python -m hf_llm.watch runs/quickstart --page              # curves in the browser
+python -m hf_llm.watch runs/first runs/second --page       # over each other
+"""
+
+import argparse
+from pathlib import Path
+
+from hf_llm.errors import command
+from hf_llm.monitoring.following import RunLog
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    runs = [RunLog(path) for path in arguments.runs]
+    if arguments.page:
+        serve(runs, arguments.port)
+    else:
+        from hf_llm.monitoring.terminal import follow
+
+        follow(runs)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="runs' folders, or the folder of one training")
+    parser.add_argument("--page", action="store_true", help="in the browser, on this machine, instead of here")
+    parser.add_argument("--port", type=int, default=8000, help="of the page (%(default)s)")
+    return parser
+
+
+def serve(runs: list[RunLog], port: int) -> None:
+    """Serve the page until Ctrl-C."""
+    from hf_llm.monitoring.live_page import LiveServer
+
+    server = LiveServer(runs, port)
+    print(f"{server.url}\nCtrl-C ends; the trainings go on", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+
+
+if __name__ == "__main__":
+    main()
