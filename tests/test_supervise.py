@@ -1,0 +1,189 @@
+"""The supervisor as a person starts it. What it does in each case is in training/test_supervision.py."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tiny_recipe import ROOT, run_module, write_inputs
+
+from hf_llm.errors import UserError
+from hf_llm.manifest import file_digest
+from hf_llm.supervise import folder_of, port_of
+
+DATA = os.environ.get("HF_LLM_DATA")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("python -m hf_llm.pretrain tiny.yaml", "runs/tiny/base"),
+        ("accelerate launch --config_file c.yaml -m hf_llm.sft tiny.yaml --name=other", "runs/other/sft"),
+        (
+            "torchrun --nproc_per_node 2 --module hf_llm.reward tiny.yaml --reward.training.max_steps=3",
+            "runs/tiny/reward",
+        ),
+    ],
+)
+def test_the_folder_of_the_run_is_found_in_the_command(tmp_path, monkeypatch, words, folder):
+    write_inputs(tmp_path, documents=1)
+    monkeypatch.chdir(tmp_path)
+    assert str(folder_of(words.split())) == folder
+
+
+@pytest.mark.parametrize(
+    "words", ["python train.py", "python -m hf_llm.prepare_data tiny.yaml", "hf_llm.pretrain x.yaml"]
+)
+def test_a_command_that_starts_no_training_stage_is_refused(words):
+    with pytest.raises(UserError, match="starts no training stage"):
+        folder_of(words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [
+        ("accelerate launch --main_process_port 29501 -m x", 29501),
+        ("accelerate launch --main-process-port=29502 -m x", 29502),
+        ("torchrun --master_port=29503 -m x", 29503),
+        ("accelerate launch -m x", None),
+        ("accelerate launch --main_process_port=0 -m x", 0),
+    ],
+)
+def test_the_port_to_wait_for_is_that_of_the_command(words, port):
+    assert port_of(words.split()) == port
+
+
+def test_help_and_what_is_missing_are_told_without_waiting_for_heavy_libraries(tmp_path):
+    code = "import sys, hf_llm.supervise; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
+    done = run_module("hf_llm.supervise", "--", sys.executable, "-m", "hf_llm.pretrain", "no.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "no recipe at no.yaml" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path):
+    write_inputs(tmp_path, documents=1)
+    done = run_module("hf_llm.supervise", "--", "acelerate", "-m", "hf_llm.pretrain", "tiny.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "acelerate: cannot be started: No such file" in done.stderr
+
+
+@pytest.fixture
+def prepared(tiny_life, tmp_path):
+    """A folder with the tiny recipe and its corpus, tokenizer and tokens, and the launchers' settings."""
+    for item in ("texts", "tiny.yaml"):
+        (tmp_path / item).symlink_to(tiny_life / item)
+    for item in ("accelerate_configs", "ds_configs"):
+        (tmp_path / item).symlink_to(ROOT / item)
+    for item in ("corpus", "tokenizer", "tokens"):
+        shutil.copytree(tiny_life / "runs/tiny" / item, tmp_path / "runs/tiny" / item)
+    return tmp_path
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+DDP = [*LAUNCH, "--config_file=accelerate_configs/ddp.yaml", "-m", "hf_llm.pretrain", "tiny.yaml"]
+LONG = ("--pretrain.training.max_steps=200", "--pretrain.training.save_steps=40", "--pretrain.training.eval_steps=200")
+
+
+def start(folder, *words, options=()):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hf_llm.supervise", *options, "--", *words],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until(there, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def ranks(supervisor):
+    """The training processes below a supervisor: those whose command begins with the stage."""
+    below = psutil.Process(supervisor.pid).children(recursive=True)
+    return sorted(
+        p.pid for p in below if p.cmdline()[1:4] in (["-u", "-m", "hf_llm.pretrain"], ["-m", "hf_llm.pretrain"])
+    )
+
+
+@pytest.mark.slow
+def test_accelerate_with_two_processes_one_killed_is_launched_again_and_ends_the_same(prepared):
+    base = prepared / "runs/tiny/base"
+    whole = subprocess.run([*DDP, *LONG], cwd=prepared, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert whole.returncode == 0
+    expected = file_digest(base / "model.safetensors")
+    base.rename(prepared / "undisturbed")
+    supervisor = start(prepared, *DDP, *LONG)
+    until(lambda: (base / "checkpoint-80").exists(), supervisor)
+    os.kill(ranks(supervisor)[1], signal.SIGKILL)
+    output = supervisor.communicate(timeout=240)[0]
+    assert supervisor.returncode == 0, output
+    assert "supervisor: the launch ended with exit code 1" in output
+    assert file_digest(base / "model.safetensors") == expected
+    attempts = json.loads((base / "logs/supervisor.json").read_text())["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["failed", "finished"]
+    assert attempts[1]["from_step"] >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("launcher", ["two processes", "one process"])
+def test_a_signal_to_the_supervisor_saves_through_accelerate_and_comes_back_as_exit_code(prepared, launcher, number):
+    base = prepared / "runs/tiny/base"
+    command = DDP if launcher == "two processes" else [*LAUNCH[:3], "--cpu", *DDP[6:]]
+    supervisor = start(prepared, *command, *LONG)
+    until(lambda: (base / "checkpoint-40").exists(), supervisor)
+    supervisor.send_signal(number)
+    output = supervisor.communicate(timeout=240)[0]
+    assert supervisor.returncode == 128 + number, output
+    status = json.loads((base / "run_status.json").read_text())
+    assert status["status"] == "preempted"
+    assert (base / f"checkpoint-{status['step']}" / "manifest.json").exists()
+    assert json.loads((base / "logs/supervisor.json").read_text())["status"] == "preempted"
+
+
+@pytest.mark.slow
+def test_the_recipes_ddp_timeout_ends_a_job_in_which_a_rank_stands_still(prepared):
+    """SIGSTOP: a rank that neither runs nor dies."""
+    base = prepared / "runs/tiny/base"
+    supervisor = start(prepared, *DDP, *LONG, "--pretrain.training.ddp_timeout=8")
+    until(lambda: (base / "checkpoint-40").exists(), supervisor)
+    began = time.monotonic()
+    os.kill(ranks(supervisor)[1], signal.SIGSTOP)
+    until(lambda: len(json.loads((base / "logs/supervisor.json").read_text())["attempts"]) == 2, supervisor)
+    print(f"the job ended {time.monotonic() - began:.0f} s after a rank stood still")
+    output = supervisor.communicate(timeout=240)[0]
+    assert supervisor.returncode == 0, output
+    assert "more than ddp_timeout = 8 s behind" in output
+
+
+@pytest.mark.slow
+def test_an_error_of_the_users_below_accelerate_is_told_once_and_not_launched_again(prepared):
+    supervisor = start(prepared, *DDP, "--pretrain.training.learning_rate=fast")
+    output = supervisor.communicate(timeout=240)[0]
+    assert supervisor.returncode == 2, output
+    assert output.count("error: ") and "learning_rate: 'fast' does not fit" in output
+    record = json.loads((prepared / "runs/tiny/base/logs/supervisor.json").read_text())
+    assert [attempt["outcome"] for attempt in record["attempts"]] == ["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(processes):
+    sizes = ["--minutes", "1", "--kills", "2", "--hidden-size", "64", "--layers", "2"]
+    command = [sys.executable, ROOT / "benchmarks/killed_run.py", "--processes", processes, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "promise kept" in done.stdout
