@@ -95,13 +95,8 @@ def compare(folder: Path, processes: int, options: argparse.Namespace) -> bool:
 def prepare(folder: Path, options: argparse.Namespace) -> None:
     """The recipe, its tokens, and links to the launchers' settings."""
     width = options.hidden_size
-    sizes = {
-        "hidden_size": width,
-        "intermediate_size": width * 27 // 10,
-        "layers": options.layers,
-        "heads": width // 64,
-    }
-    recipe = RECIPE.format(data=os.environ["HF_LLM_DATA"], **sizes)
+    sizes = {"hidden_size": width, "intermediate_size": width * 27 // 10, "heads": width // 64}
+    recipe = RECIPE.format(data=os.environ["HF_LLM_DATA"], layers=options.layers, **sizes)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     for name in ("accelerate_configs", "ds_configs"):
         (folder / name).symlink_to(ROOT / name)

@@ -112,9 +112,7 @@ def until(there, process, seconds=240):
 def ranks(supervisor):
     """The training processes below a supervisor: those whose command begins with the stage."""
     below = psutil.Process(supervisor.pid).children(recursive=True)
-    return sorted(
-        p.pid for p in below if p.cmdline()[1:4] in (["-u", "-m", "hf_llm.pretrain"], ["-m", "hf_llm.pretrain"])
-    )
+    return sorted(p.pid for p in below if "-m hf_llm.pretrain" in " ".join(p.cmdline()[:4]))
 
 
 @pytest.mark.slow
