@@ -1,5 +1,6 @@
 """The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,11 +51,24 @@ def finish(
         facts["arguments"] = plain(args.to_dict())  # which hides tokens
         making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
         (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
-    # Together, and the process group taken down: a process that leaves first can make another abort at its exit.
-    trainer.accelerator.end_training()
+    leave(trainer)
     if args.push_to_hub and is_main_process():
         end_uploads(trainer)
         push(trainer.hub_model_id, folder)
+
+
+def leave(trainer: Trainer) -> None:
+    """Take the processes of a launch apart: all together, and with nothing left to do for the interpreter's exit.
+
+    A process that leaves first closes connections another still listens on. What wraps the model for them (DDP,
+    DeepSpeed's engine) holds their process group, and is part of reference cycles: freed as late as at the interpreter's
+    exit, its threads abort the process where they ask for an interpreter that is no longer there.
+    """
+    trainer.accelerator.wait_for_everyone()
+    trainer.model_wrapped = trainer.deepspeed = None
+    trainer.accelerator.free_memory()
+    gc.collect()
+    trainer.accelerator.end_training()
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
