@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             adam_beta2=0.95,
             torch_compile=device_type() == "cuda",
         )
+        windows = section.tokens_per_step // context
         trainer = trainer_class()(
             model=model,
             args=arguments,
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             validation.bytes_per_token,
             samples=section.samples,
             price_per_hour=recipe.price_per_hour,
+            stage_at=(lambda step: train.stage_of(step * windows - 1) + 1) if train.in_stages else None,
         )
         headline = "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}"
         finish(trainer, making, run, headline, spikes=section.spikes)

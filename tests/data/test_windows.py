@@ -122,6 +122,7 @@ def test_a_curriculum_serves_stage_after_stage_each_window_once(tmp_path, length
     assert len(set(places)) == len(windows)
     stages = [streams[number][0] for number, _ in places]
     assert stages == sorted(stages)
+    assert [windows.stage_of(i) for i in range(len(windows))] == stages
     assert places != sorted(places)
 
 

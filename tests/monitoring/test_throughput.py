@@ -169,7 +169,9 @@ trainer = Trainer(model=tiny_model(), args=args, train_dataset=Rows([5, 6, 7, 8,
 trainer.add_callback(clock)
 watch(trainer)
 trainer.train()
-print(json.dumps([entry["tokens_per_second"] for entry in trainer.state.log_history if "loss" in entry]))
+entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+norms = [[entry["grad_norm"], *(value for key, value in entry.items() if "grad_norm/" in key)] for entry in entries]
+print(json.dumps([[entry["tokens_per_second"] for entry in entries], norms]))
 torch.distributed.destroy_process_group()
 """
 
@@ -188,4 +190,9 @@ def test_two_processes_count_each_others_tokens(tmp_path):
     outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     # one step of 2 processes x 2 micro-batches x 2 rows is the whole data set: 36 tokens in 2 seconds
-    assert [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs] == [[18.0, 18.0], [18.0, 18.0]]
+    said = [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+    assert [speeds for speeds, _ in said] == [[18.0, 18.0], [18.0, 18.0]]
+    assert said[0][1] == said[1][1]
+    for total, *parts in said[0][1]:
+        assert len(parts) == 5
+        assert math.hypot(*parts) == pytest.approx(total, rel=1e-4)

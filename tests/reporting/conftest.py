@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from hf_llm.manifest import write_json, write_manifest
+from hf_llm.monitoring.records import alerts_file, append_row
 from hf_llm.monitoring.watch import watch
 
 PARAMETERS = 64 * 16 * 2 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
@@ -113,6 +114,8 @@ def run(tmp_path_factory):
         {"step": 20, "prompt": "The <b>list</b>", "text": ""},
     ]
     (root / "base" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alert = {"step": 12, "kind": "loss_spike", "text": "loss spike: <b>9.1</b>, usual is 4.2", "time": 1.0}
+    append_row(alerts_file(root / "base"), alert)
     settings = {"pretrain.tokens_per_step": 64, "pretrain.training.learning_rate": 0.01, "seed": 42}
     make("base", "2.100 bits per byte", texts, settings, ["tokens", "tokenizer"], metrics=metrics, steps=30)
     metrics = train(root / "sft", 6)

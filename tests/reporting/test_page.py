@@ -32,8 +32,13 @@ def test_every_stage_is_in_the_table_and_a_missing_one_says_so(text):
 
 def test_each_training_has_its_curves(text):
     titles = re.findall(r"<figcaption>\s*<b>([^<]*)</b>", text)
-    wanted = ["Loss", "Bits per byte, validation", "Learning rate", "Gradient norm", "Tokens per second"]
-    assert titles == wanted * 2
+    wanted = ["Loss", "Bits per byte, validation", "Learning rate", "Gradient norm", "Gradient norm by part"]
+    assert titles == [*wanted, "Tokens per second", "Memory, GiB"] * 2
+
+
+def test_what_went_wrong_is_told_and_escaped(text):
+    words = " ".join(Structure(text).text.split())
+    assert "What went wrong on the way 1 12 loss spike: <b>9.1</b>, usual is 4.2" in words
 
 
 def test_samples_and_answers_are_shown_and_escaped(text):

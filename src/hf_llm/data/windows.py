@@ -61,6 +61,10 @@ class TokenWindows(Dataset):
         """Whether the windows have an order that a sampler has to keep."""
         return len(self._stages) > 1
 
+    def stage_of(self, i: int) -> int:
+        """Which stage of the curriculum item `i` belongs to, from 0; 0 without one."""
+        return int(np.searchsorted(self._stages, i % len(self), side="right"))
+
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the end-of-text tokens counted in."""

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_llm.lifecycle import say
+from hf_llm.training.parallelism import launched_layout
 
 # The first pattern that a parameter's name holds decides; names as the architectures of transformers have them.
 PARTS = {
@@ -27,20 +28,22 @@ class GradientNormCallback(TrainerCallback):
 
     Taken only in steps that will be logged, and read only when the loss has been read: no synchronisation of its own.
     Right under accumulation, DDP (whose gradients are equal in all processes) and FSDP2 (each process holds a piece).
-    DeepSpeed has stepped, and its gradients are gone, before anyone may look; FSDP1 has one nameless tensor: there is
-    only `grad_norm` then, and a line says so. The square of a head that shares the embeddings' weights counts there.
+    DeepSpeed has stepped, and its gradients are gone, before anyone may look; FSDP1 has one nameless tensor; no process
+    of a pipeline knows all parts: there is only `grad_norm` then, and a line says so. A head that shares the
+    embeddings' weights counts there.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self._groups: dict[str, list[torch.nn.Parameter]] = {}
         self._norms: torch.Tensor | None = None  # (parts,) on the device, after clipping, of the step under way
-        self._blind = trainer.is_deepspeed_enabled or bool(trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2)
+        nameless = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
+        self._blind = trainer.is_deepspeed_enabled or nameless or launched_layout().pipeline > 1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._norms = None
         if self._blind:
-            say("gradient norms by part of the model: not under this engine, which keeps gradients to itself")
+            say("no gradient norms by part of the model: this engine does not show a process all gradients")
             return
         self._groups = grouped(self.trainer.model)
 
@@ -84,9 +87,12 @@ def part_of(name: str) -> str:
 
 def norm_of(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """The 2-norm of the gradients of some parameters as a 0-dimensional tensor on their device; 0 without any."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Any = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    meshes: dict[Any, list[torch.Tensor]] = {}  # gradients split over different processes are not stacked
+    for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+        meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in meshes.values()]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def _will_log(args, state) -> bool:

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from hf_llm.lifecycle import say
 from hf_llm.monitoring.memory import memory_in_use
 from hf_llm.monitoring.peak import peak_of
+from hf_llm.training.parallelism import launched_layout
 
 
 class ThroughputCallback(TrainerCallback):
@@ -26,7 +27,8 @@ class ThroughputCallback(TrainerCallback):
     `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product timed on this machine; without
     `flops_per_token` (forward and backward, of one token) there is neither. After a resume `tokens_seen` goes on from
     the last entry, what came between that and the checkpoint taken at its mean per step. `likelihood` says whether
-    the loss is nats per token, as in pretraining and SFT, but not in DPO.
+    the loss is nats per token, as in pretraining and SFT, but not in DPO. `stage_at` gives the stage of a curriculum
+    that a step belongs to, logged as `curriculum_stage`.
 
     Must stand before the reporters among the callbacks (`watch` sees to that): they log what it leaves in the
     dictionary.
@@ -38,10 +40,14 @@ class ThroughputCallback(TrainerCallback):
         flops_per_token: float | None = None,
         bytes_per_token: float | None = None,
         likelihood: bool = True,
+        stage_at: Callable[[int], int] | None = None,
     ):
         self.flops_per_token = flops_per_token
         self.bytes_per_token = bytes_per_token
         self.likelihood = likelihood
+        self.stage_at = stage_at
+        layout = launched_layout()
+        self._copies = layout.processes // layout.data  # processes that fetch the same batches
         self._tokens: int | torch.Tensor = 0  # of this process, since the last log
         self._seen = 0  # of all processes, counted by the trainer, up to the last log
         self._excluded = 0.0  # seconds of evaluation and saving since the last log
@@ -81,6 +87,8 @@ class ThroughputCallback(TrainerCallback):
         if "loss" in logs and self._started is not None:
             extra = self._speed(args.device, state.num_input_tokens_seen)
             extra |= memory_in_use(args.device)
+            if self.stage_at is not None:
+                extra["curriculum_stage"] = self.stage_at(state.global_step)
         for key, name in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
             if self.likelihood and logs.get(key, math.inf) < math.log(sys.float_info.max):
                 extra[name] = math.exp(logs[key])
@@ -92,7 +100,7 @@ class ThroughputCallback(TrainerCallback):
     def _speed(self, device: torch.device, seen: int) -> dict[str, float]:
         now = self._paused or time.perf_counter()
         seconds = now - self._started - self._excluded
-        tokens = summed(float(self._tokens), device) or seen - self._seen
+        tokens = summed(float(self._tokens), device) / self._copies or seen - self._seen
         self._tokens, self._seen, self._excluded, self._started = 0, seen, 0.0, now
         if not tokens:
             return {}

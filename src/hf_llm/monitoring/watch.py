@@ -1,6 +1,7 @@
 """One call that puts a training under observation."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
@@ -23,19 +24,20 @@ def watch(
     likelihood: bool = True,
     samples: Samples | None = None,
     price_per_hour: float | None = None,
+    stage_at: Callable[[int], int] | None = None,
 ) -> None:
     """Add speed, gradient norms, cost and samples to a trainer's logs; print them as one line each, keep them in
     `logs/metrics.jsonl` while it trains, and tell when something goes wrong (`logs/alerts.jsonl`). TensorBoard and
     wandb write to `logs/` too.
 
-    `flops_per_token`, `bytes_per_token` and `likelihood` as `ThroughputCallback` takes them; `price_per_hour` of one
-    device. TENSORBOARD_LOGGING_DIR and WANDB_DIR win where they are set.
+    `flops_per_token`, `bytes_per_token`, `likelihood` and `stage_at` as `ThroughputCallback` takes them;
+    `price_per_hour` of one device. TENSORBOARD_LOGGING_DIR and WANDB_DIR win where they are set.
     """
     handler, folder = trainer.callback_handler, Path(trainer.args.output_dir) / LOGS
     # Before the reporters: one added the usual way comes after they have logged. 0 decides when to log, evaluate and
     # save. Among these, those that add numbers come first; the record, which a resume rewrites, after the meter.
     handler.callbacks[1:1] = [
-        ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood),
+        ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood, stage_at),
         GradientNormCallback(trainer),
         MeterCallback(trainer, price_per_hour),
         RecordCallback(),

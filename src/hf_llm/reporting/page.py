@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from hf_llm.lifecycle import ALIGNED, OPTIONAL, STAGES
 from hf_llm.manifest import read_manifest, versions
+from hf_llm.monitoring.records import alerts_file, read_rows
 from hf_llm.reporting import lineage, templates
 from hf_llm.reporting.charts import Series, line_chart
 from hf_llm.reporting.redaction import redact
@@ -137,7 +138,8 @@ def training(folder: Path, title: str) -> dict[str, Any]:
     by_prompt: dict[str, list] = {}
     for sample in redact(lineage.samples(folder)):
         by_prompt.setdefault(sample["prompt"], []).append(sample)
-    return {"folder": folder.name, "title": title, "charts": drawn, "samples": by_prompt}
+    alerts = redact(read_rows(alerts_file(folder)))
+    return {"folder": folder.name, "title": title, "charts": drawn, "samples": by_prompt, "alerts": alerts}
 
 
 def points(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
