@@ -1,7 +1,11 @@
 """One whole life of the tiny recipe, shared by the tests of the stages."""
 
+import shutil
+
 import pytest
-from tiny_recipe import run_module, write_inputs
+from tiny_recipe import ROOT, run_module, write_inputs
+
+PREPARED = ("corpus", "tokenizer", "tokens")
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,31 @@ def tiny_inputs(tmp_path):
     """A fresh folder with the tiny recipe and its inputs, nothing made of it yet."""
     write_inputs(tmp_path)
     return tmp_path
+
+
+def prepare(tiny_life, folder):
+    """Put into `folder` the tiny recipe with its corpus, tokenizer and tokens, and the configs of the launchers."""
+    folder.mkdir(exist_ok=True)
+    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
+        (folder / item).symlink_to(tiny_life / item)
+    for item in ("accelerate_configs", "ds_configs"):
+        (folder / item).symlink_to(ROOT / item)
+    for item in PREPARED:
+        shutil.copytree(tiny_life / "runs/tiny" / item, folder / "runs/tiny" / item)
+    return folder
+
+
+@pytest.fixture
+def prepared(tiny_life, tmp_path):
+    """A folder with the tiny recipe and its corpus, tokenizer and tokens; nothing is trained yet."""
+    return prepare(tiny_life, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_alone(tiny_life, tmp_path_factory):
+    """The folder of the tiny model after 20 steps of one process, each logged; saved every 10. Do not write to it."""
+    folder = prepare(tiny_life, tmp_path_factory.mktemp("alone"))
+    steps = ("max_steps=20", "logging_steps=1", "save_steps=10")
+    done = run_module("hf_llm.pretrain", "tiny.yaml", *(f"--pretrain.training.{step}" for step in steps), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs/tiny/base"

@@ -80,15 +80,35 @@ def run_module(module: str, *arguments: str, folder: Path, **environment: str) -
     )
 
 
-def launch(config: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    """`accelerate launch` with two CPU processes, `arguments` after `-m`."""
+def launch_command(config: str, *arguments: str, processes: int = 2, options: tuple[str, ...] = ()) -> list[str]:
+    """The command line of `accelerate launch` with a config of ours, `arguments` after `-m`."""
     command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file=accelerate_configs/{config}.yaml"]
+    if not any(option.startswith("--main_process_port") for option in options):
+        options = (*options, "--main_process_port=0")
+    return [*command, f"--num_processes={processes}", *options, "-m", *map(str, arguments)]
+
+
+def launch(
+    config: str,
+    *arguments: str,
+    folder: Path,
+    processes: int = 2,
+    options: tuple[str, ...] = (),
+    **environment: str,
+) -> subprocess.CompletedProcess:
+    """`accelerate launch` with CPU processes, `options` of its own, and `arguments` after `-m`."""
     return subprocess.run(
-        [*command, "--num_processes=2", "--main_process_port=0", "-m", *arguments],
+        launch_command(config, *arguments, processes=processes, options=options),
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment},
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=900,
     )
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    """What the log in a model's or a checkpoint's folder has under `key`, in order."""
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry[key] for entry in history if key in entry]

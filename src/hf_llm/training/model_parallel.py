@@ -237,7 +237,9 @@ class ModelParallelTrainer(Trainer):
         weights = self._whole_weights()
         if self.args.should_save:
             config, own = self.model.config, self.model.config.distributed_config
-            config.distributed_config = None  # or save_pretrained would gather them from all processes, who are not here
+            config.distributed_config = (
+                None  # or save_pretrained would gather them from all processes, who are not here
+            )
             super()._save(output_dir, weights)
             config.distributed_config = own
 

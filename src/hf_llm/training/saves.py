@@ -16,6 +16,7 @@ from hf_llm.lifecycle import is_main_process
 from hf_llm.manifest import FILE, read_manifest
 from hf_llm.training.agreement import on_main
 from hf_llm.training.checkpoints import complete_checkpoints, delete, rotate, seal, size_of, step_of
+from hf_llm.training.parallelism import keep_own_class, launched_layout
 from hf_llm.training.spikes import RecentSteps
 
 
@@ -35,6 +36,7 @@ class SaveGuard(TrainerCallback):
         self.needed = 0  # bytes it will take
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        keep_own_class(self.trainer.model)
         if self.resumed:
             # Trainer forgets the losses since its last log entry; with them, the next entry is what it would have been.
             manifest = read_manifest(self.resumed)
@@ -130,7 +132,8 @@ class SaveGuard(TrainerCallback):
 def first_size(trainer: Trainer) -> int:
     """Bytes that the first checkpoint will take, estimated: weights, two moments for each trained parameter.
 
-    DeepSpeed writes the weights once more, and a float32 copy of the trained ones.
+    DeepSpeed writes the weights once more, and a float32 copy of the trained ones; so does FSDP with the weights. Stages
+    of a pipeline are taken to be alike.
     """
     from peft import PeftModel
 
@@ -140,7 +143,9 @@ def first_size(trainer: Trainer) -> int:
         trained += count * parameter.requires_grad
         if parameter.requires_grad or not isinstance(trainer.model, PeftModel):
             weights += count * parameter.element_size()
-    return weights * (2 if trainer.is_deepspeed_enabled else 1) + trained * (12 if trainer.is_deepspeed_enabled else 8)
+    copies = 2 if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else 1
+    stages = launched_layout().pipeline
+    return stages * (weights * copies + trained * (12 if trainer.is_deepspeed_enabled else 8))
 
 
 def _says_full(error: BaseException) -> bool:
