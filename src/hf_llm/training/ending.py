@@ -60,9 +60,9 @@ def finish(
 def leave(trainer: Trainer) -> None:
     """Take the processes of a launch apart: all together, and with nothing left to do for the interpreter's exit.
 
-    A process that leaves first closes connections another still listens on. What wraps the model for them (DDP,
-    DeepSpeed's engine) holds their process group, and is part of reference cycles: freed as late as at the interpreter's
-    exit, its threads abort the process where they ask for an interpreter that is no longer there.
+    A process that leaves first closes connections another still listens on. What wraps the model (DDP, DeepSpeed's
+    engine) holds the process group and its threads, and is part of reference cycles, which would be freed as late as
+    at the interpreter's exit, where a thread that asks for the interpreter ends in an abort.
     """
     trainer.accelerator.wait_for_everyone()
     trainer.model_wrapped = trainer.deepspeed = None

@@ -172,8 +172,8 @@ def check_engine(checkpoint: Path, identity: dict[str, Any]) -> None:
 
 
 def engine(trainer: Trainer) -> str:
-    """Who lays out the optimizer's state in a checkpoint: `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, for tensor
-    and pipeline parallelism) or `torch` (one process, or DDP)."""
+    """Who lays out the optimizer's state in a checkpoint: `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, under
+    tensor and pipeline parallelism) or `torch` (one process, or DDP)."""
     if trainer.is_deepspeed_enabled:
         return f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
     if trainer.is_distributed_loading_by_transformers:

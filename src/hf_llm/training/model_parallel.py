@@ -1,9 +1,9 @@
-"""A Trainer of a model whose layers are split (tensor parallelism) or shared out (pipeline parallelism), and sharded over
-data-parallel processes as well: the three dimensions of one device mesh.
+"""A Trainer of a model whose layers are split (tensor parallelism) or shared out (pipeline parallelism), and sharded
+over data-parallel processes as well: the three dimensions of one device mesh.
 
 transformers splits a layer by the model's own plan, PyTorch shards with `fully_shard` and runs the pipeline
-(`torch.distributed.pipelining`, one forward, one backward: https://arxiv.org/abs/1806.03377). What is here puts them in one
-mesh and gives them what Trainer refuses to models of this kind: checkpoints that can be gone on from, in
+(`torch.distributed.pipelining`, one forward, one backward: https://arxiv.org/abs/1806.03377). What is here puts them in
+one mesh and gives them what Trainer refuses to models of this kind: checkpoints that can be gone on from, in
 `torch.distributed.checkpoint`'s format, and a plain model folder at the end.
 """
 
@@ -51,9 +51,9 @@ PARTIAL = "replicated_with_grad_allreduce"
 def split(model: PreTrainedModel, layout: Layout, device: torch.device) -> tuple[DeviceMesh, set[str]]:
     """Keep of `model`, which all processes hold alike, this process's part, on `device`.
 
-    Returns the mesh of processes, and the names of the parameters of which each tensor-parallel process finds only a part
-    of the gradient. The vocabulary (embedding and head) is whole in each of them: the model's loss works on it in chunks.
-    Raises UserError where the model does not divide.
+    Returns the mesh of processes, and the names of the parameters of which each tensor-parallel process finds only a
+    part of the gradient. The vocabulary (embedding and head) is whole in each of them: the model's loss works on it in
+    chunks. Raises UserError where the model does not divide.
     """
     check_divides(model, layout)
     mesh = init_device_mesh(
@@ -115,6 +115,8 @@ class ModelParallelTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **more: Any):
         self.layout = launched_layout()
         self.tied = set(model.all_tied_weights_keys)
+        embedding = model.get_input_embeddings()
+        self.embedding = next(name for name, module in model.named_modules() if module is embedding) + ".weight"
         self.mesh, self.partial = split(model, self.layout, args.device)
         self.micro_batch = args.per_device_train_batch_size
         if self.layout.pipeline > 1:
@@ -124,8 +126,9 @@ class ModelParallelTrainer(Trainer):
         strategy, args.save_strategy = args.save_strategy, SaveStrategy.NO
         super().__init__(model, args, **more)
         args.save_strategy = strategy
-        self.embedding = model.get_input_embeddings()
         self.is_first, self.is_last = self._stage == 0, self._stage == self.layout.pipeline - 1
+        # Of a tied embedding the last stage holds a copy of the first's.
+        self.copied = {self.embedding} if self.tied and self.is_last and not self.is_first else set()
         self._ends = self._group_of_ends() if self.tied else None
         self._schedule = cache(self._new_schedule)
         if self.layout.pipeline > 1:
@@ -154,11 +157,11 @@ class ModelParallelTrainer(Trainer):
             return self._run(model, inputs), None, None
 
     def _run(self, model: nn.Module, inputs: dict, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Bring a batch through the pipeline, and with `items`, the tokens of the step, back; the loss in all stages."""
+        """Bring a batch through the pipeline, with `items`, the tokens of the step, and back; the loss, everywhere."""
         inputs = self._prepare_inputs(inputs)
         rows, length = inputs["input_ids"].shape
         micro = self.micro_batch if items is not None else rows
-        # A float32 mean over the data-parallel processes is to be the sum over the step.
+        # Of the data-parallel processes' gradients sharding takes the mean; it is to be that over the step's tokens.
         scale = None if items is None else float(items) / self.layout.data
         schedule, losses = self._schedule(model, rows // micro, micro, length, items is not None), []
         labels = inputs["labels"]
@@ -187,14 +190,14 @@ class ModelParallelTrainer(Trainer):
         return kind(stage, batches, loss_fn=lambda loss, labels: loss.sum(), scale_grads=False)
 
     def _complete_gradients(self) -> None:
-        """Make the gradients of what several processes hold alike the same in all of them, before the optimizer's step."""
+        """Make the gradients of what several processes hold alike the same in all of them, before the step."""
         if self.layout.tensor > 1:
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None and not splits_over(parameter, "tp"):
                     kind = dist.ReduceOp.SUM if name in self.partial else dist.ReduceOp.AVG
                     dist.all_reduce(local(parameter.grad), kind, group=self.mesh["tp"].get_group())
         if self._ends is not None:
-            dist.all_reduce(local(self.embedding.weight.grad), group=self._ends)
+            dist.all_reduce(local(self.model.get_parameter(self.embedding).grad), group=self._ends)
 
     def _group_of_ends(self) -> dist.ProcessGroup | None:
         """First and last stage of this process's pipeline, which both hold the tied embedding; None in between."""
@@ -212,13 +215,14 @@ class ModelParallelTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module, most: float | None = None) -> torch.Tensor:
         most = self.args.max_grad_norm if most is None else most
-        by_mesh, twice = defaultdict(list), self.embedding.weight if self.is_last and not self.is_first else None
-        for parameter in model.parameters():
+        by_mesh, counted = defaultdict(list), defaultdict(list)
+        for name, parameter in self.model.named_parameters():
             if parameter.grad is not None:
                 key = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
                 by_mesh[key].append(parameter)
-        counted = [[p.grad for p in group if not (self.tied and p is twice)] for group in by_mesh.values()]
-        norms = [get_total_norm(gradients) for gradients in counted if gradients]
+                if name not in self.copied:
+                    counted[key].append(parameter.grad)
+        norms = [get_total_norm(gradients) for gradients in counted.values()]
         norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
         square = torch.stack(norms).square().sum()
         dist.all_reduce(square, group=self.mesh["pp"].get_group())
@@ -237,9 +241,7 @@ class ModelParallelTrainer(Trainer):
         weights = self._whole_weights()
         if self.args.should_save:
             config, own = self.model.config, self.model.config.distributed_config
-            config.distributed_config = (
-                None  # or save_pretrained would gather them from all processes, who are not here
-            )
+            config.distributed_config = None  # or save_pretrained would gather from processes that are not here
             super()._save(output_dir, weights)
             config.distributed_config = own
 
@@ -248,16 +250,11 @@ class ModelParallelTrainer(Trainer):
         mine = {}
         for name, tensor in self.model.state_dict().items():
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            is_second = self.tied and tensor.shape == self.embedding.weight.shape and name.startswith(self._embedding)
-            if self._column_is_first and name not in self.tied and not (is_second and not self.is_first):
+            if self._column_is_first and name not in self.tied | self.copied:
                 mine[name] = tensor.detach().cpu()
         if self.layout.pipeline > 1 and self._column_is_first:
             mine = self._collect(mine)
         return mine if dist.get_rank() == 0 else {}
-
-    @property
-    def _embedding(self) -> str:
-        return next(name for name, module in self.model.named_modules() if module is self.embedding)
 
     @property
     def _column_is_first(self) -> bool:
@@ -293,7 +290,7 @@ class ModelParallelTrainer(Trainer):
         for path in Path(resume_from_checkpoint).glob("model*.safetensors"):
             with safe_open(path, framework="pt") as file:
                 weights |= {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
-        head = {name: weights[self._embedding + ".weight"] for name in wanted & self.tied}
+        head = {name: weights[self.embedding] for name in wanted & self.tied}
         set_model_state_dict(self.model, weights | head, options=StateDictOptions(full_state_dict=True))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

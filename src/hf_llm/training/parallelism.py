@@ -103,7 +103,7 @@ def let_cpus_shard(arguments: TrainingArguments) -> None:
     """Let accelerate shard over processes on CPUs, where the launch asks for it.
 
     accelerate turns FSDP and device meshes on for accelerators only, and falls back to DDP on CPUs, without a word.
-    PyTorch's own (`fully_shard`, `DTensor`) work over gloo all the same; of the device accelerate looks at nothing else.
+    PyTorch's own (`fully_shard`, `DTensor`) work over gloo all the same.
     """
     state = arguments.distributed_state
     if state.distributed_type == DistributedType.MULTI_CPU and (

@@ -113,9 +113,9 @@ class SaveGuard(TrainerCallback):
         """The UserError that tells what `error`, raised while writing a checkpoint, means; the half one is deleted.
 
         The full disk comes as OSError, as several RuntimeErrors of torch's zip writer, or as safetensors' own error.
-        None where nothing was being written.
+        None where nothing was being written, or where another process was waited for in vain.
         """
-        if self.saving is None or not isinstance(error, OSError | RuntimeError | SafetensorError):
+        if self.saving is None or not _is_of_writing(error):
             return None
         if not self.saving.exists():
             return UserError(self.no_room()) if _says_full(error) else None
@@ -132,7 +132,7 @@ class SaveGuard(TrainerCallback):
 def first_size(trainer: Trainer) -> int:
     """Bytes that the first checkpoint will take, estimated: weights, two moments for each trained parameter.
 
-    DeepSpeed writes the weights once more, and a float32 copy of the trained ones; so does FSDP with the weights. Stages
+    DeepSpeed writes the weights once more, and a float32 copy of the trained ones; FSDP the weights once more. Stages
     of a pipeline are taken to be alike.
     """
     from peft import PeftModel
@@ -146,6 +146,11 @@ def first_size(trainer: Trainer) -> int:
     copies = 2 if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else 1
     stages = launched_layout().pipeline
     return stages * (weights * copies + trained * (12 if trainer.is_deepspeed_enabled else 8))
+
+
+def _is_of_writing(error: BaseException) -> bool:
+    zip_writer = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) + str(error.__context__)
+    return isinstance(error, OSError | SafetensorError) or zip_writer or "inline_container" in str(error)
 
 
 def _says_full(error: BaseException) -> bool:
