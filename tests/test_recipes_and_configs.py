@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -31,9 +32,10 @@ def at_the_root(monkeypatch, tmp_path):
 
 
 def first_command(path: Path) -> list[str]:
-    """The command in the first comment of a file that starts one."""
+    """The command in the first comment of a file that starts one, what it sets in the environment left out."""
     lines = (line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return shlex.split(next(line for line in lines if line.startswith(("accelerate launch", "python -m"))))
+    commands = (re.sub(r"^[A-Z_]+=\w+ ", "", line) for line in lines)
+    return shlex.split(next(line for line in commands if line.startswith(("accelerate launch", "python -m"))))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)

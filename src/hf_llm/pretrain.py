@@ -23,6 +23,7 @@ from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
 from hf_llm.training.model_parallel import trainer_class
+from hf_llm.training.parallelism import launched_layout
 from hf_llm.training.spikes import Spikes
 
 
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             train_sampling_strategy="sequential" if train.in_stages else "random",
             weight_decay=0.1,
             adam_beta2=0.95,
-            torch_compile=device_type() == "cuda",
+            torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
         )
         windows = section.tokens_per_step // context
         trainer = trainer_class()(
