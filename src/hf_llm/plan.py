@@ -103,8 +103,8 @@ def say_score(run: Run) -> None:
     found = score(run.root, run.tree)
     if not found:
         raise UserError(
-            f"{run.root}: nothing to compare; it takes {PLAN}, which `python -m hf_llm.plan {run.argv[0]}` writes before the "
-            "pretraining, of the same recipe, and a finished pretraining"
+            f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN} of the same recipe, which "
+            f"`python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
     say(score_table(found))
 
@@ -216,7 +216,7 @@ def whole_life(
     """Every training stage of the recipe whose length can be told."""
     where = (job.config, row, speed.tokens_per_second, machine.devices, machine.device, prices)
     stages = [pretraining(recipe.pretrain, *where)]
-    return stages + [tuning(folder, run.tree[folder], *where) for folder in TEXTS if run.tree.get(folder)]
+    return stages + [tuning(folder, run.tree[folder], *where, machine.bf16) for folder in TEXTS if run.tree.get(folder)]
 
 
 def keep(run: Run, row: Row, speed: Speed, base: Prospect) -> None:

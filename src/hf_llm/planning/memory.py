@@ -130,15 +130,15 @@ def footprint(
 def extrapolated(
     build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig, *more: Any, **by_name: Any
 ) -> Footprint:
-    """`footprint` of the model of `config`; of a deep one by those of its first 4 and 8 layers, since each layer more
+    """`footprint` of the model of `config`; of a deep one by those of its first 2 and 4 layers, since each layer more
     takes the same."""
     layers = config.num_hidden_layers
-    if layers <= 8:
+    if layers <= 4:
         return footprint(lambda: build(config), *more, **by_name)
-    low, high = (footprint(partial(build, with_layers(config, few)), *more, **by_name).phases for few in (4, 8))
+    low, high = (footprint(partial(build, with_layers(config, few)), *more, **by_name).phases for few in (2, 4))
     phases = {
         phase: {
-            part: low[phase].get(part, 0) + (size - low[phase].get(part, 0)) * (layers - 4) // 4
+            part: low[phase].get(part, 0) + (size - low[phase].get(part, 0)) * (layers - 2) // 2
             for part, size in high[phase].items()
         }
         for phase in high
@@ -216,16 +216,23 @@ def steps(
         for step in range(count):
             for _ in range(2 if accumulate and count > 1 else 1):
                 training = _forward_and_backward(storages, model, batch, context, autocast)
-            storages.start(OPTIMIZER if step == 0 else TEMPORARY)  # the first step makes the states
+            storages.start(TEMPORARY)
             if arguments.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
+            storages.making = OPTIMIZER if step == 0 else TEMPORARY  # the first step makes the states
             optimizer.step()
-            update = storages.highest
             if step == 0:
                 states = storages.now[OPTIMIZER]
+            update = _settled(storages.highest, states)
             optimizer.zero_grad()
     # The states are there from the second step on, also while the model goes forward and backward.
     return Footprint({TRAINING: _ordered({**training, OPTIMIZER: states}), UPDATE: _ordered(update)})
+
+
+def _settled(parts: dict[str, int], states: int) -> dict[str, int]:
+    """What the first optimizer step has made on the way to the states is temporary."""
+    passing = parts.get(OPTIMIZER, 0) - states
+    return {**parts, OPTIMIZER: states, TEMPORARY: parts.get(TEMPORARY, 0) + passing}
 
 
 def _forward_and_backward(

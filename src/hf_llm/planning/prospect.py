@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
@@ -58,8 +59,11 @@ def model_of(
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
+    # Adapters are made where they belong, and torch cannot move tensors without data (nn.Module._apply swaps them).
+    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer"):
+        return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
 
 
 @dataclass(frozen=True)
@@ -160,3 +164,16 @@ def cpu_row(job: Job, micro: int) -> Row:
     return Row(
         "one process", bool(job.arguments().activation_checkpointing), Footprint(phases), micro, job.windows // micro
     )
+
+
+def peak_of_tuning(job: Job, batch: int, device: Device, bf16: bool) -> int:
+    """Bytes of one device in a step of `batch` windows of a stage that tunes, nothing sharded."""
+    arguments = job.arguments()
+    if device.key == "cpu":
+        build = partial(model_of, job.config, lora=job.lora)
+        _, process = on_this_cpu(build, batch, job.context, arguments, accumulate=job.windows > batch)
+        return process["program"] + process["growth"]
+    build = partial(model_of, lora=job.lora)
+    autocast = torch.bfloat16 if bf16 else None
+    found = extrapolated(build, job.config, batch, job.context, arguments, autocast, job.windows > batch)
+    return with_framework(found).peak

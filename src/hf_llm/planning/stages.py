@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from hf_llm.planning.devices import Device
 from hf_llm.planning.memory import OPTIMIZER, UPDATE
 from hf_llm.planning.money import Cost, checkpoint_bytes, cost, disk_bytes
-from hf_llm.planning.prospect import Row, sizes
+from hf_llm.planning.prospect import Job, Row, peak_of_tuning, sizes
 
 # Stages that learn from rows, and how many texts a row holds. Those that sample their answers are left out: how long
 # the answers will be, nobody knows before.
@@ -29,6 +29,7 @@ class Prospect:
     hours: float | None
     disk: int | None
     cost: Cost | None
+    memory: int  # bytes of one device; what the loss of pairs holds beside the model is not in it
 
 
 def pretraining(
@@ -38,13 +39,15 @@ def pretraining(
     training = section.training
     steps = training.get("max_steps")
     if not steps or steps < 0:
-        return Prospect("base", None, None, False, None, None, None)
+        return Prospect("base", None, None, False, None, None, None, row.footprint.peak)
     tokens = steps * section.tokens_per_step
     evaluations = steps // training.get("eval_steps", training.get("logging_steps", 10)) + 1
     # A forward pass is a third of the arithmetic.
     hours = (tokens + evaluations * section.evaluation_tokens / 3) / rate / 3600
     disk = _disk(config, None, row, training)
-    return Prospect("base", steps, tokens, False, hours, disk, cost(hours, devices, device, **prices))
+    return Prospect(
+        "base", steps, tokens, False, hours, disk, cost(hours, devices, device, **prices), row.footprint.peak
+    )
 
 
 def tuning(
@@ -56,18 +59,23 @@ def tuning(
     devices: int,
     device: Device,
     prices: dict,
+    bf16: bool,
 ) -> Prospect:
     """Of a section that tunes on rows; `rate` is pretraining's, and every row is taken to fill the context."""
     training = section.get("training") or {}
-    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1) * devices
+    micro, length = training.get("per_device_train_batch_size", 8), training.get("max_length")
+    length = length or config.max_position_embeddings
+    batch = micro * training.get("gradient_accumulation_steps", 1) * devices
+    windows = micro * TEXTS[folder]
+    job = Job(config, length, windows * training.get("gradient_accumulation_steps", 1), training, section.get("lora"))
+    memory = peak_of_tuning(job, windows, device, bf16)
     steps = training.get("max_steps") or _steps(section, training, batch)
     if not steps or steps < 0:
-        return Prospect(folder, None, None, False, None, None, None)
-    length = training.get("max_length") or config.max_position_embeddings
+        return Prospect(folder, None, None, False, None, None, None, memory)
     tokens = steps * batch * length * TEXTS[folder]
     hours = tokens * passes(folder, section.get("lora") is not None) / rate / 3600
     disk = _disk(config, section.get("lora"), row, training)
-    return Prospect(folder, steps, tokens, True, hours, disk, cost(hours, devices, device, **prices))
+    return Prospect(folder, steps, tokens, True, hours, disk, cost(hours, devices, device, **prices), memory)
 
 
 def passes(folder: str, lora: bool) -> float:
