@@ -37,6 +37,7 @@ ENGINES = [
     pytest.param("tensor_parallel", 4, (SHARDS(2),), {}, id="tensor-shards", marks=slow),
     pytest.param("pipeline_parallel", 4, (SHARDS(2),), TWO_STAGES, id="pipeline-shards", marks=slow),
     pytest.param("three_dimensions", 4, (SHARDS(1),), TWO_STAGES, id="tensor-pipeline", marks=slow),
+    pytest.param("sequence_parallel", 2, (REPLICAS(1),), {}, id="sequence", marks=slow),
     pytest.param("three_dimensions", 8, (), TWO_STAGES, id="three_dimensions", marks=slow),
 ]
 STEPS = ("max_steps=20", "logging_steps=1", "save_steps=10", "per_device_train_batch_size=2")
@@ -208,7 +209,6 @@ def test_the_slurm_file_starts_one_launcher_on_each_node(prepared, trained_alone
     ("config", "options"),
     [
         ("context_parallel", (SHARDS(1),)),
-        ("sequence_parallel", (REPLICAS(1),)),
         ("fsdp2", ()),
         ("tensor_parallel", (SHARDS(1),)),
     ],

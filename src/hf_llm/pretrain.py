@@ -23,7 +23,7 @@ from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
 from hf_llm.training.model_parallel import trainer_class
-from hf_llm.training.parallelism import launched_layout
+from hf_llm.training.parallelism import collator, launched_layout
 from hf_llm.training.spikes import Spikes
 
 
@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             train_dataset=train,
             eval_dataset=validation.limited(section.evaluation_tokens),
             processing_class=tokenizer,
+            data_collator=collator(launched_layout()),
         )
         watch(
             trainer,

@@ -7,13 +7,14 @@ to use which.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import TrainingArguments, default_data_collator
 
 from hf_llm.errors import UserError
 
@@ -110,6 +111,21 @@ def let_cpus_shard(arguments: TrainingArguments) -> None:
         _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE in os.environ
     ):
         state.distributed_type = DistributedType.MULTI_GPU
+    if launched_layout().sequence > 1 and arguments.device.type == "cpu":
+        import deepspeed  # which accelerate tells of the processes only where they have GPUs
+
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+    """What makes a batch of windows; under sequence parallelism with each token's position, which its part lacks."""
+
+    def with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        batch = default_data_collator(windows)
+        rows, length = batch["input_ids"].shape
+        return {**batch, "position_ids": torch.arange(length).repeat(rows, 1)}  # B T
+
+    return with_positions if layout.sequence > 1 else default_data_collator
 
 
 def keep_own_class(model: torch.nn.Module) -> None:

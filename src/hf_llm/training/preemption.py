@@ -49,6 +49,7 @@ def outlive_by_workers(loader: "DataLoader") -> None:
     torch raises in the training process where a worker dies of a signal, in the middle of the step that is to be saved.
     A step's batches are all there before it begins, so the workers are not needed for its end.
     """
+    loader = getattr(loader, "dl", loader)  # for sequence parallelism DeepSpeed wraps accelerate's
     loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps torch's
     if loader.num_workers:
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
