@@ -144,7 +144,7 @@ def reckoned_steps(folder: Path, processes: int, minutes: float) -> int:
 def moments(options: argparse.Namespace, seconds: float) -> list[float]:
     """Seconds after its start at which the run is hit."""
     draw = random.Random(options.seed)
-    return sorted(draw.uniform(0, seconds) for _ in range(options.kills))
+    return sorted(draw.uniform(0, 0.9 * seconds) for _ in range(options.kills))
 
 
 def killed_run(
@@ -160,14 +160,21 @@ def killed_run(
     for moment in when:
         while time.monotonic() - began < moment and supervisor.poll() is None:
             time.sleep(0.05)
+        if supervisor.poll() is not None:
+            sys.exit(f"the run ended before {moment:.0f} s: this machine is not idle\n{tail(folder)}")
         whom = hit(supervisor.pid, whole_launch=draw.random() < 0.5)
         kills.append(f"{time.monotonic() - began:.0f} s: {whom}, step {read_status(base).get('step', 0)}")
     if supervisor.wait():
-        sys.exit(f"the supervisor ended with {supervisor.returncode}:\n{(folder / 'output.txt').read_text()[-4000:]}")
+        sys.exit(f"the supervisor ended with {supervisor.returncode}\n{tail(folder)}")
     found = outcome(base, time.monotonic() - began)
     found.attempts = json.loads((base / "logs/supervisor.json").read_text())["attempts"]
     found.kills = kills
     return found
+
+
+def tail(folder: Path) -> str:
+    """The end of all that the commands have printed."""
+    return (folder / "output.txt").read_text(encoding="utf-8")[-4000:]
 
 
 def hit(supervisor: int, whole_launch: bool) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import hang_in_step, kill_in_step, launch, nan_loss, run, slow_steps
+from faults import hang_in_step, kill_in_save, kill_in_step, launch, nan_loss, run, slow_steps
 
 from hf_llm.errors import USER_ERROR_FILE, UserError
 from hf_llm.training.supervision import RECORD, Supervisor, wait_for_port, whereabouts
@@ -66,6 +66,14 @@ def test_one_of_two_ranks_killed_ends_the_launch_and_the_next_is_exact(undisturb
     assert supervised(folder, [partial(kill_in_step, step=7, rank=1)], processes=2).run() == 0
     assert outcome(folder) == expected(undisturbed_by_two)
     assert outcomes(folder) == ["failed", "finished"]
+
+
+def test_a_rank_killed_amid_a_save_is_no_fault_of_the_disk(undisturbed_by_two, tmp_path):
+    folder = tmp_path / "base"
+    killed = [partial(kill_in_save, step=8, file="rng_state_1.pth")]
+    assert supervised(folder, killed, processes=2).run() == 0
+    assert outcomes(folder) == ["failed", "finished"]
+    assert outcome(folder) == expected(undisturbed_by_two)
 
 
 def test_a_run_that_hangs_is_killed_and_goes_on_and_the_step_is_named(undisturbed, tmp_path, capsys):

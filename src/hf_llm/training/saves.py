@@ -149,8 +149,7 @@ def first_size(trainer: Trainer) -> int:
 
 
 def _is_of_writing(error: BaseException) -> bool:
-    zip_writer = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) + str(error.__context__)
-    return isinstance(error, OSError | SafetensorError) or zip_writer or "inline_container" in str(error)
+    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)  # torch's zip writer
 
 
 def _says_full(error: BaseException) -> bool:
