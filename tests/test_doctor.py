@@ -182,7 +182,7 @@ def test_hours_on_an_unmeasured_machine_are_refused():
 def test_a_written_recipe_runs_to_the_end(tmp_path):
     goal = ["--depth=2", "--hours=0.004", "--machine=1e11", "--use=chat", "--recipe=mine.yaml"]
     assert run_module("hf_llm.doctor", "--quick", *goal, folder=tmp_path).returncode == 0
-    sources = "--corpus.sources=[{installed: [standard_library], license: psf-2.0}]"
+    sources = "--corpus.sources=[{installed: [language_reference], license: psf-2.0}]"
     done = run_module(
         "hf_llm.run", "mine.yaml", sources, "--sft.training.max_steps=2", "--evaluate.tokens=4096", folder=tmp_path
     )

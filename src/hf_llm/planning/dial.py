@@ -220,8 +220,11 @@ class Derivation:
             off = abs(math.log(shape.parameters / wanted))
             return max(off, 0.02), abs(math.log(shape.width / shape.layers / ASPECT))
 
-        best = self._trimmed(min(self._shapes(wanted), key=cost), wanted)
-        if self.dial == "params" and abs(best.parameters / wanted - 1) > 0.05:
+        best = min(self._shapes(wanted), key=cost)
+        if self.dial != "params":
+            return best  # the budget is met by the tokens
+        best = self._trimmed(best, wanted)
+        if abs(best.parameters / wanted - 1) > 0.05:
             raise UserError(
                 f"params: no shape that the recipe leaves open has about {short(wanted)} parameters; "
                 f"{short(best.parameters)} is the nearest"
