@@ -59,10 +59,9 @@ def model_of(
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    # Adapters are made where they belong, and torch cannot move tensors without data (nn.Module._apply swaps them).
-    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer"):
+    # Adapters are made where they belong, and tensors without data cannot be moved (Module._apply would swap them).
+    with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
         return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
 
 

@@ -1,15 +1,17 @@
 """A plan as text: tables that a terminal of 120 columns shows whole."""
 
-from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, TEMPORARY, WEIGHTS
-from hf_llm.planning.prospect import FRAMEWORK, HOLES, PROGRAM
+from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
+from hf_llm.planning.prospect import FRAMEWORK, HOLES, PROGRAM, Row
 from hf_llm.planning.score import Score
 from hf_llm.planning.sharding import BUFFERS
+from hf_llm.planning.stages import Prospect
 
 SHORT = {
     WEIGHTS: "weights", COPIES: "copies", GRADIENTS: "gradients", OPTIMIZER: "optimizer", ACTIVATIONS: "activations",
     LOSS: "loss", TEMPORARY: "temporary", BUFFERS: "buckets", FRAMEWORK: "framework", HOLES: "holes",
     PROGRAM: "program",
 }  # fmt: skip
+LEAST = 2**30 / 200  # bytes that show in two digits
 
 
 def aligned(rows: list[list[str]], left: int = 1) -> str:
@@ -17,6 +19,35 @@ def aligned(rows: list[list[str]], left: int = 1) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
+        cells = [f"{c:<{w}}" if n < left else f"{c:>{w}}" for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def memory_table(rows: list[Row]) -> str:
+    """GiB by part at the highest moment of a step, an engine a line."""
+    order = [*PARTS, BUFFERS, FRAMEWORK, HOLES, PROGRAM]
+    parts = [part for part in order if any(row.footprint.parts.get(part, 0) >= LEAST for row in rows)]
+    lines = [["GiB", *(SHORT[part] for part in parts), "peak", "micro-batch", "x accumulation"]]
+    for row in rows:
+        name = row.engine + (", checkpointing" if row.checkpointing else "")
+        fits = [str(row.largest), str(row.accumulation)] if row.largest else ["does not fit", ""]
+        values = [gib(row.footprint.parts.get(part, 0)) for part in parts]
+        lines.append([name, *values, gib(row.footprint.peak), *fits])
+    return aligned(lines)
+
+
+def stage_table(stages: list[Prospect], priced: bool, powered: bool) -> str:
+    """The training stages of a life, a line each."""
+    head = ["stage", "memory, GiB", "steps", "tokens", "hours", "disk, GiB", "kWh"]
+    lines = [[*head, *(["rent"] if priced else []), *(["electricity"] if powered else [])]]
+    for stage in stages:
+        told, money = ["", "as the data holds", "", "", ""], [None, None]
+        if stage.tokens is not None:
+            most = "<= " if stage.at_most else ""
+            energy = f"{stage.cost.energy:,.1f}" if stage.cost.energy is not None else "not published"
+            told = [f"{stage.steps:,}", most + number(stage.tokens), most + hours(stage.hours), gib(stage.disk), energy]
+            money = [stage.cost.rent, stage.cost.electricity]
         cells = [f"{value:,.2f}" if value is not None else "" for value in money]
         cells = cells[: 1 if priced else 0] + (cells[1:] if powered else [])
         lines.append([stage.folder, gib(stage.memory), *told, *cells])

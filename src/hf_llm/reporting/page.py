@@ -13,6 +13,7 @@ from markupsafe import Markup
 from hf_llm.lifecycle import ALIGNED, OPTIONAL, STAGES
 from hf_llm.manifest import read_manifest, versions
 from hf_llm.monitoring.records import alerts_file, read_rows
+from hf_llm.planning.score import score
 from hf_llm.reporting import lineage, templates
 from hf_llm.reporting.charts import Series, line_chart
 from hf_llm.reporting.redaction import redact
@@ -63,6 +64,10 @@ def page(root: Path, tree: dict[str, Any]) -> str:
         "summary": summary(root, manifests, models),
         "numbers": numbers(root, manifests, models, evaluation),
         "stages": stages(tree, manifests),
+        "scores": [
+            (entry.what, f"{entry.predicted:,.4g}", f"{entry.actual:,.4g}", f"{entry.error:+.0%}")
+            for entry in score(root, tree)
+        ],
         "evaluation": evaluation,
         "ledger": ledger(manifests.get("corpus", {}).get("facts", {}).get("ledger")),
         "sources": lineage.sources(manifests),

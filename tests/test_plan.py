@@ -1,0 +1,95 @@
+"""The plan: no corpus, no tokenizer, no weights; and afterwards, predicted beside actual."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_recipe import write_inputs
+
+from hf_llm import plan
+from hf_llm.manifest import write_json, write_manifest
+from hf_llm.planning.score import PLAN, planned_for, score
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return str(write_inputs(tmp_path, documents=1).relative_to(tmp_path))
+
+
+def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
+    plan.main([recipe, "--gpus", "4xrtx4090", "--price", "0.4/gpu-hour", "--electricity=0.3"])
+    said = capsys.readouterr().out
+    for engine in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-2, offload", "ZeRO-3", "FSDP2", "FSDP2, checkpointing"):
+        assert f"\n  {engine}  " in said
+    for words in ("FLOPs to train on a token", "compute-optimal", "It fits as it is", "tokens per second", "rent"):
+        assert words in said
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "sft", "dpo"]
+    assert not Path("runs").exists()
+
+
+def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, capsys):
+    plan.main([recipe, "--dpo=null", "--sft=null"])
+    said = capsys.readouterr().out
+    assert "measured here on 2 of 2 layers" in said
+    assert "one process" in said and "program" in said
+    kept = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8"))
+    assert set(kept["predicted"]) == {"memory, GiB", "tokens per second", "hours"}
+    assert all(value > 0 for value in kept["predicted"].values())
+
+
+def test_what_does_not_fit_says_what_to_change_the_cheapest_first(recipe, capsys):
+    big = ["--model.hidden_size=8192", "--model.num_hidden_layers=8", "--model.intermediate_size=16384",
+           "--model.num_attention_heads=64", "--model.num_key_value_heads=64"]  # fmt: skip
+    plan.main([recipe, "--gpus=4xrtx4090", "--dpo=null", "--sft=null", *big])
+    said = capsys.readouterr().out
+    assert "DDP has no room for that" in said
+    assert "does not fit" in said
+    plan.main([recipe, "--gpus=t4", "--dpo=null", "--sft=null", *big])
+    assert "take more or larger devices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus=4xrtx4900"], "did you mean"),
+        (["--price=cheap"], "is no price"),
+        (["--pretrain.tokens_per_step=1000"], "is no multiple of 128"),
+        (["--model.hidden_sise=3"], "did you mean"),
+        (["--tokenizer.use=openai-community/gpt2"], "--model.vocab_size="),
+        (["--score"], "nothing to compare"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(recipe, capsys, arguments, words):
+    with pytest.raises(SystemExit) as stopped:
+        plan.main([recipe, *arguments])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def finished_run(root, tree, predicted):
+    root.mkdir(parents=True)
+    write_json(root / PLAN, {"planned_for": planned_for(tree), "predicted": predicted, "speed": ""})
+    (root / "base").mkdir()
+    rows = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
+    write_json(root / "base" / "trainer_state.json", {"log_history": rows})
+    write_manifest(root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={})
+
+
+def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):
+    tree = plan.Run([recipe]).tree
+    predicted = {"memory, GiB": 1.9, "tokens per second": 2200.0, "hours": 0.5}
+    finished_run(tmp_path / "runs" / "tiny", tree, predicted)
+    plan.main([recipe, "--score"])
+    lines = {line.split("  ")[1]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["memory, GiB"][-3:] == ["1.9", "2", "-5%"]
+    assert lines["tokens per second"][-3:] == ["2,200", "2,000", "+10%"]
+    assert lines["hours"][-3:] == ["0.5", "0.5", "+0%"]
+
+
+def test_the_plan_of_another_recipe_is_no_prediction(tmp_path, recipe):
+    tree = plan.Run([recipe]).tree
+    finished_run(tmp_path / "runs" / "tiny", tree, {"hours": 0.5})
+    assert [entry.what for entry in score(tmp_path / "runs" / "tiny", tree)] == ["hours"]
+    other = plan.Run([recipe, "--model.hidden_size=64"]).tree
+    assert score(tmp_path / "runs" / "tiny", other) == []
