@@ -50,7 +50,9 @@ def check_learnt_the_same(base: Path, alone: Path) -> None:
     for key in ("loss", "grad_norm", "eval_loss"):
         assert losses(base, key) == pytest.approx(losses(alone, key), abs=1e-3)
     assert losses(base)[-1] < losses(base)[0] - 0.5
-    found, expected = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (base, alone))
+    found, expected = (
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval() for folder in (base, alone)
+    )
     assert found.lm_head.weight is found.model.embed_tokens.weight
     ids = torch.arange(64)[None]
     torch.testing.assert_close(found(ids).logits, expected(ids).logits, atol=1e-2, rtol=0)
