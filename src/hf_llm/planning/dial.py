@@ -20,7 +20,7 @@ TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
 ASPECT = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
 # What training keeps of a data sheet's FLOP/s (Llama 3 on H100s 0.38 to 0.43, https://arxiv.org/abs/2407.21783,
 # table 4), and of the best matrix product measured on the machine (docs/sizing.md).
-OF_DATA_SHEET, OF_MEASURED = 0.4, 0.7
+OF_DATA_SHEET, OF_MEASURED = 0.4, 0.6
 MOST_LAYERS = 128
 SMALLEST_VOCABULARY = 2048
 STEP_LAW = "Step Law, https://arxiv.org/abs/2503.04715"
