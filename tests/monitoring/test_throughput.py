@@ -141,6 +141,28 @@ def test_the_numbers_reach_history_tensorboard_and_console_alike(make_trainer, t
     assert [entry["tokens_per_second"] for entry in saved if "loss" in entry] == logged(trainer, "tokens_per_second")
 
 
+def test_where_nobody_counts_tokens_nothing_is_said_of_them(make_trainer):
+    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2, remove_unused_columns=False)
+    embed = trainer.model.get_input_embeddings()
+
+    def collate(rows):
+        ids = torch.stack([row["input_ids"] for row in rows])
+        return {"inputs_embeds": embed(ids).detach(), "labels": ids}
+
+    trainer.data_collator = collate
+    watch(trainer)
+    trainer.train()
+    assert logged(trainer, "tokens_per_second") == logged(trainer, "tokens_seen") == []
+    assert len(logged(trainer, "memory_gib")) == len(logged(trainer, "eta_seconds")) == 2
+
+
+def test_a_curriculums_stage_is_logged(make_trainer):
+    trainer = make_trainer(Rows([8] * 8, 8), max_steps=4)
+    watch(trainer, stage_at=lambda step: 1 if step < 3 else 2)
+    trainer.train()
+    assert logged(trainer, "curriculum_stage") == [1, 1, 2, 2]
+
+
 def test_positions_of_packed_rows_all_count():
     assert throughput.tokens_in({"input_ids": torch.ones(1, 30), "position_ids": torch.ones(1, 30)}) == 30
     assert throughput.tokens_in({"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}) == 4
