@@ -45,8 +45,8 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """`cpu`, or anything that is planned for as a GPU."""
-        return "cpu" if self.device.key == "cpu" else "cuda"
+        """`cuda`, `mps` or `cpu`; every machine that is not here is planned for as one with CUDA."""
+        return device_type() if self.here else "cuda"
 
     @property
     def bf16(self) -> bool:
@@ -202,7 +202,6 @@ def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
     if not machine.here:
         return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing)
     arguments = job.arguments(row.checkpointing)
-    arguments.use_cpu = machine.kind == "cpu"
     autocast = torch.bfloat16 if machine.bf16 else None
     batch = job.micro_batch(machine.devices, machine.kind)
     return measured(

@@ -9,6 +9,7 @@ use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_me
 import copy
 import multiprocessing
 import re
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArg
 from transformers.initialization import no_init_weights
 
 from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE
+from hf_llm.monitoring.memory import resident
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory
 
@@ -159,8 +161,13 @@ def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, dict[str
     """`footprint` of a training on this machine's CPU, and in bytes `program`, what this process holds before it, and
     `growth`, by how much the process grows: what the step takes with the holes in the C library's heap.
 
-    Runs in a fork of this process, whose heap must be as a training's is at its start.
+    Runs in a fork of this process, whose heap must be as a training's is at its start. Without Linux, which tells the
+    size of a process, the holes are left out.
     """
+    if sys.platform != "linux":
+        with FakeTensorMode():
+            found = steps(*of_footprint, **by_name)
+        return found, {"program": resident(), "growth": found.peak}
     pipe, end = multiprocessing.get_context("fork").Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_in_the_child, args=(end, of_footprint, by_name))
     child.start()

@@ -120,7 +120,7 @@ def gpu_rows(job: Job, devices: int, device: Device, micro: int, bf16: bool, che
     def found(batch: int) -> dict[str, Footprint]:
         def of(dtype: torch.dtype, autocast: torch.dtype | None) -> Footprint:
             build: Callable[[PreTrainedConfig], PreTrainedModel] = partial(model_of, dtype=dtype, lora=job.lora)
-            return extrapolated(build, job.config, batch, job.context, arguments, autocast, share > batch)
+            return extrapolated(build, job.config, batch, job.context, arguments, autocast, share > micro)
 
         whole = of(torch.float32, torch.bfloat16 if bf16 else None)
         half = of(torch.bfloat16, None) if bf16 and devices > 1 else whole

@@ -14,6 +14,7 @@ from hf_llm.planning.devices import Device, training_dtype
 from hf_llm.planning.dial import OF_DATA_SHEET
 from hf_llm.planning.memory import with_layers
 from hf_llm.planning.rates import synchronise
+from hf_llm.training.device import device_type
 
 LAYERS = 4  # of a deeper model that are timed
 FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
@@ -68,7 +69,8 @@ def timed(
     autocast: torch.dtype | None = None,
     rounds: int = 3,
 ) -> Timed:
-    """Train a few layers of the model for a few steps on this machine, and take the fastest of the `rounds`.
+    """Train a few layers of the model for a few steps on the device that Trainer would take, and keep the fastest of
+    the `rounds`.
 
     `build` makes the model of a config with other numbers of layers. Micro-batches of `batch` windows of `context`
     tokens, or fewer where the passes would take long: what a window takes hardly depends on how many go at a time.
@@ -89,8 +91,8 @@ class _Run:
     """A model under training on tokens that mean nothing."""
 
     def __init__(self, model, batch, context, arguments, autocast):
-        device = arguments.device
-        self.model, self.autocast, self.device = model.to(device).train(), autocast, device
+        self.device = device = torch.device(device_type())
+        self.model, self.autocast = model.to(device).train(), autocast
         if arguments.activation_checkpointing:
             model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
         generator = torch.Generator().manual_seed(0)

@@ -23,11 +23,10 @@ class Untouched(TorchDispatchMode):
             return _written(operation, args, kwargs) if writes else operation(*args, **kwargs)
         if operation is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
-        to_meta = {**kwargs, "device": "meta"} if "device" in kwargs else kwargs
-        if not types and "device" not in kwargs and "device" in {a.name for a in operation._schema.arguments}:
-            to_meta = {**kwargs, "device": "meta"}
-        shapes = operation(*tree_map_only(torch.Tensor, _shape, args), **tree_map_only(torch.Tensor, _shape, to_meta))
-        return tree_map_only(torch.Tensor, _allocated, shapes)
+        if any(argument.name == "device" for argument in operation._schema.arguments):
+            kwargs = {**kwargs, "device": "meta"}
+        args, kwargs = tree_map_only(torch.Tensor, _shape, (args, kwargs))
+        return tree_map_only(torch.Tensor, _allocated, operation(*args, **kwargs))
 
 
 def _written(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
