@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import prepare
+from tiny_models import tiny_model
 from tiny_recipe import ROOT, launch, launch_command, losses
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import file_digest
 from hf_llm.training.arguments import batch
+from hf_llm.training.model_parallel import check_divides
 from hf_llm.training.parallelism import Layout, check_layout, launched_layout
 
 SHARDS = "--parallelism_config_dp_shard_size={}".format
@@ -228,6 +230,22 @@ def test_on_two_gpus_an_engine_learns_what_one_process_does(tiny_life, tmp_path,
 # ---- what a launch says, and what is refused
 
 
+@pytest.mark.parametrize(
+    ("layout", "model_type", "words"),
+    [
+        (Layout(3, pipeline=3), "hf_llm", "3 pipeline stages for 2 layers"),
+        (Layout(3, tensor=3), "hf_llm", "model.num_attention_heads: 4 does not divide by 3"),
+        (Layout(2, tensor=2), "gpt2", "gpt2 has no plan for tensor parallelism"),
+        (Layout(2, pipeline=2), "gpt2", "gpt2 has no plan for pipeline parallelism"),
+    ],
+)
+def test_a_model_that_cannot_be_divided_is_refused(layout, model_type, words):
+    gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=320)
+    model = tiny_model() if model_type == "hf_llm" else AutoModelForCausalLM.from_config(gpt2)
+    with pytest.raises(UserError, match=words):
+        check_divides(model, layout)
+
+
 def launched(monkeypatch, processes: int, pipeline: int = 1, **sizes: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv("PARALLELISM_CONFIG_PP_SIZE", str(pipeline))
@@ -267,6 +285,7 @@ def test_sizes_that_do_not_make_the_number_of_processes_are_refused(monkeypatch)
         (Layout(2, tensor=2), "sft", {}, "are for pretraining; launch sft with zero2"),
         (Layout(2, pipeline=2), "pretrain", {"ACCELERATE_USE_FSDP": "true"}, "distributed_type: MULTI_GPU"),
         (Layout(2, tensor=2), "pretrain", {"ACCELERATE_USE_DEEPSPEED": "true"}, "distributed_type: MULTI_GPU"),
+        (Layout(2, shard=2), "pretrain", {}, "alone shards nothing; launch with fsdp2.yaml"),
         (Layout(4, replicate=2, tensor=2), "pretrain", {}, "set parallelism_config_dp_shard_size=2 instead"),
         (Layout(4, sequence=2, pipeline=2), "pretrain", {}, "is not there"),
     ],

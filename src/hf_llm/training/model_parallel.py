@@ -102,8 +102,11 @@ def check_divides(model: PreTrainedModel, layout: Layout) -> None:
                 f"model.{key}: {size} does not divide by {layout.tensor} tensor-parallel processes; change it, or set "
                 "--parallelism_config_tp_size"
             )
-    if layout.tensor > 1 and not model.tp_plan:
-        raise UserError(f"model.model_type: {config.model_type} has no plan for tensor parallelism; use fsdp2 or zero3")
+    for size, plan, name in ((layout.tensor, model.tp_plan, "tensor"), (layout.pipeline, model.pp_plan, "pipeline")):
+        if size > 1 and not plan:
+            raise UserError(
+                f"model.model_type: {config.model_type} has no plan for {name} parallelism; use fsdp2 or zero3"
+            )
 
 
 class ModelParallelTrainer(Trainer):

@@ -79,14 +79,20 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
             "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
             "none for a CPU. Launch with accelerate_configs/sequence_parallel.yaml, or fsdp2.yaml"
         )
+    engines = _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_DEEPSPEED")
     if not layout.splits_layers:
+        if layout.shard > 1 and not engines:
+            raise UserError(
+                "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
+                f"accelerate_configs/, or set {PIPELINE} or --parallelism_config_tp_size beside it"
+            )
         return
     if where != "pretrain":
         raise UserError(
             f"tensor and pipeline parallelism are for pretraining; launch {where} with zero2, zero3 or fsdp2 of "
             "accelerate_configs/"
         )
-    if _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_DEEPSPEED"):
+    if engines:
         raise UserError(
             "tensor and pipeline parallelism shard by themselves (parallelism_config_dp_shard_size); launch them with "
             "distributed_type: MULTI_GPU, as accelerate_configs/tensor_parallel.yaml does"
