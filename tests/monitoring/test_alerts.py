@@ -32,7 +32,7 @@ def changed(at, **values):
 
 @pytest.mark.parametrize("noise", [0.0, 0.003, 0.03, 0.3])
 def test_a_healthy_training_is_left_in_peace(noise):
-    assert [alert for seed in range(20) for alert in told(healthy(seed=seed, noise=noise))] == []
+    assert [alert for seed in range(10) for alert in told(healthy(seed=seed, noise=noise))] == []
 
 
 def test_a_loss_spike_is_told_once_and_again_when_it_comes_again():
