@@ -2,6 +2,7 @@
 
     python benchmarks/planning.py                 # all configurations, interleaved rounds, a process each
     python benchmarks/planning.py --only small --rounds 1
+    python benchmarks/planning.py --clock processor    # on one core, by processor time: for a machine that is busy
 
 `actual` memory is the peak resident memory of a process that trains the model with Trainer, above what it held after it
 had imported everything and trained a toy; `predicted` comes from another process that never writes to a tensor
@@ -47,12 +48,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 def prepare(spec: dict[str, Any], folder: str) -> tuple[Any, Any]:
     """The model's config, and the training arguments."""
+    import torch
     from transformers import TrainingArguments
 
     from hf_llm.model.loading import config_class
     from hf_llm.training.device import use_all_cores
 
-    use_all_cores()
+    if spec.get("clock") == "processor":
+        torch.set_num_threads(1)
+    else:
+        use_all_cores()
     config = config_class({"model_type": spec.get("model_type", "hf_llm")})(
         **spec["model"], max_position_embeddings=spec["context"], tie_word_embeddings=True
     )
@@ -81,8 +86,8 @@ def predict(spec: dict[str, Any], folder: str) -> dict[str, float]:
 
     config, arguments = prepare(spec, folder)
     batch, context, accumulation = spec["batch"], spec["context"], spec.get("accumulation", 1)
-    _, process = on_this_cpu(partial(model_of, config), batch, context, arguments, accumulate=accumulation > 1)
-    found = {"bytes": process["growth"]}
+    _, growth = on_this_cpu(partial(model_of, config), batch, context, arguments, accumulate=accumulation > 1)
+    found = {"bytes": growth}
     if spec.get("speed", True):
         speed = measured(model_of, config, batch, context, batch * accumulation, arguments)
         found["tokens_per_second"] = speed.tokens_per_second
@@ -137,18 +142,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=CONFIGURATIONS)
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         with tempfile.TemporaryDirectory() as folder:
-            work = {"predict": predict, "measure": measure}[options.child[0]]
-            print(json.dumps(work(json.loads(options.child[1]), folder)))
+            work, spec = {"predict": predict, "measure": measure}[options.child[0]], json.loads(options.child[1])
+            if spec.get("clock") == "processor":
+                time.perf_counter = time.process_time  # before anything imports it
+            print(json.dumps(work(spec, folder)))
         return
     names = [options.only] if options.only else list(CONFIGURATIONS)
     found = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
-            pair = [in_a_process(what, CONFIGURATIONS[name]) for what in ("predict", "measure")]
+            spec = {**CONFIGURATIONS[name], "clock": options.clock}
+            pair = [in_a_process(what, spec) for what in ("predict", "measure")]
             found[name].append(pair)
             print(f"round {number + 1}  {name:<32} {json.dumps(pair)}", flush=True)
     print(f"\n| {'configuration':<32} | predicted MB | actual | error | predicted tokens/s | actual | error |")

@@ -127,7 +127,7 @@ def test_untouched_tensors_take_no_memory_and_keep_their_shapes():
 
 
 def test_a_fault_in_the_trial_is_not_swallowed():
-    with pytest.raises(RuntimeError, match="exit code 1"):
+    with pytest.raises(RuntimeError, match="has failed"):
         on_this_cpu(partial(model_of, None), 1, 8, arguments_for_planning({}))
 
 
@@ -150,10 +150,10 @@ def compare(name: str) -> float:
 
 @pytest.mark.parametrize("name", ["small", "large vocabulary"])
 def test_the_peak_of_a_real_training_is_foretold(name):
-    assert compare(name) == pytest.approx(1, abs=0.15)  # where the heap's holes fall differs from run to run by 5%
+    assert compare(name) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name not in ("small", "large vocabulary")])
 def test_the_peak_of_real_trainings_of_all_kinds_is_foretold(name):
-    assert compare(name) == pytest.approx(1, abs=0.15)
+    assert compare(name) == pytest.approx(1, abs=0.1)

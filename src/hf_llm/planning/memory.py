@@ -7,16 +7,17 @@ use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_me
 """
 
 import copy
+import io
 import multiprocessing
 import re
 import sys
+import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.initialization import no_init_weights
 
-from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE
+from hf_llm.model.configuration_hf_llm import HfLlmConfig
+from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE, HfLlmForCausalLM
 from hf_llm.monitoring.memory import resident
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory
@@ -157,36 +159,58 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return shallow
 
 
-def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, dict[str, int]]:
-    """`footprint` of a training on this machine's CPU, and in bytes `program`, what this process holds before it, and
-    `growth`, by how much the process grows: what the step takes with the holes in the C library's heap.
+def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
+    """`footprint` of a training on this machine's CPU, and by how many bytes its process grows for it: the holes in the
+    C library's heap are in that, though not where the system is no Linux, which alone tells the size of a process.
 
-    Runs in a fork of this process, whose heap must be as a training's is at its start. Without Linux, which tells the
-    size of a process, the holes are left out.
+    Runs in a fork of this process, whose heap must be as a training's is at its start.
     """
     if sys.platform != "linux":
         with FakeTensorMode():
             found = steps(*of_footprint, **by_name)
-        return found, {"program": resident(), "growth": found.peak}
+        return found, found.peak
+    return _forked(partial(_untouched_steps, *of_footprint, **by_name))
+
+
+@cache
+def trainer_size() -> int:
+    """Bytes of this process once it has trained: Python, torch and all that Trainer imports, found out in a fork."""
+    return _forked(_after_a_toy) if sys.platform == "linux" else resident()
+
+
+def _untouched_steps(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
+    keep_freed_memory()
+    before = _status("VmSize")
+    with Untouched():
+        found = steps(*of_footprint, **by_name, count=3)
+    return found, _status("VmPeak") - before
+
+
+def _after_a_toy() -> int:
+    config = HfLlmConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    row = torch.zeros(8, dtype=torch.long)
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        arguments = TrainingArguments(folder, max_steps=2, use_cpu=True, **quiet)
+        rows = [{"input_ids": row, "labels": row}] * 16
+        Trainer(HfLlmForCausalLM(config), arguments, train_dataset=rows).train()
+    return _status("VmRSS")
+
+
+def _forked(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a fork of this process. Raises RuntimeError where it fails there."""
     pipe, end = multiprocessing.get_context("fork").Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_in_the_child, args=(end, of_footprint, by_name))
+    child = multiprocessing.get_context("fork").Process(target=lambda: end.send(work()))
     child.start()
     end.close()
     try:
-        found = pipe.recv()
+        return pipe.recv()
     except EOFError:
+        raise RuntimeError("the process that tried a training step has failed; what it printed says why") from None
+    finally:
         child.join()
-        raise RuntimeError(f"the process that tried a training step ended with exit code {child.exitcode}") from None
-    child.join()
-    return found
-
-
-def _in_the_child(end: Connection, of_footprint: tuple, by_name: dict[str, Any]) -> None:
-    keep_freed_memory()
-    before = _status("VmRSS"), _status("VmSize")
-    with Untouched():
-        found = steps(*of_footprint, **by_name, count=3)
-    end.send((found, {"program": before[0], "growth": _status("VmPeak") - before[1]}))
 
 
 def _status(key: str) -> int:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from hf_llm.errors import UserError
 from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, one_line
 from hf_llm.planning.devices import Device
-from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu
+from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu, trainer_size
 from hf_llm.planning.sharding import Sizes, engines
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 
@@ -157,12 +157,11 @@ def with_framework(footprint: Footprint) -> Footprint:
 def cpu_row(job: Job, micro: int) -> Row:
     """A training on this machine's CPU, as `hf_llm.planning.memory.on_this_cpu` tries it."""
     build = partial(model_of, job.config, lora=job.lora)
-    footprint, process = on_this_cpu(build, micro, job.context, job.arguments(), accumulate=job.windows > micro)
-    holes = max(0, process["growth"] - footprint.peak)
-    phases = {phase: {**parts, HOLES: holes, PROGRAM: process["program"]} for phase, parts in footprint.phases.items()}
-    return Row(
-        "one process", bool(job.arguments().activation_checkpointing), Footprint(phases), micro, job.windows // micro
-    )
+    footprint, growth = on_this_cpu(build, micro, job.context, job.arguments(), accumulate=job.windows > micro)
+    holes = max(0, growth - footprint.peak)
+    phases = {phase: {**parts, HOLES: holes, PROGRAM: trainer_size()} for phase, parts in footprint.phases.items()}
+    checkpointing = bool(job.arguments().activation_checkpointing)
+    return Row("one process", checkpointing, Footprint(phases), micro, job.windows // micro)
 
 
 def peak_of_tuning(job: Job, batch: int, device: Device, bf16: bool) -> int:
@@ -170,8 +169,8 @@ def peak_of_tuning(job: Job, batch: int, device: Device, bf16: bool) -> int:
     arguments = job.arguments()
     if device.key == "cpu":
         build = partial(model_of, job.config, lora=job.lora)
-        _, process = on_this_cpu(build, batch, job.context, arguments, accumulate=job.windows > batch)
-        return process["program"] + process["growth"]
+        _, growth = on_this_cpu(build, batch, job.context, arguments, accumulate=job.windows > batch)
+        return trainer_size() + growth
     build = partial(model_of, lora=job.lora)
     autocast = torch.bfloat16 if bf16 else None
     found = extrapolated(build, job.config, batch, job.context, arguments, autocast, job.windows > batch)
