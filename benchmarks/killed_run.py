@@ -4,7 +4,7 @@
     HF_LLM_DATA=... python benchmarks/killed_run.py --minutes 1 --kills 2 --processes 1 --hidden-size 64 --layers 2
 
 A model of about 10M parameters learns WikiText-2, for so many steps as take `--minutes` here. At each of `--kills`
-moments, drawn evenly over the time that the undisturbed run took, SIGKILL ends all processes of the launch or a single
+moments, drawn evenly over the steps and up to five seconds later, SIGKILL ends all processes of the launch or a single
 rank, whatever they do just then: start, learn, save. `python -m hf_llm.supervise` does the rest. On one process the
 final weights and the losses of all steps must be bit-equal, under ZeRO-2 on two the losses equal to 1e-3, and each step
 be logged once. The exit code is 1 where a promise is not kept.
@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from hf_llm.manifest import file_digest
-from hf_llm.training.status import read_status
+from hf_llm.training.status import HEARTBEAT_SECONDS, read_status
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-3  # of the losses of two processes
@@ -88,7 +88,7 @@ def compare(folder: Path, processes: int, options: argparse.Namespace) -> bool:
     subprocess.run([*stage(processes), "recipe.yaml", *settings], **surroundings(folder), check=True)
     seconds = time.monotonic() - began
     whole = outcome(folder / "runs/whole/base", seconds)
-    killed = killed_run(folder, processes, settings, moments(options, seconds), options)
+    killed = killed_run(folder, processes, settings, moments(options, steps), options)
     return report(whole, killed, processes, steps)
 
 
@@ -130,25 +130,25 @@ def schedule(steps: int) -> dict[str, int]:
 
 
 def reckoned_steps(folder: Path, processes: int, minutes: float) -> int:
-    """How many steps take `minutes`, start and end included, by a short run."""
+    """How many steps take `minutes`, by a short run."""
     short = [f"--pretrain.training.{key}={value}" for key, value in schedule(TIMED).items()]
-    began = time.monotonic()
     subprocess.run([*stage(processes), "recipe.yaml", "--name=timed", *short], **surroundings(folder), check=True)
-    taken = time.monotonic() - began
     history = json.loads((folder / "runs/timed/base/trainer_state.json").read_text())["log_history"]
     speeds = sorted(entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry)
-    step = 2048 / speeds[len(speeds) // 2]
-    return max(TIMED, round((minutes * 60 - (taken - TIMED * step)) / step))
+    return max(TIMED, round(minutes * 60 * speeds[len(speeds) // 2] / 2048))
 
 
-def moments(options: argparse.Namespace, seconds: float) -> list[float]:
-    """Seconds after its start at which the run is hit."""
+def moments(options: argparse.Namespace, steps: int) -> list[tuple[int, float]]:
+    """The steps at which the run is hit, each with the seconds to wait then."""
     draw = random.Random(options.seed)
-    return sorted(draw.uniform(0, 0.9 * seconds) for _ in range(options.kills))
+    return [
+        (int(share * steps), draw.uniform(0, HEARTBEAT_SECONDS))
+        for share in sorted(draw.uniform(0, 0.9) for _ in range(options.kills))
+    ]
 
 
 def killed_run(
-    folder: Path, processes: int, settings: list[str], when: list[float], options: argparse.Namespace
+    folder: Path, processes: int, settings: list[str], when: list[tuple[int, float]], options: argparse.Namespace
 ) -> Outcome:
     """The same run under the supervisor, hit at the moments `when`."""
     base, kills, draw = folder / "runs/killed/base", [], random.Random(options.seed)
@@ -157,11 +157,12 @@ def killed_run(
     supervisor = subprocess.Popen(
         [*command, *stage(processes), "recipe.yaml", "--name=killed", *settings], **surroundings(folder)
     )
-    for moment in when:
-        while time.monotonic() - began < moment and supervisor.poll() is None:
+    for step, seconds in when:
+        while read_status(base).get("step", 0) < step and supervisor.poll() is None:
             time.sleep(0.05)
+        time.sleep(seconds)
         if supervisor.poll() is not None:
-            sys.exit(f"the run ended before {moment:.0f} s: this machine is not idle\n{tail(folder)}")
+            sys.exit(f"the run ended before it was hit after step {step}; take more --minutes\n{tail(folder)}")
         whom = hit(supervisor.pid, whole_launch=draw.random() < 0.5)
         kills.append(f"{time.monotonic() - began:.0f} s: {whom}, step {read_status(base).get('step', 0)}")
     if supervisor.wait():
