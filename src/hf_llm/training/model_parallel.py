@@ -299,7 +299,11 @@ class ModelParallelTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer_distributed(self.model, self.optimizer.optimizer, str(Path(checkpoint) / OPTIMIZER))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+            schedule = torch.load(Path(checkpoint) / SCHEDULER, weights_only=True)
+            # A list per group of parameters, which all have one learning rate; another layout has other groups.
+            groups = len(self.optimizer.param_groups)
+            each = {key: value[:1] * groups for key, value in schedule.items() if isinstance(value, list)}
+            self.lr_scheduler.load_state_dict(schedule | each)
 
 
 def stage_forward(model: PreTrainedModel, first: bool, last: bool) -> Callable[..., torch.Tensor]:
