@@ -174,8 +174,8 @@ def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
 
 @cache
 def trainer_size() -> int:
-    """Bytes of this process once it has trained: Python, torch and all that Trainer imports, found out in a fork."""
-    return _forked(_after_a_toy) if sys.platform == "linux" else resident()
+    """Bytes of this process once it has trained: Python, torch and all that Trainer imports, which a fork finds out."""
+    return resident() + (_forked(_growth_by_a_toy) if sys.platform == "linux" else 0)
 
 
 def _untouched_steps(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
@@ -186,7 +186,8 @@ def _untouched_steps(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int
     return found, _status("VmPeak") - before
 
 
-def _after_a_toy() -> int:
+def _growth_by_a_toy() -> int:
+    before = _status("VmRSS")
     config = HfLlmConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
     )
@@ -196,7 +197,7 @@ def _after_a_toy() -> int:
         arguments = TrainingArguments(folder, max_steps=2, use_cpu=True, **quiet)
         rows = [{"input_ids": row, "labels": row}] * 16
         Trainer(HfLlmForCausalLM(config), arguments, train_dataset=rows).train()
-    return _status("VmRSS")
+    return _status("VmRSS") - before
 
 
 def _forked(work: Callable[[], Any]) -> Any:
