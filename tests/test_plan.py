@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_config
 from tiny_recipe import write_inputs
 
 from hf_llm import plan
 from hf_llm.manifest import write_json, write_manifest
+from hf_llm.planning.devices import device_named
+from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
+from hf_llm.planning.prospect import Job, Row
 from hf_llm.planning.score import PLAN, planned_for, score
 
 
@@ -38,15 +42,32 @@ def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, capsy
     assert all(value > 0 for value in kept["predicted"].values())
 
 
-def test_what_does_not_fit_says_what_to_change_the_cheapest_first(recipe, capsys):
-    big = ["--model.hidden_size=8192", "--model.num_hidden_layers=8", "--model.intermediate_size=16384",
-           "--model.num_attention_heads=64", "--model.num_key_value_heads=64"]  # fmt: skip
-    plan.main([recipe, "--gpus=4xrtx4090", "--dpo=null", "--sft=null", *big])
-    said = capsys.readouterr().out
-    assert "DDP has no room for that" in said
-    assert "does not fit" in said
-    plan.main([recipe, "--gpus=t4", "--dpo=null", "--sft=null", *big])
-    assert "take more or larger devices" in capsys.readouterr().out
+def row(engine: str, largest: int, checkpointing: bool = False) -> Row:
+    return Row(engine, checkpointing, Footprint({TRAINING: {WEIGHTS: 2**30}}), largest, 1)
+
+
+def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
+    machine = plan.Machine(4, device_named("rtx4090"), here=False)
+    job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8})
+    rows = [row("DDP", 2), row("ZeRO-2", 4), row("DDP", 64, True), row("ZeRO-2", 64, True)]
+    chosen = plan.first_that_fits(rows, job, machine)
+    assert chosen is rows[2]
+    said = plan.advice(rows, chosen, machine)
+    places = [said.index(words) for words in ("DDP has no room", "batch_size=2", "activation_checkpointing", "ZeRO-2")]
+    assert places == sorted(places)
+
+
+def test_what_fits_nowhere_says_so():
+    machine = plan.Machine(1, device_named("t4"), here=False)
+    job = Job(tiny_config(), 128, windows=512, settings={})
+    rows = [row("one device", 0), row("one device", 0, True)]
+    assert plan.first_that_fits(rows, job, machine) is None
+    assert "take more or larger devices" in plan.advice(rows, None, machine)
+
+
+def test_where_it_fits_nothing_is_advised():
+    rows = [row("one device", 64), row("one device", 64, True)]
+    assert plan.advice(rows, rows[0], plan.Machine(1, device_named("t4"), here=False)) == "It fits as it is."
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def timed(
         run.step()  # the first sets up libraries, memory and the optimizer's states
     times = [[run.step() for run in runs] for _ in range(rounds)]
     most, least = (min(round_[which][0] for round_ in times) for which in (0, 1))
-    layer = max(0.0, most - least) / (deep - shallow) / batch
+    layer = min(max(0.0, most - least) / (deep - shallow), most / deep) / batch  # whatever else the machine did
     update = min(round_[0][1] for round_ in times) / runs[0].parameters
     return Timed(most / batch - deep * layer, layer, update)
 
