@@ -1,4 +1,4 @@
-"""A plan as text: tables that a terminal of 120 columns shows whole."""
+"""A plan as text: tables of aligned columns."""
 
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
 from hf_llm.planning.prospect import FRAMEWORK, HOLES, PROGRAM, Row
