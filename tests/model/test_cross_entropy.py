@@ -7,7 +7,7 @@ from tiny_models import tiny_model
 from transformers.loss.loss_utils import ForCausalLMLoss
 from trl.trainer.utils import add_fused_lm_head
 
-from hf_llm.model.modeling_hf_llm import ChunkedCrossEntropy, HfLlmHead
+from hf_llm.model.cross_entropy import ChunkedCrossEntropy, HfLlmHead
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -30,13 +30,13 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
 def small_chunks(monkeypatch):
     """Chunks of 7 tokens: several of them, and a shorter one at the end."""
     apply = ChunkedCrossEntropy.apply
-    monkeypatch.setattr(ChunkedCrossEntropy, "apply", lambda h, w, labels, chunk, grad: apply(h, w, labels, 7, grad))
+    monkeypatch.setattr(ChunkedCrossEntropy, "apply", lambda h, w, labels, chunk, *rest: apply(h, w, labels, 7, *rest))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"final_logit_softcapping": 2.0}])
 @pytest.mark.parametrize("items", [None, 40, torch.tensor(40)])
-def test_loss_and_gradients_are_those_of_plain_cross_entropy(small_chunks, items, tied):
-    model, inputs = tiny_model(tie_word_embeddings=tied).train(), batch()
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(small_chunks, items, changes):
+    model, inputs = tiny_model(**changes).train(), batch()
     ours = model(**inputs, num_items_in_batch=items).loss
     our_gradients = gradients(model, ours)
     logits = model(inputs["input_ids"]).logits
