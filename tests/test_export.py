@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from variants import EXPERTS, GPT2, VARIANTS
 
 from hf_llm.errors import UserError
-from hf_llm.export import check_equal, export_qwen3, main
+from hf_llm.export import check_equal, export, main
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_the_export_is_a_qwen3_with_the_same_logits_and_greedy_tokens(folder, tm
 
 
 def test_the_export_needs_no_code_of_ours(folder, tmp_path):
-    export_qwen3(folder, tmp_path / "exported")
+    export(folder, tmp_path / "exported")
     config = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and "auto_map" not in config
     assert not list((tmp_path / "exported").glob("*.py"))
@@ -37,25 +38,59 @@ def test_the_export_needs_no_code_of_ours(folder, tmp_path):
     assert tokenizer.apply_chat_template(conversation) == tiny_tokenizer().apply_chat_template(conversation)
 
 
+EXPORTABLE = {name: case for name, case in VARIANTS.items() if case[1] != "not exportable"}
+MORE = {
+    "wide_heads": ({"head_dim": 16, "attention_bias": True}, "qwen3"),
+    "gelu_without_biases": ({**GPT2, "attention_bias": False, "mlp_bias": False}, "gpt2"),
+    "experts_in_a_window": ({**EXPERTS, "sliding_window": 6, "tie_word_embeddings": False}, "qwen3_moe"),
+    "shared_experts": ({**EXPERTS, "num_hidden_layers": 4, "num_hidden_groups": 2}, "qwen3_moe"),
+}
+
+
+@pytest.mark.parametrize(("changes", "target"), (EXPORTABLE | MORE).values(), ids=(EXPORTABLE | MORE).keys())
+def test_every_variant_of_a_stock_class_exports_to_it_with_equal_logits(tmp_path, changes, target):
+    model = tiny_model(**changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # biases and norms, which start at zero and one
+                parameter.add_(torch.randn(parameter.shape) * (0.01 if "e_score" in name else 0.1))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    name = export(tmp_path / "model", tmp_path / "exported")  # compares logits and greedy tokens
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
+    assert exported.config.model_type == target and type(exported).__name__ == name
+    tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(exported(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"tie_word_embeddings": False},
-        {"head_dim": 16, "attention_bias": True},
-        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
+        ({"positions": "alibi"}, "positions=alibi"),
+        ({"norm_position": "post"}, "norm_position=post"),
+        ({"final_logit_softcapping": 10.0}, "final_logit_softcapping=10.0"),
+        ({**EXPERTS, "n_shared_experts": 2}, "n_shared_experts=2"),
     ],
 )
-def test_every_variant_of_the_architecture_maps(tmp_path, changes):
+def test_a_switch_that_no_stock_class_has_is_named(tmp_path, changes, named):
     tiny_model(**changes).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    export_qwen3(tmp_path / "model", tmp_path / "exported")
-    assert AutoConfig.from_pretrained(tmp_path / "exported").model_type == "qwen3"
+    with pytest.raises(UserError, match=f"{named} cannot be written as any class of transformers"):
+        export(tmp_path / "model", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_class_that_does_not_fit_is_refused_with_the_switch_that_prevents_it(folder, tmp_path):
+    with pytest.raises(UserError, match="use_qk_norm=True cannot be written as llama"):
+        export(folder, tmp_path / "exported", to="llama")
+    with pytest.raises(UserError, match="num_experts=None cannot be written as mixtral"):
+        export(folder, tmp_path / "exported", to="mixtral")
 
 
 def test_the_dtype_of_the_weights_stays(tmp_path):
     tiny_model().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    export_qwen3(tmp_path / "model", tmp_path / "exported")
+    export(tmp_path / "model", tmp_path / "exported")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="auto").dtype == torch.bfloat16
 
 
@@ -68,11 +103,11 @@ def test_a_result_that_differs_is_refused():
 
 
 def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys):
-    export_qwen3(folder, tmp_path / "exported")
+    export(folder, tmp_path / "exported")
     with pytest.raises(UserError, match="is not empty"):
-        export_qwen3(folder, tmp_path / "exported")
+        export(folder, tmp_path / "exported")
     with pytest.raises(UserError, match="is a qwen3"):
-        export_qwen3(tmp_path / "exported", tmp_path / "again")
+        export(tmp_path / "exported", tmp_path / "again")
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "none"), "--output", str(tmp_path / "more")])
     assert stop.value.code == 2 and "there is no folder" in capsys.readouterr().err

@@ -37,6 +37,7 @@ class Pretraining:
     evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
     samples: Samples = field(default_factory=Samples)
     spikes: Spikes = field(default_factory=Spikes)
+    start_from: str | None = field(default=None, metadata={"help": "a model to go on with, a longer context for one"})
     tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
     tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
 
@@ -58,12 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     section = recipe.pretrain
     tokens = run.given(section.tokens) or run.require("tokens")
     tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
-    with run.begin("base", recipe, tokens=tokens, tokenizer=tokenizer_folder) as making:
+    start_from = run.given(section.start_from)
+    inputs = {"tokens": tokens, "tokenizer": tokenizer_folder} | ({"start_from": start_from} if start_from else {})
+    with run.begin("base", recipe, **inputs) as making:
         if making.finished:
             return
         tokenizer = load_tokenizer(tokenizer_folder)
         set_seed(recipe.seed)
-        model = new_model(recipe.model, tokenizer, context=section.context)
+        model = new_model(recipe.model, tokenizer, section.context, start_from)
         say(describe(model))
         context = section.context or model.config.max_position_embeddings
         flops = flops_per_token(model, context)

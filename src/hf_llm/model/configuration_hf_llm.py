@@ -261,12 +261,15 @@ class HfLlmConfig(PreTrainedConfig):
         """The switches, as key=value, that keep this model from being a `name` of transformers; by default of the
         class that comes nearest."""
         if name is None:
-            return min((self.obstacles(name) for name in STOCK), key=len)
-        if (is_dense := "num_experts" in STOCK[name]) == bool(self.num_experts):
-            return [f"num_experts={self.num_experts}", *([] if is_dense else ["a dense model"])]
+            return min((self.obstacles(name) for name in STOCK if self._is_as_dense(name)), key=len)
+        if not self._is_as_dense(name):
+            return [f"num_experts={self.num_experts}"]
         found = {key: getattr(self, key, None) for key in {**STOCK[name], **EVERYWHERE}} | self._derived()
         wrong = [key for key, allowed in {**STOCK[name], **EVERYWHERE}.items() if found[key] not in allowed]
         return [self._as_written(key) for key in wrong]
+
+    def _is_as_dense(self, name: str) -> bool:
+        return ("num_experts" in STOCK[name]) != bool(self.num_experts)
 
     def _derived(self) -> dict[str, Any]:
         """What stock classes fix that is no key of ours."""

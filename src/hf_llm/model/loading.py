@@ -46,12 +46,17 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
 
 
 def new_model(
-    section: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    section: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None = None,
+    start_from: Path | str | None = None,
 ) -> PreTrainedModel:
     """A causal language model of the `model` section: random weights in float32, vocabulary and special tokens those of
-    `tokenizer`, and a context of `context` tokens where the section names none.
+    `tokenizer`, and a context of `context` tokens where the section names none. With `start_from`, a folder or Hub id,
+    its weights under this section's settings instead: a longer context, other rope_parameters, a window.
 
-    Raises UserError where the section's keys or values are wrong or do not fit the tokenizer or the context.
+    Raises UserError where the section's keys or values are wrong or do not fit the tokenizer, the context or the
+    weights.
     """
     cls = config_class(section)
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
@@ -67,13 +72,13 @@ def new_model(
         fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
     try:
         config = cls(**{**fitted, **settings})
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = None if start_from else AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if context and longest and context > longest:
         raise UserError(f"context: {context} is more than model.max_position_embeddings, {longest}; raise that one too")
-    return model
+    return load_model(start_from, config=config) if start_from else model
 
 
 def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
@@ -103,12 +108,16 @@ def one_line(error: Exception) -> str:
 
 
 def load_model(
-    path: Path | str, dtype: torch.dtype | str = torch.float32, merge_adapter: bool = True
+    path: Path | str,
+    dtype: torch.dtype | str = torch.float32,
+    merge_adapter: bool = True,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel | torch.nn.Module:
     """The causal language model of a folder or Hub id, in `dtype` ("auto" for that of the file, which
-    `from_pretrained` would take unasked). The folder of a LoRA adapter loads with its base, merged or as a PeftModel.
+    `from_pretrained` would take unasked), under its own configuration or `config`. The folder of a LoRA adapter loads
+    with its base, merged or as a PeftModel.
 
-    Raises UserError where there is nothing to load, or weights are missing.
+    Raises UserError where there is nothing to load, or weights are missing or of another shape.
     """
     check_exists(path)
     adapter = Path(path) / "adapter_config.json"
@@ -120,7 +129,12 @@ def load_model(
         return model.merge_and_unload() if merge_adapter else model
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said below, by name
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no model to load: {one_line(error)}") from error

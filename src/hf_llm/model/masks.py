@@ -98,7 +98,7 @@ def overlay(pattern: Callable, config: HfLlmConfig, start: torch.Tensor) -> Call
 
 def left_padding(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
     """How many tokens of padding come first in each row, B."""
-    if attention_mask is None or attention_mask.ndim != 2:
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
         return torch.zeros(inputs_embeds.shape[0], dtype=torch.long, device=inputs_embeds.device)
     return (attention_mask.cumsum(dim=-1) == 0).sum(dim=-1).to(inputs_embeds.device)
 
