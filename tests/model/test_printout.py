@@ -46,3 +46,33 @@ def test_the_formula_is_near_what_torch_counts():
     with FlopCounterMode(display=False) as counter:
         model(tokens).logits.sum().backward()  # the counter overlooks the in-place product of the chunked loss
     assert counter.get_total_flops() / tokens.numel() / flops_per_token(model, 64) == pytest.approx(1, abs=0.05)
+
+
+def test_only_the_active_experts_count():
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    model = tiny_model(**experts, n_shared_experts=1)
+    of_experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    assert of_experts == 2 * 8 * 3 * 24 * 32
+    expected = 6 * (model.num_parameters() - of_experts * 6 // 8) + 12 * 2 * 4 * 8 * 100
+    assert flops_per_token(model, 100) == expected
+    fewer = flops_per_token(tiny_model(**{**experts, "num_experts_per_tok": 1}), 100)
+    assert flops_per_token(tiny_model(**experts), 100) - fewer == 6 * of_experts // 8
+    stock = {
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    mixtral = new_model({"model_type": "mixtral", "num_key_value_heads": 2, **stock}, tiny_tokenizer())
+    chosen = flops_per_token(mixtral, 100)
+    mixtral.config.num_experts_per_tok = 8
+    assert flops_per_token(mixtral, 100) - chosen == 6 * of_experts * 6 // 8
+
+
+def test_shared_layers_count_each_time_and_position_tables_and_what_no_one_sees_not_at_all():
+    assert flops_per_token(tiny_model(num_hidden_groups=1), 100) == flops_per_token(tiny_model(), 100)
+    learned = tiny_model(positions="learned")
+    assert flops_per_token(learned, 100) == flops_per_token(tiny_model(), 100)
+    window = flops_per_token(tiny_model(sliding_window=20), 100)
+    assert flops_per_token(tiny_model(), 100) - window == 12 * 2 * 4 * 8 * 80

@@ -139,7 +139,7 @@ class HfLlmConfig(PreTrainedConfig):
     n_shared_experts: int = 0
     norm_topk_prob: bool = True
     expert_balancing: Literal["loss", "bias"] = "loss"
-    router_aux_loss_coef: float = 0.001  # of the balancing loss; 0 turns it off
+    router_aux_loss_coef: float = 0.01  # of the balancing loss; 0 turns it off
     output_router_logits: bool = False
 
     pad_token_id: int | None = None
@@ -251,6 +251,12 @@ class HfLlmConfig(PreTrainedConfig):
         if self.positions == "alibi":
             return "positions=alibi"
         return next((f"layer_types={kind}" for kind in self.layer_types if kind not in MASKLESS), None)
+
+    @property
+    def cannot_be_paged(self) -> str | None:
+        """The switch, as key=value, that transformers' continuous batching knows nothing of."""
+        shared = None if self.num_hidden_groups is None else f"num_hidden_groups={self.num_hidden_groups}"
+        return self.needs_a_mask or shared
 
     @property
     def exports_to(self) -> str:

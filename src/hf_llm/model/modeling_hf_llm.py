@@ -265,6 +265,14 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         self.lm_head.softcap = config.final_logit_softcapping
         self.post_init()
 
+    def init_continuous_batching(self, *arguments, **keywords):
+        """transformers' own; refused where its paged cache would give other answers (`generate_batch` asks here)."""
+        if switch := self.config.cannot_be_paged:
+            raise ValueError(
+                f"{switch} has no continuous batching; use generate, which takes a batch padded on the left"
+            )
+        return super().init_continuous_batching(*arguments, **keywords)
+
     @can_return_tuple
     def forward(
         self,

@@ -49,16 +49,44 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, list[tuple[str, torc
 
 
 def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> int:
-    """FLOPs of one token's forward and backward pass, 6N + 12 L H Q T (PaLM, https://arxiv.org/abs/2204.02311,
-    appendix B). N counts the parameters that multiply: a tied embedding does, as the head; an untied one is looked up.
+    """FLOPs of one token's forward and backward pass, 6N + 12 H Q times the tokens seen in each layer (PaLM,
+    https://arxiv.org/abs/2204.02311, appendix B). N counts the parameters a token multiplies: a tied embedding does, as
+    the head; an untied one is looked up; of the experts only those chosen; a shared layer each time it is used.
     """
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model)
     config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
-    multiplying = sum(parameter.numel() for parameter in model.parameters())
+    multiplying = sum(parameter.numel() * uses(name, config) for name, parameter in model.named_parameters())
     if head is None or head.weight is not embedding.weight:
         multiplying -= embedding.weight.numel()
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 6 * multiplying + 12 * config.num_hidden_layers * heads * head_dim * context
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return round(6 * multiplying + 12 * heads * head_dim * sum(tokens_seen(kind, config, context) for kind in kinds))
+
+
+def uses(name: str, config: PreTrainedConfig) -> float:
+    """How often a token multiplies by the parameter `name` on its way."""
+    if "embed_positions" in name or ".wpe." in name:
+        return 0
+    groups = getattr(config, "num_hidden_groups", None)
+    times = config.num_hidden_layers / groups if groups and "layers." in name else 1
+    if ".experts." in name:
+        experts = next(filter(None, (getattr(config, f"num_{key}", None) for key in ("experts", "local_experts"))))
+        return times * config.num_experts_per_tok / experts
+    return times
+
+
+def tokens_seen(kind: str, config: PreTrainedConfig, context: int) -> float:
+    """How many tokens of a `context` a token attends to in a layer of this kind, at most."""
+    window = getattr(config, "sliding_window", None) or context
+    return min(
+        context,
+        {
+            "sliding_attention": lambda: window,
+            "sink_attention": lambda: window + config.num_sink_tokens,
+            "local_global_attention": lambda: window + context / config.global_attention_every,
+            "strided_attention": lambda: 2 * config.sparse_block_size + context / config.sparse_stride,
+        }.get(kind, lambda: context)(),
+    )
