@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
 
 # What each kind of attention layer needs to be told.
 LAYER_TYPES = {
@@ -109,7 +108,7 @@ class HfLlmConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     positions: Literal["rope", "learned", "alibi", "none"] = "rope"
-    rope_parameters: RopeParameters | dict | None = None  # theta 10000
+    rope_parameters: dict | None = None  # transformers' own; theta 10000
 
     layer_types: list[str] | None = None  # repeated until there is one per layer
     sliding_window: int | None = None  # tokens a local layer sees, the present one counted

@@ -35,6 +35,9 @@ ARCHITECTURE = {
     "intermediate_size": "MLP width",
     "vocab_size": "vocabulary",
     "max_position_embeddings": "context, tokens",
+    "positions": "positions",
+    "num_experts": "experts of a layer",
+    "exports_to": "transformers' class of the same weights",
 }
 
 
