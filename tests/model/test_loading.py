@@ -9,6 +9,7 @@ from hf_llm.errors import UserError
 from hf_llm.model.loading import config_class, load_model, load_tokenizer, new_model
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+SIZES = {**TINY, "num_hidden_layers": 2, "num_key_value_heads": 2}  # those of tiny_model
 
 
 def test_the_tokenizer_decides_vocabulary_and_special_tokens():
@@ -120,3 +121,31 @@ def test_a_stock_model_loads_too(tmp_path):
     model.save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), Qwen3ForCausalLM)
     assert isinstance(AutoModelForCausalLM.from_config(model.config), Qwen3ForCausalLM)
+
+
+def test_a_model_goes_on_at_a_longer_context_with_other_positions(tmp_path):
+    save_tiny_model(tmp_path)
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+    section = {**SIZES, "max_position_embeddings": 512, "rope_parameters": yarn}
+    model = new_model(section, tiny_tokenizer(), 512, start_from=tmp_path)
+    assert model.config.max_position_embeddings == 512 and model.config.rope_parameters["rope_type"] == "yarn"
+    old = tiny_model().state_dict()
+    assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
+    assert not torch.equal(model.model.rotary_emb.inv_freq, tiny_model().model.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"intermediate_size": 64}, "another shape, model.layers.0.mlp"), ({"mlp_bias": True}, "mlp.*bias")],
+)
+def test_weights_that_do_not_fit_the_section_are_refused_by_name(tmp_path, changes, named):
+    save_tiny_model(tmp_path)
+    with pytest.raises(UserError, match=named):
+        new_model({**SIZES, **changes}, tiny_tokenizer(), start_from=tmp_path)
+
+
+def test_a_table_of_positions_cannot_grow(tmp_path):
+    tiny_model(positions="learned").save_pretrained(tmp_path)
+    section = {**SIZES, "positions": "learned", "max_position_embeddings": 512}
+    with pytest.raises(UserError, match=r"another shape, model\.embed_positions\.weight"):
+        new_model(section, tiny_tokenizer(), start_from=tmp_path)

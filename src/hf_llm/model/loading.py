@@ -141,7 +141,7 @@ def load_model(
     except UnpicklingError:
         raise UserError(evil_pickle(path)) from None
     if found["missing_keys"] or found["mismatched_keys"]:
-        lacking = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
+        lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
         raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
     return model
 
