@@ -21,8 +21,8 @@ from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.training.device import device_type
 
 TRAINED, LONGEST = 128, 512
-SCALED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": TRAINED}
-YARN = {**SCALED, "rope_type": "yarn"}
+SCALED = {"rope_theta": 10000.0, "factor": 4.0}
+YARN = {**SCALED, "rope_type": "yarn", "original_max_position_embeddings": TRAINED}
 # way -> (switches in training, rope_parameters in reading, steps more at the full length)
 WAYS = {
     "learned": ({"positions": "learned", "max_position_embeddings": LONGEST}, None, 0),
@@ -41,8 +41,8 @@ SPANS = ((0, TRAINED), (TRAINED, 2 * TRAINED), (2 * TRAINED, LONGEST))
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--rows", type=int, default=16, help="texts of a step")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=8, help="texts of a step")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("docs/images/length.svg"))

@@ -202,3 +202,51 @@ def test_the_configuration_says_what_it_exports_to(changes, target):
     assert config.exports_to == target == config.to_dict()["exports_to"]
     assert config.obstacles(None if target == "not exportable" else target) or target != "not exportable"
     assert type(copy.deepcopy(config)) is type(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "switch"),
+    [
+        (CHANGES["alibi"], "positions=alibi"),
+        (CHANGES["strided"], "layer_types=strided_attention"),
+        (CHANGES["sinks"], "layer_types=sink_attention"),
+    ],
+)
+def test_what_flash_attention_cannot_run_is_refused_by_name(changes, switch):
+    with pytest.raises(ValueError, match=f"{switch} cannot run on flash attention"):
+        tiny_model("flash_attention_2", **changes)
+
+
+@pytest.mark.parametrize("name", ["alibi", "local_global", "shared_layers"])
+def test_what_continuous_batching_cannot_run_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=r"(positions|layer_types|num_hidden_groups)=.* has no continuous batching"):
+        tiny_model(**CHANGES[name]).generate_batch([[1, 2, 3]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["default", "window_and_full", "gpt2", "no_positions", "experts", "soft_cap"])
+def test_continuous_batching_generates_what_generate_does(name):
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model, prompts = tiny_model(**CHANGES[name]), [list(range(1, 10)), [9, 8, 7]]
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
+    batching = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    made = model.generate_batch(prompts, settings, batching, warmup=False)
+    for prompt, output in zip(prompts, made.values(), strict=True):
+        alone = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **GREEDY)
+        assert output.generated_tokens == alone[0, len(prompt) : len(prompt) + 8].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["default", "alibi", "strided", "local_global", "sinks", "window", "alibi_window"])
+@torch.no_grad()
+def test_flex_attention_agrees_and_keeps_packed_documents_apart(name):
+    changes = {**CHANGES[name], "hidden_size": 64}  # its kernels want heads of 16 numbers or more
+    plain, flex, tokens = tiny_model(**changes), tiny_model("flex_attention", **changes), some_tokens(2, 40)
+    assert_near(flex(tokens).logits, plain(tokens).logits, 1e-4)
+    positions = torch.cat([torch.arange(15), torch.arange(25)])[None].expand(2, -1)
+    assert_near(flex(tokens, position_ids=positions).logits[:, 15:], plain(tokens[:, 15:]).logits, 1e-4)
+    padded = torch.cat([torch.full((2, 5), PAD), tokens], dim=1)
+    assert_near(flex(padded, attention_mask=(padded != PAD).long()).logits[:, 5:], plain(tokens).logits, 1e-4)
+    cache = flex(tokens[:, :30], use_cache=True).past_key_values
+    assert_near(flex(tokens[:, 30:31], past_key_values=cache).logits[:, 0], plain(tokens).logits[:, 30], 1e-4)
