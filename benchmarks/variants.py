@@ -88,12 +88,18 @@ def config_of(variant: str, options: argparse.Namespace, width: int):
 
 def fitted(variant: str, options: argparse.Namespace):
     """The configuration whose arithmetic per token is nearest to that of `--parameters` that multiply."""
+    import torch
+
+    from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
     from hf_llm.model.printout import flops_per_token
 
-    wanted = 6 * options.parameters
+    def arithmetic(config) -> int:
+        with torch.device("meta"):
+            return flops_per_token(HfLlmForCausalLM(config), 0)
+
     widths = range(4 * HEAD_DIM, 24 * HEAD_DIM, HEAD_DIM)
     configs = [config_of(variant, options, width) for width in widths]
-    return min(configs, key=lambda config: abs(flops_per_token(config, 0) - wanted))
+    return min(configs, key=lambda config: abs(arithmetic(config) - 6 * options.parameters))
 
 
 def one_run(options: argparse.Namespace) -> None:
