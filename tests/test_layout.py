@@ -45,7 +45,17 @@ def test_arrows_point_down(path):
     assert neighbours(path) <= allowed
 
 
-@pytest.mark.parametrize("name", ["configuration_hf_llm.py", "modeling_hf_llm.py"])
+def travelling() -> list[str]:
+    """modeling_hf_llm.py and what it imports, and that imports: save_pretrained copies these beside the weights."""
+    found, new = [], ["modeling_hf_llm.py"]
+    while new:
+        found += new
+        modules = {module.rsplit(".", 1)[-1] for name in new for module in imports(PACKAGE / "model" / name)}
+        new = sorted(f"{m}.py" for m in modules if (PACKAGE / "model" / f"{m}.py").exists() and f"{m}.py" not in found)
+    return found
+
+
+@pytest.mark.parametrize("name", travelling())
 def test_what_travels_with_the_weights_needs_only_torch_and_transformers(name):
     standard = set(sys.stdlib_module_names)
     roots = {module.split(".")[0] for module in imports(PACKAGE / "model" / name)} - standard

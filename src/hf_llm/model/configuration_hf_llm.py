@@ -258,6 +258,21 @@ class HfLlmConfig(PreTrainedConfig):
         return self.needs_a_mask or shared
 
     @property
+    def cannot_be_piped(self) -> str | None:
+        """The switch, as key=value, that pipeline stages would get wrong: what each adds again to what it is handed, and
+        what needs all layers at the end."""
+        if self.positions == "learned":
+            return "positions=learned"
+        if self.embd_pdrop:
+            return f"embd_pdrop={self.embd_pdrop}"
+        return f"num_experts={self.num_experts}" if self.num_experts else None
+
+    @property
+    def cannot_be_sliced(self) -> str | None:
+        """The switch, as key=value, that counts on all heads being in one place, where tensor parallelism splits them."""
+        return "positions=alibi" if self.positions == "alibi" else None
+
+    @property
     def exports_to(self) -> str:
         """The model_type of transformers that is this architecture weight for weight, or "not exportable"."""
         return next((name for name in STOCK if not self.obstacles(name)), "not exportable")

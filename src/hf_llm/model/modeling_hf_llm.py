@@ -107,6 +107,10 @@ class HfLlmPreTrainedModel(PreTrainedModel):
         elif scale := getattr(module, "initializer_scale", None):
             init.normal_(module.weight, std=std * scale)
 
+    @property
+    def supports_context_parallel(self) -> bool:
+        return super().supports_context_parallel and not self.config.needs_a_mask  # the mask is dropped there
+
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers looks for the decorator of the experts in this file; they are in feed_forward.py
@@ -189,7 +193,8 @@ class HfLlmModel(HfLlmPreTrainedModel):
         hidden_states = self.dropout(hidden_states)
 
         known = {kind: self.known_to(kind, hidden_states, attention_mask, past_key_values) for kind in masks}
-        for layer_idx, kind in enumerate(self.config.layer_types):
+        for layer_idx in range(self.config.num_hidden_layers):
+            kind = self.config.layer_types[layer_idx]
             layer = self.layers[layer_idx * len(self.layers) // self.config.num_hidden_layers]
             hidden_states = layer(
                 hidden_states,

@@ -30,7 +30,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArg
 from transformers.initialization import no_init_weights
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
-from hf_llm.model.modeling_hf_llm import LOGITS_AT_ONCE, HfLlmForCausalLM
+from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
+from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.monitoring.memory import resident
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory

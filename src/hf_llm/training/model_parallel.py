@@ -95,6 +95,12 @@ def check_divides(model: PreTrainedModel, layout: Layout) -> None:
     config = model.config
     if layout.pipeline > config.num_hidden_layers:
         raise UserError(f"{layout.pipeline} pipeline stages for {config.num_hidden_layers} layers; use fewer stages")
+    for size, kind, key in (
+        (layout.pipeline, "pipeline", "cannot_be_piped"),
+        (layout.tensor, "tensor", "cannot_be_sliced"),
+    ):
+        if size > 1 and (switch := getattr(config, key, None)):
+            raise UserError(f"model.{switch} does not run in {kind} parallelism; use fsdp2 or zero3")
     for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(config, key, layout.tensor)
         if size % layout.tensor:
