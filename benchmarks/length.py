@@ -41,10 +41,10 @@ SPANS = ((0, TRAINED), (TRAINED, 2 * TRAINED), (2 * TRAINED, LONGEST))
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=8, help="texts of a step")
-    parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("docs/images/length.svg"))
     return parser.parse_args()
 

@@ -107,6 +107,7 @@ def test_training_on_text_keeps_every_expert_above_half_of_an_even_share(balanci
     assert after.max() < before.max()
 
 
+@pytest.mark.slow
 def test_without_balancing_an_expert_falls_idle():
     _, after = trained_on_text(router_aux_loss_coef=0.0)
     assert after.min() < 0.5 / 8

@@ -43,14 +43,14 @@ def test_rows_of_very_different_lengths_keep_their_own_first_tokens():
 def test_a_stream_of_many_contexts_takes_constant_memory_and_keeps_its_first_tokens_near():
     model = tiny_model(**SINKS, max_position_embeddings=32)
     cache = DynamicCache(config=model.config)
-    for token in some_tokens(400)[0]:
+    for token in some_tokens(160)[0]:
         logits = model(token[None, None], past_key_values=cache, use_cache=True).logits
     assert all(layer.keys.shape[2] == 3 + 8 - 1 for layer in cache.layers)
-    assert cache.get_seq_length() == 400 and logits.isfinite().all()
+    assert cache.get_seq_length() == 160 and logits.isfinite().all()
     # What the last token sees is what it would at the end of a context: first tokens at distance 31, then the window.
     state = {name: [x.clone() for x in (layer.keys, layer.values)] for name, layer in enumerate(cache.layers)}
     rewound = DynamicCache(config=model.config)
-    turn = model.model.rotary_emb.angles(torch.tensor(-(400 - 32)))
+    turn = model.model.rotary_emb.angles(torch.tensor(-(160 - 32)))
     for layer, (keys, values) in zip(rewound.layers, state.values(), strict=True):
         layer.lazy_initialization(keys, values)
         from hf_llm.model.positions import rotate
@@ -60,7 +60,7 @@ def test_a_stream_of_many_contexts_takes_constant_memory_and_keeps_its_first_tok
     last = some_tokens(1)
     near = model(last, past_key_values=rewound, use_cache=True, position_ids=torch.tensor([[32]])).logits
     far = model(last, past_key_values=cache, use_cache=True).logits
-    torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-3)  # angles of positions near 400, in float32
+    torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-3)  # angles of positions near 160, in float32
 
 
 @torch.no_grad()

@@ -259,7 +259,7 @@ class HfLlmConfig(PreTrainedConfig):
 
     @property
     def cannot_be_piped(self) -> str | None:
-        """The switch, as key=value, that pipeline stages would get wrong: what each adds again to what it is handed, and
+        """The switch, as key=value, that pipeline stages would get wrong: what each adds again to what it is given, and
         what needs all layers at the end."""
         if self.positions == "learned":
             return "positions=learned"
@@ -269,7 +269,7 @@ class HfLlmConfig(PreTrainedConfig):
 
     @property
     def cannot_be_sliced(self) -> str | None:
-        """The switch, as key=value, that counts on all heads being in one place, where tensor parallelism splits them."""
+        """The switch, as key=value, that needs all heads in one place; tensor parallelism splits them."""
         return "positions=alibi" if self.positions == "alibi" else None
 
     @property
