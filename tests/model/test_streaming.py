@@ -5,6 +5,8 @@ import torch
 from tiny_models import tiny_model
 from transformers import DynamicCache
 
+from hf_llm.model.positions import rotate
+
 PAD = 256
 SINKS = {"layer_types": ["sink_attention"], "sliding_window": 8, "num_sink_tokens": 3, "num_hidden_layers": 2}
 
@@ -53,8 +55,6 @@ def test_a_stream_of_many_contexts_takes_constant_memory_and_keeps_its_first_tok
     turn = model.model.rotary_emb.angles(torch.tensor(-(160 - 32)))
     for layer, (keys, values) in zip(rewound.layers, state.values(), strict=True):
         layer.lazy_initialization(keys, values)
-        from hf_llm.model.positions import rotate
-
         layer.keys = torch.cat([keys[:, :, :3], rotate(keys[:, :, 3:], *turn)], dim=2)
         layer.values, layer.seen, layer.dropped = values, 32, 32 - 3 - 7
     last = some_tokens(1)

@@ -238,15 +238,31 @@ def test_continuous_batching_generates_what_generate_does(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "alibi", "strided", "local_global", "sinks", "window", "alibi_window"])
-@torch.no_grad()
+@pytest.mark.parametrize("name", ["default", "strided", "local_global", "sinks", "window", "no_positions"])
 def test_flex_attention_agrees_and_keeps_packed_documents_apart(name):
-    changes = {**CHANGES[name], "hidden_size": 64}  # its kernels want heads of 16 numbers or more
-    plain, flex, tokens = tiny_model(**changes), tiny_model("flex_attention", **changes), some_tokens(2, 40)
+    compare_flex(CHANGES[name], "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["default", "alibi", "strided", "local_global", "sinks", "alibi_window"])
+def test_flex_attention_agrees_on_a_gpu(name):
+    compare_flex(CHANGES[name], "cuda")
+
+
+def test_alibi_on_flex_attention_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="positions=alibi cannot run on flex_attention on a CPU"):
+        tiny_model("flex_attention", **CHANGES["alibi"])(some_tokens())
+
+
+@torch.no_grad()
+def compare_flex(changes: dict, device: str) -> None:
+    changes = {**changes, "hidden_size": 64}  # its kernels want heads of 16 numbers or more
+    plain, flex = tiny_model(**changes).to(device), tiny_model("flex_attention", **changes).to(device)
+    tokens = some_tokens(2, 40).to(device)
     assert_near(flex(tokens).logits, plain(tokens).logits, 1e-4)
-    positions = torch.cat([torch.arange(15), torch.arange(25)])[None].expand(2, -1)
+    positions = torch.cat([torch.arange(15), torch.arange(25)])[None].expand(2, -1).to(device)
     assert_near(flex(tokens, position_ids=positions).logits[:, 15:], plain(tokens[:, 15:]).logits, 1e-4)
-    padded = torch.cat([torch.full((2, 5), PAD), tokens], dim=1)
+    padded = torch.nn.functional.pad(tokens, (5, 0), value=PAD)
     assert_near(flex(padded, attention_mask=(padded != PAD).long()).logits[:, 5:], plain(tokens).logits, 1e-4)
     cache = flex(tokens[:, :30], use_cache=True).past_key_values
     assert_near(flex(tokens[:, 30:31], past_key_values=cache).logits[:, 0], plain(tokens).logits[:, 30], 1e-4)

@@ -129,6 +129,8 @@ def flex_position_bias(kind, config, inputs_embeds, past_key_values) -> torch.Te
     """ALiBi's bias for FlexAttention, B H T S, which adds it to the scores itself; None for other positions."""
     if config.positions != "alibi" or config._attn_implementation != "flex_attention":
         return None
+    if inputs_embeds.device.type == "cpu":  # PyTorch 2.13 makes C++ of it that does not compile
+        raise ValueError("positions=alibi cannot run on flex_attention on a CPU; use sdpa or eager")
     query, key = places(inputs_embeds, past_key_values, config.layer_types.index(kind))
     return alibi_bias(config.num_attention_heads, query, key).expand(inputs_embeds.shape[0], -1, -1, -1)
 
