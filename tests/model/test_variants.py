@@ -244,6 +244,7 @@ def test_flex_attention_agrees_and_keeps_packed_documents_apart(name):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["default", "alibi", "strided", "local_global", "sinks", "alibi_window"])
 def test_flex_attention_agrees_on_a_gpu(name):
     compare_flex(CHANGES[name], "cuda")
