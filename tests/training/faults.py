@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -252,9 +253,10 @@ def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[st
 
 
 def digest(model: torch.nn.Module) -> str:
-    """sha256 of a model's tensors, names and bytes."""
+    """sha256 of a model's tensors, names and bytes; of this process's part where they are sharded."""
     state = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         state.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return state.hexdigest()
 

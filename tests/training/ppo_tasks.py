@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hf_llm.training.parallelism import let_cpus_shard
 from hf_llm.training.ppo_trainer import PPOConfig, PPOTrainer
 
 PROMPTS = ["Hello", "What is it?", "Go on, then."]
@@ -58,9 +59,11 @@ def tiny_ppo(
         "eval_on_start": False,
         **changes,
     }
+    arguments = PPOConfig(**settings)
+    let_cpus_shard(arguments)
     return PPOTrainer(
         tiny_model(initializer_range=0.02) if model is None else model,
-        PPOConfig(**settings),
+        arguments,
         rows(),
         rows(12),
         tiny_tokenizer(),

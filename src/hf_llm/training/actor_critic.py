@@ -35,6 +35,15 @@ class ActorCritic(nn.Module):
         """The policy's."""
         return self.policy.config
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of both models' layers: what FSDP gathers at a time."""
+        models = filter(None, (self.policy, self.critic))
+        return sorted({name for model in models for name in model._no_split_modules or ()})
+
+    def no_pass(self) -> None:
+        """Nothing (`whole_weights.make_root`)."""
+
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recompute activations of both in the backward pass."""
         for model in filter(None, (self.policy, self.critic)):

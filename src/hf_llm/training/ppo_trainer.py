@@ -7,7 +7,7 @@ new ones. Logging, checkpoints, resume, accelerate and DeepSpeed work as in any 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from peft import PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from trl.models import prepare_fsdp
 
 from hf_llm.errors import UserError
 from hf_llm.inference.generation import stop_tokens
@@ -38,6 +39,7 @@ from hf_llm.training.ppo_loss import (
 )
 from hf_llm.training.rewards import RewardFunction, scores_of
 from hf_llm.training.rollouts import Answers, PromptBlocks, Rollout, deal, generator_for, sample_answers
+from hf_llm.training.whole_weights import make_root, whole_weights
 
 TRAINING, EVALUATION = 0, 1  # what random numbers are for
 CRITIC = "critic.safetensors"
@@ -152,18 +154,39 @@ class PPOTrainer(Trainer):
             data_collator=lambda rows: {"rows": torch.tensor(rows)},
             **others,
         )
-        if weights_are_sharded(self):
-            raise UserError(
-                "ppo: under ZeRO-3 and FSDP no process holds the weights it would sample answers with; launch with "
-                "accelerate_configs/ddp.yaml or zero2.yaml, and train adapters (ppo.lora) where memory is short"
-            )
-        if self.reference is not None:
+        self._check_sharding()
+        if self.accelerator.is_fsdp2 and self.reference is not None:
+            self.reference = prepare_fsdp(self.reference, self.accelerator)
+        elif self.reference is not None:
             self.reference.to(args.device)
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.scale = RunningScale(torch.zeros(3, dtype=torch.float64, device=args.device))
         self.rollout: Rollout | None = None
         self._substep = 0  # micro-batches since the last optimizer step
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}  # name: sum and count, this process
+
+    def _check_sharding(self) -> None:
+        """Raise UserError where answers could not be sampled from weights that are spread over processes like this."""
+        if self.accelerator.is_fsdp2:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.cpu_ram_efficient_loading:
+                raise UserError(
+                    "fsdp_cpu_ram_efficient_loading: true loads the weights in one process, and reference and reward "
+                    "model would be empty in all others; set it to false"
+                )
+            if plugin.mixed_precision_policy is not None:
+                # accelerate has what a module returns rounded to half precision, log-probabilities and values too.
+                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+        elif weights_are_sharded(self):
+            raise UserError(
+                "ppo: under ZeRO-3 and FSDP1 no process can hold the weights it would sample answers with; launch with "
+                "accelerate_configs/fsdp2.yaml, zero2.yaml or ddp.yaml"
+            )
+
+    def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[torch.nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(*arguments, **keywords)
+        make_root(self.model, "no_pass")
+        return prepared
 
     # ---- data: row numbers, in blocks that belong to one rollout
 
@@ -278,13 +301,17 @@ class PPOTrainer(Trainer):
     @contextmanager
     def _generating(self) -> Iterator[PreTrainedModel]:
         """The policy, to be called without gradients in whatever precision it is trained in."""
-        training = self.actor_critic.training
-        self.actor_critic.eval()  # with gradient checkpointing a model in training keeps no cache
+        whole, training, accelerator = self.actor_critic, self.actor_critic.training, self.accelerator
+        precision, sharing = accelerator.autocast(), nullcontext()
+        if accelerator.is_fsdp2:  # which gathers the weights in half precision itself
+            reshard = accelerator.state.fsdp_plugin.reshard_after_forward
+            precision, sharing = nullcontext(), whole_weights(whole, whole.policy, reshard)
+        whole.eval()  # with gradient checkpointing a model in training keeps no cache
         try:
-            with torch.no_grad(), self.accelerator.autocast():
-                yield self.actor_critic.policy
+            with torch.no_grad(), precision, sharing:
+                yield whole.policy
         finally:
-            self.actor_critic.train(training)
+            whole.train(training)
 
     def _judge(self, answers: Answers, with_values: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, values and the reference's log-probabilities of the answers' tokens, N T each.
@@ -379,7 +406,7 @@ class PPOTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and not self.is_deepspeed_enabled:  # whose own files hold all weights
+        if self.args.should_save and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # which save all weights
             whole = self.actor_critic.state_dict()
             critic = {name: part.contiguous() for name, part in whole.items() if not name.startswith("policy.")}
             save_file(critic, folder / CRITIC)
@@ -407,13 +434,15 @@ class PPOTrainer(Trainer):
         self.rollout = Rollout(**parts) if parts else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with self._policy_alone():
             super()._load_from_checkpoint(resume_from_checkpoint, self.actor_critic.policy)
         lacking = self.actor_critic.load_state_dict(load_file(Path(resume_from_checkpoint) / CRITIC), strict=False)
         assert not lacking.unexpected_keys, lacking
 
     def _load_best_model(self) -> None:
-        with self._policy_alone():
+        with nullcontext() if self.is_fsdp_enabled else self._policy_alone():
             super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
