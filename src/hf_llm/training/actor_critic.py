@@ -74,7 +74,7 @@ class ActorCritic(nn.Module):
         else:
             backbone = getattr(self.critic, self.critic.base_model_prefix)
             values = self.critic.score(backbone(**inputs).last_hidden_state[:, before])
-        return log_probs, values.squeeze(-1).float()
+        return log_probs, values.squeeze(-1).to(torch.float32, copy=True)  # FSDP2 warns of what may be a view
 
 
 def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:

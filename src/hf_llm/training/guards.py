@@ -58,6 +58,7 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
     }
     checkpoint = on_main(lambda: choose(folder, identity, args.resume_from_checkpoint))
     check_shared(trainer, checkpoint)
+    args.eval_on_start = args.eval_on_start and checkpoint is None  # or a resume would log that evaluation anew
     if checkpoint is None:
         check_repeatable(trainer)
     step = step_of(checkpoint) if checkpoint else 0
