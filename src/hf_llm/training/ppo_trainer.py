@@ -7,7 +7,7 @@ new ones. Logging, checkpoints, resume, accelerate and DeepSpeed work as in any 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ from trl.models import prepare_fsdp
 from hf_llm.errors import UserError
 from hf_llm.inference.generation import stop_tokens
 from hf_llm.lifecycle import say
-from hf_llm.monitoring.samples import weights_are_sharded
 from hf_llm.tokenization.rendering import encode_chat
 from hf_llm.training.actor_critic import ActorCritic, answer_log_probs
 from hf_llm.training.ppo_loss import (
@@ -39,7 +38,7 @@ from hf_llm.training.ppo_loss import (
 )
 from hf_llm.training.rewards import RewardFunction, scores_of
 from hf_llm.training.rollouts import Answers, PromptBlocks, Rollout, deal, generator_for, sample_answers
-from hf_llm.training.whole_weights import make_root, whole_weights
+from hf_llm.training.whole_weights import make_root, prepare_sharding, whole_weights
 
 TRAINING, EVALUATION = 0, 1  # what random numbers are for
 CRITIC = "critic.safetensors"
@@ -154,7 +153,7 @@ class PPOTrainer(Trainer):
             data_collator=lambda rows: {"rows": torch.tensor(rows)},
             **others,
         )
-        self._check_sharding()
+        prepare_sharding(self)
         if self.accelerator.is_fsdp2 and self.reference is not None:
             self.reference = prepare_fsdp(self.reference, self.accelerator)
         elif self.reference is not None:
@@ -164,24 +163,6 @@ class PPOTrainer(Trainer):
         self.rollout: Rollout | None = None
         self._substep = 0  # micro-batches since the last optimizer step
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}  # name: sum and count, this process
-
-    def _check_sharding(self) -> None:
-        """Raise UserError where answers could not be sampled from weights that are spread over processes like this."""
-        if self.accelerator.is_fsdp2:
-            plugin = self.accelerator.state.fsdp_plugin
-            if plugin.cpu_ram_efficient_loading:
-                raise UserError(
-                    "fsdp_cpu_ram_efficient_loading: true loads the weights in one process, and reference and reward "
-                    "model would be empty in all others; set it to false"
-                )
-            if plugin.mixed_precision_policy is not None:
-                # accelerate has what a module returns rounded to half precision, log-probabilities and values too.
-                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-        elif weights_are_sharded(self):
-            raise UserError(
-                "ppo: under ZeRO-3 and FSDP1 no process can hold the weights it would sample answers with; launch with "
-                "accelerate_configs/fsdp2.yaml, zero2.yaml or ddp.yaml"
-            )
 
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[torch.nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(*arguments, **keywords)
@@ -302,13 +283,11 @@ class PPOTrainer(Trainer):
     def _generating(self) -> Iterator[PreTrainedModel]:
         """The policy, to be called without gradients in whatever precision it is trained in."""
         whole, training, accelerator = self.actor_critic, self.actor_critic.training, self.accelerator
-        precision, sharing = accelerator.autocast(), nullcontext()
-        if accelerator.is_fsdp2:  # which gathers the weights in half precision itself
-            reshard = accelerator.state.fsdp_plugin.reshard_after_forward
-            precision, sharing = nullcontext(), whole_weights(whole, whole.policy, reshard)
+        # FSDP2 gathers weights in half precision itself.
+        precision = nullcontext() if accelerator.is_fsdp2 else accelerator.autocast()
         whole.eval()  # with gradient checkpointing a model in training keeps no cache
         try:
-            with torch.no_grad(), precision, sharing:
+            with torch.no_grad(), precision, whole_weights(self, whole.policy):
                 yield whole.policy
         finally:
             whole.train(training)

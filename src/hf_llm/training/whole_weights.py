@@ -1,10 +1,41 @@
-"""Whole weights in every process for a while, of a model that FSDP2 has spread over them."""
+"""Whole weights in every process for a while, of a model that FSDP2 or ZeRO-3 has spread over them.
+
+Both gather weights anew in every pass, and wait until all processes take part in it. Who samples makes as many passes
+as its own answers are long.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import Trainer
+
+from hf_llm.errors import UserError
+from hf_llm.training.parallelism import launched_layout
+
+
+def prepare_sharding(trainer: Trainer) -> None:
+    """Before a trainer that samples has wrapped its model: raise UserError where weights are spread in a way that
+    cannot be undone for a while, and have FSDP2 leave alone what modules return."""
+    plugins, layout = trainer.accelerator.state, launched_layout()
+    if layout.data < layout.processes:
+        raise UserError("processes that share their batches cannot sample; launch without context or sequence sizes")
+    if is_zero3(trainer) and plugins.deepspeed_plugin.zero3_init_flag:
+        raise UserError("zero3_init_flag: true spreads reference and reward model too; set it to false")
+    if not trainer.is_fsdp_enabled:
+        return
+    if not trainer.accelerator.is_fsdp2:
+        raise UserError("fsdp_version: 1 cannot sample; set it to 2, as accelerate_configs/fsdp2.yaml does")
+    if plugins.fsdp_plugin.cpu_ram_efficient_loading:
+        raise UserError(
+            "fsdp_cpu_ram_efficient_loading: true loads weights in the first process alone, and reference and reward "
+            "model would be empty in the others; set it to false"
+        )
+    policy = plugins.fsdp_plugin.mixed_precision_policy
+    if policy is not None:  # accelerate has log-probabilities and values rounded to half precision, as all outputs
+        plugins.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
 def make_root(model: nn.Module, nothing: str) -> None:
@@ -18,15 +49,25 @@ def make_root(model: nn.Module, nothing: str) -> None:
         getattr(model, nothing)()
 
 
-@contextmanager
-def whole_weights(root: nn.Module, part: nn.Module, reshard: bool) -> Iterator[None]:
-    """Let each process call `part` of `root` on its own, as often as it likes; a no-op without FSDP2.
+def whole_weights(trainer: Trainer, part: nn.Module) -> AbstractContextManager[None]:
+    """Within, each process may call `part` of the trainer's model on its own, as often as it likes.
 
-    FSDP2 gathers weights anew in every pass, and waits for all processes to take part. Here those of `part`, and those
-    that `root` keeps for itself, are gathered once, by all processes together, and given back at the end. `reshard` is
-    what the layers were sharded with (`fsdp_reshard_after_forward`); gradients are not to be under way.
+    All processes enter together, and gather the weights: those of `part` under FSDP2, of the whole model under ZeRO-3.
+    No gradients are to be under way.
     """
-    shards = [module for module in (root, *part.modules()) if isinstance(module, FSDPModule)]
+    if trainer.accelerator.is_fsdp2:
+        return _whole_under_fsdp2(trainer.model, part, trainer.accelerator.state.fsdp_plugin.reshard_after_forward)
+    return _whole_under_zero3(trainer.model_wrapped) if is_zero3(trainer) else nullcontext()
+
+
+def is_zero3(trainer: Trainer) -> bool:
+    """Whether DeepSpeed spreads the parameters themselves."""
+    return trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+
+
+@contextmanager
+def _whole_under_fsdp2(root: nn.Module, part: nn.Module, reshard: bool) -> Iterator[None]:
+    shards = [module for module in (root, *part.modules()) if isinstance(module, FSDPModule)]  # root: what is in none
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.unshard()
@@ -36,3 +77,16 @@ def whole_weights(root: nn.Module, part: nn.Module, reshard: bool) -> Iterator[N
         for shard in shards:
             shard.set_reshard_after_forward(reshard and shard is not root, recurse=False)
             shard.reshard()
+
+
+@contextmanager
+def _whole_under_zero3(engine: nn.Module) -> Iterator[None]:
+    from deepspeed.zero import GatheredParameters
+    from trl.models.utils import add_hooks, remove_hooks
+
+    with GatheredParameters(list(engine.parameters())):
+        remove_hooks(engine)  # which would fetch each layer's weights, and release them
+        try:
+            yield
+        finally:
+            add_hooks(engine)
