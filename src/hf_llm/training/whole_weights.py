@@ -81,10 +81,10 @@ def _whole_under_fsdp2(root: nn.Module, part: nn.Module, reshard: bool) -> Itera
 
 @contextmanager
 def _whole_under_zero3(engine: nn.Module) -> Iterator[None]:
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
     from trl.models.utils import add_hooks, remove_hooks
 
-    with GatheredParameters(list(engine.parameters())):
+    with deepspeed.zero.GatheredParameters(list(engine.parameters())):
         remove_hooks(engine)  # which would fetch each layer's weights, and release them
         try:
             yield
