@@ -59,10 +59,11 @@ def tiny_ppo(
         "eval_on_start": False,
         **changes,
     }
+    model = tiny_model(initializer_range=0.02) if model is None else model
     arguments = PPOConfig(**settings)
     let_cpus_shard(arguments)
     return PPOTrainer(
-        tiny_model(initializer_range=0.02) if model is None else model,
+        model,
         arguments,
         rows(),
         rows(12),

@@ -8,6 +8,7 @@ from faults import Ended, kill_in_step, start
 from ppo_tasks import nearness_to_four, tiny_ppo
 from test_ppo_trainer import with_critic, with_lora
 from tiny_recipe import ROOT
+from transformers import TrainingArguments
 
 ENGINES = {
     "ddp": {},
@@ -44,8 +45,10 @@ def logged(folder) -> list[dict]:
 
 
 def check_alike(one, other):
+    """Equal logs, but for the shares of clipped tokens: one may lie on either side of the limit."""
     for entry, same in zip(logged(one), logged(other), strict=True):
-        assert entry == pytest.approx(same, abs=1e-3)
+        clipped = {name: same[name] for name in same if name.endswith("clip_fraction")}
+        assert {**entry, **clipped} == pytest.approx(same, abs=1e-3)
 
 
 def test_under_fsdp2_two_processes_answer_and_learn_as_under_ddp(tmp_path):
@@ -88,17 +91,26 @@ def test_in_half_precision_a_sharded_policy_starts_each_rollout_at_ratio_1(tmp_p
         assert entry["update_kl"] == pytest.approx(0, abs=1e-6)
 
 
+def loaded_late(folder, **changes):
+    """A trainer whose model is made when DeepSpeed knows already that weights are to be spread."""
+    arguments = TrainingArguments(str(folder), use_cpu=True)
+    assert arguments.deepspeed_plugin.zero_stage == 3
+    return tiny_ppo(folder, **changes)
+
+
 @pytest.mark.parametrize(
-    ("engine", "variables", "words"),
+    ("engine", "changes", "words"),
     [
-        ("fsdp2", {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading: true"),
-        pytest.param("fsdp2", {"FSDP_VERSION": "1"}, "fsdp_version: 1", marks=pytest.mark.slow),
-        pytest.param(
-            "zero3", {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag: true", marks=pytest.mark.slow
+        (
+            "fsdp2",
+            {"variables": {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}},
+            "fsdp_cpu_ram_efficient_loading: true loads",
         ),
+        pytest.param("fsdp2", {"variables": {"FSDP_VERSION": "1"}}, "fsdp_version: 1", marks=pytest.mark.slow),
+        pytest.param("zero3", {"build": loaded_late}, "load it before PPOConfig", marks=pytest.mark.slow),
     ],
 )
-def test_weights_that_no_process_could_hold_are_refused(engine, variables, words, tmp_path):
-    ended = trained(tmp_path / "base", engine, variables=variables)
-    assert ended.codes == [2, 2]
+def test_weights_that_no_process_could_hold_are_refused(engine, changes, words, tmp_path):
+    ended = trained(tmp_path / "base", engine, **changes)
+    assert ended.codes == [2, 2], ended.output
     assert words in ended.output and "Traceback" not in ended.output

@@ -22,8 +22,8 @@ def prepare_sharding(trainer: Trainer) -> None:
     plugins, layout = trainer.accelerator.state, launched_layout()
     if layout.data < layout.processes:
         raise UserError("processes that share their batches cannot sample; launch without context or sequence sizes")
-    if is_zero3(trainer) and plugins.deepspeed_plugin.zero3_init_flag:
-        raise UserError("zero3_init_flag: true spreads reference and reward model too; set it to false")
+    if any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()):
+        raise UserError("ZeRO-3 spread the model as it was loaded, and its reference with it; load it before PPOConfig")
     if not trainer.is_fsdp_enabled:
         return
     if not trainer.accelerator.is_fsdp2:
