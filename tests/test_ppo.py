@@ -86,7 +86,7 @@ def test_a_misspelt_setting_is_refused_by_name(tiny_life):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_two_processes_roll_out_and_learn(tuned, engine):
     functions = "--ppo.reward_functions=[my_rewards:brief]"
     done = launch(engine, "hf_llm.ppo", "tiny.yaml", *SECTION, functions, "--ppo.training.use_cpu=true", folder=tuned)
@@ -97,3 +97,4 @@ def test_two_processes_roll_out_and_learn(tuned, engine):
     assert all(math.isfinite(value) for entry in history(folder) for value in entry.values())
     before, after = (load_model(tuned / "runs/tiny" / name).state_dict() for name in ("sft", "ppo"))
     assert all((before[name] != after[name]).any() for name in before)
+    assert not [item for item in folder.iterdir() if "critic" in item.name or "rollout" in item.name]

@@ -180,8 +180,9 @@ def test_reward_functions_that_are_none_are_refused_by_name(names, words):
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_reward_model(tuned):
-    done = launch("zero2", "hf_llm.reward", "tiny.yaml", *SECTION, folder=tuned)
+@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
+def test_two_processes_train_a_reward_model(tuned, engine):
+    done = launch(engine, "hf_llm.reward", "tiny.yaml", *SECTION, folder=tuned)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tuned / "runs/tiny/reward/manifest.json").read_text())["facts"]
     assert facts["processes"] == 2

@@ -48,15 +48,20 @@ def test_without_an_sft_section_dpo_starts_from_the_base_with_no_margin(pretrain
     assert (pretrained / "runs/tiny/dpo/adapter/adapter_config.json").exists()
 
 
-@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow), pytest.param("fsdp2", marks=pytest.mark.slow)]
+)
 def test_two_processes_tune_and_align(pretrained, engine):
-    for stage in ("sft", "dpo"):
+    base = load_file(pretrained / "runs/tiny/base/model.safetensors")
+    for stage in ("sft", "dpo"):  # the one with adapters, the other without
         done = launch(engine, f"hf_llm.{stage}", "tiny.yaml", folder=pretrained)
         assert done.returncode == 0, done.stdout + done.stderr
         folder = pretrained / "runs/tiny" / stage
         assert json.loads((folder / "manifest.json").read_text())["facts"]["processes"] == 2
         assert all(math.isfinite(entry["loss"]) for entry in history(folder) if "loss" in entry)
         assert not (folder / "rows").exists()
+        assert load_file(folder / "model.safetensors").keys() == base.keys()
+        assert "modeling_hf_llm.HfLlmForCausalLM" in (folder / "config.json").read_text()
 
 
 def test_rows_without_an_answer_are_counted_and_refused_above_the_share_allowed(pretrained):
