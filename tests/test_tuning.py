@@ -60,7 +60,7 @@ def test_two_processes_tune_and_align(pretrained, engine):
         assert json.loads((folder / "manifest.json").read_text())["facts"]["processes"] == 2
         assert all(math.isfinite(entry["loss"]) for entry in history(folder) if "loss" in entry)
         assert not (folder / "rows").exists()
-        assert load_file(folder / "model.safetensors").keys() == base.keys()
+        assert load_file(folder / "model.safetensors").keys() >= base.keys()  # FSDP2 saves a tied head as well
         assert "modeling_hf_llm.HfLlmForCausalLM" in (folder / "config.json").read_text()
 
 
