@@ -158,7 +158,9 @@ def killed_run(
         [*command, *stage(processes), "recipe.yaml", "--name=killed", *settings], **surroundings(folder)
     )
     for step, seconds in when:
-        while read_status(base).get("step", 0) < step and supervisor.poll() is None:
+        while (
+            len(attempts(base)) <= len(kills) or read_status(base).get("step", 0) < step
+        ) and supervisor.poll() is None:
             time.sleep(0.05)
         time.sleep(seconds)
         if supervisor.poll() is not None:
@@ -168,9 +170,15 @@ def killed_run(
     if supervisor.wait():
         sys.exit(f"the supervisor ended with {supervisor.returncode}\n{tail(folder)}")
     found = outcome(base, time.monotonic() - began)
-    found.attempts = json.loads((base / "logs/supervisor.json").read_text())["attempts"]
+    found.attempts = attempts(base)
     found.kills = kills
     return found
+
+
+def attempts(base: Path) -> list[dict]:
+    """The supervisor's launches so far."""
+    record = base / "logs/supervisor.json"
+    return json.loads(record.read_text())["attempts"] if record.exists() else []
 
 
 def tail(folder: Path) -> str:

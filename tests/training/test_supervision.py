@@ -130,7 +130,9 @@ def when(text, log, act):
 
     def wait():
         end = time.monotonic() + 60
-        while time.monotonic() < end and not (log.exists() and text in log.read_text()):
+        while not (log.exists() and text in log.read_text()):
+            if time.monotonic() > end:
+                return  # and whoever waits for the act fails
             time.sleep(0.02)
         act()
 

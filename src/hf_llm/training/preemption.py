@@ -7,7 +7,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hf_llm.lifecycle import say
+from hf_llm.lifecycle import is_main_process
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -37,7 +37,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            say("told to stop: saving at the end of this step; once more stops at once")
+            if is_main_process():  # past Python's buffer, in whose use this may be called
+                os.write(1, b"told to stop: saving at the end of this step; once more stops at once\n")
         elif time.monotonic() - self._since > ECHO_SECONDS:
             signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)

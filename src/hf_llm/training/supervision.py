@@ -113,8 +113,9 @@ class Supervisor:
         before = stamp(self.folder)
         child = self.launch({USER_ERROR_FILE: str(self.user_error)})
         hung = self._watch(child, told, before)
-        if told.received and not told.insisted:
-            psutil.wait_procs(family(child, self.user_error), STOP_SECONDS)
+        end = time.monotonic() + STOP_SECONDS
+        while told.received and not told.insisted and time.monotonic() < end and family(child, self.user_error):
+            time.sleep(POLL_SECONDS)
         if exit_code(child) is None:
             kill(family(child, self.user_error), child)
         kill(family(None, self.user_error))
@@ -246,12 +247,20 @@ def family(child: Child | None, mark: Path) -> list[psutil.Process]:
     """
     found: dict[int, psutil.Process] = {}
     if child is not None and exit_code(child) is None:
-        launcher = psutil.Process(child.pid)
-        found |= {process.pid: process for process in (launcher, *launcher.children(recursive=True))}
+        found |= {process.pid: process for process in below(child.pid)}
     for process in psutil.process_iter():
         if environment(process).get(USER_ERROR_FILE) == str(mark):
             found[process.pid] = process
     return list(found.values())
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none where it is gone."""
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def tell(child: Child, mark: Path, number: int) -> None:
@@ -264,18 +273,31 @@ def tell(child: Child, mark: Path, number: int) -> None:
         for process in family(child, mark)
         if {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(environment(process))
     }
-    ranks = [process for process in launched.values() if process.ppid() not in launched]
-    for process in ranks or [psutil.Process(child.pid)]:
+    ranks = [process for process in launched.values() if parent(process) not in launched]
+    for process in ranks or below(child.pid)[:1]:
+        send(process, number)
+
+
+def parent(process: psutil.Process) -> int:
+    """The id of a process's parent; 0 where the process is gone."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def send(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process, which may be gone."""
+    try:
         process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
 
 
 def kill(processes: list[psutil.Process], child: Child | None = None) -> None:
     """End `processes`, `child` among them, and return when they are gone. Raises UserError where one does not go."""
     for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+        send(process, signal.SIGKILL)
     if child is not None:  # waited for by no one else, who would take its exit code
         child.wait() if isinstance(child, subprocess.Popen) else child.join()
     _, left = psutil.wait_procs(processes, KILL_SECONDS)
