@@ -124,7 +124,7 @@ def ending(run: Run, folders: list[str], made: list[str]) -> None:
     say("Next:")
     say(f"  python -m hf_llm.chat {best}" if best.name != "base" else f"  python -m hf_llm.generate {best}")
     say(f'  python -m hf_llm.generate {run.root / "base"} --prompt "The "')
-    say(f"  python -m hf_llm.export {best} --to qwen3 --output {run.root / 'export'}")
+    say(f"  python -m hf_llm.export {best} --output {run.root / 'export'}")
 
 
 if __name__ == "__main__":
