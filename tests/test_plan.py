@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_config
-from tiny_recipe import write_inputs
+from tiny_recipe import run_module, write_inputs
 
 from hf_llm import plan
 from hf_llm.manifest import write_json, write_manifest
@@ -32,9 +32,10 @@ def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
     assert not Path("runs").exists()
 
 
-def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, capsys):
-    plan.main([recipe, "--dpo=null", "--sft=null"])
-    said = capsys.readouterr().out
+def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
+    done = run_module("hf_llm.plan", recipe, "--dpo=null", "--sft=null", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
     assert "measured here on 2 of 2 layers" in said
     assert "one process" in said and "program" in said
     kept = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8"))

@@ -204,7 +204,12 @@ def _growth_by_a_toy() -> int:
 def _forked(work: Callable[[], Any]) -> Any:
     """What `work` returns in a fork of this process. Raises RuntimeError where it fails there."""
     pipe, end = multiprocessing.get_context("fork").Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=lambda: end.send(work()))
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # the others of OpenMP's pool have not come along, and would be waited for
+        end.send(work())
+
+    child = multiprocessing.get_context("fork").Process(target=alone)
     child.start()
     end.close()
     try:
