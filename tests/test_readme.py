@@ -29,7 +29,8 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("") for line in block.splitlines()]
+    whole = [re.sub(r"\\\n\s*", "", block) for block in blocks("")]  # commands that go on in the next line
+    lines = [line.split("  #")[0].strip() for block in whole for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith(("python -m hf_llm", "accelerate launch", "make "))})
 
 
