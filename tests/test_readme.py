@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def parts(command: str) -> tuple[str, list[str]]:
     return words[2], words[3:]
 
 
+@cache
+def help_of(module: str) -> str:
+    """What a command says of itself."""
+    return subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_understood(command, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
@@ -59,9 +66,8 @@ def test_every_command_is_understood(command, monkeypatch, tmp_path):
     elif module in {stage.module for stage in STAGES.values()} and "recipe.yaml" not in arguments:
         load_recipe(importlib.import_module(module).Recipe, arguments)
     else:
-        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
         for option in (a.split("=")[0] for a in arguments if a.startswith("--")):
-            assert option in done.stdout
+            assert option in help_of(module)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.splitlines()[0][:40])
