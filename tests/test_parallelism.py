@@ -28,7 +28,7 @@ slow = pytest.mark.slow
 ENGINES = [
     pytest.param("ddp", 2, (), {}, id="ddp"),
     pytest.param("zero2", 2, (), {}, id="zero2"),
-    pytest.param("pipeline_parallel", 2, (SHARDS(1),), TWO_STAGES, id="pipeline"),
+    pytest.param("pipeline_parallel", 2, (SHARDS(1),), TWO_STAGES, id="pipeline", marks=slow),
     pytest.param("zero1", 2, (), {}, id="zero1", marks=slow),
     pytest.param("zero2_offload", 2, (), {}, id="zero2_offload", marks=slow),
     pytest.param("zero3", 2, (), {}, id="zero3", marks=slow),

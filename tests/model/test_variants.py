@@ -254,6 +254,7 @@ def test_flex_attention_agrees_on_a_gpu(name):
     compare_flex(CHANGES[name], "cuda")
 
 
+@pytest.mark.slow
 def test_alibi_on_flex_attention_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="positions=alibi cannot run on flex_attention on a CPU"):
         tiny_model("flex_attention", **CHANGES["alibi"])(some_tokens())

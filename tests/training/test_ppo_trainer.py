@@ -159,9 +159,10 @@ def test_the_first_step_after_a_rollout_starts_at_ratio_1(changes, tmp_path):
 # ---- what it learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "steps", "schedule"),
-    [(share_of_letter, 150, "constant"), pytest.param(nearness_to_four, 220, "linear", marks=pytest.mark.slow)],
+    [(share_of_letter, 150, "constant"), (nearness_to_four, 220, "linear")],
     ids=["one token", "length"],
 )
 def test_a_known_optimum_is_reached_to_95_percent(reward, steps, schedule, tmp_path):

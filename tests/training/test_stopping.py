@@ -60,6 +60,7 @@ def trainer_of(model, tokenizer):
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         is_deepspeed_enabled=False,
         is_fsdp_enabled=False,
+        is_distributed_loading_by_transformers=False,
     )
 
 
