@@ -1,11 +1,7 @@
 """One whole life of the tiny recipe, shared by the tests of the stages."""
 
-import shutil
-
 import pytest
-from tiny_recipe import ROOT, run_module, write_inputs
-
-PREPARED = ("corpus", "tokenizer", "tokens")
+from tiny_recipe import prepare, run_module, write_inputs
 
 
 @pytest.fixture(scope="session")
@@ -24,18 +20,6 @@ def tiny_inputs(tmp_path):
     """A fresh folder with the tiny recipe and its inputs, nothing made of it yet."""
     write_inputs(tmp_path)
     return tmp_path
-
-
-def prepare(tiny_life, folder):
-    """Put into `folder` the tiny recipe with its corpus, tokenizer and tokens, and the configs of the launchers."""
-    folder.mkdir(exist_ok=True)
-    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
-        (folder / item).symlink_to(tiny_life / item)
-    for item in ("accelerate_configs", "ds_configs"):
-        (folder / item).symlink_to(ROOT / item)
-    for item in PREPARED:
-        shutil.copytree(tiny_life / "runs/tiny" / item, folder / "runs/tiny" / item)
-    return folder
 
 
 @pytest.fixture

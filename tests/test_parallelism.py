@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import prepare
 from tiny_models import tiny_model
-from tiny_recipe import ROOT, launch, launch_command, losses
+from tiny_recipe import ROOT, launch, launch_command, losses, prepare
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from hf_llm.errors import UserError

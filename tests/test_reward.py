@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_recipe import ROOT, launch, run_module
+from tiny_recipe import PREPARED, launch, prepare, run_module
 from transformers import AutoModelForSequenceClassification
 
 from hf_llm.errors import UserError
@@ -32,13 +32,7 @@ SECTION = (
 
 def from_life(life: Path, folder: Path) -> Path:
     """A folder where the tiny model is there up to SFT."""
-    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
-        (folder / item).symlink_to(life / item)
-    for item in ("accelerate_configs", "ds_configs"):
-        (folder / item).symlink_to(ROOT / item)
-    for item in ("corpus", "tokenizer", "tokens", "base", "sft"):
-        shutil.copytree(life / "runs/tiny" / item, folder / "runs/tiny" / item)
-    return folder
+    return prepare(life, folder, (*PREPARED, "base", "sft"))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,18 @@ def losses(folder: Path, key: str = "loss") -> list[float]:
     """What the log in a model's or a checkpoint's folder has under `key`, in order."""
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [entry[key] for entry in history if key in entry]
+
+
+PREPARED = ("corpus", "tokenizer", "tokens")
+
+
+def prepare(life: Path, folder: Path, made: tuple[str, ...] = PREPARED) -> Path:
+    """Put into `folder` the tiny recipe with its inputs, what `life` has `made`, and the configs of the launchers."""
+    folder.mkdir(exist_ok=True)
+    for item in ("texts", "tiny.yaml", "chats.jsonl", "preferences.jsonl"):
+        (folder / item).symlink_to(life / item)
+    for item in ("accelerate_configs", "ds_configs"):
+        (folder / item).symlink_to(ROOT / item)
+    for item in made:
+        shutil.copytree(life / "runs/tiny" / item, folder / "runs/tiny" / item)
+    return folder

@@ -160,13 +160,7 @@ def ask(votes: Votes, arguments: argparse.Namespace) -> None:
             judge(votes, name, lambda: background.problem)
             return
         server = JudgingServer(votes, arguments.host, arguments.port, lambda: background.problem, name)
-        print(f"{server.url}\nvotes are kept in {votes.path}; Ctrl-C ends", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
-        finally:
-            server.server_close()
+        server.run(f"votes are kept in {votes.path}; Ctrl-C ends")
     if background.problem:
         raise UserError(background.problem)
 

@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     runs = [RunLog(path) for path in arguments.runs]
     if arguments.page:
-        serve(runs, arguments.port)
+        from hf_llm.monitoring.live_page import LiveServer
+
+        LiveServer(runs, arguments.port).run("Ctrl-C ends; the trainings go on")
     else:
         from hf_llm.monitoring.terminal import follow
 
@@ -31,20 +33,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--page", action="store_true", help="in the browser, on this machine, instead of here")
     parser.add_argument("--port", type=int, default=8000, help="of the page (%(default)s)")
     return parser
-
-
-def serve(runs: list[RunLog], port: int) -> None:
-    """Serve the page until Ctrl-C."""
-    from hf_llm.monitoring.live_page import LiveServer
-
-    server = LiveServer(runs, port)
-    print(f"{server.url}\nCtrl-C ends; the trainings go on", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Comparisons to judge in tests: given answers, and annotators who are right as often as they are told to be."""
 
 import random
-import threading
 from pathlib import Path
+
+from served import in_thread
 
 from hf_llm.judging.pairs import Plan, paired
 from hf_llm.judging.server import JudgingServer
@@ -38,18 +39,6 @@ def vote(pair: int, choice: str, annotator: str = "Ada", first_is_a: bool = True
     return Vote(pair, prompt, annotator, choice, first, second, first if first_is_a else second, **more)
 
 
-class serving:
-    """A server in a thread, for the length of a `with` block."""
-
-    def __init__(self, votes, host="127.0.0.1", port=0, **more):
-        self.server = JudgingServer(votes, host, port, **more)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self.server
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+def serving(votes, host="127.0.0.1", port=0, **more):
+    """The judging server in a thread, for the length of a `with` block."""
+    return in_thread(JudgingServer(votes, host, port, **more))

@@ -1,12 +1,12 @@
 """The live page in a real browser, on runs that grow while it looks."""
 
 import json
-import threading
 import urllib.request
 
 import pytest
 from chromium import PROGRAM, Browser
 from made_up_run import made_up_run
+from served import in_thread
 
 from hf_llm.errors import UserError
 from hf_llm.monitoring.following import RunLog
@@ -16,21 +16,9 @@ from hf_llm.monitoring.records import alerts_file, append_row, metrics_file, rep
 TITLES = "[...document.querySelectorAll('#charts figcaption b')].map((title) => title.textContent)"
 
 
-class serving:
+def serving(*runs):
     """A live page in a thread, for the length of a `with` block."""
-
-    def __init__(self, *runs):
-        self.server = LiveServer([RunLog(run) for run in runs], port=0)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self.server
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    return in_thread(LiveServer([RunLog(run) for run in runs], port=0))
 
 
 def get(server, path, host=None):

@@ -50,6 +50,16 @@ class PageServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise UserError(f"cannot listen on {host}, port {port}: {error}; choose another with --port") from error
 
+    def run(self, words: str) -> None:
+        """Print the address and `words`, and serve until Ctrl-C."""
+        print(f"{self.url}\n{words}", flush=True)
+        try:
+            self.serve_forever()
+        except KeyboardInterrupt:
+            print()
+        finally:
+            self.server_close()
+
     @property
     def url(self) -> str:
         """The address to open."""
