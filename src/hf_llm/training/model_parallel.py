@@ -25,7 +25,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.pipelining.schedules import ScheduleGPipe
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed.checkpoint import load_optimizer_distributed, save_optimizer_distributed
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.pipeline_parallel import apply_pipeline_parallelism
@@ -34,13 +34,14 @@ from transformers.trainer_utils import SaveStrategy
 
 from hf_llm.errors import UserError
 from hf_llm.training.parallelism import Layout, keep_own_class, launched_layout
+from hf_llm.training.pretraining_trainer import PretrainingTrainer
 
 OPTIMIZER, SCHEDULER = "optimizer", "scheduler.pt"
 
 
-def trainer_class() -> type[Trainer]:
-    """Trainer itself, or, where this launch splits layers, one that can."""
-    return ModelParallelTrainer if launched_layout().splits_layers else Trainer
+def trainer_class() -> type[PretrainingTrainer]:
+    """The Trainer of pretraining, or, where this launch splits layers, one that can."""
+    return ModelParallelTrainer if launched_layout().splits_layers else PretrainingTrainer
 
 
 # transformers' name for a norm over this process's heads only: its gradient is to be summed over the processes. Its own
@@ -115,7 +116,7 @@ def check_divides(model: PreTrainedModel, layout: Layout) -> None:
             )
 
 
-class ModelParallelTrainer(Trainer):
+class ModelParallelTrainer(PretrainingTrainer):
     """Trainer over a mesh of (replicas x shards) x pipeline stages x tensor-parallel processes.
 
     A pipeline is given all micro-batches of a step at once.
