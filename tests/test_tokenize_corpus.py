@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,42 @@ def test_a_curriculum_orders_the_windows_in_stages(mixed, by):
         assert max(lengths[0]) <= min(lengths[1]) and max(lengths[1]) <= min(lengths[2])
     if by == "source":
         assert {shard["stage"]: shard["source"] for shard in shards} == {0: "texts", 1: "poems"}
+
+
+STAGES = "[{share: 0.75, shares: {texts: 4, poems: 1}}, {share: 0.25, shares: {poems: 1}}]"
+
+
+def test_a_curriculum_by_mix_ends_with_the_tokens_of_its_last_stage(mixed, capsys):
+    argv = [*mixed, f"--corpus.curriculum={{by: mix, stages: {STAGES}}}", "--corpus.max_tokens=6000"]
+    train_tokenizer.main(argv)
+    capsys.readouterr()
+    main(argv)
+    assert "  stage 2\n" in capsys.readouterr().out
+    folder = Path("runs/mixed/tokens")
+    windows = TokenWindows(folder, "train", 16)
+    shards = json.loads((folder / "index.json").read_text())["splits"]["train"]
+    poems = b"".join((folder / shard["file"]).read_bytes() for shard in shards if shard["source"] == "poems")
+    poems = np.frombuffer(poems * 2, np.uint16)
+    inside = np.lib.stride_tricks.sliding_window_view(poems, 16)
+    is_poem = [bool((inside == item["input_ids"].numpy()).all(axis=1).any()) for item in windows]
+    assert windows.in_stages and abs(windows.last_stage * 16 - 4500) <= 2 * 16
+    assert all(is_poem[windows.last_stage :])
+    assert np.mean(is_poem[: windows.last_stage]) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("[{share: 1, shares: {texts: 1}}]", r"(?s)taken together, and the sources.*sources: poems, texts"),
+        ("[{share: 1, shares: {texts: 1, poems: 0}}]", r"stages\[0\].shares: poems: 0; a share has to be positive"),
+    ],
+)
+def test_the_shares_of_the_stages_name_every_source(mixed, stages, message, capsys):
+    argv = [*mixed, f"--corpus.curriculum={{by: mix, stages: {stages}}}"]
+    train_tokenizer.main(argv)
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_mix_in_stages_killed_at_every_write_has_the_same_bytes(mixed, inside):

@@ -18,7 +18,17 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_llm.data.corpus import Corpus, corpus_files
-from hf_llm.data.mixing import Streams, check_shares, mix_table, plan_mix, plan_streams, stages_from, train_sources
+from hf_llm.data.mixing import (
+    Streams,
+    check_shares,
+    mix_table,
+    plan_mix,
+    plan_stages,
+    plan_streams,
+    stages_from,
+    streams_in_stages,
+    train_sources,
+)
 from hf_llm.data.shards import INDEX, Documents, Tokens, dtype_for, read_documents, read_index, tokenized, write_shards
 from hf_llm.data.splitting import NAMES
 from hf_llm.errors import command
@@ -99,6 +109,12 @@ def streams_of(
     Sources stand in the order of the shares, otherwise in the recipe's `order`.
     """
     curriculum, sources = section.curriculum, None
+    if curriculum and curriculum.by == "mix":
+        for number, stage in enumerate(curriculum.stages):
+            check_shares(stage.shares, stage.shares, f"corpus.curriculum.stages[{number}].shares")
+        everywhere = {name: share for stage in curriculum.stages for name, share in stage.shares.items()}
+        check_shares(everywhere, train_sources(files), "corpus.curriculum.stages' shares, taken together,")
+        return Streams(list(everywhere))
     if section.shares:
         check_shares(section.shares, train_sources(files))
         sources = list(section.shares)
@@ -116,6 +132,10 @@ def plan(index: dict, section: Corpus) -> list[dict]:
     """Enter in the index how many tokens training takes of each stream. Returns the rows of the mix."""
     shards = index["splits"]["train"]
     there = tokens_by("sources", shards)
+    if section.curriculum and section.curriculum.by == "mix":
+        mix = plan_stages(there, section.curriculum.stages, section.max_epochs, section.max_tokens)
+        index["plan"] = streams_in_stages(mix)
+        return mix
     order = list(section.shares or there)
     mix = plan_mix({name: there[name] for name in order}, section.shares, section.max_epochs, section.max_tokens)
     index["plan"] = plan_streams(shards, mix)

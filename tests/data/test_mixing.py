@@ -3,15 +3,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hf_llm.data.curriculum import Curriculum
+from hf_llm.data.curriculum import Curriculum, MixStage
 from hf_llm.data.mixing import (
     Streams,
     check_shares,
     mix_table,
     plan_mix,
+    plan_stages,
     plan_streams,
     scores,
     stages_from,
+    streams_in_stages,
     train_sources,
 )
 from hf_llm.data.shards import Documents, Tokens
@@ -168,3 +170,43 @@ def test_stages_of_all_sources_together_take_the_budget_too():
 def test_a_curriculum_needs_stages():
     with pytest.raises(ValueError, match="stages is 0"):
         Curriculum("length", 0)
+
+
+def test_each_stage_of_a_curriculum_by_mix_has_its_part_of_the_tokens_in_its_own_shares():
+    stages = [MixStage(0.8, {"web": 3, "books": 1}), MixStage(0.2, {"books": 1, "chat": 1})]
+    rows = plan_stages({"web": 1000, "books": 1000, "chat": 100}, stages, 4.0, 1000)
+    assert [(row["stage"], row["source"], row["planned"]) for row in rows] == [
+        (1, "web", 600),
+        (1, "books", 200),
+        (2, "books", 100),
+        (2, "chat", 100),
+    ]
+    assert [(row["stage"], row["planned"], row["passed"]) for row in streams_in_stages(rows)] == [
+        (0, 600, 0),
+        (0, 200, 0),
+        (1, 100, 200),
+        (1, 100, 0),
+    ]
+    table = mix_table(rows, 4.0)
+    assert table.index("stage 1") < table.index("in all 800") < table.index("stage 2") < table.index("in all 200")
+
+
+def test_a_small_source_is_kept_for_the_last_stage():
+    stages = [MixStage(9, {"web": 1, "books": 1}), MixStage(1, {"books": 1})]
+    rows = plan_stages({"web": 1000, "books": 30}, stages, 4.0, 1000)
+    assert [(row["source"], row["planned"]) for row in rows] == [("web", 880), ("books", 20), ("books", 100)]
+
+
+@pytest.mark.parametrize(
+    ("by", "stages"), [("mix", 3), ("length", [MixStage(1, {"web": 1})]), ("mix", [])], ids=["number", "list", "empty"]
+)
+def test_stages_of_another_kind_than_the_curriculum_are_refused(by, stages):
+    with pytest.raises(ValueError, match="stages"):
+        Curriculum(by, stages)
+
+
+def test_a_stage_without_share_or_sources_is_refused():
+    with pytest.raises(ValueError, match="got share 0"):
+        MixStage(0, {"web": 1})
+    with pytest.raises(ValueError, match=r"got share 1, shares \{\}"):
+        MixStage(1, {})

@@ -132,3 +132,29 @@ def test_within_a_stage_every_batch_holds_the_sources_in_their_shares(tmp_path):
     for start in range(0, 800 - 40, 40):
         books = sum(windows._find(i)[0] == 1 for i in range(start, start + 40))
         assert 9 <= books <= 11
+
+
+def test_a_stage_goes_on_in_a_source_where_the_stages_before_have_stopped(tmp_path):
+    folder = mixed_folder(tmp_path, [(0, "web", 600, 400), (0, "books", 200, 100)])
+    index = json.loads((folder / "index.json").read_text())
+    plan = [("web", 0, 400, 0), ("books", 0, 100, 0), ("books", 1, 100, 100), ("web", 1, 50, 400)]
+    index["plan"] = [
+        {
+            "source": source,
+            "stage": stage,
+            "tokens": 600 if source == "web" else 200,
+            "planned": planned,
+            "passed": passed,
+        }
+        for source, stage, planned, passed in plan
+    ]
+    (folder / "index.json").write_text(json.dumps(index))
+    windows = TokenWindows(folder, "train", 10, seed=4)
+    assert len(windows) == 65 and windows.in_stages and windows.last_stage == 50
+    ids = np.concatenate([item["input_ids"].numpy() for item in windows])
+    assert len(set(ids)) == len(ids)  # nothing twice
+    assert set(range(1000, 1200)) <= set(ids)  # all books
+    late = ids[500:]
+    assert (late >= 1000).sum() == 100 and (late < 1000).sum() == 50
+    books_in_a_batch = [sum(late[start : start + 30] >= 1000) for start in range(0, 150, 30)]
+    assert all(count in (10, 20, 30) for count in books_in_a_batch)

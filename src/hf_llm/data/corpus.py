@@ -72,6 +72,8 @@ class Corpus:
             raise ValueError(f"min_chars ({self.min_chars}) has to be less than max_chars ({self.max_chars})")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; leave it out to train on everything")
+        if self.shares and self.curriculum and self.curriculum.by == "mix":
+            raise ValueError("shares stand in the stages of a curriculum by mix; leave corpus.shares out")
         Executor(self.executor, self.cluster)
 
     def rules_of(self, source: Source) -> Rules:

@@ -2,7 +2,8 @@
 
 Each source's tokens are stored once, in a stream of their own. A plan says how many tokens training takes of each
 stream, so how often it is repeated; `hf_llm.data.windows.TokenWindows` serves them by that plan. A curriculum cuts the
-streams further, into stages that training passes one after the other.
+streams further, into stages that training passes one after the other; one by mix leaves them whole, and each of its
+stages goes on in a stream where the stages before have stopped.
 
 The difficulty of a document is the rarity of its tokens: the mean of -log2 p(token), p by the counts in the first
 `SAMPLE_BYTES` of the corpus (word rarity of Platanios et al. 2019, "Competence-based Curriculum Learning", section 3,
@@ -10,12 +11,16 @@ per token, so that a long text is not difficult for being long). The same sample
 at equal numbers of tokens.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from hf_llm.data.curriculum import Curriculum
+from hf_llm.data.curriculum import Curriculum, MixStage
 from hf_llm.data.shards import Documents, Tokens
 from hf_llm.errors import UserError
 
@@ -92,15 +97,15 @@ def stages_from(
     return found[order][np.searchsorted(passed, cuts)], costs
 
 
-def check_shares(shares: dict[str, float], found: Iterable[str]) -> None:
+def check_shares(shares: dict[str, float], found: Iterable[str], where: str = "corpus.shares") -> None:
     """Raise UserError unless `shares` are positive and name exactly the sources `found` in the train split."""
     wrong = [f"{name}: {share}" for name, share in shares.items() if not share > 0]
     if wrong:
-        raise UserError(f"corpus.shares: {', '.join(wrong)}; a share has to be positive")
+        raise UserError(f"{where}: {', '.join(wrong)}; a share has to be positive")
     found = sorted(found)
     if sorted(shares) != found:
         raise UserError(
-            "corpus.shares and the sources of the train split differ:\n"
+            f"{where} and the sources of the train split differ:\n"
             f"  shares:  {', '.join(sorted(shares))}\n"
             f"  sources: {', '.join(found)}\n"
             "  Give every source a share, or leave it out of corpus.sources; `name:` of a source says what it goes by."
@@ -108,15 +113,20 @@ def check_shares(shares: dict[str, float], found: Iterable[str]) -> None:
 
 
 def plan_mix(
-    there: dict[str, int], shares: dict[str, float] | None, max_epochs: float, max_tokens: int | None
+    there: dict[str, int],
+    shares: dict[str, float] | None,
+    max_epochs: float,
+    max_tokens: int | None,
+    taken: Mapping[str, int] = MappingProxyType({}),
 ) -> list[dict]:
     """How many tokens to take of each source that has the tokens `there`, as rows of the table.
 
-    In all `max_tokens`, or as many as there are. No source is taken more than `max_epochs` times; what is missing for
-    its share goes to the others in proportion to theirs. Without `shares` every source keeps the share it has.
+    In all `max_tokens`, or as many as there are. No source is taken more than `max_epochs` times, what is `taken` of it
+    elsewhere counted in; what is missing for its share goes to the others in proportion to theirs. Without `shares`
+    every source keeps the share it has.
     """
     shares = shares or {name: float(tokens) for name, tokens in there.items()}
-    most = {name: int(there[name] * max_epochs) for name in shares}
+    most = {name: max(0, int(there[name] * max_epochs) - taken.get(name, 0)) for name in shares}
     left = min(max_tokens or sum(there.values()), sum(most.values()))
     planned, rest = {}, list(shares)
     while rest:
@@ -138,6 +148,33 @@ def plan_mix(
         }
         for name in shares
     ]
+
+
+def plan_stages(there: dict[str, int], stages: list[MixStage], max_epochs: float, max_tokens: int | None) -> list[dict]:
+    """The rows of `plan_mix` for each stage of a curriculum by mix, each with its `stage`, from 1.
+
+    What a stage takes of a source comes before what the stages before it would like: a small source that all of them
+    share is kept for the last.
+    """
+    total, weight = max_tokens or sum(there.values()), sum(stage.share for stage in stages)
+    taken, rows = Counter(), []
+    for number, stage in reversed(list(enumerate(stages, 1))):
+        budget = max(1, round(total * stage.share / weight))
+        mix = plan_mix(there, stage.shares, max_epochs, budget, taken)
+        taken.update({row["source"]: row["planned"] for row in mix})
+        rows = [{"stage": number, **row} for row in mix] + rows
+    return rows
+
+
+def streams_in_stages(rows: list[dict]) -> list[dict]:
+    """As `plan_streams`, of the rows of `plan_stages`: `passed` tokens of a stream are those of the stages before."""
+    passed, found = Counter(), []
+    for row in rows:
+        name = row["source"]
+        entry = {"stage": row["stage"] - 1, "source": name, "tokens": row["tokens"], "planned": row["planned"]}
+        found.append({**entry, "passed": passed[name]})
+        passed[name] += row["planned"]
+    return found
 
 
 def plan_streams(shards: list[dict], mix: list[dict]) -> list[dict]:
@@ -162,17 +199,24 @@ def plan_streams(shards: list[dict], mix: list[dict]) -> list[dict]:
 
 
 def mix_table(mix: list[dict], max_epochs: float) -> str:
-    """The plan as lines to print."""
+    """The plan as lines to print, by stages where it has some."""
+    if "stage" in mix[0]:
+        stages = groupby(mix, key=itemgetter("stage"))
+        return "\n".join(line for number, rows in stages for line in (f"  stage {number}", *_table(list(rows))))
+    lines = _table(mix)
+    if any(abs(row["asked"] - row["share"]) > 0.0005 for row in mix):
+        holds = min(int(row["tokens"] * max_epochs / row["asked"]) for row in mix)
+        lines.append(f"  (the shares as asked hold up to corpus.max_tokens={holds}, with max_epochs {max_epochs:g})")
+    return "\n".join(lines)
+
+
+def _table(mix: list[dict]) -> list[str]:
     width = max(len("source"), *(len(row["source"]) for row in mix))
     lines = [f"  {'source':<{width}}  {'tokens':>15}  share asked  share got  epochs"]
     for row in mix:
         asked, got = f"{row['asked']:.1%}", f"{row['share']:.1%}"
         lines.append(f"  {row['source']:<{width}}  {row['tokens']:>15,}  {asked:>11}  {got:>9}  {row['epochs']:>6.2f}")
-    lines.append(f"  in all {sum(row['planned'] for row in mix):,} tokens to train on")
-    if any(abs(row["asked"] - row["share"]) > 0.0005 for row in mix):
-        holds = min(int(row["tokens"] * max_epochs / row["asked"]) for row in mix)
-        lines.append(f"  (the shares as asked hold up to corpus.max_tokens={holds}, with max_epochs {max_epochs:g})")
-    return "\n".join(lines)
+    return [*lines, f"  in all {sum(row['planned'] for row in mix):,} tokens to train on"]
 
 
 def train_sources(files: Iterable[Path]) -> list[str]:

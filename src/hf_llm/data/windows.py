@@ -66,6 +66,11 @@ class TokenWindows(Dataset):
         return int(np.searchsorted(self._stages, i % len(self), side="right"))
 
     @property
+    def last_stage(self) -> int:
+        """The first item of the curriculum's last stage; 0 without one."""
+        return int(self._stages[-2]) if self.in_stages else 0
+
+    @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the end-of-text tokens counted in."""
         return self.bytes / self.tokens
@@ -121,7 +126,7 @@ class _Stream:
         self.ends = np.cumsum([shard["tokens"] for shard in shards], dtype=np.int64)
         self.tokens = int(self.ends[-1]) if shards else 0
         self.stage = row["stage"] if row else 0
-        self.start = _place(f"{seed}/{row['stage']}/{row['source']}", self.tokens) if row else 0
+        self.start = _start(row, seed, self.tokens) if row else 0
         self.planned = row["planned"] if row else self.tokens
         self.bytes = sum(shard["bytes"] for shard in shards) * self.planned / max(self.tokens, 1)
         self._maps: list[np.memmap] | None = None
@@ -144,7 +149,15 @@ class _Stream:
         return found
 
 
+def _start(row: dict, seed: int, tokens: int) -> int:
+    """Where a row of the plan begins to read its stream; behind the stages before, where they read the same stream."""
+    stage = 0 if "passed" in row else row["stage"]
+    return _place(f"{seed}/{stage}/{row['source']}", tokens) + row.get("passed", 0)
+
+
 def _belongs(shard: dict, row: dict) -> bool:
+    if "passed" in row:
+        return shard["source"] == row["source"]
     return (shard.get("stage", 0), shard.get("source", "")) == (row["stage"], row["source"])
 
 
