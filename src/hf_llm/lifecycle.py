@@ -79,7 +79,7 @@ class Run:
         self.argv = list(sys.argv[1:] if argv is None else argv)
         _, self.tree, self.derived = read_derived(self.argv)
         self.name = str(self.tree["name"])
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.name):  # a/b is a run that belongs to the run a
             raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
         self.root = Path("runs") / self.name
 
@@ -148,7 +148,7 @@ class Run:
         self._check(folder)
         path = self.root / folder
         identities = {name: _identity(source) for name, source in inputs.items()}
-        making = Making(path, folder, self._settings(folder), identities, plain(recipe))
+        making = Making(path, folder, settings_of(folder, self.tree), identities, plain(recipe))
         before = read_manifest(path) or _read_begun(path)
         if before:
             changed = [key for key, value in making.inputs.items() if before["inputs"].get(key, value) != value]
@@ -167,20 +167,12 @@ class Run:
                 value = reduce(getitem, sections, self.tree)[name]
                 say(f"{key} {f'{value:,}' if isinstance(value, int) else value}: {reason}")
 
-    def _settings(self, folder: str) -> dict[str, Any]:
-        stage = STAGES[folder]
-        return {
-            key: value
-            for key, value in _flat(self.tree).items()
-            if _is_below(key, stage.sections) and not _is_below(key, stage.ignores) and not NEUTRAL.search(key)
-        }
-
     def _check(self, folder: str) -> None:
         path = self.root / folder
         before = read_manifest(path) or _read_begun(path)
         if not before:
             return
-        old, new = _itemised(before["settings"]), _itemised(self._settings(folder))
+        old, new = _itemised(before["settings"]), _itemised(settings_of(folder, self.tree))
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed:
             lines = [f"  {key}: was {_shown(old, key)}, is {_shown(new, key)}" for key in changed[:MOST_CHANGES]]
@@ -261,6 +253,16 @@ class Making:
         )
         (self.path / BEGUN).unlink(missing_ok=True)
         say(f"{self.path}: {headline}")
+
+
+def settings_of(folder: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe decides what `folder` holds, its inputs apart: `{"model.hidden_size": 64}`."""
+    stage = STAGES[folder]
+    return {
+        key: value
+        for key, value in _flat(tree).items()
+        if _is_below(key, stage.sections) and not _is_below(key, stage.ignores) and not NEUTRAL.search(key)
+    }
 
 
 def licenses_of(*folders: Path | str) -> list[str]:

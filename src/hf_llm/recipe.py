@@ -75,6 +75,18 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_yaml(value: Any) -> str:
+    """The YAML text that `parse_yaml` reads as `value`."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
 def load_recipe(cls: type[T], argv: list[str] | None = None) -> T:
     """Read `argv` (a recipe file, then overrides `--section.key=value`) into the dataclass `cls`.
 
@@ -85,12 +97,17 @@ def load_recipe(cls: type[T], argv: list[str] | None = None) -> T:
         print(help_text(cls))
         sys.exit(0 if argv else 2)
     path, tree = read_tree(argv)
+    return check_recipe(cls, tree, str(path))
+
+
+def check_recipe(cls: type[T], tree: dict[str, Any], where: str) -> T:
+    """What the dataclass `cls` reads of a recipe's tree. Raises UserError with every problem found, `where` before."""
     problems = _unknown(tree, SECTIONS, "")
     known = {key: value for key, value in tree.items() if key in SECTIONS}
     wanted = {field.name for field in dataclasses.fields(cls)}
     recipe = _build(cls, {key: value for key, value in known.items() if key in wanted}, "", problems)
     if problems:
-        raise UserError("\n  ".join([f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *problems]))
+        raise UserError("\n  ".join([f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *problems]))
     return recipe
 
 
@@ -117,7 +134,7 @@ def read_derived(argv: list[str]) -> tuple[Path, dict, dict[str, str]]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; a recipe starts with `name: my-model`")
     for key, value in _overrides(argv[1:]):
-        _set(tree, key.split("."), value)
+        set_key(tree, key, value)
     tree.setdefault("name", path.stem)
     return path, *turn(_expand(tree, ""))
 
@@ -138,11 +155,14 @@ def _overrides(arguments: list[str]) -> typing.Iterator[tuple[str, Any]]:
             raise UserError(f"--{key}: {text!r} is no readable value: {error}") from None
 
 
-def _set(tree: dict, keys: list[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
-        if tree.get(key) is None:
-            tree[key] = {}
-        tree = tree[key]
+def set_key(tree: dict, key: str, value: Any) -> None:
+    """Enter `value` under the full path `key` of a recipe's tree, in place. Raises UserError where a plain value is in
+    the way."""
+    keys = key.split(".")
+    for depth, section in enumerate(keys[:-1]):
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise UserError(f"--{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a plain value, it has no keys")
     tree[keys[-1]] = value

@@ -9,18 +9,13 @@ fault they are started again.
 
 import importlib
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
 import sys
-from functools import partial
 
 from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import GENERATORS, STAGES, TRAINED, Run, say
+from hf_llm.lifecycle import GENERATORS, STAGES, Run, say
 from hf_llm.manifest import read_manifest
 from hf_llm.recipe import load_recipe
-from hf_llm.training.supervision import Child, Supervisor, exit_code
+from hf_llm.training.launching import run_stage
 
 
 @command
@@ -60,51 +55,10 @@ def check(argv: list[str], folders: list[str]) -> None:
 
 def make(folder: str, argv: list[str]) -> None:
     """Run one stage, and end this program with its exit code where it fails. One that trains is supervised."""
-    start = partial(launch, folder, argv)
-    code = Supervisor(Run(argv).root / folder, start).run() if folder in TRAINED else wait(start({}))
+    code = run_stage(folder, argv)
     if code:
         say(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there")
         sys.exit(code)
-
-
-def launch(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
-    """Start a stage, on every GPU where it trains.
-
-    On Linux without a GPU it is a process forked from this one, whose imports it shares; a forked process could use
-    neither CUDA nor Metal.
-    """
-    module, gpus = STAGES[folder].module, gpu_count()
-    if gpus or sys.platform != "linux":
-        several = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
-        several = several if gpus > 1 and folder in TRAINED else []
-        return subprocess.Popen([sys.executable, "-m", *several, module, *argv], env={**os.environ, **variables})
-    process = multiprocessing.get_context("fork").Process(target=forked, args=(module, argv))
-    process.start()
-    return process
-
-
-def forked(module: str, argv: list[str]) -> None:
-    """Be a stage, in a process forked from this one, that answers signals as one started by itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    importlib.import_module(module).main(argv)
-
-
-def wait(process: Child) -> int:
-    """The exit code of a process. Ctrl-C reaches it too: this waits until it has saved its work."""
-    while True:
-        try:
-            process.wait() if isinstance(process, subprocess.Popen) else process.join()
-            return exit_code(process)
-        except KeyboardInterrupt:
-            continue
-
-
-def gpu_count() -> int:
-    """The number of CUDA devices of this machine."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def ending(run: Run, folders: list[str], made: list[str]) -> None:
