@@ -29,7 +29,7 @@ def plain(head: HfLlmHead, hidden: torch.Tensor, labels: torch.Tensor) -> torch.
 
 
 def chunked(head: HfLlmHead, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return head(hidden, labels)
+    return head(hidden, labels)[0]
 
 
 def inputs(size: str) -> tuple[HfLlmHead, torch.Tensor, torch.Tensor]:

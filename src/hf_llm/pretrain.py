@@ -35,6 +35,7 @@ class Pretraining:
     training: Settings[TrainingArguments]
     context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
     evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
+    z_loss: float = field(default=0.0, metadata={"help": "1e-4 keeps logits from drifting; not in the logged loss"})
     samples: Samples = field(default_factory=Samples)
     spikes: Spikes = field(default_factory=Spikes)
     start_from: str | None = field(default=None, metadata={"help": "a model to go on with, a longer context for one"})
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=validation.limited(section.evaluation_tokens),
             processing_class=tokenizer,
             data_collator=collator(launched_layout()),
+            z_loss=section.z_loss,
         )
         watch(
             trainer,

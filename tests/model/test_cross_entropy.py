@@ -45,6 +45,42 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(small_chunks, items
     torch.testing.assert_close(our_gradients, gradients(model, theirs), **TOLERANCE)
 
 
+def plain_objective(logits, labels, smoothing, z_loss, items=None) -> torch.Tensor:
+    logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    smoothed = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    z = torch.logsumexp(logits, dim=-1)[labels != -100].square().sum()
+    return (smoothed + z_loss * z) / (items if items is not None else (labels != -100).sum())
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"final_logit_softcapping": 2.0}])
+@pytest.mark.parametrize("items", [None, 40])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
+def test_smoothing_and_z_loss_change_the_gradient_and_not_the_loss(small_chunks, smoothing, z_loss, items, changes):
+    model, inputs = tiny_model(**changes).train(), batch()
+    plain = model(**inputs, num_items_in_batch=items)
+    assert plain.objective is None
+    ours = model(**inputs, num_items_in_batch=items, label_smoothing=smoothing, z_loss=z_loss)
+    assert ours.loss.item() == plain.loss.item()
+    theirs = plain_objective(model(inputs["input_ids"]).logits, inputs["labels"], smoothing, z_loss, items)
+    torch.testing.assert_close(ours.objective, theirs, **TOLERANCE)
+    assert not ours.objective.requires_grad
+    assert abs(ours.objective - ours.loss) > 1e-3
+    torch.testing.assert_close(gradients(model, ours.loss), gradients(model, theirs), **TOLERANCE)
+
+
+def test_a_head_put_in_place_by_others_knows_smoothing_and_z_loss_too():
+    model, inputs = tiny_model(tie_word_embeddings=False).train(), batch()
+    terms = {"label_smoothing": 0.1, "z_loss": 1e-2}
+    ours = model(**inputs, **terms)
+    expected = gradients(model, ours.loss)
+    head = torch.nn.Linear(32, 320, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    theirs = model(**inputs, **terms)
+    torch.testing.assert_close((theirs.loss, theirs.objective), (ours.loss, ours.objective), **TOLERANCE)
+    torch.testing.assert_close(gradients(model, theirs.loss), expected, **TOLERANCE)
+
+
 def test_evaluation_gives_the_same_loss_as_training(small_chunks):
     model, inputs = tiny_model(), batch()
     with torch.no_grad():
@@ -143,17 +179,18 @@ def test_the_logits_are_never_held_in_full():
     head = HfLlmHead(hidden, vocabulary, bias=False)
     states, labels = torch.randn(1, tokens, hidden, requires_grad=True), torch.zeros(1, tokens, dtype=torch.long)
     with Largest() as largest:
-        head(states, labels).backward()
+        head(states, labels)[0].backward()
     assert largest.size <= 2**23 < tokens * vocabulary
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [64, 24 * 256])  # one chunk, and more than are compiled
-def test_a_compiled_model_gives_the_same_loss_and_gradients(tokens):
+@pytest.mark.parametrize("terms", [{}, {"label_smoothing": 0.1, "z_loss": 1e-4}], ids=["plain", "terms"])
+def test_a_compiled_model_gives_the_same_loss_and_gradients(tokens, terms):
     model = tiny_model(vocab_size=32768, max_position_embeddings=8192).train()
     inputs = torch.randint(0, 256, (4, tokens // 4))
-    plain = model(inputs, labels=inputs).loss
+    plain = model(inputs, labels=inputs, **terms).loss
     expected = gradients(model, plain)
-    compiled = torch.compile(model)(inputs, labels=inputs).loss
+    compiled = torch.compile(model)(inputs, labels=inputs, **terms).loss
     torch.testing.assert_close(compiled, plain, **TOLERANCE)
     torch.testing.assert_close(gradients(model, compiled), expected, **TOLERANCE)

@@ -10,6 +10,7 @@ Shapes at line ends:
 # ruff: noqa: RUF012 - class attributes in the form that transformers reads
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import HfLlmAttention
 from .configuration_hf_llm import HfLlmConfig
-from .cross_entropy import HfLlmHead, soft_cap
+from .cross_entropy import HfLlmHead, soft_cap, training_objective
 from .feed_forward import HfLlmExperts, HfLlmMixtureOfExperts, HfLlmMLP, HfLlmRouter, balancing_loss
 from .masks import flex_position_bias, left_padding, make_masks
 from .norms import NORMS
@@ -253,6 +254,13 @@ class HfLlmModel(HfLlmPreTrainedModel):
         return self.rotary_emb.angles(torch.tensor(beyond, device=hidden_states.device))
 
 
+@dataclass
+class HfLlmCausalLMOutput(MoeCausalLMOutputWithPast):
+    """`objective` is the value of what is trained for, where label smoothing or z-loss make it another than `loss`."""
+
+    objective: torch.FloatTensor | None = None
+
+
 class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
     """The language model: what comes next after each token."""
 
@@ -291,7 +299,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> HfLlmCausalLMOutput:
         """Logits; or, with labels, the loss and no logits.
 
         `labels` (B T) are the tokens themselves, shifted here, -100 where one does not count; `shift_labels` (B T, by
@@ -302,12 +310,16 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         chosen ones. A Trainer with `compute_metrics` needs it in its batches; one without, TRL and lm_eval do not.
         Without labels the default is 0.
 
+        `label_smoothing` and `z_loss` (by keyword, see `training_objective`) change the gradient alone: the loss stays
+        plain cross-entropy, and the value of what is trained for is the output's `objective`.
+
         A mixture of experts is balanced whenever it trains: the gradient of the balancing loss is added, the loss
         stays that of the tokens. `output_router_logits` asks for the former, as `aux_loss`.
         """
         # Not in the signature: Trainer takes every parameter with "label" in its name for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        terms = {name: kwargs.pop(name) for name in ("label_smoothing", "z_loss") if name in kwargs}
         has_labels = labels is not None or shift_labels is not None
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -324,17 +336,18 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # B T D
 
-        loss = logits = aux_loss = None
+        loss = objective = logits = aux_loss = None
         if balances:
             aux_loss = balancing_loss(outputs.router_logits, self.config, real_tokens(attention_mask, hidden_states))
         if has_labels:
             shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:] if shift_labels is None else shift_labels
-            loss = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss)
+            loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, **terms)
         if logits_to_keep is not None or not has_labels:
             kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else slice(-(logits_to_keep or 0), None)
             logits = self.lm_head(hidden_states[:, kept])  # B T V
-        return MoeCausalLMOutputWithPast(
+        return HfLlmCausalLMOutput(
             loss=loss,
+            objective=objective if terms else None,
             aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -349,21 +362,27 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         shift_labels: torch.Tensor,  # B T
         num_items_in_batch: torch.Tensor | int | None,
         aux_loss: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Cross-entropy in nats as transformers' ForCausalLMLoss has it, but zero, not NaN, where no token counts."""
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy in nats as transformers' ForCausalLMLoss has it, but zero, not NaN, where no token counts;
+        with the gradient of the objective, whose value is returned beside it."""
         if isinstance(self.lm_head, HfLlmHead):
-            total = self.lm_head(hidden_states, shift_labels)
+            objective, plain = self.lm_head(hidden_states, shift_labels, label_smoothing, z_loss)
         else:  # an adapter or a quantiser has put its own head in place
             logits = self.lm_head(hidden_states).float().flatten(0, 1)
             logits = soft_cap(logits, self.config.final_logit_softcapping)
-            total = F.cross_entropy(logits, shift_labels.flatten().to(logits.device), reduction="sum")
+            labels = shift_labels.flatten().to(logits.device)
+            objective, plain = training_objective(logits, labels, label_smoothing, z_loss)
+        total = plain.detach() + (objective - objective.detach())
         here = (shift_labels != -100).sum()
         count = here if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         if aux_loss is not None:
             coefficient = self.config.router_aux_loss_coef if self.config.expert_balancing == "loss" else 1.0
             # A micro-batch counts by its tokens, and in the gradient alone: the loss reported stays nats per token.
             total = total + coefficient * here.to(total.device) * (aux_loss - aux_loss.detach())
-        return total / count.to(total.device).clamp(min=1)
+        count = count.to(total.device).clamp(min=1)
+        return total / count, objective.detach() / count
 
 
 def real_tokens(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:

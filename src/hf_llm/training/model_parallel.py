@@ -178,11 +178,14 @@ class ModelParallelTrainer(PretrainingTrainer):
         run = schedule.step if items is not None else schedule.eval
         first = (inputs["input_ids"],) if self.is_first else ()
         target = {"target": labels, "losses": losses} if self.is_last else {}
-        model.items = scale
+        model.items, model.terms, model.added = scale, self.terms if items is not None else {}, 0.0
         run(*first, **target, labels=labels, return_outputs=False)
         loss = torch.stack(losses).sum().detach() if losses else torch.zeros((), device=self.args.device)
-        dist.broadcast(loss, group=self.mesh["pp"].get_group(), group_src=self.layout.pipeline - 1)
-        return loss
+        known = torch.stack([loss, torch.as_tensor(model.added, device=loss.device)])
+        dist.broadcast(known, group=self.mesh["pp"].get_group(), group_src=self.layout.pipeline - 1)
+        if model.terms:
+            self.note(known[1], True)
+        return known[0]
 
     def _new_schedule(self, model: nn.Module, batches: int, micro: int, length: int, train: bool):
         ids = torch.empty(micro, length, dtype=torch.long, device="meta")
@@ -317,7 +320,7 @@ def stage_forward(model: PreTrainedModel, first: bool, last: bool) -> Callable[.
     """A forward pass of one pipeline stage, in place of the model's.
 
     Ids (B T) or hidden states (B T D) in; out hidden states, or in the last stage the loss (1,): summed and divided by
-    `model.items` where that is set, else the mean.
+    `model.items` where that is set, else the mean. What `model.terms` add to it is counted in `model.added`.
     """
     whole = model.forward
 
@@ -327,7 +330,10 @@ def stage_forward(model: PreTrainedModel, first: bool, last: bool) -> Callable[.
         if not last:
             return model.base_model(**entry, use_cache=False).last_hidden_state
         items = {} if model.items is None else {"num_items_in_batch": model.items}
-        return whole(**entry, labels=labels, use_cache=False, **items).loss.reshape(1)
+        outputs = whole(**entry, labels=labels, use_cache=False, **items, **model.terms)
+        if model.terms:
+            model.added = model.added + (outputs.objective - outputs.loss.detach())
+        return outputs.loss.reshape(1)
 
     return forward
 

@@ -1,7 +1,92 @@
-"""A Trainer with what pretraining needs beyond transformers' own."""
+"""A Trainer with what pretraining needs beyond transformers' own: terms of the loss beside cross-entropy."""
 
-from transformers import Trainer
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_pt_utils import nested_gather
+
+from hf_llm.errors import UserError
+from hf_llm.model.cross_entropy import training_objective
+from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+from hf_llm.training.parallelism import launched_layout
 
 
 class PretrainingTrainer(Trainer):
-    """Trainer for a model that learns from raw text."""
+    """Trainer for a model that learns from raw text.
+
+    Label smoothing (`args.label_smoothing_factor`) and `z_loss` are in the gradient and not in the loss that is logged,
+    which stays comparable with evaluations and other runs; the value of what is trained for is logged beside it, as
+    `objective`. Trainer's own label smoothing holds all logits, and logs the smoothed loss.
+    """
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **more: Any):
+        terms = {"label_smoothing": args.label_smoothing_factor, "z_loss": z_loss}
+        self.terms = {name: weight for name, weight in terms.items() if weight}
+        if self.terms and launched_layout().sequence > 1:
+            raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
+        super().__init__(model, args, **more)
+        self.label_smoother = None
+        # What the terms have added to the loss: in this step, and in the steps since the last log and their number.
+        self._step, self._sum, self._steps = torch.zeros(3, device=args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Trainer's; in training with the gradient of the terms."""
+        if not (self.terms and model.training):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        scale = self.accelerator.num_processes // self.get_tp_size() if shared else 1  # Trainer multiplies a loss by it
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if isinstance(bare, HfLlmForCausalLM):
+            loss, outputs = super().compute_loss(model, {**inputs, **self.terms}, True, num_items_in_batch)
+            added = outputs.objective * scale - loss.detach()
+        else:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            shift = type(bare).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            added = added_by(self.terms, outputs.logits, inputs["labels"], num_items_in_batch, shift) * scale
+            loss = loss + (added - added.detach())
+        batches = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        self.note(added.detach() / batches, self.accelerator.sync_gradients)
+        return (loss, outputs) if return_outputs else loss
+
+    def note(self, added: torch.Tensor, ends_step: bool) -> None:
+        """Remember for the log what the terms have `added` to the loss, unless that is not finite."""
+        self._step += added
+        if ends_step:
+            finite = self._step.isfinite()
+            self._sum += torch.where(finite, self._step, 0)
+            self._steps += finite
+            self._step.zero_()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the `objective` beside a training's loss."""
+        if self.terms and "loss" in logs:
+            added = nested_gather(self._sum / self._steps.clamp(min=1), self.args.parallel_mode).mean()
+            logs["objective"] = logs["loss"] + added.item()
+            self._sum.zero_(), self._steps.zero_()
+        super().log(logs, start_time)
+
+
+def added_by(
+    terms: dict[str, float],
+    logits: torch.Tensor,  # B T V
+    labels: torch.Tensor,  # B T
+    items: torch.Tensor | int | None,
+    shift: bool,
+) -> torch.Tensor:
+    """What label smoothing and z-loss add to the mean cross-entropy (over `items` tokens) of a stock model, which gives
+    its logits; `shift` where each predicts the label after it."""
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    weights = {"label_smoothing": 0.0, "z_loss": 0.0, **terms}
+    objective, plain = training_objective(logits.float().flatten(0, 1), labels.flatten(), **weights)
+    count = (labels != -100).sum() if items is None else items
+    return (objective - plain) / count
