@@ -1,5 +1,8 @@
 """Models and tokenizers by recipe or by folder: new from a `model` section, or loaded with an explicit dtype.
 
+A model has the class of its objective, what it learns from text: `causal` (each token from those before it), `masked`
+(tokens hidden in a text, as BERT) or `span_corruption` (the gaps of a text, written by a decoder, as T5).
+
 Importing this module makes `model_type: hf_llm` known to transformers' Auto classes.
 """
 
@@ -16,16 +19,20 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_llm.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
+from hf_llm.model.students import student_section, with_layers_of
 
 AutoConfig.register("hf_llm", HfLlmConfig)
 AutoModel.register(HfLlmConfig, HfLlmModel)
@@ -33,6 +40,17 @@ AutoModelForCausalLM.register(HfLlmConfig, HfLlmForCausalLM)
 AutoModelForSequenceClassification.register(HfLlmConfig, HfLlmForSequenceClassification)
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
+CAUSAL, MASKED, SPAN_CORRUPTION = "causal", "masked", "span_corruption"
+AUTO_CLASSES = {
+    CAUSAL: AutoModelForCausalLM,
+    MASKED: AutoModelForMaskedLM,
+    SPAN_CORRUPTION: AutoModelForSeq2SeqLM,
+}
+IN_WORDS = {
+    CAUSAL: "a causal language model, which continues text",
+    MASKED: "a masked language model, which fills gaps and does not continue text",
+    SPAN_CORRUPTION: "an encoder-decoder, which fills gaps and does not continue text",
+}
 
 
 def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
@@ -45,40 +63,100 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[name]
 
 
+def usual_objective(section: dict[str, Any]) -> str:
+    """What a model of a `model` section learns from text, unless something else is asked for."""
+    cls = config_class(section)
+    if cls.is_encoder_decoder:
+        return SPAN_CORRUPTION
+    if section.get("is_decoder"):  # a BERT that sees only what stands before
+        return CAUSAL
+    return MASKED if cls.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else CAUSAL
+
+
+def objective_of(config: PreTrainedConfig) -> str:
+    """What a model of `config` learns from text: as its class says, which a saved one names, else what is usual."""
+    architecture = next(iter(config.architectures or []), "")
+    if architecture.endswith("ForMaskedLM"):
+        return MASKED
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")) and not config.is_encoder_decoder:
+        return CAUSAL
+    return usual_objective({"model_type": config.model_type, "is_decoder": getattr(config, "is_decoder", False)})
+
+
+def untrained(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of `config` with random weights, of the class of its objective."""
+    return AUTO_CLASSES[objective_of(config)].from_config(config, dtype=dtype)
+
+
+def context_of(config: PreTrainedConfig, context: int | None = None) -> int:
+    """The tokens of a window: `context`, else the model's own. Raises UserError where it has none of its own."""
+    found = context or getattr(config, "max_position_embeddings", None)
+    if not found:
+        raise UserError(
+            f"pretrain.context: missing; {config.model_type} has relative positions and no context of its own, so name "
+            "the tokens of a window, 512 for one"
+        )
+    return found
+
+
 def new_model(
     section: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     context: int | None = None,
     start_from: Path | str | None = None,
+    keep_layers: list[int] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model of the `model` section: random weights in float32, vocabulary and special tokens those of
+    """A language model of the `model` section: random weights in float32, vocabulary and special tokens those of
     `tokenizer`, and a context of `context` tokens where the section names none. With `start_from`, a folder or Hub id,
-    its weights under this section's settings instead: a longer context, other rope_parameters, a window.
+    its weights under this section's settings instead: a longer context, other rope_parameters, a window. With
+    `keep_layers` too, these of its layers alone, and its own settings where the section says nothing.
 
     Raises UserError where the section's keys or values are wrong or do not fit the tokenizer, the context or the
     weights.
     """
+    if keep_layers is not None:
+        teacher = load_model(start_from, objective=None)
+        section = student_section(teacher, section, keep_layers)
+        return with_layers_of(teacher, untrained(new_config(section, tokenizer, context)), keep_layers)
+    config = new_config(section, tokenizer, context)
+    if start_from:
+        return load_model(start_from, config=config, objective=objective_of(config))
+    try:
+        return untrained(config)
+    except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
+        raise UserError(f"model: {one_line(error)}") from error
+
+
+def new_config(
+    section: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int | None = None
+) -> PreTrainedConfig:
+    """The config of `new_model`. Raises UserError as that does."""
     cls = config_class(section)
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
     check_keys(settings, cls)
     fitted = special_tokens(tokenizer)
+    # Where a config has these, its own are ids of another vocabulary.
+    fitted |= {
+        key: getattr(tokenizer, key) for key in ("cls_token_id", "sep_token_id") if key in cls.__dataclass_fields__
+    }
     fitted["vocab_size"] = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if settings.get("vocab_size", fitted["vocab_size"]) < len(tokenizer):
         raise UserError(
             f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; "
             f"leave it out, and the tokenizer decides ({fitted['vocab_size']})"
         )
+    if cls.is_encoder_decoder:
+        fitted["decoder_start_token_id"] = fitted["pad_token_id"]  # as T5 begins
     if context:
         fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
     try:
         config = cls(**{**fitted, **settings})
-        model = None if start_from else AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if context and longest and context > longest:
         raise UserError(f"context: {context} is more than model.max_position_embeddings, {longest}; raise that one too")
-    return load_model(start_from, config=config) if start_from else model
+    return config
 
 
 def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
@@ -112,12 +190,14 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     merge_adapter: bool = True,
     config: PreTrainedConfig | None = None,
+    objective: str | None = CAUSAL,
 ) -> PreTrainedModel | torch.nn.Module:
-    """The causal language model of a folder or Hub id, in `dtype` ("auto" for that of the file, which
-    `from_pretrained` would take unasked), under its own configuration or `config`. The folder of a LoRA adapter loads
-    with its base, merged or as a PeftModel.
+    """The language model of a folder or Hub id, in `dtype` ("auto" for that of the file, which `from_pretrained` would
+    take unasked), under its own configuration or `config`. The folder of a LoRA adapter loads with its base, merged or
+    as a PeftModel.
 
-    Raises UserError where there is nothing to load, or weights are missing or of another shape.
+    Raises UserError where there is nothing to load, where it has learnt another `objective` than is asked for (None
+    for any), or weights are missing or of another shape.
     """
     check_exists(path)
     adapter = Path(path) / "adapter_config.json"
@@ -128,7 +208,8 @@ def load_model(
         model = PeftModel.from_pretrained(base, path)
         return model.merge_and_unload() if merge_adapter else model
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        learnt = check_objective(path, objective)
+        model, found = AUTO_CLASSES[learnt].from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -144,6 +225,18 @@ def load_model(
         lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
         raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
     return model
+
+
+def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
+    """What the model of a folder or Hub id has learnt from text. Raises UserError where that is not what is `wanted`
+    (None for anything), OSError or ValueError where there is no model."""
+    learnt = objective_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    if wanted not in (None, learnt):
+        remedy = "pretrain one with model_type hf_llm, llama, gpt2 ..." if wanted == CAUSAL else "name another model"
+        raise UserError(
+            f"{path} is {IN_WORDS[learnt]}; what is needed here is {IN_WORDS[wanted]}: {remedy} (docs/objectives.md)"
+        )
+    return learnt
 
 
 def evil_pickle(path: Path | str) -> str:
