@@ -76,7 +76,7 @@ def test_with_several_processes_a_missing_input_is_an_error_that_names_the_comma
         Run([recipe]).require("corpus")
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc", "", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["../evil", "/etc", "", "a//b", "a/../b", "a/", ".hidden"])
 def test_a_name_that_leaves_the_folder_is_refused(recipe, name):
     with pytest.raises(UserError, match="cannot name a folder"):
         Run([recipe, f"--name={json.dumps(name)}"])

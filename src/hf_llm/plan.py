@@ -12,7 +12,6 @@ import argparse
 import importlib
 import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +19,16 @@ import torch
 from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import STAGES, Run, say
 from hf_llm.manifest import read_manifest, write_json
-from hf_llm.model.loading import load_tokenizer
 from hf_llm.model.printout import describe, flops_per_token
 from hf_llm.planning.devices import Device, parse_machine, this_machine, training_dtype
 from hf_llm.planning.dial import TOKENS_PER_PARAMETER
 from hf_llm.planning.money import parse_price
-from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, planned_config
+from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, planned_config, vocabulary
 from hf_llm.planning.score import PLAN, planned_for, score
-from hf_llm.planning.speed import Speed, measured, tokens_per_second
+from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
 from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
-from hf_llm.tokenization.training import TokenizerSection
 from hf_llm.training.device import device_type, precision, use_all_cores
 
 
@@ -112,7 +109,7 @@ def say_score(run: Run) -> None:
 def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
     """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
     section = recipe.pretrain
-    config = planned_config(recipe.model, vocabulary(run), section.context)
+    config = planned_config(recipe.model, vocabulary(run.tree, run.tokenizer), section.context)
     context = section.context or config.max_position_embeddings
     unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
     if section.tokens_per_step % unit:
@@ -122,21 +119,6 @@ def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
             f"context on each of {machine.devices} devices; try {near}"
         )
     return Job(config, context, section.tokens_per_step // context, section.training)
-
-
-def vocabulary(run: Run) -> int:
-    """The number of tokens: of the run's tokenizer, else as the recipe has it. Raises UserError where it has not."""
-    if read_manifest(run.tokenizer):
-        return len(load_tokenizer(run.tokenizer))
-    model, section = run.tree.get("model") or {}, run.tree.get("tokenizer") or {}
-    if model.get("vocab_size"):
-        return model["vocab_size"]
-    if section.get("use"):
-        raise UserError(
-            f"tokenizer.use: the vocabulary of {section['use']} is known once it is here; make it first, or add "
-            f"--model.vocab_size=...\n  python -m hf_llm.train_tokenizer {' '.join(run.argv)}"
-        )
-    return section.get("vocab_size") or TokenizerSection().vocab_size
 
 
 def say_model(job: Job, section: Any) -> None:
@@ -201,12 +183,7 @@ def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
     """Tokens per second: measured here, or from the data sheet."""
     if not machine.here:
         return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing)
-    arguments = job.arguments(row.checkpointing)
-    autocast = torch.bfloat16 if machine.bf16 else None
-    batch = job.micro_batch(machine.devices, machine.kind)
-    return measured(
-        partial(model_of, lora=None), job.config, batch, job.context, job.windows, arguments, machine.devices, autocast
-    )
+    return measured_here(job, machine.devices, row.checkpointing)
 
 
 def whole_life(

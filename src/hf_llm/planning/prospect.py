@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.errors import UserError
-from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, one_line
+from hf_llm.manifest import read_manifest
+from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, load_tokenizer, one_line
 from hf_llm.planning.devices import Device
 from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu, trainer_size
 from hf_llm.planning.sharding import Sizes, engines
+from hf_llm.tokenization.training import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 
 # Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and what the allocator cannot use.
@@ -35,8 +39,26 @@ def planned_config(section: dict[str, Any], vocabulary: int, context: int | None
         fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
     try:
         return cls(**{**fitted, **settings})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
+
+
+def vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
+    """The number of tokens: of the folder `tokenizer` where it is finished, else as the recipe's `tree` has it.
+
+    Raises UserError where it has not.
+    """
+    if read_manifest(tokenizer):
+        return len(load_tokenizer(tokenizer))
+    model, section = tree.get("model") or {}, tree.get("tokenizer") or {}
+    if model.get("vocab_size"):
+        return model["vocab_size"]
+    if section.get("use"):
+        raise UserError(
+            f"tokenizer.use: the vocabulary of {section['use']} is known once it is here; make {tokenizer} first "
+            "(python -m hf_llm.train_tokenizer with this recipe), or add --model.vocab_size=..."
+        )
+    return section.get("vocab_size") or TokenizerSection().vocab_size
 
 
 def arguments_for_planning(settings: dict[str, Any], checkpointing: bool | None = None) -> TrainingArguments:

@@ -4,6 +4,7 @@ sheet for a device that is not here."""
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -13,8 +14,9 @@ from hf_llm.model.printout import flops_per_token
 from hf_llm.planning.devices import Device, training_dtype
 from hf_llm.planning.dial import OF_DATA_SHEET
 from hf_llm.planning.memory import with_layers
+from hf_llm.planning.prospect import Job, model_of
 from hf_llm.planning.rates import synchronise
-from hf_llm.training.device import device_type
+from hf_llm.training.device import device_type, precision
 
 LAYERS = 4  # of a deeper model that are timed
 FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
@@ -139,3 +141,12 @@ def measured(
     rate = devices * found.tokens_per_second(config.num_hidden_layers, context, share, trained)
     layers = min(LAYERS, config.num_hidden_layers)
     return Speed(rate, f"measured here on {layers} of {config.num_hidden_layers} layers, in micro-batches of {batch}")
+
+
+def measured_here(job: Job, devices: int, checkpointing: bool | None = None) -> Speed:
+    """The speed of a training on this machine's `devices`, from a few layers timed on one of them."""
+    kind = device_type()
+    autocast = torch.bfloat16 if precision(kind)["bf16"] else None
+    build, micro = partial(model_of, lora=job.lora), job.micro_batch(devices, kind)
+    arguments = job.arguments(checkpointing)
+    return measured(build, job.config, micro, job.context, job.windows, arguments, devices, autocast)

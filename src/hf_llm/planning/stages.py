@@ -40,14 +40,19 @@ def pretraining(
     steps = training.get("max_steps")
     if not steps or steps < 0:
         return Prospect("base", None, None, False, None, None, None, row.footprint.peak)
-    tokens = steps * section.tokens_per_step
-    evaluations = steps // training.get("eval_steps", training.get("logging_steps", 10)) + 1
-    # A forward pass is a third of the arithmetic.
-    hours = (tokens + evaluations * section.evaluation_tokens / 3) / rate / 3600
+    tokens, hours = steps * section.tokens_per_step, tokens_worked(section, steps) / rate / 3600
     disk = _disk(config, None, row, training)
     return Prospect(
         "base", steps, tokens, False, hours, disk, cost(hours, devices, device, **prices), row.footprint.peak
     )
+
+
+def tokens_worked(section: Any, steps: int) -> float:
+    """Tokens that `steps` of the `pretrain` section cost the time of, evaluations and all."""
+    training = section.training
+    evaluations = steps // training.get("eval_steps", training.get("logging_steps", 10)) + 1
+    # A forward pass is a third of the arithmetic.
+    return steps * section.tokens_per_step + evaluations * section.evaluation_tokens / 3
 
 
 def tuning(
