@@ -24,6 +24,7 @@ from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.tokenization.existing import load_tokenizer, use_tokenizer
 from hf_llm.tokenization.report import Batch, report_table, tokenizer_report
 from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+from hf_llm.training.objectives import objective_in
 
 HELD_OUT_BYTES = 10_000_000
 OWN_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
@@ -47,8 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         others = compared(recipe.tokenizer.compare)
-        tokenizer = make_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares)
-        if context := context_of(run.tree):
+        context = context_of(run.tree)
+        gaps = objective_in(run.tree).tokens(context)
+        tokenizer = make_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares, gaps)
+        if context:
             tokenizer.model_max_length = context
         report = tokenizer_report(tokenizer, held_out(corpus), HELD_OUT_BYTES, others)
         check_exact(report, recipe.tokenizer)
@@ -61,17 +64,20 @@ def main(argv: list[str] | None = None) -> None:
         making.finish(headline, licenses=licenses_of(corpus), report=report)
 
 
-def make_tokenizer(section: TokenizerSection, corpus: Path, shares: dict[str, float] | None) -> PreTrainedTokenizerFast:
-    """A new tokenizer, or the existing one that the recipe names; fit for a chat model either way."""
+def make_tokenizer(
+    section: TokenizerSection, corpus: Path, shares: dict[str, float] | None, gaps: list[str]
+) -> PreTrainedTokenizerFast:
+    """A new tokenizer, or the existing one that the recipe names; fit for a chat model either way, and with the tokens
+    of `gaps` for a model that fills them."""
     if section.use:
-        tokenizer = use_tokenizer(section)
+        tokenizer = use_tokenizer(section, gaps)
     elif section.data:
-        tokenizer = train_tokenizer(own_texts(section.data), section)
+        tokenizer = train_tokenizer(own_texts(section.data), section, gaps)
     else:
         files = corpus_files(corpus, "train")
         if shares:
             check_shares(shares, train_sources(files))
-        tokenizer = train_tokenizer(sample_texts(files, shares, section.sample_bytes), section)
+        tokenizer = train_tokenizer(sample_texts(files, shares, section.sample_bytes), section, gaps)
     check_tokenizer(tokenizer)
     return tokenizer
 

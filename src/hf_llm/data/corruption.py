@@ -20,7 +20,7 @@ SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1  # of the tokens to predict; the rest
 
 
 class Corruption(Protocol):
-    """Takes tokens out of a window: `ids` (n,) int64 -> `input_ids` and `labels`, int64."""
+    """Takes tokens out of a window: `ids` (n,) int64 -> `input_ids`, `labels` and the like, int64."""
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]: ...
 
@@ -63,12 +63,14 @@ class CorruptedSpans:
     """T5's span corruption (https://arxiv.org/abs/1910.10683, section 3.1.4).
 
     `share` of the window's tokens are taken out, in spans of `mean_span` on average; `input_ids` has a sentinel in the
-    place of each span, `labels` each sentinel with the tokens of its span; both end with the end of text. Windows of
-    one length give inputs of one length, and targets of one length.
+    place of each span, `labels` each sentinel with the tokens of its span; both end with the end of text.
+    `decoder_input_ids` are the labels one place later, after the padding token, as T5 begins. Windows of one length
+    give inputs of one length, and targets of one length.
     """
 
     sentinels: np.ndarray  # ids, in the order of their use
     eos_token_id: int
+    pad_token_id: int
     share: float = 0.15
     mean_span: float = 3.0
 
@@ -105,6 +107,7 @@ class CorruptedSpans:
         return {
             "input_ids": np.append(shown[stays], self.eos_token_id),
             "labels": np.append(target, self.eos_token_id),
+            "decoder_input_ids": np.insert(target, 0, self.pad_token_id),
         }
 
 

@@ -3,14 +3,16 @@
 import re
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_llm.model.loading import untrained
 
 # The part of a model to which a parameter belongs, by the first pattern found in its name.
 PARTS = {
-    "norms": r"norm|(^|\.)ln_",
-    "attention": r"attn|attention",
-    "MLP": r"mlp|feed_forward|DenseReluDense",
-    "head": r"lm_head|score",
+    "norms": r"[nN]orm|(^|\.)ln_",
+    "attention": r"attn|[aA]ttention",
+    "MLP": r"mlp|feed_forward|DenseReluDense|intermediate|\d\.output\.|ffn|expert",
+    "head": r"lm_head|score|^(cls\.)?predictions|^vocab_|^head|^decoder\.(weight|bias)",
     "embeddings": r"emb|wte|wpe|shared",
     "other": "",
 }
@@ -55,8 +57,10 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     """
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model)
+            model = untrained(model)
     config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
+    if config.is_encoder_decoder:
+        return _flops_of_both(model, context)
     multiplying = sum(parameter.numel() * uses(name, config) for name, parameter in model.named_parameters())
     if head is None or head.weight is not embedding.weight:
         multiplying -= embedding.weight.numel()
@@ -66,9 +70,34 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     return round(6 * multiplying + 12 * heads * head_dim * sum(tokens_seen(kind, config, context) for kind in kinds))
 
 
+# Of a window, by T5's span corruption: the encoder sees all but 15% and a sentinel for every 3 of those, the decoder
+# those and the sentinels.
+ENCODED, DECODED = 0.9, 0.2
+
+
+def _flops_of_both(model: PreTrainedModel, context: int) -> int:
+    """As `flops_per_token`, of an encoder-decoder: the mean over the tokens that either of the two goes through."""
+    config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
+    encoded, decoded = ENCODED * context, DECODED * context
+    # One for all: T5 scales by d_kv, BART by its width.
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads
+    )
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        by_encoder = "encoder." in name or re.search(r"EncDecAttention\.[kv]\.|encoder_attn\.[kv]_proj", name)
+        total += 6 * parameter.numel() * uses(name, config) * (encoded if by_encoder else decoded)
+    if head.weight is not embedding.weight:
+        total -= 6 * embedding.weight.numel() * decoded
+    layers = config.num_hidden_layers
+    below = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", layers)
+    total += 12 * width * (layers * encoded**2 + below * (decoded**2 + decoded * encoded))
+    return round(total / (encoded + decoded))
+
+
 def uses(name: str, config: PreTrainedConfig) -> float:
     """How often a token multiplies by the parameter `name` on its way."""
-    if "embed_positions" in name or ".wpe." in name:
+    if re.search(r"embed_positions|\.wpe\.|position_embeddings|token_type_embeddings|relative_attention_bias", name):
         return 0
     groups = getattr(config, "num_hidden_groups", None)
     times = config.num_hidden_layers / groups if groups and "layers." in name else 1

@@ -17,6 +17,8 @@ FIGURES = [
     (("loss",), lambda value: f"loss {number(value)}"),
     (("validation",), lambda value: f"val {number(value)}"),
     (("bits_per_byte",), lambda value: f"{value:.3f} bits/byte"),
+    (("masked_accuracy",), lambda value: f"masked right {value:.1%}"),
+    (("target_accuracy",), lambda value: f"gaps right {value:.1%}"),
     (("reward",), lambda value: f"reward {number(value)}"),
     (("rewards/accuracies", "accuracy"), lambda value: f"right {value:.0%}"),
     (("rewards/margins", "margin"), lambda value: f"margin {number(value)}"),
@@ -35,7 +37,8 @@ def progress_line(step: int, most: int, training: dict[str, Any], evaluation: di
     """`step 1,200/19,073  loss 3.412  val 3.501  0.970 bits/byte  lr 5.9e-4  ...  6%  ETA 3 h 12 min  $1.93`."""
     shown = {name: value for name, value in training.items() if name != "validation"}
     shown["validation"] = evaluation.get("eval_loss")
-    shown["bits_per_byte"] = evaluation.get("eval_bits_per_byte")
+    for name in ("bits_per_byte", "masked_accuracy", "target_accuracy"):
+        shown[name] = evaluation.get(f"eval_{name}")
     words = [position(step, most), *figures(shown)]
     if most:
         words.append(f"{step / most:.0%}")

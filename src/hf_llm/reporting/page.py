@@ -37,6 +37,8 @@ GRADIENT_PARTS = ("embeddings", "attention", "mlp", "norms", "head", "other")  #
 CHARTS = [
     ("Loss", [("training", "loss"), ("validation", "eval_loss")], False),
     (BITS, [("validation", "eval_bits_per_byte")], False),
+    ("Masked tokens right", [("validation", "eval_masked_accuracy")], True),
+    ("Tokens of gaps right", [("validation", "eval_target_accuracy")], True),
     ("Reward", [("training", "reward"), ("validation", "eval_reward")], False),
     ("KL to the model before", [("training", "kl"), ("validation", "eval_kl")], True),
     ("Preferences ranked right", [("training", "rewards/accuracies"), ("validation", "eval_rewards/accuracies")], True),

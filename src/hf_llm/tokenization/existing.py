@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.errors import UserError
+from hf_llm.tokenization.gaps import MASK
 from hf_llm.tokenization.training import (
     END_OF_TEXT,
     MULTIPLE,
@@ -31,8 +32,9 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sent
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto, ModelType
 
 
-def use_tokenizer(section: TokenizerSection) -> "PreTrainedTokenizerFast":
-    """The tokenizer that `section.use` names, with a pad token of its own and our chat template where it has none."""
+def use_tokenizer(section: TokenizerSection, gaps: list[str] | None = None) -> "PreTrainedTokenizerFast":
+    """The tokenizer that `section.use` names, with a pad token of its own and our chat template where it has none, and
+    those tokens of `gaps` (`hf_llm.tokenization.gaps`) that it lacks."""
     tokenizer = load_tokenizer(section.use, section.pattern, "tokenizer.use")
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
@@ -41,6 +43,9 @@ def use_tokenizer(section: TokenizerSection) -> "PreTrainedTokenizerFast":
     if tokenizer.chat_template is None:
         _add(tokenizer, [TURN_START, TURN_END])
         tokenizer.chat_template = chat_template(section.chat_template)
+    if MASK in (gaps or []) and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    _add(tokenizer, [token for token in gaps or [] if token != MASK and token not in tokenizer.get_vocab()])
     names = (f"<|reserved_{i}|>" for i in count())
     unused = (name for name in names if name not in tokenizer.get_vocab())
     _add(tokenizer, list(islice(unused, -len(tokenizer) % MULTIPLE)))

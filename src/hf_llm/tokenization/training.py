@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hf_llm.errors import UserError
+from hf_llm.tokenization.gaps import MASK
 from hf_llm.tokenization.unigram import train_unigram
 
 if TYPE_CHECKING:
@@ -72,15 +73,23 @@ class TokenizerSection:
             raise ValueError("`pattern` belongs to a .tiktoken file in `use`; leave it out")
 
 
-def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrainedTokenizerFast":
-    """Learn a tokenizer from the first `sample_bytes` of `texts`, with our special tokens and chat template.
+def train_tokenizer(
+    texts: Iterable[str], section: TokenizerSection, gaps: list[str] | None = None
+) -> "PreTrainedTokenizerFast":
+    """Learn a tokenizer from the first `sample_bytes` of `texts`, with our special tokens and chat template, and those
+    of `gaps` (`hf_llm.tokenization.gaps`) for a model that fills gaps.
 
     Raises UserError where the text is too small for the vocabulary, with the largest one that it is enough for.
     """
     from transformers import PreTrainedTokenizerFast
 
     size = -(-section.vocab_size // MULTIPLE) * MULTIPLE
-    specials = special_tokens(size - section.vocab_size)
+    specials = special_tokens(size - section.vocab_size, gaps or [])
+    if gaps and 256 + len(specials) > size:
+        raise UserError(
+            f"tokenizer.vocab_size: {section.vocab_size} is too few for 256 bytes and {len(specials)} special tokens, "
+            f"{gaps[0]} among them, which this model_type needs; write {256 + len(specials) + MULTIPLE} or more"
+        )
     sample = _sample(texts, section.sample_bytes)
     if section.algorithm == "unigram":
         tokenizer = train_unigram(sample, size, specials, WORDS)
@@ -94,19 +103,35 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> "PreTrai
         if largest < 256 + MULTIPLE:
             remedy = "give it more text"
         raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {found:,} tokens found; {remedy}")
+    named = {"pad_token": PAD, "eos_token": END_OF_TEXT, **_ends(tokenizer, gaps or [])}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END_OF_TEXT,
-        extra_special_tokens=[token for token in specials if token not in (PAD, END_OF_TEXT)],
+        **named,
+        extra_special_tokens=[token for token in specials if token not in named.values()],
         clean_up_tokenization_spaces=False,
         chat_template=chat_template(section.chat_template),
     )
 
 
-def special_tokens(fill: int) -> list[str]:
-    """Padding, end of text, the chat's tokens, and reserved ones: `SPARE`, and `fill` to round the vocabulary up."""
-    return [PAD, END_OF_TEXT, TURN_START, TURN_END, *(f"<|reserved_{i}|>" for i in range(SPARE + fill))]
+def special_tokens(fill: int, gaps: Iterable[str] = ()) -> list[str]:
+    """Padding, end of text, the chat's tokens, those of `gaps`, and reserved ones: `SPARE`, and `fill` to round the
+    vocabulary up."""
+    return [PAD, END_OF_TEXT, TURN_START, TURN_END, *gaps, *(f"<|reserved_{i}|>" for i in range(SPARE + fill))]
+
+
+def _ends(tokenizer: "Tokenizer", gaps: list[str]) -> dict[str, str]:
+    """Let the tokenizer of a model that fills gaps set the ends of a text, as in the stream it learns from: an end of
+    text after each, and before it, where a masked model has its [CLS]. Returns the tokens that have a name by that.
+    """
+    from tokenizers import processors
+
+    if not gaps:
+        return {}
+    start, ids = f"{END_OF_TEXT} " if MASK in gaps else "", [(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start}$A {END_OF_TEXT}", pair=f"{start}$A {END_OF_TEXT} $B {END_OF_TEXT}", special_tokens=ids
+    )
+    return {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT} if MASK in gaps else {}
 
 
 def chat_template(name: str) -> str:
