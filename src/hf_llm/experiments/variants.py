@@ -38,9 +38,10 @@ class Variant:
 
 @dataclass
 class Prospective:
-    """A variant's pretraining before it is made: its section, its model's configuration and its context in tokens."""
+    """A variant's pretraining before it is made: its sections, its model's configuration and its context in tokens."""
 
     section: Any
+    model: dict[str, Any]
     config: PreTrainedConfig
     context: int
 
@@ -154,7 +155,7 @@ def checked(tree: dict[str, Any], where: str) -> Prospective:
         batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None
-    return Prospective(section, config, context)
+    return Prospective(section, recipes["base"].model, config, context)
 
 
 def signature(tree: dict[str, Any], where: str) -> str:
