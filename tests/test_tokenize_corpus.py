@@ -151,7 +151,7 @@ def test_a_curriculum_by_mix_ends_with_the_tokens_of_its_last_stage(mixed, capsy
     ("stages", "message"),
     [
         ("[{share: 1, shares: {texts: 1}}]", r"(?s)taken together, and the sources.*sources: poems, texts"),
-        ("[{share: 1, shares: {texts: 1, poems: 0}}]", r"stages\[0\].shares: poems: 0; a share has to be positive"),
+        ("[{share: 1, shares: {texts: 1, poems: 0}}]", r"stages\[0\].shares: poems: 0.0; a share has to be positive"),
     ],
 )
 def test_the_shares_of_the_stages_name_every_source(mixed, stages, message, capsys):

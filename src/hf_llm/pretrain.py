@@ -13,18 +13,21 @@ from transformers import TrainingArguments, set_seed
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run, say
-from hf_llm.model.loading import config_class, load_tokenizer, new_model
+from hf_llm.model.loading import CAUSAL, config_class, context_of, load_tokenizer, new_model
 from hf_llm.model.printout import describe, flops_per_token
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.monitoring.samples import Samples
 from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe
+from hf_llm.recipe import Settings, load_recipe, plain
 from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
 from hf_llm.training.model_parallel import trainer_class
+from hf_llm.training.objectives import NextEpoch, Objective, corrupted, measures, objective_in
 from hf_llm.training.parallelism import collator, launched_layout
+from hf_llm.training.schedules import with_decay
 from hf_llm.training.spikes import Spikes
+from hf_llm.training.warmups import Warmup, lengths_of, updates_of, warm_up
 
 
 @dataclass
@@ -34,13 +37,25 @@ class Pretraining:
     tokens_per_step: int = field(metadata={"help": "split into micro-batch x accumulation x processes by the program"})
     training: Settings[TrainingArguments]
     context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
+    context_warmup: Warmup | None = field(default=None, metadata={"help": "shorter sequences in the first steps"})
+    batch_warmup: Warmup | None = field(default=None, metadata={"help": "smaller updates in the first steps"})
     evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
     z_loss: float = field(default=0.0, metadata={"help": "1e-4 keeps logits from drifting; not in the logged loss"})
     samples: Samples = field(default_factory=Samples)
     spikes: Spikes = field(default_factory=Spikes)
+    objective: str | Objective | None = field(
+        default=None, metadata={"help": "causal, masked or span_corruption; the model_type's own if left out"}
+    )
     start_from: str | None = field(default=None, metadata={"help": "a model to go on with, a longer context for one"})
+    keep_layers: list[int] | None = field(
+        default=None, metadata={"help": "layers of start_from that a smaller model is made of, from 0"}
+    )
     tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
     tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
+
+    def __post_init__(self) -> None:
+        if self.keep_layers is not None and self.start_from is None:
+            raise ValueError("keep_layers takes layers of another model; name it in start_from")
 
 
 @dataclass
@@ -57,7 +72,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section = recipe.pretrain
+    section, objective = recipe.pretrain, objective_in(run.tree)
     tokens = run.given(section.tokens) or run.require("tokens")
     tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
     start_from = run.given(section.start_from)
@@ -67,46 +82,52 @@ def main(argv: list[str] | None = None) -> None:
             return
         tokenizer = load_tokenizer(tokenizer_folder)
         set_seed(recipe.seed)
-        model = new_model(recipe.model, tokenizer, section.context, start_from)
+        model = new_model(recipe.model, tokenizer, section.context, start_from, section.keep_layers)
         say(describe(model))
-        context = section.context or model.config.max_position_embeddings
-        flops = flops_per_token(model, context)
+        context = context_of(model.config, section.context)
+        flops = {length: flops_per_token(model, length) for length in lengths_of(context, section.context_warmup)}
+        windows = section.tokens_per_step // context
+        updates = updates_of(section.tokens_per_step, section.batch_warmup)
+        corruption = objective.corruption(tokenizer, context)
         train = TokenWindows(tokens, "train", context, recipe.seed)
         validation = TokenWindows(tokens, "validation", context)
         arguments = training_arguments(
             TrainingArguments,
-            section.training,
+            with_decay(section.training, train, windows),
             making.path,
             recipe.seed,
             "pretrain",
-            **batch(section.tokens_per_step, context, section.training, "pretrain"),
+            **batch(section.tokens_per_step, context, section.training, "pretrain", updates),
             report_to=reporters(section.training.get("report_to")),
             eval_strategy="steps",
+            prediction_loss_only=objective.kind == CAUSAL,
             train_sampling_strategy="sequential" if train.in_stages else "random",
             weight_decay=0.1,
             adam_beta2=0.95,
             torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
         )
-        windows = section.tokens_per_step // context
         trainer = trainer_class()(
             model=model,
             args=arguments,
-            train_dataset=train,
-            eval_dataset=validation.limited(section.evaluation_tokens),
+            train_dataset=corrupted(train, corruption, recipe.seed),
+            eval_dataset=corrupted(validation.limited(section.evaluation_tokens), corruption, recipe.seed),
             processing_class=tokenizer,
             data_collator=collator(launched_layout()),
             z_loss=section.z_loss,
+            **measures(objective),
         )
+        trainer.add_callback(NextEpoch(trainer))
+        warm_up(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
         watch(
             trainer,
-            flops,
+            flops if section.context_warmup else flops[context],
             validation.bytes_per_token,
+            likelihood=objective.kind == CAUSAL,
             samples=section.samples,
             price_per_hour=recipe.price_per_hour,
             stage_at=(lambda step: train.stage_of(step * windows - 1) + 1) if train.in_stages else None,
         )
-        headline = "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}"
-        finish(trainer, making, run, headline, spikes=section.spikes)
+        finish(trainer, making, run, objective.headline, spikes=section.spikes, objective=plain(objective))
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ class ThroughputCallback(TrainerCallback):
     learn from are yet to be sampled, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do; where
     neither does, nothing is said of tokens. Time runs from a fetch to the log and leaves out evaluation and saving.
     `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product timed on this machine; without
-    `flops_per_token` (forward and backward, of one token) there is neither. After a resume `tokens_seen` goes on from
-    the last entry, what came between that and the checkpoint taken at its mean per step. `likelihood` says whether
-    the loss is nats per token, as in pretraining and SFT, but not in DPO. `stage_at` gives the stage of a curriculum
-    that a step belongs to, logged as `curriculum_stage`.
-
+    `flops_per_token` (forward and backward, of one token; by the length of the sequences, where that changes) there is
+    neither. After a resume `tokens_seen` goes on from the last entry, what came between that and the checkpoint
+    taken at its mean per step. `likelihood` says whether the loss is nats per token, as in pretraining and SFT, but
+    not in DPO. `stage_at` gives the stage of a curriculum that a step belongs to, logged as `curriculum_stage`.
     Must stand before the reporters among the callbacks (`watch` sees to that): they log what it leaves in the
     dictionary.
     """
@@ -37,7 +36,7 @@ class ThroughputCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        flops_per_token: float | None = None,
+        flops_per_token: float | Mapping[int, float] | None = None,
         bytes_per_token: float | None = None,
         likelihood: bool = True,
         stage_at: Callable[[int], int] | None = None,
@@ -49,6 +48,7 @@ class ThroughputCallback(TrainerCallback):
         layout = launched_layout()
         self._copies = layout.processes // layout.data  # processes that fetch the same batches
         self._tokens: int | torch.Tensor = 0  # of this process, since the last log
+        self._flops: float | torch.Tensor = 0.0  # they took, where that depends on the length
         self._seen = 0  # of all processes, counted by the trainer, up to the last log
         self._excluded = 0.0  # seconds of evaluation and saving since the last log
         self._started: float | None = None  # of the window, at the first fetch
@@ -61,13 +61,17 @@ class ThroughputCallback(TrainerCallback):
         def get_batch_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
             self._resume()
             batches, items = fetch(*args, **kwargs)
-            self._tokens = self._tokens + sum(tokens_in(batch) for batch in batches)
+            for batch in batches:
+                tokens = tokens_in(batch)
+                self._tokens = self._tokens + tokens
+                if isinstance(self.flops_per_token, Mapping):
+                    self._flops = self._flops + tokens * self.flops_per_token[batch["input_ids"].shape[-1]]
             return batches, items
 
         return get_batch_samples
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._tokens, self._excluded, self._started, self._paused = 0, 0.0, None, None
+        self._tokens, self._flops, self._excluded, self._started, self._paused = 0, 0.0, 0.0, None, None
         self._seen = state.num_input_tokens_seen
         self._total = tokens_before(state)
         self._peak = None
@@ -101,7 +105,10 @@ class ThroughputCallback(TrainerCallback):
         now = self._paused or time.perf_counter()
         seconds = now - self._started - self._excluded
         tokens = summed(float(self._tokens), device) / self._copies or seen - self._seen
-        self._tokens, self._seen, self._excluded, self._started = 0, seen, 0.0, now
+        cost = self.flops_per_token
+        if isinstance(cost, Mapping):
+            cost = float(self._flops) / float(self._tokens)
+        self._tokens, self._flops, self._seen, self._excluded, self._started = 0, 0.0, seen, 0.0, now
         if not tokens:
             return {}
         self._total += tokens
@@ -109,7 +116,7 @@ class ThroughputCallback(TrainerCallback):
         speed = {"tokens_per_second": round(rate, 1), "tokens_seen": round(self._total)}
         if self._peak:
             peak, name = self._peak
-            speed[name] = round(rate * self.flops_per_token / peak, 4)
+            speed[name] = round(rate * cost / peak, 4)
         return speed
 
     def _pause_before_interruption(self, args, control) -> None:
@@ -135,7 +142,7 @@ def tokens_in(batch: Mapping[str, torch.Tensor] | list) -> int | torch.Tensor:
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() == 2:
         return mask.sum()
-    return batch["input_ids"].numel() if "input_ids" in batch else 0
+    return sum(batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch)
 
 
 def tokens_before(state) -> float:

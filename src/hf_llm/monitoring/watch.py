@@ -1,7 +1,7 @@
 """One call that puts a training under observation."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
@@ -19,7 +19,7 @@ from hf_llm.monitoring.throughput import ThroughputCallback
 
 def watch(
     trainer: Trainer,
-    flops_per_token: float | None = None,
+    flops_per_token: float | Mapping[int, float] | None = None,
     bytes_per_token: float | None = None,
     likelihood: bool = True,
     samples: Samples | None = None,

@@ -16,6 +16,7 @@ from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
 from hf_llm.training.agreement import meet
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+from hf_llm.training.muon import MUON, check_muon
 from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.pushing import create_repository
 
@@ -65,10 +66,16 @@ def training_arguments(
         )
     if device == "cpu":
         meet(chosen.get("ddp_timeout", cls.ddp_timeout))
+    muon = chosen.get("optim") == MUON
+    if muon:
+        check_muon(where)
+        del chosen["optim"]  # TrainingArguments knows no such name
     try:
         arguments = cls(**chosen)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
+    if muon:
+        arguments.optim = MUON
     let_cpus_shard(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)
@@ -84,8 +91,10 @@ def refuse_secrets(settings: Settings, where: str) -> None:
         )
 
 
-def batch(tokens_per_step: int, context: int, settings: Settings, where: str) -> dict[str, int]:
+def batch(tokens_per_step: int, context: int, settings: Settings, where: str, updates: int = 1) -> dict[str, int]:
     """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
+
+    The accumulation divides by `updates`, the most optimizer updates that one step will be made of.
 
     Processes that share their batches (tensor, context, sequence, pipeline parallelism) count as one. Takes
     `per_device_train_batch_size` from the recipe where given, else the largest that fits `MICRO_BATCH_TOKENS` and gives
@@ -109,7 +118,13 @@ def batch(tokens_per_step: int, context: int, settings: Settings, where: str) ->
         )
     windows = tokens_per_step // (context * processes)
     most = max(1, min(MICRO_BATCH_TOKENS[device_type()] // context, windows // layout.pipeline))
-    micro = settings.get("per_device_train_batch_size") or max(n for n in range(1, most + 1) if windows % n == 0)
+    given = settings.get("per_device_train_batch_size")
+    if windows % (updates * (given or 1)):
+        raise UserError(
+            f"{where}.batch_warmup.start: {tokens_per_step // updates} tokens are too few for an update of {unit} "
+            f"({context} tokens of context x {given or 1} windows x {processes} processes); start with more"
+        )
+    micro = given or max(n for n in range(1, most + 1) if windows % (updates * n) == 0)
     if windows // micro < layout.pipeline:
         raise UserError(
             f"{where}.tokens_per_step: {tokens_per_step} is {windows // micro} micro-batches of {micro} windows for a "

@@ -1,7 +1,19 @@
 """What a learning-rate schedule takes from the data: where its decay begins."""
 
+from typing import Any
+
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError
+
+
+def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
+    """`settings` of TrainingArguments; the decay of a warmup_stable_decay schedule, where they leave it open, lasts as
+    long as the curriculum's last stage."""
+    given = settings.get("lr_scheduler_kwargs") or {}
+    if settings.get("lr_scheduler_type") != "warmup_stable_decay" or "num_decay_steps" in given:
+        return settings
+    steps = decay_steps(windows, windows_per_step, settings.get("max_steps") or -(-len(windows) // windows_per_step))
+    return settings if steps is None else {**settings, "lr_scheduler_kwargs": {**given, "num_decay_steps": steps}}
 
 
 def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) -> int | None:

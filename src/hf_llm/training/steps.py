@@ -22,6 +22,8 @@ from hf_llm.training.status import Heartbeat
 class StepGuard(TrainerCallback):
     """Drops an update that is not finite or stands out, and saves and stops where any process has been told to stop.
 
+    A step may make several updates, each of a part of its micro-batches (`hf_llm.training.warmups`); each is judged.
+
     All processes agree on it in one all-reduce of five numbers before each optimizer step, and read it in one device
     synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
     step counts for schedule and data. After `patience` steps in a row that are not finite the training stops with a
@@ -36,9 +38,11 @@ class StepGuard(TrainerCallback):
         self.skipped = self.in_a_row = 0
         self._dropped, self._log_is_due = "", False  # why this step's update is dropped
         self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
-        self._norm: torch.Tensor | float = 0.0  # of this step's gradients, before clipping
+        self._norm: torch.Tensor | float = 0.0  # of this update's gradients, before clipping
+        self._batches = 0  # micro-batches since the last update
         # Callbacks never see it, and afterwards it is clipped.
         trainer._get_grad_norm = self._kept(trainer._get_grad_norm)
+        trainer.training_step = self._counted(trainer.training_step)
 
     def _kept(self, norm_of: Callable) -> Callable:
         @wraps(norm_of)
@@ -49,12 +53,20 @@ class StepGuard(TrainerCallback):
 
         return get_grad_norm
 
+    def _counted(self, step: Callable) -> Callable:
+        @wraps(step)
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            self._batches += 1
+            return step(*args, **kwargs)
+
+        return training_step
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
         outlive_by_workers(kwargs["train_dataloader"])
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self._loss_before = self.trainer._tr_loss.clone()
+        self._loss_before, self._batches, self._dropped = self.trainer._tr_loss.clone(), 0, ""
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._heartbeat.beat(state.global_step)
@@ -62,14 +74,18 @@ class StepGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ):
+        part = self._batches / self.trainer.current_gradient_accumulation_steps  # of the step
         bad, loss, norm = self._agree()
         self.in_a_row = self.in_a_row + 1 if bad else 0
-        self._dropped = "loss or gradient not finite" if bad else self.recent.judge(loss, norm)
-        if self._dropped:
-            self._drop(state)
+        reason = "loss or gradient not finite" if bad else self.recent.judge(loss / part, norm)
+        if reason:
+            self._dropped = reason
+            self._drop(state, part)
+        self._loss_before, self._batches = self.trainer._tr_loss.clone(), 0
 
     def _agree(self) -> tuple[bool, float, float]:
-        """Whether this step is finite in every process, its mean loss, and its gradient norm; sets `stopping`."""
+        """Whether this update is finite in every process, its part of the step's loss, its gradient norm; sets
+        `stopping`."""
         told = [float(self.signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
         loss = self.trainer._tr_loss - self._loss_before
         known = [self._not_finite(), *told, loss, self._norm]
@@ -111,7 +127,7 @@ class StepGuard(TrainerCallback):
             bad = bad | ~torch.isfinite(norm).to(bad.device)
         return bad.int()
 
-    def _drop(self, state: TrainerState) -> None:
+    def _drop(self, state: TrainerState, part: float) -> None:
         trainer = self.trainer
         if trainer.is_deepspeed_enabled and not trainer.accelerator.optimizer_step_was_skipped:
             raise UserError(
@@ -122,8 +138,8 @@ class StepGuard(TrainerCallback):
             parameter.grad = None
         # Trainer means the loss over the steps made: it would stay NaN for good, and a dropped one count as 0
         trainer._tr_loss.copy_(self._loss_before)
-        trainer._globalstep_last_logged += 1
-        trainer._initial_global_step += 1
+        trainer._globalstep_last_logged += part
+        trainer._initial_global_step += part
         self.skipped += 1
 
     def _report(self, state: TrainerState, control: TrainerControl) -> None:
