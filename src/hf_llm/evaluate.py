@@ -4,7 +4,8 @@ runs/<name>/evaluation.
     python -m hf_llm.evaluate recipes/gpt125m.yaml
     python -m hf_llm.evaluate recipes/gpt125m.yaml '--evaluate.models=[runs/gpt125m/base, runs/other/base]'
 
-Writes results.json: loss, perplexity and bits per byte of each model, and its answers.
+Writes results.json: loss, perplexity and bits per byte of each model, and its answers. Of a model that fills gaps the
+share of masked tokens found and pseudo-perplexity, or the share of gaps written exactly (docs/objectives.md).
 """
 
 from dataclasses import dataclass, field
@@ -16,15 +17,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError, command
+from hf_llm.evaluation.gaps import score_masked, score_spans
 from hf_llm.evaluation.likelihood import score
-from hf_llm.inference.generation import complete, reply
+from hf_llm.inference.filling import write
+from hf_llm.inference.generation import reply
 from hf_llm.lifecycle import GENERATORS, Run, licenses_of, say
 from hf_llm.manifest import read_manifest, write_json
-from hf_llm.model.loading import load_model, load_tokenizer
+from hf_llm.model.loading import CAUSAL, MASKED, context_of, load_model, load_tokenizer, objective_of
 from hf_llm.recipe import load_recipe
+from hf_llm.training.objectives import Objective, filled_in
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
+LONGEST = 512  # tokens of a window where neither model nor tokenizer names a context, as T5's
+COLUMNS = {  # of the table: key -> title, format
+    "bits_per_byte": ("bits per byte", ".4f"),
+    "perplexity": ("perplexity", ".2f"),
+    "masked_accuracy": ("masked right", ".1%"),
+    "pseudo_perplexity": ("pseudo-perplexity", ".2f"),
+    "span_exact_match": ("gaps exact", ".1%"),
+    "target_accuracy": ("tokens right", ".1%"),
+    "loss": ("loss", ".4f"),
+    "tokens": ("tokens", ",d"),
+}
 
 
 @dataclass
@@ -60,13 +75,17 @@ def main(argv: list[str] | None = None) -> None:
         for name, path in models.items():
             say(f"evaluating {path}")
             model, tokenizer = load(path, run.require("tokenizer"))
-            results["models"][name] = {"path": str(path), **score_on(model, tokens, section.tokens)}
+            learnt = learnt_by(model, path)
+            results["models"][name] = {
+                "path": str(path),
+                "objective": learnt.kind,
+                **score_on(model, tokenizer, tokens, section.tokens, learnt),
+            }
             for sample, text in zip(results["samples"], answers(model, tokenizer, path, section), strict=True):
                 sample["answers"][name] = text
         write_json(making.path / "results.json", results)
         say(table(results["models"]))
-        bits = ", ".join(f"{name} {scores['bits_per_byte']:.3f}" for name, scores in results["models"].items())
-        making.finish(f"{bits} bits per byte", licenses_of(*models.values()), results=results["models"])
+        making.finish(headline(results["models"]), licenses_of(*models.values()), results=results["models"])
 
 
 def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:
@@ -88,26 +107,42 @@ def load(path: Path | str, tokenizer_folder: Path) -> tuple[PreTrainedModel, Pre
             "evaluate it in a run of its own tokenizer (bits per byte compare across runs)"
         )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return load_model(path).to(device), tokenizer
+    return load_model(path, objective=None).to(device), tokenizer
 
 
-def score_on(model: PreTrainedModel, tokens: Path, budget: int) -> dict[str, Any]:
-    """`score` of `hf_llm.evaluation.likelihood` on at most `budget` tokens of the test split."""
-    context = model.config.max_position_embeddings
+def learnt_by(model: PreTrainedModel, path: Path | str) -> Objective:
+    """What a model has learnt: of ours with the settings of its training, of another with the papers'."""
+    told = (read_manifest(Path(path)) or {}).get("facts", {}).get("objective")
+    return Objective(**told) if told else filled_in(Objective(), objective_of(model.config), model.config.model_type)
+
+
+def score_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Path, budget: int, learnt: Objective
+) -> dict[str, Any]:
+    """How well the model does what it has learnt on at most `budget` tokens of the test split."""
+    own = getattr(model.config, "max_position_embeddings", None) or min(tokenizer.model_max_length, LONGEST)
+    context = context_of(model.config, own)
     windows = TokenWindows(tokens, "test", context).limited(budget)
-    return score(model, windows, batch_size=max(1, TOKENS_PER_BATCH // context))
+    batch_size = max(1, TOKENS_PER_BATCH // context)
+    if learnt.kind == CAUSAL:
+        return score(model, windows, batch_size)
+    corruption = learnt.corruption(tokenizer, context)
+    if learnt.kind == MASKED:
+        return score_masked(model, windows, corruption, batch_size)
+    return score_spans(model, tokenizer, windows, corruption, batch_size)
 
 
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation
 ) -> list[str]:
-    """Greedy answers to the prompts: a chat model is spoken to as a user, a base model goes on with the text."""
+    """Greedy answers to the prompts: a chat model is spoken to as a user, a base model goes on with the text, one that
+    fills gaps gives the prompt with its gaps filled."""
     if not section.prompts:
         return []
     if speaks(path, tokenizer):
         conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
         return reply(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
-    return complete(model, tokenizer, section.prompts, section.max_new_tokens, do_sample=False)
+    return write(model, tokenizer, section.prompts, section.max_new_tokens)
 
 
 def speaks(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -116,13 +151,27 @@ def speaks(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return manifest["folder"] != "base" if manifest else tokenizer.chat_template is not None
 
 
+def headline(models: dict[str, dict[str, Any]]) -> str:
+    """The one number that matters of each model."""
+    bits = ", ".join(f"{name} {found['bits_per_byte']:.3f}" for name, found in models.items() if "perplexity" in found)
+    said = [f"{bits} bits per byte"] * bool(bits)
+    for key, words in (("masked_accuracy", "of the masked tokens right"), ("span_exact_match", "of the gaps exact")):
+        said += [f"{name} {found[key]:.1%} {words}" for name, found in models.items() if key in found]
+    return ", ".join(said)
+
+
 def table(models: dict[str, dict[str, Any]]) -> str:
-    """One line for each model."""
-    width = max(len(name) for name in models)
-    lines = [f"  {'model':<{width}}  bits per byte  perplexity    tokens"]
+    """One line for each model, with the columns that any of them has."""
+    width = max(len(name) for name in [*models, "model"])
+    columns = {key: column for key, column in COLUMNS.items() if any(key in found for found in models.values())}
+    if "bits_per_byte" in columns:
+        columns.pop("loss", None)  # the same number in nats
+    lines = [f"  {'model':<{width}}" + "".join(f"  {title:>{max(10, len(title))}}" for title, _ in columns.values())]
     for name, found in models.items():
-        numbers = f"{found['bits_per_byte']:>13.4f}  {found['perplexity']:>10.2f}  {found['tokens']:>8,}"
-        lines.append(f"  {name:<{width}}  {numbers}")
+        line = f"  {name:<{width}}"
+        for key, (title, form) in columns.items():
+            line += f"  {format(found[key], form) if key in found else '':>{max(10, len(title))}}"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -79,10 +79,8 @@ def _flops_of_both(model: PreTrainedModel, context: int) -> int:
     """As `flops_per_token`, of an encoder-decoder: the mean over the tokens that either of the two goes through."""
     config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
     encoded, decoded = ENCODED * context, DECODED * context
-    # One for all: T5 scales by d_kv, BART by its width.
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", 0) or config.hidden_size // config.num_attention_heads
-    )
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     total = 0.0
     for name, parameter in model.named_parameters():
         by_encoder = "encoder." in name or re.search(r"EncDecAttention\.[kv]\.|encoder_attn\.[kv]_proj", name)

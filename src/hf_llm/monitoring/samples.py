@@ -1,4 +1,7 @@
-"""Short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`."""
+"""Short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`.
+
+A model that fills gaps gives the prompts with their masks or sentinels filled.
+"""
 
 import random
 from dataclasses import dataclass, field
@@ -8,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from hf_llm.inference.generation import complete
+from hf_llm.inference.filling import write
 from hf_llm.lifecycle import say
 from hf_llm.monitoring.records import append_row, keep_until, samples_file
 
@@ -60,7 +63,7 @@ class SampleCallback(TrainerCallback):
         try:
             with torch.random.fork_rng():
                 model.eval()
-                return complete(model, tokenizer, self.samples.prompts, self.samples.max_new_tokens, do_sample=False)
+                return write(model, tokenizer, self.samples.prompts, self.samples.max_new_tokens)
         finally:
             model.train(training)
             random.setstate(python)

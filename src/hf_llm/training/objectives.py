@@ -89,10 +89,19 @@ def objective_in(tree: dict[str, Any]) -> Objective:
         if usual == MASKED and wanted.kind == CAUSAL:
             remedy = f"{name} sees what stands after each token; write model.is_decoder: true as well where it can"
         raise UserError(f"pretrain.objective: {wanted.kind} is nothing a {name} can learn, it learns {usual}; {remedy}")
-    found = replace(wanted, kind=usual)  # which checks what does not go together
-    if usual != CAUSAL and found.share is None:
-        found = replace(found, share=MODERNBERT_SHARE if name == "modernbert" else USUAL_SHARE[usual])
-    if usual == SPAN_CORRUPTION and found.mean_span is None:
+    try:
+        return filled_in(wanted, usual, name)
+    except ValueError as error:
+        raise UserError(f"pretrain.objective: {error}") from None
+
+
+def filled_in(objective: Objective, kind: str, model_type: str) -> Objective:
+    """An objective of this `kind`, with the papers' values where it says nothing. Raises ValueError for settings that
+    are another kind's."""
+    found = replace(objective, kind=kind)
+    if kind != CAUSAL and found.share is None:
+        found = replace(found, share=MODERNBERT_SHARE if model_type == "modernbert" else USUAL_SHARE[kind])
+    if kind == SPAN_CORRUPTION and found.mean_span is None:
         found = replace(found, mean_span=MEAN_SPAN)
     return found
 
