@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import nested_gather
 from hf_llm.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+from hf_llm.training.muon import MUON, Muon, matrices_of
 from hf_llm.training.parallelism import launched_layout
 
 
@@ -31,6 +32,19 @@ class PretrainingTrainer(Trainer):
         self.label_smoother = None
         # What the terms have added to the loss: in this step, and in the steps since the last log and their number.
         self._step, self._sum, self._steps = torch.zeros(3, device=args.device)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
+        """Trainer's, which knows no Muon."""
+        if args.optim != MUON:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        betas = (args.adam_beta1, args.adam_beta2)
+        return Muon, {
+            "lr": args.learning_rate,
+            "betas": betas,
+            "eps": args.adam_epsilon,
+            "matrices": matrices_of(model),
+        }
 
     def compute_loss(
         self,
