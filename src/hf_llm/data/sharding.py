@@ -4,11 +4,14 @@ Every pass is a set of tasks that read the files of the pass before. A task of t
 here each range of ids becomes one shard, where all copies of a text meet.
 
 Near-duplicates are found between all documents at once, by one task that holds about 200 bytes for each of them; every
-other task holds one shard.
+other task holds a slice of one shard.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +20,20 @@ from hf_llm.data.deduplication.minhash import NearDuplicates, representatives
 from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
 from hf_llm.data.rejected import Rejected
 from hf_llm.data.splitting import NAMES
-from hf_llm.data.writing import write_table
+from hf_llm.data.writing import table_writer, write_table
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.dataset import Expression
 
     from hf_llm.data.corpus import Corpus
 
 NEAR = "near_duplicates.parquet"  # the ids that are left out, sorted, and the ids kept in their place
 REPEATED = "repeated.npy"
+SLICES = 8  # of a shard; a task holds one
 _MOST_SOURCES = 1 << 10
+
+Counts = dict[str, list[int]]  # documents and UTF-8 bytes, by source (or licence, language, split)
 
 
 def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) -> dict:
@@ -59,40 +66,57 @@ def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) 
 def make_shard(section: "Corpus", files: list[Path], work: Path, number: int, count: int) -> dict:
     """One task: the documents whose id falls in range `number` of `count`, one of each text and of each likeness.
 
-    Written as shards of the corpus, or kept whole for `cut_shard` where repeated passages are to be cut.
+    Written as shards of the corpus, or kept whole for `cut_shard` where repeated passages are to be cut. Equal texts
+    have equal ids, so a shard is made slice by slice, and one slice of it is in memory.
     """
+    rejected = Rejected(work, f"shard-{number:05d}")
+    flows: dict[str, Counts] = {}
+    slices = (
+        _distinct(section, files, work, _in_range(number * SLICES + i, count * SLICES), flows, rejected)
+        for i in range(SLICES)
+    )
+    if section.deduplicate.substring:
+        with table_writer(work / _whole(number), schema_of_cleaned()) as write:
+            for table in slices:
+                write(table)
+        return {"flows": flows, "rejected": rejected.finish()}
+    return {**_finish_shard(section, slices, work, number, count), "flows": flows, "rejected": rejected.finish()}
+
+
+def _distinct(
+    section: "Corpus", files: list[Path], work: Path, inside: "Expression", flows: dict[str, Counts], rejected: Rejected
+) -> "pyarrow.Table":
+    """The documents that are `inside`, sorted, without copies and near-duplicates; counted in `flows`."""
     import pyarrow
     import pyarrow.dataset
 
-    inside = _in_range(number, count)
     table = schema_of_cleaned().empty_table()
     if files:
         paths = [str(file) for file in files]
-        table = pyarrow.dataset.dataset(paths, schema=table.schema).to_table(filter=inside)
+        table = pyarrow.dataset.dataset(paths, schema=table.schema).to_table(filter=inside, fragment_readahead=1)
     table = table.sort_by([(name, "ascending") for name in ORDER]).combine_chunks()
-    flows = {"before": _counts(table)}
-    rejected = Rejected(work, f"shard-{number:05d}")
+    _count(flows, "before", table)
     ids = table["id"].to_pylist()
     copies = [i > 0 and ids[i] == ids[i - 1] for i in range(len(ids))]
     table = _without(table, copies, "exact_duplicates", "duplicate", ids, rejected)
-    flows["exact_duplicates"] = _counts(table)
+    _count(flows, "exact_duplicates", table)
     if section.deduplicate.near:
         like = pyarrow.dataset.dataset(work / NEAR).to_table(filter=inside)
         kept = dict(zip(like["id"].to_pylist(), like["kept"].to_pylist(), strict=True))
         instead = [kept.get(key, "") for key in table["id"].to_pylist()]
         table = _without(table, [bool(key) for key in instead], "near_duplicates", "near_duplicate", instead, rejected)
-        flows["near_duplicates"] = _counts(table)
-    if section.deduplicate.substring:
-        write_table(table, work / _whole(number))
-        return {"flows": flows, "rejected": rejected.finish()}
-    return {"flows": flows, **_finish_shard(section, table, work, number, count), "rejected": rejected.finish()}
+        _count(flows, "near_duplicates", table)
+    return table
 
 
 def window_shard(passages: RepeatedPassages, work: Path, number: int, count: int) -> dict:
     """One task: the windows of every document of a whole shard, told apart by hash into `count` partitions."""
-    table = _read_whole(work, number)
     (work / "windows").mkdir(exist_ok=True)
-    documents = zip(_precedence(table), table["text"].to_pylist(), strict=True)
+    documents = (
+        document
+        for table in _read_whole(work, number)
+        for document in zip(_precedence(table), table["text"].to_pylist(), strict=True)
+    )
     write_windows(documents, work / "windows", f"{number:05d}", count, passages)
     return {}
 
@@ -116,44 +140,65 @@ def gather_repeated(work: Path, count: int) -> dict:
 
 def cut_shard(section: "Corpus", work: Path, number: int, count: int) -> dict:
     """One task: a whole shard without the passages that stand elsewhere already, written as shards of the corpus."""
-    import pyarrow
-
-    table = _read_whole(work, number)
     cutter = Cutter(work / REPEATED, section.deduplicate.substring)
     rejected = Rejected(work, f"cut-{number:05d}")
-    texts, characters = [], 0
-    for order, text in zip(_precedence(table), table["text"].to_pylist(), strict=True):
+    flows: dict[str, Counts] = {}
+    characters = [0]
+    slices = (_cut(section, cutter, table, flows, characters, rejected) for table in _read_whole(work, number))
+    finished = _finish_shard(section, slices, work, number, count)
+    return {**finished, "flows": flows, "cut_characters": characters[0], "rejected": rejected.finish()}
+
+
+def _cut(
+    section: "Corpus",
+    cutter: Cutter,
+    table: "pyarrow.Table",
+    flows: dict[str, Counts],
+    characters: list[int],
+    rejected: Rejected,
+) -> "pyarrow.Table":
+    """The table with its texts cut, and without those that are too short then; counted in `flows` and `characters`."""
+    import pyarrow
+
+    before, texts = table["text"].to_pylist(), []
+    for order, text in zip(_precedence(table), before, strict=True):
         left, passages = cutter.cut(order, text)
         texts.append(left)
-        characters += sum(len(passage) for passage in passages)
-    before = table
+        characters[0] += sum(len(passage) for passage in passages)
+    short = [len(new) < section.min_chars and new != old for new, old in zip(texts, before, strict=True)]
     table = table.set_column(table.column_names.index("text"), "text", pyarrow.array(texts, pyarrow.string()))
-    short = [
-        len(new) < section.min_chars and new != old for new, old in zip(texts, before["text"].to_pylist(), strict=True)
-    ]
     table = _without(table, short, "repeated_passages", "too_short_when_cut", None, rejected)
-    flows = {"repeated_passages": _counts(table)}
-    finished = _finish_shard(section, table, work, number, count)
-    return {"flows": flows, "cut_characters": characters, **finished, "rejected": rejected.finish()}
+    _count(flows, "repeated_passages", table)
+    return table
 
 
-def _finish_shard(section: "Corpus", table: "pyarrow.Table", work: Path, number: int, count: int) -> dict:
+def _finish_shard(
+    section: "Corpus", tables: Iterable["pyarrow.Table"], work: Path, number: int, count: int
+) -> dict[str, Any]:
+    """Write the tables' documents as a file for each split that has any, and count them."""
     import pyarrow
     import pyarrow.compute as compute
 
-    splits = pyarrow.array([section.split.of(key) for key in table["id"].to_pylist()], pyarrow.string())
+    found: dict[str, dict[str, Counts]] = {"splits": {}, "licenses": {}, "languages": {}}
+    lengths: dict[str, list[int]] = {}
     folder = work / "data"
     folder.mkdir(exist_ok=True)
-    for name in NAMES:
-        rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
-        if len(rows) or name == "train":
-            write_table(rows, folder / f"{name}-{number:05d}-of-{count:05d}.parquet")
-    return {
-        "splits": _counts(table.append_column("split", splits), "split"),
-        "licenses": _counts(table, "license"),
-        "languages": _counts(table, "language"),
-        "lengths": _lengths(table),
-    }
+    with ExitStack() as files:
+        writers = {}
+        for table in tables:
+            splits = pyarrow.array([section.split.of(key) for key in table["id"].to_pylist()], pyarrow.string())
+            for name in NAMES:
+                rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
+                if name not in writers and (len(rows) or name == "train"):
+                    path = folder / f"{name}-{number:05d}-of-{count:05d}.parquet"
+                    writers[name] = files.enter_context(table_writer(path, rows.schema))
+                if len(rows):
+                    writers[name](rows)
+            _add(found["splits"], _counts(table.append_column("split", splits), "split"))
+            _add(found["licenses"], _counts(table, "license"))
+            _add(found["languages"], _counts(table, "language"))
+            _add(lengths, _lengths(table))
+    return {**found, "lengths": lengths}
 
 
 def _in_range(number: int, count: int):
@@ -189,17 +234,31 @@ def _whole(number: int) -> str:
     return f"whole-{number:05d}.parquet"
 
 
-def _read_whole(work: Path, number: int) -> "pyarrow.Table":
+def _read_whole(work: Path, number: int) -> Iterator["pyarrow.Table"]:
+    """The documents of a whole shard, some at a time."""
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(work / _whole(number))
+    with pyarrow.parquet.ParquetFile(work / _whole(number)) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
 
 
 def _hex(halves: np.ndarray) -> list[str]:
     return [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
 
 
-def _counts(table: "pyarrow.Table", column: str = "source") -> dict[str, list[int]]:
+def _count(flows: dict[str, Counts], rule: str, table: "pyarrow.Table") -> None:
+    """Add what `rule` has let through."""
+    _add(flows.setdefault(rule, {}), _counts(table))
+
+
+def _add(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    """Add the lists of numbers in `more` to those in `total`, item by item; the shorter one counts as ending in 0."""
+    for name, numbers in more.items():
+        total[name] = [a + b for a, b in zip_longest(total.get(name, []), numbers, fillvalue=0)]
+
+
+def _counts(table: "pyarrow.Table", column: str = "source") -> Counts:
     """`{value: [documents, UTF-8 bytes]}` of a column."""
     import pyarrow.compute as compute
 

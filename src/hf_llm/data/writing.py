@@ -1,8 +1,9 @@
 """Files that are there whole or not at all: a killed process, or a full disk, leaves none that looks finished."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_table(table: "pyarrow.Table", path: Path) -> None:
     """Write a Parquet file, whole."""
+    with table_writer(path, table.schema) as write:
+        write(table)
+
+
+@contextmanager
+def table_writer(path: Path, schema: "pyarrow.Schema") -> Iterator[Callable[["pyarrow.Table"], None]]:
+    """A function that appends a table to what becomes the Parquet file `path` when the block has ended well."""
     import pyarrow.parquet
 
-    with whole(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
+    with whole(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        yield partial(writer.write_table, row_group_size=ROW_GROUP)
