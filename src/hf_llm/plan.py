@@ -19,6 +19,7 @@ import torch
 from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import STAGES, Run, say
 from hf_llm.manifest import read_manifest, write_json
+from hf_llm.model.loading import context_of
 from hf_llm.model.printout import describe, flops_per_token
 from hf_llm.planning.devices import Device, parse_machine, this_machine, training_dtype
 from hf_llm.planning.dial import TOKENS_PER_PARAMETER
@@ -110,7 +111,7 @@ def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
     """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
     section = recipe.pretrain
     config = planned_config(recipe.model, vocabulary(run.tree, run.tokenizer), section.context)
-    context = section.context or config.max_position_embeddings
+    context = context_of(config, section.context)
     unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
     if section.tokens_per_step % unit:
         near = -(-section.tokens_per_step // unit) * unit

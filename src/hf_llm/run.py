@@ -12,10 +12,12 @@ import json
 import sys
 
 from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import GENERATORS, STAGES, Run, say
+from hf_llm.lifecycle import GENERATORS, OPTIONAL, STAGES, Run, say
 from hf_llm.manifest import read_manifest
+from hf_llm.model.loading import CAUSAL, IN_WORDS
 from hf_llm.recipe import load_recipe
 from hf_llm.training.launching import run_stage
+from hf_llm.training.objectives import objective_in
 
 
 @command
@@ -49,6 +51,10 @@ def check(argv: list[str], folders: list[str]) -> None:
             load_recipe(module.Recipe, argv)
         except UserError as error:
             problems |= dict.fromkeys(str(error).splitlines()[1:] or [str(error)])
+    objective = objective_in(Run(argv).tree).kind
+    if objective != CAUSAL and (tuned := [folder for folder in folders if folder in OPTIONAL]):
+        problem = f"{tuned[0]}: the model_type makes {IN_WORDS[objective]}; leave this section out"
+        problems[f"{problem} (docs/objectives.md)"] = None
     if problems:
         raise UserError("\n".join([f"{argv[0]} is not right yet:", *problems]))
 
@@ -76,6 +82,8 @@ def ending(run: Run, folders: list[str], made: list[str]) -> None:
     best = run.root / [folder for folder in folders if folder in GENERATORS][-1]
     say(f"\nThe report: {run.root / 'report' / 'index.html'}")
     say("Next:")
+    if objective_in(run.tree).kind != CAUSAL:
+        return say(f"  how to fill gaps with it: {run.root / 'base' / 'README.md'}")
     say(f"  python -m hf_llm.chat {best}" if best.name != "base" else f"  python -m hf_llm.generate {best}")
     say(f'  python -m hf_llm.generate {run.root / "base"} --prompt "The "')
     say(f"  python -m hf_llm.export {best} --output {run.root / 'export'}")

@@ -8,6 +8,7 @@ use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_me
 
 import copy
 import io
+import math
 import multiprocessing
 import re
 import sys
@@ -32,6 +33,7 @@ from transformers.initialization import no_init_weights
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+from hf_llm.model.printout import DECODED, ENCODED
 from hf_llm.monitoring.memory import resident
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory
@@ -155,6 +157,9 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The config of the same model with the first `layers` layers only."""
     shallow = copy.deepcopy(config)
     shallow.num_hidden_layers = layers
+    for key in ("num_decoder_layers", "decoder_layers"):
+        if getattr(shallow, key, None):
+            setattr(shallow, key, layers)
     if getattr(shallow, "layer_types", None):
         shallow.layer_types = (shallow.layer_types * layers)[:layers]
     return shallow
@@ -280,10 +285,19 @@ def _forward_and_backward(
     tokens = torch.zeros(batch, context, dtype=torch.long)
     storages.start(ACTIVATIONS)
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        loss = model(input_ids=tokens, labels=tokens.clone()).loss
+        loss = model(**model_inputs(model.config, tokens)).loss
     storages.making = TEMPORARY
     loss.backward()
     return storages.highest
+
+
+def model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model goes through for windows of `tokens` (B T): an encoder-decoder as much as T5's span corruption
+    leaves of them, and takes out."""
+    if not config.is_encoder_decoder:
+        return {"input_ids": tokens, "labels": tokens.clone()}
+    encoded, decoded = (math.ceil(share * tokens.shape[1]) for share in (ENCODED, DECODED))
+    return {"input_ids": tokens[:, :encoded], "labels": tokens[:, :decoded].clone()}
 
 
 def _ordered(parts: dict[str, int]) -> dict[str, int]:

@@ -9,11 +9,11 @@ from unittest.mock import patch
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import read_manifest
-from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, load_tokenizer, one_line
+from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, load_tokenizer, one_line, untrained
 from hf_llm.planning.devices import Device
 from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu, trainer_size
 from hf_llm.planning.sharding import Sizes, engines
@@ -35,6 +35,9 @@ def planned_config(section: dict[str, Any], vocabulary: int, context: int | None
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
     check_keys(settings, cls)
     fitted = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
+    # What the tokenizer will say; a config's own may lie outside of this vocabulary.
+    fitted |= {key: None for key in cls.__dataclass_fields__ if key in ("bos_token_id", "cls_token_id", "sep_token_id")}
+    fitted |= {"pad_token_id": 0, "eos_token_id": 1} | ({"decoder_start_token_id": 0} if cls.is_encoder_decoder else {})
     if context:
         fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
     try:
@@ -77,7 +80,7 @@ def model_of(
     config: PreTrainedConfig, dtype: torch.dtype = torch.float32, lora: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     """A model of `config`, with adapters where there is a `lora` section."""
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = untrained(config, dtype)
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model

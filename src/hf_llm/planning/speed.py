@@ -13,7 +13,7 @@ from hf_llm.errors import UserError
 from hf_llm.model.printout import flops_per_token
 from hf_llm.planning.devices import Device, training_dtype
 from hf_llm.planning.dial import OF_DATA_SHEET
-from hf_llm.planning.memory import with_layers
+from hf_llm.planning.memory import model_inputs, with_layers
 from hf_llm.planning.prospect import Job, model_of
 from hf_llm.planning.rates import synchronise
 from hf_llm.training.device import device_type, precision
@@ -109,7 +109,7 @@ class _Run:
         """Seconds of forward and backward, and of the optimizer's step with the clipping before it."""
         started = self._now()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+            loss = self.model(**model_inputs(self.model.config, self.tokens)).loss
         loss.backward()
         between = self._now()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

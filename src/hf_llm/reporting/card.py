@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 from hf_llm.lifecycle import TRAINED
 from hf_llm.manifest import read_manifest
 from hf_llm.reporting import templates
-from hf_llm.reporting.lineage import count, lineage, parameters, sources, test_scores
+from hf_llm.reporting.lineage import count, in_words, lineage, parameters, sources, test_scores
 from hf_llm.reporting.redaction import redact
 
 # What the Hub accepts under `license` (https://huggingface.co/docs/hub/repositories-licenses); it refuses an upload
@@ -25,6 +25,18 @@ HUB_LICENSES = frozenset(
     unlicense zlib pddl lgpl-lr unknown other
     """.split()  # noqa: SIM905 - readable, and short enough to compare with the Hub's page
 )
+
+MODEL_CLASSES = {  # beside AutoModelForCausalLM
+    "reward": "AutoModelForSequenceClassification",
+    "masked": "AutoModelForMaskedLM",
+    "span_corruption": "AutoModelForSeq2SeqLM",
+}
+# The Hub's tags beside text-generation; transformers has no pipeline of the last one any more.
+PIPELINES = {
+    "reward": "text-classification",
+    "masked": "fill-mask",
+    "span_corruption": "text2text-generation",
+}
 
 ARCHITECTURE = {
     "model_type": "architecture",
@@ -51,7 +63,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
     folder = Path(folder)
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} is not finished"
-    manifests, kind = lineage(folder), {"base": "base", "reward": "reward"}.get(manifest["folder"], "chat")
+    manifests, kind = lineage(folder), kind_of(manifest)
     used = sources(manifests)
     licenses = manifest["licenses"] or sorted({source["license"] for source in used})
     body = (
@@ -65,12 +77,13 @@ def model_card(folder: Path, repository: str | None = None) -> str:
             kind=kind,
             parameters=count(size) if (size := parameters(folder)) else None,
             architecture=architecture(folder),
+            model_class=MODEL_CLASSES.get(kind, "AutoModelForCausalLM"),
             remote_code="auto_map" in config_of(folder),
             sources=used,
             licenses=licenses,
             settings=training_settings(manifests),
             metrics=metrics(manifest),
-            scores=test_scores(folder),
+            scores=in_words(test_scores(folder) or {}),
             versions=manifest["versions"],
             lineage={name: entry["digest"] for name, entry in manifests.items()},
             created=manifest["created"],
@@ -79,13 +92,21 @@ def model_card(folder: Path, repository: str | None = None) -> str:
     return redact(f"---\n{front_matter(manifest, used, licenses, kind).to_yaml()}\n---\n\n{body}")
 
 
+def kind_of(manifest: dict) -> str:
+    """What the model is good for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
+    if manifest["folder"] == "base":
+        learnt = manifest["facts"].get("objective", {}).get("kind", "causal")
+        return "base" if learnt == "causal" else learnt
+    return "reward" if manifest["folder"] == "reward" else "chat"
+
+
 def front_matter(manifest: dict, used: list[dict[str, str]], licenses: list[str], kind: str) -> ModelCardData:
     """The metadata the Hub reads. The language is left out: nothing here has looked at it."""
     named = {"license_name": "-and-".join(foreign)} if (foreign := sorted(set(licenses) - HUB_LICENSES)) else {}
     listed = sorted(set(licenses) & HUB_LICENSES | ({"other"} if foreign else set())) or ["unknown"]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification" if kind == "reward" else "text-generation",
+        pipeline_tag=PIPELINES.get(kind, "text-generation"),
         license=listed if len(listed) > 1 else listed[0],
         tags=["hf_llm", manifest["folder"], *(["conversational"] if kind == "chat" else [])],
         datasets=sorted({source["hub"] for source in used if source["hub"]}) or None,
@@ -123,6 +144,8 @@ def metrics(manifest: dict) -> dict[str, float]:
         "eval_loss": "loss, validation",
         "eval_perplexity": "perplexity, validation",
         "eval_bits_per_byte": "bits per byte, validation",
+        "eval_masked_accuracy": "masked tokens right, validation",
+        "eval_target_accuracy": "tokens of gaps right, validation",
         "eval_mean_token_accuracy": "token accuracy, validation",
         "eval_rewards/accuracies": "preferences ranked right, validation",
         "eval_accuracy": "preferences ranked right, held-out pairs",

@@ -90,6 +90,21 @@ def test_scores(folder: Path) -> dict[str, Any] | None:
     return evaluation["facts"].get("results", {}).get(folder.name)
 
 
+SCORES = {  # what an evaluation finds -> in words, format
+    "bits_per_byte": ("bits per byte", ".4f"),
+    "perplexity": ("perplexity", ".2f"),
+    "masked_accuracy": ("masked tokens right", ".1%"),
+    "pseudo_perplexity": ("pseudo-perplexity", ".2f"),
+    "span_exact_match": ("gaps filled exactly", ".1%"),
+    "target_accuracy": ("tokens of gaps right", ".1%"),
+}
+
+
+def in_words(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores of one model in an evaluation, as (what, value), the one that matters first."""
+    return [(words, format(scores[key], form)) for key, (words, form) in SCORES.items() if key in scores]
+
+
 def last_value(history: list[dict[str, Any]], key: str) -> float | None:
     """The last finite value of `key` in a log history."""
     values = [entry[key] for entry in history if isinstance(entry.get(key), int | float) and math.isfinite(entry[key])]

@@ -61,6 +61,7 @@ def page(root: Path, tree: dict[str, Any]) -> str:
     manifests.pop("report", None)
     models = [folder for folder in TRAINING if folder in manifests]
     evaluation = evaluation_of(root) if "evaluation" in manifests else {"models": {}, "samples": []}
+    scored = evaluation["models"].values()
     facts = {
         "title": tree["name"],
         "summary": summary(root, manifests, models),
@@ -71,6 +72,8 @@ def page(root: Path, tree: dict[str, Any]) -> str:
             for entry in score(root, tree)
         ],
         "evaluation": evaluation,
+        "scored": [words for key, (words, _) in lineage.SCORES.items() if any(key in each for each in scored)],
+        "scores_of": {name: dict(lineage.in_words(found)) for name, found in evaluation["models"].items()},
         "ledger": ledger(manifests.get("corpus", {}).get("facts", {}).get("ledger")),
         "sources": lineage.sources(manifests),
         "licenses": sorted({name for manifest in manifests.values() for name in manifest["licenses"]}),
@@ -106,8 +109,7 @@ def numbers(root: Path, manifests: dict, models: list[str], evaluation: dict) ->
     if models and (size := lineage.parameters(root / models[0])):
         found.append((lineage.count(size), "parameters"))
     for name, scores in list(evaluation["models"].items())[:1]:
-        found.append((f"{scores['bits_per_byte']:.3f}", f"bits per byte of unseen text ({name})"))
-        found.append((f"{scores['perplexity']:.1f}", f"perplexity per token ({name})"))
+        found += [(value, f"{words} of unseen text ({name})") for words, value in lineage.in_words(scores)[:2]]
     log = lineage.log_history(root / "base")
     for key, words in (
         ("tokens_per_second", "tokens per second in pretraining, median"),

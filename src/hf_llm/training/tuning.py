@@ -15,7 +15,7 @@ from hf_llm.data.conversations import ConversationSource
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import Making, say
 from hf_llm.manifest import digest_of
-from hf_llm.model.loading import load_model, load_tokenizer, one_line, stop_at_end_of_turn
+from hf_llm.model.loading import check_objective, load_model, load_tokenizer, one_line, stop_at_end_of_turn
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.recipe import Settings
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
@@ -77,12 +77,14 @@ def chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
 
 
 def context_length(start: Path | str) -> int | None:
-    """The tokens a model at `start` (or the base of an adapter) can see at once; None where there is no model."""
+    """The tokens a model at `start` (or the base of an adapter) can see at once; None where there is no model. Raises
+    UserError where that is none that continues text, so that it could answer."""
     adapter = Path(start) / "adapter_config.json"
     if adapter.exists():
         return context_length(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
     if Path(start).is_dir() and not (Path(start) / "config.json").exists():
         return None
+    check_objective(start)
     return AutoConfig.from_pretrained(start, trust_remote_code=False).max_position_embeddings
 
 
