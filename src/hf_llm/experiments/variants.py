@@ -24,6 +24,7 @@ PREPARED = ("corpus", "tokenizer", "tokens")  # what a pretraining is made of
 PRETRAINING = (*PREPARED, "base")
 SECTIONS = ("name", "seed", "price_per_hour", "corpus", "tokenizer", "model", "pretrain")
 LONGEST_NAME = 60  # of a folder
+NOT_TAKEN = re.compile(r"push_to_hub$|hub_|seed$|data_seed$")  # of the training section: each run has its own seed
 
 
 @dataclass
@@ -75,32 +76,51 @@ def pretraining_tree(tree: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "tokenizer", "pretrain"):
         kept.setdefault(key, {})
     training = kept["pretrain"].get("training") or {}
-    kept["pretrain"]["training"] = {k: v for k, v in training.items() if not re.match(r"push_to_hub|hub_", k)}
+    kept["pretrain"]["training"] = {k: v for k, v in training.items() if not NOT_TAKEN.match(k)}
     return kept
 
 
-def combinations(tree: dict[str, Any], factors: dict[str, list[Any]]) -> list[Variant]:
+def has_data(tree: dict[str, Any]) -> bool:
+    """Whether the recipe names folders of tokens and tokenizer, so that none are made."""
+    return bool(tree["pretrain"].get("tokens") and tree["pretrain"].get("tokenizer"))
+
+
+def data_name(tree: dict[str, Any], own: dict[str, Any], into: str) -> str:
+    """The run that holds a variant's corpus, tokenizer and tokens: the recipe's `own`, or one for those like it."""
+    settings = [settings_of(folder, tree) for folder in PREPARED]
+    if settings == [settings_of(folder, own) for folder in PREPARED]:
+        return own["name"]
+    return f"{own['name']}/{into}/data/{digest_of(settings)[:8]}"
+
+
+def combinations(tree: dict[str, Any], factors: dict[str, list[Any]], into: str) -> list[Variant]:
     """The baseline, which is the recipe as it is, and every combination of the factors' values that differs from it.
 
     A value that is the recipe's own, or its default, is no change. Raises UserError where a value does not fit, with
     every problem of every variant.
     """
-    problems: list[str] = []
-    baseline = Variant(BASELINE, {}, tree)
-    own = signature(tree, BASELINE)
-    found = {own: baseline}
+    made_here = [key for key in factors if key.split(".")[0] in ("corpus", "tokenizer")]
+    if made_here and has_data(tree):
+        raise UserError(f"--vary {made_here[0]}: nothing reads it, for pretrain.tokens names a folder that is there")
+    own, problems = signature(tree, BASELINE), []
+    found = {own: Variant(BASELINE, {}, tree)}
+
+    def variant(changes: dict[str, Any]) -> tuple[str, Variant]:
+        changed = with_changes(tree, changes)
+        changed["name"] = data_name(changed, tree, into)
+        return signature(changed, name_of(changes)), Variant(name_of(changes), changes, changed)
+
+    def is_change(key: str, value: Any) -> bool:
+        try:
+            return variant({key: value})[0] != own
+        except UserError:
+            return True  # one alone may not fit without another
+
     for values in product(*factors.values()):
-        changes = dict(zip(factors, values, strict=True))
+        changes = {k: v for k, v in zip(factors, values, strict=True) if is_change(k, v)}
         try:
-            real = {k: v for k, v in changes.items() if signature(with_changes(tree, {k: v}), f"{k}={v}") != own}
-        except UserError as error:
-            real = changes  # one alone may not fit without the other
-            if len(changes) == 1:
-                problems.append(str(error))
-                continue
-        variant = Variant(name_of(real), real, with_changes(tree, real))
-        try:
-            found.setdefault(signature(variant.tree, variant.name), variant)
+            digest, made = variant(changes)
+            found.setdefault(digest, made)
         except UserError as error:
             problems.append(str(error))
     if problems:

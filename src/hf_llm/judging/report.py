@@ -4,14 +4,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-import hf_llm.reporting
 from hf_llm.errors import UserError
 from hf_llm.judging import statistics
 from hf_llm.judging.votes import Votes
 from hf_llm.manifest import write_json
+from hf_llm.reporting import templates
 from hf_llm.reporting.redaction import redact
 
 
@@ -51,18 +48,14 @@ def write_report(votes: Votes) -> tuple[Path, dict[str, Any]]:
 
 def html(found: dict[str, Any], title: str) -> str:
     """The page, which loads nothing."""
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates.html(Path(__file__).parent)
     environment.filters["per_cent"] = per_cent
-    style = Path(hf_llm.reporting.__file__).with_name("page.css").read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
         **redact(found),
         title=title,
         summary=summary(found),
         scale=rating_scale(found["ratings"]),
-        style=Markup(style + (here / "report.css").read_text(encoding="utf-8")),
+        style=templates.file("page.css") + templates.file("range.css"),
     )
 
 
