@@ -17,6 +17,7 @@ from tiny_training import Clock, Rows
 from hf_llm.monitoring import throughput
 from hf_llm.monitoring.peak import Peak
 from hf_llm.monitoring.watch import watch
+from hf_llm.training.warmups import ContextWarmup, Warmup
 
 LENGTHS = [5, 6, 7, 8, 1, 2, 3, 4]  # 36 tokens that are no padding, of 8 x 8
 
@@ -119,6 +120,16 @@ def test_mfu_says_what_it_is_measured_against(make_trainer, clock, monkeypatch, 
     assert ("measured here" if measured else "data sheet") in capsys.readouterr().out
 
 
+def test_where_the_length_changes_mfu_counts_the_flops_of_each(make_trainer, clock, monkeypatch):
+    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", False))
+    trainer = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
+    trainer.add_callback(clock)
+    ContextWarmup(trainer, Warmup(2, 2), 8)  # lengths 2, 4, 8
+    watch(trainer, flops_per_token={2: 20_000, 4: 30_000, 8: 40_000})
+    trainer.train()
+    assert logged(trainer, "mfu") == [8 * 30_000 / 1e6]
+
+
 def test_without_flops_per_token_there_is_no_mfu(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=1)
     watch(trainer)
@@ -179,6 +190,7 @@ from transformers import Trainer, TrainingArguments
 from types import SimpleNamespace
 from hf_llm.monitoring import throughput
 from hf_llm.monitoring.watch import watch
+from hf_llm.training.warmups import ContextWarmup, Warmup
 
 clock = Clock()
 throughput.time = SimpleNamespace(perf_counter=lambda: clock.now)

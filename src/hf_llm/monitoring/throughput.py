@@ -26,9 +26,10 @@ class ThroughputCallback(TrainerCallback):
     neither does, nothing is said of tokens. Time runs from a fetch to the log and leaves out evaluation and saving.
     `mfu` is against a data sheet's peak, `mfu_of_measured_peak` against a matrix product timed on this machine; without
     `flops_per_token` (forward and backward, of one token; by the length of the sequences, where that changes) there is
-    neither. After a resume `tokens_seen` goes on from the last entry, what came between that and the checkpoint
-    taken at its mean per step. `likelihood` says whether the loss is nats per token, as in pretraining and SFT, but
-    not in DPO. `stage_at` gives the stage of a curriculum that a step belongs to, logged as `curriculum_stage`.
+    neither. After a resume `tokens_seen` goes on from the last entry, what came between that and the checkpoint taken
+    at its mean per step. `likelihood` says whether the loss is nats per token, as in pretraining and SFT, but not in
+    DPO. `stage_at` gives the stage of a curriculum that a step belongs to, logged as `curriculum_stage`.
+
     Must stand before the reporters among the callbacks (`watch` sees to that): they log what it leaves in the
     dictionary.
     """

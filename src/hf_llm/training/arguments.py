@@ -16,6 +16,7 @@ from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
 from hf_llm.training.agreement import meet
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+from hf_llm.training.fitting import check_fitting
 from hf_llm.training.muon import MUON, check_muon
 from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.pushing import create_repository
@@ -40,6 +41,7 @@ def training_arguments(
         use_all_cores()
         keep_freed_memory()
     refuse_secrets(settings, where)
+    check_fitting(settings, where)
     chosen = {
         "output_dir": str(folder),
         "seed": seed,

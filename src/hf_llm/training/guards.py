@@ -5,6 +5,7 @@ each.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hf_llm.training.checkpoints import (
     set_aside,
     step_of,
 )
+from hf_llm.training.fitting import fitted
 from hf_llm.training.preemption import StopSignals
 from hf_llm.training.pushing import put_off_waiting
 from hf_llm.training.repeatable import check_repeatable
@@ -58,7 +60,6 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
     }
     checkpoint = on_main(lambda: choose(folder, identity, args.resume_from_checkpoint))
     check_shared(trainer, checkpoint)
-    args.eval_on_start = args.eval_on_start and checkpoint is None  # or a resume would log that evaluation anew
     if checkpoint is None:
         check_repeatable(trainer)
     step = step_of(checkpoint) if checkpoint else 0
@@ -66,10 +67,10 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
 
     with StopSignals() as signals:
         steps = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
-        saves = SaveGuard(trainer, identity, keep, checkpoint, steps.recent)
+        saves = SaveGuard(trainer, identity, keep, steps.recent)
         write_status(folder, RUNNING, step)
         try:
-            output = guarded(trainer, [steps, saves], checkpoint)
+            output = fitted(trainer, partial(guarded, trainer, steps, saves), checkpoint)
         except (Exception, KeyboardInterrupt) as error:
             error.add_note(place(trainer))
             told = saves.after_failure(error)
@@ -87,9 +88,11 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
     return output
 
 
-def guarded(trainer: Trainer, guards: list[StepGuard | SaveGuard], checkpoint: Path | None) -> TrainOutput:
-    """`trainer.train` with the guards added behind all other callbacks, and taken away after."""
-    for guard in guards:
+def guarded(trainer: Trainer, steps: StepGuard, saves: SaveGuard, checkpoint: Path | None) -> TrainOutput:
+    """`trainer.train` from `checkpoint` with the guards added behind all other callbacks, and taken away after."""
+    saves.resumed, args = checkpoint, trainer.args
+    args.eval_on_start = args.eval_on_start and checkpoint is None  # or a resume would log that evaluation anew
+    for guard in (steps, saves):
         trainer.add_callback(guard)
     try:
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -101,7 +104,7 @@ def guarded(trainer: Trainer, guards: list[StepGuard | SaveGuard], checkpoint: P
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return TrainOutput(trainer.state.global_step, losses[-1] if losses else float("nan"), {})
     finally:
-        for guard in guards:
+        for guard in (steps, saves):
             trainer.remove_callback(guard)
 
 

@@ -28,15 +28,16 @@ class SaveGuard(TrainerCallback):
     """Guards every save of a Trainer. `identity` goes into each manifest, and what the `recent` steps were, for a
     resume; `keep` checkpoints are kept, two or more."""
 
-    def __init__(
-        self, trainer: Trainer, identity: dict[str, Any], keep: int, resumed: Path | None, recent: RecentSteps
-    ):
-        self.trainer, self.identity, self.keep, self.resumed, self.recent = trainer, identity, keep, resumed, recent
+    def __init__(self, trainer: Trainer, identity: dict[str, Any], keep: int, recent: RecentSteps):
+        self.trainer, self.identity, self.keep, self.recent = trainer, identity, keep, recent
+        self.resumed: Path | None = None  # the checkpoint that is gone on from
         self.saving: Path | None = None  # the checkpoint under way
         self.needed = 0  # bytes it will take
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         keep_own_class(self.trainer.model)
+        self.recent.clear()
+        state.train_batch_size = args.train_batch_size  # which a resume takes from the checkpoint
         if self.resumed:
             # Trainer forgets the losses since its last log entry; with them, the next entry is what it would have been.
             manifest = read_manifest(self.resumed)

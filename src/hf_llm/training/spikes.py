@@ -33,6 +33,10 @@ class RecentSteps:
 
     def __init__(self, spikes: Spikes):
         self.spikes = spikes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all steps."""
         self.recall({"loss": [], "gradient norm": []})
 
     def state(self) -> dict[str, list[float]]:

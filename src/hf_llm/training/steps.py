@@ -63,6 +63,7 @@ class StepGuard(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
+        self.in_a_row, self._dropped, self._log_is_due = 0, "", False
         outlive_by_workers(kwargs["train_dataloader"])
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
