@@ -52,7 +52,8 @@ class Law:
         check(self.points)
         flops, losses = np.array(self.points).T
         self._centre = math.exp(np.log(flops).mean())
-        self._laws, self._weights = self._posterior(flops, losses)
+        self._laws, self._weights, self._squares = self._posterior(flops, losses)
+        self._drawn, self._noise = self._draw()
         self.exponent, self.floor = (float(np.exp(self._median(np.log(self._laws[:, i])))) for i in (1, 0))
         # The loss at the middle is what the points tell best: A follows from it.
         middle = self._median(self._laws[:, 0] + self._laws[:, 2])
@@ -74,19 +75,23 @@ class Law:
     def predict(self, flops: float) -> Prediction:
         """The loss of a training of so many FLOPs. Raises NoLaw for more than ten times the largest."""
         check_reach([point[0] for point in self.points], flops)
-        floor, exponent, rest = self._laws.T
-        losses = floor + rest * (flops / self._centre) ** -exponent
-        random = np.random.default_rng(0)
-        drawn = random.choice(len(losses), DRAWS, p=self._weights)
-        # One more training has noise of its own: the t distribution that the points leave of it.
-        freedom = NOISE_WEIGHT + len(self.points)
-        scale = np.sqrt(self._squares[drawn] / freedom)
-        values = losses[drawn] * np.exp(scale * random.standard_t(freedom, DRAWS))
+        floor, exponent, rest = self._drawn.T
+        values = (floor + rest * (flops / self._centre) ** -exponent) * np.exp(self._noise)
         low, loss, high = np.quantile(values, [0.025, 0.5, 0.975])
         return Prediction(flops, float(loss), float(low), float(high))
 
-    def _posterior(self, flops: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Laws (n, 3) as E, alpha and the loss above E at the middle of the points, and their weights (n,)."""
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Laws (DRAWS, 3) by their weights, each with noise (DRAWS,) of log L for one more training: the t distribution
+        that the points leave of it."""
+        random = np.random.default_rng(0)
+        drawn = random.choice(len(self._laws), DRAWS, p=self._weights)
+        freedom = NOISE_WEIGHT + len(self.points)
+        scale = np.sqrt(self._squares[drawn] / freedom)
+        return self._laws[drawn], scale * random.standard_t(freedom, DRAWS)
+
+    def _posterior(self, flops: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Laws (n, 3) as E, alpha and the loss above E at the middle of the points, their weights (n,) and the sums of
+        squares (n,) that the noise is judged by."""
         wide = np.exp(SPREAD * np.linspace(-3, 3, 61))
         floors, exponents = FLOOR * wide, EXPONENT * wide
         floors = floors[floors < losses.min()]
@@ -111,8 +116,7 @@ class Law:
         for column, known in ((0, FLOOR), (1, EXPONENT)):
             weight -= (np.log(laws[:, column] / known) / SPREAD) ** 2 / 2
         weight = np.exp(weight - weight.max())
-        self._squares = squares
-        return laws, weight / weight.sum()
+        return laws, weight / weight.sum(), squares
 
     def _median(self, values: np.ndarray) -> float:
         order = np.argsort(values)

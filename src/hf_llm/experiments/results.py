@@ -28,13 +28,10 @@ def results(name: str, planned: list[Planned], trainings: list[Training], equal:
     rows = []
     for variant, group in groupby(sorted(trainings, key=lambda t: t.variant.name), lambda t: t.variant.name):
         rows.append(_row(by_name[variant], list(group), {root: value for root, (_, value) in scores.items()}))
-    baseline = next((row["scores"] for row in rows if row["name"] == planned[0].variant.name), {})
-    for row in rows:
-        if row["name"] != planned[0].variant.name:
-            row["difference"], row["difference_interval"], row["verdict"] = paired(row["scores"], baseline)
-    rows.sort(
-        key=lambda row: (row["name"] != planned[0].variant.name, row["mean"] is None, row["mean"] or 0, row["name"])
-    )
+    first = planned[0].variant.name
+    rows.sort(key=lambda row: (row["name"] != first, row["mean"] is None, row["mean"] or 0, row["name"]))
+    for row in rows[1:]:
+        row["difference"], row["difference_interval"], row["verdict"] = paired(row["scores"], rows[0]["scores"])
     return {
         "name": name,
         "equal": equal,
@@ -141,17 +138,15 @@ def summary(found: dict[str, Any]) -> str:
     unit, best = found["metric"], min(others, key=lambda row: row["difference"])
     if best["difference_interval"] is None:
         return f"With one seed nothing is told apart; {best['name']} comes to {best['difference']:+.4f} {unit}."
-    apart_ = [row for row in others if row["verdict"] != NOT_APART]
-    if not apart_:
+    told = [row for row in others if row["verdict"] != NOT_APART]
+    if not told:
         return f"No variant is told apart from the baseline at {LEVEL:.0%}."
-    return (
-        "; ".join(
-            f"{row['name']} is {row['verdict']} than the baseline by {abs(row['difference']):.4f} {unit} "
-            f"({between(row['difference_interval'], '+.4f')})"
-            for row in apart_
-        )
-        + "."
-    )
+    parts = []
+    for row in told:
+        low, high = sorted(abs(end) for end in row["difference_interval"])
+        by = f"{abs(row['difference']):.4f} {unit} ({low:.4f} to {high:.4f})"
+        parts.append(f"{row['name']} is {row['verdict']} than the baseline by {by}")
+    return "; ".join(parts) + "."
 
 
 def shown(value: float | None, form: str = ".4f") -> str:

@@ -86,25 +86,27 @@ def prepare(run: Run, variants: list[Variant]) -> None:
     """Make the corpora, tokenizers and tokens that the variants need; ends this program where one cannot be made."""
     if has_data(variants[0].tree):
         return
-    trees: dict[str, dict[str, Any]] = {}
-    for variant in variants:
-        trees.setdefault(variant.tree["name"], variant.tree)
-    for number, (name, tree) in enumerate(trees.items()):
-        argv = run.argv if name == run.name else [str(write_recipe(Path("runs") / name, tree))]
-        for place, folder in enumerate(PREPARED):
+    needed = {variant.tree["name"]: variant.tree for variant in reversed(variants)}
+    trees = {run.name: run.tree, **needed}
+    for name in reversed(needed):
+        argv = run.argv if name == run.name else [str(write_recipe(Path("runs") / name, trees[name]))]
+        for number, folder in enumerate(PREPARED, 1):
             path = Path("runs") / name / folder
-            alike = [
-                Path("runs") / other / folder
-                for other in list(trees)[:number]
-                if all(settings_of(f, trees[other]) == settings_of(f, tree) for f in PREPARED[: place + 1])
-            ]
-            if alike and not path.exists():
-                link(path, alike[0])
+            twin = next((other for other in trees if other != name and are_alike(trees, other, name, number)), None)
+            if twin and not path.exists():
+                link(path, Path("runs") / twin / folder)
             elif not Run(argv).is_finished(folder):
                 code = run_stage(folder, argv)
                 if code:
                     say(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there")
                     sys.exit(code)
+
+
+def are_alike(trees: dict[str, dict[str, Any]], other: str, name: str, number: int) -> bool:
+    """Whether the run `other` holds the first `number` of PREPARED finished, by the settings that `name` asks for."""
+    folders = PREPARED[:number]
+    finished = all(read_manifest(Path("runs") / other / folder) for folder in folders)
+    return finished and all(settings_of(f, trees[other]) == settings_of(f, trees[name]) for f in folders)
 
 
 def train(planned: list[Training], after_each: Callable[[], None]) -> int:
