@@ -6,7 +6,7 @@ from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from hf_llm.errors import UserError
-from hf_llm.model.loading import config_class, load_model, load_tokenizer, new_model
+from hf_llm.model.loading import config_class, context_of, load_model, load_tokenizer, new_model, objective_of
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 SIZES = {**TINY, "num_hidden_layers": 2, "num_key_value_heads": 2}  # those of tiny_model
@@ -121,6 +121,43 @@ def test_a_stock_model_loads_too(tmp_path):
     model.save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), Qwen3ForCausalLM)
     assert isinstance(AutoModelForCausalLM.from_config(model.config), Qwen3ForCausalLM)
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+ALBERT = {"embedding_size": 16, **TINY}
+DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "cls", "objective"),
+    [
+        ("bert", TINY, "BertForMaskedLM", "masked"),
+        ("albert", ALBERT, "AlbertForMaskedLM", "masked"),
+        ("modernbert", TINY, "ModernBertForMaskedLM", "masked"),
+        ("distilbert", DISTILBERT, "DistilBertForMaskedLM", "masked"),
+        ("bert", {"is_decoder": True, **TINY}, "BertLMHeadModel", "causal"),
+        ("t5", T5, "T5ForConditionalGeneration", "span_corruption"),
+        ("mixtral", {"num_key_value_heads": 2, "num_local_experts": 2, **TINY}, "MixtralForCausalLM", "causal"),
+    ],
+)
+def test_a_model_has_the_class_of_its_objective_new_and_loaded(tmp_path, model_type, sizes, cls, objective):
+    model = new_model({"model_type": model_type, **sizes}, tiny_tokenizer(), context=64)
+    assert (type(model).__name__, objective_of(model.config)) == (cls, objective)
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (256, 257)
+    tokens = torch.arange(16)[None]
+    assert abs(model(input_ids=tokens, labels=tokens).loss.item() - math.log(320)) < 1
+    model.save_pretrained(tmp_path)
+    assert type(load_model(tmp_path, objective=None)).__name__ == cls
+    wanted = "masked" if objective == "causal" else "causal"
+    with pytest.raises(UserError, match=f"{tmp_path} is an? .*language model|{tmp_path} is an encoder-decoder"):
+        load_model(tmp_path, objective=wanted)
+
+
+def test_a_model_without_a_context_of_its_own_needs_one_from_the_recipe():
+    config = new_model({"model_type": "t5", **T5}, tiny_tokenizer()).config
+    assert context_of(config, 128) == 128 and context_of(new_model(TINY, tiny_tokenizer(), 64).config) == 64
+    with pytest.raises(UserError, match="pretrain.context: missing; t5 has relative positions"):
+        context_of(config)
 
 
 def test_a_model_goes_on_at_a_longer_context_with_other_positions(tmp_path):

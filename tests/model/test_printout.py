@@ -15,7 +15,7 @@ def test_the_parts_add_up_to_the_model():
 
 def test_every_parameter_of_a_known_architecture_has_a_part():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    for model_type in ("gpt2", "llama", "qwen3"):
+    for model_type in ("gpt2", "llama", "qwen3", "bert", "albert", "modernbert", "distilbert", "t5", "mixtral"):
         model = new_model({"model_type": model_type, **sizes}, tiny_tokenizer())
         assert "other" not in parameters_by_part(model), model_type
 
@@ -46,6 +46,31 @@ def test_the_formula_is_near_what_torch_counts():
     with FlopCounterMode(display=False) as counter:
         model(tokens).logits.sum().backward()  # the counter overlooks the in-place product of the chunked loss
     assert counter.get_total_flops() / tokens.numel() / flops_per_token(model, 64) == pytest.approx(1, abs=0.05)
+
+
+STOCK = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"model_type": "bert", **STOCK},
+        {"model_type": "albert", "embedding_size": 16, **STOCK},
+        {"model_type": "t5", "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 3, "num_heads": 4},
+    ],
+)
+def test_it_is_near_for_other_families_too(section):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = new_model({"attn_implementation": "eager", **section}, tiny_tokenizer(), 100)
+    tokens = torch.zeros(2, 100, dtype=torch.long)
+    # What span corruption leaves of a window, and takes out.
+    inputs = {"input_ids": tokens[:, :90], "decoder_input_ids": tokens[:, :20]}
+    inputs = inputs if model.config.is_encoder_decoder else {"input_ids": tokens}
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs).logits.sum().backward()
+    counted = counter.get_total_flops() / sum(part.numel() for part in inputs.values())
+    assert counted / flops_per_token(model, 100) == pytest.approx(1, abs=0.05)
 
 
 def test_only_the_active_experts_count():
