@@ -151,7 +151,7 @@ def test_every_engine_warms_up_as_one_process_does(tiny_life, tmp_path, config):
     alone, launched = prepare(tiny_life, tmp_path / "alone"), prepare(tiny_life, tmp_path / "launched")
     done = run_module(*command, folder=alone)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "from step 3 on: updates of 512 tokens, 2 a step" in done.stdout
+    assert "from step 4 on: updates of 512 tokens, 2 a step" in done.stdout
     done = launch(config, *command, folder=launched)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (losses(folder / "runs/tiny/base") for folder in (alone, launched))
