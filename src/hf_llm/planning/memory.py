@@ -37,6 +37,7 @@ from hf_llm.model.printout import DECODED, ENCODED
 from hf_llm.monitoring.memory import resident
 from hf_llm.planning.untouched import Untouched
 from hf_llm.training.device import keep_freed_memory
+from hf_llm.training.optimizers import new_optimizer
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "low-precision copies", "gradients", "optimizer"
 ACTIVATIONS, LOSS, TEMPORARY = "activations", "logits and loss", "temporary"
@@ -251,8 +252,7 @@ def steps(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(lambda p: storages.count(p.grad, GRADIENTS))
-        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        optimizer = optimizer_class([{"params": trained}], **settings)
+        optimizer = new_optimizer(arguments, model)
         for parameter in trained if accumulate and count == 1 else ():  # what micro-batches before have left
             parameter.grad = torch.empty_like(parameter)
             storages.count(parameter.grad, GRADIENTS)

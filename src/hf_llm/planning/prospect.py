@@ -19,11 +19,19 @@ from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on
 from hf_llm.planning.sharding import Sizes, engines
 from hf_llm.tokenization.training import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
+from hf_llm.training.optimizers import arguments_of
 
 # Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and what the allocator cannot use.
 CUDA_CONTEXT, FRAGMENTATION = 600 << 20, 0.05
 FRAMEWORK, HOLES, PROGRAM = "framework, fragmentation", "holes in the heap", "program and libraries"
-OBEYED = ("optim", "optim_args", "max_grad_norm", "activation_checkpointing", "activation_checkpointing_kwargs")
+OBEYED = (
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "max_grad_norm",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+)
 
 
 def planned_config(section: dict[str, Any], vocabulary: int, context: int | None) -> PreTrainedConfig:
@@ -71,7 +79,8 @@ def arguments_for_planning(settings: dict[str, Any], checkpointing: bool | None 
     if checkpointing is not None:
         obeyed["activation_checkpointing"] = checkpointing
     try:
-        return TrainingArguments("unused", use_cpu=True, report_to="none", **obeyed)
+        settings = {"output_dir": "unused", "use_cpu": True, "report_to": "none", **obeyed}
+        return arguments_of(TrainingArguments, settings)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {one_line(error)}") from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.errors import UserError
 from hf_llm.model.printout import flops_per_token
@@ -17,6 +17,7 @@ from hf_llm.planning.memory import model_inputs, with_layers
 from hf_llm.planning.prospect import Job, model_of
 from hf_llm.planning.rates import synchronise
 from hf_llm.training.device import device_type, precision
+from hf_llm.training.optimizers import new_optimizer
 
 LAYERS = 4  # of a deeper model that are timed
 FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
@@ -102,8 +103,7 @@ class _Run:
         self.tokens = torch.randint(0, model.config.vocab_size, size, generator=generator).to(device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.trained, self.parameters = trained, sum(parameter.numel() for parameter in trained)
-        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        self.optimizer = optimizer_class([{"params": trained}], **settings)
+        self.optimizer = new_optimizer(arguments, model)
 
     def step(self) -> tuple[float, float]:
         """Seconds of forward and backward, and of the optimizer's step with the clipping before it."""

@@ -17,7 +17,7 @@ from hf_llm.recipe import Settings
 from hf_llm.training.agreement import meet
 from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
 from hf_llm.training.fitting import check_fitting
-from hf_llm.training.muon import MUON, check_muon
+from hf_llm.training.optimizers import arguments_of, check_optimizer
 from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.pushing import create_repository
 
@@ -68,16 +68,11 @@ def training_arguments(
         )
     if device == "cpu":
         meet(chosen.get("ddp_timeout", cls.ddp_timeout))
-    muon = chosen.get("optim") == MUON
-    if muon:
-        check_muon(where)
-        del chosen["optim"]  # TrainingArguments knows no such name
     try:
-        arguments = cls(**chosen)
+        arguments = arguments_of(cls, chosen)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
-    if muon:
-        arguments.optim = MUON
+    check_optimizer(arguments, where)
     let_cpus_shard(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)

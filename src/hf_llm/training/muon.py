@@ -7,7 +7,6 @@ that it knows matrices of which this process holds a part (FSDP2, tensor paralle
 ones of experts.
 """
 
-import os
 from collections.abc import Callable
 from math import prod, sqrt
 from typing import Any
@@ -20,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from hf_llm.errors import UserError
+from hf_llm.training.parallelism import uses
 
 MUON = "muon"  # the value of `training.optim`
 COEFFICIENTS, ITERATIONS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7  # Keller Jordan's, and torch's
@@ -29,7 +29,7 @@ def check_muon(where: str) -> None:
     """Raise UserError where Muon cannot train the stage whose recipe section is `where`, launched like this."""
     if where != "pretrain":
         raise UserError(f"{where}.training.optim: muon is for pretraining; leave it out, and AdamW tunes the model")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    if not uses("DEEPSPEED"):
         return
     from accelerate.utils import DeepSpeedPlugin
 

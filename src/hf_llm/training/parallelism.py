@@ -79,7 +79,7 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
             "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
             "none for a CPU. Launch with accelerate_configs/sequence_parallel.yaml, or fsdp2.yaml"
         )
-    engines = _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_DEEPSPEED")
+    engines = uses("FSDP") or uses("DEEPSPEED")
     if not layout.splits_layers:
         if layout.shard > 1 and not engines:
             raise UserError(
@@ -114,7 +114,7 @@ def let_cpus_shard(arguments: TrainingArguments) -> None:
     """
     state = arguments.distributed_state
     if state.distributed_type == DistributedType.MULTI_CPU and (
-        _flag("ACCELERATE_USE_FSDP") or _flag("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE in os.environ
+        uses("FSDP") or _flag("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE in os.environ
     ):
         state.distributed_type = DistributedType.MULTI_GPU
     if launched_layout().sequence > 1 and arguments.device.type == "cpu":
@@ -144,6 +144,11 @@ def keep_own_class(model: torch.nn.Module) -> None:
     if isinstance(model, FSDPModule):
         own = next(base for base in kind.__mro__[1:] if not issubclass(base, FSDPModule))
         kind.__name__, kind.__qualname__, kind.__module__ = own.__name__, own.__qualname__, own.__module__
+
+
+def uses(engine: str) -> bool:
+    """Whether this launch is one with the `engine` DEEPSPEED or FSDP."""
+    return _flag(f"ACCELERATE_USE_{engine}")
 
 
 def _flag(name: str) -> bool:

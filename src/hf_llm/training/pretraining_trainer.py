@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import nested_gather
@@ -11,7 +12,7 @@ from transformers.trainer_pt_utils import nested_gather
 from hf_llm.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.training.muon import MUON, Muon, matrices_of
+from hf_llm.training.optimizers import LOW_RANK, low_rank_optimizer, optimizer_class
 from hf_llm.training.parallelism import launched_layout
 
 
@@ -36,15 +37,24 @@ class PretrainingTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
         """Trainer's, which knows no Muon."""
-        if args.optim != MUON:
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
-        betas = (args.adam_beta1, args.adam_beta2)
-        return Muon, {
-            "lr": args.learning_rate,
-            "betas": betas,
-            "eps": args.adam_epsilon,
-            "matrices": matrices_of(model),
-        }
+        return optimizer_class(args, model)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Trainer's, which goes by name and type, less what has one dimension: Mamba's last norm is a `norm_f`."""
+        shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in model.named_parameters()}
+        return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, ())) >= 2]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Trainer's; where an optimizer does not take its settings, a UserError that says why."""
+        model = self.model if model is None else model
+        try:
+            if self.optimizer is None and self.args.optim.startswith(LOW_RANK):
+                names = self.get_decay_parameter_names(model)
+                decayed = {parameter for name, parameter in model.named_parameters() if name in names}
+                self.optimizer_cls_and_kwargs = low_rank_optimizer(self.args, model, decayed)
+            return super().create_optimizer(model)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"pretrain.training.optim: {' '.join(str(error).split())}") from error
 
     def compute_loss(
         self,
