@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     factors = dict(parse_factor(text) for text in given.vary)
     variants = combinations(pretraining_tree(run.tree), factors, given.into)
     equal = given.equal or ("parameters" if any(key.startswith("model.") for key in factors) else "none")
-    experiment = Experiment(run, given.into, variants, given.seeds, equal)
+    experiment = Experiment(run, given.into, variants, given.seeds, equal, compared=True)
     experiment.announce()
     if given.dry_run:
         return

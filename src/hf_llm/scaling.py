@@ -1,4 +1,4 @@
-"""Fit a scaling law to a few small trainings of a recipe, predict a larger one, and check the prediction by training it.
+"""Fit a scaling law to a few small trainings of a recipe, predict a larger one, and train that one to check it.
 
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --params 0.5M,1M,2M,4M --predict 8M --dry-run
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --flops 1e13,3e13,1e14 --predict 5e14 --check
@@ -37,12 +37,14 @@ def main(argv: list[str] | None = None) -> None:
     small = [sized(rest, run, given.dial, size, given.into) for size in given.sizes]
     larger = sized(rest, run, given.dial, given.predict, given.into)
     [goal] = plan([larger])
-    all_of_it = Experiment(run, given.into, [*small, larger] if given.check else small, given.seeds)
+    all_of_it = Experiment(
+        run, given.into, [*small, larger] if given.check else small, given.seeds, "none", compared=False
+    )
     check(all_of_it.planned[: len(small)], goal, run)
     all_of_it.announce()
     if given.dry_run:
         return
-    experiment = Experiment(run, given.into, small, given.seeds)
+    experiment = Experiment(run, given.into, small, given.seeds, "none", compared=False)
     failed = experiment.train()
     law = told(experiment, goal)
     if given.check and not law["why"]:
@@ -124,14 +126,14 @@ def told(experiment: Experiment, goal: Planned) -> dict[str, Any]:
     return found | {
         "text": str(law),
         "residual": law.residual,
-        "curve": [(each, float(law(each))) for each in flops],
+        "curve": [(p.flops, p.loss) for p in band],
         "band": {"95% from": [(p.flops, p.low) for p in band], "95% to": [(p.flops, p.high) for p in band]},
         "summary": summary(found["predictions"][0]),
     }
 
 
 def again(points: list[tuple[float, float, str]]) -> list[dict[str, Any]]:
-    """The largest that is trained, predicted from the smaller ones: how far to trust the law before anything else is."""
+    """The largest that is trained, predicted from the smaller ones: how far to trust the law."""
     *smaller, (flops, measured, name) = points
     try:
         predicted = Law([point[:2] for point in smaller]).predict(flops)
@@ -149,9 +151,8 @@ def row(name: str, predicted: Any, measured: float | None) -> dict[str, Any]:
 
 def summary(found: dict[str, Any]) -> str:
     """The prediction in one sentence."""
-    words = (
-        f"{found['name']}: {found['loss']:.4f} bits per byte are predicted ({found['low']:.4f} to {found['high']:.4f})"
-    )
+    interval = f"{found['low']:.4f} to {found['high']:.4f}"
+    words = f"{found['name']}: {found['loss']:.4f} bits per byte are predicted ({interval})"
     if found["measured"] is None:
         return words + "."
     return f"{words}; measured {found['measured']:.4f}, {found['loss'] / found['measured'] - 1:+.2%} off."

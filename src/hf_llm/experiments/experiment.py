@@ -15,13 +15,13 @@ from hf_llm.lifecycle import Run, say
 
 class Experiment:
     """`variants` of the recipe of `run`, the first of them the baseline, trained with each of `seeds` and made `equal`
-    (hf_llm.experiments.sizes.EQUAL) below runs/<name>/`into`.
+    (hf_llm.experiments.sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the first.
 
     Raises UserError where a variant cannot be made equal, or its training was begun with other settings.
     """
 
-    def __init__(self, run: Run, into: str, variants: list[Variant], seeds: int, equal: str = "none"):
-        self.run, self.into, self.equal = run, into, equal
+    def __init__(self, run: Run, into: str, variants: list[Variant], seeds: int, equal: str, compared: bool):
+        self.run, self.into, self.equal, self.compared = run, into, equal, compared
         self.seeds = [int(run.tree.get("seed", 42)) + number for number in range(seeds)]
         self._asked = variants
         self._fit()
@@ -54,7 +54,7 @@ class Experiment:
 
     def results(self) -> dict[str, Any]:
         """What is known now, as plain values (hf_llm.experiments.results)."""
-        return results(self.run.name, self.planned, self.trainings, self.equal)
+        return results(self.run.name, self.planned, self.trainings, self.equal, self.compared)
 
 
 def options(program: str, description: str, into: str) -> argparse.ArgumentParser:

@@ -44,8 +44,8 @@ def html(found: dict[str, Any], trainings: list[Training]) -> str:
         .get_template("page.html")
         .render(
             **{"law": None, **found},
-            kicker="Scaling" if law else "Ablation",
-            summary=law["summary"] if law else summary(found),
+            kicker="Ablation" if found["compared"] else "Scaling",
+            summary=law["summary"] if law else summary(found) if found["compared"] else "",
             numbers=numbers(found),
             several=len(found["seeds"]) > 1,
             scale=scale(variants),
@@ -68,7 +68,7 @@ def numbers(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = found["variants"]
     done = sum(len(row["scores"]) for row in rows)
     asked = sum(len(row["runs"]) for row in rows)
-    numbers = [(str(len(rows)), "sizes" if found.get("law") else "variants"), (str(len(found["seeds"])), "seeds")]
+    numbers = [(str(len(rows)), "variants" if found["compared"] else "sizes"), (str(len(found["seeds"])), "seeds")]
     numbers.append((f"{done} of {asked}" if done < asked else str(done), "trainings finished"))
     if best := min((row["mean"] for row in rows if row["mean"] is not None), default=None):
         numbers.append((f"{best:.3f}", f"{found['metric']}, best mean"))
@@ -83,7 +83,7 @@ def note(found: dict[str, Any]) -> str:
     if seeds < 2:
         return words + "one seed each: there is no interval, and chance is not told from difference."
     words += f"mean over {seeds} seeds with Student's t interval"
-    if found.get("law"):
+    if not found["compared"]:
         return words + "."
     words += "; differences are paired by seed, which is the same data in the same order."
     if compared > 1:

@@ -57,18 +57,20 @@ def rate(planned: Planned) -> float:
 def plan_table(planned: list[Planned], equal: str, flops_per_second: float, seeds: int) -> str:
     """The variants as they will be trained, a line each, and how long all of them take."""
     compared = ["to baseline"] if equal != "none" else []
-    lines = [["variant", "parameters", "FLOPs/token", *compared, "tokens", "time", "fitted"]]
+    lines = [["variant", "parameters", "FLOPs/token", *compared, "tokens", "time"]]
+    lines[0] += ["fitted"] if compared else []
     for entry in planned:
         line = [entry.variant.name, f"{entry.parameters:,}", f"{entry.flops:.3g}"]
         line += [f"{entry.measure(equal) / planned[0].measure(equal) - 1:+.2%}"] if compared else []
         line += [number(entry.tokens), duration(entry.work / flops_per_second)] if entry.tokens else ["by epochs", ""]
-        lines.append([*line, ", ".join(f"{k.removeprefix('model.')} {v}" for k, v in entry.variant.fitted.items())])
+        fitted = ", ".join(f"{k.removeprefix('model.')} {v}" for k, v in entry.variant.fitted.items())
+        lines.append(line + ([fitted] if compared else []))
     told = [aligned(lines)] + ([f"  equal {UNITS[equal]} within 1%"] if compared else [])
     if any(entry.work is None for entry in planned):
         return "\n".join([*told, "  how long that takes is known once pretrain.training.max_steps is set"])
     seconds = seeds * sum(entry.work for entry in planned) / flops_per_second
     told.append(
         f"  {len(planned) * seeds} trainings, about {duration(seconds)} in all at {flops_per_second:.2g} FLOP/s, "
-        "measured here on the baseline"
+        "measured here on the first"
     )
     return "\n".join(told)

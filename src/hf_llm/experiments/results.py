@@ -20,21 +20,25 @@ BITS, LOSS = "eval_bits_per_byte", "eval_loss"
 NAMES = {BITS: "bits per byte", LOSS: "loss"}
 
 
-def results(name: str, planned: list[Planned], trainings: list[Training], equal: str) -> dict[str, Any]:
-    """Everything the page shows, the baseline first and the others by their score, as plain values."""
+def results(name: str, planned: list[Planned], trainings: list[Training], equal: str, compared: bool) -> dict[str, Any]:
+    """Everything the page shows as plain values: the variants in their order; where they are `compared`, the baseline
+    first and the others by their score."""
     scores = _scores(trainings)
     metric = LOSS if any(key == LOSS for key, _ in scores.values()) else BITS
     by_name = {entry.variant.name: entry for entry in planned}
     rows = []
     for variant, group in groupby(sorted(trainings, key=lambda t: t.variant.name), lambda t: t.variant.name):
         rows.append(_row(by_name[variant], list(group), {root: value for root, (_, value) in scores.items()}))
-    first = planned[0].variant.name
-    rows.sort(key=lambda row: (row["name"] != first, row["mean"] is None, row["mean"] or 0, row["name"]))
-    for row in rows[1:]:
+    order = [entry.variant.name for entry in planned]
+    rows.sort(key=lambda row: order.index(row["name"]))
+    if compared:
+        rows[1:] = sorted(rows[1:], key=lambda row: (row["mean"] is None, row["mean"]))
+    for row in rows[1:] if compared else ():
         row["difference"], row["difference_interval"], row["verdict"] = paired(row["scores"], rows[0]["scores"])
     return {
         "name": name,
         "equal": equal,
+        "compared": compared,
         "metric": NAMES[metric],
         "seeds": sorted({training.seed for training in trainings}),
         "variants": rows,
@@ -107,16 +111,19 @@ def curves(trainings: list[Training], key: str) -> dict[str, list[tuple[float, f
 
 def table(found: dict[str, Any]) -> str:
     """The results for a terminal, a line for each variant."""
-    several = len(found["seeds"]) > 1
-    head = ["variant", "parameters", "tokens/s", found["metric"], *(["95% interval"] if several else []), "to baseline"]
-    lines = [[*head, *(["95% interval"] if several else []), ""]]
+    several, compared = len(found["seeds"]) > 1, found["compared"]
+    interval = ["95% interval"] if several else []
+    lines = [["variant", "parameters", "tokens/s", found["metric"], *interval]]
+    lines[0] += ["to baseline", *interval] if compared else []
     for row in found["variants"]:
         rates = number(row["tokens_per_second"]) if row["tokens_per_second"] else ""
         line = [row["name"], number(row["parameters"]), rates, shown(row["mean"])]
         line += [between(row["interval"])] if several else []
-        line.append(shown(row["difference"], "+.4f"))
-        line += [between(row["difference_interval"], "+.4f")] if several else []
+        if compared:
+            line.append(shown(row["difference"], "+.4f"))
+            line += [between(row["difference_interval"], "+.4f")] if several else []
         lines.append([*line, said(row)])
+    lines[0].append("")
     note = "" if several else "\n  one seed: no intervals; --seeds 3 tells chance from difference"
     return aligned(lines) + note
 
