@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import reduce
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -87,8 +87,8 @@ class SaveGuard(TrainerCallback):
     def _all_finite(self) -> bool:
         states = [value for values in self.trainer.optimizer.state.values() for value in values.values()]
         tensors = [*self.trainer.model.parameters(), *(value for value in states if torch.is_tensor(value))]
-        tensors = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-        tensors = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+        tensors = [part.detach() for tensor in tensors for part in parts_of(tensor)]
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
         size = torch.nn.utils.get_total_norm(tensors, norm_type=1)  # of which, unlike the 2-norm, nothing overflows
         bad = (~torch.isfinite(size)).int().to(self.trainer.args.device)
         return not reduce(bad, "max").item()
@@ -128,6 +128,13 @@ class SaveGuard(TrainerCallback):
     def _remedy(self) -> str:
         sealed = [path for path in complete_checkpoints(self.trainer.args.output_dir) if path != self.saving]
         return f"the same command goes on from step {step_of(sealed[-1])}." if sealed else "there is no checkpoint yet."
+
+
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that one is made of: a quantised optimizer state of codes and scales, a DTensor of a shard."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
 
 
 def first_size(trainer: Trainer) -> int:
