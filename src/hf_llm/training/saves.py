@@ -134,7 +134,8 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that one is made of: a quantised optimizer state of codes and scales, a DTensor of a shard."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
+    parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # a DTensor's mesh is among them
+    return [plain for part in parts if isinstance(part, torch.Tensor) for plain in parts_of(part)]
 
 
 def first_size(trainer: Trainer) -> int:
