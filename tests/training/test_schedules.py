@@ -2,9 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from tiny_models import tiny_model
+from transformers import TrainingArguments
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError
+from hf_llm.recipe import Settings
+from hf_llm.training.arguments import training_arguments
+from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from hf_llm.training.schedules import decay_steps
 
 
@@ -33,3 +38,67 @@ def test_without_a_curriculum_nothing_is_said(windows, tmp_path):
 def test_a_training_that_never_comes_to_the_last_stage_is_told_the_budget_to_set(windows):
     with pytest.raises(UserError, match=r"7 steps are 700 tokens.*begins after 700; set corpus.max_tokens=700"):
         decay_steps(windows, windows_per_step=10, max_steps=7)
+
+
+def rates(folder, steps=100, **settings) -> list[float]:
+    """The learning rate before each step, and after the last."""
+    given = Settings({"learning_rate": 1e-2, "warmup_steps": 10, "report_to": "none", **settings})
+    arguments = training_arguments(TrainingArguments, given, folder, 0, "pretrain")
+    trainer = PretrainingTrainer(tiny_model(), arguments)
+    trainer.create_optimizer_and_scheduler(steps)
+    found = []
+    for _ in range(steps + 1):
+        found.append(trainer._get_learning_rate())
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "at_80", "at_the_end"),
+    [
+        ("linear", None, 2e-2 / 9, 0.0),
+        ("cosine", None, 0.00116978, 0.0),
+        ("constant_with_warmup", None, 1e-2, 1e-2),
+        ("cosine_with_min_lr", None, 0.0020528, 1e-3),
+        ("cosine_with_min_lr", {"min_lr": 5e-3}, 0.00558489, 5e-3),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, 0.00293582, 2e-3),
+        ("warmup_stable_decay", None, 1e-2, 0.0),
+        ("warmup_stable_decay", {"num_decay_steps": 50, "decay_type": "linear"}, 4e-3, 0.0),
+    ],
+)
+@pytest.mark.parametrize("max_steps", [100, -1])  # given, or found out from epochs
+def test_rates_are_those_promised(tmp_path, kind, settings, at_80, at_the_end, max_steps):
+    given = {"lr_scheduler_kwargs": settings} if settings else {}
+    found = rates(tmp_path, lr_scheduler_type=kind, max_steps=max_steps, **given)
+    assert found[0] == 0 and found[5] == pytest.approx(5e-3) and found[10] == 1e-2
+    assert found[80] == pytest.approx(at_80, rel=1e-4)
+    assert found[100] == pytest.approx(at_the_end, abs=1e-9)
+
+
+def test_muon_and_adamw_follow_one_schedule(tmp_path):
+    settings = {"lr_scheduler_type": "cosine_with_min_lr", "max_steps": 100}
+    assert rates(tmp_path, optim="muon", **settings) == rates(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min": 0.1}}, "unexpected keyword.*'min'"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5, "min_lr_rate": 0.1}},
+            "Only one of min_lr or min_lr_rate",
+        ),
+    ],
+)
+def test_settings_that_a_schedule_does_not_take_are_named_before_any_work(tmp_path, settings, said):
+    with pytest.raises(UserError, match=rf"pretrain\.training\.lr_scheduler_kwargs: .*{said}"):
+        rates(tmp_path, **settings)
+
+
+def test_a_stage_that_counts_in_epochs_is_asked_for_the_steps_of_its_decay(tmp_path):
+    given = Settings({"lr_scheduler_type": "warmup_stable_decay", "report_to": "none"})
+    with pytest.raises(UserError, match=r"sft.training.lr_scheduler_kwargs: .*needs num_decay_steps, or .*max_steps"):
+        training_arguments(TrainingArguments, given, tmp_path, 0, "sft")
+    arguments = training_arguments(TrainingArguments, Settings({**given, "max_steps": 50}), tmp_path, 0, "sft")
+    assert arguments.lr_scheduler_kwargs == {"num_decay_steps": 10}

@@ -20,6 +20,7 @@ from hf_llm.training.fitting import check_fitting
 from hf_llm.training.optimizers import arguments_of, check_optimizer
 from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.pushing import create_repository
+from hf_llm.training.schedules import check_schedule
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -73,6 +74,7 @@ def training_arguments(
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
     check_optimizer(arguments, where)
+    check_schedule(arguments, where)
     let_cpus_shard(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import nested_gather
@@ -14,6 +15,7 @@ from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.training.optimizers import LOW_RANK, low_rank_optimizer, optimizer_class
 from hf_llm.training.parallelism import launched_layout
+from hf_llm.training.schedules import schedule_settings
 
 
 class PretrainingTrainer(Trainer):
@@ -55,6 +57,11 @@ class PretrainingTrainer(Trainer):
             return super().create_optimizer(model)
         except (ValueError, TypeError) as error:
             raise UserError(f"pretrain.training.optim: {' '.join(str(error).split())}") from error
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Trainer's, with the schedule's settings completed now that the number of steps is known."""
+        self.args.lr_scheduler_kwargs = schedule_settings(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,

@@ -1,6 +1,9 @@
-"""What a learning-rate schedule takes from the data: where its decay begins."""
+"""What a learning-rate schedule of Trainer's is given beyond the recipe: where its decay begins, how far it goes."""
 
 from typing import Any
+
+import torch
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError
@@ -33,3 +36,37 @@ def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) ->
             "that the stages share what training sees"
         )
     return max_steps - first
+
+
+LOWEST = 0.1  # of the peak, where a cosine ends
+DECAY = 0.2  # of the steps, in which warmup_stable_decay goes down (https://arxiv.org/abs/2405.18392)
+TO_LOWEST = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
+
+
+def schedule_settings(arguments: TrainingArguments, steps: int) -> dict[str, Any]:
+    """`arguments.lr_scheduler_kwargs` for a training of `steps`, with what Trainer has no default for."""
+    settings, kind = dict(arguments.lr_scheduler_kwargs or {}), arguments.lr_scheduler_type
+    if kind in TO_LOWEST and not settings.keys() & {"min_lr", "min_lr_rate"}:
+        settings["min_lr_rate"] = LOWEST
+    if kind == SchedulerType.WARMUP_STABLE_DECAY:
+        settings.setdefault("num_decay_steps", round(DECAY * steps))
+    return settings
+
+
+def check_schedule(arguments: TrainingArguments, where: str) -> None:
+    """Complete the schedule's settings, but for a decay that depends on a number of steps not known yet.
+
+    Raises UserError where the schedule does not take them.
+    """
+    kind, key = arguments.lr_scheduler_type, f"{where}.training.lr_scheduler_kwargs"
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    settings = schedule_settings(arguments, arguments.max_steps)
+    try:
+        get_scheduler(kind, optimizer, 0, 100, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {' '.join(str(error).split())}") from None
+    if arguments.max_steps <= 0 and kind == SchedulerType.WARMUP_STABLE_DECAY:
+        if where != "pretrain" and "num_decay_steps" not in (arguments.lr_scheduler_kwargs or {}):
+            raise UserError(f"{key}: {kind} needs num_decay_steps, or training.max_steps, of which it takes a fifth")
+        return
+    arguments.lr_scheduler_kwargs = settings or arguments.lr_scheduler_kwargs
