@@ -20,16 +20,18 @@ class Series:
     points: list[Point]
 
 
-def line_chart(title: str, series: list[Series], from_zero: bool = False, x_label: str = "step") -> Markup:
+def line_chart(
+    title: str, series: list[Series], from_zero: bool = False, x_label: str = "step", x_from_zero: bool = True
+) -> Markup:
     """A chart of one or more lines as HTML: an SVG stretched to the width it gets, with labels of constant size
-    over it."""
+    over it. `from_zero` and `x_from_zero` say which axes start at zero, whatever the data."""
     series = [Series(line.name, thinned(line.points)) for line in series]
     series = [line for line in series if last_finite(line.points) is not None]
     if not series:
         return Markup("")
     finite = [point for line in series for point in line.points if math.isfinite(point[1])]
     xs, ys = [point[0] for point in finite], [point[1] for point in finite]
-    x_low, x_high = _widened(min(0, min(xs)), max(xs))
+    x_low, x_high = _widened(min(0, min(xs)) if x_from_zero else min(xs), max(xs))
     y_ticks = ticks(*_widened(min(0, min(ys)) if from_zero else min(ys), max(ys)), about=3, around=True)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
