@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from tiny_models import tiny_model
+from tiny_recipe import losses, prepare, run_module
 from transformers import TrainingArguments
 
 from hf_llm.data.windows import TokenWindows
@@ -10,7 +11,7 @@ from hf_llm.errors import UserError
 from hf_llm.recipe import Settings
 from hf_llm.training.arguments import training_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
-from hf_llm.training.schedules import decay_steps
+from hf_llm.training.schedules import decay_steps, with_decay
 
 
 @pytest.fixture
@@ -102,3 +103,38 @@ def test_a_stage_that_counts_in_epochs_is_asked_for_the_steps_of_its_decay(tmp_p
         training_arguments(TrainingArguments, given, tmp_path, 0, "sft")
     arguments = training_arguments(TrainingArguments, Settings({**given, "max_steps": 50}), tmp_path, 0, "sft")
     assert arguments.lr_scheduler_kwargs == {"num_decay_steps": 10}
+
+
+def test_a_decay_that_is_left_open_is_filled_in(windows):
+    settings = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 90}
+    assert with_decay(settings, windows, 1)["lr_scheduler_kwargs"] == {"num_decay_steps": 20}
+    shaped = {**settings, "lr_scheduler_kwargs": {"decay_type": "linear"}}
+    assert with_decay(shaped, windows, 1)["lr_scheduler_kwargs"] == {"decay_type": "linear", "num_decay_steps": 20}
+    one_epoch = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 1}
+    assert with_decay(one_epoch, windows, 8)["lr_scheduler_kwargs"] == {"num_decay_steps": 3}
+
+
+def test_what_the_recipe_says_itself_stays(windows, tmp_path):
+    given = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 7}, "max_steps": 2}
+    assert with_decay(given, windows, 1) is given
+    other = {"lr_scheduler_type": "cosine", "max_steps": 2}
+    assert with_decay(other, windows, 1) is other
+    no_curriculum = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 2}
+    assert with_decay(no_curriculum, TokenWindows(tmp_path, "validation", 10), 1) is no_curriculum
+
+
+@pytest.mark.slow
+def test_the_learning_rate_of_a_pretraining_falls_over_the_last_stage(tiny_life, tmp_path):
+    folder = prepare(tiny_life, tmp_path / "run", ("corpus", "tokenizer"))
+    settings = (
+        "--corpus.curriculum={by: mix, stages: [{share: 3, shares: {texts: 1}}, {share: 1, shares: {texts: 1}}]}",
+        "--corpus.max_tokens=12288",
+        "--pretrain.training.lr_scheduler_type=warmup_stable_decay",
+        "--pretrain.training.logging_steps=1",
+    )
+    done = run_module("hf_llm.pretrain", "tiny.yaml", *settings, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = folder / "runs/tiny/base"
+    rates, stages = losses(base, "learning_rate"), losses(base, "curriculum_stage")
+    assert stages == [1] * 9 + [2] * 3
+    assert rates[:10] == [3e-3] * 10 and rates[9] > rates[10] > rates[11]
