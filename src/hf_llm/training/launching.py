@@ -32,17 +32,18 @@ def launch(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
         several = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
         several = several if gpus > 1 and folder in TRAINED else []
         return subprocess.Popen([sys.executable, "-m", *several, module, *argv], env={**os.environ, **variables})
-    process = multiprocessing.get_context("fork").Process(target=forked, args=(module, argv))
+    process = multiprocessing.get_context("fork").Process(target=forked, args=(module, argv, variables))
     process.start()
     return process
 
 
-def forked(module: str, argv: list[str]) -> None:
+def forked(module: str, argv: list[str], variables: dict[str, str]) -> None:
     """Be a stage, in a process forked from this one, that answers signals as one started by itself.
 
     It is killed with the process it was forked from: nobody could find it later, for it has that one's environment.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.environ.update(variables)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     importlib.import_module(module).main(argv)
