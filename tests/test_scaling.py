@@ -1,0 +1,77 @@
+"""Scaling laws by the real command: refused where they can say nothing, fitted and checked where they can."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from page_structure import Structure
+from tiny_recipe import run_module
+
+from hf_llm import scaling
+from hf_llm.experiments.law import Law, Prediction
+from hf_llm.scaling import again, row, summary
+
+# The dial decides shape, batch and learning rate; the steps are the same, which keeps this short.
+DIAL = ("tiny.yaml", "--model=null", "--pretrain.samples.prompts=[]", "--pretrain.training.learning_rate=null")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--depth=1,2", "--predict=3"], "2 points are too few"),
+        (["--depth=1,2,3", "--predict=8"], "times those of the largest training"),
+        (["--depth=1,2,3", "--predict=2"], "no larger than 3"),
+        (["--params=0.1M,0.2M,oops", "--predict=1M"], "'oops' does not fit"),
+        (["--depth=1,2,3", "--predict=4", "--model={hidden_size: 64, num_hidden_layers: 2}"], "model.hidden_size"),
+        (["--depth=1,2,3", "--predict=4", "--pretrain.training={num_train_epochs: 1}"], "num_train_epochs"),
+    ],
+)
+def test_what_can_allow_no_prediction_is_refused_before_anything_is_made(
+    tiny_inputs, monkeypatch, capsys, options, words
+):
+    monkeypatch.chdir(tiny_inputs)
+    with pytest.raises(SystemExit) as end:
+        scaling.main([*DIAL, *options])
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_the_largest_is_predicted_from_the_smaller_ones_too():
+    points = [(10.0**power, 0.6 + 1.2 * 10 ** (-0.15 * (power - 12)), f"1e{power}") for power in (11, 12, 13, 14)]
+    [found] = again(points)
+    assert found["name"] == "1e14, from the smaller ones"
+    assert found["loss"] == pytest.approx(found["measured"], rel=0.03)
+    assert found["note"] == "within the interval"
+    assert again(points[1:]) == []
+
+
+def test_a_prediction_that_missed_says_so():
+    found = row("8M", Prediction(1e14, 1.5, 1.4, 1.6), 1.8)
+    assert found["note"] == "outside the interval"
+    assert summary(found) == "8M: 1.5000 bits per byte are predicted (1.4000 to 1.6000); measured 1.8000, -16.67% off."
+
+
+@pytest.mark.slow
+def test_a_law_is_fitted_and_its_prediction_checked_by_training(tiny_inputs):
+    options = ["--depth=1,2,3", "--predict=4", "--check", "--pretrain.training.max_steps=60"]
+    done = run_module("hf_llm.scaling", *DIAL, *options, folder=tiny_inputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this law is not that of the best models" in done.stdout
+    folder = tiny_inputs / "runs/tiny/scaling"
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    page = Structure((folder / "index.html").read_text(encoding="utf-8"))
+    law = found["law"]
+    if law["why"]:
+        pytest.fail(law["why"])
+    scores = {variant["name"]: variant["mean"] for variant in found["variants"]}
+    assert list(scores) == ["1", "2", "3", "4"]
+    assert [loss for _, loss in law["points"]] == [scores["1"], scores["2"], scores["3"]]
+    [predicted] = law["predictions"]
+    again = Law([tuple(point) for point in law["points"]]).predict(predicted["flops"])
+    assert predicted["loss"] == pytest.approx(again.loss)
+    assert predicted["measured"] == scores["4"]
+    assert math.isfinite(predicted["loss"])
+    assert law["summary"] in page.text and "The law" in page.text
+    assert page.tags.count("svg") == 3
