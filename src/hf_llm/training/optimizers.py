@@ -3,6 +3,7 @@
 docs/optimizers.md says when to use which.
 """
 
+import difflib
 import sys
 from typing import Any, TypeVar
 
@@ -20,16 +21,24 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 LOW_RANK = ("galore", "apollo")
 IN_BACKWARD = ("layerwise", "lomo")  # how the names of those end that make their steps amid the backward pass
+ON_SHARDS = ("adamw_torch", "sgd")  # how the names of those begin that know DTensors
 INSIDE_LAYERS = r".*\.\d+\..*"  # the names of modules below a numbered one
 IN_EXTRA = ("torchao", "bitsandbytes", "galore_torch")  # packages of hf-llm[optimizers]
 
 
 def arguments_of(cls: type[Arguments], settings: dict[str, Any]) -> Arguments:
-    """`cls(**settings)`, where `optim` may be muon, and GaLore and APOLLO project the matrices inside layers."""
-    name = str(settings.get("optim", ""))
+    """`cls(**settings)`, where `optim` may be muon, and GaLore and APOLLO project the matrices inside layers.
+
+    Raises ValueError for an optimizer that there is not, and whatever `cls` raises.
+    """
+    name = str(settings.get("optim", MUON))
+    known = [MUON, *(kind.value for kind in OptimizerNames)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(f"optim: there is no {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
     if name.startswith(LOW_RANK):
         settings = {"optim_target_modules": INSIDE_LAYERS, **settings}
-    if name != MUON:
+    if settings.get("optim") != MUON:
         return cls(**settings)
     arguments = cls(**{key: value for key, value in settings.items() if key != "optim"})
     arguments.optim = MUON
@@ -46,10 +55,16 @@ def check_optimizer(arguments: TrainingArguments, where: str) -> None:
             f"{key}: {name} changes weights amid the backward pass, where no bad step can be dropped and no gradient "
             "clipped; use galore_adamw or adafactor"
         )
-    if name.startswith(LOW_RANK) and (uses("DEEPSPEED") or uses("FSDP") or launched_layout().splits_layers):
+    if uses("FSDP") or launched_layout().splits_layers:
+        if not name.startswith(ON_SHARDS):
+            raise UserError(
+                f"{key}: {name} makes no step on the parts of weights that FSDP and tensor parallelism leave it; use "
+                "adamw_torch_fused, adamw_torch_8bit or muon, or launch with ddp or zero2 of accelerate_configs/"
+            )
+    if name.startswith(LOW_RANK) and uses("DEEPSPEED"):
         raise UserError(
-            f"{key}: {name} projects whole matrices, and here a process holds parts of them; launch with ddp of "
-            "accelerate_configs/, or use muon"
+            f"{key}: {name} projects whole matrices, which DeepSpeed cuts up; launch with ddp of accelerate_configs/, "
+            "or use muon or adamw_torch_8bit"
         )
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments)
