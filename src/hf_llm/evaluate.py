@@ -23,13 +23,12 @@ from hf_llm.inference.filling import write
 from hf_llm.inference.generation import reply
 from hf_llm.lifecycle import GENERATORS, Run, licenses_of, say
 from hf_llm.manifest import read_manifest, write_json
-from hf_llm.model.loading import CAUSAL, MASKED, context_of, load_model, load_tokenizer, objective_of
+from hf_llm.model.loading import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
 from hf_llm.recipe import load_recipe
 from hf_llm.training.objectives import Objective, filled_in
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-LONGEST = 512  # tokens of a window where neither model nor tokenizer names a context, as T5's
 COLUMNS = {  # of the table: key -> title, format
     "bits_per_byte": ("bits per byte", ".4f"),
     "perplexity": ("perplexity", ".2f"),
@@ -120,8 +119,7 @@ def score_on(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Path, budget: int, learnt: Objective
 ) -> dict[str, Any]:
     """How well the model does what it has learnt on at most `budget` tokens of the test split."""
-    own = getattr(model.config, "max_position_embeddings", None) or min(tokenizer.model_max_length, LONGEST)
-    context = context_of(model.config, own)
+    context = context_with(model.config, tokenizer)
     windows = TokenWindows(tokens, "test", context).limited(budget)
     batch_size = max(1, TOKENS_PER_BATCH // context)
     if learnt.kind == CAUSAL:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hf_llm.data.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens, spans_of
+from hf_llm.data.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens, put_back, spans_of
 from hf_llm.errors import UserError
 
 VOCABULARY, SPECIALS, MASK, END = 1000, 120, 4, 1
@@ -82,18 +82,13 @@ def test_one_token_alone_is_always_shown_as_the_mask():
         assert (found["labels"] != IGNORED).sum() == 1 == (found["input_ids"] == MASK).sum()
 
 
-def rebuilt(found: dict[str, torch.Tensor]) -> list[int]:
-    """The text of an input with what its target says in the place of each sentinel."""
-    told = dict(zip(SENTINELS.tolist(), spans_of(found["labels"].tolist()[:-1], SENTINELS.tolist()), strict=True))
-    return [token for place in found["input_ids"].tolist()[:-1] for token in told.get(place, [place])]
-
-
 @pytest.mark.parametrize(("length", "share", "mean"), [(512, 0.15, 3), (512, 0.5, 10), (64, 0.15, 1), (2, 0.15, 3)])
 def test_the_target_puts_back_the_text_exactly(length, share, mean):
     windows = Windows(30, length)
     corruption = spans(share=share, mean_span=mean)
     for found, row in zip(everything(CorruptedWindows(windows, corruption)), windows.rows, strict=True):
-        assert rebuilt(found) == row.tolist()
+        text, target = (found[name].tolist()[:-1] for name in ("input_ids", "labels"))
+        assert put_back(text, target, SENTINELS.tolist()) == row.tolist()
         assert found["input_ids"][-1] == found["labels"][-1] == END
         assert (len(found["input_ids"]), len(found["labels"])) == corruption.lengths(length)
         assert found["decoder_input_ids"].tolist() == [0, *found["labels"].tolist()[:-1]]
@@ -111,7 +106,7 @@ def test_spans_have_the_share_and_the_mean_length_of_the_paper_and_all_lengths()
 
 
 def test_too_few_sentinels_are_an_error_that_says_what_to_do():
-    with pytest.raises(UserError, match="102 gaps, and the tokenizer 100 sentinels.*raise mean_span"):
+    with pytest.raises(UserError, match=r"102 gaps, and the tokenizer 100 sentinels.*raise mean_span"):
         spans().check(2048)
     spans(mean_span=4).check(2048)
 

@@ -156,7 +156,7 @@ def test_a_model_has_the_class_of_its_objective_new_and_loaded(tmp_path, model_t
 def test_a_model_without_a_context_of_its_own_needs_one_from_the_recipe():
     config = new_model({"model_type": "t5", **T5}, tiny_tokenizer()).config
     assert context_of(config, 128) == 128 and context_of(new_model(TINY, tiny_tokenizer(), 64).config) == 64
-    with pytest.raises(UserError, match="pretrain.context: missing; t5 has relative positions"):
+    with pytest.raises(UserError, match=r"pretrain\.context: missing; t5 has relative positions"):
         context_of(config)
 
 

@@ -154,3 +154,9 @@ def spans_of(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]
         else:
             span.append(token)
     return found
+
+
+def put_back(text: Sequence[int], target: Sequence[int], sentinels: Sequence[int]) -> list[int]:
+    """The tokens of `text` with those that `target` has after each sentinel in its place."""
+    told = dict(zip(sentinels, spans_of(target, sentinels), strict=True))
+    return [token for place in text for token in told.get(place, [place])]

@@ -87,10 +87,12 @@ def _exact_spans(
     was_training, exact, written = model.training, 0, 0
     model.eval()
     for batch in _batches(windows, batch_size, GENERATED):
+        inputs = batch["input_ids"].to(model.device)
         _, count = windows.corruption.spans(windows.windows.length)
         sentinels = windows.corruption.sentinels[:count].tolist()
         targets = model.generate(
-            input_ids=batch["input_ids"].to(model.device),
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=batch["labels"].shape[1] + count,  # a span may be a token longer than it was
             do_sample=False,
             eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the answer

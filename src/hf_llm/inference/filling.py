@@ -3,9 +3,9 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_llm.data.corruption import spans_of
+from hf_llm.data.corruption import put_back
 from hf_llm.inference.generation import complete
-from hf_llm.model.loading import CAUSAL, MASKED, context_of, objective_of
+from hf_llm.model.loading import CAUSAL, MASKED, context_with, objective_of
 from hf_llm.tokenization.gaps import sentinel, sentinels_of
 
 
@@ -26,7 +26,7 @@ def fill(
     """Each text with the likeliest token in the place of each mask, or with what the model writes for each sentinel
     (`<extra_id_0>` ..., at most `max_new_tokens` together).
 
-    A text without a gap gets one at its end. One too long for the context loses its beginning.
+    A text without a gap gets one at its end. One too long for the context loses its end.
     """
     masked, training = objective_of(model.config) == MASKED, model.training
     gap = tokenizer.mask_token if masked else sentinel(0)
@@ -34,7 +34,7 @@ def fill(
         [text if gap in text else f"{text} {gap}" for text in texts],
         padding=True,
         truncation=True,
-        max_length=context_of(model.config, min(tokenizer.model_max_length, 1 << 20)),
+        max_length=context_with(model.config, tokenizer),
         return_tensors="pt",
     ).to(model.device)
     model.eval()
@@ -54,8 +54,7 @@ def _unmasked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch:
 def _written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: dict, most: int) -> list[list[int]]:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     targets = model.generate(**inputs, max_new_tokens=most, do_sample=False).tolist()
-    sentinels, found = sentinels_of(tokenizer), []
-    for text, target in zip(batch["input_ids"].tolist(), targets, strict=True):
-        spans = dict(zip(sentinels, spans_of(target, sentinels), strict=True))
-        found.append([token for place in text for token in spans.get(place, [place])])
-    return found
+    sentinels = sentinels_of(tokenizer)
+    return [
+        put_back(text, target, sentinels) for text, target in zip(batch["input_ids"].tolist(), targets, strict=True)
+    ]

@@ -40,6 +40,7 @@ AutoModelForCausalLM.register(HfLlmConfig, HfLlmForCausalLM)
 AutoModelForSequenceClassification.register(HfLlmConfig, HfLlmForSequenceClassification)
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
+USUAL_CONTEXT = 512  # where neither a model nor its tokenizer names one, as T5's
 CAUSAL, MASKED, SPAN_CORRUPTION = "causal", "masked", "span_corruption"
 AUTO_CLASSES = {
     CAUSAL: AutoModelForCausalLM,
@@ -97,6 +98,11 @@ def context_of(config: PreTrainedConfig, context: int | None = None) -> int:
             "the tokens of a window, 512 for one"
         )
     return found
+
+
+def context_with(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens that a trained model sees at once; of one with relative positions as its tokenizer says."""
+    return getattr(config, "max_position_embeddings", None) or min(tokenizer.model_max_length, USUAL_CONTEXT)
 
 
 def new_model(
