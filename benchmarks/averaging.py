@@ -30,7 +30,7 @@ model:
   num_key_value_heads: 4
   max_position_embeddings: 128
 pretrain:
-  tokens_per_step: 4096
+  tokens_per_step: 1024
   evaluation_tokens: 16384
   samples: {{prompts: []}}
   training:
@@ -44,15 +44,15 @@ pretrain:
     logging_steps: 50
     eval_steps: {steps}
     report_to: none
-evaluate: {{tokens: 131072, prompts: []}}
+evaluate: {{tokens: 65536, prompts: []}}
 """
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--every", type=int, default=12, help="steps between checkpoints")
-    parser.add_argument("--rate", type=float, default=5e-3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
+    parser.add_argument("--rate", type=float, default=4e-3)
     return parser.parse_args()
 
 

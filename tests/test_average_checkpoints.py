@@ -75,6 +75,7 @@ def test_the_folder_is_a_model_with_tokenizer_manifest_and_card(base, tmp_path, 
     )
 
 
+@pytest.mark.slow
 def test_a_process_without_hf_llm_opens_it(base, tmp_path):
     average_checkpoints(base, 2, tmp_path / "averaged")
     code = (
