@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_models import tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, LlamaConfig
 
+from hf_llm.errors import UserError
 from hf_llm.planning.memory import (
     ACTIVATIONS,
     COPIES,
@@ -28,6 +30,7 @@ from hf_llm.planning.memory import (
 )
 from hf_llm.planning.prospect import arguments_for_planning, model_of
 from hf_llm.planning.untouched import Untouched
+from hf_llm.training.muon import matrices_of
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
@@ -156,3 +159,17 @@ def test_the_peak_of_a_real_training_is_foretold():
 @pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name != "small"])
 def test_the_peak_of_real_trainings_of_all_kinds_is_foretold(name):
     assert compare(name) == pytest.approx(1, abs=0.1)
+
+
+def test_muon_keeps_one_number_for_each_element_of_a_matrix_and_adamw_two_for_the_rest():
+    model = model_of(tiny_config())
+    matrices = sum(parameter.numel() for parameter in matrices_of(model))
+    counters = 4 * (len(list(model.parameters())) - len(matrices_of(model)))  # AdamW counts the steps of each
+    states = taken(optim="muon").phases[UPDATE][OPTIMIZER]
+    assert states == 4 * matrices + 8 * (model.num_parameters() - matrices) + counters
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+def test_an_optimizer_that_does_not_run_without_data_is_told_unknown():
+    with pytest.raises(UserError, match="what adamw_torch_8bit takes cannot be found out"):
+        taken(optim="adamw_torch_8bit")

@@ -24,12 +24,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.initialization import no_init_weights
+from transformers.training_args import OptimizerNames
 
+from hf_llm.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
@@ -263,7 +265,13 @@ def steps(
             if arguments.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
             storages.making = OPTIMIZER if step == 0 else TEMPORARY  # the first step makes the states
-            optimizer.step()
+            try:
+                optimizer.step()
+            except DataDependentOutputException:
+                raise UserError(
+                    f"training.optim: what {OptimizerNames(arguments.optim).value} takes cannot be found out without running it; plan with "
+                    "optim=adamw_torch_fused (8 bytes for each parameter), of which docs/optimizers.md tells its share"
+                ) from None
             if step == 0:
                 states = storages.now[OPTIMIZER]
             update = _settled(storages.highest, states)
