@@ -171,5 +171,5 @@ def test_muon_keeps_one_number_for_each_element_of_a_matrix_and_adamw_two_for_th
 
 @pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 def test_an_optimizer_that_does_not_run_without_data_is_told_unknown():
-    with pytest.raises(UserError, match="what adamw_torch_8bit takes cannot be found out"):
+    with pytest.raises(UserError, match="what adamw_torch_8bit takes is not known"):
         taken(optim="adamw_torch_8bit")

@@ -268,9 +268,10 @@ def steps(
             try:
                 optimizer.step()
             except DataDependentOutputException:
+                name = OptimizerNames(arguments.optim).value
                 raise UserError(
-                    f"training.optim: what {OptimizerNames(arguments.optim).value} takes cannot be found out without running it; plan with "
-                    "optim=adamw_torch_fused (8 bytes for each parameter), of which docs/optimizers.md tells its share"
+                    f"training.optim: what {name} takes is not known before it runs; plan with adamw_torch_fused, which "
+                    "keeps 8 bytes for each parameter (docs/optimizers.md has the others')"
                 ) from None
             if step == 0:
                 states = storages.now[OPTIMIZER]
