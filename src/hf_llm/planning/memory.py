@@ -270,8 +270,8 @@ def steps(
             except DataDependentOutputException:
                 name = OptimizerNames(arguments.optim).value
                 raise UserError(
-                    f"training.optim: what {name} takes is not known before it runs; plan with adamw_torch_fused, which "
-                    "keeps 8 bytes for each parameter (docs/optimizers.md has the others')"
+                    f"training.optim: what {name} takes is not known before it runs; plan with adamw_torch_fused, "
+                    "which keeps 8 bytes for each parameter (docs/optimizers.md has the others')"
                 ) from None
             if step == 0:
                 states = storages.now[OPTIMIZER]
