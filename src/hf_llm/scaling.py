@@ -1,6 +1,6 @@
 """Fit a scaling law to a few small trainings of a recipe, predict a larger one, and train that one to check it.
 
-    python -m hf_llm.scaling recipes/examples/one_dial.yaml --params 0.5M,1M,2M,4M --predict 8M --dry-run
+    python -m hf_llm.scaling recipes/examples/one_dial.yaml --params 0.6M,1M,2M,4M --predict 8M --dry-run
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --flops 1e13,3e13,1e14 --predict 5e14 --check
 
 The dial (docs/sizing.md) makes each size: width, batch, learning rate and tokens; what the recipe writes itself stays.
