@@ -146,7 +146,11 @@ def memory(job: Job, machine: Machine) -> list[Row]:
         use_all_cores()
         return [cpu_row(job, micro)]
     asked = bool(job.arguments().activation_checkpointing)
-    ways = [asked] if asked else [False, True]
+    with torch.device("meta"):
+        model = model_of(job.config)
+    if asked and not model.supports_gradient_checkpointing:
+        raise UserError(f"pretrain.training: {type(model).__name__} has no activation checkpointing; leave it out")
+    ways = [False, True] if model.supports_gradient_checkpointing and not asked else [asked]
     rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, machine.bf16, way)]
     say(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
     return rows
