@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from tiny_recipe import RECIPE, losses, run_module, write_inputs
+from tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline, set_seed
 
 from hf_llm.errors import UserError
@@ -23,11 +23,11 @@ from hf_llm.training.tuning import context_length
 DATA = os.environ.get("HF_LLM_DATA", "")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
-    "bert": SIZES,
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **SIZES},
     "albert": {"embedding_size": 32, **SIZES},
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 32, **SIZES},
     "distilbert": {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4},
-    "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"},
+    "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("albert", "modernbert", "distilbert")]
 GAPS = {"t5": "The <extra_id_0> fox"}
@@ -133,7 +133,7 @@ def test_a_recipe_that_would_teach_it_to_chat_is_refused_before_any_work(lives):
     run, _ = lives("bert")
     with pytest.raises(UserError, match="sft: the model_type makes a masked language model, which fills gaps"):
         check([str(run.parent.parent / "bert.yaml"), CHAT], ["base", "sft"])
-    with pytest.raises(UserError, match="needed here is a causal language model.*model_type hf_llm, llama"):
+    with pytest.raises(UserError, match=r"needed here is a causal language model.*model_type hf_llm, llama"):
         context_length(run / "base")
 
 
@@ -215,3 +215,23 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_weights_on_other_worke
     assert file_digest(base / "model.safetensors") == file_digest(undisturbed / "model.safetensors")
     for key in ("loss", "eval_loss"):
         assert losses(base, key) == losses(undisturbed, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_two_processes_have_the_losses_of_one(lives, name):
+    run, _ = lives(name)
+    folder = run.parent.parent
+    if not (folder / "accelerate_configs").exists():
+        (folder / "accelerate_configs").symlink_to(ROOT / "accelerate_configs")
+    arguments = (
+        f"{name}.yaml",
+        f"--name={name}-two",
+        f"--pretrain.tokens=runs/{name}/tokens",
+        f"--pretrain.tokenizer=runs/{name}/tokenizer",
+    )
+    done = launch("ddp", "hf_llm.pretrain", *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = folder / f"runs/{name}-two/base"
+    for key in ("loss", "eval_loss"):
+        assert losses(two, key) == pytest.approx(losses(run / "base", key), abs=1e-3)
