@@ -71,7 +71,8 @@ def new_model() -> HfLlmForCausalLM:
 def state_bytes(trainer: PretrainingTrainer) -> float:
     """Bytes that the optimizer keeps for each parameter; what projects gradients counts with what it holds."""
     values = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    values += [inner for value in values for inner in getattr(value, "__dict__", {}).values()]
+    projectors = [value for value in values if hasattr(value, "__dict__") and not torch.is_tensor(value)]
+    values += [inner for projector in projectors for inner in vars(projector).values()]
     tensors = [part for value in values if torch.is_tensor(value) for part in parts_of(value)]
     return sum(tensor.nbytes for tensor in tensors) / trainer.model.num_parameters()
 
