@@ -25,7 +25,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 FAMILIES = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **SIZES},
     "albert": {"embedding_size": 32, **SIZES},
-    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 32, **SIZES},
+    "modernbert": {"local_attention": 32, **SIZES},
     "distilbert": {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4},
     "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
 }
@@ -87,7 +87,7 @@ def test_a_family_lives_from_raw_text_to_its_evaluation(lives, name):
         assert not torch.equal(before, after), f"{parameter} has not moved"
 
     scores = json.loads((run / "evaluation/results.json").read_text())["models"]["base"]
-    assert scores[key] > 0.05 and scores["loss"] < validation[0]
+    assert scores[key] > 0.05 and scores["loss"] < trained[0] - 0.5
     assert "bits_per_byte" not in scores and "perplexity" not in scores
     if name == "t5":
         assert 0 <= scores["span_exact_match"] <= 1 and scores["spans"] > 100

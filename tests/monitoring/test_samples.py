@@ -48,12 +48,12 @@ def trained(make_trainer, tokenizer, samples):
 
 
 def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, monkeypatch):
-    def complete_with_noise(*args, **kwargs):
+    def write_with_noise(*args, **kwargs):
         random.random(), numpy.random.rand(), torch.rand(1)  # as sampling at a temperature would
-        return complete(*args, **kwargs)
+        return write(*args, **kwargs)
 
-    complete = sampling.complete
-    monkeypatch.setattr(sampling, "complete", complete_with_noise)
+    write = sampling.write
+    monkeypatch.setattr(sampling, "write", write_with_noise)
     plain, sampled = (trained(make_trainer, tokenizer, s) for s in (None, Samples(PROMPTS, max_new_tokens=5)))
     assert plain[0] == sampled[0]
     assert plain[1] == sampled[1]
