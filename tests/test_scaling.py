@@ -1,7 +1,6 @@
 """Scaling laws by the real command: refused where they can say nothing, fitted and checked where they can."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from page_structure import Structure
 from tiny_recipe import run_module
 
 from hf_llm import scaling
-from hf_llm.experiments.law import Law, Prediction
+from hf_llm.experiments.law import Law, NoLaw, Prediction
 from hf_llm.scaling import again, row, summary
 
 # The dial decides shape, batch and learning rate; the steps are the same, which keeps this short.
@@ -54,24 +53,23 @@ def test_a_prediction_that_missed_says_so():
 
 
 @pytest.mark.slow
-def test_a_law_is_fitted_and_its_prediction_checked_by_training(tiny_inputs):
-    options = ["--depth=1,2,3", "--predict=4", "--check", "--pretrain.training.max_steps=60"]
+def test_small_ones_are_trained_and_the_larger_only_where_they_allow_a_prediction(tiny_inputs):
+    options = ["--depth=1,2,3", "--predict=4", "--check", "--pretrain.training.max_steps=12"]
     done = run_module("hf_llm.scaling", *DIAL, *options, folder=tiny_inputs)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "this law is not that of the best models" in done.stdout
     folder = tiny_inputs / "runs/tiny/scaling"
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     page = Structure((folder / "index.html").read_text(encoding="utf-8"))
-    law = found["law"]
-    if law["why"]:
-        pytest.fail(law["why"])
-    scores = {variant["name"]: variant["mean"] for variant in found["variants"]}
-    assert list(scores) == ["1", "2", "3", "4"]
+    law, scores = found["law"], {variant["name"]: variant["mean"] for variant in found["variants"]}
     assert [loss for _, loss in law["points"]] == [scores["1"], scores["2"], scores["3"]]
+    assert law["summary"] in page.text and page.tags.count("svg") == 3
+    try:
+        fitted = Law([tuple(point) for point in law["points"]])
+    except NoLaw as reason:
+        assert law["why"] == str(reason) and str(reason) in done.stdout
+        assert "4" not in scores and not (folder / "4").exists()
+        return
     [predicted] = law["predictions"]
-    again = Law([tuple(point) for point in law["points"]]).predict(predicted["flops"])
-    assert predicted["loss"] == pytest.approx(again.loss)
+    assert predicted["loss"] == pytest.approx(fitted.predict(predicted["flops"]).loss)
     assert predicted["measured"] == scores["4"]
-    assert math.isfinite(predicted["loss"])
-    assert law["summary"] in page.text and "The law" in page.text
-    assert page.tags.count("svg") == 3

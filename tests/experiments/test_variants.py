@@ -51,6 +51,7 @@ def test_what_cannot_be_varied_is_refused(text, words):
 def test_the_recipe_is_the_baseline_and_its_own_values_are_no_variants():
     assert names("model.positions=rope,alibi,learned") == [BASELINE, "positions-alibi", "positions-learned"]
     assert names("model.hidden_size=32,48") == [BASELINE, "hidden_size-48"]
+    assert names("tokenizer.sample_bytes=200000000,1000") == [BASELINE, "sample_bytes-1000"]
     assert names("model.num_key_value_heads=2,4,null") == [BASELINE, "num_key_value_heads-4"]  # none means as many
 
 

@@ -39,8 +39,10 @@ class Variant:
 
 @dataclass
 class Prospective:
-    """A variant's pretraining before it is made: its sections, its model's configuration and its context in tokens."""
+    """A variant's pretraining before it is made: its sections, those of its data with all defaults as plain values, its
+    model's configuration and its context in tokens."""
 
+    data: dict[str, Any]
     section: Any
     model: dict[str, Any]
     config: PreTrainedConfig
@@ -175,11 +177,11 @@ def checked(tree: dict[str, Any], where: str) -> Prospective:
         batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None
-    return Prospective(section, recipes["base"].model, config, context)
+    data = {key: value for folder in PREPARED for key, value in plain(recipes[folder]).items() if key != "name"}
+    return Prospective(data, section, recipes["base"].model, config, context)
 
 
 def signature(tree: dict[str, Any], where: str) -> str:
     """A digest of what a recipe trains: equal for recipes that differ in nothing but what they write out."""
     prospective = checked(tree, where)
-    settings = {key: value for folder in PREPARED for key, value in settings_of(folder, tree).items()}
-    return digest_of([settings, plain(prospective.section), prospective.config.to_dict()])
+    return digest_of([prospective.data, plain(prospective.section), prospective.config.to_dict()])
