@@ -3,8 +3,8 @@
     python -m hf_llm.average_checkpoints runs/quickstart/base --last 2 --output runs/quickstart/averaged
 
 A training keeps `training.save_total_limit` checkpoints, two unless it says more. At a high learning rate the mean of
-several is ahead of the last (LAWA, https://arxiv.org/abs/2306.03241; docs/lab.md). The checkpoints stay as they are, and
-the output opens with `from_pretrained`.
+several is ahead of the last (LAWA, https://arxiv.org/abs/2306.03241; docs/lab.md). Checkpoints stay as they are; the
+output opens with `from_pretrained`.
 """
 
 import argparse
