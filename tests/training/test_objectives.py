@@ -5,7 +5,7 @@ from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, 
 
 from hf_llm.data.corruption import CorruptedWindows, MaskedTokens
 from hf_llm.errors import UserError
-from hf_llm.training.objectives import NextEpoch, Objective, corrupted, measures, objective_in, words_of
+from hf_llm.training.objectives import Objective, corrupted, fit_trainer, measures, objective_in, words_of
 
 
 @pytest.mark.parametrize(
@@ -95,26 +95,27 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def trained(folder, workers, resume=False):
+def trained(folder, workers, resume=False, dropout=0.1, **arguments):
     """What a model saw in two epochs and a half of three steps each, saved after each step, and its trainer."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     model = BertForMaskedLM(BertConfig(vocab_size=64, max_position_embeddings=32, **sizes))
     seen = Seen(model)
     args = TrainingArguments(
         str(folder),
         max_steps=8,
-        per_device_train_batch_size=4,
         save_steps=1,
         dataloader_num_workers=workers,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
+        **{"per_device_train_batch_size": 4, **arguments},
     )
     words = torch.arange(64).numpy() >= 8
     windows = corrupted(Rows(), MaskedTokens(4, words), seed=5)
     trainer = Trainer(model, args, train_dataset=windows, eval_dataset=windows, **measures(Objective("masked", 0.15)))
-    trainer.add_callback(NextEpoch(trainer))
+    fit_trainer(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return seen.rows, trainer
 
@@ -134,6 +135,16 @@ def test_a_training_gone_on_with_takes_the_same_tokens_out_with_any_number_of_wo
         assert all(torch.equal(one, other) for one, other in zip(rest, whole[step:], strict=True)), step
         for one, other in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("micro", [2, 1])
+def test_accumulation_does_not_change_the_losses(tmp_path, micro):
+    settings = {"workers": 0, "dropout": 0.0, "logging_steps": 1}
+    _, whole = trained(tmp_path / "whole", **settings)
+    settings |= {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4 // micro}
+    _, parts = trained(tmp_path / "parts", **settings)
+    one, other = ([row["loss"] for row in each.state.log_history if "loss" in row] for each in (whole, parts))
+    assert len(one) == 8 and other == pytest.approx(one, rel=1e-4)
 
 
 def test_an_evaluation_hides_the_same_tokens_each_time_and_counts_those_found(tmp_path):

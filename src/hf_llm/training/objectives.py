@@ -170,12 +170,23 @@ def best_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.T
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
+def fit_trainer(trainer: Trainer) -> None:
+    """Make a trainer of corrupted windows tell them the epoch, and mean its loss as their model does.
+
+    BERT and T5 take a number of items with which Trainer would have them divide the sum of a step's losses, and mean
+    over their own micro-batch all the same: with accumulation or several processes the loss would be so many times too
+    large. Every window has as many tokens to predict, so the mean of the means is the mean.
+    """
+    if isinstance(trainer.train_dataset, CorruptedWindows):
+        trainer.add_callback(NextEpoch(trainer.train_dataset))
+        trainer.model_accepts_loss_kwargs = False
+
+
 class NextEpoch(TrainerCallback):
     """Tells the training data the epoch, from which follows what is taken out, also where a training goes on."""
 
-    def __init__(self, trainer: Trainer):
-        self.windows = trainer.train_dataset
+    def __init__(self, windows: CorruptedWindows):
+        self.windows = windows
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.windows, CorruptedWindows):
-            self.windows.set_epoch(int(state.epoch or 0))
+        self.windows.set_epoch(int(state.epoch or 0))
