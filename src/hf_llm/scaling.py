@@ -155,7 +155,7 @@ def summary(found: dict[str, Any]) -> str:
     words = f"{found['name']}: {found['loss']:.4f} bits per byte are predicted ({interval})"
     if found["measured"] is None:
         return words + "."
-    return f"{words}; measured {found['measured']:.4f}, {found['loss'] / found['measured'] - 1:+.2%} off."
+    return f"{words}; measured {found['measured']:.4f}, off by {found['loss'] / found['measured'] - 1:+.2%}."
 
 
 if __name__ == "__main__":
