@@ -133,6 +133,7 @@ def test_the_terminal_shows_the_table_and_where_the_page_is(ablated):
         assert words in said
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_does_not_take_the_others_with_it(ablated, tmp_path):
     shutil.copytree(ablated, tmp_path / "it", symlinks=True)
     there = "runs/tiny/ablation/baseline/seed-7/base"
