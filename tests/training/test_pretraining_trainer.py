@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from tiny_models import tiny_model
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_llm.errors import UserError
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
@@ -31,6 +41,13 @@ class Rows(Dataset):
 def stock_model(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "bos_token_id": None, "eos_token_id": None}
+    if kind == "t5":
+        shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0}
+        return AutoModelForSeq2SeqLM.from_config(T5Config(**shape, **sizes, decoder_start_token_id=0, pad_token_id=0))
+    if kind == "bert":
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = BertConfig(**shape, **sizes, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+        return AutoModelForMaskedLM.from_config(config)
     if kind == "gpt2":
         config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, embd_pdrop=0, resid_pdrop=0, **sizes)
     else:
@@ -84,10 +101,11 @@ def test_the_objective_is_logged_beside_the_plain_loss(tmp_path, kind):
     assert logged(trainer, "grad_norm")[0] == pytest.approx(norm.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["hf_llm", "llama"])
-def test_accumulation_changes_nothing(tmp_path, kind):
-    whole, parts = (trained(tmp_path, kind, accumulation, **TERMS) for accumulation in (1, 4))
-    for key in ("loss", "objective", "grad_norm"):
+@pytest.mark.parametrize("terms", [{}, TERMS], ids=["plain", "terms"])
+@pytest.mark.parametrize("kind", ["hf_llm", "llama", "gpt2", "bert", "t5"])
+def test_accumulation_changes_nothing(tmp_path, kind, terms):
+    whole, parts = (trained(tmp_path, kind, accumulation, **terms) for accumulation in (1, 4))
+    for key in ("loss", "grad_norm", *(["objective"] if terms else [])):
         assert len(logged(whole, key)) == 3
         assert logged(parts, key) == pytest.approx(logged(whole, key), rel=1e-4)
 

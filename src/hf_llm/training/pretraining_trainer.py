@@ -33,6 +33,8 @@ class PretrainingTrainer(Trainer):
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
         super().__init__(model, args, **more)
         self.label_smoother = None
+        # Trainer counts GPT-2's labels as if each predicted itself.
+        self._loss_shifts_labels |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         # What the terms have added to the loss: in this step, and in the steps since the last log and their number.
         self._step, self._sum, self._steps = torch.zeros(3, device=args.device)
 
@@ -70,23 +72,35 @@ class PretrainingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Trainer's; in training with the gradient of the terms."""
-        if not (self.terms and model.training):
+        """Trainer's; in training with the gradient of the terms, and each micro-batch counted by its tokens."""
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        own = isinstance(bare, HfLlmForCausalLM)
+        if not model.training or launched_layout().sequence > 1 or (own and not self.terms):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
         scale = self.accelerator.num_processes // self.get_tp_size() if shared else 1  # Trainer multiplies a loss by it
-        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        if isinstance(bare, HfLlmForCausalLM):
+        if own:
             loss, outputs = super().compute_loss(model, {**inputs, **self.terms}, True, num_items_in_batch)
             added = outputs.objective * scale - loss.detach()
         else:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            shift = type(bare).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-            added = added_by(self.terms, outputs.logits, inputs["labels"], num_items_in_batch, shift) * scale
-            loss = loss + (added - added.detach())
+            loss, added, outputs = self._loss_of_stock_model(model, inputs, num_items_in_batch, scale)
         batches = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        self.note(added.detach() / batches, self.accelerator.sync_gradients)
+        self.note(added / batches, self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_stock_model(
+        self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int | None, scale: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Loss, what the terms add to it, and the outputs. BERT, ALBERT, DistilBERT and T5 take the number of items and
+        leave it unread, so no model is told it: each gives its mean, which is weighed here."""
+        outputs, shift = model(**inputs), self._loss_shifts_labels
+        here = (inputs["labels"][:, int(shift) :] != -100).sum()
+        share = scale if items is None else scale * here / items
+        loss, added = outputs.loss * share, torch.zeros_like(outputs.loss)
+        if self.terms:
+            added = added_by(self.terms, outputs.logits, inputs["labels"], shift) * share
+            loss = loss + (added - added.detach())
+        return loss, added.detach(), outputs
 
     def note(self, added: torch.Tensor, ends_step: bool) -> None:
         """Remember for the log what the terms have `added` to the loss, unless that is not finite."""
@@ -110,14 +124,12 @@ def added_by(
     terms: dict[str, float],
     logits: torch.Tensor,  # B T V
     labels: torch.Tensor,  # B T
-    items: torch.Tensor | int | None,
     shift: bool,
 ) -> torch.Tensor:
-    """What label smoothing and z-loss add to the mean cross-entropy (over `items` tokens) of a stock model, which gives
-    its logits; `shift` where each predicts the label after it."""
+    """What label smoothing and z-loss add to the mean cross-entropy of a stock model, which gives its logits; `shift`
+    where each predicts the label after it."""
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     weights = {"label_smoothing": 0.0, "z_loss": 0.0, **terms}
     objective, plain = training_objective(logits.float().flatten(0, 1), labels.flatten(), **weights)
-    count = (labels != -100).sum() if items is None else items
-    return (objective - plain) / count
+    return (objective - plain) / (labels != -100).sum()
