@@ -49,7 +49,8 @@ def test_the_largest_is_predicted_from_the_smaller_ones_too():
 def test_a_prediction_that_missed_says_so():
     found = row("8M", Prediction(1e14, 1.5, 1.4, 1.6), 1.8)
     assert found["note"] == "outside the interval"
-    assert summary(found) == "8M: 1.5000 bits per byte are predicted (1.4000 to 1.6000); measured 1.8000, off by -16.67%."
+    predicted = "8M: 1.5000 bits per byte are predicted (1.4000 to 1.6000)"
+    assert summary(found) == f"{predicted}; measured 1.8000, off by -16.67%."
 
 
 @pytest.mark.slow
