@@ -234,5 +234,5 @@ def test_two_processes_have_the_losses_of_one(lives, name):
     assert done.returncode == 0, done.stdout + done.stderr
     two = losses(folder / f"runs/{name}-two/base")[
         :8
-    ]  # of 16 steps; the first epoch ends later, with a batch cut short
+    ]  # of 16 steps, all in the first epoch
     assert two == pytest.approx(losses(run / "base")[:8], abs=1e-3)
