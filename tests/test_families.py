@@ -232,7 +232,5 @@ def test_two_processes_have_the_losses_of_one(lives, name):
     )
     done = launch("ddp", "hf_llm.pretrain", *arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    two = losses(folder / f"runs/{name}-two/base")[
-        :8
-    ]  # of 16 steps, all in the first epoch
+    two = losses(folder / f"runs/{name}-two/base")[:8]  # of 16 steps, all in the first epoch
     assert two == pytest.approx(losses(run / "base")[:8], abs=1e-3)
