@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/python -m hf_llm.run recipes/quickstart.yaml
 
+# A process for each core, each test file in one of them.
 test: .venv/tested
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not slow and not gpu"
 
 test-all: .venv/tested
 	$(BIN)/python -m pytest
@@ -24,7 +25,7 @@ lint: .venv/tested
 	touch $@
 
 .venv/tested: .venv/ready
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,test]'
+	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,optimizers,test]'
 	touch $@
 
 clean:

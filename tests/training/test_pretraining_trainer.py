@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tiny_models import tiny_model
 from torch.utils.data import Dataset
 from transformers import (
+    AlbertConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -134,3 +135,11 @@ def test_sequence_parallelism_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="sequence parallelism"):
         PretrainingTrainer(model_of("hf_llm"), arguments, z_loss=1e-4)
+
+
+def test_a_model_without_activation_checkpointing_is_named(tmp_path):
+    sizes = {"embedding_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    model = AutoModelForMaskedLM.from_config(AlbertConfig(vocab_size=64, **sizes))
+    arguments = TrainingArguments(tmp_path, activation_checkpointing=True, use_cpu=True, report_to="none")
+    with pytest.raises(UserError, match="AlbertForMaskedLM has none"):
+        PretrainingTrainer(model, arguments)

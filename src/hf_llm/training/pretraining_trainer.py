@@ -31,6 +31,10 @@ class PretrainingTrainer(Trainer):
         self.terms = {name: weight for name, weight in terms.items() if weight}
         if self.terms and launched_layout().sequence > 1:
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
+        if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"pretrain.training.activation_checkpointing: {type(model).__name__} has none; leave it out"
+            )
         super().__init__(model, args, **more)
         self.label_smoother = None
         # Trainer counts GPT-2's labels as if each predicted itself.
