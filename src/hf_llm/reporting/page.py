@@ -35,7 +35,8 @@ GRADIENT_PARTS = ("embeddings", "attention", "mlp", "norms", "head", "other")  #
 
 # title, lines as (legend, key in Trainer's log), whether the axis starts at zero; the first with data is drawn large
 CHARTS = [
-    ("Loss", [("training", "loss"), ("validation", "eval_loss"), ("objective", "objective")], False),
+    ("Loss", [("training", "loss"), ("validation", "eval_loss")], False),
+    ("Objective: the loss with what is added to it", [("training", "objective")], False),
     (BITS, [("validation", "eval_bits_per_byte")], False),
     ("Masked tokens right", [("validation", "eval_masked_accuracy")], True),
     ("Tokens of gaps right", [("validation", "eval_target_accuracy")], True),
