@@ -1,9 +1,11 @@
 """Every way to launch, for real, on CPU processes over gloo: each learns what one process does, saves, and goes on."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,37 @@ def test_every_engine_learns_what_one_process_does(prepared, trained_alone, conf
     )
     assert done.returncode == 0, done.stdout + done.stderr
     check_learnt_the_same(prepared / "runs/tiny/base", trained_alone)
+
+
+COUNTED = """
+from torchao.float8.float8_linear import Float8Linear
+from hf_llm import pretrain
+forward, calls = Float8Linear.forward, []
+Float8Linear.forward = lambda *values: calls.append(1) or forward(*values)
+pretrain.main()
+print(len(calls), "products in 8 bits")
+"""
+
+
+def test_matrix_products_in_8_bits_learn_nearly_the_same(prepared, trained_alone):
+    pytest.importorskip("torchao")
+    (prepared / "counted.py").write_text(COUNTED)
+    done = launch("fp8", "counted", "tiny.yaml", *TWENTY, folder=prepared, processes=1, options=("--cpu",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    layers = 14 - 1  # all linear layers but the first
+    assert int(re.search(r"(\d+) products in 8 bits", done.stdout)[1]) >= 20 * 4 * layers
+    base = prepared / "runs/tiny/base"
+    assert losses(base) == pytest.approx(losses(trained_alone), rel=1e-2)
+    assert losses(base) != losses(trained_alone)
+    assert AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True).dtype == torch.float32
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="the launcher wants torchao")
+def test_a_precision_in_the_recipe_that_would_undo_fp8_is_refused(prepared):
+    wrong = "--pretrain.training.bf16=true"
+    done = launch("fp8", "hf_llm.pretrain", "tiny.yaml", wrong, folder=prepared, processes=1, options=("--cpu",))
+    assert "bf16: the launch asks for fp8" in done.stdout + done.stderr
+    assert done.returncode
 
 
 @slow

@@ -155,6 +155,8 @@ def tokens_before(state) -> float:
 
 
 def _compute_type(args, model) -> torch.dtype:
+    if args.mixed_precision == "fp8":
+        return torch.bfloat16  # of what is not in 8 bits: a figure that compares with other trainings
     if args.bf16 or args.fp16:
         return torch.bfloat16 if args.bf16 else torch.float16
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

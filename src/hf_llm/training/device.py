@@ -17,10 +17,18 @@ def device_type() -> str:
 def precision(device: str) -> dict[str, bool]:
     """TrainingArguments' precision keys for a device: bf16 where the units exist, float32 elsewhere.
 
-    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is faster in float32.
+    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is faster in float32. In a
+    launch with `--mixed_precision=fp8` neither: Trainer would take it for the launch's.
     """
+    if launched_in_fp8():
+        return {"bf16": False, "fp16": False}
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return {"bf16": bf16, "fp16": False}
+
+
+def launched_in_fp8() -> bool:
+    """Whether `accelerate launch` asks for matrix products in 8 bits (accelerate_configs/fp8.yaml)."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8"
 
 
 def use_all_cores() -> None:
