@@ -125,7 +125,7 @@ def test_a_tokenizer_killed_before_its_end_has_the_same_bytes(inside):
     command = [sys.executable, str(KILLING), "hf_llm.train_tokenizer", *ARGV]
     done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.rpartition("lives: ")[2]) == 4
+    assert int(done.stdout.rpartition("lives: ")[2]) >= 3  # killed as it begins, and as it writes the manifest
     killed = file_digests(Path("runs/tiny/tokenizer"))
     for file in Path("runs/tiny/tokenizer").iterdir():
         file.write_text(file.read_text()[:50] if file.name != "manifest.json" else "{}")
