@@ -25,20 +25,12 @@ from hf_llm.lifecycle import GENERATORS, Run, licenses_of, say
 from hf_llm.manifest import read_manifest, write_json
 from hf_llm.model.loading import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
 from hf_llm.recipe import load_recipe
+from hf_llm.reporting.lineage import SCORES
 from hf_llm.training.objectives import Objective, filled_in
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-COLUMNS = {  # of the table: key -> title, format
-    "bits_per_byte": ("bits per byte", ".4f"),
-    "perplexity": ("perplexity", ".2f"),
-    "masked_accuracy": ("masked right", ".1%"),
-    "pseudo_perplexity": ("pseudo-perplexity", ".2f"),
-    "span_exact_match": ("gaps exact", ".1%"),
-    "target_accuracy": ("tokens right", ".1%"),
-    "loss": ("loss", ".4f"),
-    "tokens": ("tokens", ",d"),
-}
+COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}  # of the table: key -> title, format
 
 
 @dataclass

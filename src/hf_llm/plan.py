@@ -31,6 +31,7 @@ from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
 from hf_llm.training.device import device_type, precision, use_all_cores
+from hf_llm.training.pretraining_trainer import check_checkpointing
 
 
 @dataclass
@@ -148,8 +149,8 @@ def memory(job: Job, machine: Machine) -> list[Row]:
     asked = bool(job.arguments().activation_checkpointing)
     with torch.device("meta"):
         model = model_of(job.config)
-    if asked and not model.supports_gradient_checkpointing:
-        raise UserError(f"pretrain.training: {type(model).__name__} has no activation checkpointing; leave it out")
+    if asked:
+        check_checkpointing(model)
     ways = [False, True] if model.supports_gradient_checkpointing and not asked else [asked]
     rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, machine.bf16, way)]
     say(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")

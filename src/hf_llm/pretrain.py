@@ -23,7 +23,7 @@ from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.device import device_type
 from hf_llm.training.ending import finish
 from hf_llm.training.model_parallel import trainer_class
-from hf_llm.training.objectives import Objective, corrupted, fit_trainer, measures, objective_in
+from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch
 from hf_llm.training.parallelism import collator, launched_layout
 from hf_llm.training.schedules import with_decay
 from hf_llm.training.spikes import Spikes
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             z_loss=section.z_loss,
             **measures(objective),
         )
-        fit_trainer(trainer)
+        tell_epoch(trainer)
         warm_up(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
         watch(
             trainer,

@@ -7,8 +7,8 @@ Each page is a single file that loads nothing. Made anew each time, from whateve
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from hf_llm.data.writing import write_text
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run
 from hf_llm.recipe import load_recipe
@@ -29,17 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(argv)
     with run.begin("report") as making:
         text = page(run.root, run.tree)
-        write(making.path / "index.html", text)
+        write_text(making.path / "index.html", text)
         if corpus := corpus_page(run.root, run.name):
-            write(making.path / "corpus.html", corpus)
+            write_text(making.path / "corpus.html", corpus)
         making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
-
-
-def write(path: Path, text: str) -> None:
-    """Write a page whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 import gzip
 import hashlib
 import http.server
-import threading
-from contextlib import contextmanager
 
 import pytest
+from served import in_thread
 
 from hf_llm.data import fetching
 from hf_llm.data.fetching import Crawl, fetch, segments
@@ -67,23 +66,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serving():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
-    with serving() as running:
+    with in_thread(Server()) as running:
         yield running
 
 
@@ -174,7 +160,7 @@ def test_a_refusal_is_an_error_at_once_with_its_remedy(server, tmp_path, code, r
 
 def test_nobody_at_the_address_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
-    with serving() as gone:
+    with in_thread(Server()) as gone:
         address = gone.url
     with pytest.raises(UserError, match=r"could not be downloaded .*refused"):
         fetch(address, tmp_path)

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from hf_llm.data.corruption import CorruptedWindows, MaskedTokens
 from hf_llm.errors import UserError
-from hf_llm.training.objectives import Objective, corrupted, fit_trainer, measures, objective_in, words_of
+from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch, words_of
+from hf_llm.training.pretraining_trainer import PretrainingTrainer
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,10 @@ def trained(folder, workers, resume=False, dropout=0.1, **arguments):
     )
     words = torch.arange(64).numpy() >= 8
     windows = corrupted(Rows(), MaskedTokens(4, words), seed=5)
-    trainer = Trainer(model, args, train_dataset=windows, eval_dataset=windows, **measures(Objective("masked", 0.15)))
-    fit_trainer(trainer)
+    trainer = PretrainingTrainer(
+        model, args, train_dataset=windows, eval_dataset=windows, **measures(Objective("masked", 0.15))
+    )
+    tell_epoch(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return seen.rows, trainer
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hf_llm.data.writing import write_text
 from hf_llm.experiments.results import NAMES, between, curves, said, shown, summary
 from hf_llm.experiments.running import Training
 from hf_llm.manifest import write_json
@@ -26,9 +27,7 @@ def write_page(
     found = redact(found | ({"law": law} if law else {}))
     write_json(folder / "results.json", found)
     page = folder / "index.html"
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(html(found, trainings), encoding="utf-8")
-    temporary.replace(page)
+    write_text(page, html(found, trainings))
     return page
 
 
@@ -42,6 +41,7 @@ def html(found: dict[str, Any], trainings: list[Training]) -> str:
         .get_template("page.html")
         .render(
             **{"law": None, **found},
+            title=found["name"],
             kicker="Ablation" if found["compared"] else "Scaling",
             summary=law["summary"] if law else summary(found) if found["compared"] else "",
             numbers=numbers(found),

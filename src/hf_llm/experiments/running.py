@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_llm.data.writing import write_text
 from hf_llm.errors import UserError
 from hf_llm.experiments.variants import PREPARED, PRETRAINING, Variant, has_data
 from hf_llm.lifecycle import STAGES, Run, say, settings_of
@@ -138,9 +139,7 @@ def write_recipe(root: Path, tree: dict[str, Any]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     path, text = root / RECIPE, dump_yaml(tree)
     assert parse_yaml(text) == tree
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
     return path
 
 
@@ -157,4 +156,5 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def is_finished(training: Training) -> bool:
+    """Whether its model is there."""
     return read_manifest(training.base) is not None

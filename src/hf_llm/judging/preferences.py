@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_llm.data.writing import write_text
 from hf_llm.errors import UserError
 from hf_llm.judging.statistics import verdicts
 from hf_llm.judging.votes import Votes
@@ -44,10 +45,8 @@ def export(votes: Votes, path: Path) -> tuple[int, Counter]:
     if not rows:
         why = counted(left_out) or "no votes"
         raise UserError(f"{votes.path} holds no preference yet ({why}); judge some pairs first")
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows), left_out
 
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_llm.data.writing import write_text
 from hf_llm.errors import UserError
 from hf_llm.judging import statistics
 from hf_llm.judging.votes import Votes
@@ -40,9 +41,7 @@ def write_report(votes: Votes) -> tuple[Path, dict[str, Any]]:
     found = results(votes)
     page = votes.path.with_name(f"{votes.path.stem}-report.html")
     write_json(page.with_suffix(".json"), found)
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(html(found, votes.path.stem), encoding="utf-8")
-    temporary.replace(page)
+    write_text(page, html(found, votes.path.stem))
     return page, found
 
 

@@ -7,10 +7,11 @@ finite is null.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from hf_llm.data.writing import write_text
 
 LOGS = "logs"  # of a stage's folder: left out of its digest, and of what is uploaded
 METRICS = "metrics.jsonl"
@@ -43,9 +44,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a file of JSON lines anew; a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(map(as_line, rows)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(map(as_line, rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from hf_llm.manifest import read_manifest
 from hf_llm.reporting import lineage, templates
 from hf_llm.reporting.redaction import redact
@@ -18,7 +16,6 @@ def corpus_page(root: Path, title: str) -> str | None:
         return None
     tokens = (read_manifest(root / "tokens") or {}).get("facts", {})
     bytes_per_token = tokens["splits"]["train"]["bytes_per_token"] if tokens else None
-    here = Path(__file__).parent
     return (
         templates.html()
         .get_template("corpus_page.html")
@@ -42,7 +39,7 @@ def corpus_page(root: Path, title: str) -> str | None:
                     "tokenizer": (read_manifest(root / "tokenizer") or {}).get("facts", {}).get("report") or {},
                 }
             ),
-            style=Markup((here / "page.css").read_text(encoding="utf-8")),
+            style=templates.file("page.css"),
         )
     )
 

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from hf_llm.lifecycle import ALIGNED, OPTIONAL, STAGES
 from hf_llm.manifest import read_manifest, versions
@@ -83,13 +82,12 @@ def page(root: Path, tree: dict[str, Any]) -> str:
         "recipe": yaml.safe_dump(redact(tree), sort_keys=False, allow_unicode=True, width=100),
         "made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
-    here = Path(__file__).parent
     template = templates.html().get_template("page.html")
     return template.render(
         **redact(facts),
         trainings=[training(root / folder, TRAINING[folder]) for folder in models],
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        style=templates.file("page.css"),
+        script=templates.file("page.js"),
     )
 
 

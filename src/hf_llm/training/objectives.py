@@ -170,16 +170,10 @@ def best_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.T
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
-def fit_trainer(trainer: Trainer) -> None:
-    """Make a trainer of corrupted windows tell them the epoch, and mean its loss as their model does.
-
-    BERT and T5 take a number of items with which Trainer would have them divide the sum of a step's losses, and mean
-    over their own micro-batch all the same: with accumulation or several processes the loss would be so many times too
-    large. Every window has as many tokens to predict, so the mean of the means is the mean.
-    """
+def tell_epoch(trainer: Trainer) -> None:
+    """Make a trainer tell its corrupted windows the epoch, from which follows what is taken out of them."""
     if isinstance(trainer.train_dataset, CorruptedWindows):
         trainer.add_callback(NextEpoch(trainer.train_dataset))
-        trainer.model_accepts_loss_kwargs = False
 
 
 class NextEpoch(TrainerCallback):

@@ -31,10 +31,8 @@ class PretrainingTrainer(Trainer):
         self.terms = {name: weight for name, weight in terms.items() if weight}
         if self.terms and launched_layout().sequence > 1:
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
-        if args.activation_checkpointing and not model.supports_gradient_checkpointing:
-            raise UserError(
-                f"pretrain.training.activation_checkpointing: {type(model).__name__} has none; leave it out"
-            )
+        if args.activation_checkpointing:
+            check_checkpointing(model)
         super().__init__(model, args, **more)
         self.label_smoother = None
         # Trainer counts GPT-2's labels as if each predicted itself.
@@ -122,6 +120,12 @@ class PretrainingTrainer(Trainer):
             logs["objective"] = logs["loss"] + added.item()
             self._sum.zero_(), self._steps.zero_()
         super().log(logs, start_time)
+
+
+def check_checkpointing(model: PreTrainedModel) -> None:
+    """Raise UserError for a model that cannot compute its activations again instead of keeping them."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"pretrain.training.activation_checkpointing: {type(model).__name__} has none; leave it out")
 
 
 def added_by(
