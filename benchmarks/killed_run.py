@@ -7,7 +7,8 @@ A model of about 10M parameters learns WikiText-2, for so many steps as take `--
 moments, drawn evenly over the steps and up to five seconds later, SIGKILL ends all processes of the launch or a single
 rank, whatever they do just then: start, learn, save. `python -m hf_llm.supervise` does the rest. On one process the
 final weights and the losses of all steps must be bit-equal, under ZeRO-2 on two the losses equal to 1e-3, and each step
-be logged once. The exit code is 1 where a promise is not kept.
+be logged once. The exit code is 1 where a promise is not kept. A process has one thread, so that two make their runs
+side by side where there are two cores: both runs of one process at once, those of two one after the other.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,12 +86,10 @@ def compare(folder: Path, processes: int, options: argparse.Namespace) -> bool:
     prepare(folder, options)
     steps = reckoned_steps(folder, processes, options.minutes)
     settings = [f"--pretrain.training.{key}={value}" for key, value in schedule(steps).items()]
-    began = time.monotonic()
-    subprocess.run([*stage(processes), "recipe.yaml", *settings], **surroundings(folder), check=True)
-    seconds = time.monotonic() - began
-    whole = outcome(folder / "runs/whole/base", seconds)
-    killed = killed_run(folder, processes, settings, moments(options, steps), options)
-    return report(whole, killed, processes, steps)
+    with ThreadPoolExecutor(max_workers=2 // processes) as side_by_side:
+        whole = side_by_side.submit(undisturbed_run, folder, processes, settings)
+        killed = side_by_side.submit(killed_run, folder, processes, settings, moments(options, steps), options)
+        return report(whole.result(), killed.result(), processes, steps)
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> None:
@@ -118,7 +118,7 @@ def stage(processes: int) -> list[str]:
 
 def surroundings(folder: Path) -> dict:
     """Where and how a command is run; its output is added to a file."""
-    variables = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    variables = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     out = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     return {"cwd": folder, "env": {**os.environ, **variables}, "stdout": out, "stderr": out}
 
@@ -145,6 +145,13 @@ def moments(options: argparse.Namespace, steps: int) -> list[tuple[int, float]]:
         (int(share * steps), draw.uniform(0, HEARTBEAT_SECONDS))
         for share in sorted(draw.uniform(0, 0.9) for _ in range(options.kills))
     ]
+
+
+def undisturbed_run(folder: Path, processes: int, settings: list[str]) -> Outcome:
+    """The run that nothing befalls."""
+    began = time.monotonic()
+    subprocess.run([*stage(processes), "recipe.yaml", *settings], **surroundings(folder), check=True)
+    return outcome(folder / "runs/whole/base", time.monotonic() - began)
 
 
 def killed_run(
