@@ -4,7 +4,8 @@
     python benchmarks/variants.py texts/*.txt --variants default gpt2 alibi --seeds 0 1 2
 
 Each variant trains by itself in a process, on the same bytes in the same order, with its width set so that it has
-`--parameters` without the embeddings (a mixture of experts: active ones). One row of a table each, as they end.
+`--parameters` without the embeddings (a mixture of experts: active ones). One row of a table each, as they end. With
+`--results FILE` each is also written there, and what is there already is not trained again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 GELU = {"norm_type": "layer_norm", "use_gated_mlp": False, "hidden_act": "gelu_new", "use_qk_norm": False}
@@ -63,7 +65,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parameters", type=float, default=5e6, help="a token multiplies, embeddings left out")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rows", type=int, default=8, help="windows of a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--bf16", action="store_true", help="autocast, for a device with units for it")
+    parser.add_argument("--results", type=Path, help="JSON lines to add to and to go on from")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -126,20 +131,25 @@ def one_run(options: argparse.Namespace) -> None:
         "parameters": model.num_parameters(),
         "steps": steps,
         "tokens_per_second": rate,
-        "bits_per_byte": bits_per_byte(model, text[-held_out:], options.context),
+        "bits_per_byte": bits_per_byte(model, text[-held_out:], options),
         "exports_to": model.config.exports_to,
     }
     print(json.dumps(result))
 
 
 def train(model, text, options: argparse.Namespace, seed: int) -> int:
-    """AdamW with a short warm-up and a cosine over the seconds there are, in place. Returns the steps made."""
+    """A short warm-up and a cosine over the seconds there are, in place. Returns the steps made."""
     import torch
+
+    from hf_llm.training.muon import Muon, matrices_of
 
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95), fused=True)
+    if options.optimizer == "muon":
+        optimizer = Muon(groups, options.learning_rate, matrices_of(model), betas=(0.9, 0.95), eps=1e-8)
+    else:
+        optimizer = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95), fused=True)
     order = torch.Generator().manual_seed(seed)
     model.train()
     began, steps = time.perf_counter(), 0
@@ -149,7 +159,9 @@ def train(model, text, options: argparse.Namespace, seed: int) -> int:
             group["lr"] = options.learning_rate * cosine * min(1.0, (steps + 1) / 50)
         starts = torch.randint(0, len(text) - options.context, (options.rows,), generator=order)
         rows = torch.stack([text[start : start + options.context] for start in starts.tolist()]).to(model.device)
-        model(rows, labels=rows).loss.backward()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=options.bf16):
+            loss = model(rows, labels=rows).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -157,13 +169,14 @@ def train(model, text, options: argparse.Namespace, seed: int) -> int:
     return steps
 
 
-def bits_per_byte(model, text, context: int) -> float:
+def bits_per_byte(model, text, options: argparse.Namespace) -> float:
     """Of at most 512 windows of `text`, without gradients."""
     import torch
 
     model.eval()
+    context = options.context
     windows = text[: len(text) // context * context].view(-1, context)[:512].to(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=options.bf16):
         losses = [model(rows, labels=rows).loss.item() for rows in windows.split(16)]
     return sum(losses) / len(losses) / math.log(2)
 
@@ -173,19 +186,32 @@ def main() -> None:
     if options.one:
         one_run(options)
         return
+    made = {}
+    if options.results and options.results.exists():
+        rows = map(json.loads, options.results.read_text(encoding="utf-8").splitlines())
+        made = {json.dumps(row["of"]): row for row in rows}
     print("| variant | seed | parameters | steps | tokens/s | bits per byte | exports to |\n|--|--|--|--|--|--|--|")
     for seed in options.seeds:
         for variant in options.variants:
-            command = [sys.executable, *sys.argv, "--one", variant, str(seed)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            r = json.loads(done.stdout.splitlines()[-1])
+            of = [variant, seed, options.optimizer, options.learning_rate, options.seconds, options.bf16]
+            r = made.get(json.dumps(of)) or trained(variant, seed)
+            if options.results and json.dumps(of) not in made:
+                with options.results.open("a", encoding="utf-8") as results:
+                    results.write(json.dumps({"of": of, **r}) + "\n")
             print(
                 f"| {variant} | {seed} | {r['parameters']:,} | {r['steps']} | {r['tokens_per_second']:,.0f} "
                 f"| {r['bits_per_byte']:.3f} | {r['exports_to']} |",
                 flush=True,
             )
+
+
+def trained(variant: str, seed: int) -> dict[str, Any]:
+    """What came of one training, in a process of its own."""
+    command = [sys.executable, *sys.argv, "--one", variant, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
