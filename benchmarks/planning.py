@@ -42,6 +42,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "large vocabulary": {"model": {**WIDE, "num_attention_heads": 6}, "batch": 2, "context": 256, "optim": "sgd"},
     "large vocabulary, checkpointing": {"model": {**WIDE, "num_attention_heads": 6}, "batch": 2, "context": 512,
                                         "checkpointing": True},
+    "small, bf16": {"model": {**SMALL, "num_attention_heads": 4}, "batch": 8, "context": 256, "bf16": True},
+    "long, checkpointing, bf16": {"model": {**MIDDLE, "num_attention_heads": 6}, "batch": 2, "context": 1024,
+                                  "checkpointing": True, "bf16": True},
     "llama": {"model_type": "llama", "model": {**SMALL, "num_attention_heads": 4}, "batch": 8, "context": 256},
 }  # fmt: skip
 
@@ -68,6 +71,7 @@ def prepare(spec: dict[str, Any], folder: str) -> tuple[Any, Any]:
         max_steps=spec.get("steps", 4),
         activation_checkpointing=spec.get("checkpointing", False),
         optim=spec.get("optim", "adamw_torch_fused"),
+        bf16=spec.get("bf16", False),
         use_cpu=True,
         report_to="none",
         save_strategy="no",
@@ -80,16 +84,19 @@ def prepare(spec: dict[str, Any], folder: str) -> tuple[Any, Any]:
 
 def predict(spec: dict[str, Any], folder: str) -> dict[str, float]:
     """Peak bytes and tokens per second, nothing trained."""
+    import torch
+
     from hf_llm.planning.memory import on_this_cpu
     from hf_llm.planning.prospect import model_of
     from hf_llm.planning.speed import measured
 
     config, arguments = prepare(spec, folder)
     batch, context, accumulation = spec["batch"], spec["context"], spec.get("accumulation", 1)
-    _, growth = on_this_cpu(partial(model_of, config), batch, context, arguments, accumulate=accumulation > 1)
+    build, autocast = partial(model_of, config), torch.bfloat16 if arguments.bf16 else None
+    _, growth = on_this_cpu(build, batch, context, arguments, autocast, accumulation > 1)
     found = {"bytes": growth}
     if spec.get("speed", True):
-        speed = measured(model_of, config, batch, context, batch * accumulation, arguments)
+        speed = measured(model_of, config, batch, context, batch * accumulation, arguments, autocast=autocast)
         found["tokens_per_second"] = speed.tokens_per_second
     return found
 

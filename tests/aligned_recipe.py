@@ -21,7 +21,7 @@ from tiny_recipe import ROOT
 
 from hf_llm.recipe import parse_yaml
 
-TRAINING = {"logging_steps": 1, "save_steps": 2, "report_to": "none", "learning_rate": 1e-2}
+TRAINING = {"logging_steps": 1, "save_steps": 2, "report_to": "none", "learning_rate": 1e-2, "bf16": False}
 PAIRS = {"data": [{"path": "preferences.jsonl", "license": "mit"}], "evaluation_share": 0.1}
 PROMPTS = {"data": [{"path": "chats.jsonl", "license": "mit"}], "evaluation_share": 0.1}
 GROUPS = {"max_steps": 4, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8}

@@ -49,7 +49,7 @@ def row(engine: str, largest: int, checkpointing: bool = False) -> Row:
 
 def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
     machine = plan.Machine(4, device_named("rtx4090"), here=False)
-    job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8})
+    job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8}, bf16=True)
     rows = [row("DDP", 2), row("ZeRO-2", 4), row("DDP", 64, True), row("ZeRO-2", 64, True)]
     chosen = plan.first_that_fits(rows, job, machine)
     assert chosen is rows[2]
@@ -60,7 +60,7 @@ def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
 
 def test_what_fits_nowhere_says_so():
     machine = plan.Machine(1, device_named("t4"), here=False)
-    job = Job(tiny_config(), 128, windows=512, settings={})
+    job = Job(tiny_config(), 128, windows=512, settings={}, bf16=False)
     rows = [row("one device", 0), row("one device", 0, True)]
     assert plan.first_that_fits(rows, job, machine) is None
     assert "take more or larger devices" in plan.advice(rows, None, machine)
@@ -95,7 +95,9 @@ def finished_run(root, tree, predicted):
     (root / "base").mkdir()
     rows = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
     write_json(root / "base" / "trainer_state.json", {"log_history": rows})
-    write_manifest(root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={})
+    write_manifest(
+        root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={}, bf16=False
+    )
 
 
 def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):

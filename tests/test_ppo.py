@@ -16,7 +16,7 @@ from hf_llm.recipe import load_recipe
 
 TRAINING = (
     "max_steps: 6, num_ppo_epochs: 2, num_mini_batches: 2, per_device_train_batch_size: 4, max_completion_length: 12, "
-    "learning_rate: 1e-2, logging_steps: 1, save_steps: 3, report_to: none"
+    "learning_rate: 1e-2, logging_steps: 1, save_steps: 3, report_to: none, bf16: false"
 )
 SECTION = (
     "--ppo.data=[{path: preferences.jsonl, license: mit}]",

@@ -57,9 +57,14 @@ def test_another_transformers_architecture_trains_from_scratch(prepared):
     assert json.loads((prepared / "runs/tiny/base/config.json").read_text())["model_type"] == "gpt2"
 
 
-def test_killed_and_started_again_it_ends_with_the_same_weights(prepared):
+@pytest.mark.parametrize("bf16", ["false", "true"])
+def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, bf16):
     """kill -9 from outside at whatever moment after the first save; then the same command."""
-    steps = ("--pretrain.training.max_steps=40", "--pretrain.training.save_steps=10")
+    steps = (
+        "--pretrain.training.max_steps=40",
+        "--pretrain.training.save_steps=10",
+        f"--pretrain.training.bf16={bf16}",
+    )
     done = run_module("hf_llm.pretrain", "tiny.yaml", *steps, folder=prepared)
     assert done.returncode == 0, done.stderr
     base = prepared / "runs/tiny/base"

@@ -22,7 +22,9 @@ from hf_llm.model.loading import load_tokenizer
 from hf_llm.reward import encoded, pair_statistics
 from hf_llm.training.rewards import RewardModel, load_reward_model, reward_functions
 
-TRAINING = "max_steps: 12, learning_rate: 1e-2, per_device_train_batch_size: 8, logging_steps: 1, report_to: none"
+TRAINING = (
+    "max_steps: 12, learning_rate: 1e-2, per_device_train_batch_size: 8, logging_steps: 1, report_to: none, bf16: false"
+)
 SECTION = (
     "--reward.data=[{path: preferences.jsonl, license: mit}]",
     "--reward.evaluation_share=0.3",

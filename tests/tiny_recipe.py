@@ -27,16 +27,19 @@ pretrain:
   tokens_per_step: 1024
   evaluation_tokens: 1024
   samples: {prompts: ["The red fox"], max_new_tokens: 8}
-  training: {max_steps: 12, learning_rate: 3e-3, eval_steps: 6, save_steps: 4, logging_steps: 2, report_to: none}
+  training:
+    {max_steps: 12, learning_rate: 3e-3, eval_steps: 6, save_steps: 4, logging_steps: 2, report_to: none, bf16: false}
 sft:
   data: [{path: chats.jsonl, license: mit}]
   evaluation_share: 0.1
   lora: {r: 4, target_modules: all-linear}
-  training: {max_steps: 4, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none}
+  training:
+    {max_steps: 4, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none, bf16: false}
 dpo:
   data: [{path: preferences.jsonl, license: mit}]
   evaluation_share: 0.1
-  training: {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none}
+  training:
+    {max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, save_steps: 2, report_to: none, bf16: false}
 evaluate: {tokens: 1024, prompts: ["What is red?"], max_new_tokens: 8}
 """
 SUBJECTS = ("fox", "crow", "river", "king", "stone", "child", "baker", "tower")

@@ -22,7 +22,7 @@ from hf_llm.planning.dial import DIALS
 from hf_llm.planning.environment import Finding, findings
 from hf_llm.planning.goal import goal_of, write_recipe
 from hf_llm.planning.rates import Rate, all_reduce_rate, bandwidth_bound, copy_rate, matmul_bounds, matmul_rates
-from hf_llm.training.device import device_type, precision
+from hf_llm.training.device import device_type, has_bf16
 
 
 @command
@@ -88,7 +88,7 @@ def machine_line(count: int, device: Device, rates: list[Rate]) -> str | float |
     its best matrix product in the type that training uses; None where that was not measured."""
     if training_dtype(device):
         return f"{count}x{device.key}"
-    dtype = "bfloat16" if precision(device_type())["bf16"] else "float32"
+    dtype = "bfloat16" if has_bf16(device_type()) else "float32"
     good = [rate.value for rate in rates if rate.what == "matmul" and rate.dtype == dtype and not rate.refused]
     return float(f"{count * max(good):.3g}") if good else None
 

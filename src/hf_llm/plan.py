@@ -30,7 +30,7 @@ from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
 from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
-from hf_llm.training.device import device_type, precision, use_all_cores
+from hf_llm.training.device import device_type, has_bf16, use_all_cores
 from hf_llm.training.pretraining_trainer import check_checkpointing
 
 
@@ -49,7 +49,8 @@ class Machine:
 
     @property
     def bf16(self) -> bool:
-        return precision(device_type())["bf16"] if self.here else training_dtype(self.device) == "bfloat16"
+        """Whether its devices have units for it."""
+        return has_bf16(device_type()) if self.here else training_dtype(self.device) == "bfloat16"
 
 
 @command
@@ -120,7 +121,7 @@ def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
             f"pretrain.tokens_per_step: {section.tokens_per_step} is no multiple of {unit}, {context} tokens of "
             f"context on each of {machine.devices} devices; try {near}"
         )
-    return Job(config, context, section.tokens_per_step // context, section.training)
+    return Job(config, context, section.tokens_per_step // context, section.training, machine.bf16)
 
 
 def say_model(job: Job, section: Any) -> None:
@@ -152,7 +153,7 @@ def memory(job: Job, machine: Machine) -> list[Row]:
     if asked:
         check_checkpointing(model)
     ways = [False, True] if model.supports_gradient_checkpointing and not asked else [asked]
-    rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, machine.bf16, way)]
+    rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, way)]
     say(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
     return rows
 

@@ -10,6 +10,7 @@ from hf_llm.planning.speed import measured_here
 from hf_llm.planning.stages import tokens_worked
 from hf_llm.planning.tables import aligned, number
 from hf_llm.reporting.page import duration
+from hf_llm.training.device import device_type, has_bf16
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def plan(variants: list[Variant]) -> list[Planned]:
 def rate(planned: Planned) -> float:
     """FLOP/s at which this machine trains a variant, measured on a few of its layers."""
     found = planned.prospective
-    job = Job(found.config, found.context, found.section.tokens_per_step // found.context, found.section.training)
+    windows, settings = found.section.tokens_per_step // found.context, found.section.training
+    job = Job(found.config, found.context, windows, settings, has_bf16(device_type()))
     return apart(measured_here, job, 1).tokens_per_second * planned.flops
 
 

@@ -19,6 +19,7 @@ from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on
 from hf_llm.planning.sharding import Sizes, engines
 from hf_llm.tokenization.training import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
+from hf_llm.training.device import autocast_type
 from hf_llm.training.optimizers import arguments_of
 
 # Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and what the allocator cannot use.
@@ -107,7 +108,13 @@ class Job:
     context: int
     windows: int  # of an optimizer step, on all devices together
     settings: dict[str, Any]  # the `training` section
+    bf16: bool  # whether the devices have units for it
     lora: dict[str, Any] | None = None
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type in which matrix products are made, None for that of the weights."""
+        return autocast_type(self.settings, self.bf16)
 
     def arguments(self, checkpointing: bool | None = None) -> TrainingArguments:
         return arguments_for_planning(self.settings, checkpointing)
@@ -146,7 +153,7 @@ class Row:
     accumulation: int
 
 
-def gpu_rows(job: Job, devices: int, device: Device, micro: int, bf16: bool, checkpointing: bool) -> list[Row]:
+def gpu_rows(job: Job, devices: int, device: Device, micro: int, checkpointing: bool) -> list[Row]:
     """The engines side by side on `devices` of a kind."""
     amount, arguments = sizes(job.config, job.lora), job.arguments(checkpointing)
     share = max(1, job.windows // devices)
@@ -156,9 +163,9 @@ def gpu_rows(job: Job, devices: int, device: Device, micro: int, bf16: bool, che
             build: Callable[[PreTrainedConfig], PreTrainedModel] = partial(model_of, dtype=dtype, lora=job.lora)
             return extrapolated(build, job.config, batch, job.context, arguments, autocast, share > micro)
 
-        whole = of(torch.float32, torch.bfloat16 if bf16 else None)
-        half = of(torch.bfloat16, None) if bf16 and devices > 1 else whole
-        return engines(whole, half, amount, devices, bf16)
+        whole = of(torch.float32, job.autocast)
+        half = of(job.autocast, None) if job.autocast and devices > 1 else whole
+        return engines(whole, half, amount, devices, job.autocast is not None)
 
     rows = []
     for (engine, once), twice in zip(found(micro).items(), found(2 * micro).values(), strict=True):
@@ -191,21 +198,18 @@ def with_framework(footprint: Footprint) -> Footprint:
 def cpu_row(job: Job, micro: int) -> Row:
     """A training on this machine's CPU, as `hf_llm.planning.memory.on_this_cpu` tries it."""
     build = partial(model_of, job.config, lora=job.lora)
-    footprint, growth = on_this_cpu(build, micro, job.context, job.arguments(), accumulate=job.windows > micro)
+    accumulate = job.windows > micro
+    footprint, growth = on_this_cpu(build, micro, job.context, job.arguments(), job.autocast, accumulate)
     holes = max(0, growth - footprint.peak)
     phases = {phase: {**parts, HOLES: holes, PROGRAM: trainer_size()} for phase, parts in footprint.phases.items()}
     checkpointing = bool(job.arguments().activation_checkpointing)
     return Row("one process", checkpointing, Footprint(phases), micro, job.windows // micro)
 
 
-def peak_of_tuning(job: Job, batch: int, device: Device, bf16: bool) -> int:
+def peak_of_tuning(job: Job, batch: int, device: Device) -> int:
     """Bytes of one device in a step of `batch` windows of a stage that tunes, nothing sharded."""
-    arguments = job.arguments()
+    step = (batch, job.context, job.arguments(), job.autocast, job.windows > batch)
     if device.key == "cpu":
-        build = partial(model_of, job.config, lora=job.lora)
-        _, growth = on_this_cpu(build, batch, job.context, arguments, accumulate=job.windows > batch)
+        _, growth = on_this_cpu(partial(model_of, job.config, lora=job.lora), *step)
         return trainer_size() + growth
-    build = partial(model_of, lora=job.lora)
-    autocast = torch.bfloat16 if bf16 else None
-    found = extrapolated(build, job.config, batch, job.context, arguments, autocast, job.windows > batch)
-    return with_framework(found).peak
+    return with_framework(extrapolated(partial(model_of, lora=job.lora), job.config, *step)).peak

@@ -16,7 +16,7 @@ from hf_llm.planning.dial import OF_DATA_SHEET
 from hf_llm.planning.memory import model_inputs, with_layers
 from hf_llm.planning.prospect import Job, model_of
 from hf_llm.planning.rates import synchronise
-from hf_llm.training.device import device_type, precision
+from hf_llm.training.device import device_type
 from hf_llm.training.optimizers import new_optimizer
 
 LAYERS = 4  # of a deeper model that are timed
@@ -145,8 +145,6 @@ def measured(
 
 def measured_here(job: Job, devices: int, checkpointing: bool | None = None) -> Speed:
     """The speed of a training on this machine's `devices`, from a few layers timed on one of them."""
-    kind = device_type()
-    autocast = torch.bfloat16 if precision(kind)["bf16"] else None
-    build, micro = partial(model_of, lora=job.lora), job.micro_batch(devices, kind)
+    build, micro = partial(model_of, lora=job.lora), job.micro_batch(devices, device_type())
     arguments = job.arguments(checkpointing)
-    return measured(build, job.config, micro, job.context, job.windows, arguments, devices, autocast)
+    return measured(build, job.config, micro, job.context, job.windows, arguments, devices, job.autocast)

@@ -72,8 +72,8 @@ def tuning(
     length = length or config.max_position_embeddings
     batch = micro * training.get("gradient_accumulation_steps", 1) * devices
     windows = micro * TEXTS[folder]
-    job = Job(config, length, windows * training.get("gradient_accumulation_steps", 1), training, section.get("lora"))
-    memory = peak_of_tuning(job, windows, device, bf16)
+    step = windows * training.get("gradient_accumulation_steps", 1)
+    memory = peak_of_tuning(Job(config, length, step, training, bf16, section.get("lora")), windows, device)
     steps = training.get("max_steps") or _steps(section, training, batch)
     if not steps or steps < 0:
         return Prospect(folder, None, None, False, None, None, None, memory)

@@ -15,7 +15,7 @@ from hf_llm.errors import UserError
 from hf_llm.lifecycle import is_main_process
 from hf_llm.recipe import Settings
 from hf_llm.training.agreement import meet
-from hf_llm.training.device import device_type, keep_freed_memory, launched_in_fp8, precision, use_all_cores
+from hf_llm.training.device import device_type, has_bf16, keep_freed_memory, launched_in_fp8, precision, use_all_cores
 from hf_llm.training.fitting import check_fitting
 from hf_llm.training.optimizers import arguments_of, check_optimizer
 from hf_llm.training.parallelism import check_layout, launched_layout, let_cpus_shard
@@ -54,17 +54,15 @@ def training_arguments(
         "dataloader_pin_memory": device == "cuda",
         "dataloader_num_workers": 2 if device == "cuda" else 0,
         "activation_checkpointing": settings.get("gradient_checkpointing", False),
-        **precision(device),
         **defaults,
         **settings,
+        **precision(settings, has_bf16(device)),
     }
     if launched_in_fp8() and (chosen.get("bf16") or chosen.get("fp16")):
         raise UserError(
             f"{where}.training.{'bf16' if chosen.get('bf16') else 'fp16'}: the launch asks for fp8, and Trainer would "
             "forget that; leave it out"
         )
-    if chosen.get("bf16") and chosen.get("fp16"):
-        chosen["fp16" if "bf16" in settings else "bf16"] = False
     check_deepspeed_config(where)
     check_layout(launched_layout(), where, device)
     if chosen.get("save_total_limit") in (0, 1):

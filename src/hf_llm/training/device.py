@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -14,16 +16,29 @@ def device_type() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def precision(device: str) -> dict[str, bool]:
-    """TrainingArguments' precision keys for a device: bf16 where the units exist, float32 elsewhere.
+def has_bf16(device: str) -> bool:
+    """Whether there are units for matrix products in bf16; without them a CPU is faster in float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    units = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
-    fp16 needs loss scaling and is left to those who ask for it. A CPU without bf16 units is faster in float32. In a
-    launch with `--mixed_precision=fp8` neither: Trainer would take it for the launch's.
+
+def precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
+    """TrainingArguments' precision keys: what the `training` settings of a recipe say, else bf16 where the device has
+    `units` for it.
+
+    fp16 needs loss scaling and is left to those who ask for it. In a launch with `--mixed_precision=fp8` neither:
+    Trainer would take it for the launch's.
     """
-    if launched_in_fp8():
-        return {"bf16": False, "fp16": False}
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return {"bf16": bf16, "fp16": False}
+    asked = {key: bool(settings[key]) for key in ("bf16", "fp16") if settings.get(key) is not None}
+    return {"bf16": units and not launched_in_fp8() and not asked.get("fp16"), "fp16": False, **asked}
+
+
+def autocast_type(settings: Mapping[str, Any], units: bool) -> torch.dtype | None:
+    """The type in which a training's matrix products are made, None for that of the weights."""
+    chosen = precision(settings, units)
+    return torch.bfloat16 if chosen["bf16"] else torch.float16 if chosen["fp16"] else None
 
 
 def launched_in_fp8() -> bool:
