@@ -3,9 +3,10 @@
     python benchmarks/pretraining.py                    # medians of interleaved rounds, one process each
     python benchmarks/pretraining.py --rounds 5 --hidden-size 384 --layers 6 --vocab-size 8192
 
-Same sizes, same random tokens, same optimizer (fused AdamW), float32 on a CPU and bf16 on a GPU. `plain` is what a
-short script around Trainer and Qwen3ForCausalLM does; `hf_llm` is what `hf_llm.pretrain` does; `hf_llm, malloc as it
-is` leaves out what training/device.py tells the C library, to show its share.
+Same sizes, same random tokens, same optimizer (fused AdamW), in float32 and, where the device has units for it, in
+bf16. `plain` is what a short script around Trainer and Qwen3ForCausalLM does; `hf_llm` is what `hf_llm.pretrain` does,
+which chooses bf16 where there are units; `malloc as it is` leaves out what training/device.py tells the C library, to
+show its share.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 
-WAYS = ("plain", "hf_llm", "hf_llm, malloc as it is")
+WAYS = ("plain", "plain, bf16", "hf_llm", "hf_llm, bf16", "hf_llm, malloc as it is")
 
 
 def parse() -> argparse.Namespace:
@@ -43,12 +44,12 @@ def one_round(options: argparse.Namespace) -> None:
 
     from hf_llm.model.configuration_hf_llm import HfLlmConfig
     from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-    from hf_llm.training.device import device_type, keep_freed_memory, precision, use_all_cores
+    from hf_llm.training.device import device_type, keep_freed_memory, use_all_cores
 
     device = device_type()
     if device == "cpu":
         use_all_cores()
-        if options.way == "hf_llm":
+        if options.way in ("hf_llm", "hf_llm, bf16"):
             keep_freed_memory()
     torch.manual_seed(0)
     heads = options.hidden_size // 64
@@ -63,7 +64,7 @@ def one_round(options: argparse.Namespace) -> None:
         "max_position_embeddings": options.context,
         "tie_word_embeddings": True,
     }
-    plain = options.way == "plain"
+    plain = options.way.startswith("plain")
     model = Qwen3ForCausalLM(Qwen3Config(**sizes)) if plain else HfLlmForCausalLM(HfLlmConfig(**sizes))
     tokens = torch.randint(0, options.vocab_size, (options.windows, options.context))
     rows = [{"input_ids": row, "labels": row} for row in tokens] * (options.steps + 2)
@@ -86,7 +87,7 @@ def one_round(options: argparse.Namespace) -> None:
             logging_strategy="no",
             disable_tqdm=True,
             torch_compile=options.compile,
-            **precision(device),
+            bf16="bf16" in options.way,
         )
         Trainer(model, arguments, train_dataset=rows, callbacks=[Clock()]).train()
     speed = options.steps * tokens.numel() / (ends[-1] - ends[1])
@@ -98,13 +99,21 @@ def one_round(options: argparse.Namespace) -> None:
     print(json.dumps({"tokens_per_second": speed, "gib": peak / 2**30}))
 
 
+def bf16_here() -> bool:
+    """Whether the device has units for it."""
+    from hf_llm.training.device import device_type, has_bf16
+
+    return has_bf16(device_type())
+
+
 def main() -> None:
     options = parse()
     if options.way:
         return one_round(options)
-    found = {way: [] for way in WAYS}
+    ways = [way for way in WAYS if "bf16" not in way or bf16_here()]
+    found = {way: [] for way in ways}
     for number in range(options.rounds):
-        for way in WAYS[number % 3 :] + WAYS[: number % 3]:
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
             done = subprocess.run(
                 [sys.executable, *sys.argv, "--way", way], stdout=subprocess.PIPE, text=True, check=True
             )
