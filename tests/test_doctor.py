@@ -59,8 +59,8 @@ def test_figures_are_a_table_and_refused_ones_are_not_shown():
     assert lines[5].split() == ["all-reduce", "(gloo),", "GB/s", "1"]
 
 
-def test_a_machine_goes_by_name_or_by_its_best_believed_product():
-    rates = [Rate("matmul", 2e11, "float32", 256), Rate("matmul", 2e17, "float32", 512, refused="too fast")]
+def test_a_machine_goes_by_name_or_by_how_fast_it_trains():
+    rates = [Rate("matmul", 4e11, "float32", 256), Rate("training", 2e11, "float32")]
     assert doctor.machine_line(4, device_named("rtx4090"), rates) == "4xrtx4090"
     assert doctor.machine_line(1, Device("cpu", "a CPU", 1), rates) == 2e11
     assert doctor.machine_line(1, Device("cpu", "a CPU", 1), []) is None
@@ -72,7 +72,10 @@ def test_measuring_this_machine_gives_believable_figures(monkeypatch):
     monkeypatch.setattr(doctor, "all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
     rates, problems = doctor.measure(*this_machine())
     assert not problems
-    assert {rate.what for rate in rates} == {"matmul", "copy", "all-reduce"}
+    by_name = doctor.training_dtype(this_machine()[1]) is not None
+    assert {rate.what for rate in rates} == {"matmul", "copy", "all-reduce"} | (set() if by_name else {"training"})
+    best = max(rate.value for rate in rates if rate.what == "matmul")
+    assert all(0 < rate.value < best for rate in rates if rate.what == "training")
 
 
 def test_processes_that_do_not_meet_are_told_and_one_process_goes_on(monkeypatch):

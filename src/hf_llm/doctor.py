@@ -22,7 +22,8 @@ from hf_llm.planning.dial import DIALS
 from hf_llm.planning.environment import Finding, findings
 from hf_llm.planning.goal import goal_of, write_recipe
 from hf_llm.planning.rates import Rate, all_reduce_rate, bandwidth_bound, copy_rate, matmul_bounds, matmul_rates
-from hf_llm.training.device import device_type, has_bf16
+from hf_llm.planning.speed import training_rate
+from hf_llm.training.device import device_type
 
 
 @command
@@ -66,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
-    """Matrix products, memory and, between this machine's processes, all-reduce; and what is wrong with the figures."""
+    """Matrix products, memory, between this machine's processes all-reduce and, where no data sheet tells how fast it
+    trains, a training; and what is wrong with the figures."""
     place = torch.device(device_type())
     rates = [*matmul_rates(place, matmul_bounds(device)), copy_rate(place, bandwidth_bound(device))]
     problems = []
@@ -76,6 +78,8 @@ def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
         except (RuntimeError, TimeoutError) as error:
             remedy = "several processes cannot train together here; NCCL_DEBUG=INFO says more, one GPU still works"
             problems.append(Finding("all-reduce", str(error), "problem" if count > 1 else "note", remedy))
+    if not training_dtype(device):
+        rates.append(training_rate())
     for rate in rates:
         if rate.refused:
             what = f"{rate.what} {rate.dtype} {rate.side}".strip()
@@ -84,13 +88,11 @@ def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
 
 
 def machine_line(count: int, device: Device, rates: list[Rate]) -> str | float | None:
-    """What a recipe says under `machine` to mean this one: by name where its data sheet is known, else the FLOP/s of
-    its best matrix product in the type that training uses; None where that was not measured."""
+    """What a recipe says under `machine` to mean this one: by name where its data sheet is known, else the FLOP/s at
+    which it trains; None where that was not measured."""
     if training_dtype(device):
         return f"{count}x{device.key}"
-    dtype = "bfloat16" if has_bf16(device_type()) else "float32"
-    good = [rate.value for rate in rates if rate.what == "matmul" and rate.dtype == dtype and not rate.refused]
-    return float(f"{count * max(good):.3g}") if good else None
+    return next((float(f"{count * rate.value:.3g}") for rate in rates if rate.what == "training"), None)
 
 
 def finding_lines(found: list[Finding]) -> list[str]:
@@ -119,6 +121,8 @@ def rate_lines(rates: list[Rate]) -> list[str]:
             lines.append(f"{'memory, copying, GB/s':<26}{_figure(rate):>10}")
         if rate.what == "all-reduce":
             lines.append(f"{f'all-reduce ({rate.dtype}), GB/s':<26}{_figure(rate):>10}")
+        if rate.what == "training":
+            lines.append(f"{f'training in {rate.dtype}, GFLOP/s':<26}{_figure(rate):>10}")
     return lines
 
 

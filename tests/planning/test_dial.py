@@ -13,7 +13,6 @@ from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.printout import flops_per_token
 from hf_llm.planning.dial import (
     OF_DATA_SHEET,
-    OF_MEASURED,
     amount,
     batch_of,
     heads_of,
@@ -123,7 +122,7 @@ def test_hours_are_arithmetic_on_a_named_or_measured_machine():
     assert same == {key: spent["pretrain"]["training"][key] for key in same}
     assert "24 hours" in reasons["pretrain.training.max_steps"]
     measured, _ = turn({"hours": 1, "machine": 1e11})
-    assert measured["model"] == turn({"flops": 3600 * 1e11 * OF_MEASURED})[0]["model"]
+    assert measured["model"] == turn({"flops": 3600 * 1e11})[0]["model"]
 
 
 def test_a_step_divides_among_the_devices_of_the_machine():

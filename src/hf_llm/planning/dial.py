@@ -18,9 +18,8 @@ DIALS = ("depth", "params", "flops", "hours")
 CHINCHILLA = "Chinchilla, https://arxiv.org/abs/2203.15556"
 TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
 ASPECT = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
-# What training keeps of a data sheet's FLOP/s (Llama 3 on H100s 0.38 to 0.43, https://arxiv.org/abs/2407.21783,
-# table 4), and of the best matrix product measured on the machine (docs/sizing.md).
-OF_DATA_SHEET, OF_MEASURED = 0.4, 0.6
+# What training keeps of a data sheet's FLOP/s: Llama 3 on H100s 0.38 to 0.43 (https://arxiv.org/abs/2407.21783)
+OF_DATA_SHEET = 0.4
 MOST_LAYERS = 128
 SMALLEST_VOCABULARY = 2048
 STEP_LAW = "Step Law, https://arxiv.org/abs/2503.04715"
@@ -106,7 +105,7 @@ class Derivation:
 
     def result(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The filled tree and the reasons, in the order of a recipe."""
-        self.devices, self.share, self.rate = self._machine()
+        self.devices, self.rate, self.source = self._machine()
         shape, why = self._shape()
         self._fill_shape(shape, why)
         context = self._fill_context(shape)
@@ -169,26 +168,26 @@ class Derivation:
         if self.hours and self.tree.get("machine") is None:
             raise UserError(
                 "hours: needs `machine:` beside it, so that the recipe means the same everywhere: 1xrtx4090, or the "
-                "FLOP/s of this machine's matrix products; `python -m hf_llm.doctor` prints the line to add"
+                "FLOP/s at which this machine trains; `python -m hf_llm.doctor` prints the line to add"
             )
 
-    def _machine(self) -> tuple[int, float, float]:
-        """Devices, the share of their FLOP/s that training is reckoned to reach, and that share of all together."""
+    def _machine(self) -> tuple[int, float, str]:
+        """Devices, the FLOP/s that training is reckoned to reach on all together, and where those are from."""
         machine = self.tree.get("machine")
         if machine is None:
-            return 1, 0.0, 0.0
+            return 1, 0.0, ""
         if re.fullmatch(r"[\d._]+(e\+?\d+)?", str(machine), re.IGNORECASE):
-            return 1, OF_MEASURED, OF_MEASURED * amount(machine, "machine")
+            return 1, amount(machine, "machine"), "measured"
         from hf_llm.planning.devices import parse_machine, training_dtype
 
         count, device = parse_machine(str(machine))
         dtype = training_dtype(device)
         if dtype is None:
             raise UserError(
-                f"machine: {device.name}'s maker publishes no FLOP/s; write what its matrix products reach instead, "
-                "which `python -m hf_llm.doctor` measures there"
+                f"machine: {device.name}'s maker publishes no FLOP/s; write what training reaches instead, which "
+                "`python -m hf_llm.doctor` measures there"
             )
-        return count, OF_DATA_SHEET, OF_DATA_SHEET * count * device.flops[dtype]
+        return count, OF_DATA_SHEET * count * device.flops[dtype], f"{OF_DATA_SHEET:.0%} of {machine}"
 
     def _shape(self) -> tuple[Shape, str]:
         """The model's sizes, and what they were chosen for."""
@@ -332,7 +331,7 @@ class Derivation:
             return why
         why += f"; {self._budget():.2g} FLOPs at {shape.flops_per_token(context):.2g} a token"
         if self.hours:
-            why += f", {self.hours:g} hours at {self.rate:.3g} FLOP/s, {self.share:.0%} of {self.tree['machine']}"
+            why += f", {self.hours:g} hours at {self.rate:.3g} FLOP/s, {self.source}"
         return why
 
     def _fill_optimizer(self, shape: Shape, tokens: float) -> None:

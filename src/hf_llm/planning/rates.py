@@ -37,7 +37,7 @@ class Bound:
 class Rate:
     """A measured figure: FLOP/s or bytes/s. `refused` says why it cannot be true; such a figure is good for nothing."""
 
-    what: str  # matmul, copy, all-reduce
+    what: str  # matmul, copy, all-reduce, training
     value: float
     dtype: str = ""
     side: int = 0  # of the square matrices

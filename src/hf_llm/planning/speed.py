@@ -10,13 +10,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.errors import UserError
+from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.printout import flops_per_token
 from hf_llm.planning.devices import Device, training_dtype
 from hf_llm.planning.dial import OF_DATA_SHEET
 from hf_llm.planning.memory import model_inputs, with_layers
-from hf_llm.planning.prospect import Job, model_of
-from hf_llm.planning.rates import synchronise
-from hf_llm.training.device import device_type
+from hf_llm.planning.prospect import Job, arguments_for_planning, model_of
+from hf_llm.planning.rates import Rate, synchronise
+from hf_llm.training.device import device_type, has_bf16
 from hf_llm.training.optimizers import new_optimizer
 
 LAYERS = 4  # of a deeper model that are timed
@@ -148,3 +149,14 @@ def measured_here(job: Job, devices: int, checkpointing: bool | None = None) -> 
     build, micro = partial(model_of, lora=job.lora), job.micro_batch(devices, device_type())
     arguments = job.arguments(checkpointing)
     return measured(build, job.config, micro, job.context, job.windows, arguments, devices, job.autocast)
+
+
+def training_rate() -> Rate:
+    """FLOP/s at which one device here trains a model of quickstart's size, in the precision that it would take."""
+    sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
+    config = HfLlmConfig(**sizes, num_attention_heads=4, max_position_embeddings=256)
+    context, windows, bf16 = 256, 8, has_bf16(device_type())
+    autocast = torch.bfloat16 if bf16 else None
+    speed = measured(model_of, config, windows, context, windows, arguments_for_planning({}), autocast=autocast)
+    value = speed.tokens_per_second * flops_per_token(config, context)
+    return Rate("training", value, "bfloat16" if bf16 else "float32")
