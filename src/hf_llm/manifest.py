@@ -60,6 +60,8 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    if os.name == "nt":
+        return  # Windows opens no folder
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

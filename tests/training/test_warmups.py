@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TrainerCallback
 
 from hf_llm.errors import UserError
+from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from hf_llm.training.spikes import Spikes
 from hf_llm.training.warmups import BatchWarmup, ContextWarmup, Warmup, cut, lengths_of, updates_of, warm_up
 
@@ -125,6 +126,22 @@ def test_an_update_is_what_a_whole_step_of_its_tokens_would_be(tmp_path):
     for (_, loss, norm), start in zip(warmed.outcome["history"], (0, 4, 8), strict=True):
         assert float.fromhex(loss) == pytest.approx(sum(losses[start : start + 4]) / 4, rel=1e-6)
         assert norm == whole.outcome["history"][start + 3][2]
+
+
+def test_so_it_is_with_terms_added_to_the_loss(tmp_path):
+    same = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "label_smoothing_factor": 0.1}
+
+    def learnt(name: str, steps: int, batch: Warmup | None, **changes) -> tuple[PretrainingTrainer, list[float]]:
+        plain = tiny_trainer(tmp_path / name, **SHAPE | same | {"save_strategy": "no", "max_steps": steps} | changes)
+        trainer = PretrainingTrainer(plain.model, plain.args, z_loss=1e-2, train_dataset=plain.train_dataset)
+        warm(trainer, batch=batch)
+        trainer.train()
+        return trainer, [entry["objective"] for entry in trainer.state.log_history if "objective" in entry]
+
+    warmed, found = learnt("warm", 3, Warmup(STEP // 4, 100))
+    whole, each = learnt("whole", 12, None, gradient_accumulation_steps=1)
+    assert all(map(torch.equal, warmed.model.state_dict().values(), whole.model.state_dict().values()))
+    assert found == pytest.approx([sum(each[start : start + 4]) / 4 for start in (0, 4, 8)], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
