@@ -16,6 +16,7 @@ from variants import CHANGES
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import file_digest
+from hf_llm.training import muon
 from hf_llm.training.muon import Muon, check_muon, matrices_of, of_partition, orthogonal
 
 RATES = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -40,18 +41,19 @@ def step(model: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> float:
     return loss.item()
 
 
-def test_its_steps_are_those_of_torchs_muon_and_adamw():
+def test_its_steps_are_those_of_torchs_muon_and_adamw(monkeypatch):
+    monkeypatch.setattr(muon, "has_bf16", lambda device: True)  # torch's Muon takes bfloat16 everywhere
     model, other = tiny_model().train(), tiny_model().train()
     ours = Muon(groups_of(model.parameters()), matrices=matrices_of(model), **RATES)
     matrices = matrices_of(other)
-    muon = torch.optim.Muon(list(matrices), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    theirs = torch.optim.Muon(list(matrices), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(groups_of(p for p in other.parameters() if p not in matrices), **RATES)
     for number in range(4):
         step(model, ours)
-        step(other, muon, adamw)
-        for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        step(other, theirs, adamw)
+        for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
             tolerance = 1e-6 if number == 0 else 1e-3  # bfloat16 rounds up what was rounding
-            torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=0, msg=f"{name} at step {number}")
+            torch.testing.assert_close(one, two, atol=tolerance, rtol=0, msg=f"{name} at step {number}")
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -71,7 +73,9 @@ def test_embeddings_positions_and_head_of_stock_models_are_not_muons():
     assert mine == {f"transformer.h.0.{part}.weight" for part in parts}
 
 
-def test_orthogonal_matrices_have_singular_values_around_one_and_the_size_of_adamws_updates():
+@pytest.mark.parametrize("units", [True, False])
+def test_orthogonal_matrices_have_singular_values_around_one_and_the_size_of_adamws_updates(units, monkeypatch):
+    monkeypatch.setattr(muon, "has_bf16", lambda device: units)
     for shape in ((32, 64), (64, 32), (3, 32, 48)):
         found = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         values = torch.linalg.svdvals(found / (0.2 * max(shape[-2:]) ** 0.5))

@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from hf_llm.errors import UserError
+from hf_llm.training.device import has_bf16
 from hf_llm.training.parallelism import uses
 
 MUON = "muon"  # the value of `training.optim`
@@ -54,7 +55,7 @@ class Muon(Optimizer):
     """The optimizer of Trainer's groups of parameters: Muon for those in `matrices`, fused AdamW for the others.
 
     A group knows by `use_muon` whose it is. The momentum of a matrix lies where the matrix does, whole or in parts;
-    what is gathered for a step is the update, in bfloat16, one matrix at a time (under ZeRO one group at a time).
+    what is gathered for a step is the update, one matrix at a time (under ZeRO one group at a time).
     """
 
     def __init__(
@@ -113,12 +114,12 @@ class Muon(Optimizer):
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """The orthogonal matrix nearest to each of `matrices` (... x rows x columns), about, times 0.2 sqrt(max(rows,
-    columns)), which gives its elements the root mean square of AdamW's updates. In float32, computed in bfloat16.
+    columns)), which gives its elements the root mean square of AdamW's updates. In float32, computed in `working_type`.
 
     By Newton-Schulz iteration, which leaves singular values of 0.7 to 1.2: they need not come nearer to 1.
     """
     rows, columns = matrices.shape[-2:]
-    x = matrices.bfloat16().reshape(-1, rows, columns)
+    x = matrices.to(working_type(matrices.device)).reshape(-1, rows, columns)
     x = x.mT if rows > columns else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
     a, b, c = COEFFICIENTS
@@ -129,10 +130,15 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     return x.reshape(matrices.shape).float() * (0.2 * sqrt(max(rows, columns)))
 
 
+def working_type(device: torch.device) -> torch.dtype:
+    """bfloat16; on a CPU without units for it, which takes far longer over such products, float32."""
+    return torch.float32 if device.type == "cpu" and not has_bf16("cpu") else torch.bfloat16
+
+
 def of_shards(update: DTensor) -> DTensor:
     """`orthogonal` of a matrix that is spread over processes, each of which makes it whole and keeps its part."""
     mesh = update.device_mesh
-    whole = orthogonal(update.bfloat16().full_tensor())
+    whole = orthogonal(update.to(working_type(update.device)).full_tensor())
     return DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(
         mesh, update.placements
     )
@@ -142,9 +148,9 @@ def of_partition(update: torch.Tensor, shapes: list[tuple[int, ...]]) -> torch.T
     """`orthogonal` of the matrices of which `update` is this process's part: ZeRO lays the elements of all matrices of
     a group in a row, one after another, and cuts it into equal parts. Each process makes the matrices it has part in.
     """
-    size, rank = update.numel(), dist.get_rank()
-    row = torch.empty(size * dist.get_world_size(), dtype=torch.bfloat16, device=update.device)
-    dist.all_gather(list(row.split(size)), update.bfloat16())
+    size, rank, dtype = update.numel(), dist.get_rank(), working_type(update.device)
+    row = torch.empty(size * dist.get_world_size(), dtype=dtype, device=update.device)
+    dist.all_gather(list(row.split(size)), update.to(dtype))
     result, start = torch.zeros_like(update), rank * size
     end = offset = 0
     for shape in shapes:
