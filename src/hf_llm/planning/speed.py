@@ -3,6 +3,7 @@ sheet for a device that is not here."""
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from hf_llm.planning.dial import OF_DATA_SHEET
 from hf_llm.planning.memory import model_inputs, with_layers
 from hf_llm.planning.prospect import Job, arguments_for_planning, model_of
 from hf_llm.planning.rates import Rate, synchronise
-from hf_llm.training.device import device_type, has_bf16
+from hf_llm.training.device import device_type, freed_memory_kept, has_bf16
 from hf_llm.training.optimizers import new_optimizer
 
 LAYERS = 4  # of a deeper model that are timed
@@ -81,13 +82,16 @@ def timed(
     """
     deep, shallow = max(2, min(LAYERS, config.num_hidden_layers)), 1
     batch = max(1, min(batch, int(FLOPS / (context * flops_per_token(with_layers(config, deep), context)))))
-    runs = [_Run(build(with_layers(config, layers)), batch, context, arguments, autocast) for layers in (deep, shallow)]
-    for run in runs:
-        run.step()  # the first sets up libraries, memory and the optimizer's states
-    times = [[run.step() for run in runs] for _ in range(rounds)]
+    with freed_memory_kept() if device_type() == "cpu" else nullcontext():  # as a training does
+        runs = [_Run(build(with_layers(config, few)), batch, context, arguments, autocast) for few in (deep, shallow)]
+        for run in runs:
+            run.step()  # the first sets up libraries, memory and the optimizer's states
+        times = [[run.step() for run in runs] for _ in range(rounds)]
+        parameters = runs[0].parameters
+        del run, runs
     most, least = (min(round_[which][0] for round_ in times) for which in (0, 1))
     layer = min(max(0.0, most - least) / (deep - shallow), most / deep) / batch  # whatever else the machine did
-    update = min(round_[0][1] for round_ in times) / runs[0].parameters
+    update = min(round_[0][1] for round_ in times) / parameters
     return Timed(most / batch - deep * layer, layer, update)
 
 

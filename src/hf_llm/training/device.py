@@ -3,7 +3,8 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,10 +66,26 @@ def keep_freed_memory() -> None:
 
     The page faults cost CPU time otherwise (benchmarks/pretraining.py). Does nothing where there is no glibc.
     """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
+    _set_thresholds(1 << 30, (1 << 31) - 1)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """`keep_freed_memory` for a while; at the end what is free goes back, and glibc's own thresholds hold again."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        if libc := _set_thresholds(128 << 10, 128 << 10):
+            libc.malloc_trim(0)
+
+
+def _set_thresholds(mmap: int, trim: int) -> ctypes.CDLL | None:
+    """From how many bytes on glibc maps a block by itself, and how many free ones it keeps; None where it is not."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return None
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    libc.mallopt(mmap_threshold, mmap)
+    libc.mallopt(trim_threshold, trim)
+    return libc
