@@ -15,7 +15,7 @@ from hf_llm.lifecycle import STAGES, Run
 from hf_llm.manifest import read_manifest
 from hf_llm.planning.devices import Device, device_named, this_machine
 from hf_llm.planning.environment import Finding
-from hf_llm.planning.rates import Rate
+from hf_llm.planning.rates import Bound, Rate
 from hf_llm.recipe import load_recipe, parse_yaml
 
 
@@ -63,6 +63,8 @@ def test_a_machine_goes_by_name_or_by_how_fast_it_trains():
     rates = [Rate("matmul", 4e11, "float32", 256), Rate("training", 2e11, "float32")]
     assert doctor.machine_line(4, device_named("rtx4090"), rates) == "4xrtx4090"
     assert doctor.machine_line(1, Device("cpu", "a CPU", 1), rates) == 2e11
+    unbelievable = [Rate("training", 2e17, "float32", refused="too fast")]
+    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), unbelievable) is None
     assert doctor.machine_line(1, Device("cpu", "a CPU", 1), []) is None
 
 
@@ -76,6 +78,18 @@ def test_measuring_this_machine_gives_believable_figures(monkeypatch):
     assert {rate.what for rate in rates} == {"matmul", "copy", "all-reduce"} | (set() if by_name else {"training"})
     best = max(rate.value for rate in rates if rate.what == "matmul")
     assert all(0 < rate.value < best for rate in rates if rate.what == "training")
+
+
+def test_a_training_faster_than_the_part_is_refused(monkeypatch):
+    monkeypatch.setattr(doctor, "training_dtype", lambda device: None)
+    monkeypatch.setattr(doctor, "matmul_rates", lambda place, bounds: [])
+    monkeypatch.setattr(doctor, "all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
+    monkeypatch.setattr(doctor, "matmul_bounds", lambda device: {"float32": Bound(2e11, "its cores")})
+    monkeypatch.setattr(doctor, "training_rate", lambda: Rate("training", 2e17, "float32"))
+    rates, (problem,) = doctor.measure(1, this_machine()[1])
+    assert problem.what == "training float32"
+    assert "200,000 TFLOP/s is more than 0.2, its cores" in problem.value
+    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), rates) is None
 
 
 def test_processes_that_do_not_meet_are_told_and_one_process_goes_on(monkeypatch):

@@ -78,6 +78,19 @@ def test_every_engine_learns_what_one_process_does(prepared, trained_alone, conf
     check_learnt_the_same(prepared / "runs/tiny/base", trained_alone)
 
 
+@slow
+@pytest.mark.parametrize(("config", "processes", "options", "environment"), ENGINES)
+def test_in_bf16_every_engine_learns_nearly_the_same(prepared, trained_alone, config, processes, options, environment):
+    command = ("hf_llm.pretrain", "tiny.yaml", *TWENTY, "--pretrain.training.bf16=true")
+    done = launch(config, *command, folder=prepared, processes=processes, options=options, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = prepared / "runs/tiny/base"
+    assert losses(base) == pytest.approx(losses(trained_alone), rel=1e-2)
+    assert losses(base) != losses(trained_alone)
+    saved = torch.bfloat16 if (base / "ds_config.json").exists() else torch.float32
+    assert AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True).dtype == saved
+
+
 COUNTED = """
 from torchao.float8.float8_linear import Float8Linear
 from hf_llm import pretrain
@@ -99,7 +112,8 @@ def test_matrix_products_in_8_bits_learn_nearly_the_same(prepared, trained_alone
     base = prepared / "runs/tiny/base"
     assert losses(base) == pytest.approx(losses(trained_alone), rel=1e-2)
     assert losses(base) != losses(trained_alone)
-    assert AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True).dtype == torch.float32
+    saved = torch.bfloat16 if (base / "ds_config.json").exists() else torch.float32
+    assert AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True).dtype == saved
 
 
 @slow

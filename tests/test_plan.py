@@ -33,10 +33,15 @@ def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
 
 
 def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
-    done = run_module("hf_llm.plan", recipe, "--dpo=null", "--sft=null", folder=tmp_path)
+    wide = ("--model.hidden_size=192", "--pretrain.context=256", "--pretrain.tokens_per_step=4096")
+    both = [f"--{section}.training.per_device_train_batch_size=16" for section in ("pretrain", "sft")]
+    tuned = ("--sft.training.max_length=256", "--sft.lora=null", "--dpo=null")
+    done = run_module("hf_llm.plan", recipe, *wide, *both, *tuned, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "measured here on 2 of 2 layers" in said
+    base, sft = (float(line.split()[1]) for line in said.splitlines() if line.split()[:1] in (["base"], ["sft"]))
+    assert base == sft
     assert "one process" in said and "program" in said
     kept = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8"))
     assert set(kept["predicted"]) == {"memory, GiB", "tokens per second", "hours"}
@@ -95,9 +100,7 @@ def finished_run(root, tree, predicted):
     (root / "base").mkdir()
     rows = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
     write_json(root / "base" / "trainer_state.json", {"log_history": rows})
-    write_manifest(
-        root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={}, bf16=False
-    )
+    write_manifest(root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={})
 
 
 def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):

@@ -21,7 +21,15 @@ from hf_llm.planning.devices import Device, this_machine, training_dtype
 from hf_llm.planning.dial import DIALS
 from hf_llm.planning.environment import Finding, findings
 from hf_llm.planning.goal import goal_of, write_recipe
-from hf_llm.planning.rates import Rate, all_reduce_rate, bandwidth_bound, copy_rate, matmul_bounds, matmul_rates
+from hf_llm.planning.rates import (
+    Rate,
+    all_reduce_rate,
+    bandwidth_bound,
+    copy_rate,
+    judged,
+    matmul_bounds,
+    matmul_rates,
+)
 from hf_llm.planning.speed import training_rate
 from hf_llm.training.device import device_type
 
@@ -69,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
 def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
     """Matrix products, memory, between this machine's processes all-reduce and, where no data sheet tells how fast it
     trains, a training; and what is wrong with the figures."""
-    place = torch.device(device_type())
-    rates = [*matmul_rates(place, matmul_bounds(device)), copy_rate(place, bandwidth_bound(device))]
+    place, bounds = torch.device(device_type()), matmul_bounds(device)
+    rates = [*matmul_rates(place, bounds), copy_rate(place, bandwidth_bound(device))]
     problems = []
     if place.type != "mps" and (place.type == "cpu" or count > 1):
         try:
@@ -79,10 +87,11 @@ def measure(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
             remedy = "several processes cannot train together here; NCCL_DEBUG=INFO says more, one GPU still works"
             problems.append(Finding("all-reduce", str(error), "problem" if count > 1 else "note", remedy))
     if not training_dtype(device):
-        rates.append(training_rate())
+        trained = training_rate()
+        rates.append(judged(trained, bounds.get(trained.dtype)))
     for rate in rates:
         if rate.refused:
-            what = f"{rate.what} {rate.dtype} {rate.side}".strip()
+            what = " ".join(str(part) for part in (rate.what, rate.dtype, rate.side) if part)
             problems.append(Finding(what, rate.refused, "note", "this figure is not used; run it again"))
     return rates, problems
 
@@ -92,7 +101,8 @@ def machine_line(count: int, device: Device, rates: list[Rate]) -> str | float |
     which it trains; None where that was not measured."""
     if training_dtype(device):
         return f"{count}x{device.key}"
-    return next((float(f"{count * rate.value:.3g}") for rate in rates if rate.what == "training"), None)
+    trained = [rate.value for rate in rates if rate.what == "training" and not rate.refused]
+    return float(f"{count * trained[0]:.3g}") if trained else None
 
 
 def finding_lines(found: list[Finding]) -> list[str]:

@@ -27,7 +27,7 @@ from hf_llm.planning.money import parse_price
 from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, planned_config, vocabulary
 from hf_llm.planning.score import PLAN, planned_for, score
 from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning
+from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning, tuning_memory
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
 from hf_llm.training.device import device_type, has_bf16, use_all_cores
@@ -70,10 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     chosen = first_that_fits(rows, job, machine)
     say(advice(rows, chosen, machine))
 
+    peaks = tuning_peaks(run, job, machine)
     speed = speed_of(job, machine, chosen or rows[0])
     say(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
     prices = {"price": options.price, "electricity": options.electricity}
-    stages = whole_life(run, recipe, job, chosen or rows[0], speed, machine, prices)
+    where = (job.config, chosen or rows[0], speed.tokens_per_second, machine.devices, machine.device, prices)
+    stages = [pretraining(recipe.pretrain, *where)]
+    stages += [tuning(folder, run.tree[folder], *where, peak) for folder, peak in peaks.items()]
     say(stage_table(stages, options.price is not None, options.electricity is not None))
     if machine.here and not read_manifest(run.base):
         keep(run, chosen or rows[0], speed, stages[0])
@@ -186,20 +189,18 @@ def advice(rows: list[Row], chosen: Row | None, machine: Machine) -> str:
     return f"{rows[0].engine} has no room for that. In order of what it costs: " + "; ".join(remedies) + "."
 
 
+def tuning_peaks(run: Run, job: Job, machine: Machine) -> dict[str, int]:
+    """Bytes of one device in each training stage after pretraining that can be planned."""
+    sections = {folder: run.tree[folder] for folder in TEXTS if run.tree.get(folder)}
+    where = (job.config, machine.device, machine.bf16)
+    return {folder: tuning_memory(folder, section, *where) for folder, section in sections.items()}
+
+
 def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
     """Tokens per second: measured here, or from the data sheet."""
     if not machine.here:
         return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing)
     return measured_here(job, machine.devices, row.checkpointing)
-
-
-def whole_life(
-    run: Run, recipe: Any, job: Job, row: Row, speed: Speed, machine: Machine, prices: dict
-) -> list[Prospect]:
-    """Every training stage of the recipe whose length can be told."""
-    where = (job.config, row, speed.tokens_per_second, machine.devices, machine.device, prices)
-    stages = [pretraining(recipe.pretrain, *where)]
-    return stages + [tuning(folder, run.tree[folder], *where, machine.bf16) for folder in TEXTS if run.tree.get(folder)]
 
 
 def keep(run: Run, row: Row, speed: Speed, base: Prospect) -> None:

@@ -9,6 +9,7 @@ import time
 
 from comparison import votes_file
 
+from hf_llm.judging import terminal
 from hf_llm.judging.terminal import wrapped
 from hf_llm.judging.votes import Votes
 
@@ -52,24 +53,24 @@ def command(path, name: str) -> list[str]:
 
 def test_every_key_works_and_the_terminal_is_left_as_it_was(tmp_path):
     votes = votes_file(tmp_path, prompts=6)
-    terminal = Terminal(*command(votes.path, "Ada"))
-    first = terminal.until("scores: 1-5 for A, 6-0 for B")
+    screen = Terminal(*command(votes.path, "Ada"))
+    first = screen.until("scores: 1-5 for A, 6-0 for B")
     assert "0 of 6 judged" in first and "Question" in first
-    assert not terminal.echoes()
-    terminal.press("4?")
-    terminal.until("scores   A: 4")
-    terminal.press("9a")
+    assert not screen.echoes()
+    screen.press("4?")
+    screen.until("scores   A: 4")
+    screen.press("9a")
     for done, key in enumerate("btxsu", 1):
-        terminal.until(f"{done} of 6 judged")
-        terminal.press(key)
-    terminal.until("4 of 6 judged")
-    terminal.press("ab")
-    terminal.until("6 of 6 judged")
-    terminal.until("That was the last one")
-    terminal.press("q")
-    terminal.until("Ada: 6 of 6 judged")
-    assert terminal.process.wait(SECONDS) == 0
-    assert terminal.echoes()
+        screen.until(f"{done} of 6 judged")
+        screen.press(key)
+    screen.until("4 of 6 judged")
+    screen.press("ab")
+    screen.until("6 of 6 judged")
+    screen.until("That was the last one")
+    screen.press("q")
+    screen.until("Ada: 6 of 6 judged")
+    assert screen.process.wait(SECONDS) == 0
+    assert screen.echoes()
     cast = votes.standing()
     assert [v.choice for v in cast] == ["a", "b", "tie", "bad", "a", "b"]
     assert (cast[0].score_a, cast[0].score_b) == (4, 4)
@@ -78,16 +79,25 @@ def test_every_key_works_and_the_terminal_is_left_as_it_was(tmp_path):
 
 def test_control_c_leaves_with_every_vote_kept(tmp_path):
     votes = votes_file(tmp_path, prompts=6)
-    terminal = Terminal(*command(votes.path, "Ada"))
-    terminal.until("for B")
-    terminal.press("a")
-    terminal.until("1 of 6 judged")
-    terminal.until("for B")
-    os.kill(terminal.process.pid, 2)
-    terminal.until("Ada: 1 of 6 judged")
-    assert terminal.process.wait(SECONDS) == 0
-    assert terminal.echoes()
+    screen = Terminal(*command(votes.path, "Ada"))
+    screen.until("for B")
+    screen.press("a")
+    screen.until("1 of 6 judged")
+    screen.until("for B")
+    os.kill(screen.process.pid, 2)
+    screen.until("Ada: 1 of 6 judged")
+    assert screen.process.wait(SECONDS) == 0
+    assert screen.echoes()
     assert len(Votes(votes.path).standing()) == 1
+
+
+def test_control_c_before_a_key_is_waited_for_leaves_too(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "show", interrupted)
+    terminal.judge(votes_file(tmp_path, prompts=6), "Ada", lambda: None)
+    assert capsys.readouterr().out == "Ada: 0 of 6 judged\n"
 
 
 def test_letters_from_a_pipe_judge_too(tmp_path):

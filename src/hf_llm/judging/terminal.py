@@ -7,7 +7,7 @@ import textwrap
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from shutil import get_terminal_size
 
 from hf_llm.errors import UserError
@@ -26,7 +26,7 @@ def judge(votes: Votes, annotator: str, problem: Callable[[], str | None]) -> No
 
     Raises UserError where the answers cannot be made (what `problem` says).
     """
-    with keys() as pressed:
+    with suppress(KeyboardInterrupt), keys() as pressed:
         while True:
             question = votes.question(annotator)
             if question is None and votes.progress(annotator)["waiting"]:
@@ -101,7 +101,7 @@ def wrapped(text: str, width: int) -> str:
 
 @contextmanager
 def keys() -> Iterator[Iterator[str]]:
-    """The keys as they are pressed, without waiting for Enter; ends at Ctrl-C and Ctrl-D. From a pipe, its letters."""
+    """The keys as they are pressed, without waiting for Enter; ends at Ctrl-D. From a pipe, its letters."""
     if not sys.stdin.isatty():
         yield _letters()
         return
@@ -114,8 +114,5 @@ def keys() -> Iterator[Iterator[str]]:
 
 
 def _letters() -> Iterator[str]:
-    try:
-        while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\x04"):
-            yield byte.decode("latin-1").lower()
-    except KeyboardInterrupt:
-        return
+    while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\x04"):
+        yield byte.decode("latin-1").lower()

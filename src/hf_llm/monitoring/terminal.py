@@ -23,8 +23,8 @@ def follow(runs: list[RunLog], seconds: float = 2.0) -> None:
         print(view(runs, shutil.get_terminal_size().columns))
         return
     os.system("")  # lets Windows' console understand what follows
-    print("\x1b[2J", end="")
     try:
+        print("\x1b[2J", end="")
         while True:
             size = shutil.get_terminal_size()
             lines = view(runs, size.columns).splitlines()[: size.lines - 1]

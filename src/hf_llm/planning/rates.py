@@ -125,7 +125,7 @@ def judged(rate: Rate, bound: Bound | None) -> Rate:
     """The rate, refused where it is above its bound. Without one nothing is refused."""
     if bound is None or rate.value <= bound.value:
         return rate
-    unit, size = ("TFLOP/s", 1e12) if rate.what == "matmul" else ("GB/s", 1e9)
+    unit, size = ("TFLOP/s", 1e12) if rate.what in ("matmul", "training") else ("GB/s", 1e9)
     reason = (
         f"{rate.value / size:,.6g} {unit} is more than {bound.value / size:,.6g}, {bound.source}: "
         "the timer did not wait for the device, or it is no such device"

@@ -64,16 +64,14 @@ def tuning(
     devices: int,
     device: Device,
     prices: dict,
-    bf16: bool,
+    memory: int,
 ) -> Prospect:
-    """Of a section that tunes on rows; `rate` is pretraining's, and every row is taken to fill the context."""
+    """Of a section that tunes on rows; `rate` is pretraining's, and every row is taken to fill the context. `memory` is
+    what `tuning_memory` says."""
     training = section.get("training") or {}
-    micro, length = training.get("per_device_train_batch_size", 8), training.get("max_length")
-    length = length or config.max_position_embeddings
+    length = training.get("max_length") or config.max_position_embeddings
+    micro = training.get("per_device_train_batch_size", 8)
     batch = micro * training.get("gradient_accumulation_steps", 1) * devices
-    windows = micro * TEXTS[folder]
-    step = windows * training.get("gradient_accumulation_steps", 1)
-    memory = peak_of_tuning(Job(config, length, step, training, bf16, section.get("lora")), windows, device)
     steps = training.get("max_steps") or _steps(section, training, batch)
     if not steps or steps < 0:
         return Prospect(folder, None, None, False, None, None, None, memory)
@@ -81,6 +79,18 @@ def tuning(
     hours = tokens * passes(folder, section.get("lora") is not None) / rate / 3600
     disk = _disk(config, section.get("lora"), row, training)
     return Prospect(folder, steps, tokens, True, hours, disk, cost(hours, devices, device, **prices), memory)
+
+
+def tuning_memory(folder: str, section: dict[str, Any], config: PreTrainedConfig, device: Device, bf16: bool) -> int:
+    """Bytes that a step of a section that tunes takes on one device.
+
+    On a CPU to be asked for before anything is timed there: real training leaves holes in this process's heap.
+    """
+    training = section.get("training") or {}
+    length = training.get("max_length") or config.max_position_embeddings
+    windows = training.get("per_device_train_batch_size", 8) * TEXTS[folder]
+    step = windows * training.get("gradient_accumulation_steps", 1)
+    return peak_of_tuning(Job(config, length, step, training, bf16, section.get("lora")), windows, device)
 
 
 def passes(folder: str, lora: bool) -> float:

@@ -52,8 +52,8 @@ class PageServer(ThreadingHTTPServer):
 
     def run(self, words: str) -> None:
         """Print the address and `words`, and serve until Ctrl-C."""
-        print(f"{self.url}\n{words}", flush=True)
         try:
+            print(f"{self.url}\n{words}", flush=True)
             self.serve_forever()
         except KeyboardInterrupt:
             print()
