@@ -1,5 +1,7 @@
 """One whole life of the tiny recipe, shared by the tests of the stages."""
 
+import importlib
+
 import pytest
 from tiny_recipe import prepare, run_module, write_inputs
 
@@ -36,3 +38,19 @@ def trained_alone(tiny_life, tmp_path_factory):
     done = run_module("hf_llm.pretrain", "tiny.yaml", *(f"--pretrain.training.{step}" for step in steps), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs/tiny/base"
+
+
+@pytest.fixture
+def refusal(monkeypatch, capfd):
+    """What a command says of an input it refuses: `refusal(module, *arguments, folder=...)`, run in this process."""
+
+    def run(module: str, *arguments: str, folder) -> str:
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(module).main(list(arguments))
+        said = capfd.readouterr()
+        assert stopped.value.code == 2, said.out + said.err
+        assert "Traceback" not in said.err
+        return said.err
+
+    return run

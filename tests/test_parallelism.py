@@ -91,6 +91,19 @@ def test_in_bf16_every_engine_learns_nearly_the_same(prepared, trained_alone, co
     assert AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True).dtype == saved
 
 
+@slow
+def test_a_pipeline_goes_on_past_the_end_of_an_epoch(prepared):
+    steps = ("max_steps=8", "logging_steps=1", "save_steps=8", "per_device_train_batch_size=2")
+    options = (*(f"--pretrain.training.{step}" for step in steps), "--pretrain.tokens_per_step=8192")
+    command = ("hf_llm.pretrain", "tiny.yaml", *options)
+    done = launch("pipeline_parallel", *command, folder=prepared, processes=2, options=(SHARDS(1),), **TWO_STAGES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base = prepared / "runs/tiny/base"
+    assert len(losses(base)) == 8
+    epochs = losses(base, "epoch")
+    assert epochs[-1] > 1 and epochs[0] * 7 > 1  # of seven steps the last would have been cut off
+
+
 COUNTED = """
 from torchao.float8.float8_linear import Float8Linear
 from hf_llm import pretrain
@@ -316,12 +329,16 @@ def test_sizes_that_do_not_make_the_number_of_processes_are_refused(monkeypatch)
         launched_layout()
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+
+
 @pytest.mark.parametrize(
     ("layout", "where", "environment", "words"),
     [
         (Layout(2, context=2), "pretrain", {}, "there is none for a CPU"),
         (Layout(2, tensor=2), "sft", {}, "are for pretraining; launch sft with zero2"),
-        (Layout(2, pipeline=2), "pretrain", {"ACCELERATE_USE_FSDP": "true"}, "distributed_type: MULTI_GPU"),
+        (Layout(2, pipeline=2), "pretrain", {**FSDP, "FSDP_VERSION": "2"}, "distributed_type: MULTI_GPU"),
+        (Layout(2), "sft", FSDP, "fsdp_version: 1 hides .* set it to 2"),
         (Layout(2, tensor=2), "pretrain", {"ACCELERATE_USE_DEEPSPEED": "true"}, "distributed_type: MULTI_GPU"),
         (Layout(2, shard=2), "pretrain", {}, "alone shards nothing; launch with fsdp2.yaml"),
         (Layout(4, replicate=2, tensor=2), "pretrain", {}, "set parallelism_config_dp_shard_size=2 instead"),
@@ -329,7 +346,7 @@ def test_sizes_that_do_not_make_the_number_of_processes_are_refused(monkeypatch)
     ],
 )
 def test_what_cannot_be_trained_so_is_refused(monkeypatch, layout, where, environment, words):
-    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        monkeypatch.setenv(name, environment.get(name, "false"))
+    for name, usual in (*((name, "false") for name in (*FSDP, "ACCELERATE_USE_DEEPSPEED")), ("FSDP_VERSION", "1")):
+        monkeypatch.setenv(name, environment.get(name, usual))
     with pytest.raises(UserError, match=words):
         check_layout(layout, where, "cpu")

@@ -1,9 +1,11 @@
 """The plan: no corpus, no tokenizer, no weights; and afterwards, predicted beside actual."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import tiny_config
 from tiny_recipe import run_module, write_inputs
 
@@ -12,7 +14,9 @@ from hf_llm.manifest import write_json, write_manifest
 from hf_llm.planning.devices import device_named
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
 from hf_llm.planning.prospect import Job, Row
-from hf_llm.planning.score import PLAN, planned_for, score
+from hf_llm.planning.score import PLAN, keep, score
+from hf_llm.pretrain import Recipe
+from hf_llm.recipe import load_recipe
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
 
 
 def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
-    wide = ("--model.hidden_size=192", "--pretrain.context=256", "--pretrain.tokens_per_step=4096")
+    wide = ("--model.hidden_size=192", "--model.max_position_embeddings=256", "--pretrain.tokens_per_step=4096")
     both = [f"--{section}.training.per_device_train_batch_size=16" for section in ("pretrain", "sft")]
     tuned = ("--sft.training.max_length=256", "--sft.lora=null", "--dpo=null")
     done = run_module("hf_llm.plan", recipe, *wide, *both, *tuned, folder=tmp_path)
@@ -41,11 +45,11 @@ def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_p
     said = done.stdout
     assert "measured here on 2 of 2 layers" in said
     base, sft = (float(line.split()[1]) for line in said.splitlines() if line.split()[:1] in (["base"], ["sft"]))
-    assert base == sft
+    assert base == pytest.approx(sft, abs=0.02)  # the C library is not as even as that
     assert "one process" in said and "program" in said
-    kept = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8"))
-    assert set(kept["predicted"]) == {"memory, GiB", "tokens per second", "hours"}
-    assert all(value > 0 for value in kept["predicted"].values())
+    (kept,) = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8")).values()
+    assert set(kept) == {"memory, GiB", "tokens per second", "hours"}
+    assert all(value > 0 for value in kept.values())
 
 
 def row(engine: str, largest: int, checkpointing: bool = False) -> Row:
@@ -96,7 +100,7 @@ def test_what_cannot_be_planned_is_told(recipe, capsys, arguments, words):
 
 def finished_run(root, tree, predicted):
     root.mkdir(parents=True)
-    write_json(root / PLAN, {"planned_for": planned_for(tree), "predicted": predicted, "speed": ""})
+    keep(root, tree, predicted)
     (root / "base").mkdir()
     rows = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
     write_json(root / "base" / "trainer_state.json", {"log_history": rows})
@@ -114,9 +118,53 @@ def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):
     assert lines["hours"][-3:] == ["0.5", "0.5", "+0%"]
 
 
-def test_the_plan_of_another_recipe_is_no_prediction(tmp_path, recipe):
-    tree = plan.Run([recipe]).tree
-    finished_run(tmp_path / "runs" / "tiny", tree, {"hours": 0.5})
-    assert [entry.what for entry in score(tmp_path / "runs" / "tiny", tree)] == ["hours"]
+def test_the_plan_of_another_recipe_is_no_prediction_and_takes_no_ones_place(tmp_path, recipe):
+    root, tree = tmp_path / "runs" / "tiny", plan.Run([recipe]).tree
+    finished_run(root, tree, {"hours": 0.5})
+    assert [(entry.what, entry.predicted) for entry in score(root, tree)] == [("hours", 0.5)]
     other = plan.Run([recipe, "--model.hidden_size=64"]).tree
-    assert score(tmp_path / "runs" / "tiny", other) == []
+    assert score(root, other) == []
+    keep(root, other, {"hours": 0.7})
+    assert [score(root, either)[0].predicted for either in (tree, other)] == [0.5, 0.7]
+
+
+def test_the_hours_of_all_sessions_count(tmp_path, recipe):
+    root, tree = tmp_path / "runs" / "tiny", plan.Run([recipe]).tree
+    finished_run(root, tree, {"hours": 10.0})
+    log = [{"step": 1, "loss": 1.0, "device_hours": 9.0}, {"step": 2, "loss": 1.0, "device_hours": 20.0}]
+    write_json(root / "base" / "trainer_state.json", {"log_history": log})
+    write_manifest(root / "base", seconds=3600, facts={"processes": 2})
+    assert [entry.actual for entry in score(root, tree)] == [10.0]
+
+
+def test_where_nothing_fits_on_this_machine_nothing_is_timed(recipe, monkeypatch, capsys):
+    count, device = plan.this_machine()
+    monkeypatch.setattr(plan, "this_machine", lambda: (count, replace(device, memory=2**20)))
+    plan.main([recipe])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing here fits")
+    assert not Path("runs").exists()
+
+
+def test_what_does_not_fit_for_the_timing_goes_by_the_data_sheet(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(plan, "measured_here", full)
+    machine = plan.Machine(8, device_named("h100"), here=True)
+    job = Job(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
+    assert "data sheet's 989 TFLOP/s in bfloat16" in plan.speed_of(job, machine, row("ZeRO-3", 8)).source
+
+
+def test_a_given_tokenizer_and_a_students_teacher_decide_the_sizes(tiny_life, monkeypatch):
+    monkeypatch.chdir(tiny_life)
+    machine = plan.Machine(1, device_named("h100"), here=False)
+
+    def planned(*arguments):
+        recipe = load_recipe(Recipe, ["tiny.yaml", *arguments])
+        return plan.pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, machine).config
+
+    given = ("--name=other", "--pretrain.tokenizer=runs/tiny/tokenizer")
+    assert planned(*given, "--tokenizer.vocab_size=1000").vocab_size == 320
+    student = ("--model={hidden_act: gelu}", "--pretrain.start_from=runs/tiny/base", "--pretrain.keep_layers=[1]")
+    config = planned(*student)
+    assert (config.num_hidden_layers, config.hidden_size, config.hidden_act) == (1, 32, "gelu")

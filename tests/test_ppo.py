@@ -73,11 +73,8 @@ def test_functions_judge_and_adapters_are_merged(tuned):
     assert history(folder)[0]["eval_reward"] == pytest.approx(-history(folder)[0]["eval_length"] / 12)
 
 
-def test_without_a_reward_nothing_is_trained(tuned):
-    done = run_module("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "nothing says which answers are good" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_a_reward_nothing_is_trained(tuned, refusal):
+    assert "nothing says which answers are good" in refusal("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
 
 
 def test_a_misspelt_setting_is_refused_by_name(tiny_life):

@@ -82,7 +82,10 @@ def test_a_deepspeed_config_leaves_shared_keys_to_the_recipe(path, monkeypatch):
     assert config["gradient_clipping"] == "auto"
 
 
-@pytest.mark.parametrize("changed", [{"gradient_clipping": 1.0}, {"train_batch_size": "8"}, {"scheduler": {}}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"gradient_clipping": 1.0}, {"train_batch_size": "8"}, {"scheduler": {}}, {"optimizer": {"type": "AdamW"}}],
+)
 def test_a_deepspeed_config_that_fixes_a_shared_key_is_refused(tmp_path, monkeypatch, changed):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **changed}))

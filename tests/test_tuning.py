@@ -4,10 +4,15 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_model
 from tiny_recipe import ROOT, launch, run_module
+
+from hf_llm.model.loading import load_tokenizer
 
 
 @pytest.fixture
@@ -94,12 +99,9 @@ def edit_pad(base):
     [(edit_template, "marks no assistant text"), (edit_pad, "pad_token and eos_token are both")],
     ids=["no generation marks", "pad is eos"],
 )
-def test_a_tokenizer_that_teaches_the_wrong_thing_is_refused(pretrained, edit, words):
+def test_a_tokenizer_that_teaches_the_wrong_thing_is_refused(pretrained, refusal, edit, words):
     edit(pretrained / "runs/tiny/base")
-    done = run_module("hf_llm.sft", "tiny.yaml", folder=pretrained)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert words in refusal("hf_llm.sft", "tiny.yaml", folder=pretrained)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,24 @@ def test_a_tokenizer_that_teaches_the_wrong_thing_is_refused(pretrained, edit, w
         ("--sft.lora.rank=8", "sft.lora.rank: no such key"),
     ],
 )
-def test_wrong_values_are_refused_by_name(pretrained, override, words):
-    done = run_module("hf_llm.sft", "tiny.yaml", override, folder=pretrained)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_values_are_refused_by_name(pretrained, refusal, override, words):
+    assert words in refusal("hf_llm.sft", "tiny.yaml", override, folder=pretrained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("balancing", "processes"), [("loss", 1), ("bias", 2)])
+def test_experts_are_tuned_by_the_loss_of_the_tokens_alone(pretrained, balancing, processes):
+    model = tiny_model(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, expert_balancing=balancing)
+    tokenizer = load_tokenizer(pretrained / "runs/tiny/base")
+    model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model.save_pretrained(pretrained / "experts")
+    tokenizer.save_pretrained(pretrained / "experts")
+    command = ("hf_llm.sft", "tiny.yaml", "--sft.model=experts", "--sft.lora=null")
+    done = (partial(launch, "ddp") if processes > 1 else run_module)(*command, folder=pretrained)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = pretrained / "runs/tiny/sft"
+    assert not any("aux_loss" in entry for entry in history(folder))
+    assert not json.loads((folder / "config.json").read_text())["output_router_logits"]
+    before, after = model.state_dict(), load_file(folder / "model.safetensors")
+    still = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
+    assert still == {name for name in before if name.endswith("e_score_correction_bias")}

@@ -18,16 +18,16 @@ import torch
 
 from hf_llm.errors import UserError, command
 from hf_llm.lifecycle import STAGES, Run, say
-from hf_llm.manifest import read_manifest, write_json
 from hf_llm.model.loading import context_of
 from hf_llm.model.printout import describe, flops_per_token
 from hf_llm.planning.devices import Device, parse_machine, this_machine, training_dtype
 from hf_llm.planning.dial import TOKENS_PER_PARAMETER
+from hf_llm.planning.memory import OPTIMIZER, UPDATE
 from hf_llm.planning.money import parse_price
-from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, planned_config, vocabulary
-from hf_llm.planning.score import PLAN, planned_for, score
+from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
+from hf_llm.planning.score import PLAN, keep, score
 from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stages import TEXTS, Prospect, pretraining, tuning, tuning_memory
+from hf_llm.planning.stages import TEXTS, Place, pretraining, tuning, tuning_memory
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
 from hf_llm.training.device import device_type, has_bf16, use_all_cores
@@ -71,15 +71,25 @@ def main(argv: list[str] | None = None) -> None:
     say(advice(rows, chosen, machine))
 
     peaks = tuning_peaks(run, job, machine)
+    if chosen is None and machine.here:
+        return
     speed = speed_of(job, machine, chosen or rows[0])
     say(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
     prices = {"price": options.price, "electricity": options.electricity}
-    where = (job.config, chosen or rows[0], speed.tokens_per_second, machine.devices, machine.device, prices)
-    stages = [pretraining(recipe.pretrain, *where)]
-    stages += [tuning(folder, run.tree[folder], *where, peak) for folder, peak in peaks.items()]
+    engine = (chosen or rows[0]).engine
+    place = Place(job.config, engine, speed.tokens_per_second, machine.devices, machine.device, machine.bf16, prices)
+    states = rows[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
+    stages = [pretraining(recipe.pretrain, (chosen or rows[0]).footprint.peak, states, place)]
+    stages += [tuning(folder, run.tree[folder], peak, place) for folder, peak in peaks.items()]
     say(stage_table(stages, options.price is not None, options.electricity is not None))
-    if machine.here and not read_manifest(run.base):
-        keep(run, chosen or rows[0], speed, stages[0])
+    if machine.here and not run.base.exists():
+        predicted = {
+            "memory, GiB": tensors(chosen.footprint) / 2**30,
+            "tokens per second": speed.tokens_per_second,
+            "hours": stages[0].hours,
+        }
+        keep(run.root, run.tree, predicted)
+        say(f"\n{run.root / PLAN} is kept for the report")
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -115,7 +125,7 @@ def say_score(run: Run) -> None:
 def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
     """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
     section = recipe.pretrain
-    config = planned_config(recipe.model, vocabulary(run.tree, run.tokenizer), section.context)
+    config = pretraining_config(recipe.model, section, run.tree, run.tokenizer)
     context = context_of(config, section.context)
     unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
     if section.tokens_per_step % unit:
@@ -197,22 +207,14 @@ def tuning_peaks(run: Run, job: Job, machine: Machine) -> dict[str, int]:
 
 
 def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
-    """Tokens per second: measured here, or from the data sheet."""
-    if not machine.here:
-        return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing)
-    return measured_here(job, machine.devices, row.checkpointing)
-
-
-def keep(run: Run, row: Row, speed: Speed, base: Prospect) -> None:
-    """Leave the prediction where the report finds it."""
-    run.root.mkdir(parents=True, exist_ok=True)
-    predicted = {
-        "memory, GiB": row.footprint.peak / 2**30,
-        "tokens per second": speed.tokens_per_second,
-        "hours": base.hours,
-    }
-    write_json(run.root / PLAN, {"planned_for": planned_for(run.tree), "predicted": predicted, "speed": speed.source})
-    say(f"\n{run.root / PLAN} is kept for the report")
+    """Tokens per second: measured here, or from the data sheet, also where one device has no room to try it out."""
+    if machine.here:
+        try:
+            return measured_here(job, machine.devices, row.checkpointing)
+        except torch.OutOfMemoryError:
+            pass
+    dtype = str(job.autocast or torch.float32).removeprefix("torch.")
+    return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing, dtype)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import yaml
 from tiny_recipe import RECIPE
 
 from hf_llm.errors import UserError
+from hf_llm.experiments.experiment import Experiment
 from hf_llm.experiments.variants import BASELINE, combinations, parse_factor, pretraining_tree
+from hf_llm.lifecycle import Run
 
 TREE = pretraining_tree(yaml.safe_load(RECIPE))
 
@@ -109,3 +111,17 @@ def test_nothing_of_a_variant_is_uploaded_or_fixes_its_seed():
     tree = pretraining_tree({"name": "x", "pretrain": {"tokens_per_step": 1024, "training": training}, "sft": {}})
     assert tree["pretrain"]["training"] == {"max_steps": 2}
     assert "sft" not in tree
+
+
+@pytest.mark.parametrize(("kind", "words"), [("bert", "masked models have none"), (None, None)])
+def test_models_without_bits_per_byte_are_not_compared_over_other_tokens(tmp_path, monkeypatch, kind, words):
+    monkeypatch.chdir(tmp_path)
+    tree = {**TREE, "model": {"model_type": kind, "hidden_size": 32, "num_attention_heads": 4}} if kind else TREE
+    variants = combinations(tree, dict([parse_factor("tokenizer.vocab_size=320,384")]), "ablation")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    run = Run(["r.yaml"])
+    if words is None:
+        Experiment(run, "ablation", variants, 1, "none", True)
+        return
+    with pytest.raises(UserError, match=words):
+        Experiment(run, "ablation", variants, 1, "none", True)

@@ -151,10 +151,11 @@ def test_a_second_backward_pass_through_the_same_loss_is_refused():
         loss.backward()
 
 
-def test_an_adapter_on_the_head_counts_in_the_loss():
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_an_adapter_on_the_head_counts_in_the_loss(softcap):
     from peft import LoraConfig, get_peft_model
 
-    model, inputs = tiny_model(tie_word_embeddings=False), batch()
+    model, inputs = tiny_model(tie_word_embeddings=False, final_logit_softcapping=softcap), batch()
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["lm_head"]))
     torch.nn.init.normal_(model.base_model.model.lm_head.lora_B["default"].weight)
     logits = model(inputs["input_ids"]).logits

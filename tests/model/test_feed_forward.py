@@ -111,3 +111,14 @@ def test_training_on_text_keeps_every_expert_above_half_of_an_even_share(balanci
 def test_without_balancing_an_expert_falls_idle():
     _, after = trained_on_text(router_aux_loss_coef=0.0)
     assert after.min() < 0.5 / 8
+
+
+@torch.no_grad()
+def test_autocast_leaves_the_routing_in_float32():
+    router = tiny_model(**EXPERTS).model.layers[0].mlp.gate
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    expected = router(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = router(x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

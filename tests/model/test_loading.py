@@ -173,7 +173,11 @@ def test_a_model_goes_on_at_a_longer_context_with_other_positions(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"intermediate_size": 64}, "another shape, model.layers.0.mlp"), ({"mlp_bias": True}, "mlp.*bias")],
+    [
+        ({"intermediate_size": 64}, "another shape, model.layers.0.mlp"),
+        ({"mlp_bias": True}, "mlp.*bias"),
+        ({"num_hidden_layers": 1}, "no place for .* of its weights, model.layers.1"),
+    ],
 )
 def test_weights_that_do_not_fit_the_section_are_refused_by_name(tmp_path, changes, named):
     save_tiny_model(tmp_path)
@@ -186,3 +190,14 @@ def test_a_table_of_positions_cannot_grow(tmp_path):
     section = {**SIZES, "positions": "learned", "max_position_embeddings": 512}
     with pytest.raises(UserError, match=r"another shape, model\.embed_positions\.weight"):
         new_model(section, tiny_tokenizer(), start_from=tmp_path)
+
+
+@pytest.mark.parametrize(("model_type", "unused"), [("roberta", 257), ("mpnet", 2)])  # of padding, 256; of its own
+def test_positions_counted_from_padding_on_have_rows_beside_those_of_the_context(model_type, unused):
+    section = {"model_type": model_type, **TINY}
+    model = new_model(section, tiny_tokenizer(), context=64)
+    assert context_of(model.config) == 64
+    assert model.config.max_position_embeddings == 64 + unused
+    model(torch.arange(64)[None])
+    with pytest.raises(UserError, match=f"64 is more than .*{unused + 32} less {unused} that {model_type}"):
+        new_model({**section, "max_position_embeddings": unused + 32}, tiny_tokenizer(), context=64)

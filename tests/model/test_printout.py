@@ -101,3 +101,10 @@ def test_shared_layers_count_each_time_and_position_tables_and_what_no_one_sees_
     assert flops_per_token(learned, 100) == flops_per_token(tiny_model(), 100)
     window = flops_per_token(tiny_model(sliding_window=20), 100)
     assert flops_per_token(tiny_model(), 100) - window == 12 * 2 * 4 * 8 * 80
+
+
+def test_without_attention_the_matrices_are_what_counts():
+    model = new_model({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, tiny_tokenizer())
+    per_token = 6 * sum(p.numel() for n, p in model.named_parameters() if "lm_head" not in n)
+    assert flops_per_token(model, 4096) == per_token
+    assert describe(model)

@@ -54,6 +54,15 @@ def test_steps_that_a_fault_undid_have_been_paid_for(make_trainer, tmp_path):
     assert second.state.log_history[-2]["energy_kwh"] >= 2.0
 
 
+def test_a_training_begun_again_in_the_same_process_is_counted_once(make_trainer, tmp_path, clock):
+    trainer = make_trainer(Rows([8] * 8, 8), max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.add_callback(clock)
+    watch(trainer)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert 12 / 3600 <= logged(trainer, "device_hours")[-1] <= clock.now / 3600 + 1e-5
+
+
 def package(root, name, energy, limit=262_143_328_850):
     folder = root / name
     folder.mkdir()

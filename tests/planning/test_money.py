@@ -2,7 +2,8 @@ import pytest
 
 from hf_llm.errors import UserError
 from hf_llm.planning.devices import device_named
-from hf_llm.planning.money import checkpoint_bytes, cost, disk_bytes, parse_price
+from hf_llm.planning.money import cost, disk_bytes, parse_price
+from hf_llm.training.checkpoints import checkpoint_bytes
 
 
 def test_ten_hours_of_four_cards():
@@ -29,9 +30,8 @@ def test_what_is_no_price_says_how_to_write_one(text):
 
 
 def test_a_checkpoint_holds_weights_and_states_and_deepspeeds_more():
-    plain = checkpoint_bytes(400, 100, adapters=False, optimizer_states=800, deepspeed=False)
-    assert plain == 1200
-    assert checkpoint_bytes(400, 100, False, 800, deepspeed=True) == 400 * 2 + 800 + 400
-    assert checkpoint_bytes(400, 10, adapters=True, optimizer_states=80, deepspeed=False) == 120
+    assert checkpoint_bytes(400, 100, 800) == 1200
+    assert checkpoint_bytes(400, 100, 800, "deepspeed") == 400 * 2 + 800 + 400
+    assert checkpoint_bytes(400, 100, 800, "fsdp") == 400 * 2 + 800
     assert disk_bytes(1200, kept=0, weights=400) == 3 * 1200 + 400
     assert disk_bytes(1200, kept=5, weights=400) == 6 * 1200 + 400

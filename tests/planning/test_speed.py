@@ -67,3 +67,15 @@ def test_the_speed_of_a_real_training_is_foretold():
         if 0.75 < ratios[-1] < 1.25:
             return
     pytest.fail(f"predicted / actual: {ratios}")
+
+
+def test_the_data_sheets_rate_is_that_of_the_type_trained_in():
+    config = tiny_config()
+    for card, dtype, rate in (
+        ("t4", "float16", 65e12),
+        ("t4", "bfloat16", 8.1e12),  # for which it has no units
+        ("rtx4090", "float32", 82.6e12),
+        ("rtx4090", "", 165.2e12),
+    ):
+        found = tokens_per_second(config, device_named(card), 128, dtype=dtype)
+        assert found.tokens_per_second == pytest.approx(OF_DATA_SHEET * rate / flops_per_token(config, 128), rel=0.01)

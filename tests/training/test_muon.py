@@ -1,5 +1,6 @@
 """Muon against torch's own, on whole matrices and on parts of them; what it is for, and where it is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,12 @@ def test_where_it_cannot_work_it_is_refused_by_name(monkeypatch, tmp_path):
             check_muon("pretrain")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(configs / "zero2.json"))
     check_muon("pretrain")
+    config = json.loads((configs / "zero2.json").read_text(encoding="utf-8"))
+    config["zero_optimization"]["round_robin_gradients"] = True
+    (tmp_path / "zero.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+    with pytest.raises(UserError, match="take round_robin_gradients out of the DeepSpeed JSON"):
+        check_muon("pretrain")
 
 
 STEPS = tuple(

@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     T5Config,
     Trainer,
     TrainingArguments,
@@ -143,3 +144,18 @@ def test_a_model_without_activation_checkpointing_is_named(tmp_path):
     arguments = TrainingArguments(tmp_path, activation_checkpointing=True, use_cpu=True, report_to="none")
     with pytest.raises(UserError, match="AlbertForMaskedLM has none"):
         PretrainingTrainer(model, arguments)
+
+
+def test_experts_of_a_stock_model_are_balanced_and_the_loss_logged_is_that_of_the_tokens(tmp_path, monkeypatch):
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(**shape, num_key_value_heads=2, vocab_size=64, num_local_experts=4, pad_token_id=0)
+    gradients, losses = [], []
+    for coefficient in (0.0, 1.0):
+        config.router_aux_loss_coef = coefficient
+        torch.manual_seed(0)
+        monkeypatch.setitem(globals(), "model_of", lambda _: AutoModelForCausalLM.from_config(config))
+        trainer = trained(tmp_path, "mixtral", optim="sgd", lr_scheduler_type="constant")
+        losses.append(logged(trainer, "loss")[0])
+        gradients.append(trainer.model.model.layers[0].mlp.gate.weight.detach())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert not torch.allclose(*gradients, atol=1e-6)

@@ -41,6 +41,16 @@ def test_a_training_that_never_comes_to_the_last_stage_is_told_the_budget_to_set
         decay_steps(windows, windows_per_step=10, max_steps=7)
 
 
+def test_every_schedule_is_held_to_the_stages(windows, capsys):
+    with pytest.raises(UserError, match=r"set corpus\.max_tokens=700"):
+        with_decay({"lr_scheduler_type": "cosine", "max_steps": 7}, windows, 10)
+    assert with_decay({"max_steps": 9}, windows, 10) == {"max_steps": 9}
+    assert not capsys.readouterr().out
+    assert with_decay({"max_steps": 18}, windows, 10) == {"max_steps": 18}
+    assert "stages end after 9 of 18 steps, and begin again with the first" in capsys.readouterr().out
+    assert with_decay({"max_steps": -1}, windows, 10) == {"max_steps": -1}
+
+
 def rates(folder, steps=100, **settings) -> list[float]:
     """The learning rate before each step, and after the last."""
     given = Settings({"learning_rate": 1e-2, "warmup_steps": 10, "report_to": "none", **settings})
@@ -115,9 +125,9 @@ def test_a_decay_that_is_left_open_is_filled_in(windows):
 
 
 def test_what_the_recipe_says_itself_stays(windows, tmp_path):
-    given = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 7}, "max_steps": 2}
+    given = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 7}, "max_steps": 90}
     assert with_decay(given, windows, 1) is given
-    other = {"lr_scheduler_type": "cosine", "max_steps": 2}
+    other = {"lr_scheduler_type": "cosine", "max_steps": 90}
     assert with_decay(other, windows, 1) is other
     no_curriculum = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 2}
     assert with_decay(no_curriculum, TokenWindows(tmp_path, "validation", 10), 1) is no_curriculum

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -232,8 +233,55 @@ def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_n
     with pytest.raises(UserError, match=f"is supervised already, by process {first.pid}"):
         second.run()
     assert first.poll() is None
+    written["supervisor"]["since"] += 2  # the system's clock has been set
+    (folder / RECORD).write_text(json.dumps(written))
+    with pytest.raises(UserError, match="is supervised already"):
+        second.run()
     first.kill(), first.wait()
     assert second.run() == 0
+
+
+def test_one_on_another_machine_is_alive_as_long_as_its_training_writes_its_status(tmp_path):
+    (folder := tmp_path / "base" / "logs").mkdir(parents=True)
+    other = {"status": "running", "attempts": [], "supervisor": {"host": "node7", "pid": os.getpid(), "since": 0.0}}
+    (tmp_path / "base" / RECORD).write_text(json.dumps(other))
+    status = folder.parent / "run_status.json"
+    status.write_text('{"status": "running", "step": 3}')
+    second = Supervisor(folder.parent, lambda variables: script("pass", variables))
+    with pytest.raises(UserError, match=f"is supervised already, by process {os.getpid()} on node7"):
+        second.run()
+    os.utime(status, (time.time() - 120, time.time() - 120))
+    assert second.run() == 0
+
+
+def test_after_a_damaged_checkpoint_was_set_aside_new_ones_count_again(tmp_path):
+    folder, code = tmp_path / "base", "raise SystemExit(1)"
+    steps = iter([8, 4, 6, 8, 8, 8])  # what the newest checkpoint is after each launch
+
+    def start(variables):
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+        (new := folder / f"checkpoint-{next(steps)}").mkdir(parents=True)
+        (new / "manifest.json").write_text("{}")
+        return script(code, variables)
+
+    assert Supervisor(folder, start, max_relaunches=1).run() == 1
+    assert [attempt["checkpoint"] for attempt in record(folder)["attempts"]] == [8, 4, 6, 8, 8, 8]
+
+
+def test_torchrun_is_told_to_wait_for_a_save(tmp_path, monkeypatch):
+    from torch.distributed.launcher.api import LaunchConfig
+
+    given = []
+
+    def start(variables):
+        given.append(variables)
+        return script("pass", variables)
+
+    assert Supervisor(tmp_path / "base", start).run() == 0
+    for name, value in given[0].items():
+        monkeypatch.setenv(name, value)
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == 600
 
 
 def test_the_signal_goes_to_the_ranks_and_not_to_their_launcher_which_would_hurry_them(tmp_path):

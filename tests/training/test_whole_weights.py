@@ -106,7 +106,6 @@ def loaded_late(folder, **changes):
             {"variables": {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}},
             "fsdp_cpu_ram_efficient_loading: true loads",
         ),
-        pytest.param("fsdp2", {"variables": {"FSDP_VERSION": "1"}}, "fsdp_version: 1", marks=pytest.mark.slow),
         pytest.param("zero3", {"build": loaded_late}, "load it before PPOConfig", marks=pytest.mark.slow),
     ],
 )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_llm.errors import UserError
 from hf_llm.experiments.page import write_page
 from hf_llm.experiments.planned import Planned, plan, plan_table, rate
 from hf_llm.experiments.results import results
@@ -11,6 +12,8 @@ from hf_llm.experiments.running import Training, check_standing, prepare, train,
 from hf_llm.experiments.sizes import equalised
 from hf_llm.experiments.variants import Variant
 from hf_llm.lifecycle import Run, say
+from hf_llm.model.loading import CAUSAL
+from hf_llm.training.objectives import objective_in
 
 
 class Experiment:
@@ -25,6 +28,7 @@ class Experiment:
         self.seeds = [int(run.tree.get("seed", 42)) + number for number in range(seeds)]
         self._asked = variants
         self._fit()
+        check_comparable(self.trainings)
         check_standing(self.trainings, into)
 
     @property
@@ -55,6 +59,17 @@ class Experiment:
     def results(self) -> dict[str, Any]:
         """What is known now, as plain values (hf_llm.experiments.results)."""
         return results(self.run.name, self.planned, self.trainings, self.equal, self.compared)
+
+
+def check_comparable(trainings: list[Training]) -> None:
+    """Raise UserError for models that read different tokens and that have no bits per byte to be compared by."""
+    trees = [training.variant.tree for training in trainings]
+    kinds = {objective_in(tree).kind for tree in trees} - {CAUSAL}
+    if kinds and len({tree["name"] for tree in trees}) > 1:
+        raise UserError(
+            f"variants that read different tokens are compared by bits per byte, and {kinds.pop()} models have none; "
+            "vary keys of model or pretrain, or take a causal model"
+        )
 
 
 def options(program: str, description: str, into: str) -> argparse.ArgumentParser:

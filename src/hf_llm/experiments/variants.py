@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import STAGES, settings_of
 from hf_llm.manifest import digest_of
+from hf_llm.model.loading import context_of
 from hf_llm.planning.dial import DIALS
-from hf_llm.planning.prospect import planned_config, vocabulary
+from hf_llm.planning.prospect import pretraining_config
 from hf_llm.recipe import check_recipe, parse_yaml, plain, set_key
 from hf_llm.training.arguments import batch
 
@@ -171,9 +172,9 @@ def checked(tree: dict[str, Any], where: str) -> Prospective:
         raise UserError("\n".join([f"{where}:", *dict.fromkeys(problems)]))
     section = recipes["base"].pretrain
     try:
-        tokenizer = Path(section.tokenizer or Path("runs") / str(tree["name"]) / "tokenizer")
-        config = planned_config(recipes["base"].model, vocabulary(tree, tokenizer), section.context)
-        context = section.context or config.max_position_embeddings
+        tokenizer = Path("runs") / str(tree["name"]) / "tokenizer"
+        config = pretraining_config(recipes["base"].model, section, tree, tokenizer)
+        context = context_of(config, section.context)
         batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None

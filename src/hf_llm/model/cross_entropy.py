@@ -142,10 +142,10 @@ class HfLlmHead(nn.Linear):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits, B T V; or with `labels` (B T, shifted already, -100 where there is none) what `training_objective`
-        gives, float32: the objective, and plain cross-entropy without a gradient."""
+        """Logits, B T V, not capped yet; or with `labels` (B T, shifted already, -100 where there is none) what
+        `training_objective` gives, float32: the objective, and plain cross-entropy without a gradient."""
         if labels is None:
-            return soft_cap(super().forward(hidden_states), self.softcap)
+            return super().forward(hidden_states)
         device = hidden_states.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.weight.dtype

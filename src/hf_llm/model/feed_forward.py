@@ -54,7 +54,8 @@ class HfLlmRouter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of tokens (N D): by what the experts were chosen (N E), the weights and indices of the chosen (N k)."""
-        logits = F.linear(x.float(), self.weight.float())  # N E
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float())  # N E
         if self.is_biased:
             scores = logits.sigmoid().float()
             choice = scores.detach() + self.e_score_correction_bias

@@ -6,6 +6,7 @@ A model has the class of its objective, what it learns from text: `causal` (each
 Importing this module makes `model_type: hf_llm` known to transformers' Auto classes.
 """
 
+import copy
 import difflib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -91,7 +93,7 @@ def untrained(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> P
 
 def context_of(config: PreTrainedConfig, context: int | None = None) -> int:
     """The tokens of a window: `context`, else the model's own. Raises UserError where it has none of its own."""
-    found = context or getattr(config, "max_position_embeddings", None)
+    found = context or longest_text(config)
     if not found:
         raise UserError(
             f"pretrain.context: missing; {config.model_type} has relative positions and no context of its own, so name "
@@ -102,7 +104,27 @@ def context_of(config: PreTrainedConfig, context: int | None = None) -> int:
 
 def context_with(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokens that a trained model sees at once; of one with relative positions as its tokenizer says."""
-    return getattr(config, "max_position_embeddings", None) or min(tokenizer.model_max_length, USUAL_CONTEXT)
+    return longest_text(config) or min(tokenizer.model_max_length, USUAL_CONTEXT)
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """The tokens that a model has positions for; None where they are relative."""
+    rows = getattr(config, "max_position_embeddings", None)
+    return rows and rows - positions_unused(config)
+
+
+def positions_unused(config: PreTrainedConfig) -> int:
+    """Rows of the table of positions that no text uses: RoBERTa and its kin count from the id of padding on, MPNet from
+    a number of its own."""
+    if config.model_type == HfLlmConfig.model_type:
+        return 0
+    probe = copy.deepcopy(config)
+    probe.pad_token_id = 0  # there may be fewer rows than the real one
+    with torch.device("meta"):
+        parts = untrained(probe).named_modules()
+    tables = [part for name, part in parts if name.endswith("position_embeddings") and isinstance(part, nn.Embedding)]
+    first = next((table.padding_idx for table in tables if table.padding_idx is not None), None)
+    return 0 if first is None else 1 + (first or config.pad_token_id)
 
 
 def new_model(
@@ -153,15 +175,28 @@ def new_config(
         )
     if cls.is_encoder_decoder:
         fitted["decoder_start_token_id"] = fitted["pad_token_id"]  # as T5 begins
+    return config_of(cls, settings, fitted, context)
+
+
+def config_of(
+    cls: type[PreTrainedConfig], settings: dict[str, Any], fitted: dict[str, Any], context: int | None
+) -> PreTrainedConfig:
+    """The config of a section's `settings` over what is `fitted` to the tokenizer, for texts of `context` tokens where
+    they say nothing of it. Raises UserError for values that do not go together."""
+    rows = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     if context:
-        fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
+        fitted = {**fitted, rows: context}
     try:
         config = cls(**{**fitted, **settings})
+        unused = positions_unused(config)
     except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise UserError(f"model: {one_line(error)}") from error
-    longest = getattr(config, "max_position_embeddings", None)
+    if unused and rows not in settings:
+        config.max_position_embeddings += unused
+    longest = longest_text(config)
     if context and longest and context > longest:
-        raise UserError(f"context: {context} is more than model.max_position_embeddings, {longest}; raise that one too")
+        room = f"{longest + unused}" + (f" less {unused} that {config.model_type} leaves unused" if unused else "")
+        raise UserError(f"context: {context} is more than model.max_position_embeddings, {room}; raise that one too")
     return config
 
 
@@ -203,7 +238,7 @@ def load_model(
     as a PeftModel.
 
     Raises UserError where there is nothing to load, where it has learnt another `objective` than is asked for (None
-    for any), or weights are missing or of another shape.
+    for any), or weights are missing, of another shape, or without a place in `config`.
     """
     check_exists(path)
     adapter = Path(path) / "adapter_config.json"
@@ -230,6 +265,12 @@ def load_model(
     if found["missing_keys"] or found["mismatched_keys"]:
         lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
         raise UserError(f"{path}: {len(lacking)} weights are missing or of another shape, {lacking[0]} for one")
+    if config is not None and found["unexpected_keys"]:
+        unused = sorted(found["unexpected_keys"])
+        raise UserError(
+            f"{path}: the model section has no place for {len(unused)} of its weights, {unused[0]} for one; give it "
+            f"the switches and sizes of {Path(path) / 'config.json'}"
+        )
     return model
 
 

@@ -344,7 +344,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
             loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, **terms)
         if logits_to_keep is not None or not has_labels:
             kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else slice(-(logits_to_keep or 0), None)
-            logits = self.lm_head(hidden_states[:, kept])  # B T V
+            logits = soft_cap(self.lm_head(hidden_states[:, kept]), self.config.final_logit_softcapping)  # B T V
         return HfLlmCausalLMOutput(
             loss=loss,
             objective=objective if terms else None,

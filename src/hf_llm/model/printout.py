@@ -53,7 +53,8 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, list[tuple[str, torc
 def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> int:
     """FLOPs of one token's forward and backward pass, 6N + 12 H Q times the tokens seen in each layer (PaLM,
     https://arxiv.org/abs/2204.02311, appendix B). N counts the parameters a token multiplies: a tied embedding does, as
-    the head; an untied one is looked up; of the experts only those chosen; a shared layer each time it is used.
+    the head; an untied one is looked up; of the experts only those chosen; a shared layer each time it is used. Without
+    attention what a layer does beside its matrices is left out.
     """
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
@@ -64,8 +65,8 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     multiplying = sum(parameter.numel() * uses(name, config) for name, parameter in model.named_parameters())
     if head is None or head.weight is not embedding.weight:
         multiplying -= embedding.weight.numel()
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", 0)  # none in Mamba
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     return round(6 * multiplying + 12 * heads * head_dim * sum(tokens_seen(kind, config, context) for kind in kinds))
 

@@ -25,8 +25,11 @@ class MeterCallback(TrainerCallback):
         self._started = time.perf_counter()  # with the loading of the model: a rented machine is paid for then too
 
     def on_train_begin(self, args, state, control, **kwargs):
+        first, self._begun = self._begun is None, (state.global_step, time.perf_counter())
+        self._paced_from = self._begun
+        if not first:  # begun again by this process, whose time and energy have been counted on
+            return
         self._energy = EnergyMeter(args.device, args.local_process_index == 0)
-        self._begun = self._paced_from = (state.global_step, time.perf_counter())
         before = read_rows(metrics_file(args.output_dir)) if state.is_world_process_zero and state.global_step else []
         self._hours, self._kwh = (
             max((row.get(name) or 0 for row in before), default=0) for name in ("device_hours", "energy_kwh")

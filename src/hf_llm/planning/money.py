@@ -41,13 +41,6 @@ def parse_price(text: str) -> float:
     return float(match[1])
 
 
-def checkpoint_bytes(weights: int, trained: int, adapters: bool, optimizer_states: int, deepspeed: bool) -> int:
-    """Bytes of one checkpoint: the weights (of adapters only those trained) and the optimizer's states; DeepSpeed
-    writes the weights once more and a float32 copy of the trained ones."""
-    model = 4 * trained if adapters else weights
-    return model * (2 if deepspeed else 1) + optimizer_states + (4 * trained if deepspeed else 0)
-
-
 def disk_bytes(checkpoint: int, kept: int, weights: int) -> int:
     """Bytes that a stage's folder takes at its fullest: the checkpoints kept, one being written, the finished model."""
     return checkpoint * (max(KEPT, kept) + 1) + weights

@@ -8,12 +8,21 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.errors import UserError
 from hf_llm.manifest import read_manifest
-from hf_llm.model.loading import VOCABULARY_MULTIPLE, check_keys, config_class, load_tokenizer, one_line, untrained
+from hf_llm.model.loading import (
+    VOCABULARY_MULTIPLE,
+    check_keys,
+    config_class,
+    config_of,
+    load_model,
+    load_tokenizer,
+    one_line,
+    untrained,
+)
+from hf_llm.model.students import student_section
 from hf_llm.planning.devices import Device
 from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu, trainer_size
 from hf_llm.planning.sharding import Sizes, engines
@@ -47,24 +56,35 @@ def planned_config(section: dict[str, Any], vocabulary: int, context: int | None
     # What the tokenizer will say; a config's own may lie outside of this vocabulary.
     fitted |= {key: None for key in cls.__dataclass_fields__ if key in ("bos_token_id", "cls_token_id", "sep_token_id")}
     fitted |= {"pad_token_id": 0, "eos_token_id": 1} | ({"decoder_start_token_id": 0} if cls.is_encoder_decoder else {})
-    if context:
-        fitted[cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")] = context
-    try:
-        return cls(**{**fitted, **settings})
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"model: {one_line(error)}") from error
+    return config_of(cls, settings, fitted, context)
+
+
+def pretraining_config(model: dict[str, Any], section: Any, tree: dict[str, Any], tokenizer: Path) -> PreTrainedConfig:
+    """The config of what the pretraining of a recipe makes: of its sections `model` and `pretrain` (`section`), where
+    the run's tokenizer is, or will be, the folder `tokenizer`.
+
+    Raises UserError where the sections are wrong, or need something that is not there yet.
+    """
+    if section.keep_layers is not None:
+        teacher = load_model(section.start_from, objective=None)
+        model = student_section(teacher, model, section.keep_layers)
+    return planned_config(model, vocabulary(tree, tokenizer), section.context)
 
 
 def vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
-    """The number of tokens: of the folder `tokenizer` where it is finished, else as the recipe's `tree` has it.
+    """The number of tokens: of the tokenizer that `pretrain` names, of the folder `tokenizer` where it is finished,
+    else as the recipe's `tree` has it.
 
     Raises UserError where it has not.
     """
-    if read_manifest(tokenizer):
+    given = (tree.get("pretrain") or {}).get("tokenizer")
+    if given is None and read_manifest(tokenizer):
         return len(load_tokenizer(tokenizer))
     model, section = tree.get("model") or {}, tree.get("tokenizer") or {}
     if model.get("vocab_size"):
         return model["vocab_size"]
+    if given is not None:
+        return len(load_tokenizer(given))
     if section.get("use"):
         raise UserError(
             f"tokenizer.use: the vocabulary of {section['use']} is known once it is here; make {tokenizer} first "
@@ -193,6 +213,11 @@ def with_framework(footprint: Footprint) -> Footprint:
         extra = CUDA_CONTEXT + int(FRAGMENTATION * sum(parts.values()))
         phases[phase] = {**parts, FRAMEWORK: extra}
     return Footprint(phases)
+
+
+def tensors(footprint: Footprint) -> int:
+    """The peak without what is assumed beside the tensors: what torch.cuda.max_memory_allocated will tell."""
+    return max(sum(parts.values()) - parts.get(FRAMEWORK, 0) for parts in footprint.phases.values())
 
 
 def cpu_row(job: Job, micro: int) -> Row:

@@ -47,7 +47,7 @@ def engines(whole: Footprint, half: Footprint, sizes: Sizes, devices: int, bf16:
     found["ZeRO-2, offload"] = _split(half, weights, 0, 0, buckets, 0)
     gathered = width * min(everything, MOST_GATHERED) + buckets
     found["ZeRO-3"] = _split(half, weights / devices, gradients / devices, sharded, gathered, step)
-    found["ZeRO-3, offload"] = _split(half, weights / devices, 0, 0, gathered, 0)
+    found["ZeRO-3, offload"] = _split(half, 0, 0, 0, gathered, 0)  # its parts of the weights lie there too
     # FSDP2 keeps float32 parts and gathers the layer at work and the next one, and what is in no layer throughout.
     gathered = width * (2 * sizes.layer + sizes.outside_layers) + width * sizes.layer
     found["FSDP2"] = _split(half, 4 * everything / devices, 4 * sizes.trained / devices, states / devices, gathered, 0)

@@ -35,14 +35,20 @@ class Speed:
 
 
 def tokens_per_second(
-    model: PreTrainedConfig | PreTrainedModel, device: Device, context: int, devices: int = 1, recompute: bool = False
+    model: PreTrainedConfig | PreTrainedModel,
+    device: Device,
+    context: int,
+    devices: int = 1,
+    recompute: bool = False,
+    dtype: str = "",
 ) -> Speed:
     """Reckoned from the data sheet: the FLOPs of a token against a share of what the device can do at most.
 
     The share is the one `hf_llm.planning.dial` states. With `recompute` (activation checkpointing) a token takes
-    a third more. Raises UserError for a device whose maker publishes no FLOP/s.
+    a third more. `dtype` is what training computes in (float16), where the device has units for it; else as
+    `training_dtype` says. Raises UserError for a device whose maker publishes no FLOP/s.
     """
-    dtype = training_dtype(device)
+    dtype = dtype if dtype in device.flops else training_dtype(device)
     if dtype is None:
         raise UserError(f"no FLOP/s are published for {device.name}; run this on it, and its speed is measured")
     flops = flops_per_token(model, context) * (RECOMPUTED if recompute else 1)

@@ -153,7 +153,7 @@ def check_deepspeed_config(where: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable DeepSpeed config: {error}") from None
     fixed = [key for key in SHARED_KEYS if config.get(key, "auto") != "auto"]
-    fixed += [key for key in ("optimizer", "scheduler") if key in config and key != "optimizer"]
+    fixed += [key for key in ("optimizer", "scheduler") if key in config]
     if fixed:
         raise UserError(
             f'{path}: {fixed[0]} is {config[fixed[0]]!r}; write "auto" or leave it out, '

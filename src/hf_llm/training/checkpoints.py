@@ -34,6 +34,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") -> int:
+    """Bytes of one checkpoint: `weights` (of adapters only theirs) and the optimizer's `states`, of all processes.
+
+    The engines "fsdp" and "deepspeed" write the weights once more, the latter a float32 copy of the `trained` ones too.
+    """
+    return weights * (2 if engine else 1) + states + (4 * trained if engine == "deepspeed" else 0)
+
+
 def seal(checkpoint: Path, **entries: Any) -> None:
     """Bring every file of `checkpoint` to the disk, then write its manifest with `entries` and the files' digests."""
     for path in checkpoint.rglob("*"):

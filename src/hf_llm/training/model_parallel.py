@@ -25,6 +25,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.pipelining.schedules import ScheduleGPipe
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.distributed.checkpoint import load_optimizer_distributed, save_optimizer_distributed
 from transformers.distributed.configuration_utils import DistributedConfig
@@ -147,6 +148,14 @@ class ModelParallelTrainer(PretrainingTrainer):
     @property
     def _stage(self) -> int:
         return self.mesh["pp"].get_local_rank()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's; for a pipeline, which takes whole steps only, without the rest of an epoch that makes none."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, self.layout.pipeline > 1
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # ---- a step
 

@@ -35,13 +35,20 @@ def check_muon(where: str) -> None:
     from accelerate.utils import DeepSpeedPlugin
 
     plugin = DeepSpeedPlugin()
-    device = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    settings = plugin.deepspeed_config["zero_optimization"]
+    device = settings.get("offload_optimizer", {}).get("device", "none")
     if plugin.zero_stage == 3 or device != "none":
         raise UserError(
             f"{where}.training.optim: muon needs matrices that it can make whole on the device, which "
             f"{'ZeRO-3' if plugin.zero_stage == 3 else 'offloading'} does not let it; launch with zero2 or fsdp2 of "
             "accelerate_configs/"
         )
+    for key in ("round_robin_gradients", "parameter_alignment"):
+        if settings.get(key):
+            raise UserError(
+                f"{where}.training.optim: muon finds its matrices where DeepSpeed lays them one after another; take "
+                f"{key} out of the DeepSpeed JSON"
+            )
 
 
 def matrices_of(model: PreTrainedModel) -> set[nn.Parameter]:

@@ -79,6 +79,11 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
             "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
             "none for a CPU. Launch with accelerate_configs/sequence_parallel.yaml, or fsdp2.yaml"
         )
+    if uses("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "fsdp_version: 1 hides the shapes of weights from the optimizer, which then decays none and knows no "
+            "matrix for Muon; set it to 2, as accelerate_configs/fsdp2.yaml does (--fsdp_version=2)"
+        )
     engines = uses("FSDP") or uses("DEEPSPEED")
     if not layout.splits_layers:
         if layout.shard > 1 and not engines:

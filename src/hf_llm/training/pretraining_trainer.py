@@ -93,12 +93,20 @@ class PretrainingTrainer(Trainer):
     def _loss_of_stock_model(
         self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int | None, scale: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Loss, what the terms add to it, and the outputs. BERT, ALBERT, DistilBERT and T5 take the number of items and
-        leave it unread, so no model is told it: each gives its mean, which is weighed here."""
-        outputs, shift = model(**inputs), self._loss_shifts_labels
+        """Loss, what the terms add to it, and the outputs; a mixture of experts is balanced by its own loss.
+
+        BERT, ALBERT, DistilBERT and T5 take the number of items and leave it unread, so no model is told it: each gives
+        its mean, which is weighed here.
+        """
+        shift, config = self._loss_shifts_labels, self.model.config
+        balanced = hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef")
+        outputs = model(**inputs, **({"output_router_logits": True} if balanced else {}))
         here = (inputs["labels"][:, int(shift) :] != -100).sum()
         share = scale if items is None else scale * here / items
-        loss, added = outputs.loss * share, torch.zeros_like(outputs.loss)
+        loss, added = outputs.loss, torch.zeros_like(outputs.loss)
+        if balanced and outputs.get("aux_loss") is not None:  # for the gradient alone: the loss stays nats per token
+            loss = loss - config.router_aux_loss_coef * outputs.aux_loss.detach().to(loss.device)
+        loss = loss * share
         if self.terms:
             added = added_by(self.terms, outputs.logits, inputs["labels"], shift) * share
             loss = loss + (added - added.detach())

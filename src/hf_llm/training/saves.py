@@ -15,7 +15,7 @@ from hf_llm.errors import UserError
 from hf_llm.lifecycle import is_main_process
 from hf_llm.manifest import FILE, read_manifest
 from hf_llm.training.agreement import on_main
-from hf_llm.training.checkpoints import complete_checkpoints, delete, rotate, seal, size_of, step_of
+from hf_llm.training.checkpoints import checkpoint_bytes, complete_checkpoints, delete, rotate, seal, size_of, step_of
 from hf_llm.training.parallelism import keep_own_class, launched_layout
 from hf_llm.training.spikes import RecentSteps
 
@@ -139,11 +139,8 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def first_size(trainer: Trainer) -> int:
-    """Bytes that the first checkpoint will take, estimated: weights, two moments for each trained parameter.
-
-    DeepSpeed writes the weights once more, and a float32 copy of the trained ones; FSDP the weights once more. Stages
-    of a pipeline are taken to be alike.
-    """
+    """Bytes that the first checkpoint will take, estimated: with two moments for each trained parameter, and stages of
+    a pipeline that are alike."""
     from peft import PeftModel
 
     trained = weights = 0
@@ -152,9 +149,8 @@ def first_size(trainer: Trainer) -> int:
         trained += count * parameter.requires_grad
         if parameter.requires_grad or not isinstance(trainer.model, PeftModel):
             weights += count * parameter.element_size()
-    copies = 2 if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else 1
-    stages = launched_layout().pipeline
-    return stages * (weights * copies + trained * (12 if trainer.is_deepspeed_enabled else 8))
+    engine = "deepspeed" if trainer.is_deepspeed_enabled else "fsdp" if trainer.is_fsdp_enabled else ""
+    return launched_layout().pipeline * checkpoint_bytes(weights, trained, 8 * trained, engine)
 
 
 def _is_of_writing(error: BaseException) -> bool:

@@ -7,16 +7,26 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from hf_llm.data.windows import TokenWindows
 from hf_llm.errors import UserError
+from hf_llm.lifecycle import say
 
 
 def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
     """`settings` of TrainingArguments; the decay of a warmup_stable_decay schedule, where they leave it open, lasts as
-    long as the curriculum's last stage."""
-    given = settings.get("lr_scheduler_kwargs") or {}
+    long as the curriculum's last stage. Raises UserError where training ends before that stage, and says where it goes
+    on after it."""
+    once, given = -(-len(windows) // windows_per_step), settings.get("lr_scheduler_kwargs") or {}
+    steps = settings["max_steps"] if settings.get("max_steps", 0) > 0 else once
+    last = decay_steps(windows, windows_per_step, steps)
+    if last is None:
+        return settings
+    if steps > once:
+        say(
+            f"corpus.curriculum: its stages end after {once:,} of {steps:,} steps, and begin again with the first. "
+            f"With --pretrain.training.max_steps={once} training ends with the last stage"
+        )
     if settings.get("lr_scheduler_type") != "warmup_stable_decay" or "num_decay_steps" in given:
         return settings
-    steps = decay_steps(windows, windows_per_step, settings.get("max_steps") or -(-len(windows) // windows_per_step))
-    return settings if steps is None else {**settings, "lr_scheduler_kwargs": {**given, "num_decay_steps": steps}}
+    return {**settings, "lr_scheduler_kwargs": {**given, "num_decay_steps": last}}
 
 
 def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) -> int | None:

@@ -29,7 +29,10 @@ REFUSED, GAVE_UP = "refused", "gave up"  # beside the ends that run_status.json 
 RECORD = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
 MAX_RELAUNCHES, HANG_SECONDS = 3, 1800.0
 POLL_SECONDS = 0.2
+TORCHRUN_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 STOP_SECONDS = 600.0  # for what a launcher that was told to stop has left behind, and that is still saving
+SILENT_SECONDS = 60.0  # after which a training on another machine counts as dead; it writes its status every five
+CLOCK_SECONDS = 5.0  # by which the system's clock may have been set while a process ran
 KILL_SECONDS = 60.0  # until a killed process must be gone, and until its port must be free
 
 Child = subprocess.Popen | BaseProcess
@@ -81,7 +84,7 @@ class Supervisor:
         with Told() as told:
             while (attempt := self._attempt(told)).outcome == FAILED:
                 in_vain = 0 if attempt.checkpoint > best else in_vain + 1
-                best = max(best, attempt.checkpoint)
+                best = attempt.checkpoint  # fewer steps than before where a damaged one was set aside
                 if in_vain > self.max_relaunches:
                     break
                 say(f"supervisor: {attempt.reason}; {self._going_on(attempt, in_vain)}")
@@ -94,9 +97,10 @@ class Supervisor:
         path = self.folder / RECORD
         path.parent.mkdir(parents=True, exist_ok=True)
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attempts": []}
-        if before.get("status") == RUNNING and before["supervisor"] != whereabouts() and is_alive(before["supervisor"]):
+        other = before.get("supervisor")
+        if before.get("status") == RUNNING and other != whereabouts() and (is_alive(other) or self._goes_on_at(other)):
             raise UserError(
-                f"{self.folder} is supervised already, by process {before['supervisor']['pid']}; a second training "
+                f"{self.folder} is supervised already, by process {other['pid']} on {other['host']}; a second training "
                 "would write beside the first. Wait for it, or stop it (kill it once, and it saves)"
             )
         self.attempts = before["attempts"]
@@ -105,13 +109,19 @@ class Supervisor:
             say(f"supervisor: {len(left)} processes of an earlier launch still run; they are killed")
             kill(left)
 
+    def _goes_on_at(self, other: dict[str, Any]) -> bool:
+        """Whether a training supervised on another machine wrote its status a moment ago."""
+        return other["host"] != socket.gethostname() and time.time_ns() - stamp(self.folder) < SILENT_SECONDS * 10**9
+
     def _attempt(self, told: "Told") -> Attempt:
         self.user_error.unlink(missing_ok=True)
         attempt = Attempt(now(), newest_step(self.folder))
         self.attempts.append(asdict(attempt))
         self._record(RUNNING)
         before = stamp(self.folder)
-        child = self.launch({USER_ERROR_FILE: str(self.user_error)})
+        # A torchrun that is told to stop kills its processes after this many seconds.
+        patience = os.environ.get(TORCHRUN_PATIENCE, str(int(STOP_SECONDS)))
+        child = self.launch({USER_ERROR_FILE: str(self.user_error), TORCHRUN_PATIENCE: patience})
         hung = self._watch(child, told, before)
         end = time.monotonic() + STOP_SECONDS
         while told.received and not told.insisted and time.monotonic() < end and family(child, self.user_error):
@@ -229,7 +239,8 @@ def is_alive(process: dict[str, Any]) -> bool:
         created = psutil.Process(process["pid"]).create_time()
     except psutil.NoSuchProcess:
         return False
-    return process["host"] == socket.gethostname() and created == process["since"]
+    # The moment is reckoned from that of the boot, which moves with the system's clock.
+    return process["host"] == socket.gethostname() and abs(created - process["since"]) < CLOCK_SECONDS
 
 
 def environment(process: psutil.Process) -> dict[str, str]:

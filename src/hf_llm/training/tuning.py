@@ -114,6 +114,14 @@ def load_chat_model(start: str, tokenizer: PreTrainedTokenizerBase) -> PreTraine
     return stop_at_end_of_turn(load_model(start), tokenizer)
 
 
+def freeze_balancing(model: PreTrainedModel) -> None:
+    """Leave the biases that balance experts as pretraining made them: no loss of TRL's moves them, and DDP waits for
+    the gradient of all that can be trained."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("e_score_correction_bias"):
+            parameter.requires_grad_(False)
+
+
 def tuning_trainer(
     trainer_class: type[Trainer],
     arguments_class: type[TrainingArguments],
@@ -138,8 +146,11 @@ def tuning_trainer(
         model = stop_at_end_of_turn(load_quantized(start, section.quantize, making.folder), tokenizer)
     else:
         model = load(start, tokenizer)
+    freeze_balancing(model)
     if "max_length" in arguments_class.__dataclass_fields__:
         defaults = {"max_length": model.config.max_position_embeddings, **defaults}
+    if "router_aux_loss_coef" in arguments_class.__dataclass_fields__:
+        defaults = {"router_aux_loss_coef": 0.0, **defaults}  # TRL adds what it is to the losses that it logs
     arguments = training_arguments(
         arguments_class,
         section.training,

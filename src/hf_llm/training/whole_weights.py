@@ -26,8 +26,6 @@ def prepare_sharding(trainer: Trainer) -> None:
         raise UserError("ZeRO-3 spread the model as it was loaded, and its reference with it; load it before PPOConfig")
     if not trainer.is_fsdp_enabled:
         return
-    if not trainer.accelerator.is_fsdp2:
-        raise UserError("fsdp_version: 1 cannot sample; set it to 2, as accelerate_configs/fsdp2.yaml does")
     if plugins.fsdp_plugin.cpu_ram_efficient_loading:
         raise UserError(
             "fsdp_cpu_ram_efficient_loading: true loads weights in the first process alone, and reference and reward "
