@@ -242,9 +242,10 @@ def test_continuous_batching_generates_what_generate_does(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "strided", "local_global", "sinks", "window", "no_positions"])
-def test_flex_attention_agrees_and_keeps_packed_documents_apart(name):
-    compare_flex(CHANGES[name], "cpu")
+def test_flex_attention_agrees_and_keeps_packed_documents_apart():
+    # The plain mask first: PyTorch 2.13 makes C++ of a window's that does not compile unless it has compiled another.
+    for name in ("default", "strided", "local_global", "sinks", "window", "no_positions"):
+        compare_flex(CHANGES[name], "cpu")
 
 
 @pytest.mark.gpu
