@@ -70,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     chosen = first_that_fits(rows, job, machine)
     say(advice(rows, chosen, machine))
 
-    peaks = tuning_peaks(run, job, machine)
     if chosen is None and machine.here:
         return
+    peaks = tuning_peaks(run, job, machine)
     speed = speed_of(job, machine, chosen or rows[0])
     say(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
     prices = {"price": options.price, "electricity": options.electricity}
