@@ -1,6 +1,7 @@
 """Recipes: what they accept, what they refuse, and in which words."""
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import pytest
 
@@ -137,3 +138,22 @@ def test_help_names_every_key(capsys):
         "seed: int",
     ):
         assert words in printed
+
+
+class Scaling(TypedDict, total=False):
+    factor: float
+
+
+@dataclass
+class Positions:
+    name: str
+    scaling: Scaling | None = None
+    by_layer: dict[str, Scaling] = field(default_factory=dict)
+
+
+def test_dicts_with_named_keys_are_read_on_every_python(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("scaling: {factor: 2.0}\nby_layer: {full: {factor: 4.0}}")
+    assert load_recipe(Positions, [str(path)]) == Positions("r", {"factor": 2.0}, {"full": {"factor": 4.0}})
+    with pytest.raises(UserError, match="scaling: 2 does not fit"):
+        load_recipe(Positions, [str(path), "--scaling=2"])

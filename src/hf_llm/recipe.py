@@ -233,11 +233,21 @@ def _build(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 def _scalar(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return TypeAdapter(_with_dicts(annotation)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         problems.append(f"{where}: {value!r} does not fit; {first['msg'][0].lower()}{first['msg'][1:]}")
         return None
+
+
+def _with_dicts(annotation: Any) -> Any:
+    """`annotation` with dict in the place of every TypedDict: pydantic reads those from Python 3.12 on only."""
+    if typing.is_typeddict(annotation):
+        return dict
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return typing.Union[tuple(map(_with_dicts, arguments))]  # noqa: UP007 - as many as there are
+    return origin[tuple(map(_with_dicts, arguments))] if isinstance(annotation, types.GenericAlias) else annotation
 
 
 def _dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
