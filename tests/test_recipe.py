@@ -146,14 +146,18 @@ class Scaling(TypedDict, total=False):
 
 @dataclass
 class Positions:
-    name: str
     scaling: Scaling | None = None
     by_layer: dict[str, Scaling] = field(default_factory=dict)
 
 
+@dataclass
+class Rotary:
+    name: str
+    model: Positions
+
+
 def test_dicts_with_named_keys_are_read_on_every_python(tmp_path):
-    path = tmp_path / "r.yaml"
-    path.write_text("scaling: {factor: 2.0}\nby_layer: {full: {factor: 4.0}}")
-    assert load_recipe(Positions, [str(path)]) == Positions("r", {"factor": 2.0}, {"full": {"factor": 4.0}})
-    with pytest.raises(UserError, match="scaling: 2 does not fit"):
-        load_recipe(Positions, [str(path), "--scaling=2"])
+    path = write(tmp_path, "model: {scaling: {factor: 2.0}, by_layer: {full: {factor: 4.0}}}")
+    assert load_recipe(Rotary, [path]).model == Positions({"factor": 2.0}, {"full": {"factor": 4.0}})
+    with pytest.raises(UserError, match=r"model\.scaling: 2 does not fit"):
+        load_recipe(Rotary, [path, "--model.scaling=2"])
