@@ -6,8 +6,7 @@ import shutil
 import pytest
 from page_structure import Structure
 
-from hf_llm.manifest import write_json
-from hf_llm.planning.score import PLAN, planned_for
+from hf_llm.planning.score import keep
 from hf_llm.reporting.page import duration, page
 
 TOKEN = "hf_" + "Qx7" * 11
@@ -78,8 +77,7 @@ def test_a_secret_in_the_recipe_does_not_reach_the_page(run):
 def test_what_was_planned_stands_beside_what_came_of_it(run, tmp_path):
     shutil.copytree(run.root / "base", tmp_path / "base")
     assert "As planned" not in page(tmp_path, run.tree)
-    plan = {"planned_for": planned_for(run.tree), "predicted": {"hours": 61.25 / 3600 / 2}}
-    write_json(tmp_path / PLAN, plan)
+    keep(tmp_path, run.tree, {"hours": 61.25 / 3600 / 2})
     assert "hours 0.008507 0.01701 -50%" in " ".join(Structure(page(tmp_path, run.tree)).text.split())
 
 
