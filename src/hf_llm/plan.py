@@ -27,7 +27,7 @@ from hf_llm.planning.money import parse_price
 from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
 from hf_llm.planning.score import PLAN, keep, score
 from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stages import TEXTS, Place, pretraining, tuning, tuning_memory
+from hf_llm.planning.stages import TEXTS, Place, Prospect, pretraining, tuning, tuning_memory
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.recipe import load_recipe
 from hf_llm.training.device import device_type, has_bf16, use_all_cores
@@ -67,29 +67,23 @@ def main(argv: list[str] | None = None) -> None:
 
     rows = memory(job, machine)
     say(memory_table(rows))
-    chosen = first_that_fits(rows, job, machine)
-    say(advice(rows, chosen, machine))
-
-    if chosen is None and machine.here:
+    fitting = first_that_fits(rows, job, machine)
+    say(advice(rows, fitting, machine))
+    if fitting is None and machine.here:
         return
+
+    row = fitting or rows[0]
     peaks = tuning_peaks(run, job, machine)
-    speed = speed_of(job, machine, chosen or rows[0])
-    say(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
-    prices = {"price": options.price, "electricity": options.electricity}
-    engine = (chosen or rows[0]).engine
-    place = Place(job.config, engine, speed.tokens_per_second, machine.devices, machine.device, machine.bf16, prices)
+    speed = speed_of(job, machine, row)
+    rate, prices = speed.tokens_per_second, {"price": options.price, "electricity": options.electricity}
+    say(f"\n{number(rate)} tokens per second: {speed.source}\n")
+    place = Place(job.config, row.engine, rate, machine.devices, machine.device, machine.bf16, prices)
     states = rows[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
-    stages = [pretraining(recipe.pretrain, (chosen or rows[0]).footprint.peak, states, place)]
+    stages = [pretraining(recipe.pretrain, row.footprint.peak, states, place)]
     stages += [tuning(folder, run.tree[folder], peak, place) for folder, peak in peaks.items()]
     say(stage_table(stages, options.price is not None, options.electricity is not None))
     if machine.here and not run.base.exists():
-        predicted = {
-            "memory, GiB": tensors(chosen.footprint) / 2**30,
-            "tokens per second": speed.tokens_per_second,
-            "hours": stages[0].hours,
-        }
-        keep(run.root, run.tree, predicted)
-        say(f"\n{run.root / PLAN} is kept for the report")
+        keep_plan(run, row, speed, stages[0])
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -215,6 +209,17 @@ def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
             pass
     dtype = str(job.autocast or torch.float32).removeprefix("torch.")
     return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing, dtype)
+
+
+def keep_plan(run: Run, row: Row, speed: Speed, stage: Prospect) -> None:
+    """Leave what is predicted of the pretraining for the report, which shows it beside what the run took."""
+    predicted = {
+        "memory, GiB": tensors(row.footprint) / 2**30,
+        "tokens per second": speed.tokens_per_second,
+        "hours": stage.hours,
+    }
+    keep(run.root, run.tree, predicted)
+    say(f"\n{run.root / PLAN} is kept for the report")
 
 
 if __name__ == "__main__":

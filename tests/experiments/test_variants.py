@@ -1,5 +1,7 @@
 """What `--vary` means: recipes that differ in something, checked all together, with names and data of their own."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from tiny_recipe import RECIPE
@@ -113,15 +115,19 @@ def test_nothing_of_a_variant_is_uploaded_or_fixes_its_seed():
     assert "sft" not in tree
 
 
-@pytest.mark.parametrize(("kind", "words"), [("bert", "masked models have none"), (None, None)])
-def test_models_without_bits_per_byte_are_not_compared_over_other_tokens(tmp_path, monkeypatch, kind, words):
-    monkeypatch.chdir(tmp_path)
-    tree = {**TREE, "model": {"model_type": kind, "hidden_size": 32, "num_attention_heads": 4}} if kind else TREE
+def over_two_tokenizers(tree):
     variants = combinations(tree, dict([parse_factor("tokenizer.vocab_size=320,384")]), "ablation")
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    run = Run(["r.yaml"])
-    if words is None:
-        Experiment(run, "ablation", variants, 1, "none", True)
-        return
-    with pytest.raises(UserError, match=words):
-        Experiment(run, "ablation", variants, 1, "none", True)
+    Path("r.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return Experiment(Run(["r.yaml"]), "ablation", variants, 1, "none", True)
+
+
+def test_causal_models_are_compared_over_other_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len({training.variant.tree["name"] for training in over_two_tokenizers(TREE).trainings}) == 2
+
+
+def test_models_without_bits_per_byte_are_not_compared_over_other_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bert = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4}
+    with pytest.raises(UserError, match="masked models have none"):
+        over_two_tokenizers({**TREE, "model": bert})

@@ -277,7 +277,8 @@ def below(pid: int) -> list[psutil.Process]:
 def tell(child: Child, mark: Path, number: int) -> None:
     """Send the signal to the training processes themselves; where no launcher has started any, to `child`.
 
-    torchrun, told itself, would give them 30 seconds to save, and accelerate would not wait for its only one.
+    torchrun, told itself, would kill them after a while (TORCHRUN_PATIENCE), and accelerate would not wait for its only
+    one.
     """
     launched = {
         process.pid: process
