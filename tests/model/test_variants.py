@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, StaticCache
+from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
 from variants import CHANGES, VARIANTS
 
@@ -253,6 +254,21 @@ def test_flex_attention_agrees_and_keeps_packed_documents_apart():
 @pytest.mark.parametrize("name", ["default", "alibi", "strided", "local_global", "sinks", "alibi_window"])
 def test_flex_attention_agrees_on_a_gpu(name):
     compare_flex(CHANGES[name], "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs a CUDA device and the flash-attn package")
+@pytest.mark.parametrize("name", ["default", "multi_query", "window", "window_and_full", "learned", "no_positions"])
+@torch.no_grad()
+def test_flash_attention_agrees_on_a_gpu(name):
+    changes = {**CHANGES[name], "hidden_size": 64, "dtype": torch.bfloat16}
+    plain, flash = tiny_model(**changes).cuda(), tiny_model("flash_attention_2", **changes).cuda()
+    tokens = some_tokens(1, 40).cuda()
+    assert_near(flash(tokens).logits, plain(tokens).logits, 2e-2)
+    positions = torch.cat([torch.arange(15), torch.arange(25)])[None].cuda()
+    assert_near(flash(tokens, position_ids=positions).logits[:, 15:], plain(tokens[:, 15:]).logits, 2e-2)
+    padded = torch.nn.functional.pad(tokens, (5, 0), value=PAD)
+    assert_near(flash(padded, attention_mask=(padded != PAD).long()).logits[:, 5:], plain(tokens).logits, 2e-2)
 
 
 @pytest.mark.slow
