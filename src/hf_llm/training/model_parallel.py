@@ -151,7 +151,8 @@ class ModelParallelTrainer(PretrainingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; for a pipeline, which takes whole steps only, without the rest of an epoch that makes none."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, self.layout.pipeline > 1
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last or self.layout.pipeline > 1
         try:
             return super().get_train_dataloader()
         finally:
