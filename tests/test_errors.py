@@ -32,6 +32,13 @@ def test_a_full_disk_is_told_as_such(capsys):
     assert "no space left on the disk" in printed and "the same command goes on" in printed
 
 
+def test_a_folder_that_may_not_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+
+    code, printed = ending(capsys, lambda: (tmp_path / "runs/mine").mkdir())
+    assert code == 2 and f"{tmp_path}/runs/mine: Not a directory; " in printed
+
+
 def test_other_processes_of_a_launch_stay_silent(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
 

@@ -1,6 +1,7 @@
 """The life of a run: what is finished, what is out of date, what is refused."""
 
 import json
+import shlex
 
 import pytest
 
@@ -74,6 +75,13 @@ def test_with_several_processes_a_missing_input_is_an_error_that_names_the_comma
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"python -m hf_llm\.prepare_data .*small\.yaml"):
         Run([recipe]).require("corpus")
+
+
+def test_a_command_that_is_shown_can_be_pasted(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError) as error:
+        Run([recipe, "--corpus.shares={one: 3, two: 1}"]).require("corpus")
+    assert shlex.split(str(error.value).splitlines()[-1])[-1] == "--corpus.shares={one: 3, two: 1}"
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc", "", "a//b", "a/../b", "a/", ".hidden"])

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import NoReturn
 
 USER_ERROR_FILE = "HF_LLM_USER_ERROR_FILE"  # names a file that gets the message: launchers turn exit code 2 into 1
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a full disk
 
 
@@ -17,7 +18,8 @@ class UserError(Exception):
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:
-    """Make `main(argv)` a command: a UserError, or a full disk, ends it with exit code 2 and no traceback."""
+    """Make `main(argv)` a command: a UserError, or a disk that is full or may not be written, ends it with exit code 2
+    and no traceback."""
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> None:
@@ -29,6 +31,10 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
+            if error.filename and error.errno in NOT_ALLOWED:
+                stop(
+                    f"{error.filename}: {error.strerror}; run from a folder that you may write to, or change its rights"
+                )
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_WROTE_LESS.fullmatch(str(error)):
                 raise
             where = f" for {error.filename}" if error.filename else ""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -123,7 +124,7 @@ class Run:
             return path
         stage = STAGES[folder]
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            command = " ".join(["python -m", stage.module, *self.argv])
+            command = f"python -m {stage.module} {shlex.join(self.argv)}"
             raise UserError(
                 f"{path} is missing and several processes were launched; make it first, in one:\n  {command}"
             )
@@ -181,7 +182,7 @@ class Run:
             raise UserError("\n".join([f"{path} was made with other settings:", *lines, "  " + self._remedy(folder)]))
 
     def _remedy(self, folder: str) -> str:
-        command = " ".join(["python -m hf_llm.run", *self.argv, f"--fresh={folder}"])
+        command = f"python -m hf_llm.run {shlex.join(self.argv)} --fresh={folder}"
         return (
             f"Give this run another name (--name=...), take the change back, or make {folder} and what follows anew, "
             f"the old folders kept beside them:\n  {command}"

@@ -70,7 +70,7 @@ def funnel(ledger: dict) -> list[str]:
         if dropped:
             lines.append("  unreadable, left out: " + ", ".join(f"{n:,} {why}" for why, n in dropped.items()))
             lines += [f"    {example}" for found in source["unreadable"].values() for example in found[:2]]
-        if source["license"] == "unknown":
+        if "unknown" in source["license"].split(", "):
             lines.append("  its licence is unknown: do not publish what is made of it before you know")
     for found in ledger["evaluation_sets"]:
         lines.append(

@@ -6,6 +6,7 @@
 Read the result with `transformers.AutoTokenizer.from_pretrained("runs/<name>/tokenizer")`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,11 @@ def held_out(corpus: Path) -> Iterator[Batch]:
 def compared(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
     """The tokenizers to report beside the run's own. GPT-2's needs no asking, but is not fetched for this."""
     if names is not None:
-        return {Path(name).name: load_tokenizer(name, None, "tokenizer.compare") for name in names}
+        last = Counter(Path(name).name for name in names)
+        titles = [Path(name).name if last[Path(name).name] == 1 else name for name in names]
+        return {
+            title: load_tokenizer(name, None, "tokenizer.compare") for title, name in zip(titles, names, strict=True)
+        }
     try:
         return {"gpt2": load_tokenizer(GPT2, None, "tokenizer.compare", local_files_only=True)}
     except UserError:

@@ -49,6 +49,13 @@ WRITERS = {
 }
 
 
+def test_a_name_longer_than_a_system_takes_is_cut_at_its_start(tmp_path):
+    zip_of(tmp_path / "a.zip", {"数" * 108 + ".txt": b"text"})
+    (found,), faults = read(tmp_path / "a.zip")
+    assert found[0] == "数" * 108 + ".txt" and found[2] == b"text" and not faults.dropped
+    assert found[1].endswith("数.txt") and len(found[1].encode()) <= 200
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_the_files_of_an_archive_come_in_its_order_and_are_deleted_after_use(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"

@@ -42,6 +42,35 @@ def test_rows_are_divided_by_question_and_the_same_every_time(tmp_path):
     assert questions(load_conversations([source(path)], 0.1, seed=2)[1]) != questions(held_out)
 
 
+def test_halves_of_characters_are_replaced(tmp_path):
+    rows = [*alpaca(100), {"instruction": "Half an emoji \ud83d", "input": "", "output": "Yes"}]
+    train, held_out, _ = load_conversations([source(write(tmp_path / "a.jsonl", rows))], 0.1, seed=1)
+    assert "Half an emoji \ufffd" in questions(train) | questions(held_out)
+
+
+def test_the_prompt_of_a_preference_keeps_what_only_it_has(tmp_path):
+    user, first, second = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "A"), ("user", "More")))
+    system = {"role": "system", "content": "Be terse."}
+    good, bad = ({"role": "assistant", "content": c} for c in ("Good", "Bad"))
+    rows = [
+        {"system": "Be terse.", "prompt": "Hi", "chosen": [user, good], "rejected": [user, bad]},
+        {"prompt": [system, user, first, second], "chosen": [second, good], "rejected": [second, bad]},
+        {"prompt": "Hi", "chosen": [system, user, good], "rejected": [system, user, bad]},
+        {"prompt": "Hi", "chosen": [user, first, second, good], "rejected": [user, first, second, bad]},
+    ]
+    train, _, _ = load_preferences([source(write(tmp_path / "a.jsonl", rows))], 0.0, seed=1)
+    prompts = [row["prompt"] for row in train]
+    assert sorted(prompts, key=len) == [
+        [system, user], [system, user], [user, first, second], [system, user, first, second]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [{"history": 5}, {"history": [["a"]]}])
+def test_a_history_that_is_none_is_a_fault_of_the_row(tmp_path, row):
+    path = write(tmp_path / "a.jsonl", [*alpaca(100), {"instruction": "q", "input": "", "output": "a", **row}])
+    assert len(load_conversations([source(path)], 0.1, seed=1)[2]["dropped"]) == 1
+
+
 def test_nothing_is_held_out_when_nothing_is_asked_for(tmp_path):
     train, held_out, _ = load_conversations([source(write(tmp_path / "a.jsonl", alpaca(20)))], 0.0, seed=1)
     assert len(train) == 20 and len(held_out) == 0 and held_out.column_names == ["messages", "source"]

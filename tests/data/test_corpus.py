@@ -2,6 +2,7 @@ import json
 import os
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,6 +217,68 @@ def test_too_small_a_disk_is_told_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match=r"GB free; a corpus of 1,000,000\.0 GB of text takes about"):
         check_space([large], tmp_path, Corpus(sources=[part.source]))
     check_space([part], tmp_path, Corpus(sources=[part.source]))
+
+
+def test_what_an_interrupted_run_has_made_is_not_asked_for_again(tmp_path, monkeypatch):
+    [part] = parts_of([jsonl(tmp_path / "a.jsonl", texts(5))])
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(corpus_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=part.bytes - 10))
+    with pytest.raises(UserError, match="Free some space"):
+        check_space([part], tmp_path / "work", Corpus(sources=[part.source]))
+    (tmp_path / "work/made").write_bytes(b"x" * 10)
+    check_space([part], tmp_path / "work", Corpus(sources=[part.source]))
+
+
+def test_documents_are_not_cleaned_again_for_what_only_follows(tmp_path, monkeypatch):
+    cleaned = []
+    monkeypatch.setattr(corpus_module, "clean_part", lambda *a: cleaned.append(a[1].label) or clean_part(*a))
+    sources = [jsonl(tmp_path / f"{name}.jsonl", texts(100, seed)) for seed, name in enumerate("ab")]
+    with pytest.raises(UserError, match="none of them in test"):
+        made(tmp_path / "c", *sources, key="1", split=Split(0.5, 0.499999999, 0.000000001))
+    made(tmp_path / "c", *sources, key="2", split=Split(0.5, 0.3, 0.2))
+    assert cleaned == ["a.jsonl", "b.jsonl"]
+    again = replace(sources[1], rules=Rules(gopher_quality=GopherQuality()))
+    with pytest.raises(UserError, match="none of them in test"):
+        made(tmp_path / "d", sources[0], again, key="1", split=Split(0.5, 0.499999999, 0.000000001))
+    made(tmp_path / "d", *sources, key="2", split=Split(0.5, 0.3, 0.2))
+    assert cleaned == ["a.jsonl", "b.jsonl"] * 2 + ["b.jsonl"]
+    made(tmp_path / "e", *sources, split=Split(0.5, 0.3, 0.2))
+    assert file_digests(tmp_path / "d") == file_digests(tmp_path / "e")
+
+
+def test_names_and_addresses_with_halves_of_characters_are_written(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "w") as file:
+        file.write(texts(1)[0])
+    rows = [{"text": text, "url": "http://x/\ud83d"} for text in texts(100, 1)]
+    ledger = made(tmp_path / "c", Source(license="mit", path=str(folder)), jsonl(tmp_path / "a.jsonl", rows))
+    assert sum(counts["documents"] for counts in ledger["splits"].values()) == 101
+
+
+def test_a_row_without_the_column_is_left_out_where_the_first_has_it(tmp_path):
+    rows = [{"text": text} for text in texts(100)]
+    ledger = made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", [*rows[:50], {"title": "x"}, *rows[50:]]))
+    assert "line 51" in ledger["sources"]["a.jsonl"]["unreadable"]["no column text"][0]
+    with pytest.raises(UserError, match="line 1 has no column 'text'"):
+        made(tmp_path / "d", jsonl(tmp_path / "b.jsonl", [{"title": "x"}, *rows]))
+
+
+def test_sources_of_one_name_tell_all_their_licences(tmp_path):
+    a, b = jsonl(tmp_path / "a.jsonl", texts(50)), jsonl(tmp_path / "b.jsonl", texts(50, 1))
+    ledger = made(tmp_path / "c", replace(a, name="mine"), replace(b, name="mine", license="unknown"))
+    assert ledger["sources"]["mine"]["license"] == "cc0-1.0, unknown"
+
+
+def test_files_of_one_name_size_and_time_are_all_read(tmp_path, monkeypatch):
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        held = "".join(text + "\n<|endoftext|>\n" for text in texts(40, number))
+        (tmp_path / str(number) / "a.txt").write_text(held.ljust(20_000))
+        os.utime(tmp_path / str(number) / "a.txt", (1, 1))
+    monkeypatch.setattr("hf_llm.data.sources.PART_BYTES", 1)
+    ledger = made(tmp_path / "c", Source(license="mit", path=str(tmp_path / "*/a.txt")))
+    assert sum(counts["documents"] for counts in ledger["splits"].values()) == 120
 
 
 def test_code_is_not_judged_by_rules_for_prose(tmp_path):

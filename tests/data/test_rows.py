@@ -110,6 +110,33 @@ def test_a_csv_row_with_columns_too_many_is_dropped(tmp_path):
     assert faults.dropped == {"wrong number of columns": 2}
 
 
+QUOTED = 'text,n\n"two\nlines, and ""quotes""",1\n\n"no end,2\nfine,3\n5" disk,4\n"end"x,5\n'
+
+
+def test_a_quote_without_its_end_costs_its_own_line_in_csv(tmp_path):
+    (tmp_path / "a.csv").write_text(QUOTED)
+    rows, faults = read(tmp_path / "a.csv")
+    assert rows == [
+        (2, {"text": 'two\nlines, and "quotes"', "n": "1"}),
+        (6, {"text": "fine", "n": "3"}),
+        (7, {"text": '5" disk', "n": "4"}),
+    ]
+    assert faults.dropped == {"a quote without its end": 2} and faults.records == 5
+    assert "a.csv, line 5" in faults.samples[0]
+
+
+def test_a_quote_whose_end_is_anothers_beginning_costs_its_own_line(tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\n"stray,1\nfine,2\n" x",3\nlast,4\n')
+    rows, faults = read(tmp_path / "a.csv")
+    assert [row["n"] for _, row in rows] == ["2", "3", "4"] and faults.dropped == {"a quote without its end": 1}
+
+
+def test_in_tsv_quotes_may_be_characters_like_others(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tn\n"a\tb"\t1\n"Hi," he said\t2\n"no end\t3\nfine\t4\n')
+    rows, faults = read(tmp_path / "a.tsv")
+    assert [row["text"] for _, row in rows] == ["a\tb", '"Hi," he said', '"no end', "fine"] and not faults.dropped
+
+
 COMPRESSIONS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard}
 
 

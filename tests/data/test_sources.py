@@ -36,6 +36,41 @@ def test_a_code_folder_leaves_out_what_others_wrote_and_what_is_data(tmp_path):
     assert [name for _, name in corpus_files(str(tmp_path))] == ["README.md", "src/a.py"]
 
 
+def test_of_code_and_data_what_there_is_more_of_is_read_and_the_rest_told(tmp_path, capsys):
+    write(tmp_path / "site", "a.html", "b.html", "notes.md", "style.css", "tools/make.py")
+    assert [name for _, name in corpus_files(str(tmp_path / "site"))] == ["a.html", "b.html", "notes.md"]
+    assert "2 files (.css, .py) are left out beside 3 of data and prose" in capsys.readouterr().out
+    write(tmp_path / "set", "README.md", "download.sh")
+    (tmp_path / "set/rows.parquet").write_bytes(b"x" * 100)
+    assert [name for _, name in corpus_files(str(tmp_path / "set"))] == ["README.md", "rows.parquet"]
+    write(tmp_path / "program", "a.py", "b.py", "page.html", "README.md")
+    assert [name for _, name in corpus_files(str(tmp_path / "program"))] == ["README.md", "a.py", "b.py"]
+    assert "1 files (.html) are left out beside 3 of code and prose" in capsys.readouterr().out
+    write(tmp_path / "styled", "a.html", "x.css", "y.css")
+    assert [name for _, name in corpus_files(str(tmp_path / "styled"))] == ["a.html"]
+
+
+def test_names_that_stand_for_built_files_are_names_like_others_where_there_is_no_code(tmp_path):
+    texts = ["build/a.txt", "source/a.txt", "target/a.txt", "target/board.min.txt"]
+    write(tmp_path, *texts, "node_modules/x/README.md", "env/a.py")
+    assert [name for _, name in corpus_files(str(tmp_path))] == texts
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write(tmp_path / "elsewhere", "a.txt", "b.txt")
+    write(tmp_path / "here", "c.txt")
+    (tmp_path / "here/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "here")
+    assert [name for _, name in corpus_files(str(tmp_path / "here"))] == ["c.txt", "linked/a.txt", "linked/b.txt"]
+
+
+def test_what_datasets_says_of_its_files_is_no_rows(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_dict({"text": ["a", "b"]})}).save_to_disk(tmp_path / "saved")
+    assert [name for _, name in corpus_files(str(tmp_path / "saved"))] == ["train/data-00000-of-00001.arrow"]
+
+
 def test_a_glob_pattern_finds_files(tmp_path):
     write(tmp_path, "a/1.txt", "a/2.txt", "b/3.txt")
     assert len(corpus_files(str(tmp_path / "**" / "*.txt"))) == 3

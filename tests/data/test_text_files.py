@@ -30,6 +30,15 @@ def test_a_long_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     assert faults.records == 27000 and not faults.dropped
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_characters_decide_not_bytes(tmp_path, name):
+    text = "Строка из двадцати букв.\n\n" * 2000
+    content = text.encode("utf-8")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(tmp_path / name, max_chars=len(text))[0] == [text]
+    assert len(read(tmp_path / name, max_chars=len(text) - 1)[0]) > 1
+
+
 def test_a_heading_is_a_place_to_cut():
     lines = ["text\n"] * 5 + ["## Next\n"] + ["text\n"] * 3
     assert list(pieces(lines, 1000, 10)) == ["text\n" * 5, "## Next\n" + "text\n" * 3]

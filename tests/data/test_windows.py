@@ -41,12 +41,23 @@ def test_an_item_does_not_depend_on_what_was_read_before_or_where(tmp_path):
     windows = TokenWindows(tokens_folder(tmp_path, [40, 60]), "train", 9)
     first = windows[4]["input_ids"]
     copy = pickle.loads(pickle.dumps(windows))
-    assert copy._streams[0]._maps is None
+    assert not copy._streams[0]._maps
     torch.manual_seed(1)
     assert torch.equal(copy[4]["input_ids"], first) and torch.equal(windows[4]["input_ids"], first)
     assert torch.equal(windows[-1]["input_ids"], windows[len(windows) - 1]["input_ids"])
     first[0] = -5
     assert windows[4]["input_ids"][0] == 36
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    windows = TokenWindows(tokens_folder(tmp_path, [3] * 400), "train", 3)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        assert [int(windows[i]["input_ids"][0]) for i in range(400)] == list(range(0, 1200, 3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_workers_of_a_data_loader_read_the_same(tmp_path):

@@ -33,6 +33,16 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(tokenizer):
         check_tokenizer(tokenizer)
 
 
+def test_a_tokenizer_that_takes_text_for_its_end_is_refused():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "?": 2}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>")
+    with pytest.raises(UserError, match="takes the letters '</s>' in a text for the end of text"):
+        check_tokenizer(tokenizer)
+
+
 def test_a_missing_template_is_refused_for_a_chat_model_only(tokenizer):
     tokenizer.chat_template = None
     check_tokenizer(tokenizer, chat=False)

@@ -176,6 +176,32 @@ def test_an_existing_tokenizer_gets_what_it_lacks_and_keeps_its_ids(tmp_path):
     )
 
 
+def test_what_spells_a_special_token_of_a_unigram_model_is_text(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = [(chr(code), -5.0) for code in range(33, 127)] + [("\u2581", -4.0)]
+    backend = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    specials = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
+    assert tokenizer.eos_token_id in ids(tokenizer, "a </s> b")
+    backend.enable_truncation(4)
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(str(tmp_path), None, "tokenizer.use")
+    assert tokenizer.eos_token_id not in ids(found, "a </s> b</s>")
+    assert len(ids(found, "one more")) == 9  # not truncated
+
+
+def test_a_template_of_ones_own_wins_over_that_of_the_tokenizer(tmp_path):
+    tokenizer = train_tokenizer(texts(), TokenizerSection(vocab_size=400))
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "mine.jinja").write_text("{{ 'mine' }}")
+    for given, wanted in ((None, tokenizer.chat_template), (str(tmp_path / "mine.jinja"), "{{ 'mine' }}")):
+        found = use_tokenizer(TokenizerSection(use=str(tmp_path / "other"), chat_template=given))
+        assert found.chat_template == wanted
+
+
 def test_a_vocabulary_of_odd_size_is_filled_to_a_multiple_of_64(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 

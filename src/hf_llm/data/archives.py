@@ -11,6 +11,7 @@ tar of which more than `RATIO` times its size has been unpacked without an end i
 
 import io
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -153,7 +154,7 @@ def _unpacked(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterato
     place = folder / "member"
     place.mkdir()
     try:
-        target = place / (PurePosixPath(name).name[-200:])
+        target = place / _short(PurePosixPath(name).name)
         with open(target, "wb") as out:
             size = 0
             while chunk := source.read(1 << 20):
@@ -164,6 +165,11 @@ def _unpacked(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterato
         yield name, target
     finally:
         shutil.rmtree(place)
+
+
+def _short(name: str) -> str:
+    """The name's last part, as long as a system takes it: 200 bytes."""
+    return os.fsencode(name)[-200:].decode("utf-8", "ignore")
 
 
 def _safe_name(name: str) -> str | None:

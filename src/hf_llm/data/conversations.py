@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
 
+from hf_llm.data.characters import whole_characters
 from hf_llm.data.faults import Faults
 from hf_llm.data.formats import (
     CONVERSATIONS,
@@ -228,7 +229,7 @@ def _usable(source: ConversationSource, faults: Faults, left_out: Counter, kind:
         return
     for where, row, reader in _read(source, faults, kind):
         try:
-            yield from reader(row)
+            yield from map(whole_characters, reader(row))
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except Unusable as reason:

@@ -34,6 +34,8 @@ from hf_llm.data.sources import Part, Source, parts_of
 from hf_llm.data.splitting import NAMES, Split
 from hf_llm.data.writing import ROW_GROUP, write_text
 from hf_llm.errors import UserError
+from hf_llm.manifest import versions
+from hf_llm.recipe import plain
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
@@ -86,7 +88,8 @@ class Corpus:
 def make_corpus(section: Corpus, folder: Path, key: str) -> dict:
     """Make `data/*.parquet`, `rejected/*.parquet` and `ledger.json` in `folder`, or go on with an interrupted run.
 
-    `key` stands for the settings. Returns the ledger. Raises UserError for sources that cannot be read, are mostly
+    `key` stands for the settings; documents that are clean already are taken where only what follows cleaning has
+    changed. Returns the ledger. Raises UserError for sources that cannot be read, are mostly
     unreadable, or leave train or validation empty, and for a disk that is too small.
     """
     work = folder / "work"
@@ -135,8 +138,10 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
     if section.decontaminate:
         section.decontaminate.prepare(learned)
     models = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(learned.iterdir())}
-    names = [_digest([key, models, part.label, part.position, part.state, part.shard]) for part in parts]
-    later = work / _digest(names)
+    cleaning = [versions(), models, section.min_chars, section.max_chars]
+    cleaning += [plain(section.decontaminate), plain(section.deduplicate.near)]
+    names = [_digest([cleaning, *_settings_of(part, section)]) for part in parts]
+    later = work / _digest([key, names])
     later.mkdir(exist_ok=True)
     passes = {"cleaning": _clean(section, parts, work, names)}
     files = [work / name for result in passes["cleaning"] for name in result["files"]]
@@ -167,6 +172,12 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
     return ledger
 
 
+def _settings_of(part: Part, section: Corpus) -> list[object]:
+    """What decides how a part is cleaned, beside the corpus's own limits; what only later passes read is not in it."""
+    rules = section.rules_of(part.source)
+    return [plain(part.source), plain(rules), part.label, part.position, part.state, part.shard]
+
+
 def _digest(value: object) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
 
@@ -194,7 +205,8 @@ def check_space(parts: list[Part], folder: Path, section: Corpus) -> None:
     """
     text = sum(part.bytes * (4 if any(_is_compressed(Path(name)) for _, name in part.files) else 1) for part in parts)
     need = text * (5 if section.deduplicate.substring else 1)
-    free = shutil.disk_usage(folder).free
+    made = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # by a run that was interrupted
+    free = shutil.disk_usage(folder).free + made
     if need > free:
         raise UserError(
             f"{folder.absolute()} has {free / 1e9:,.1f} GB free; a corpus of {text / 1e9:,.1f} GB of text takes about "

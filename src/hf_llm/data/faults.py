@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from hf_llm.data.characters import whole_characters
 from hf_llm.errors import UserError
 
 EXAMPLES = 3  # of records that were dropped for one reason
@@ -23,7 +24,7 @@ class Faults:
         self.dropped[reason] += 1
         if self.dropped[reason] <= EXAMPLES:
             found = self.examples.setdefault(reason, [])
-            found.append(f"{where}: {reason}" + (f": {excerpt[:80]!r}" if excerpt else ""))
+            found.append(whole_characters(f"{where}: {reason}" + (f": {excerpt[:80]!r}" if excerpt else "")))
 
     def add(self, other: "Faults") -> None:
         """Take the counts of another part into these."""

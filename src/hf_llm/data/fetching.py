@@ -59,7 +59,7 @@ class Crawl:
 def segments(crawl: Crawl) -> list[str]:
     """The addresses of a crawl's files, in the order of its list. Raises UserError where there is none."""
     names = crawl.paths if isinstance(crawl.paths, list) else _listed(crawl.paths)
-    names = [name.strip() for name in names if name.strip()][: crawl.take]
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))[: crawl.take]
     if not names:
         raise UserError(f"{crawl.paths} lists no files; a list has one name per line")
     return [urljoin(crawl.base.rstrip("/") + "/", name) for name in names]

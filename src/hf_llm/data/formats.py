@@ -331,12 +331,15 @@ def preference(row: Row) -> list[Row]:
     The prompt stands in a column (`prompt`, `conversations`, `messages`, or `instruction` and `input`) or is what the
     chosen and the rejected conversation share: lists of messages, or Anthropic's transcripts of Human and Assistant.
     """
-    prompt = _prompt(row)
+    prompt = _prompt(row) or _system(row)
     (chosen_before, chosen), (rejected_before, rejected) = (_answer(row[name]) for name in ("chosen", "rejected"))
     if chosen_before != rejected_before:
         raise Unusable("chosen and rejected answer different prompts")
-    # The whole conversation may stand in `chosen`, whatever `prompt` repeats of it.
-    return _pair(chosen_before or prompt, chosen, rejected)
+    # The whole conversation may stand in `chosen`, whatever `prompt` repeats of it, or its last turns.
+    if chosen_before and prompt[-len(chosen_before) :] != chosen_before:
+        has_system = chosen_before[0]["role"] == "system"
+        prompt = [*(said for said in prompt[:1] if said["role"] == "system" and not has_system), *chosen_before]
+    return _pair(prompt, chosen, rejected)
 
 
 def _pair(prompt: list[Message], chosen: Message, rejected: Message) -> list[Row]:
@@ -355,9 +358,10 @@ def _from_preferred_messages(row: Row) -> list[Row]:
 
 def _from_votes(row: Row) -> list[Row]:
     """PandaLM: two responses and votes of annotators, 0 for a tie, 1 or 2 for the better one."""
-    votes = Counter(vote for name, vote in row.items() if name.startswith("annotator"))
-    if not votes or not votes.keys() <= {0, 1, 2}:
+    given = [vote for name, vote in row.items() if name.startswith("annotator")]
+    if not given or any(vote not in (0, 1, 2) for vote in given):
         raise Unusable("votes other than 0, 1 and 2")
+    votes = Counter(given)
     winner, most = votes.most_common(1)[0]
     if winner == 0 or 2 * most <= votes.total():
         raise LeftOut("a tie")
@@ -451,7 +455,7 @@ NEEDS_TREES = CONVERSATIONS["oasst_messages"][0]  # the columns of rows that are
 def _instruction(row: Row) -> list[Message]:
     """Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question, answer] pairs) too."""
     messages = _system(row)
-    for pair in row.get("history") or ():
+    for pair in _list(row.get("history") or [], "history"):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Unusable("history that is no list of pairs")
         messages += [_said("user", _text(pair[0], "history")), _said("assistant", _text(pair[1], "history"))]

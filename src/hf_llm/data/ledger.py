@@ -48,6 +48,8 @@ def _add_part(sources: dict[str, dict], order: dict[str, list[str]], part: Part,
     entry = sources.setdefault(
         part.label, {"license": part.source.license, "rules": {}, "unreadable": {}, "lengths": []}
     )
+    if part.source.license not in entry["license"].split(", "):  # sources may have one name
+        entry["license"] += f", {part.source.license}"
     for reason, examples in result["faults"]["examples"].items():
         entry["unreadable"][reason] = [*entry["unreadable"].get(reason, []), *examples][:EXAMPLES]
     flows = {flow["rule"]: flow for flow in result["flows"][:-1]}

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 from datatrove.data import Document, DocumentsPipeline
@@ -10,13 +10,14 @@ from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.data import installed
 from hf_llm.data.archives import is_archive, members
+from hf_llm.data.characters import whole_characters
 from hf_llm.data.faults import Faults
 from hf_llm.data.fetching import fetch
 from hf_llm.data.readers.found import Found
 from hf_llm.data.readers.rows import row_document
 from hf_llm.data.rows import hub_rows, unreadable
 from hf_llm.data.sources import Part, cache, format_of, is_ours
-from hf_llm.data.text_files import PIECE_CHARS, pieces
+from hf_llm.data.text_files import cut
 
 CUT = ("text", "books", "code", "latex", "pdf")  # whose long files become several documents
 
@@ -47,16 +48,15 @@ class Read(PipelineStep):
     def _installed(self, part: Part) -> Iterator[Found]:
         for text, license, about in installed.documents(part.item, part.files):
             self.faults.records += 1
-            target = self.max_chars if len(text) <= self.max_chars else PIECE_CHARS
-            for number, piece in enumerate(pieces(text.splitlines(keepends=True), self.max_chars, target)):
+            for number, piece in enumerate(cut(text, self.max_chars)):
                 yield Found(piece, license=license, about={**about, "piece": number})
 
     def _hub(self, part: Part) -> Iterator[Found]:
         source = part.source
         rows = hub_rows(source.hub, source.subset, source.split, source.streaming, source.take, source.skip, part.shard)
-        for number, row in rows:
+        for first, (number, row) in zip(chain([True], repeat(False)), rows, strict=False):
             self.faults.records += 1
-            found = row_document(row, source, f"{source.hub}, row {number}", self.faults)
+            found = row_document(row, source, f"{source.hub}, row {number}", self.faults, first)
             if found:
                 found.about = {"row": number}
                 yield found
@@ -85,15 +85,14 @@ class Read(PipelineStep):
 
 
 def _document(part: Part, found: Found) -> Document:
-    return Document(
-        text=found.text,
-        id="",  # the digest of the normalised text, known at the end
-        metadata={
-            "source": part.label,
-            "license": (found.license or part.source.license).strip().lower(),  # as the Hub writes SPDX identifiers
-            "language": found.language,
-            "url": found.url,
-            "position": part.position,
-            "about": found.about,
-        },
-    )
+    """The text is as it was found; what is said of it, names of files included, has whole characters only."""
+    metadata = {
+        "source": part.label,
+        "license": (found.license or part.source.license).strip().lower(),  # as the Hub writes SPDX identifiers
+        "language": found.language,
+        "url": found.url,
+        "position": part.position,
+        "about": found.about,
+    }
+    # The id is the digest of the normalised text, known at the end.
+    return Document(text=found.text, id="", metadata=whole_characters(metadata))

@@ -23,6 +23,9 @@ FOREIGN_FOLDERS = {
     "external", "externals", "extern", "deps", "site-packages", "dist-packages", "venv", "env", "__pycache__", "dist",
     "build", "target", "bower_components", "jspm_packages", "Pods", "Carthage", "Godeps",
 }  # fmt: skip
+INSTALLED_FOLDERS = {  # those of them that no one gives to texts of their own
+    "node_modules", "site-packages", "dist-packages", "__pycache__", "bower_components", "jspm_packages",
+}  # fmt: skip
 _LOCKS = {
     "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lockb", "poetry.lock", "pdm.lock",
     "pipfile.lock", "uv.lock", "cargo.lock", "composer.lock", "gemfile.lock", "go.sum", "go.work.sum", "flake.lock",

@@ -15,6 +15,7 @@ import json
 import lzma
 import sqlite3
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -294,25 +295,63 @@ class _Array:
 
 
 def _csv(path: Path, faults: Faults) -> Iterator[tuple[int, dict]]:
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[tuple[int, str]]:
         for number, line in _lines(path, faults):
             text = decoded(line)
             if text is None:
                 faults.records += 1
                 faults.drop("not UTF-8", f"{path}, line {number}", line)
             else:
-                yield text.replace("\0", "")
+                yield number, text.replace("\0", "")
 
-    reader = csv.DictReader(texts(), delimiter="\t" if ".tsv" in path.suffixes else ",")
-    try:
-        for row in reader:
-            faults.records += 1
-            if None in row or None in row.values():
-                faults.drop("wrong number of columns", f"{path}, line {reader.line_num}", str(row))
-            else:
-                yield reader.line_num, row
-    except csv.Error as error:
-        damaged(path, error, faults)
+    columns: list[str] | None = None
+    for number, line, values in _separated(texts(), "\t" if kind(path) == ".tsv" else ","):
+        if columns is None:
+            if values is None:
+                return damaged(path, ValueError("the names of the columns have a quote without its end"), faults)
+            columns = values
+            continue
+        faults.records += 1
+        if values is not None and len(values) == len(columns):
+            yield number, dict(zip(columns, values, strict=True))
+        else:
+            reason = "a quote without its end" if values is None else "wrong number of columns"
+            faults.drop(reason, f"{path}, line {number}", line)
+
+
+def _separated(lines: Iterator[tuple[int, str]], mark: str) -> Iterator[tuple[int, str, list[str] | None]]:
+    """The number of the first line, that line, and the values of each row; None for a line whose quotes do not go
+    together.
+
+    A value between quotes may hold marks, quotes doubled and line ends. Where a quote is not closed as it should be,
+    only the line it stands in is lost, and in a TSV not even that, where quotes are characters like others.
+    """
+    waiting: deque[tuple[int, str]] = deque()  # read ahead for a row that was none
+    width = 0  # of the first row
+    while True:
+        taken: list[tuple[int, str]] = []
+
+        def fed(taken: list[tuple[int, str]] = taken) -> Iterator[str]:
+            size = 0
+            while following := waiting.popleft() if waiting else next(lines, None):
+                taken.append(following)
+                size += len(following[1])
+                if size > LINE_BYTES:
+                    raise csv.Error("a row without an end")
+                yield following[1]
+
+        try:
+            values = next(csv.reader(fed(), delimiter=mark, strict=True), None)
+            if values and width and len(values) != width and len(taken) > 1:
+                raise csv.Error("an end of a quote that is another's beginning")
+        except csv.Error:
+            values = next(csv.reader([taken[0][1]], delimiter=mark, quoting=csv.QUOTE_NONE)) if mark == "\t" else None
+            waiting.extendleft(reversed(taken[1:]))
+        if not taken:
+            return
+        if values != []:
+            width = width or len(values or ())
+            yield *taken[0], values
 
 
 def _parquet(path: Path, faults: Faults) -> Iterator[tuple[int, dict]]:

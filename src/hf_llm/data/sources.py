@@ -17,12 +17,14 @@ import xxhash
 from hf_llm.data import installed
 from hf_llm.data.archives import is_archive
 from hf_llm.data.fetching import Crawl, segments
-from hf_llm.data.repositories import FOREIGN_FOLDERS, clone, repository_files
+from hf_llm.data.repositories import FOREIGN_FOLDERS, INSTALLED_FOLDERS, clone, repository_files
 from hf_llm.data.rows import hub_shard_count, kind
 from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
+from hf_llm.lifecycle import say
 
 PART_BYTES = 16 << 20  # input of a part, where it is many files
+DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # datasets' own
 
 Format = Literal["text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions"]
 
@@ -160,17 +162,35 @@ def cache() -> Path:
 def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]:
     """The files of a `path` source, sorted, each with its name relative to that path.
 
-    Those of `format` where it is given (any text file or archive for books, any row file for discussions). A folder
-    with code in it is a code folder: its code and prose are read, its JSON, CSV and web pages are not.
+    Those of `format` where it is given (any text file or archive for books, any row file for discussions). Of a folder
+    with code and with data (rows, pages, papers) in it only what there is more of is read, and its prose; what is left
+    out is said.
     """
     kinds = set().union(*FORMATS.values())
     if format:
         like = {"books": "text", "discussions": "rows"}.get(format, format)
         kinds = FORMATS[like] | {"discussions": {".xml"}, "latex": {".gz"}}.get(format, set())
     found = files_under(path, kinds, archives=True)
-    if not format and len(found) > 1 and any(format_of(file) == "code" for file, _ in found):
-        found = [(file, name) for file, name in found if format_of(file) in ("code", "text")]
-    return found
+    if format:
+        return found
+    formats = [format_of(file) for file, _ in found]
+    code = [pair for pair, name in zip(found, formats, strict=True) if name == "code"]
+    data = [pair for pair, name in zip(found, formats, strict=True) if name not in ("code", "text")]
+    programs = [pair for pair in code if kind(pair[0]) not in (".css", ".scss")]
+    is_code = programs and _amount(programs) >= _amount(data)
+    left_out = set(data if is_code else code) if code and data else set()
+    if left_out:
+        seen = sorted({file.suffix for file, _ in left_out})
+        remedy = "a source with their `format`" if is_code else "a source with `format: code`"
+        say(
+            f"{path}: {len(left_out):,} files ({', '.join(seen[:6])}) are left out beside "
+            f"{len(found) - len(left_out):,} of {'code' if is_code else 'data'} and prose; {remedy} reads them"
+        )
+    return [pair for pair in found if pair not in left_out and not (is_code and is_foreign(pair[1]))]
+
+
+def _amount(files: list[tuple[Path, str]]) -> tuple[int, int]:
+    return len(files), sum(file.stat().st_size for file, _ in files)
 
 
 def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
@@ -182,7 +202,7 @@ def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tupl
     if root.is_file():
         return [(root, root.name)]
     if root.is_dir():
-        inside = [(file, file.relative_to(root).as_posix()) for file in root.rglob("*") if file.is_file()]
+        inside = [(file, file.relative_to(root).as_posix()) for file in _below(root) if file.is_file()]
         found = [
             (file, name)
             for file, name in inside
@@ -202,16 +222,37 @@ def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tupl
     return sorted(found, key=lambda pair: (pair[1], str(pair[0])))
 
 
+def _below(root: Path) -> Iterator[Path]:
+    """All that lies below a folder, links to folders followed, each folder once."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders.sort()
+        yield from (Path(folder, name) for name in files)
+
+
 def format_of(path: Path) -> str | None:
     """The reader of a file by its name; None where no reader is known for it."""
     return next((name for name, kinds in FORMATS.items() if kind(path) in kinds), None)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of this relative name is neither hidden, nor vendored, nor minified."""
+    """Whether a file of this relative name is neither hidden, nor installed, nor a description of other files, nor code
+    that is vendored or minified."""
     *folders, file = name.split("/")
-    hidden = any(part.startswith(".") for part in (*folders, file))
-    return not hidden and not FOREIGN_FOLDERS.intersection(folders) and ".min." not in file
+    hidden = any(part.startswith(".") for part in (*folders, file)) or file in DESCRIPTIONS
+    installed = INSTALLED_FOLDERS.intersection(folders)
+    return not hidden and not installed and not (format_of(Path(name)) == "code" and is_foreign(name))
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file of a code folder is vendored, built or minified, by its relative name."""
+    *folders, file = name.split("/")
+    return bool(FOREIGN_FOLDERS.intersection(folders)) or ".min." in file
 
 
 def _grouped(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
@@ -227,14 +268,14 @@ def _grouped(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
 
 
 def _part(source: Source, position: int, label: str, files: list[tuple[Path, str]], item: str = "") -> Part:
-    stats = [(name, file.stat()) for file, name in files]
-    state = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    stats = [(str(file), name, file.stat()) for file, name in files]
+    state = json.dumps([(path, name, stat.st_size, stat.st_mtime_ns) for path, name, stat in stats])
     return Part(
         source=source,
         position=position,
         label=label,
         files=tuple((str(file), name) for file, name in files),
-        bytes=sum(stat.st_size for _, stat in stats),
+        bytes=sum(stat.st_size for *_, stat in stats),
         state=xxhash.xxh3_128_hexdigest(state.encode()),
         item=item,
     )

@@ -8,10 +8,11 @@ book) hundreds of documents are needed for the split by document hash to mean an
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from hf_llm.data.faults import Faults
-from hf_llm.data.rows import COMPRESSED, damage_counted, decoded, opened
+from hf_llm.data.rows import damage_counted, decoded, opened
 
 PIECE_CHARS = 10_000
 LINE_BYTES = 1 << 20
@@ -23,8 +24,13 @@ _SEPARATOR = "<|endoftext|>"
 
 def text_documents(path: Path, max_chars: int, faults: Faults) -> Iterator[str]:
     """The documents of a text file. Lines that are not UTF-8 are dropped and counted."""
-    whole = path.suffix not in COMPRESSED and path.stat().st_size <= max_chars
-    return pieces(_text_lines(path, faults), max_chars, max_chars if whole else PIECE_CHARS)
+    lines, first, size = _text_lines(path, faults), [], 0
+    for line in lines:
+        first.append(line)
+        size += len(line)
+        if size > max_chars:
+            break
+    yield from pieces(chain(first, lines), max_chars, max_chars if size <= max_chars else PIECE_CHARS)
 
 
 def code_documents(path: Path, max_chars: int, faults: Faults) -> Iterator[str]:
@@ -36,6 +42,11 @@ def code_documents(path: Path, max_chars: int, faults: Faults) -> Iterator[str]:
     if b"\0" in content or text is None:
         faults.drop("binary" if b"\0" in content else "not UTF-8", str(path))
         return iter(())
+    return cut(text, max_chars)
+
+
+def cut(text: str, max_chars: int) -> Iterator[str]:
+    """A text as documents: whole where it has at most `max_chars` characters, else in pieces."""
     return pieces(text.splitlines(keepends=True), max_chars, max_chars if len(text) <= max_chars else PIECE_CHARS)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import Dataset
 
 from hf_llm.data.shards import read_index
 from hf_llm.errors import UserError
+
+OPEN_SHARDS = 32  # of a stream, in each process
 
 
 class TokenWindows(Dataset):
@@ -129,23 +132,31 @@ class _Stream:
         self.start = _start(row, seed, self.tokens) if row else 0
         self.planned = row["planned"] if row else self.tokens
         self.bytes = sum(shard["bytes"] for shard in shards) * self.planned / max(self.tokens, 1)
-        self._maps: list[np.memmap] | None = None
+        self._maps: OrderedDict[int, np.memmap] = OrderedDict()  # by shard, the one used last at the end
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": None}  # every worker opens its own
+        return {**self.__dict__, "_maps": OrderedDict()}  # every worker opens its own
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens as int64, `start` tokens after the first place; the first shard follows the last."""
-        if self._maps is None:
-            self._maps = [np.memmap(self.folder / name, self.dtype, mode="r") for name in self.files]
         found, filled = np.empty(count, np.int64), 0
         while filled < count:
             place = (self.start + start + filled) % self.tokens
             shard = int(np.searchsorted(self.ends, place, side="right"))
             offset = place - (int(self.ends[shard - 1]) if shard else 0)
-            piece = self._maps[shard][offset : offset + count - filled]
+            piece = self._map(shard)[offset : offset + count - filled]
             found[filled : filled + len(piece)] = piece
             filled += len(piece)
+        return found
+
+    def _map(self, shard: int) -> np.memmap:
+        """A shard, one of a few that are open at a time: each takes one of the files that a process may have open."""
+        found = self._maps.pop(shard, None)
+        if found is None:
+            found = np.memmap(self.folder / self.files[shard], self.dtype, mode="r")
+            if len(self._maps) >= OPEN_SHARDS:
+                self._maps.popitem(last=False)
+        self._maps[shard] = found
         return found
 
 

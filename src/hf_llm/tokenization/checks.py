@@ -31,6 +31,14 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
             f"{name}: pad_token and eos_token are both {tokenizer.eos_token!r}, so the loss would ignore every end of "
             "text and the model never stop; add a token of its own: add_special_tokens({'pad_token': '<|pad|>'})"
         )
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    spelt = backend.encode(f"a {tokenizer.eos_token} b", add_special_tokens=False).ids
+    backend.encode_special_tokens = False
+    if tokenizer.eos_token_id in spelt:
+        raise UserError(
+            f"{name} takes the letters {tokenizer.eos_token!r} in a text for the end of text; take another tokenizer"
+        )
     if _folded(tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False))) != _folded(_PROBE):
         raise UserError(f"{name} does not give back {_PROBE!r} after encoding and decoding; use a byte-level tokenizer")
     if chat:

@@ -33,16 +33,16 @@ _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto, ModelType
 
 
 def use_tokenizer(section: TokenizerSection, gaps: list[str] | None = None) -> "PreTrainedTokenizerFast":
-    """The tokenizer that `section.use` names, with a pad token of its own and our chat template where it has none, and
-    those tokens of `gaps` (`hf_llm.tokenization.gaps`) that it lacks."""
+    """The tokenizer that `section.use` names, with a pad token of its own, the chat template that `section` names (ours
+    where neither has one), and those tokens of `gaps` (`hf_llm.tokenization.gaps`) that it lacks."""
     tokenizer = load_tokenizer(section.use, section.pattern, "tokenizer.use")
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if tokenizer.chat_template is None:
+    if section.chat_template or tokenizer.chat_template is None:
         _add(tokenizer, [TURN_START, TURN_END])
-        tokenizer.chat_template = chat_template(section.chat_template)
+        tokenizer.chat_template = chat_template(section.chat_template or "chatml")
     if MASK in (gaps or []) and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
     _add(tokenizer, [token for token in gaps or [] if token != MASK and token not in tokenizer.get_vocab()])
@@ -79,7 +79,41 @@ def load_tokenizer(name: str, pattern: str | None, key: str, **options: Any) -> 
         ) from error
     if not tokenizer.is_fast:
         raise UserError(f"{key}: {name} has no tokenizer.json; convert it with the tokenizers library")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    _keep_out_specials(tokenizer)
     return tokenizer
+
+
+def _keep_out_specials(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Cut a special token that a text spells out, where the model would take it for a piece as any other (T5's)."""
+    from tokenizers import models, pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.model, models.Unigram) and any(
+        _spelt(tokenizer, name) for name in tokenizer.all_special_tokens
+    ):
+        cut = _cut_within(tokenizer.all_special_tokens)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [cut, backend.pre_tokenizer] if backend.pre_tokenizer else [cut]
+        )
+
+
+def _spelt(tokenizer: "PreTrainedTokenizerFast", name: str) -> bool:
+    """Whether a text that spells a special token gets its id."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    ids = backend.encode(f"a {name} b{name}", add_special_tokens=False).ids
+    backend.encode_special_tokens = False
+    return backend.token_to_id(name) in ids
+
+
+def _cut_within(names: list[str]) -> Any:
+    """A pre-tokenizer that cuts every one of these names after its first letter."""
+    from tokenizers import Regex, pre_tokenizers
+
+    within = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1)
+    return pre_tokenizers.Split(Regex(within), behavior="merged_with_previous")
 
 
 def read_tiktoken(path: Path, key: str, pattern: str | None) -> "PreTrainedTokenizerFast":
@@ -165,15 +199,14 @@ def _parsed(path: Path, key: str) -> Any:
 def _unigram(model: Any) -> "Tokenizer":
     """Scores as SentencePiece reckons them (unigram_model.cc, EncodeOptimized): a user-defined piece is above what it
     could be cut into. What no text is ever cut into, as control symbols, is kept out by a cut within its name."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models
 
     rules, lowest = model.trainer_spec, min(piece.score for piece in model.pieces if piece.type == _NORMAL)
     scores = {_NORMAL: lambda piece: piece.score, _USER_DEFINED: lambda piece: -0.1}
     vocabulary = [(piece.piece, scores.get(piece.type, lambda _: lowest)(piece)) for piece in model.pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=rules.unk_id, byte_fallback=rules.byte_fallback))
     names = [piece.piece for piece in model.pieces if piece.type in (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)]
-    within = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(within), behavior="merged_with_previous")
+    tokenizer.pre_tokenizer = _cut_within(names)
     return tokenizer
 
 

@@ -49,7 +49,9 @@ class TokenizerSection:
     data: list[str] | None = field(
         default=None, metadata={"help": "files or folders to learn from instead, read as corpus.sources are"}
     )
-    chat_template: str = field(default="chatml", metadata={"help": "chatml, or the path of a Jinja template"})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "chatml, or the path of a Jinja template; else that of `use`, or chatml"}
+    )
     use: str | None = field(
         default=None,
         metadata={"help": "a tokenizer to take instead: folder, Hub id, SentencePiece .model or .tiktoken file"},
@@ -109,7 +111,7 @@ def train_tokenizer(
         **named,
         extra_special_tokens=[token for token in specials if token not in named.values()],
         clean_up_tokenization_spaces=False,
-        chat_template=chat_template(section.chat_template),
+        chat_template=chat_template(section.chat_template or "chatml"),
     )
 
 

@@ -67,6 +67,13 @@ def test_a_notebook_gives_its_cells_without_outputs(tmp_path):
     assert found == [] and faults.dropped == {"no notebook": 1}
 
 
+def test_a_long_notebook_comes_in_pieces(tmp_path):
+    cells = [{"cell_type": "code", "source": [f"x{i} = {i}\n"] * 20} for i in range(300)]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    found, _ = code(tmp_path / "a.ipynb", tmp_path, max_chars=20_000)
+    assert len(found) > 2 and max(len(one.text) for one in found) <= 20_000
+
+
 def test_the_licence_of_a_repository_is_looked_for_up_to_its_root_and_no_further(tmp_path):
     root = tmp_path / "outer" / "repository"
     (root / ".git").mkdir(parents=True)

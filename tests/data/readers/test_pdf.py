@@ -110,6 +110,13 @@ def test_a_pdf_that_gives_no_text_is_counted(tmp_path, content, reason):
     assert found == [] and faults.dropped == {reason: 1} and "a.pdf" in faults.samples[0]
 
 
+def test_a_title_that_is_no_text_costs_the_title_alone(tmp_path):
+    content = pdf([wrapped(PROSE)[:30]]).replace(b"/Title ()", b"/Title <FEFFD8000041>")
+    (tmp_path / "a.pdf").write_bytes(content)
+    found = list(read(tmp_path / "a.pdf", faults := Faults(), None, 100_000))
+    assert len(found) == 1 and "title" not in found[0].about and not faults.dropped
+
+
 def test_a_pdf_too_large_is_counted_and_one_that_vanished_is_the_disks_error(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_llm.data.readers.pdf.PDF_BYTES", 1 << 20)
     (tmp_path / "a.pdf").write_bytes(bytes(2 << 20))

@@ -70,12 +70,13 @@ def find_repeated(files: list[Path], output: Path) -> None:
     Writes a table, uint64 (4, windows): hash, check, order and word number of the first, sorted by hash and check.
     Takes 16 bytes of memory for each window of the partition and 80 for each that repeats.
     """
-    maps = [np.memmap(path, WINDOW, "r") for path in files if path.stat().st_size]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(windows["hash"] for windows in maps)])
+    files = [path for path in files if path.stat().st_size]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(np.memmap(path, WINDOW, "r")["hash"].copy() for path in files)])
     hashes.sort()
     twice = hashes[1:][hashes[1:] == hashes[:-1]]
     del hashes
-    found = np.concatenate([np.zeros(0, WINDOW), *(part[_among(part["hash"], twice)] for part in maps)])
+    parts = (np.memmap(path, WINDOW, "r") for path in files)  # one file open at a time
+    found = np.concatenate([np.zeros(0, WINDOW), *(part[_among(part["hash"], twice)] for part in parts)])
     found = found[np.lexsort((found["word"], found["order"], found["check"], found["hash"]))]
     same = (found["hash"][1:] == found["hash"][:-1]) & (found["check"][1:] == found["check"][:-1])
     first = ~np.append(False, same) & np.append(same, False) if len(found) else np.zeros(0, bool)
@@ -86,11 +87,11 @@ def find_repeated(files: list[Path], output: Path) -> None:
 
 def merge_repeated(files: list[Path], output: Path) -> None:
     """Put the tables of `find_repeated`, in the order of their partitions, into one file for `Cutter`."""
-    tables = [np.load(path, mmap_mode="r") for path in files]
-    edges = np.cumsum([0, *(table.shape[1] for table in tables)])
+    edges = np.cumsum([0, *(np.load(path, mmap_mode="r").shape[1] for path in files)])
     with whole(output) as temporary:
         merged = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(edges[-1])))
-        for table, start, end in zip(tables, edges, edges[1:], strict=False):
+        for path, start, end in zip(files, edges, edges[1:], strict=False):
+            table = np.load(path, mmap_mode="r")
             assert not start or not len(table[HASH]) or merged[HASH, start - 1] < table[HASH, 0], "out of order"
             merged[:, start:end] = table
         merged.flush()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hf_llm.data.faults import Faults
 from hf_llm.data.readers.found import Found
 from hf_llm.data.rows import damage_counted, opened
-from hf_llm.data.text_files import PIECE_CHARS, pieces
+from hf_llm.data.text_files import cut
 
 if TYPE_CHECKING:
     from hf_llm.data.sources import Source
@@ -67,11 +67,6 @@ def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterat
     url = f"https://www.gutenberg.org/ebooks/{number[1]}" if number else ""
     for piece in cut(mended(without_page_lines(body)), max_chars):
         yield Found(piece, url=url, language=language, about=dict(about))
-
-
-def cut(text: str, max_chars: int) -> Iterator[str]:
-    """A text as documents: whole where it has at most `max_chars` characters, else in pieces."""
-    return pieces(text.splitlines(keepends=True), max_chars, max_chars if len(text) <= max_chars else PIECE_CHARS)
 
 
 def decoded_book(content: bytes) -> str | None:

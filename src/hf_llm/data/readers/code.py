@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hf_llm.data.faults import Faults
 from hf_llm.data.readers.found import Found
 from hf_llm.data.repositories import machine_made, nearest_license, spdx_line
-from hf_llm.data.text_files import code_documents
+from hf_llm.data.text_files import code_documents, cut
 
 if TYPE_CHECKING:
     from hf_llm.data.sources import Source
@@ -34,7 +34,7 @@ _BY_NAME = {"makefile": "Makefile", "dockerfile": "Dockerfile", "cmakelists.txt"
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
     """One file of a program, in pieces where it is longer than `max_chars`; no UTF-8 text, no document."""
     if path.suffix.lower() == ".ipynb":
-        yield from _notebook(path, faults, source)
+        yield from _notebook(path, faults, source, max_chars)
         return
     documents = code_documents(path, max_chars, faults)
     first = next(documents, "")
@@ -45,7 +45,7 @@ def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterat
         yield Found(text, license=license, about=_about(path))
 
 
-def _notebook(path: Path, faults: Faults, source: "Source") -> Iterator[Found]:
+def _notebook(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
     faults.records += 1
     try:
         notebook = json.loads(path.read_bytes())
@@ -55,7 +55,9 @@ def _notebook(path: Path, faults: Faults, source: "Source") -> Iterator[Found]:
         return
     texts = [text if kind == "code" else _as_comment(text) for kind, text in cells if text.strip() and kind != "raw"]
     if texts:
-        yield Found("\n\n".join(texts) + "\n", license=_license_near(path, source), about=_about(path))
+        license = _license_near(path, source)
+        for piece in cut("\n\n".join(texts) + "\n", max_chars):
+            yield Found(piece, license=license, about=_about(path))
 
 
 def _as_comment(text: str) -> str:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
 from hf_llm.data.faults import Faults
-from hf_llm.data.readers.books import cut
 from hf_llm.data.readers.found import Found
 from hf_llm.data.rows import COMPRESSED, LINE_BYTES, damage_counted, damaged, file_rows, opened
+from hf_llm.data.text_files import cut
 
 if TYPE_CHECKING:
     from hf_llm.data.sources import Source

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from hf_llm.data.archives import is_archive, members
 from hf_llm.data.faults import Faults
-from hf_llm.data.readers.books import cut, decoded_book
+from hf_llm.data.readers.books import decoded_book
 from hf_llm.data.readers.found import Found
 from hf_llm.data.rows import COMPRESSED, damage_counted, opened
+from hf_llm.data.text_files import cut
 
 if TYPE_CHECKING:
     from hf_llm.data.sources import Source

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.data.faults import Faults
-from hf_llm.data.readers.books import cut, joined_pages, mended, without_running_lines
+from hf_llm.data.readers.books import joined_pages, mended, without_running_lines
 from hf_llm.data.readers.found import Found
+from hf_llm.data.text_files import cut
 
 if TYPE_CHECKING:
     from hf_llm.data.sources import Source
@@ -58,6 +59,9 @@ def _pages(document: Any) -> list[list[str]]:
 
 
 def _about(document: Any) -> dict[str, str]:
-    found = document.get_metadata_dict(skip_empty=True)
+    try:
+        found = document.get_metadata_dict(skip_empty=True)
+    except UnicodeDecodeError:  # no UTF-16, as it should be
+        found = {}
     about = {"title": found.get("Title", ""), "author": found.get("Author", ""), "pages": len(document)}
     return {key: value for key, value in about.items() if value}

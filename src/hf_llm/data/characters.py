@@ -1,0 +1,21 @@
+"""Text that UTF-8 can write. JSON may hold halves of surrogate pairs, and so do names of files that are no UTF-8."""
+
+from typing import Any
+
+
+def whole_characters(value: Any) -> Any:
+    """`value`, a string or lists and dictionaries of them, with U+FFFD for each half of a surrogate pair that stands
+    alone."""
+    if isinstance(value, str):
+        return value if _is_whole(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {whole_characters(key): whole_characters(item) for key, item in value.items()}
+    return [whole_characters(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
