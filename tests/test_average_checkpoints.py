@@ -1,6 +1,7 @@
 """The mean of a training's last checkpoints as a model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_llm.average_checkpoints import average_checkpoints, main
+from hf_llm.average_checkpoints import average_checkpoints, describe, main
 from hf_llm.errors import UserError
 from hf_llm.manifest import read_manifest, write_json
 from hf_llm.training.checkpoints import seal
@@ -73,6 +74,14 @@ def test_the_folder_is_a_model_with_tokenizer_manifest_and_card(base, tmp_path, 
     assert json.loads((output / "config.json").read_text()) == json.loads(
         (base / "checkpoint-30/config.json").read_text()
     )
+
+
+def test_the_licences_of_a_stages_own_data_stay(tiny_life, tmp_path):
+    shutil.copytree(tiny_life / "runs/tiny/sft", tmp_path / "mean")
+    (tmp_path / "mean/manifest.json").unlink()
+    describe(tiny_life / "runs/tiny/sft", tmp_path / "mean", [1, 2])
+    assert read_manifest(tmp_path / "mean")["licenses"] == read_manifest(tiny_life / "runs/tiny/sft")["licenses"]
+    assert "mit" in read_manifest(tmp_path / "mean")["licenses"]
 
 
 @pytest.mark.slow

@@ -159,6 +159,28 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(tuned, lora):
     assert same_weights(tuned / "undisturbed", tuned / "runs/tiny/dpo")
 
 
+def test_rows_that_have_changed_are_not_gone_on_with(tuned):
+    assert run_stage("dpo", folder=tuned, kill_at=3).code == -9
+    path = tuned / "preferences.jsonl"
+    before = path.read_text()
+    path.unlink()  # a link to what other tests read
+    path.write_text(before.replace("What", "Who"))
+    done = run_stage("dpo", folder=tuned)
+    assert refused(done, "checkpoint-2 belongs to another training:\n  rows: was"), done.output
+    path.write_text(before)
+    assert run_stage("dpo", folder=tuned).code == 0
+
+
+def test_of_the_best_model_its_own_numbers_are_told(tuned):
+    keys = ("load_best_model_at_end=true", "eval_strategy=steps", "eval_steps=2", "metric_for_best_model=eval_loss")
+    best = [f"--dpo.training.{key}" for key in (*keys, "greater_is_better=true")]  # so that it is not the last
+    done = run_stage("dpo", *best, folder=tuned)
+    assert done.code == 0, done.output
+    folder = tuned / "runs/tiny/dpo"
+    losses = [entry["eval_loss"] for entry in history(folder) if "eval_loss" in entry]
+    assert facts(folder)["metrics"]["eval_loss"] == losses[0] > losses[1]
+
+
 BAD = {
     "chosen and rejected are the same": {"prompt": "Well?", "chosen": "No.", "rejected": "No. "},
     "an empty answer": {"prompt": "Well?", "chosen": "Yes.", "rejected": " "},
@@ -201,12 +223,20 @@ def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):
         ("--dpo.training.loss_typ=[ipo]", "did you mean loss_type?"),
         ("--dpo.training.loss_type=[ippo]", "'ippo' is unknown; one of sigmoid, hinge, ipo"),
         ("--dpo.training.loss_type=[exo_pair]", "dpo.training: Label smoothing must be greater than 0.0"),
+        ("--dpo.training.max_length=1024", "1024 tokens are more than the 128 that runs/tiny/sft sees"),
         ("--dpo.training={sync_ref_model: true, precompute_ref_log_probs: true}", "sync_ref_model=True` together"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_by_name(tuned, override, words):
     done = run_stage("dpo", override, folder=tuned)
     assert refused(done, words), done.output
+
+
+def test_an_adapter_is_not_put_on_an_adapter(tuned):
+    done = run_stage("dpo", "--dpo.model=runs/tiny/sft/adapter", "--dpo.lora={r: 4}", folder=tuned)
+    assert refused(done, "runs/tiny/sft/adapter is an adapter itself; name runs/tiny/sft, which has it merged"), (
+        done.output
+    )
 
 
 def test_the_reference_can_follow_the_model(tuned):

@@ -38,6 +38,12 @@ def test_the_export_needs_no_code_of_ours(folder, tmp_path):
     assert tokenizer.apply_chat_template(conversation) == tiny_tokenizer().apply_chat_template(conversation)
 
 
+def test_a_model_of_a_very_short_context_is_exported(tmp_path):
+    tiny_model(max_position_embeddings=16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert export(tmp_path / "model", tmp_path / "exported") == "Qwen3ForCausalLM"
+
+
 EXPORTABLE = {name: case for name, case in VARIANTS.items() if case[1] != "not exportable"}
 MORE = {
     "wide_heads": ({"head_dim": 16, "attention_bias": True}, "qwen3"),

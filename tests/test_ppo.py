@@ -77,6 +77,12 @@ def test_without_a_reward_nothing_is_trained(tuned, refusal):
     assert "nothing says which answers are good" in refusal("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
 
 
+def test_prompts_that_do_not_fit_are_refused_above_the_share_allowed(tuned, refusal):
+    given = ("--ppo.reward_functions=[my_rewards:brief]", "--ppo.training.max_completion_length=100")
+    said = refusal("hf_llm.ppo", "tiny.yaml", *SECTION, *given, folder=tuned)
+    assert "prompts are longer than 28 tokens" in said and "write `allow_drop: " in said
+
+
 def test_a_misspelt_setting_is_refused_by_name(tiny_life):
     with pytest.raises(UserError, match=r"ppo.training.kl_coeff: no such key; did you mean kl_coef\?"):
         load_recipe(Recipe, [str(tiny_life / "tiny.yaml"), *SECTION, "--ppo.training.kl_coeff=1"])

@@ -125,6 +125,11 @@ def test_adapters_are_merged_into_a_folder_of_the_same_kind(tuned):
     assert both[0] == pytest.approx(both[1], abs=1e-4)
 
 
+def test_it_is_not_taken_for_a_model_that_writes(judge, refusal):
+    said = refusal("hf_llm.generate", str(judge), "--prompt", "A fox", folder=judge)
+    assert "scores texts and writes none" in said
+
+
 def test_pairs_longer_than_the_context_are_counted_and_refused_above_the_share_allowed(judge):
     question = [{"role": "user", "content": "What?"}]
     answers = ["yes"] * 18 + ["word " * 200] * 2

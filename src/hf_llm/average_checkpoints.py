@@ -92,11 +92,13 @@ def describe(folder: Path, output: Path, steps: list[int]) -> None:
     begun = folder / BEGUN
     before = read_manifest(folder) or (json.loads(begun.read_text(encoding="utf-8")) if begun.exists() else {})
     inputs, objective = before.get("inputs", {}), before.get("facts", {}).get("objective")
+    data = before.get("settings", {}).get(f"{folder.name}.data", [])
+    licenses = {*licenses_of(*(folder.parent / name for name in inputs)), *before.get("licenses", [])}
     write_manifest(
         output,
         folder=before.get("folder", folder.name),
         headline=f"the mean of {len(steps)} checkpoints, to step {steps[-1]}",
-        licenses=licenses_of(*(folder.parent / name for name in inputs)),
+        licenses=sorted(licenses | {source["license"] for source in data}),
         settings=before.get("settings", {}),
         inputs=inputs,
         recipe=before.get("recipe"),

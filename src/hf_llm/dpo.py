@@ -19,7 +19,7 @@ from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
 from hf_llm.training.preferences import PairTrainer, fitting
-from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
+from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        limit = section.training.get("max_length") or context_length(start)
+        limit = longest_row(section, start, "dpo")
         tokenizer = chat_tokenizer(start, run.root)
         rows, counts["too_long"] = fitting(rows, ("chosen", "rejected"), tokenizer, limit, section)
         precompute = section.lora is None and not section.training.get("sync_ref_model")

@@ -19,7 +19,7 @@ from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
 from hf_llm.training.preferences import LabelTrainer, fitting
-from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
+from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
 
 
 @dataclass
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        limit = section.training.get("max_length") or context_length(start)
+        limit = longest_row(section, start, "kto")
         rows, counts["too_long"] = fitting(rows, ("completion",), chat_tokenizer(start, run.root), limit, section)
         check_labels(rows)
         # TRL goes through the rows in their order, and pairs each prompt with its neighbour's answer to estimate the

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, set_seed
 from hf_llm.data.conversations import load_conversations, load_preferences
 from hf_llm.errors import command
 from hf_llm.lifecycle import Run
-from hf_llm.model.loading import load_tokenizer
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.training.ending import finish
 from hf_llm.training.ppo_trainer import PPOConfig, PPOTrainer
+from hf_llm.training.preferences import fitting
 from hf_llm.training.rewards import load_reward_model, reward_functions
-from hf_llm.training.tuning import Tuning, tuning_trainer
+from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
 
 
 @dataclass
@@ -65,7 +65,11 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         *rows, counts = prompts_of(section, recipe.seed)
-        functions = reward_functions(section.reward_functions, judge, load_tokenizer(start))
+        tokenizer = chat_tokenizer(start, run.root)
+        answer = section.training.get("max_completion_length", PPOConfig.max_completion_length)
+        room = longest_row(section, start, "ppo") - answer
+        rows, counts["too_long"] = fitting(rows, (), tokenizer, room, section)
+        functions = reward_functions(section.reward_functions, judge, tokenizer)
         set_seed(recipe.seed)  # of a new critic's score
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic_of(section, judge, start))
         trainer = tuning_trainer(trainer_class, PPOConfig, section, making, recipe.seed, start, rows)

@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from hf_llm.data.conversations import load_preferences
 from hf_llm.errors import UserError, command
 from hf_llm.judging.statistics import bootstrap, wilson
 from hf_llm.lifecycle import Run
-from hf_llm.model.loading import check_objective, load_tokenizer
+from hf_llm.model.loading import load_tokenizer
 from hf_llm.monitoring.watch import watch
 from hf_llm.recipe import Settings, load_recipe
 from hf_llm.tokenization.rendering import encode_chat
 from hf_llm.training.ending import finish
 from hf_llm.training.rewards import load_reward_model
-from hf_llm.training.tuning import Tuning, tuning_trainer
+from hf_llm.training.tuning import Tuning, longest_row, tuning_trainer
 
 
 @dataclass
@@ -128,8 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        check_objective(start)
-        context = section.training.get("max_length") or AutoConfig.from_pretrained(start).max_position_embeddings
+        context = longest_row(section, start, "reward")
         rows, counts["too_long"] = encoded(rows, load_tokenizer(start), context, section.allow_drop)
         set_seed(recipe.seed)  # of the new score's weights
         trainer = tuning_trainer(

@@ -24,7 +24,7 @@ from hf_llm.training.packing import check_packing
 from hf_llm.training.preview import preview
 from hf_llm.training.rows import supervised_rows, table
 from hf_llm.training.stopping import held_out_prompts, stop_rate
-from hf_llm.training.tuning import Tuning, chat_tokenizer, context_length, tuning_trainer
+from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
 
 PREVIEW = "--preview"
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         if making.finished:
             return
         tokenizer = chat_tokenizer(start, run.root)
-        max_length = section.training.get("max_length") or context_length(start)
+        max_length = longest_row(section, start, "sft")
         rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
         say(table(rows.report))
         sides = [rows.train, rows.held_out]
@@ -94,7 +94,7 @@ def show(argv: list[str]) -> None:
     if start is None:
         start = run.base if read_manifest(run.base) else run.require("tokenizer")
     tokenizer = chat_tokenizer(start, run.root)
-    max_length = section.training.get("max_length") or context_length(start)
+    max_length = longest_row(section, start, "sft")
     rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
     say(preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
     say(

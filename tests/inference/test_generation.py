@@ -3,7 +3,8 @@ import torch
 from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 from hf_llm.errors import UserError
-from hf_llm.inference.generation import complete, fit, load, render, reply, stop_tokens
+from hf_llm.inference.generation import complete, fit, load, render, reply
+from hf_llm.model.loading import stop_at_end_of_turn, stop_tokens
 
 PROMPTS = ["The", "A much longer beginning of a text", ""]
 
@@ -49,6 +50,16 @@ def test_a_reply_is_the_completion_of_the_rendered_conversation():
     assert reply(model, tokenizer, [question], 8, do_sample=False) == complete(
         model, tokenizer, [rendered], 8, do_sample=False
     )
+
+
+def test_the_end_of_a_turn_is_what_the_template_puts_there_and_a_models_own_ends_stay():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>", "<end>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end > 259 and stop_tokens(model, tokenizer) == [257, end]
+    model.generation_config.eos_token_id = [257, 5]
+    assert stop_at_end_of_turn(model, tokenizer).generation_config.eos_token_id == [5, 257, end]
 
 
 def test_generation_stops_at_the_end_of_a_turn():

@@ -1,10 +1,11 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from hf_llm.errors import UserError
-from hf_llm.judging.pairs import held_out_prompts, made_by, paired, plan_of_file, prompts_of_file
+from hf_llm.judging.pairs import _sides, held_out_prompts, made_by, paired, plan_of_file, prompts_of_file
 
 
 def write_rows(path, rows):
@@ -113,3 +114,27 @@ def test_held_out_prompts_are_those_no_model_was_trained_on(tiny_life, monkeypat
     assert asked(held_out_prompts(["runs/tiny/sft", "runs/tiny/dpo"], 5)) == prompts[:5]
     with pytest.raises(UserError, match="--prompts"):
         held_out_prompts(["runs/tiny/base", "gpt2"], 5)
+
+
+def test_what_the_model_before_was_trained_on_is_not_held_out(tiny_life, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chats = [json.loads(line)["messages"] for line in (tiny_life / "chats.jsonl").read_text().splitlines()]
+    answers = [{"chosen": "Yes.", "rejected": "No."}] * len(chats)
+    pairs = [{"prompt": chat[:-1], **answer} for chat, answer in zip(chats, answers, strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (tmp_path / "chats.jsonl").symlink_to(tiny_life / "chats.jsonl")
+    for stage in ("base", "sft", "dpo"):
+        (tmp_path / "runs/tiny" / stage).mkdir(parents=True)
+        manifest = json.loads((tiny_life / "runs/tiny" / stage / "manifest.json").read_text())
+        if stage == "dpo":
+            manifest["recipe"]["dpo"] |= {"data": [{"path": "pairs.jsonl", "license": "mit"}], "evaluation_share": 0.5}
+        (tmp_path / "runs/tiny" / stage / "manifest.json").write_text(json.dumps(manifest))
+    learnt_before, _ = _sides("sft", manifest_of("sft")["recipe"])
+    _, held_out = _sides("dpo", manifest_of("dpo")["recipe"])
+    found = held_out_prompts(["runs/tiny/dpo"], 1000)
+    assert found and all(prompt in held_out and prompt not in learnt_before for prompt in found)
+    assert any(prompt in learnt_before for prompt in held_out)
+
+
+def manifest_of(stage):
+    return json.loads(Path(f"runs/tiny/{stage}/manifest.json").read_text())

@@ -57,7 +57,7 @@ def test_every_key_works_and_the_terminal_is_left_as_it_was(tmp_path):
     first = screen.until("scores: 1-5 for A, 6-0 for B")
     assert "0 of 6 judged" in first and "Question" in first
     assert not screen.echoes()
-    screen.press("4?")
+    screen.press("\x1b[A\x1b[3~\x1bOB4?")  # arrows and Delete are no judgements
     screen.until("scores   A: 4")
     screen.press("9a")
     for done, key in enumerate("btxsu", 1):

@@ -309,6 +309,18 @@ def test_an_end_of_turn_that_is_not_learnt_is_refused(tokenizer, tmp_path):
         supervised_rows(section(source(path)), 1, other, 100)
 
 
+def test_a_weight_that_the_template_does_not_read_is_refused(tokenizer, tmp_path):
+    answer = {"role": "assistant", "content": "x"}
+    ask = [[{"role": "user", "content": f"q{i}"}] for i in range(9)]
+    rows = [{"messages": [*question, {**answer, "weight": 0}, *question, answer]} for question in ask]
+    path = write(tmp_path / "a.jsonl", rows)
+    supervised_rows(section(source(path)), 1, tokenizer, 100)
+    other = byte_tokenizer()
+    other.chat_template = other.chat_template.replace(" and message.weight != 0", "")
+    with pytest.raises(UserError, match="weight: 0`, which the chat template does not read"):
+        supervised_rows(section(source(path)), 1, other, 100)
+
+
 def test_a_chat_the_template_refuses_is_dropped_with_its_words(tokenizer, tmp_path):
     other = byte_tokenizer()
     other.chat_template = (

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.errors import UserError
-from hf_llm.model.loading import load_model, load_tokenizer
+from hf_llm.model.loading import load_model, load_tokenizer, stop_tokens
 from hf_llm.tokenization.rendering import encode_chat
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
@@ -93,13 +93,6 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     if max_new_tokens >= context:
         raise UserError(f"max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {context} tokens")
     return context - max_new_tokens
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the model's own end tokens, the tokenizer's end of text, and the end of a turn."""
-    own = model.generation_config.eos_token_id
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    return sorted(ends - {None})
 
 
 def batch_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:

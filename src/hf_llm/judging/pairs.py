@@ -20,6 +20,7 @@ from hf_llm.data.rows import file_rows
 from hf_llm.errors import UserError
 from hf_llm.lifecycle import ALIGNED
 from hf_llm.manifest import digest_of, file_digest, file_digests, read_manifest
+from hf_llm.reporting.lineage import lineage
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last one a question
 
@@ -116,18 +117,19 @@ def prompts_of_file(path: Path, take: int) -> list[Conversation]:
 
 
 def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
-    """The first `take` prompts that the models' own data kept out of training: none of them has seen any.
+    """The first `take` prompts that the models' own data kept out of training: none of them has seen any, nor what it
+    was made from.
 
     They come from the data that the folders' manifests name. Raises UserError where no manifest names any.
     """
     held_out, trained = [], set()
-    for model in models:
-        manifest = read_manifest(Path(model)) or {}
-        if manifest.get("folder") not in ("sft", *ALIGNED):
-            continue
-        train, evaluation = _sides(manifest["folder"], manifest["recipe"])
-        held_out += evaluation
-        trained |= {digest_of(prompt) for prompt in train}
+    stages = {model: [m for m in lineage(Path(model)).values() if m["folder"] in ("sft", *ALIGNED)] for model in models}
+    sides = {m["digest"]: _sides(m["folder"], m["recipe"]) for manifests in stages.values() for m in manifests}
+    for manifests in stages.values():
+        for manifest in manifests:
+            train, evaluation = sides[manifest["digest"]]
+            trained |= {digest_of(prompt) for prompt in train}
+            held_out += evaluation if manifest is manifests[-1] else []
     unseen = [prompt for prompt in _different(held_out) if digest_of(prompt) not in trained]
     if not unseen:
         raise UserError("the models' manifests name no held-out prompts; give some with --prompts FILE, one a line")

@@ -8,6 +8,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from select import select
 from shutil import get_terminal_size
 
 from hf_llm.errors import UserError
@@ -17,6 +18,7 @@ KEYS = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
 DIGITS = "1234567890"  # 1 to 5 score A, 6 to 9 and 0 score B
 HELP = """a: A is better   b: B is better   t: tie   x: both bad   s: skip   u: undo   q: leave
 scores: 1-5 for A, 6-0 for B"""
+ESCAPE, KEY_SECONDS = b"\x1b", 0.02  # what arrows and their kin begin with, and how soon the rest of one follows
 WIDEST = 100  # columns of text
 SECONDS = 0.5  # between looks for answers that are still being written
 
@@ -114,5 +116,18 @@ def keys() -> Iterator[Iterator[str]]:
 
 
 def _letters() -> Iterator[str]:
-    while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\x04"):
-        yield byte.decode("latin-1").lower()
+    keyboard = sys.stdin.fileno()
+    while (byte := os.read(keyboard, 1)) not in (b"", b"\x04"):
+        if byte != ESCAPE:
+            yield byte.decode("latin-1").lower()
+        elif select([keyboard], [], [], KEY_SECONDS)[0]:
+            _read_sequence(keyboard)
+
+
+def _read_sequence(keyboard: int) -> None:
+    """Read what an arrow or its kin sends after ESC: `[`, numbers and a letter (or `~`), or one letter after `O`."""
+    byte = os.read(keyboard, 1)
+    if byte == b"O":
+        os.read(keyboard, 1)
+    while byte == b"[" or b" " <= byte <= b"?":
+        byte = os.read(keyboard, 1)

@@ -35,6 +35,7 @@ from hf_llm.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
 from hf_llm.model.students import student_section, with_layers_of
+from hf_llm.tokenization.rendering import ends_of_answers
 
 AutoConfig.register("hf_llm", HfLlmConfig)
 AutoModel.register(HfLlmConfig, HfLlmModel)
@@ -277,7 +278,10 @@ def load_model(
 def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
     """What the model of a folder or Hub id has learnt from text. Raises UserError where that is not what is `wanted`
     (None for anything), OSError or ValueError where there is no model."""
-    learnt = objective_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if wanted and any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise UserError(f"{path} scores texts and writes none; name a model that was not made by hf_llm.reward")
+    learnt = objective_of(config)
     if wanted not in (None, learnt):
         remedy = "pretrain one with model_type hf_llm, llama, gpt2 ..." if wanted == CAUSAL else "name another model"
         raise UserError(
@@ -300,10 +304,15 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
 
 
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the model's own end tokens, the tokenizer's end of text, and the end of a turn."""
+    own = model.generation_config.eos_token_id
+    return sorted({*(own if isinstance(own, list) else [own]), *ends_of_answers(tokenizer)} - {None})
+
+
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Let `generate` stop at the end of a turn (`<|im_end|>`, where the tokenizer has it) as at the end of a text."""
-    ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
-    model.generation_config.eos_token_id = sorted(ends)
+    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
+    model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 

@@ -49,8 +49,19 @@ def encode_chat(
         )
         ids += encoded["input_ids"]
         for first, last in encoded["offset_mapping"]:
+            first = min(first, len(places) - 1)  # where a tokenizer counts no spaces, a token of them starts behind all
             mask.append(_is_covered(places[first], places[max(first, last - 1)] + 1, spans[0] if spans else []))
     return ids, mask
+
+
+def ends_of_answers(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """What ends an answer: the end of text, and the special token that the chat template puts behind an answer."""
+    ends = {tokenizer.eos_token_id, None if tokenizer.chat_template else tokenizer.get_vocab().get("<|im_end|>")}
+    if tokenizer.chat_template:
+        answered = [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Yes."}]
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ends |= set([number for number in encode_chat(tokenizer, answered)[0] if number in special][-1:])
+    return ends - {None}
 
 
 def _is_covered(first: int, last: int, spans: list[tuple[int, int]]) -> bool:

@@ -72,9 +72,11 @@ def leave(trainer: Trainer) -> None:
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
-    """The evaluation that was made at the very last step, if there was one."""
+    """The evaluation of the model that the training ends with, if there was one: that of the last step, or of the best
+    where `load_best_model_at_end` has brought it back."""
     entries = (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
-    return next((entry for entry in entries if entry["step"] == trainer.state.global_step), None)
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return next((entry for entry in entries if entry["step"] == (best or trainer.state.global_step)), None)
 
 
 def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
         **{f"input {name}": value for name, value in making.inputs.items()},
         "samples per step": trainer.get_total_train_batch_size(args),
         "training samples": len(trainer.train_dataset),
+        **({"rows": trainer.rows_digest} if hasattr(trainer, "rows_digest") else {}),
     }
 
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
@@ -110,12 +112,34 @@ class GroupSampler(Sampler[int]):
         return iter(self.sampler)
 
 
+def with_positions(
+    model: torch.nn.Module, arguments: tuple, keywords: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Before a forward pass: positions counted from the first token that is no padding, as `generate` counts them.
+
+    TRL pads prompts on the left and gives none; GPT-2 and its kin would count the padding.
+    """
+    mask = keywords.get("attention_mask")
+    if keywords.get("position_ids") is not None or keywords.get("past_key_values") is not None or mask is None:
+        return None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if mask.ndim != 2 or "position_ids" not in signature(base.forward).parameters:
+        return None
+    return arguments, {**keywords, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+
+
 class GroupTrainer(AnswerScores):
     """What TRL's trainers that sample groups of answers lack to go on bit for bit from any checkpoint.
 
     A checkpoint holds the answers that are still to be learnt from, and evaluation draws its own random numbers, the
     same each time. Stands before a trainer class of TRL's.
     """
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        for model in (self.model, getattr(self, "ref_model", None)):
+            if model is not None:
+                model.register_forward_pre_hook(with_positions, with_kwargs=True)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> GroupSampler:
         return GroupSampler(super()._get_train_sampler(dataset), self)
@@ -189,6 +213,12 @@ def learn_from_groups(
         eval_on_start=True,
         **defaults,
     )
+    together = trainer.args.generation_batch_size // trainer.args.num_generations
+    if len(rows[0]) < together:
+        raise UserError(
+            f"{making.folder}: {len(rows[0]):,} prompts are fewer than the {together:,} that are answered at a time; "
+            "add data, or lower training.gradient_accumulation_steps or per_device_train_batch_size"
+        )
     watch(trainer, likelihood=False, price_per_hour=price_per_hour)
     headline = "reward {eval_reward:.3f} on held-out prompts, answers of {eval_completions/mean_length:.0f} tokens"
     if trainer.args.beta:

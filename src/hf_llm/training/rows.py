@@ -67,6 +67,7 @@ class _Encoder:
         self.tokenizer, self.max_length, self.keep_end = tokenizer, max_length, keep_end
         self.sources = report["sources"]
         self.done: dict[str, list[dict[str, Any]]] = {}
+        self.reads_weights = False  # as far as is known
         for each in self.sources:
             each["truncated"] = 0
 
@@ -93,6 +94,8 @@ class _Encoder:
             ids, covered = encode_chat(self.tokenizer, row["messages"], tools)
         except TemplateError as error:
             return self._drop(source, f"the chat template refuses it ({error})", row)
+        if any(message.get("weight") == 0 for message in row["messages"]):
+            self._check_weights()
         labels = [token if learnt else IGNORED for token, learnt in zip(ids, covered, strict=True)]
         learnt = [label for label in labels if label != IGNORED]
         if not learnt:
@@ -109,6 +112,19 @@ class _Encoder:
                 return self._drop(source, NO_ROOM, row)
             source["truncated"] += 1
         return [{"input_ids": ids, "labels": labels, "source": row["source"]}]
+
+    def _check_weights(self) -> None:
+        """Raise UserError where the chat template supervises a message of weight 0 like any other."""
+        if self.reads_weights:
+            return
+        chat = [{"role": role, "content": "One."} for role in ("user", "assistant") * 2]
+        unlearnt = [chat[0], {**chat[1], "weight": 0}, *chat[2:]]
+        if encode_chat(self.tokenizer, unlearnt) == encode_chat(self.tokenizer, chat):
+            raise UserError(
+                "some messages have `weight: 0`, which the chat template does not read: they would be learnt. Put its "
+                "{% generation %} around messages of another weight only, or write `tokenizer.chat_template: chatml`"
+            )
+        self.reads_weights = True
 
     def _drop(self, source: dict[str, Any], reason: str, row: dict[str, Any]) -> list[dict[str, Any]]:
         source["kept"] -= 1

@@ -1,6 +1,7 @@
 """What the stages that tune a model on rows share: their section's keys, and the trainer made of them."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,14 +56,16 @@ class Tuning:
         return [source.license for source in self.data]
 
 
-def shared(rows: Dataset, folder: Path) -> Dataset:
-    """The same rows on the disk, where every process and a resumed run find what TRL computes from them."""
-    place = folder / digest_of(rows.to_list())
+def shared(rows: Dataset, folder: Path) -> tuple[Dataset, str]:
+    """The same rows on the disk, where every process and a resumed run find what TRL computes from them; and their
+    digest."""
+    digest = digest_of(rows.to_list())
+    place = folder / digest
     if not place.exists():
         temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
         rows.save_to_disk(temporary)
         temporary.rename(place)
-    return load_from_disk(place)
+    return load_from_disk(place), digest
 
 
 def chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
@@ -88,8 +91,29 @@ def context_length(start: Path | str) -> int | None:
     return AutoConfig.from_pretrained(start, trust_remote_code=False).max_position_embeddings
 
 
-def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Rows of messages without those in which someone typed the text of a special token, and says how many.
+def longest_row(section: Tuning, start: Path | str, folder: str) -> int | None:
+    """The tokens a row may have: `training.max_length`, else as many as the model at `start` sees; None where there is
+    none yet. Raises UserError for more than it sees."""
+    context, asked = context_length(start), section.training.get("max_length")
+    if asked and context and asked > context:
+        raise UserError(
+            f"{folder}.training.max_length: {asked} tokens are more than the {context} that {start} sees; lower it, or "
+            "go on pretraining at a longer context first (docs/architecture.md)"
+        )
+    return asked or context
+
+
+def check_start(start: Path | str, folder: str) -> None:
+    """Raise UserError for an adapter, on which no other can be put: PEFT notes the model below as the base of both."""
+    if (Path(start) / "adapter_config.json").exists():
+        merged = Path(start).parent if (Path(start).parent / "config.json").exists() else None
+        remedy = f"name {merged}, which has it merged" if merged else "merge it first (PEFT's merge_and_unload)"
+        raise UserError(f"{folder}.model: {start} is an adapter itself; {remedy}")
+
+
+def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, allow_drop: float) -> Dataset:
+    """Rows of messages without those in which someone typed the text of a special token, and says how many. Raises
+    UserError where they are more than the share `allow_drop`, or all.
 
     TRL renders a chat to one string, in which a typed `<|im_end|>` would end the turn. Rows of ids come through as they
     are: `hf_llm.tokenization.rendering` has kept what was typed as text.
@@ -104,8 +128,15 @@ def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         return not any(special in text for special in specials for text in texts)
 
     kept = [number for number, row in enumerate(rows) if is_plain(row)]
-    if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept):,} of {len(rows):,} rows left out: the text of a special token stands in them")
+    left = len(rows) - len(kept)
+    what = f"{left:,} of {len(rows):,} rows have the text of a special token in them ({', '.join(specials[:4])})"
+    if left > allow_drop * len(rows) or not kept:
+        raise UserError(
+            f"{what}, which would end a turn within a message; take it out (messages stand in lists, without a "
+            f"template's marks), or write `allow_drop: {math.ceil(100 * left / len(rows)) / 100}` to go on without them"
+        )
+    if left:
+        say(f"{what} and are left out")
     return rows.select(kept)
 
 
@@ -141,7 +172,9 @@ def tuning_trainer(
     arguments that do not go together.
     """
     tokenizer = chat_tokenizer(start, making.path.parent)
-    rows = [without_special_texts(part, tokenizer) for part in rows]
+    if section.lora is not None or task == "SEQ_CLS":
+        check_start(start, making.folder)
+    rows = [without_special_texts(part, tokenizer, section.allow_drop) for part in rows]
     if section.quantize:
         model = stop_at_end_of_turn(load_quantized(start, section.quantize, making.folder), tokenizer)
     else:
@@ -162,9 +195,9 @@ def tuning_trainer(
         **defaults,
     )
     with arguments.main_process_first(local=False, desc="writing the rows"):
-        train, held_out = (shared(part, making.path / ROWS) for part in rows)
+        (train, digest), (held_out, _) = (shared(part, making.path / ROWS) for part in rows)
     try:
-        return trainer_class(
+        trainer = trainer_class(
             model=model,
             args=arguments,
             train_dataset=train,
@@ -174,3 +207,5 @@ def tuning_trainer(
         )
     except (ValueError, NotImplementedError) as error:  # TRL checks there what its configs do not
         raise UserError(f"{making.folder}.training: {one_line(error)}") from error
+    trainer.rows_digest = digest  # for the fingerprint: TRL has made other columns of them
+    return trainer
