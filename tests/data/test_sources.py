@@ -76,6 +76,11 @@ def test_a_glob_pattern_finds_files(tmp_path):
     assert len(corpus_files(str(tmp_path / "**" / "*.txt"))) == 3
 
 
+def test_a_pattern_that_matches_code_and_what_is_unknown_gives_the_code(tmp_path):
+    write(tmp_path, "a.py", "README.md", "LICENSE", "Makefile", "logo.png")
+    assert [name for _, name in corpus_files(str(tmp_path / "*"))] == ["README.md", "a.py"]
+
+
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"corpus\.sources\[0\]: nowhere/texts does not exist"):
         parts_of([Source(license="mit", path="nowhere/texts")])

@@ -173,24 +173,26 @@ def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]
     found = files_under(path, kinds, archives=True)
     if format:
         return found
-    formats = [format_of(file) for file, _ in found]
-    code = [pair for pair, name in zip(found, formats, strict=True) if name == "code"]
-    data = [pair for pair, name in zip(found, formats, strict=True) if name not in ("code", "text")]
-    programs = [pair for pair in code if kind(pair[0]) not in (".css", ".scss")]
-    is_code = programs and _amount(programs) >= _amount(data)
+    formats = {file: format_of(file) for file, _ in found}
+    code = [file for file, name in formats.items() if name == "code"]
+    data = [file for file, name in formats.items() if name not in ("code", "text", None) or is_archive(file)]
+    programs = [file for file in code if kind(file) not in (".css", ".scss")]
+    is_code = bool(programs) and _amount(programs) >= _amount(data)
     left_out = set(data if is_code else code) if code and data else set()
     if left_out:
-        seen = sorted({file.suffix for file, _ in left_out})
+        seen = sorted({file.suffix for file in left_out})
         remedy = "a source with their `format`" if is_code else "a source with `format: code`"
         say(
             f"{path}: {len(left_out):,} files ({', '.join(seen[:6])}) are left out beside "
             f"{len(found) - len(left_out):,} of {'code' if is_code else 'data'} and prose; {remedy} reads them"
         )
-    return [pair for pair in found if pair not in left_out and not (is_code and is_foreign(pair[1]))]
+    if is_code:
+        return [pair for pair in found if formats[pair[0]] in ("code", "text") and not is_foreign(pair[1])]
+    return [pair for pair in found if pair[0] not in left_out]
 
 
-def _amount(files: list[tuple[Path, str]]) -> tuple[int, int]:
-    return len(files), sum(file.stat().st_size for file, _ in files)
+def _amount(files: list[Path]) -> tuple[int, int]:
+    return len(files), sum(file.stat().st_size for file in files)
 
 
 def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
