@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from hf_llm.inference.generation import stop_at_end_of_turn
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
-from hf_llm.model.loading import stop_at_end_of_turn
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     with run.begin("corpus", recipe) as making:
         if making.finished:
             return
-        ledger = make_corpus(recipe.corpus, making.path, digest_of([making.key, versions()]))
+        made_with = digest_of(versions())
+        ledger = make_corpus(recipe.corpus, making.path, digest_of([making.key, made_with]), made_with)
         for line in funnel(ledger):
             say(line)
         documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))

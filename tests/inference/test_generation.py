@@ -3,8 +3,7 @@ import torch
 from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 from hf_llm.errors import UserError
-from hf_llm.inference.generation import complete, fit, load, render, reply
-from hf_llm.model.loading import stop_at_end_of_turn, stop_tokens
+from hf_llm.inference.generation import complete, fit, load, render, reply, stop_at_end_of_turn, stop_tokens
 
 PROMPTS = ["The", "A much longer beginning of a text", ""]
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -34,8 +34,6 @@ from hf_llm.data.sources import Part, Source, parts_of
 from hf_llm.data.splitting import NAMES, Split
 from hf_llm.data.writing import ROW_GROUP, write_text
 from hf_llm.errors import UserError
-from hf_llm.manifest import versions
-from hf_llm.recipe import plain
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
@@ -85,18 +83,18 @@ class Corpus:
         return Rules() if source.git or source.format == "code" else self.rules
 
 
-def make_corpus(section: Corpus, folder: Path, key: str) -> dict:
+def make_corpus(section: Corpus, folder: Path, key: str, made_with: str = "") -> dict:
     """Make `data/*.parquet`, `rejected/*.parquet` and `ledger.json` in `folder`, or go on with an interrupted run.
 
-    `key` stands for the settings; documents that are clean already are taken where only what follows cleaning has
-    changed. Returns the ledger. Raises UserError for sources that cannot be read, are mostly
-    unreadable, or leave train or validation empty, and for a disk that is too small.
+    `key` stands for the settings, `made_with` for the programs that read and clean; documents that are clean already
+    are taken where only what follows cleaning has changed. Returns the ledger. Raises UserError for sources that cannot
+    be read, are mostly unreadable, or leave train or validation empty, and for a disk that is too small.
     """
     work = folder / "work"
     if not (folder / LEDGER).exists():
         work.mkdir(exist_ok=True)
         if not (work / LEDGER).exists():
-            ledger = _run_passes(section, work, key)
+            ledger = _run_passes(section, work, key, made_with)
             write_text(work / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False))
         for name in ("data", "rejected", "learned"):
             if (work / name).exists():
@@ -126,7 +124,7 @@ def file_texts(path: Path) -> Iterator[str]:
             yield from batch["text"].to_pylist()
 
 
-def _run_passes(section: Corpus, work: Path, key: str) -> dict:
+def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
     """All passes; the files they leave in `work` are moved to their places by the caller."""
     parts = parts_of(section.sources)
     check_space(parts, work, section)
@@ -138,8 +136,8 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
     if section.decontaminate:
         section.decontaminate.prepare(learned)
     models = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(learned.iterdir())}
-    cleaning = [versions(), models, section.min_chars, section.max_chars]
-    cleaning += [plain(section.decontaminate), plain(section.deduplicate.near)]
+    cleaning = [made_with, models, section.min_chars, section.max_chars]
+    cleaning += [section.decontaminate, section.deduplicate.near]
     names = [_digest([cleaning, *_settings_of(part, section)]) for part in parts]
     later = work / _digest([key, names])
     later.mkdir(exist_ok=True)
@@ -174,12 +172,11 @@ def _run_passes(section: Corpus, work: Path, key: str) -> dict:
 
 def _settings_of(part: Part, section: Corpus) -> list[object]:
     """What decides how a part is cleaned, beside the corpus's own limits; what only later passes read is not in it."""
-    rules = section.rules_of(part.source)
-    return [plain(part.source), plain(rules), part.label, part.position, part.state, part.shard]
+    return [part.source, section.rules_of(part.source), part.label, part.position, part.state, part.shard]
 
 
 def _digest(value: object) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
+    return xxhash.xxh3_64_hexdigest(json.dumps(value, default=asdict).encode())
 
 
 def _clean(section: Corpus, parts: list[Part], work: Path, names: list[str]) -> list[dict]:

@@ -21,7 +21,6 @@ from hf_llm.data.repositories import FOREIGN_FOLDERS, INSTALLED_FOLDERS, clone, 
 from hf_llm.data.rows import hub_shard_count, kind
 from hf_llm.data.rules import Rules
 from hf_llm.errors import UserError
-from hf_llm.lifecycle import say
 
 PART_BYTES = 16 << 20  # input of a part, where it is many files
 DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # datasets' own
@@ -182,9 +181,10 @@ def corpus_files(path: str, format: str | None = None) -> list[tuple[Path, str]]
     if left_out:
         seen = sorted({file.suffix for file in left_out})
         remedy = "a source with their `format`" if is_code else "a source with `format: code`"
-        say(
+        print(
             f"{path}: {len(left_out):,} files ({', '.join(seen[:6])}) are left out beside "
-            f"{len(found) - len(left_out):,} of {'code' if is_code else 'data'} and prose; {remedy} reads them"
+            f"{len(found) - len(left_out):,} of {'code' if is_code else 'data'} and prose; {remedy} reads them",
+            flush=True,
         )
     if is_code:
         return [pair for pair in found if formats[pair[0]] in ("code", "text") and not is_foreign(pair[1])]

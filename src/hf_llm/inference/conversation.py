@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
-from hf_llm.inference.generation import batch_of, fit, prompt_room, render, seeded
-from hf_llm.model.loading import stop_tokens
+from hf_llm.inference.generation import batch_of, fit, prompt_room, render, seeded, stop_tokens
 
 
 class Dialogue:

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.errors import UserError
-from hf_llm.model.loading import load_model, load_tokenizer, stop_tokens
-from hf_llm.tokenization.rendering import encode_chat
+from hf_llm.model.loading import load_model, load_tokenizer
+from hf_llm.tokenization.rendering import encode_chat, ends_of_answers
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
@@ -93,6 +93,19 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     if max_new_tokens >= context:
         raise UserError(f"max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {context} tokens")
     return context - max_new_tokens
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the model's own end tokens, the tokenizer's end of text, and the end of a turn."""
+    own = model.generation_config.eos_token_id
+    return sorted({*(own if isinstance(own, list) else [own]), *ends_of_answers(tokenizer)} - {None})
+
+
+def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
+    model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def batch_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:

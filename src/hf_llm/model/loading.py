@@ -35,7 +35,6 @@ from hf_llm.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
 from hf_llm.model.students import student_section, with_layers_of
-from hf_llm.tokenization.rendering import ends_of_answers
 
 AutoConfig.register("hf_llm", HfLlmConfig)
 AutoModel.register(HfLlmConfig, HfLlmModel)
@@ -302,19 +301,6 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the model's own end tokens, the tokenizer's end of text, and the end of a turn."""
-    own = model.generation_config.eos_token_id
-    return sorted({*(own if isinstance(own, list) else [own]), *ends_of_answers(tokenizer)} - {None})
-
-
-def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
-    model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def check_exists(path: Path | str) -> None:

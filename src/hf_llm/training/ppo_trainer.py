@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from trl.models import prepare_fsdp
 
 from hf_llm.errors import UserError
+from hf_llm.inference.generation import stop_tokens
 from hf_llm.lifecycle import say
-from hf_llm.model.loading import stop_tokens
 from hf_llm.tokenization.rendering import encode_chat
 from hf_llm.training.actor_critic import ActorCritic, answer_log_probs
 from hf_llm.training.ppo_loss import (

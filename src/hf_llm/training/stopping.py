@@ -8,9 +8,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from hf_llm.inference.generation import batch_of, load, prompt_room, usual_length
+from hf_llm.inference.generation import batch_of, load, prompt_room, stop_tokens, usual_length
 from hf_llm.lifecycle import say
-from hf_llm.model.loading import stop_tokens
 from hf_llm.monitoring.samples import weights_are_sharded
 from hf_llm.training.rows import IGNORED
 

@@ -14,9 +14,10 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, T
 
 from hf_llm.data.conversations import ConversationSource
 from hf_llm.errors import UserError
+from hf_llm.inference.generation import stop_at_end_of_turn
 from hf_llm.lifecycle import Making, say
 from hf_llm.manifest import digest_of
-from hf_llm.model.loading import check_objective, load_model, load_tokenizer, one_line, stop_at_end_of_turn
+from hf_llm.model.loading import check_objective, load_model, load_tokenizer, one_line
 from hf_llm.monitoring.reporters import reporters
 from hf_llm.recipe import Settings
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
