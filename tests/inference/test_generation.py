@@ -57,6 +57,10 @@ def test_the_end_of_a_turn_is_what_the_template_puts_there_and_a_models_own_ends
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert end > 259 and stop_tokens(model, tokenizer) == [257, end]
+    for other in (None, {"default": "x", "tools": "y"}, "{{ raise_exception('more!') }}", "{{ messages[0].content }}"):
+        tokenizer.chat_template, before = other, tokenizer.chat_template
+        assert stop_tokens(model, tokenizer) == [257, 259]
+        tokenizer.chat_template = before
     model.generation_config.eos_token_id = [257, 5]
     assert stop_at_end_of_turn(model, tokenizer).generation_config.eos_token_id == [5, 257, end]
 

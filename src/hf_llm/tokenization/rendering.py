@@ -7,6 +7,7 @@ would end the turn; here it becomes the characters it is made of.
 import re
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 if TYPE_CHECKING:
@@ -55,12 +56,16 @@ def encode_chat(
 
 
 def ends_of_answers(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """What ends an answer: the end of text, and the special token that the chat template puts behind an answer."""
-    ends = {tokenizer.eos_token_id, None if tokenizer.chat_template else tokenizer.get_vocab().get("<|im_end|>")}
-    if tokenizer.chat_template:
-        answered = [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Yes."}]
-        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        ends |= set([number for number in encode_chat(tokenizer, answered)[0] if number in special][-1:])
+    """What ends an answer: the end of text, and the special token that the chat template puts behind an answer
+    (`<|im_end|>` where there is no template of one form to ask)."""
+    ends = {tokenizer.eos_token_id}
+    answered = [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Yes."}]
+    try:
+        ids = encode_chat(tokenizer, answered)[0] if isinstance(tokenizer.chat_template, str) else []
+    except TemplateError:  # one that wants more said
+        ids = []
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends |= set([number for number in ids if number in special][-1:]) or {tokenizer.get_vocab().get("<|im_end|>")}
     return ends - {None}
 
 
