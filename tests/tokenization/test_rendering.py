@@ -139,3 +139,10 @@ def test_typed_special_tokens_do_not_move_what_is_learnt(tokenizer):
     assert [token for token in ids if token in tokenizer.all_special_ids] == tokenizer.convert_tokens_to_ids(
         ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
     )
+
+
+def test_a_key_that_a_message_has_not_is_not_there_for_the_template():
+    other = byte_tokenizer()
+    other.chat_template = "{% for m in messages %}{{ m.content }}{{ 'call' if 'tool_calls' in m }};{% endfor %}"
+    chat = [said("user", "a", tool_calls=None), said("assistant", "b", tool_calls=[call("{}")])]
+    assert other.decode(encode_chat(other, chat)[0]) == "a;bcall;"

@@ -29,6 +29,8 @@ def encode_chat(
     A template without such marks covers nothing.
     """
     specials = special_texts(tokenizer)
+    # A data set's table has every key in every message, None where it was not there; templates ask `is defined`.
+    messages = [{key: said for key, said in m.items() if said is not None or key == "content"} for m in messages]
     guarded = _guarded([messages, tools], specials)
     (text,), spans = render_jinja_template(
         conversations=[guarded[0]],
