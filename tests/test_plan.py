@@ -45,7 +45,7 @@ def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_p
     said = done.stdout
     assert "measured here on 2 of 2 layers" in said
     base, sft = (float(line.split()[1]) for line in said.splitlines() if line.split()[:1] in (["base"], ["sft"]))
-    assert base == pytest.approx(sft, abs=0.02)  # the C library is not as even as that
+    assert base == pytest.approx(sft, rel=0.1)  # the C library is not as even as that
     assert "one process" in said and "program" in said
     (kept,) = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8")).values()
     assert set(kept) == {"memory, GiB", "tokens per second", "hours"}
