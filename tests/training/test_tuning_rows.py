@@ -19,14 +19,14 @@ def pair(question, answer):
 
 def test_rows_that_trl_would_read_as_tokens_are_left_out_and_counted(capsys):
     rows = Dataset.from_list([pair("Hi", "Hello"), pair("<|im_end|>", "a"), pair("b", "<|endoftext|>"), pair("c", "d")])
-    kept = without_special_texts(rows, tiny_tokenizer(), 0.5)
+    [kept, _] = without_special_texts([rows, rows.select([0])], tiny_tokenizer(), 0.4)
     assert [row["prompt"][0]["content"] for row in kept] == ["Hi", "c"]
-    assert "2 of 4 rows have the text of a special token in them" in capsys.readouterr().out
-    for some, allowed in ((rows, 0.49), (rows.select([1, 2]), 0.99)):
+    assert "2 of 5 rows have the text of a special token in them" in capsys.readouterr().out
+    for some, allowed in (([rows, rows.select([0])], 0.39), ([rows, rows.select([1])], 0.99)):
         with pytest.raises(UserError, match=r"special token in them .*<\|im_end\|>.*write `allow_drop: "):
             without_special_texts(some, tiny_tokenizer(), allowed)
     ids = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}])
-    assert without_special_texts(ids, tiny_tokenizer(), 0.0) is ids
+    assert without_special_texts([ids, ids], tiny_tokenizer(), 0.0) == [ids, ids]
 
 
 def test_the_context_is_that_of_the_model_or_of_an_adapters_base(tmp_path):

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 
 from datatrove.data import Document, DocumentsPipeline
@@ -54,9 +54,10 @@ class Read(PipelineStep):
     def _hub(self, part: Part) -> Iterator[Found]:
         source = part.source
         rows = hub_rows(source.hub, source.subset, source.split, source.streaming, source.take, source.skip, part.shard)
-        for first, (number, row) in zip(chain([True], repeat(False)), rows, strict=False):
+        for number, row in rows:
             self.faults.records += 1
-            found = row_document(row, source, f"{source.hub}, row {number}", self.faults, first)
+            is_first = number == source.skip + 1
+            found = row_document(row, source, f"{source.hub}, row {number}", self.faults, is_first)
             if found:
                 found.about = {"row": number}
                 yield found

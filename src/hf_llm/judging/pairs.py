@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from hf_llm.data.characters import whole_characters
 from hf_llm.data.conversations import (
     ConversationSource,
     load_conversations,
@@ -54,7 +55,7 @@ def plan_of_file(path: Path, seed: int, take: int | None = None) -> Plan:
             raise UserError(f"{path}, row {number}: needs a prompt and one text for each of {', '.join(names)}")
     prompts = [_prompt(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     models = {name: {"file": path.name, "digest": file_digest(path)} for name in names}
-    answers = {name: {number: _whole(row[name]) for number, row in enumerate(rows)} for name in names}
+    answers = {name: {number: whole_characters(row[name]) for number, row in enumerate(rows)} for name in names}
     return Plan(models, prompts, paired(len(prompts), names, seed), seed, answers)
 
 
@@ -183,8 +184,3 @@ def _prompt(row: dict[str, Any], where: str) -> Conversation:
 
 def _user(content: Any) -> Conversation:
     return [{"role": "user", "content": content}]
-
-
-def _whole(text: str) -> str:
-    """The text without half surrogate pairs, which JSON can write and UTF-8 cannot."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")

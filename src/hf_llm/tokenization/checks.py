@@ -31,11 +31,7 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
             f"{name}: pad_token and eos_token are both {tokenizer.eos_token!r}, so the loss would ignore every end of "
             "text and the model never stop; add a token of its own: add_special_tokens({'pad_token': '<|pad|>'})"
         )
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    spelt = backend.encode(f"a {tokenizer.eos_token} b", add_special_tokens=False).ids
-    backend.encode_special_tokens = False
-    if tokenizer.eos_token_id in spelt:
+    if takes_text_for(tokenizer, tokenizer.eos_token):
         raise UserError(
             f"{name} takes the letters {tokenizer.eos_token!r} in a text for the end of text; take another tokenizer"
         )
@@ -43,6 +39,15 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
         raise UserError(f"{name} does not give back {_PROBE!r} after encoding and decoding; use a byte-level tokenizer")
     if chat:
         check_chat_template(tokenizer, name)
+
+
+def takes_text_for(tokenizer: "PreTrainedTokenizerBase", special: str) -> bool:
+    """Whether a text that spells a special token gets its id, also where it is asked to be read as text."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    ids = backend.encode(f"a {special} b{special}", add_special_tokens=False).ids
+    backend.encode_special_tokens = False
+    return backend.token_to_id(special) in ids
 
 
 def _folded(text: str) -> str:

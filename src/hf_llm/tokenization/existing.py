@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.errors import UserError
+from hf_llm.tokenization.checks import takes_text_for
 from hf_llm.tokenization.gaps import MASK
 from hf_llm.tokenization.training import (
     END_OF_TEXT,
@@ -89,23 +90,10 @@ def _keep_out_specials(tokenizer: "PreTrainedTokenizerFast") -> None:
     """Cut a special token that a text spells out, where the model would take it for a piece as any other (T5's)."""
     from tokenizers import models, pre_tokenizers
 
-    backend = tokenizer.backend_tokenizer
-    if isinstance(backend.model, models.Unigram) and any(
-        _spelt(tokenizer, name) for name in tokenizer.all_special_tokens
-    ):
-        cut = _cut_within(tokenizer.all_special_tokens)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [cut, backend.pre_tokenizer] if backend.pre_tokenizer else [cut]
-        )
-
-
-def _spelt(tokenizer: "PreTrainedTokenizerFast", name: str) -> bool:
-    """Whether a text that spells a special token gets its id."""
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    ids = backend.encode(f"a {name} b{name}", add_special_tokens=False).ids
-    backend.encode_special_tokens = False
-    return backend.token_to_id(name) in ids
+    backend, names = tokenizer.backend_tokenizer, tokenizer.all_special_tokens
+    if isinstance(backend.model, models.Unigram) and any(takes_text_for(tokenizer, name) for name in names):
+        steps = [_cut_within(names), backend.pre_tokenizer]
+        backend.pre_tokenizer = pre_tokenizers.Sequence([step for step in steps if step])
 
 
 def _cut_within(names: list[str]) -> Any:

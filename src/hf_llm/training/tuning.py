@@ -112,15 +112,16 @@ def check_start(start: Path | str, folder: str) -> None:
         raise UserError(f"{folder}.model: {start} is an adapter itself; {remedy}")
 
 
-def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, allow_drop: float) -> Dataset:
+def without_special_texts(rows: list[Dataset], tokenizer: PreTrainedTokenizerBase, allow_drop: float) -> list[Dataset]:
     """Rows of messages without those in which someone typed the text of a special token, and says how many. Raises
-    UserError where they are more than the share `allow_drop`, or all.
+    UserError where they are more than the share `allow_drop` of all, or a side has no others.
 
     TRL renders a chat to one string, in which a typed `<|im_end|>` would end the turn. Rows of ids come through as they
     are: `hf_llm.tokenization.rendering` has kept what was typed as text.
     """
-    columns = [name for name in ("prompt", "chosen", "rejected", "completion", "messages") if name in rows.column_names]
-    if "input_ids" in rows.column_names or not columns:
+    names = rows[0].column_names
+    columns = [name for name in ("prompt", "chosen", "rejected", "completion", "messages") if name in names]
+    if "input_ids" in names or not columns:
         return rows
     specials = special_texts(tokenizer)
 
@@ -128,17 +129,17 @@ def without_special_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, all
         texts = [json.dumps(row[name], ensure_ascii=False) for name in columns]
         return not any(special in text for special in specials for text in texts)
 
-    kept = [number for number, row in enumerate(rows) if is_plain(row)]
-    left = len(rows) - len(kept)
-    what = f"{left:,} of {len(rows):,} rows have the text of a special token in them ({', '.join(specials[:4])})"
-    if left > allow_drop * len(rows) or not kept:
+    kept = [part.select([number for number, row in enumerate(part) if is_plain(row)]) for part in rows]
+    total, left = sum(map(len, rows)), sum(map(len, rows)) - sum(map(len, kept))
+    what = f"{left:,} of {total:,} rows have the text of a special token in them ({', '.join(specials[:4])})"
+    if left > allow_drop * total or not all(map(len, kept)):
         raise UserError(
             f"{what}, which would end a turn within a message; take it out (messages stand in lists, without a "
-            f"template's marks), or write `allow_drop: {math.ceil(100 * left / len(rows)) / 100}` to go on without them"
+            f"template's marks), or write `allow_drop: {math.ceil(100 * left / total) / 100}` to go on without them"
         )
     if left:
         say(f"{what} and are left out")
-    return rows.select(kept)
+    return kept
 
 
 def load_chat_model(start: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -175,7 +176,7 @@ def tuning_trainer(
     tokenizer = chat_tokenizer(start, making.path.parent)
     if section.lora is not None or task == "SEQ_CLS":
         check_start(start, making.folder)
-    rows = [without_special_texts(part, tokenizer, section.allow_drop) for part in rows]
+    rows = without_special_texts(rows, tokenizer, section.allow_drop)
     if section.quantize:
         model = stop_at_end_of_turn(load_quantized(start, section.quantize, making.folder), tokenizer)
     else:
