@@ -19,15 +19,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_llm.reward
-from hf_llm.data.conversations import load_preferences
-from hf_llm.inference.generation import stop_tokens
-from hf_llm.judging.statistics import bootstrap, wilson
-from hf_llm.lifecycle import GENERATORS, Run
-from hf_llm.manifest import read_manifest
-from hf_llm.model.loading import load_model, load_tokenizer
-from hf_llm.recipe import load_recipe
-from hf_llm.tokenization.rendering import encode_chat
-from hf_llm.training.rewards import Conversation, RewardModel
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import load_recipe
+from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.human_eval.preference_statistics import bootstrap, wilson
+from hf_llm.inference.generate import stop_tokens
+from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.pipeline.run import GENERATORS, Run
+from hf_llm.posttraining.reward_functions import Conversation, RewardModel
+from hf_llm.tokenization.chat_encoding import encode_chat
 
 RECIPE = "recipes/examples/alignment.yaml"
 BATCH = 32  # answers at once

@@ -26,21 +26,21 @@ import numpy
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from hf_llm.data import words
-from hf_llm.data.filters import classifier
-from hf_llm.data.filters.adult import Adult
-from hf_llm.data.filters.c4 import C4
-from hf_llm.data.filters.classifier import Classifier
-from hf_llm.data.filters.fineweb import FineWeb
-from hf_llm.data.filters.gopher_quality import GopherQuality
-from hf_llm.data.filters.gopher_repetition import GopherRepetition
-from hf_llm.data.filters.language import Language
-from hf_llm.data.filters.learning import held_out
-from hf_llm.data.filters.perplexity import Perplexity
-from hf_llm.data.filters.spam import Spam
-from hf_llm.data.normalise import Normalise, normalised
-from hf_llm.data.redaction import Redaction
-from hf_llm.data.rules import Rules
+from hf_llm.data.corpus import word_tokenizer
+from hf_llm.data.corpus.filter_pipeline import Rules
+from hf_llm.data.corpus.filters import classifier
+from hf_llm.data.corpus.filters.adult import Adult
+from hf_llm.data.corpus.filters.c4 import C4
+from hf_llm.data.corpus.filters.classifier import Classifier
+from hf_llm.data.corpus.filters.fineweb import FineWeb
+from hf_llm.data.corpus.filters.gopher_quality import GopherQuality
+from hf_llm.data.corpus.filters.gopher_repetition import GopherRepetition
+from hf_llm.data.corpus.filters.language import Language
+from hf_llm.data.corpus.filters.perplexity import Perplexity
+from hf_llm.data.corpus.filters.spam import Spam
+from hf_llm.data.corpus.filters.trained_filter import held_out
+from hf_llm.data.corpus.normalize import Normalise, normalised
+from hf_llm.data.corpus.pii import Redaction
 
 DATA = Path(os.environ["HF_LLM_DATA"])
 ROUNDS = 3
@@ -117,7 +117,7 @@ def timed(steps: list[PipelineStep], texts: list[str]) -> tuple[float, list[floa
     """Seconds in all, and in each step."""
     from datatrove.utils.text import split_into_parts
 
-    words._chunks.cache_clear()
+    word_tokenizer._chunks.cache_clear()
     split_into_parts.cache_clear()
     start = time.perf_counter()
     survivors(steps, texts)

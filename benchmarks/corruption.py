@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast, default_data_collator
 
-from hf_llm.data.corruption import CorruptedSpans, CorruptedWindows, MaskedTokens
+from hf_llm.data.tokens.corruption import CorruptedSpans, CorruptedWindows, MaskedTokens
 
 VOCABULARY, SPECIALS, LENGTH, WINDOWS, BATCH, ROUNDS = 32000, 120, 512, 256, 16, 9
 

@@ -27,10 +27,10 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 
-from hf_llm.data.deduplication.minhash import NearDuplicates, representatives, signatures
-from hf_llm.data.deduplication.shingles import shingles, word_spans
-from hf_llm.data.deduplication.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
-from hf_llm.data.filters.decontamination import Decontaminate, EvaluationSet, evaluation_sets
+from hf_llm.data.corpus.dedup.minhash import NearDuplicates, representatives, signatures
+from hf_llm.data.corpus.dedup.shingles import shingles, word_spans
+from hf_llm.data.corpus.dedup.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
+from hf_llm.data.corpus.filters.decontamination import Decontaminate, EvaluationSet, evaluation_sets
 
 ROUNDS = 5
 SETTINGS = NearDuplicates()

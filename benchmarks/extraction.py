@@ -31,10 +31,10 @@ from resiliparse.extract.html2text import extract_plain_text
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from hf_llm.data.faults import Faults
-from hf_llm.data.readers import mediawiki, warc
-from hf_llm.data.readers.html import decoded, text_of
-from hf_llm.data.readers.wikitext import prose
+from hf_llm.data.corpus.readers import mediawiki, warc
+from hf_llm.data.corpus.readers.html import decoded, text_of
+from hf_llm.data.corpus.readers.wiki_markup import prose
+from hf_llm.data.files.read_errors import Faults
 
 DATA = Path(os.environ["HF_LLM_DATA"])
 ROUNDS = 3

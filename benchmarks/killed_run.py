@@ -26,8 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from hf_llm.manifest import file_digest
-from hf_llm.training.status import HEARTBEAT_SECONDS, read_status
+from hf_llm.core.manifest import file_digest
+from hf_llm.pipeline.status import HEARTBEAT_SECONDS, read_status
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-3  # of the losses of two processes

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
-from hf_llm.data.filters.language import FASTTEXT_LANGUAGES, identify
+from hf_llm.data.corpus.filters.language import FASTTEXT_LANGUAGES, identify
 
 DATA = Path(os.environ["HF_LLM_DATA"], "langid")
 Identify = Callable[[list[str]], list[tuple[str, float]]]

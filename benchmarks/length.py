@@ -16,9 +16,9 @@ from pydoc_data.topics import topics
 
 import torch
 
+from hf_llm.hardware.runtime import device_type
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.training.device import device_type
 
 TRAINED, LONGEST = 128, 512
 SCALED = {"rope_theta": 10000.0, "factor": 4.0}

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_llm.data.windows import TokenWindows
-from hf_llm.model.loading import load_model
+from hf_llm.data.tokens.token_dataset import TokenWindows
+from hf_llm.model.load import load_model
 
 SHORT, LONG, TOKENS_PER_STEP = 256, 1024, 4096
 SPANS = ((0, SHORT), (SHORT, 2 * SHORT), (2 * SHORT, LONG))

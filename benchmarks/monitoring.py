@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.monitoring.watch import watch
+from hf_llm.monitoring.attach import watch
 
 WARM_UP = 10
 

@@ -22,9 +22,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+from hf_llm.training.fault_tolerance.checkpoint_callback import parts_of
 from hf_llm.training.optimizers import arguments_of
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
-from hf_llm.training.saves import parts_of
 
 CONTEXT, ROWS = 128, 16
 

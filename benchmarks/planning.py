@@ -54,8 +54,8 @@ def prepare(spec: dict[str, Any], folder: str) -> tuple[Any, Any]:
     import torch
     from transformers import TrainingArguments
 
-    from hf_llm.model.loading import config_class
-    from hf_llm.training.device import use_all_cores
+    from hf_llm.hardware.runtime import use_all_cores
+    from hf_llm.model.load import config_class
 
     if spec.get("clock") == "processor":
         torch.set_num_threads(1)
@@ -87,7 +87,7 @@ def predict(spec: dict[str, Any], folder: str) -> dict[str, float]:
     import torch
 
     from hf_llm.planning.memory import on_this_cpu
-    from hf_llm.planning.prospect import model_of
+    from hf_llm.planning.memory_estimate import model_of
     from hf_llm.planning.speed import measured
 
     config, arguments = prepare(spec, folder)
@@ -106,8 +106,8 @@ def measure(spec: dict[str, Any], folder: str) -> dict[str, float]:
     import torch
     from transformers import Trainer, TrainerCallback
 
-    from hf_llm.planning.prospect import model_of
-    from hf_llm.training.device import keep_freed_memory
+    from hf_llm.hardware.runtime import keep_freed_memory
+    from hf_llm.planning.memory_estimate import model_of
 
     keep_freed_memory()
     config, arguments = prepare(spec, folder)

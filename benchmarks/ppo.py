@@ -102,8 +102,8 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     """Train with our trainer: mean reward of the last rollouts, answer tokens and seconds."""
     from datasets import Dataset
 
-    from hf_llm.training.device import keep_freed_memory
-    from hf_llm.training.ppo_trainer import PPOConfig, PPOTrainer
+    from hf_llm.hardware.runtime import keep_freed_memory
+    from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
 
     keep_freed_memory()
     tokenizer, wanted, made = tokenizer_of(options.vocab_size), first_wanted(options.vocab_size), []

@@ -29,9 +29,9 @@ WAYS = {  # name -> whether it is ours, and training arguments
 
 def write_pairs(options: argparse.Namespace, folder: Path) -> None:
     """So many pairs of hh_rlhf as `--pairs` asks for, all of which fit the context."""
-    from hf_llm.data.conversations import ConversationSource, load_preferences
-    from hf_llm.model.loading import load_tokenizer
-    from hf_llm.tokenization.rendering import encode_chat
+    from hf_llm.data.chat.loaders import ConversationSource, load_preferences
+    from hf_llm.model.load import load_tokenizer
+    from hf_llm.tokenization.chat_encoding import encode_chat
 
     source = ConversationSource(license="mit", path=f"{os.environ['HF_LLM_DATA']}/hh_rlhf")
     rows, _, _ = load_preferences([source], 0.0, 1)
@@ -65,11 +65,11 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     """What hf_llm.dpo makes of its section."""
     from trl import DPOConfig
 
-    from hf_llm.data.conversations import ConversationSource, load_preferences
+    from hf_llm.data.chat.loaders import ConversationSource, load_preferences
     from hf_llm.dpo import PreferenceTuning
-    from hf_llm.lifecycle import Making
-    from hf_llm.training.preferences import PairTrainer, fitting
-    from hf_llm.training.tuning import chat_tokenizer, tuning_trainer
+    from hf_llm.pipeline.run import Making
+    from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
+    from hf_llm.posttraining.trainers import PairTrainer, fitting
 
     source = ConversationSource(license="mit", path=str(folder / "pairs.jsonl"))
     section = PreferenceTuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})

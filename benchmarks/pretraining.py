@@ -42,9 +42,9 @@ def one_round(options: argparse.Namespace) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+    from hf_llm.hardware.runtime import device_type, keep_freed_memory, use_all_cores
     from hf_llm.model.configuration_hf_llm import HfLlmConfig
     from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-    from hf_llm.training.device import device_type, keep_freed_memory, use_all_cores
 
     device = device_type()
     if device == "cpu":
@@ -101,7 +101,7 @@ def one_round(options: argparse.Namespace) -> None:
 
 def bf16_here() -> bool:
     """Whether the device has units for it."""
-    from hf_llm.training.device import device_type, has_bf16
+    from hf_llm.hardware.runtime import device_type, has_bf16
 
     return has_bf16(device_type())
 

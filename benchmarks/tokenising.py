@@ -38,7 +38,7 @@ def write_corpus(folder: Path, work: Path, size: int) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+    from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 
     whole = [path.read_text("utf-8", errors="replace") for path in sorted(folder.rglob("*")) if path.is_file()]
     texts = [text[i : i + 3000] for text in whole for i in range(0, len(text), 3000)]
@@ -93,7 +93,7 @@ def ours(tokenizer, path: Path, work: Path) -> tuple[float, float]:
     import numpy as np
     import pyarrow.parquet  # noqa: F401  imported before the clock starts
 
-    from hf_llm.data.shards import read_documents, tokenized, write_shards
+    from hf_llm.data.tokens.token_shards import read_documents, tokenized, write_shards
 
     start, before = time.perf_counter(), cpu_seconds()
     batches = tokenized(read_documents(path), tokenizer, tokenizer.token_to_id("<|endoftext|>"), np.dtype(np.uint16))

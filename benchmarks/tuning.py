@@ -53,10 +53,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from hf_llm.data.conversations import ConversationSource, load_conversations
+    from hf_llm.data.chat.loaders import ConversationSource, load_conversations
     from hf_llm.model.configuration_hf_llm import HfLlmConfig
     from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-    from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+    from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 
     source = ConversationSource(license="cc-by-nc-4.0", path=f"{os.environ['HF_LLM_DATA']}/alpaca/alpaca_5k.json")
     rows, _, _ = load_conversations([source], 0.0, 1)
@@ -107,12 +107,12 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     """What hf_llm.sft makes of its section."""
     from trl import SFTConfig, SFTTrainer
 
-    from hf_llm.data.conversations import ConversationSource
-    from hf_llm.lifecycle import Making
+    from hf_llm.data.chat.loaders import ConversationSource
+    from hf_llm.pipeline.run import Making
+    from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
+    from hf_llm.posttraining.sft_dataset import supervised_rows
+    from hf_llm.posttraining.sft_trainer import ChatTrainer
     from hf_llm.sft import Finetuning
-    from hf_llm.training.chat_trainer import ChatTrainer
-    from hf_llm.training.rows import supervised_rows
-    from hf_llm.training.tuning import chat_tokenizer, tuning_trainer
 
     source = ConversationSource(license="cc-by-nc-4.0", path=str(folder / "rows.jsonl"))
     section = Finetuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})

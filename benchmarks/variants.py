@@ -106,7 +106,7 @@ def fitted(variant: str, options: argparse.Namespace):
     import torch
 
     from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-    from hf_llm.model.printout import flops_per_token
+    from hf_llm.model.summary import flops_per_token
 
     def arithmetic(config) -> int:
         with torch.device("meta"):
@@ -121,7 +121,7 @@ def prepare(options: argparse.Namespace):
     """The text to learn from and the text held out, as bytes."""
     import torch
 
-    from hf_llm.training.device import device_type, keep_freed_memory, use_all_cores
+    from hf_llm.hardware.runtime import device_type, keep_freed_memory, use_all_cores
 
     if device_type() == "cpu":
         use_all_cores()
@@ -168,8 +168,8 @@ class Run:
     def __init__(self, variant: str, seed: int, text, options: argparse.Namespace):
         import torch
 
+        from hf_llm.hardware.runtime import device_type
         from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-        from hf_llm.training.device import device_type
         from hf_llm.training.muon import Muon, matrices_of
 
         self.text, self.options = text, options

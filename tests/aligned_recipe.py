@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 from safetensors.torch import load_file
-from tiny_recipe import ROOT
 
-from hf_llm.recipe import parse_yaml
+from hf_llm.core.recipe import parse_yaml
+from tests.tiny_recipe import ROOT
 
 TRAINING = {"logging_steps": 1, "save_steps": 2, "report_to": "none", "learning_rate": 1e-2, "bf16": False}
 PAIRS = {"data": [{"path": "preferences.jsonl", "license": "mit"}], "evaluation_share": 0.1}

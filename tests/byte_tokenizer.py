@@ -5,7 +5,7 @@ import json
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 
 TEXTS = [
     "Some sentences about ordinary things, enough of them to find a few pairs of letters that stand together often.",

@@ -3,7 +3,8 @@
 import importlib
 
 import pytest
-from tiny_recipe import prepare, run_module, write_inputs
+
+from tests.tiny_recipe import prepare, run_module, write_inputs
 
 
 @pytest.fixture(scope="session")

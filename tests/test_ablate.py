@@ -12,15 +12,15 @@ from statistics import fmean
 
 import pytest
 import torch
-from page_structure import Structure
-from tiny_models import tiny_model
-from tiny_recipe import run_module, write_inputs
 from transformers import Trainer, TrainingArguments
 
 from hf_llm import ablate
-from hf_llm.experiments.statistics import mean_interval
-from hf_llm.manifest import read_manifest
-from hf_llm.recipe import parse_yaml
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import parse_yaml
+from hf_llm.experiments.seed_statistics import mean_interval
+from tests.page_structure import Structure
+from tests.tiny_models import tiny_model
+from tests.tiny_recipe import run_module, write_inputs
 
 STEPS = ("--pretrain.training.max_steps=6", "--pretrain.training.save_steps=2", "--pretrain.training.eval_steps=3")
 VARY = ("tiny.yaml", "--vary=model.positions=rope,learned", "--seeds=2", *STEPS)

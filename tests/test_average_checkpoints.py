@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_llm.average_checkpoints import average_checkpoints, describe, main
-from hf_llm.errors import UserError
-from hf_llm.manifest import read_manifest, write_json
-from hf_llm.training.checkpoints import seal
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import read_manifest, write_json
+from hf_llm.training.fault_tolerance.checkpoints import seal
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def checkpoint(folder, step, model):

@@ -1,8 +1,8 @@
 import pytest
-from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 from hf_llm.chat import main
-from hf_llm.inference.generation import reply
+from hf_llm.inference.generate import reply
+from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
 def type_lines(monkeypatch, *lines: str) -> None:

@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from tiny_recipe import run_module, write_inputs
 
 from hf_llm import doctor
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import STAGES, Run
-from hf_llm.manifest import read_manifest
-from hf_llm.planning.devices import Device, device_named, this_machine
-from hf_llm.planning.environment import Finding
-from hf_llm.planning.rates import Bound, Rate
-from hf_llm.recipe import load_recipe, parse_yaml
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import load_recipe, parse_yaml
+from hf_llm.hardware.devices import Device, device_named, this_machine
+from hf_llm.hardware.environment_checks import Finding
+from hf_llm.hardware.microbenchmarks import Bound, Rate
+from hf_llm.pipeline.run import STAGES, Run
+from tests.tiny_recipe import run_module, write_inputs
 
 
 @pytest.fixture(autouse=True)

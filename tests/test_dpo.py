@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from aligned_recipe import Ended, chat_model, facts, history, run_stage, same_weights
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig
 
-from hf_llm.data.conversations import ConversationSource, load_preferences
+from hf_llm.data.chat.loaders import ConversationSource, load_preferences
 from hf_llm.dpo import LOSSES
-from hf_llm.model.loading import load_model, load_tokenizer
-from hf_llm.tokenization.rendering import encode_chat
-from hf_llm.training.preferences import PairTrainer
+from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.posttraining.trainers import PairTrainer
+from hf_llm.tokenization.chat_encoding import encode_chat
+from tests.aligned_recipe import Ended, chat_model, facts, history, run_stage, same_weights
 
 BETA = 0.3
 

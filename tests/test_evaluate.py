@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_llm import evaluate
-from hf_llm.data.shards import Documents, dtype_for, tokenized, write_shards
-from hf_llm.manifest import read_manifest, write_json, write_manifest
-from hf_llm.model.loading import load_model
+from hf_llm.core.manifest import read_manifest, write_json, write_manifest
+from hf_llm.data.tokens.token_shards import Documents, dtype_for, tokenized, write_shards
+from hf_llm.model.load import load_model
 
 RECIPE = """
 name: tiny

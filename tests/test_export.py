@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
-from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
-from variants import EXPERTS, GPT2, VARIANTS
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.export import check_equal, export, main
+from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+from tests.variants import EXPERTS, GPT2, VARIANTS
 
 
 @pytest.fixture

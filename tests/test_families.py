@@ -11,14 +11,14 @@ import time
 import pytest
 import torch
 import yaml
-from tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline, set_seed
 
-from hf_llm.errors import UserError
-from hf_llm.manifest import file_digest, read_manifest
-from hf_llm.model.loading import load_tokenizer, new_model
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import file_digest, read_manifest
+from hf_llm.model.load import load_tokenizer, new_model
+from hf_llm.posttraining.build_trainer import context_length
 from hf_llm.run import check
-from hf_llm.training.tuning import context_length
+from tests.tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA", "")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,10 +1,10 @@
 import io
 
 import pytest
-from tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 from hf_llm.generate import main
-from hf_llm.inference.generation import complete
+from hf_llm.inference.generate import complete
+from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

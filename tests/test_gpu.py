@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny_recipe import run_module
+
+from tests.tiny_recipe import run_module
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

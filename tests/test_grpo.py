@@ -6,8 +6,9 @@ import shutil
 import textwrap
 
 import pytest
-from aligned_recipe import chat_model, facts, history, run_stage, same_weights
-from tiny_recipe import ROOT, launch
+
+from tests.aligned_recipe import chat_model, facts, history, run_stage, same_weights
+from tests.tiny_recipe import ROOT, launch
 
 REWARDS = """
 def fox(completions, **columns):

@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from chromium import wait_for
-from tiny_recipe import run_module
 
-from hf_llm.data.conversations import ConversationSource, load_preferences
+from hf_llm.data.chat.loaders import ConversationSource, load_preferences
+from hf_llm.human_eval.answers import Background, make_answers
+from hf_llm.human_eval.votes import Votes
 from hf_llm.judge import main, usual_place
-from hf_llm.judging.answers import Background, make_answers
-from hf_llm.judging.votes import Votes
+from tests.human_eval.chromium import wait_for
+from tests.tiny_recipe import run_module
 
 MODELS = ("runs/tiny/sft", "runs/tiny/dpo")
 SHORT = ("--max-new-tokens", "12", "--take", "12")
@@ -301,7 +301,7 @@ def test_votes_lie_beside_the_run(tmp_path):
 
 @pytest.mark.skipif(not DATA, reason="HF_LLM_DATA names no folder of real data")
 def test_prompts_come_from_real_instruction_data(run, capsys):
-    from hf_llm.judging.pairs import prompts_of_file
+    from hf_llm.human_eval.comparison_plan import prompts_of_file
 
     prompts = prompts_of_file(Path(DATA) / "alpaca/alpaca_5k.json", 50)
     assert len(prompts) == 50

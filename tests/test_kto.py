@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from aligned_recipe import chat_model, facts, history, run_stage, same_weights
 from safetensors.torch import load_file
-from tiny_recipe import launch
+
+from tests.aligned_recipe import chat_model, facts, history, run_stage, same_weights
+from tests.tiny_recipe import launch
 
 
 @pytest.fixture

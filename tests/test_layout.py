@@ -1,4 +1,4 @@
-"""The arrows between the rooms: who may import whom (docs/layout.md)."""
+"""The rooms of the package and the order they import in (docs/layout.md)."""
 
 import ast
 import subprocess
@@ -8,41 +8,86 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "hf_llm"
-CORE = {"errors", "recipe", "manifest", "lifecycle"}
-ROOMS = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-LEAVES = {"data", "tokenization", "model"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+
+# A room imports only from itself and from rooms before it in this list.
+ROOMS = [
+    "core", "hardware", "pipeline", "tokenization", "data.files", "data.tokens", "data.corpus", "data.chat", "model",
+    "inference", "evaluation", "reporting", "parallel", "monitoring", "training", "posttraining", "planning",
+    "experiments", "human_eval",
+]  # fmt: skip
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module, None for a stage: `hf_llm.data.corpus.build` stands in `data.corpus`."""
+    _, *folders, _ = module.split(".")
+    return ".".join(folders[: 2 if folders[0] == "data" else 1]) if folders else None
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports anywhere, relative ones written out."""
-    found = set()
+    """Every module a file imports anywhere, within functions too, relative ones written out."""
+    imported = set()
     package = ["hf_llm", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
-            found.add(start if node.level else node.module)
-    return found
+            base = start if node.level else node.module
+            for alias in node.names:
+                imported.add(f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base)
+    return imported
 
 
-def neighbours(path: Path) -> set[str]:
-    """The parts of hf_llm (a room, or a module at the top) that a file imports."""
-    return {name.split(".")[1] for name in imports(path) if name.startswith("hf_llm.")}
+def imported_rooms(path: Path) -> set[str | None]:
+    """The rooms a file imports from; None among them where it imports a stage."""
+    return {room_of(module) for module in imports(path) & MODULES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_arrows_point_down(path):
-    place = path.relative_to(PACKAGE).parts
-    room = place[0] if len(place) > 1 else None
-    if room in LEAVES:
-        allowed = {room, "errors"}
-    elif place[0] == "errors.py":
-        allowed = set()
-    else:
-        allowed = ROOMS | CORE
-    assert neighbours(path) <= allowed
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if room_of(name_of(p)) and p.stem != "__init__"],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_a_room_imports_only_from_rooms_before_it(path):
+    room = room_of(name_of(path))
+    assert room in ROOMS
+    later = {other for other in imported_rooms(path) if other is None or ROOMS.index(other) > ROOMS.index(room)}
+    if str(path.relative_to(PACKAGE)) in ("core/distributed.py", "core/recipe.py", "training/train_and_save.py"):
+        pytest.xfail("these arrows are cut next")
+    assert later == set()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.name)
+def test_a_stage_imports_no_other_stage(path):
+    assert None not in imported_rooms(path)
+
+
+@pytest.mark.xfail(reason="two circles of data.corpus are cut next")
+def test_no_file_imports_itself_through_others():
+    graph = {name_of(path): imports(path) & MODULES for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail[trail.index(module) :], module))
+        if module in done:
+            return
+        for other in sorted(graph[module] - {module}):
+            visit(other, (*trail, module))
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+def test_a_folder_holds_about_twenty_files_at_most():
+    folders = {path.parent for path in FILES} - {PACKAGE}
+    assert not {str(folder): n for folder in folders if (n := len(list(folder.glob("*.py")))) > 22}
 
 
 def travelling() -> list[str]:
@@ -60,7 +105,7 @@ def test_what_travels_with_the_weights_needs_only_torch_and_transformers(name):
     standard = set(sys.stdlib_module_names)
     roots = {module.split(".")[0] for module in imports(PACKAGE / "model" / name)} - standard
     assert roots <= {"torch", "transformers", "huggingface_hub", "hf_llm"}
-    assert neighbours(PACKAGE / "model" / name) <= {"model"}
+    assert imported_rooms(PACKAGE / "model" / name) <= {"model"}
 
 
 def test_importing_the_package_is_instant():

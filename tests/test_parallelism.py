@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_model
-from tiny_recipe import ROOT, launch, launch_command, losses, prepare
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from hf_llm.errors import UserError
-from hf_llm.manifest import file_digest
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import file_digest
+from hf_llm.parallel.layout import Layout, check_layout, launched_layout
 from hf_llm.training.arguments import batch
-from hf_llm.training.model_parallel import check_divides
-from hf_llm.training.parallelism import Layout, check_layout, launched_layout
+from hf_llm.training.tensor_pipeline_trainer import check_divides
+from tests.tiny_models import tiny_model
+from tests.tiny_recipe import ROOT, launch, launch_command, losses, prepare
 
 SHARDS = "--parallelism_config_dp_shard_size={}".format
 REPLICAS = "--parallelism_config_dp_replicate_size={}".format

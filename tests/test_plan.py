@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
-from tiny_recipe import run_module, write_inputs
 
 from hf_llm import plan
-from hf_llm.manifest import write_json, write_manifest
-from hf_llm.planning.devices import device_named
+from hf_llm.core.manifest import write_json, write_manifest
+from hf_llm.core.recipe import load_recipe
+from hf_llm.hardware.devices import device_named
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
-from hf_llm.planning.prospect import Job, Row
-from hf_llm.planning.score import PLAN, keep, score
+from hf_llm.planning.memory_estimate import Job, Row
 from hf_llm.pretrain import Recipe
-from hf_llm.recipe import load_recipe
+from hf_llm.reporting.plan_accuracy import PLAN, keep, score
+from tests.tiny_models import tiny_config
+from tests.tiny_recipe import run_module, write_inputs
 
 
 @pytest.fixture

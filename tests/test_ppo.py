@@ -5,14 +5,14 @@ import math
 
 import pytest
 from safetensors.torch import load_file
-from test_reward import SECTION as REWARD
-from test_reward import from_life
-from tiny_recipe import launch, run_module
 
-from hf_llm.errors import UserError
-from hf_llm.model.loading import load_model
+from hf_llm.core.errors import UserError
+from hf_llm.core.recipe import load_recipe
+from hf_llm.model.load import load_model
 from hf_llm.ppo import Recipe
-from hf_llm.recipe import load_recipe
+from tests.test_reward import SECTION as REWARD
+from tests.test_reward import from_life
+from tests.tiny_recipe import launch, run_module
 
 TRAINING = (
     "max_steps: 6, num_ppo_epochs: 2, num_mini_batches: 2, per_device_train_batch_size: 4, max_completion_length: 12, "

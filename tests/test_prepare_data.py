@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from hf_llm.manifest import file_digests, read_manifest
+from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.prepare_data import main
 
-KILLING = Path(__file__).parent / "data" / "killing.py"
+KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
 
 
 @pytest.fixture(autouse=True)
 def inside(tiny_inputs, monkeypatch):
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
     return tiny_inputs
 
 

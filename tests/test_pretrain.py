@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from tiny_recipe import launch, losses, run_module
 
-from hf_llm.manifest import file_digest
+from hf_llm.core.manifest import file_digest
+from tests.tiny_recipe import launch, losses, run_module
 
 
 def test_what_is_missing_is_made_first(tiny_inputs):

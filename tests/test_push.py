@@ -6,8 +6,9 @@ import sys
 import textwrap
 
 import pytest
-from stand_in_hub import running_hub
-from tiny_recipe import run_module
+
+from tests.stand_in_hub import running_hub
+from tests.tiny_recipe import run_module
 
 TOKEN = "hf_" + "x" * 34
 

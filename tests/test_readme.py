@@ -12,8 +12,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from hf_llm.lifecycle import STAGES, Run
-from hf_llm.recipe import load_recipe
+from hf_llm.core.recipe import load_recipe
+from hf_llm.pipeline.run import STAGES, Run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_recipe import run_module
 
-from hf_llm.manifest import read_manifest
-from hf_llm.recipe import parse_yaml
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import parse_yaml
+from tests.tiny_recipe import run_module
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "quickstart.yaml"

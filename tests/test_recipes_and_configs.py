@@ -10,9 +10,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import STAGES, Run
-from hf_llm.recipe import load_recipe
+from hf_llm.core.errors import UserError
+from hf_llm.core.recipe import load_recipe
+from hf_llm.pipeline.run import STAGES, Run
 from hf_llm.training.arguments import check_deepspeed_config
 
 ROOT = Path(__file__).parent.parent

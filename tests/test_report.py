@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_llm import report
-from hf_llm.manifest import read_manifest, write_manifest
+from hf_llm.core.manifest import read_manifest, write_manifest
 
 RECIPE = "name: tiny\nsft: {data: []}\n"
 

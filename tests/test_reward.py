@@ -14,13 +14,13 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_recipe import PREPARED, launch, prepare, run_module
 from transformers import AutoModelForSequenceClassification
 
-from hf_llm.errors import UserError
-from hf_llm.model.loading import load_tokenizer
+from hf_llm.core.errors import UserError
+from hf_llm.model.load import load_tokenizer
+from hf_llm.posttraining.reward_functions import RewardModel, load_reward_model, reward_functions
 from hf_llm.reward import encoded, pair_statistics
-from hf_llm.training.rewards import RewardModel, load_reward_model, reward_functions
+from tests.tiny_recipe import PREPARED, launch, prepare, run_module
 
 TRAINING = (
     "max_steps: 12, learning_rate: 1e-2, per_device_train_batch_size: 8, logging_steps: 1, report_to: none, bf16: false"
@@ -98,7 +98,7 @@ def test_an_answers_reward_is_the_same_alone_and_in_a_padded_batch(judge):
 
 def test_training_and_judging_read_a_conversation_the_same_way(judge):
     """The trainer's own evaluation and the finished folder agree on the held-out pairs."""
-    from hf_llm.data.conversations import ConversationSource, load_preferences
+    from hf_llm.data.chat.loaders import ConversationSource, load_preferences
 
     source = ConversationSource(license="mit", path=str(judge.parents[2] / "preferences.jsonl"))
     _, held_out, _ = load_preferences([source], 0.3, 7)

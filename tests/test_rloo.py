@@ -1,8 +1,9 @@
 """RLOO: what it shares with GRPO is tested there; here that it learns, and that a kill costs nothing."""
 
 import pytest
-from aligned_recipe import chat_model, facts, history, run_stage, same_weights
-from tiny_recipe import launch
+
+from tests.aligned_recipe import chat_model, facts, history, run_stage, same_weights
+from tests.tiny_recipe import launch
 
 REWARDS = """
 def fox(completions, **columns):

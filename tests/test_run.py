@@ -11,10 +11,10 @@ import time
 
 import datasets
 import pytest
-from tiny_recipe import run_module
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from hf_llm.manifest import file_digests, read_manifest
+from hf_llm.core.manifest import file_digests, read_manifest
+from tests.tiny_recipe import run_module
 
 FOLDERS = ("corpus", "tokenizer", "tokens", "base", "sft", "dpo", "evaluation", "report")
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from page_structure import Structure
-from tiny_recipe import run_module
 
 from hf_llm import scaling
-from hf_llm.experiments.law import Law, NoLaw, Prediction
+from hf_llm.experiments.scaling_law import Law, NoLaw, Prediction
 from hf_llm.scaling import again, row, summary
+from tests.page_structure import Structure
+from tests.tiny_recipe import run_module
 
 # The dial decides shape, batch and learning rate; the steps are the same, which keeps this short.
 DIAL = ("tiny.yaml", "--model=null", "--pretrain.samples.prompts=[]", "--pretrain.training.learning_rate=null")

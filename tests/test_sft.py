@@ -8,14 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tiny_models import tiny_model, tiny_tokenizer
-from tiny_recipe import run_module
 from trl import SFTConfig, SFTTrainer
 
-from hf_llm.model.loading import load_model
+from hf_llm.model.load import load_model
+from hf_llm.posttraining.sft_dataset import IGNORED
+from hf_llm.posttraining.sft_trainer import ChatTrainer
 from hf_llm.sft import main
-from hf_llm.training.chat_trainer import ChatTrainer
-from hf_llm.training.rows import IGNORED
+from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.tiny_recipe import run_module
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import time
 
 import psutil
 import pytest
-from tiny_recipe import ROOT, run_module, write_inputs
 
-from hf_llm.errors import UserError
-from hf_llm.manifest import file_digest
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import file_digest
 from hf_llm.supervise import folder_of, port_of
+from tests.tiny_recipe import ROOT, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA")
 

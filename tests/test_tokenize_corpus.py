@@ -9,13 +9,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_llm import prepare_data, train_tokenizer
-from hf_llm.data import corpus as corpus_module
-from hf_llm.data.corpus import corpus_texts
-from hf_llm.data.windows import TokenWindows
-from hf_llm.manifest import file_digests, read_manifest
+from hf_llm.core.manifest import file_digests, read_manifest
+from hf_llm.data.corpus import build as corpus_module
+from hf_llm.data.corpus.build import corpus_texts
+from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.tokenize_corpus import main
 
-KILLING = Path(__file__).parent / "data" / "killing.py"
+KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
 ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
 CORPUS, TOKENS = Path("runs/tiny/corpus"), Path("runs/tiny/tokens")
 
@@ -24,7 +24,7 @@ CORPUS, TOKENS = Path("runs/tiny/corpus"), Path("runs/tiny/tokens")
 def inside(tiny_inputs, monkeypatch):
     """A folder with a corpus of several shards and its tokenizer."""
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
     monkeypatch.setattr(corpus_module, "SHARD_BYTES", 20_000)
     prepare_data.main(["tiny.yaml"])
     train_tokenizer.main(ARGV)

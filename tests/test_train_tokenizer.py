@@ -2,17 +2,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made_up_texts
 import pytest
 from transformers import AutoTokenizer
 
 from hf_llm import prepare_data
-from hf_llm.data.corpus import corpus_files
-from hf_llm.data.mixing import sample_texts
-from hf_llm.manifest import file_digests, read_manifest
+from hf_llm.core.manifest import file_digests, read_manifest
+from hf_llm.data.corpus.build import corpus_files
+from hf_llm.data.tokens.mixing import sample_texts
 from hf_llm.train_tokenizer import compared, main
+from tests import made_up_texts
 
-KILLING = Path(__file__).parent / "data" / "killing.py"
+KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
 
 
 ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
@@ -21,7 +21,7 @@ ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
 @pytest.fixture(autouse=True)
 def inside(tiny_inputs, monkeypatch):
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.pipeline.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
     return tiny_inputs
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tiny_model
 
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import Run
-from hf_llm.model.loading import load_model, load_tokenizer
-from hf_llm.training.rewards import load_reward_model
+from hf_llm.core.errors import UserError
+from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.reward_functions import load_reward_model
+from tests.tiny_models import save_tiny_model
 
 
 class Evil:

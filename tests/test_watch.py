@@ -6,8 +6,8 @@ import subprocess
 import sys
 import urllib.request
 
-from made_up_run import made_up_run
-from tiny_recipe import run_module
+from tests.monitoring.made_up_run import made_up_run
+from tests.tiny_recipe import run_module
 
 
 def test_where_the_output_is_no_terminal_the_runs_are_shown_once(tmp_path):
@@ -39,6 +39,6 @@ def test_the_page_is_served_until_it_is_told_to_end(tmp_path):
 
 
 def test_watching_needs_no_torch(tmp_path):
-    modules = "hf_llm.watch, hf_llm.monitoring.terminal, hf_llm.monitoring.live_page"
+    modules = "hf_llm.watch, hf_llm.monitoring.terminal_view, hf_llm.monitoring.live_page"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

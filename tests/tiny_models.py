@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hf_llm.inference.generation import stop_at_end_of_turn
+from hf_llm.inference.generate import stop_at_end_of_turn
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 
 CHATML = (

@@ -15,13 +15,13 @@ command goes on where it was interrupted, and tries again what has failed.
 import argparse
 import sys
 
-from hf_llm.errors import UserError, command
+from hf_llm.core.errors import UserError, command
 from hf_llm.experiments.experiment import Experiment, options
+from hf_llm.experiments.matched_sizes import EQUAL
 from hf_llm.experiments.page import write_page
 from hf_llm.experiments.results import summary, table
-from hf_llm.experiments.sizes import EQUAL
 from hf_llm.experiments.variants import combinations, parse_factor, pretraining_tree
-from hf_llm.lifecycle import Run, say
+from hf_llm.pipeline.run import Run, say
 
 
 @command

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import licenses_of
-from hf_llm.manifest import BEGUN, read_manifest, write_manifest
-from hf_llm.model.loading import load_model, load_tokenizer
-from hf_llm.reporting.card import model_card
-from hf_llm.training.checkpoints import complete_checkpoints, fault, step_of
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import BEGUN, read_manifest, write_manifest
+from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.pipeline.run import licenses_of
+from hf_llm.reporting.model_card import model_card
+from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, fault, step_of
 
 
 @command

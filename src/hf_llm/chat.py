@@ -10,10 +10,10 @@ import argparse
 import sys
 import time
 
-from hf_llm.errors import command
-from hf_llm.inference.conversation import Dialogue
-from hf_llm.inference.generation import load, usual_length
-from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
+from hf_llm.core.errors import command
+from hf_llm.inference.chat_session import Dialogue
+from hf_llm.inference.generate import load, usual_length
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
 
 @command

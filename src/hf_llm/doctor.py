@@ -16,12 +16,10 @@ from pathlib import Path
 
 import torch
 
-from hf_llm.errors import UserError, command
-from hf_llm.planning.devices import Device, this_machine, training_dtype
-from hf_llm.planning.dial import DIALS
-from hf_llm.planning.environment import Finding, findings
-from hf_llm.planning.goal import goal_of, write_recipe
-from hf_llm.planning.rates import (
+from hf_llm.core.errors import UserError, command
+from hf_llm.hardware.devices import Device, this_machine, training_dtype
+from hf_llm.hardware.environment_checks import Finding, findings
+from hf_llm.hardware.microbenchmarks import (
     Rate,
     all_reduce_rate,
     bandwidth_bound,
@@ -30,8 +28,10 @@ from hf_llm.planning.rates import (
     matmul_bounds,
     matmul_rates,
 )
+from hf_llm.hardware.runtime import device_type
+from hf_llm.pipeline.sizing import DIALS
+from hf_llm.planning.recipe_generator import goal_of, write_recipe
 from hf_llm.planning.speed import training_rate
-from hf_llm.training.device import device_type
 
 
 @command

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from hf_llm.data.conversations import load_preferences
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run
-from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.training.ending import finish
-from hf_llm.training.preferences import PairTrainer, fitting
-from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.monitoring.attach import watch
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.posttraining.trainers import PairTrainer, fitting
+from hf_llm.training.train_and_save import finish
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_llm.data.windows import TokenWindows
-from hf_llm.errors import UserError, command
-from hf_llm.evaluation.gaps import score_masked, score_spans
-from hf_llm.evaluation.likelihood import score
-from hf_llm.inference.filling import write
-from hf_llm.inference.generation import reply
-from hf_llm.lifecycle import GENERATORS, Run, licenses_of, say
-from hf_llm.manifest import read_manifest, write_json
-from hf_llm.model.loading import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
-from hf_llm.recipe import load_recipe
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import read_manifest, write_json
+from hf_llm.core.recipe import load_recipe
+from hf_llm.data.tokens.token_dataset import TokenWindows
+from hf_llm.evaluation.denoising import score_masked, score_spans
+from hf_llm.evaluation.perplexity import score
+from hf_llm.inference.generate import reply
+from hf_llm.inference.infill import write
+from hf_llm.model.load import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
+from hf_llm.pipeline.run import GENERATORS, Run, licenses_of, say
 from hf_llm.reporting.lineage import SCORES
 from hf_llm.training.objectives import Objective, filled_in
 

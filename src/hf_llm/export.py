@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from hf_llm.errors import UserError, command
+from hf_llm.core.errors import UserError, command
 from hf_llm.model.configuration_hf_llm import STOCK, HfLlmConfig
-from hf_llm.model.loading import load_model, load_tokenizer
+from hf_llm.model.load import load_model, load_tokenizer
 
 TOLERANCE = 1e-5  # of logits in float32, where the largest is more than 1 of that one
 

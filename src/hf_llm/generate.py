@@ -10,9 +10,9 @@ import argparse
 import sys
 import time
 
-from hf_llm.errors import command
-from hf_llm.inference.generation import complete, load, usual_length
-from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
+from hf_llm.core.errors import command
+from hf_llm.inference.generate import complete, load, usual_length
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
 
 @command

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.training.preferences import AnswerTuning, GroupRelativeTrainer, learn_from_groups
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.trainers import AnswerTuning, GroupRelativeTrainer, learn_from_groups
 
 KL_COEFFICIENT = 0.04  # as in the paper; TRL's default is 0, which neither keeps near the model before nor logs the KL
 

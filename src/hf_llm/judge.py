@@ -14,15 +14,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_llm.errors import UserError, command
-from hf_llm.inference.sampling import add_sampling_arguments, sampling_of
-from hf_llm.judging import pairs
-from hf_llm.judging.answers import Background, make_answers
-from hf_llm.judging.preferences import counted, export
-from hf_llm.judging.report import lines, write_report
-from hf_llm.judging.server import JudgingServer
-from hf_llm.judging.terminal import judge
-from hf_llm.judging.votes import Votes, annotator_name, create_votes
+from hf_llm.core.errors import UserError, command
+from hf_llm.human_eval import comparison_plan
+from hf_llm.human_eval.answers import Background, make_answers
+from hf_llm.human_eval.export_preferences import counted, export
+from hf_llm.human_eval.report import lines, write_report
+from hf_llm.human_eval.server import JudgingServer
+from hf_llm.human_eval.terminal_ui import judge
+from hf_llm.human_eval.votes import Votes, annotator_name, create_votes
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
 SEED = 42
 
@@ -83,41 +83,41 @@ def usual_place(models: list[str]) -> Path:
 
 def is_file(model: str) -> bool:
     """Whether an argument names a file of answers."""
-    return Path(model).suffix in pairs.ROWS
+    return Path(model).suffix in comparison_plan.ROWS
 
 
 def made_with(arguments: argparse.Namespace) -> dict[str, Any]:
     seed = SEED if arguments.seed is None else arguments.seed
-    return pairs.made_by(arguments.models, seed, arguments.max_new_tokens, sampling_of(arguments))
+    return comparison_plan.made_by(arguments.models, seed, arguments.max_new_tokens, sampling_of(arguments))
 
 
-def plan_of(arguments: argparse.Namespace) -> pairs.Plan:
+def plan_of(arguments: argparse.Namespace) -> comparison_plan.Plan:
     """The comparison that the arguments name."""
     seed = SEED if arguments.seed is None else arguments.seed
     if any(is_file(model) for model in arguments.models):
         if len(arguments.models) > 1:
             raise UserError("one file holds the answers of all models: give it alone")
-        return pairs.plan_of_file(Path(arguments.models[0]), seed, arguments.take)
+        return comparison_plan.plan_of_file(Path(arguments.models[0]), seed, arguments.take)
     models = made_with(arguments)
     if arguments.prompts:
-        prompts = pairs.prompts_of_file(arguments.prompts, arguments.take)
+        prompts = comparison_plan.prompts_of_file(arguments.prompts, arguments.take)
     else:
-        prompts = pairs.held_out_prompts(arguments.models, arguments.take)
-    return pairs.Plan(models, prompts, pairs.paired(len(prompts), list(models), seed), seed)
+        prompts = comparison_plan.held_out_prompts(arguments.models, arguments.take)
+    return comparison_plan.Plan(models, prompts, comparison_plan.paired(len(prompts), list(models), seed), seed)
 
 
 def check_same(votes: Votes, arguments: argparse.Namespace) -> None:
     """Raise UserError where the votes file holds answers made otherwise than the arguments say."""
     remedy = "go on with --votes alone, or name another file with --votes"
     if is_file(arguments.models[0]):
-        now = pairs.plan_of_file(Path(arguments.models[0]), votes.seed, arguments.take).models
+        now = comparison_plan.plan_of_file(Path(arguments.models[0]), votes.seed, arguments.take).models
     else:
         now = made_with(arguments)
     before = votes.models()
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise UserError(f"{votes.path}: {difference(name, before.get(name), now.get(name))}; {remedy}")
-    if arguments.prompts and pairs.prompts_of_file(arguments.prompts, arguments.take) != votes.prompts():
+    if arguments.prompts and comparison_plan.prompts_of_file(arguments.prompts, arguments.take) != votes.prompts():
         raise UserError(f"{votes.path} was made with other prompts than {arguments.prompts}; {remedy}")
 
 

@@ -16,21 +16,21 @@ from typing import Any
 
 import torch
 
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import STAGES, Run, say
-from hf_llm.model.loading import context_of
-from hf_llm.model.printout import describe, flops_per_token
-from hf_llm.planning.devices import Device, parse_machine, this_machine, training_dtype
-from hf_llm.planning.dial import TOKENS_PER_PARAMETER
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.recipe import load_recipe
+from hf_llm.hardware.devices import Device, parse_machine, this_machine, training_dtype
+from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
+from hf_llm.model.load import context_of
+from hf_llm.model.summary import describe, flops_per_token
+from hf_llm.pipeline.run import STAGES, Run, say
+from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
+from hf_llm.planning.cost import parse_price
 from hf_llm.planning.memory import OPTIMIZER, UPDATE
-from hf_llm.planning.money import parse_price
-from hf_llm.planning.prospect import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
-from hf_llm.planning.score import PLAN, keep, score
+from hf_llm.planning.memory_estimate import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
 from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stages import TEXTS, Place, Prospect, pretraining, tuning, tuning_memory
+from hf_llm.planning.stage_plans import TEXTS, Place, Prospect, pretraining, tuning, tuning_memory
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
-from hf_llm.recipe import load_recipe
-from hf_llm.training.device import device_type, has_bf16, use_all_cores
+from hf_llm.reporting.plan_accuracy import PLAN, keep, score
 from hf_llm.training.pretraining_trainer import check_checkpointing
 
 

@@ -16,16 +16,16 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
-from hf_llm.data.conversations import load_conversations, load_preferences
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run
-from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.training.ending import finish
-from hf_llm.training.ppo_trainer import PPOConfig, PPOTrainer
-from hf_llm.training.preferences import fitting
-from hf_llm.training.rewards import load_reward_model, reward_functions
-from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.data.chat.loaders import load_conversations, load_preferences
+from hf_llm.monitoring.attach import watch
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
+from hf_llm.posttraining.reward_functions import load_reward_model, reward_functions
+from hf_llm.posttraining.trainers import fitting
+from hf_llm.training.train_and_save import finish
 
 
 @dataclass

@@ -11,12 +11,12 @@ The same command goes on where an interrupted run stopped, and ends with the sam
 import sys
 from dataclasses import dataclass
 
-from hf_llm.data.corpus import Corpus, make_corpus
-from hf_llm.data.rejected import explain
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import Run, say
-from hf_llm.manifest import digest_of, versions
-from hf_llm.recipe import load_recipe
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import digest_of, versions
+from hf_llm.core.recipe import load_recipe
+from hf_llm.data.corpus.build import Corpus, make_corpus
+from hf_llm.data.corpus.dropped import explain
+from hf_llm.pipeline.run import Run, say
 
 
 @dataclass

@@ -10,24 +10,24 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments, set_seed
 
-from hf_llm.data.windows import TokenWindows
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run, say
-from hf_llm.model.loading import CAUSAL, config_class, context_of, load_tokenizer, new_model
-from hf_llm.model.printout import describe, flops_per_token
-from hf_llm.monitoring.reporters import reporters
-from hf_llm.monitoring.samples import Samples
-from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe, plain
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import Settings, load_recipe, plain
+from hf_llm.data.tokens.token_dataset import TokenWindows
+from hf_llm.hardware.runtime import device_type
+from hf_llm.model.load import CAUSAL, config_class, context_of, load_tokenizer, new_model
+from hf_llm.model.summary import describe, flops_per_token
+from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.callbacks.integrations import reporters
+from hf_llm.monitoring.callbacks.samples import Samples
+from hf_llm.parallel.layout import collator, launched_layout
+from hf_llm.pipeline.run import Run, say
 from hf_llm.training.arguments import batch, training_arguments
-from hf_llm.training.device import device_type
-from hf_llm.training.ending import finish
-from hf_llm.training.model_parallel import trainer_class
+from hf_llm.training.batch_rampup import Warmup, lengths_of, updates_of, warm_up
+from hf_llm.training.fault_tolerance.loss_spikes import Spikes
 from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch
-from hf_llm.training.parallelism import collator, launched_layout
 from hf_llm.training.schedules import with_decay
-from hf_llm.training.spikes import Spikes
-from hf_llm.training.warmups import Warmup, lengths_of, updates_of, warm_up
+from hf_llm.training.tensor_pipeline_trainer import trainer_class
+from hf_llm.training.train_and_save import finish
 
 
 @dataclass

@@ -8,12 +8,12 @@ Each page is a single file that loads nothing. Made anew each time, from whateve
 
 from dataclasses import dataclass
 
-from hf_llm.data.writing import write_text
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run
-from hf_llm.recipe import load_recipe
+from hf_llm.core.atomic_io import write_text
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import load_recipe
+from hf_llm.pipeline.run import Run
 from hf_llm.reporting.corpus_page import corpus_page
-from hf_llm.reporting.page import page
+from hf_llm.reporting.run_page import page
 
 
 @dataclass

@@ -16,17 +16,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from hf_llm.data.conversations import load_preferences
-from hf_llm.errors import UserError, command
-from hf_llm.judging.statistics import bootstrap, wilson
-from hf_llm.lifecycle import Run
-from hf_llm.model.loading import load_tokenizer
-from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.tokenization.rendering import encode_chat
-from hf_llm.training.ending import finish
-from hf_llm.training.rewards import load_reward_model
-from hf_llm.training.tuning import Tuning, longest_row, tuning_trainer
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.human_eval.preference_statistics import bootstrap, wilson
+from hf_llm.model.load import load_tokenizer
+from hf_llm.monitoring.attach import watch
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.build_trainer import Tuning, longest_row, tuning_trainer
+from hf_llm.posttraining.reward_functions import load_reward_model
+from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.training.train_and_save import finish
 
 
 @dataclass

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from trl import RLOOConfig
 
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.training.preferences import AnswerTuning, LeaveOneOutTrainer, learn_from_groups
+from hf_llm.core.errors import command
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.trainers import AnswerTuning, LeaveOneOutTrainer, learn_from_groups
 
 
 @dataclass

@@ -11,12 +11,12 @@ import importlib
 import json
 import sys
 
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import GENERATORS, OPTIONAL, STAGES, Run, say
-from hf_llm.manifest import read_manifest
-from hf_llm.model.loading import CAUSAL, IN_WORDS
-from hf_llm.recipe import load_recipe
-from hf_llm.training.launching import run_stage
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import load_recipe
+from hf_llm.model.load import CAUSAL, IN_WORDS
+from hf_llm.pipeline.run import GENERATORS, OPTIONAL, STAGES, Run, say
+from hf_llm.training.fault_tolerance.launch import run_stage
 from hf_llm.training.objectives import objective_in
 
 

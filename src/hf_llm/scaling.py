@@ -4,7 +4,7 @@
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --flops 1e13,3e13,1e14 --predict 5e14 --check
 
 The dial (docs/sizing.md) makes each size: width, batch, learning rate and tokens; what the recipe writes itself stays.
-The law is L = E + A / C^alpha (hf_llm.experiments.law), L bits per byte of held-out text, C the FLOPs of a training.
+The law is L = E + A / C^alpha (hf_llm.experiments.scaling_law), L bits per byte of held-out text, C the FLOPs of a training.
 Each training is a run in runs/<name>/scaling/<size>/seed-<n>; the page is runs/<name>/scaling/index.html. The same
 command goes on where it was interrupted.
 """
@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm.errors import UserError, command
+from hf_llm.core.errors import UserError, command
+from hf_llm.experiments.estimate import Planned, plan
 from hf_llm.experiments.experiment import Experiment, options
-from hf_llm.experiments.law import Law, NoLaw, check_reach, check_sizes
 from hf_llm.experiments.page import write_page
-from hf_llm.experiments.planned import Planned, plan
 from hf_llm.experiments.results import table
+from hf_llm.experiments.scaling_law import Law, NoLaw, check_reach, check_sizes
 from hf_llm.experiments.variants import Variant, data_name, pretraining_tree
-from hf_llm.lifecycle import Run, say
-from hf_llm.planning.dial import DIALS, amount
+from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.sizing import DIALS, amount
 
 BY = ("params", "depth", "flops")
 CURVE = 60  # points of a drawn law

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run, say
-from hf_llm.manifest import read_manifest
-from hf_llm.monitoring.watch import watch
-from hf_llm.recipe import Settings, load_recipe
-from hf_llm.training.chat_trainer import ChatTrainer
-from hf_llm.training.ending import finish
-from hf_llm.training.packing import check_packing
-from hf_llm.training.preview import preview
-from hf_llm.training.rows import supervised_rows, table
-from hf_llm.training.stopping import held_out_prompts, stop_rate
-from hf_llm.training.tuning import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.core.errors import command
+from hf_llm.core.manifest import read_manifest
+from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.monitoring.attach import watch
+from hf_llm.pipeline.run import Run, say
+from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.posttraining.eos_rate import held_out_prompts, stop_rate
+from hf_llm.posttraining.packing_check import check_packing
+from hf_llm.posttraining.preview import preview
+from hf_llm.posttraining.sft_dataset import supervised_rows, table
+from hf_llm.posttraining.sft_trainer import ChatTrainer
+from hf_llm.training.train_and_save import finish
 
 PREVIEW = "--preview"
 

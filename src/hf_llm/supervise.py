@@ -16,9 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import STAGES, TRAINED, Run
-from hf_llm.training.supervision import HANG_SECONDS, MAX_RELAUNCHES, Supervisor
+from hf_llm.core.errors import UserError, command
+from hf_llm.pipeline.run import STAGES, TRAINED, Run
+from hf_llm.training.fault_tolerance.supervisor import HANG_SECONDS, MAX_RELAUNCHES, Supervisor
 
 
 @command

@@ -3,7 +3,7 @@
     python -m hf_llm.tokenize_corpus recipes/quickstart.yaml
 
 The same command goes on after the last whole shard of an interrupted run, and ends with the same bytes.
-`hf_llm.data.windows.TokenWindows` reads the result.
+`hf_llm.data.tokens.token_dataset.TokenWindows` reads the result.
 """
 
 import os
@@ -17,8 +17,12 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_llm.data.corpus import Corpus, corpus_files
-from hf_llm.data.mixing import (
+from hf_llm.core.errors import command
+from hf_llm.core.manifest import file_digest, read_manifest, write_json
+from hf_llm.core.recipe import load_recipe
+from hf_llm.data.corpus.build import Corpus, corpus_files
+from hf_llm.data.corpus.splits import NAMES
+from hf_llm.data.tokens.mixing import (
     Streams,
     check_shares,
     mix_table,
@@ -29,12 +33,17 @@ from hf_llm.data.mixing import (
     streams_in_stages,
     train_sources,
 )
-from hf_llm.data.shards import INDEX, Documents, Tokens, dtype_for, read_documents, read_index, tokenized, write_shards
-from hf_llm.data.splitting import NAMES
-from hf_llm.errors import command
-from hf_llm.lifecycle import Run, licenses_of, say
-from hf_llm.manifest import file_digest, read_manifest, write_json
-from hf_llm.recipe import load_recipe
+from hf_llm.data.tokens.token_shards import (
+    INDEX,
+    Documents,
+    Tokens,
+    dtype_for,
+    read_documents,
+    read_index,
+    tokenized,
+    write_shards,
+)
+from hf_llm.pipeline.run import Run, licenses_of, say
 
 
 @dataclass

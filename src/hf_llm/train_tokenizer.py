@@ -13,18 +13,18 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from hf_llm.data.corpus import Corpus, corpus_files
-from hf_llm.data.mixing import check_shares, sample_texts, train_sources
-from hf_llm.data.reading import Read
-from hf_llm.data.shards import read_documents
-from hf_llm.data.sources import Source, parts_of
-from hf_llm.errors import UserError, command
-from hf_llm.lifecycle import Run, licenses_of, say
-from hf_llm.recipe import load_recipe
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.recipe import load_recipe
+from hf_llm.data.corpus.build import Corpus, corpus_files
+from hf_llm.data.corpus.reader_step import Read
+from hf_llm.data.corpus.sources import Source, parts_of
+from hf_llm.data.tokens.mixing import check_shares, sample_texts, train_sources
+from hf_llm.data.tokens.token_shards import read_documents
+from hf_llm.pipeline.run import Run, licenses_of, say
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.existing import load_tokenizer, use_tokenizer
+from hf_llm.tokenization.import_tokenizer import load_tokenizer, use_tokenizer
 from hf_llm.tokenization.report import Batch, report_table, tokenizer_report
-from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from hf_llm.training.objectives import objective_in
 
 HELD_OUT_BYTES = 10_000_000

@@ -8,8 +8,8 @@ python -m hf_llm.watch runs/first runs/second --page       # over each other
 import argparse
 from pathlib import Path
 
-from hf_llm.errors import command
-from hf_llm.monitoring.following import RunLog
+from hf_llm.core.errors import command
+from hf_llm.monitoring.log_tail import RunLog
 
 
 @command
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
         LiveServer(runs, arguments.port).run("Ctrl-C ends; the trainings go on")
     else:
-        from hf_llm.monitoring.terminal import follow
+        from hf_llm.monitoring.terminal_view import follow
 
         follow(runs)
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_recipe import RECIPE
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.experiments.experiment import Experiment
 from hf_llm.experiments.variants import BASELINE, combinations, parse_factor, pretraining_tree
-from hf_llm.lifecycle import Run
+from hf_llm.pipeline.run import Run
+from tests.tiny_recipe import RECIPE
 
 TREE = pretraining_tree(yaml.safe_load(RECIPE))
 

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from tiny_models import tiny_config
 from transformers import CONFIG_MAPPING
-from variants import CHANGES, VARIANTS
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
+from tests.tiny_models import tiny_config
+from tests.variants import CHANGES, VARIANTS
 
 
 def test_the_defaults_fill_in_heads_and_rotary_positions():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import tiny_model
 from transformers.loss.loss_utils import ForCausalLMLoss
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_llm.model.cross_entropy import ChunkedCrossEntropy, HfLlmHead
+from tests.tiny_models import tiny_model
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -4,10 +4,10 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from hf_llm.model.feed_forward import HfLlmMixtureOfExperts, balancing_loss
+from tests.tiny_models import tiny_config, tiny_model
 
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -13,6 +12,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+from tests.tiny_models import tiny_config, tiny_model
 
 
 def some_tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
@@ -176,7 +177,7 @@ AutoModel.from_pretrained(folder, trust_remote_code=True)
 model.save_pretrained(folder + "/again")
 AutoModelForCausalLM.from_pretrained(folder + "/again", trust_remote_code=True)
 try:
-    import hf_llm.errors
+    import hf_llm.core.errors
 except ImportError:
     print("not importable")
 """

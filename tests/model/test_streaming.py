@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import tiny_model
 from transformers import DynamicCache
 
 from hf_llm.model.positions import rotate
+from tests.tiny_models import tiny_model
 
 PAD = 256
 SINKS = {"layer_types": ["sink_attention"], "sliding_window": 8, "num_sink_tokens": 3, "num_hidden_layers": 2}

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, StaticCache
 from transformers.utils import is_flash_attn_2_available
 from trl.trainer.utils import add_fused_lm_head
-from variants import CHANGES, VARIANTS
+
+from tests.tiny_models import tiny_config, tiny_model
+from tests.variants import CHANGES, VARIANTS
 
 PAD = 256
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}

@@ -1,9 +1,10 @@
 """A Trainer around the tiny model."""
 
 import pytest
-from tiny_training import tiny_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+
+from tests.monitoring.tiny_training import tiny_model
 
 
 @pytest.fixture

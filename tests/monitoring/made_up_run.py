@@ -5,7 +5,7 @@ import random
 import time
 from pathlib import Path
 
-from hf_llm.monitoring.records import alerts_file, append_row, metrics_file, replace_rows, samples_file
+from hf_llm.core.jsonl import alerts_file, append_row, metrics_file, replace_rows, samples_file
 
 PARTS = {"embeddings": 0.5, "attention": 0.6, "mlp": 0.5, "norms": 0.1, "head": 0.3}
 

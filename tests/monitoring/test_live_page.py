@@ -4,14 +4,14 @@ import json
 import urllib.request
 
 import pytest
-from chromium import PROGRAM, Browser
-from made_up_run import made_up_run
-from served import in_thread
 
-from hf_llm.errors import UserError
-from hf_llm.monitoring.following import RunLog
+from hf_llm.core.errors import UserError
+from hf_llm.core.jsonl import alerts_file, append_row, metrics_file, replace_rows
 from hf_llm.monitoring.live_page import LiveServer
-from hf_llm.monitoring.records import alerts_file, append_row, metrics_file, replace_rows
+from hf_llm.monitoring.log_tail import RunLog
+from tests.human_eval.chromium import PROGRAM, Browser
+from tests.monitoring.made_up_run import made_up_run
+from tests.served import in_thread
 
 TITLES = "[...document.querySelectorAll('#charts figcaption b')].map((title) => title.textContent)"
 

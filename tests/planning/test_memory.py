@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import GPT2Config, LlamaConfig
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.planning.allocate_only_mode import Untouched
 from hf_llm.planning.memory import (
     ACTIVATIONS,
     COPIES,
@@ -28,9 +28,9 @@ from hf_llm.planning.memory import (
     on_this_cpu,
     steps,
 )
-from hf_llm.planning.prospect import arguments_for_planning, model_of
-from hf_llm.planning.untouched import Untouched
+from hf_llm.planning.memory_estimate import arguments_for_planning, model_of
 from hf_llm.training.muon import matrices_of
+from tests.tiny_models import tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "benchmarks"))

@@ -3,16 +3,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_config
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.hardware.devices import device_named
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
-from hf_llm.model.printout import flops_per_token
-from hf_llm.planning.devices import device_named
-from hf_llm.planning.dial import OF_DATA_SHEET
+from hf_llm.model.summary import flops_per_token
+from hf_llm.pipeline.sizing import OF_DATA_SHEET
 from hf_llm.planning.memory import with_layers
-from hf_llm.planning.prospect import arguments_for_planning, model_of
+from hf_llm.planning.memory_estimate import arguments_for_planning, model_of
 from hf_llm.planning.speed import Timed, measured, timed, tokens_per_second
+from tests.tiny_models import tiny_config
 
 
 def test_a_device_that_is_not_here_is_reckoned_from_its_data_sheet():

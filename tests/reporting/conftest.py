@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hf_llm.manifest import write_json, write_manifest
-from hf_llm.monitoring.records import alerts_file, append_row
-from hf_llm.monitoring.watch import watch
+from hf_llm.core.jsonl import alerts_file, append_row
+from hf_llm.core.manifest import write_json, write_manifest
+from hf_llm.monitoring.attach import watch
 
 PARAMETERS = 64 * 16 * 2 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
 

@@ -1,8 +1,7 @@
 """The page about a corpus: one file, everything escaped, every rule with what it left out."""
 
-from page_structure import Structure
-
 from hf_llm.reporting.corpus_page import corpus_page, shares, source
+from tests.page_structure import Structure
 
 
 def test_every_rule_of_every_source_is_told_with_samples(run):

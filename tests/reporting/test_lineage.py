@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from hf_llm.manifest import write_manifest
+from hf_llm.core.manifest import write_manifest
 from hf_llm.reporting import lineage
 
 

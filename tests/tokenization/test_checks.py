@@ -2,9 +2,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.tokenization.checks import check_tokenizer, supervised_ids
-from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 
 TEXTS = [
     "Some sentences about ordinary things, enough of them to find a few pairs of letters that stand together often.",

@@ -1,9 +1,9 @@
 import pytest
-from made_up_texts import texts
 from transformers import PreTrainedTokenizerFast
 
 from hf_llm.tokenization.report import report_table, tokenizer_report
-from hf_llm.tokenization.training import TokenizerSection, train_tokenizer
+from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
+from tests.made_up_texts import texts
 
 
 @pytest.fixture(scope="module")

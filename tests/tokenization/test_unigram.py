@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up_texts import texts
 from transformers import AutoTokenizer
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.training import TokenizerSection, special_tokens, train_tokenizer
+from hf_llm.tokenization.train import TokenizerSection, special_tokens, train_tokenizer
+from tests.made_up_texts import texts
 
 pytest.importorskip("sentencepiece")
 DATA = os.environ.get("HF_LLM_DATA")
@@ -73,10 +73,10 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 
 def test_the_same_text_gives_the_same_tokenizer_in_every_process(tokenizer):
     code = (
-        "import sys, hashlib; sys.path[:0] = sys.argv[1:]; from test_unigram import learn, texts;"
+        "import sys, hashlib; sys.path[:0] = sys.argv[1:]; from tests.tokenization.test_unigram import learn, texts;"
         "print(hashlib.sha256(learn(texts()).backend_tokenizer.to_str().encode()).hexdigest())"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2])]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True, capture_output=True, text=True
     )

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from faults import run
+
+from tests.training.fault_tolerance.faults import run
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_models import tiny_model
-from tiny_recipe import launch, losses, run_module
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import AutoModelForCausalLM, GPT2Config
-from variants import CHANGES
 
-from hf_llm.errors import UserError
-from hf_llm.manifest import file_digest
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import file_digest
 from hf_llm.training import muon
 from hf_llm.training.muon import Muon, check_muon, matrices_of, of_partition, orthogonal
+from tests.tiny_models import tiny_model
+from tests.tiny_recipe import launch, losses, run_module
+from tests.variants import CHANGES
 
 RATES = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
 SHAPES = [(6, 4), (4, 10), (2, 6, 4)]

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback, TrainingArguments
 
-from hf_llm.data.corruption import CorruptedWindows, MaskedTokens
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.data.tokens.corruption import CorruptedWindows, MaskedTokens
 from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch, words_of
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
+from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.mark.parametrize(

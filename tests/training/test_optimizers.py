@@ -4,7 +4,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tiny_models import tiny_model
 from torch.utils.data import Dataset
 from transformers import (
     CONFIG_MAPPING,
@@ -13,13 +12,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     TrainingArguments,
 )
-from variants import CHANGES
 
-from hf_llm.errors import UserError
-from hf_llm.recipe import Settings
+from hf_llm.core.errors import UserError
+from hf_llm.core.recipe import Settings
 from hf_llm.training.arguments import training_arguments
 from hf_llm.training.optimizers import arguments_of, check_optimizer, new_optimizer
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
+from tests.tiny_models import tiny_model
+from tests.variants import CHANGES
 
 SIZES = {
     **{"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},

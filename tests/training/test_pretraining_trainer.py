@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import tiny_model
 from torch.utils.data import Dataset
 from transformers import (
     AlbertConfig,
@@ -19,8 +18,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
+from tests.tiny_models import tiny_model
 
 TERMS = {"label_smoothing_factor": 0.1, "z_loss": 1e-2}
 

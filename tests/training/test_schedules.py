@@ -2,16 +2,16 @@ import json
 
 import numpy as np
 import pytest
-from tiny_models import tiny_model
-from tiny_recipe import losses, prepare, run_module
 from transformers import TrainingArguments
 
-from hf_llm.data.windows import TokenWindows
-from hf_llm.errors import UserError
-from hf_llm.recipe import Settings
+from hf_llm.core.errors import UserError
+from hf_llm.core.recipe import Settings
+from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.training.arguments import training_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from hf_llm.training.schedules import decay_steps, with_decay
+from tests.tiny_models import tiny_model
+from tests.tiny_recipe import losses, prepare, run_module
 
 
 @pytest.fixture

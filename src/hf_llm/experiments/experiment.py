@@ -4,21 +4,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.experiments.estimate import Planned, plan, plan_table, rate
+from hf_llm.experiments.matched_sizes import equalised
 from hf_llm.experiments.page import write_page
-from hf_llm.experiments.planned import Planned, plan, plan_table, rate
 from hf_llm.experiments.results import results
-from hf_llm.experiments.running import Training, check_standing, prepare, train, trainings
-from hf_llm.experiments.sizes import equalised
+from hf_llm.experiments.train_variants import Training, check_standing, prepare, train, trainings
 from hf_llm.experiments.variants import Variant
-from hf_llm.lifecycle import Run, say
-from hf_llm.model.loading import CAUSAL
+from hf_llm.model.load import CAUSAL
+from hf_llm.pipeline.run import Run, say
 from hf_llm.training.objectives import objective_in
 
 
 class Experiment:
     """`variants` of the recipe of `run`, the first of them the baseline, trained with each of `seeds` and made `equal`
-    (hf_llm.experiments.sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the first.
+    (hf_llm.experiments.matched_sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the first.
 
     Raises UserError where a variant cannot be made equal, or its training was begun with other settings.
     """

@@ -6,14 +6,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hf_llm.data.writing import write_text
+from hf_llm.core.atomic_io import write_text
+from hf_llm.core.manifest import write_json
 from hf_llm.experiments.results import NAMES, between, curves, said, shown, summary
-from hf_llm.experiments.running import Training
-from hf_llm.manifest import write_json
+from hf_llm.experiments.train_variants import Training
 from hf_llm.reporting import templates
-from hf_llm.reporting.charts import Series, line_chart
 from hf_llm.reporting.lineage import count
-from hf_llm.reporting.redaction import redact
+from hf_llm.reporting.secrets import redact
+from hf_llm.reporting.svg_charts import Series, line_chart
 
 MOST_LINES = 6  # of one chart: as many as there are colours
 STYLE = ".law .line-0, .bare .line-1 { stroke-width: 8; }"  # what is measured: dots

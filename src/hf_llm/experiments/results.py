@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from hf_llm.experiments import held_out
-from hf_llm.experiments.planned import Planned
-from hf_llm.experiments.running import Training, apart, is_finished
-from hf_llm.experiments.statistics import LEVEL, NOT_APART, mean_interval, paired
+from hf_llm.core.manifest import read_manifest
+from hf_llm.experiments import bits_per_byte
+from hf_llm.experiments.estimate import Planned
+from hf_llm.experiments.seed_statistics import LEVEL, NOT_APART, mean_interval, paired
+from hf_llm.experiments.train_variants import Training, apart, is_finished
 from hf_llm.experiments.variants import checked
-from hf_llm.manifest import read_manifest
 from hf_llm.planning.tables import aligned, number
 from hf_llm.reporting.lineage import log_history
 
@@ -88,7 +88,7 @@ def _on_same_text(training: Training, first: Training) -> float:
     split = read_manifest(data / "tokens")["facts"]["splits"]["validation"]
     size = round(min(section.evaluation_tokens, split["tokens"]) * split["bytes_per_token"])
     context = checked(training.variant.tree, training.variant.name).context
-    return apart(held_out.measured, training.base, data / "corpus", context, size)
+    return apart(bits_per_byte.measured, training.base, data / "corpus", context, size)
 
 
 def _logged(training: Training, key: str) -> list[float]:

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import STAGES, settings_of
-from hf_llm.manifest import digest_of
-from hf_llm.model.loading import context_of
-from hf_llm.planning.dial import DIALS
-from hf_llm.planning.prospect import pretraining_config
-from hf_llm.recipe import check_recipe, parse_yaml, plain, set_key
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import digest_of
+from hf_llm.core.recipe import check_recipe, parse_yaml, plain, set_key
+from hf_llm.model.load import context_of
+from hf_llm.pipeline.run import STAGES, settings_of
+from hf_llm.pipeline.sizing import DIALS
+from hf_llm.planning.memory_estimate import pretraining_config
 from hf_llm.training.arguments import batch
 
 BASELINE = "baseline"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hf_llm.monitoring.following import RunLog, Tail, TrainingLog
-from hf_llm.reporting.local_page import PageHandler, PageServer
-from hf_llm.reporting.page import CHARTS, TRAINING
+from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
+from hf_llm.reporting.local_server import PageHandler, PageServer
+from hf_llm.reporting.run_page import CHARTS, TRAINING
 
 HOST = "127.0.0.1"
 

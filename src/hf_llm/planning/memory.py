@@ -31,14 +31,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArg
 from transformers.initialization import no_init_weights
 from transformers.training_args import OptimizerNames
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.hardware.memory_counters import resident
+from hf_llm.hardware.runtime import keep_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.model.printout import DECODED, ENCODED
-from hf_llm.monitoring.memory import resident
-from hf_llm.planning.untouched import Untouched
-from hf_llm.training.device import keep_freed_memory
+from hf_llm.model.summary import DECODED, ENCODED
+from hf_llm.planning.allocate_only_mode import Untouched
 from hf_llm.training.optimizers import new_optimizer
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "low-precision copies", "gradients", "optimizer"

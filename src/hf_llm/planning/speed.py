@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.hardware.devices import Device, training_dtype
+from hf_llm.hardware.microbenchmarks import Rate, synchronise
+from hf_llm.hardware.runtime import device_type, freed_memory_kept, has_bf16
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
-from hf_llm.model.printout import flops_per_token
-from hf_llm.planning.devices import Device, training_dtype
-from hf_llm.planning.dial import OF_DATA_SHEET
+from hf_llm.model.summary import flops_per_token
+from hf_llm.pipeline.sizing import OF_DATA_SHEET
 from hf_llm.planning.memory import model_inputs, with_layers
-from hf_llm.planning.prospect import Job, arguments_for_planning, model_of
-from hf_llm.planning.rates import Rate, synchronise
-from hf_llm.training.device import device_type, freed_memory_kept, has_bf16
+from hf_llm.planning.memory_estimate import Job, arguments_for_planning, model_of
 from hf_llm.training.optimizers import new_optimizer
 
 LAYERS = 4  # of a deeper model that are timed
@@ -44,7 +44,7 @@ def tokens_per_second(
 ) -> Speed:
     """Reckoned from the data sheet: the FLOPs of a token against a share of what the device can do at most.
 
-    The share is the one `hf_llm.planning.dial` states. With `recompute` (activation checkpointing) a token takes
+    The share is the one `hf_llm.pipeline.sizing` states. With `recompute` (activation checkpointing) a token takes
     a third more. `dtype` is what training computes in (float16), where the device has units for it; else as
     `training_dtype` says. Raises UserError for a device whose maker publishes no FLOP/s.
     """

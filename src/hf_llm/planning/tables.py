@@ -1,10 +1,10 @@
 """A plan as text: tables of aligned columns."""
 
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
-from hf_llm.planning.prospect import FRAMEWORK, HOLES, PROGRAM, Row
-from hf_llm.planning.score import Score
-from hf_llm.planning.sharding import BUFFERS
-from hf_llm.planning.stages import Prospect
+from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, Row
+from hf_llm.planning.sharded_memory import BUFFERS
+from hf_llm.planning.stage_plans import Prospect
+from hf_llm.reporting.plan_accuracy import Score
 
 SHORT = {
     WEIGHTS: "weights", COPIES: "copies", GRADIENTS: "gradients", OPTIMIZER: "optimizer", ACTIVATIONS: "activations",

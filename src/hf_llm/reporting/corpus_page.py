@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_llm.manifest import read_manifest
+from hf_llm.core.manifest import read_manifest
 from hf_llm.reporting import lineage, templates
-from hf_llm.reporting.redaction import redact
+from hf_llm.reporting.secrets import redact
 
 
 def corpus_page(root: Path, title: str) -> str | None:

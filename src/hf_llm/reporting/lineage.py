@@ -7,8 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from hf_llm.lifecycle import OPTIONAL
-from hf_llm.manifest import read_manifest
+from hf_llm.core.manifest import read_manifest
+from hf_llm.pipeline.run import OPTIONAL
 
 # folder -> the recipe key that lists what it was trained on
 DATA = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
@@ -74,7 +74,7 @@ def log_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """The completions made while a stage trained (`hf_llm.monitoring.samples`)."""
+    """The completions made while a stage trained (`hf_llm.monitoring.callbacks.samples`)."""
     path = folder / "samples.jsonl"
     if not path.exists():
         return []

@@ -3,8 +3,8 @@
 import unicodedata
 from typing import TYPE_CHECKING
 
-from hf_llm.errors import UserError
-from hf_llm.tokenization.rendering import encode_chat
+from hf_llm.core.errors import UserError
+from hf_llm.tokenization.chat_encoding import encode_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from hf_llm.errors import UserError
-from hf_llm.training.device import has_bf16
-from hf_llm.training.parallelism import uses
+from hf_llm.core.errors import UserError
+from hf_llm.hardware.runtime import has_bf16
+from hf_llm.parallel.layout import uses
 
 MUON = "muon"  # the value of `training.optim`
 COEFFICIENTS, ITERATIONS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7  # Keller Jordan's, and torch's

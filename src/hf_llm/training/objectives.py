@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from hf_llm.data.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens
-from hf_llm.errors import UserError
-from hf_llm.model.loading import CAUSAL, MASKED, SPAN_CORRUPTION, check_exists, one_line, usual_objective
-from hf_llm.tokenization.gaps import gap_tokens, mask_of, sentinels_of
-from hf_llm.training.parallelism import launched_layout
+from hf_llm.core.errors import UserError
+from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens
+from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_exists, one_line, usual_objective
+from hf_llm.parallel.layout import launched_layout
+from hf_llm.tokenization.sentinel_tokens import gap_tokens, mask_of, sentinels_of
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
 USUAL_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}

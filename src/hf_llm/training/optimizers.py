@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
+from hf_llm.parallel.layout import launched_layout, uses
 from hf_llm.training.muon import MUON, Muon, check_muon, matrices_of
-from hf_llm.training.parallelism import launched_layout, uses
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import nested_gather
 
-from hf_llm.errors import UserError
+from hf_llm.core.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
+from hf_llm.parallel.layout import launched_layout
 from hf_llm.training.optimizers import LOW_RANK, low_rank_optimizer, optimizer_class
-from hf_llm.training.parallelism import launched_layout
 from hf_llm.training.schedules import schedule_settings
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
-from hf_llm.data.windows import TokenWindows
-from hf_llm.errors import UserError
-from hf_llm.lifecycle import say
+from hf_llm.core.errors import UserError
+from hf_llm.data.tokens.token_dataset import TokenWindows
+from hf_llm.pipeline.run import say
 
 
 def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:

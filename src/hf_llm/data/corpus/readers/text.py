@@ -1,0 +1,18 @@
+"""Plain text and Markdown: one file, one document; a longer one is cut at headings and blank lines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_llm.data.corpus.readers.document import Found
+from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.text_files import text_documents
+
+if TYPE_CHECKING:
+    from hf_llm.data.corpus.sources import Source
+
+
+def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """The pieces of the file."""
+    for text in text_documents(path, max_chars, faults):
+        yield Found(text)

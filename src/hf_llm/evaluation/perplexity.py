@@ -1,0 +1,57 @@
+"""How well a model predicts text it has not seen: nats and perplexity per token, bits per byte."""
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+
+class Windows(Protocol):
+    """A data set of token windows of equal length (`hf_llm.data.tokens.token_dataset.TokenWindows`)."""
+
+    bytes_per_token: float  # UTF-8 bytes of the text behind one token, on average over the split
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]: ...  # input_ids (n,), labels (n,)
+
+
+@torch.no_grad()
+def score(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str, float]:
+    """Next-token loss over all `windows`: `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` predicted.
+
+    The first token of a window has nothing before it and is not predicted. The loss is the model's own (`forward`
+    with labels), so that soft-caps and the like count, and a model that chunks its vocabulary head never holds all
+    logits. Sums over batches are in double precision. Bits per byte as in "The Pile" (Gao et al. 2020, section 3.1):
+    they compare models with different tokenizers.
+    """
+    was_training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    for input_ids, labels in tqdm(
+        _batches(windows, batch_size), total=math.ceil(len(windows) / batch_size), leave=False
+    ):
+        predicted = int((labels[:, 1:] != -100).sum())
+        if predicted:
+            loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
+            total += loss.item() * predicted
+            tokens += predicted
+    model.train(was_training)
+    assert tokens, "no window has a token to predict"
+    loss = total / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "bits_per_byte": loss / math.log(2) / windows.bytes_per_token,
+        "tokens": tokens,
+    }
+
+
+def _batches(windows: Windows, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`input_ids`, `labels`: (up to batch_size, n) each."""
+    for start in range(0, len(windows), batch_size):
+        items = [windows[index] for index in range(start, min(start + batch_size, len(windows)))]
+        yield torch.stack([item["input_ids"] for item in items]), torch.stack([item["labels"] for item in items])

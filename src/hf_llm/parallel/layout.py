@@ -1,0 +1,160 @@
+"""How a launch spreads a model and its batches over processes: read from what `accelerate launch` leaves in the
+environment, checked before anything is built.
+
+The sizes are those of an accelerate config's `parallelism_config`. It has none for pipeline stages; that one is the
+environment variable `PARALLELISM_CONFIG_PP_SIZE`, named as accelerate names the others. docs/parallelism.md says when
+to use which.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from transformers import TrainingArguments, default_data_collator
+
+from hf_llm.core.errors import UserError
+
+PIPELINE = "PARALLELISM_CONFIG_PP_SIZE"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Processes along each dimension. Those of one tensor, context, sequence or pipeline group share their batches."""
+
+    processes: int
+    replicate: int = 1  # copies of what is sharded
+    shard: int = 1
+    tensor: int = 1
+    context: int = 1
+    sequence: int = 1
+    pipeline: int = 1
+
+    @property
+    def data(self) -> int:
+        """Processes that each see other batches."""
+        return self.processes // (self.tensor * self.context * self.sequence * self.pipeline)
+
+    @property
+    def splits_layers(self) -> bool:
+        """Whether a single layer, or the row of layers, is spread over processes."""
+        return self.tensor * self.pipeline > 1
+
+
+def launched_layout() -> Layout:
+    """The layout of this launch. Raises UserError where its sizes do not make up the number of processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    pipeline = int(os.environ.get(PIPELINE, "1"))
+    if not _flag("ACCELERATE_USE_PARALLELISM_CONFIG") and pipeline == 1:
+        return Layout(processes)
+    try:
+        sizes = ParallelismConfig()
+    except ValueError as error:
+        raise UserError(f"parallelism_config: {error}") from None
+    if sizes.total_size * pipeline != processes:
+        raise UserError(
+            f"{processes} processes were launched, and the sizes in parallelism_config make {sizes.total_size}"
+            + (f" x {pipeline} pipeline stages" if pipeline > 1 else "")
+            + f"; set --num_processes={sizes.total_size * pipeline}, or a size "
+            f"(--parallelism_config_dp_shard_size=N; {PIPELINE}=N in the environment for pipeline stages)"
+        )
+    return Layout(
+        processes,
+        sizes.dp_replicate_size,
+        sizes.dp_shard_size,
+        sizes.tp_size,
+        sizes.cp_size,
+        sizes.sp_size,
+        pipeline,
+    )
+
+
+def check_layout(layout: Layout, where: str, device: str) -> None:
+    """Raise UserError where the stage whose recipe section is `where` cannot train so on a `device`."""
+    if layout.context > 1 and device == "cpu":
+        raise UserError(
+            "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
+            "none for a CPU. Launch with accelerate_configs/sequence_parallel.yaml, or fsdp2.yaml"
+        )
+    if uses("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "fsdp_version: 1 hides the shapes of weights from the optimizer, which then decays none and knows no "
+            "matrix for Muon; set it to 2, as accelerate_configs/fsdp2.yaml does (--fsdp_version=2)"
+        )
+    engines = uses("FSDP") or uses("DEEPSPEED")
+    if not layout.splits_layers:
+        if layout.shard > 1 and not engines:
+            raise UserError(
+                "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
+                f"accelerate_configs/, or set {PIPELINE} or --parallelism_config_tp_size beside it"
+            )
+        return
+    if where != "pretrain":
+        raise UserError(
+            f"tensor and pipeline parallelism are for pretraining; launch {where} with zero2, zero3 or fsdp2 of "
+            "accelerate_configs/"
+        )
+    if engines:
+        raise UserError(
+            "tensor and pipeline parallelism shard by themselves (parallelism_config_dp_shard_size); launch them with "
+            "distributed_type: MULTI_GPU, as accelerate_configs/tensor_parallel.yaml does"
+        )
+    if layout.context * layout.sequence > 1:
+        raise UserError("tensor or pipeline parallelism together with context or sequence parallelism is not there")
+    if layout.replicate > 1 and layout.shard == 1:
+        raise UserError(
+            "parallelism_config_dp_replicate_size without dp_shard_size: beside tensor and pipeline parallelism data "
+            f"parallelism shards; set parallelism_config_dp_shard_size={layout.replicate} instead"
+        )
+
+
+def let_cpus_shard(arguments: TrainingArguments) -> None:
+    """Let accelerate shard over processes on CPUs, where the launch asks for it.
+
+    accelerate turns FSDP and device meshes on for accelerators only, and falls back to DDP on CPUs, without a word.
+    PyTorch's own (`fully_shard`, `DTensor`) work over gloo all the same.
+    """
+    state = arguments.distributed_state
+    if state.distributed_type == DistributedType.MULTI_CPU and (
+        uses("FSDP") or _flag("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE in os.environ
+    ):
+        state.distributed_type = DistributedType.MULTI_GPU
+    if launched_layout().sequence > 1 and arguments.device.type == "cpu":
+        import deepspeed  # which accelerate tells of the processes only where they have GPUs
+
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+    """What makes a batch of windows; under sequence parallelism with each token's position, which its part lacks."""
+
+    def with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        batch = default_data_collator(windows)
+        rows, length = batch["input_ids"].shape
+        return {**batch, "position_ids": torch.arange(length).repeat(rows, 1)}  # B T
+
+    return with_positions if layout.sequence > 1 else default_data_collator
+
+
+def keep_own_class(model: torch.nn.Module) -> None:
+    """Give an FSDP model's class the name and module it had before.
+
+    `fully_shard` makes the model one of a class of its own in torch's files, and `save_pretrained` would write that
+    class's name into `auto_map`, and copy those files beside the weights, instead of the model's own.
+    """
+    kind = type(model)
+    if isinstance(model, FSDPModule):
+        own = next(base for base in kind.__mro__[1:] if not issubclass(base, FSDPModule))
+        kind.__name__, kind.__qualname__, kind.__module__ = own.__name__, own.__qualname__, own.__module__
+
+
+def uses(engine: str) -> bool:
+    """Whether this launch is one with the `engine` DEEPSPEED or FSDP."""
+    return _flag(f"ACCELERATE_USE_{engine}")
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"

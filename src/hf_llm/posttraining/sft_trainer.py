@@ -1,0 +1,41 @@
+"""TRL's SFTTrainer, but only what is learnt goes through the vocabulary head, on every device."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from trl import SFTTrainer
+
+from hf_llm.posttraining.sft_dataset import IGNORED
+
+
+class ChatTrainer(SFTTrainer):
+    """SFTTrainer with the same loss and metrics, computed at the supervised positions alone.
+
+    TRL leaves the others out where Triton is (on CUDA); elsewhere it scores every position, questions and padding
+    included, which is most of them. benchmarks/tuning.py measures what this saves.
+    """
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        labels = inputs["labels"][:, 1:]  # B T-1, what each position is to predict
+        learnt = labels != IGNORED
+        needs_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
+        if labels.device.type == "cuda" or needs_logits or not learnt.any():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        def select(module: nn.Module, arguments: tuple, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][learnt][None]  # 1 N D
+            return output
+
+        inputs = {**inputs, "labels": None, "shift_labels": labels[learnt][None]}  # 1 N
+        hook = self.accelerator.unwrap_model(self.model).get_decoder().register_forward_hook(select)
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            hook.remove()

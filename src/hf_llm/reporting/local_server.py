@@ -1,0 +1,131 @@
+"""A web page for one machine, or for the people one gives its address to: what such servers have in common.
+
+Nothing is loaded from elsewhere (Content-Security-Policy), and on this machine alone the Host header must name it
+(against DNS rebinding). Plain HTTP: over an untrusted network put it behind a tunnel.
+"""
+
+import json
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from hf_llm.core.errors import UserError
+
+SECONDS = 20  # for a request to arrive
+_POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip # noqa: E501
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Refused(Exception):
+    """Why a request is not served, with its HTTP status."""
+
+    def __init__(self, status: HTTPStatus, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class PageServer(ThreadingHTTPServer):
+    """Listens at `host` and `port` (0 for any that is free), each request answered by a `handler` in a thread.
+
+    Raises UserError where the port is taken or the host is none of this machine's.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type["PageHandler"]):
+        self.local = is_local(host)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((host, port), handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"cannot listen on {host}, port {port}: {error}; choose another with --port") from error
+
+    def run(self, words: str) -> None:
+        """Print the address and `words`, and serve until Ctrl-C."""
+        try:
+            print(f"{self.url}\n{words}", flush=True)
+            self.serve_forever()
+        except KeyboardInterrupt:
+            print()
+        finally:
+            self.server_close()
+
+    @property
+    def url(self) -> str:
+        """The address to open."""
+        host, port = self.server_address[:2]
+        host = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{port}/"
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    """One request. A subclass says in `do_GET` and `do_POST` what its addresses do, by `serve`."""
+
+    server: PageServer
+    timeout = SECONDS
+    server_version = "hf_llm"
+    sys_version = ""
+
+    def serve(self, routes: dict[str, Callable[[], None]]) -> None:
+        """Call what stands in `routes` for the address asked for."""
+        try:
+            self._answer(routes)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            self.close_connection = True  # whoever asked has left; what they sent, if anything, is on the disk
+
+    def _answer(self, routes: dict[str, Callable[[], None]]) -> None:
+        """Serve the request, or say why not."""
+        try:
+            self._check_host()
+            route = routes.get(urlsplit(self.path).path)
+            if route is None:
+                raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
+            route()
+        except Refused as refusal:
+            self.send_json({"problem": str(refusal)}, refusal.status)
+        except (ValueError, OverflowError, RecursionError) as error:
+            self.send_json({"problem": str(error)}, HTTPStatus.BAD_REQUEST)
+        except UserError as error:
+            self.send_json({"problem": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _check_host(self) -> None:
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.server.local and not is_local(host or ""):
+            raise Refused(HTTPStatus.FORBIDDEN, "this page is for this machine only")
+
+    def send_json(self, value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
+        """Answer with a JSON object."""
+        self.send_text(json.dumps(value, ensure_ascii=False), "application/json", status)
+
+    def send_text(self, text: str, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        """Answer with a text of the MIME type `kind`."""
+        body = text.encode("utf-8", errors="replace")  # an answer may hold half a surrogate pair
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing of requests that went well or were refused; faults of ours still come as tracebacks."""
+
+
+def is_local(host: str) -> bool:
+    """Whether a host name stands for this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,317 @@
+import json
+
+import pytest
+
+from hf_llm.data.chat.formats import LeftOut, Unusable, conversation_reader, labelled_reader, preference_reader, trees
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [user("a"), assistant("b")]}, [user("a"), assistant("b")]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, assistant("b"), user("c")]},
+            [user("a"), assistant("b")],
+        ),
+        ({"prompt": "a", "completion": "b"}, [user("a"), assistant("b")]),
+        (
+            {"prompt": [system("s"), user("a")], "completion": [assistant("b")]},
+            [system("s"), user("a"), assistant("b")],
+        ),
+        ({"instruction": "a", "input": "i", "output": "b"}, [user("a\n\ni"), assistant("b")]),
+        ({"instruction": "a", "input": "", "output": "b", "text": "x"}, [user("a"), assistant("b")]),
+        (
+            {"instruction": "a", "output": "b", "system": "s", "history": [["q", "r"]]},
+            [system("s"), user("q"), assistant("r"), user("a"), assistant("b")],
+        ),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [system("s"), user("a"), assistant("b")],
+        ),
+        ({"instruction": "a", "instances": [{"input": "", "output": "b"}]}, [user("a"), assistant("b")]),
+        ({"question": "a", "answer": "b"}, [user("a"), assistant("b")]),
+        ({"instruction": "a", "context": "c", "response": "b"}, [user("a\n\nc"), assistant("b")]),
+        ({"history": [{"user": "a", "bot": "b"}]}, [user("a"), assistant("b")]),
+        (
+            {"conversation": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]},
+            [user("a"), assistant("b")],
+        ),
+        (
+            {"messages": [user("a"), {**assistant("b"), "weight": 0}, user("c"), {**assistant("d"), "loss_weight": 1}]},
+            [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d")],
+        ),
+    ],
+)
+def test_every_known_form_becomes_messages(row, expected):
+    assert conversation_reader(set(row))(row) == [{"messages": expected}]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": []}, "no answer"),
+        ({"messages": [user("a")]}, "no answer"),
+        ({"messages": [assistant("a")]}, "starts with the assistant"),
+        ({"messages": [system("s"), assistant("a")]}, "starts with the assistant"),
+        ({"messages": [system("s"), system("t"), user("a"), assistant("b")]}, "a second system message"),
+        ({"messages": [user("a"), assistant("b"), system("t"), user("a"), assistant("b")]}, "a second system message"),
+        ({"messages": [user("a"), user("b"), assistant("c")]}, "take turns"),
+        ({"messages": [user(" "), assistant("b")]}, "an empty question"),
+        ({"messages": [user("a"), assistant(" ")]}, "an empty answer"),
+        ({"messages": [{"role": "tool", "content": "x"}, assistant("b")]}, "starts with a tool"),
+        ({"messages": [user("a"), {"role": "tool", "content": "x"}, assistant("b")]}, "do not follow each other"),
+        ({"messages": [{"role": "narrator", "content": "x"}, assistant("b")]}, "the role 'narrator'"),
+        ({"messages": [{"role": ["user"], "content": "x"}, assistant("b")]}, "the role"),
+        ({"messages": ["Hi", "Hello"]}, "a message that is no object"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, assistant("b")]}, "are no text"),
+        ({"messages": [{"role": "user", "content": None}, assistant("b")]}, "without text"),
+        ({"messages": None}, "no list"),
+        ({"instruction": "a", "output": 5}, "output is no text"),
+        ({"instruction": "a", "output": ""}, "an empty answer"),
+        ({"instruction": "a", "instances": []}, "no instances"),
+        ({"history": [{"user": "a"}]}, "an exchange without"),
+        ({"history": "a"}, "history that is no list"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f("}]}, "is no JSON"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}]},
+            "without a name",
+        ),
+        ({"messages": [user("a"), assistant("b")], "tools": "[oops"}, "tools that are no JSON"),
+        ({"messages": [user("a"), assistant("b")], "tools": ["f"]}, "tools that are no objects"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(row, reason):
+    with pytest.raises(Unusable, match=reason):
+        conversation_reader(set(row))(row)
+
+
+EXPECTED = {"prompt": [user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "good", "rejected": "bad"},
+        {"prompt": [user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"prompt": "a", "chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]},
+        {"chosen": [user("a"), assistant("good")], "rejected": [user("a"), assistant("bad")]},
+        {"chosen": "\n\nHuman: a\n\nAssistant: good", "rejected": "\n\nHuman: a\n\nAssistant: bad"},
+        {"instruction": "a", "input": "", "output": "good", "chosen": "good", "rejected": "bad"},
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"chosen_messages": [user("a"), assistant("good")], "rejected_messages": [user("a"), assistant("bad")]},
+        {
+            "prompt": "### Instruction:\na\n\n### Input:\n\n\n### Response:\n",
+            "chosen": "good",
+            "rejected": "bad",
+        },
+        {
+            "instruction": "a",
+            "input": "",
+            "response1": "bad",
+            "response2": "good",
+            "annotator1": 2,
+            "annotator2": 1,
+            "annotator3": 2,
+        },
+    ],
+)
+def test_every_known_form_becomes_a_preference(row):
+    assert preference_reader(set(row))(row) == [EXPECTED]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "chosen": "same", "rejected": "same "}, "are the same"),
+        ({"prompt": "", "chosen": "x", "rejected": "y"}, "no prompt"),
+        ({"prompt": "a", "chosen": "x", "rejected": ""}, "an empty answer"),
+        ({"instruction": "a", "response1": "x", "response2": "y", "annotator1": 3}, "votes other than"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"}, "different prompts"),
+        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a"}, "no answer"),
+    ],
+)
+def test_a_pair_that_teaches_nothing_says_why(row, reason):
+    with pytest.raises(Unusable, match=reason):
+        preference_reader(set(row))(row)
+
+
+def test_other_columns_are_no_known_form():
+    assert conversation_reader({"text", "label"}) is None
+    assert preference_reader({"messages", "label"}) is None
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+CALLED = [user("q"), {**assistant(""), "tool_calls": [CALL]}, {"role": "tool", "content": "3"}, assistant("It is 3.")]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        {
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
+                {"from": "observation", "value": "3"},
+                {"from": "gpt", "value": "It is 3."},
+            ]
+        },
+        {
+            "messages": [
+                user("q"),
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1", **CALL}]},
+                {"role": "tool", "content": "3", "tool_call_id": "1"},
+                assistant("It is 3."),
+            ]
+        },
+        {
+            "messages": [
+                user("q"),
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_call", "value": {"name": "f", "arguments": {"a": 1}}}],
+                },
+                {"role": "tool", "content": [{"type": "text", "value": "3"}]},
+                assistant("It is 3."),
+            ]
+        },
+    ],
+    ids=["sharegpt", "openai", "parts"],
+)
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tool_calls_of_every_spelling_become_openais(messages, as_text):
+    tools = [{"name": "f", "parameters": {"type": "object"}}]
+    row = {**messages, "tools": json.dumps(tools) if as_text else tools}
+    (found,) = conversation_reader(set(row))(row)
+    assert found["messages"] == CALLED
+    assert json.loads(found["tools"]) == tools
+
+
+def test_reasoning_stands_between_marks_before_the_answer():
+    parts = [{"type": "reasoning", "value": "2 and 2."}, {"type": "text", "value": "4"}]
+    (found,) = conversation_reader({"messages"})({"messages": [user("q"), {"role": "assistant", "content": parts}]})
+    assert found["messages"][1]["content"] == "<think>\n2 and 2.\n</think>\n\n4"
+
+
+@pytest.mark.parametrize("votes", [(0, 0, 2), (0, 1, 2), (1, 2), (0,)])
+def test_a_tie_is_left_out(votes):
+    row = {"instruction": "a", "response1": "x", "response2": "y"}
+    row |= {f"annotator{number}": vote for number, vote in enumerate(votes)}
+    with pytest.raises(LeftOut, match="a tie"):
+        preference_reader(set(row))(row)
+
+
+def node(text, *replies, role="assistant", **about):
+    return {"text": text, "role": role, "replies": list(replies), "review_result": True, "deleted": False, **about}
+
+
+def tree(root):
+    return {"message_tree_id": "1", "tree_state": "ready_for_export", "prompt": root}
+
+
+TREE = tree(
+    node(
+        "q",
+        node("worst", rank=2),
+        node("gone", rank=0, deleted=True),
+        node("unread", rank=0, review_result=None),
+        node("best", node("again?", node("yes"), role="prompter"), rank=0),
+        node("good", rank=1),
+        role="prompter",
+    )
+)
+
+
+def test_of_a_tree_the_best_path_that_was_reviewed_is_the_conversation():
+    (found,) = conversation_reader(set(TREE))(TREE)
+    assert found["messages"] == [user("q"), assistant("best"), user("again?"), assistant("yes")]
+
+
+def test_of_a_tree_the_best_and_the_worst_reply_are_a_preference():
+    assert preference_reader(set(TREE))(TREE) == [
+        {"prompt": [user("q")], "chosen": [assistant("best")], "rejected": [assistant("worst")]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("root", "kind", "reason"),
+    [
+        (None, Unusable, "a broken tree"),
+        (node(None, role="prompter"), Unusable, "a broken tree: a message without text"),
+        (node("q", role="prompter", replies=None), Unusable, "without its list of replies"),
+        (node("q", node("a", replies="x"), role="prompter"), Unusable, "without its list of replies"),
+        (node("q", node("r", node("a"), role="prompter"), role="prompter"), Unusable, "do not take turns"),
+        (node("a"), Unusable, "starts with the assistant"),
+        (node("q", role="prompter"), Unusable, "no answer"),
+        (node("q", node("a"), role="prompter", deleted=True), LeftOut, "deleted or not approved"),
+        (node("q", node("a"), role="prompter", review_result=None), LeftOut, "deleted or not approved"),
+    ],
+)
+def test_a_broken_or_deleted_tree_says_so(root, kind, reason):
+    with pytest.raises(kind, match=reason):
+        conversation_reader({"message_tree_id", "prompt"})(tree(root))
+
+
+def flat(identity, parent, text, role):
+    return {"message_id": identity, "parent_id": parent, "text": text, "role": role, "message_tree_id": "q"}
+
+
+def test_single_messages_are_put_together_to_trees():
+    rows = [
+        flat("b", "a", "answer", "assistant"),
+        flat("a", None, "question", "prompter"),
+        flat("x", "lost", "?", "assistant"),
+    ]
+    found = dict(trees([(row["message_id"], row) for row in rows]))
+    reader = conversation_reader(set(rows[0]))
+    assert reader(found["a"]) == [{"messages": [user("question"), assistant("answer")]}]
+    with pytest.raises(Unusable, match="a broken tree"):
+        reader(found["x"])
+
+
+LABELLED = {"prompt": [user("a")], "completion": [assistant("good")], "label": True}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [user("a"), assistant("good")], "label": True}, [LABELLED]),
+        ({"messages": [user("a"), assistant("good")], "kto_tag": True}, [LABELLED]),
+        ({"prompt": "a", "completion": "good", "label": True}, [LABELLED]),
+        (
+            {"prompt": "a", "chosen": "good", "rejected": "bad"},
+            [LABELLED, {**LABELLED, "completion": [assistant("bad")], "label": False}],
+        ),
+    ],
+)
+def test_labels_come_from_rows_that_have_one_and_from_preferences(row, expected):
+    assert labelled_reader(set(row))(row) == expected
+
+
+@pytest.mark.parametrize("label", ["yes", 1, None])
+def test_a_label_is_true_or_false(label):
+    with pytest.raises(Unusable, match="neither true nor false"):
+        labelled_reader({"label"})({"messages": [user("a"), assistant("b")], "label": label})
+
+
+def test_a_named_form_is_taken_and_another_is_not():
+    columns = {"messages", "instruction", "output"}
+    row = {"messages": [user("m"), assistant("n")], "instruction": "a", "output": "b"}
+    assert conversation_reader(columns)(row) == [{"messages": [user("m"), assistant("n")]}]
+    assert conversation_reader(columns, "alpaca")(row) == [{"messages": [user("a"), assistant("b")]}]
+    assert conversation_reader(columns, "dolly") is None

@@ -1,0 +1,257 @@
+import gzip
+import io
+import tarfile
+import time
+from itertools import pairwise
+
+import pytest
+
+from hf_llm.data.corpus.readers.latex import paper, read
+from hf_llm.data.files.read_errors import Faults
+
+PAPER = r"""% a comment before everything
+\documentclass[11pt]{article}
+\usepackage{amsmath}
+\newcommand{\R}{\mathbb{R}}
+\newcommand{\norm}[1]{\left\| #1 \right\|}
+\newcommand{\model}{\textsc{Net}\xspace}
+\newcommand{\pair}[2][x]{(#1, #2)}
+\def\half{\frac{1}{2}}
+\DeclareMathOperator{\argmax}{arg\,max}
+\title{On the \emph{Nature}\\of Things\thanks{Supported.}}
+\author{Ada L\"ovelace \and Kurt G{\"o}del}
+\begin{document}
+\maketitle
+\begin{abstract}
+We study \model and show $\norm{x} \in \R$ for 100\% of cases~\cite{a,b}.
+\end{abstract}
+\section{Introduction}\label{sec:intro}
+As \citet{foo} shows, \textbf{bold and \textit{nested} text} works,
+and goes on. % a comment
+``Quoted'' --- dashes -- caf\'e, na\"{\i}ve, \"Angstr\"om, \v{C}apek, stra\ss e (see~\ref{x}).
+
+See \href{http://x.y/a%20b}{the page} and \url{http://a.b/c%20d}. A footnote\footnote{Of \emph{note}.} here.
+\begin{equation}\label{eq:1}
+  \half + \argmax_x \pair{y} + \pair[a]{b} = 1
+\end{equation}
+where $x<1$. Costs \$5 \& more, \textcolor{red}{in red}.
+\begin{align}
+a &= b \\
+c &= d \nonumber
+\end{align}
+\begin{itemize}
+\item First thing
+\item[(b)] Second thing
+\end{itemize}
+\begin{figure}[t]
+\centering\includegraphics[width=1cm]{a.png}
+\caption{A figure of $x$ things.}\label{f}
+\end{figure}
+\begin{theorem}[Main] All is well. \end{theorem}
+\begin{tabular}{ll} one & two \\ three & four \end{tabular}
+\begin{lstlisting}[language=Python]
+for i in x:  # 100% of it
+    print(i)
+\end{lstlisting}
+\subsection*{Results}
+Done {\em now}.
+\bibliography{refs}
+\begin{thebibliography}{9}\bibitem{a} Foo.\end{thebibliography}
+\end{document}
+after the end
+"""
+
+TEXT = r"""On the Nature of Things
+
+Ada Lövelace, Kurt Gödel
+
+Abstract
+
+We study Net and show $\left\| x \right\| \in \mathbb{R}$ for 100% of cases.
+
+Introduction
+
+As shows, bold and nested text works, and goes on. “Quoted” — dashes – café, naïve, Ängström, Čapek, straße (see).
+
+See the page and http://a.b/c%20d. A footnote (Of note.) here.
+
+$$\frac{1}{2} + \operatorname{arg\,max}_x (x, y) + (a, b) = 1$$
+
+where $x<1$. Costs $5 & more, in red.
+
+$$\begin{aligned} a &= b \\ c &= d \end{aligned}$$
+
+- First thing
+- (b) Second thing
+
+A figure of $x$ things.
+
+Theorem (Main). All is well.
+
+for i in x:  # 100% of it
+    print(i)
+
+Results
+
+Done now.
+"""
+
+
+def papers(path, max_chars=100_000):
+    faults = Faults()
+    return list(read(path, faults, None, max_chars)), faults
+
+
+def archive(files, gz=True):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, text in files.items():
+            data = text if isinstance(text, bytes) else text.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return gzip.compress(content.getvalue()) if gz else content.getvalue()
+
+
+def small(body, preamble=""):
+    return f"\\documentclass{{article}}\n{preamble}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+
+
+def test_a_paper_becomes_its_prose_with_headings_and_formulas(tmp_path):
+    path = tmp_path / "paper.tex"
+    path.write_text(PAPER, encoding="utf-8")
+    (found,), faults = papers(path)
+    assert found.text == TEXT
+    assert found.about == {"title": "On the Nature of Things", "author": "Ada Lövelace, Kurt Gödel"}
+    assert faults.records == 1 and not faults.dropped
+
+
+@pytest.mark.parametrize("packed", ["folder", "paper.tar.gz", "2101.00001.gz", "paper.zip", "paper.tar"])
+def test_the_files_of_a_paper_are_put_together_into_one_document(tmp_path, packed):
+    files = {
+        "ms/main.tex": small("\\input{intro}\n\\include{sections/two.tex}\n\\input other", "\\input{macros}"),
+        "ms/intro.tex": "First \\name part.",
+        "ms/sections/two.tex": "Second part. \\input{sections/three}",
+        "ms/sections/three.tex": "Third part.",
+        "ms/macros.tex": "\\newcommand{\\name}{big}",
+        "ms/other.tex": "Last part.",
+        "ms/unused.tex": "Not part of it.",
+        "ms/figure.png": b"\x89PNG\0\0",
+    }
+    if packed == "folder":
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        found = [paper for path in sorted(tmp_path.rglob("*.tex")) for paper in papers(path)[0]]
+    else:
+        path = tmp_path / packed
+        if packed.endswith("zip"):
+            import zipfile
+
+            with zipfile.ZipFile(path, "w") as out:
+                for name, text in files.items():
+                    out.writestr(name, text)
+        else:
+            path.write_bytes(archive(files, gz=packed.endswith("gz")))
+        found, faults = papers(path)
+        assert not faults.dropped
+    assert [paper.text for paper in found] == ["First big part. Second part. Third part. Last part.\n"]
+
+
+def test_a_single_gzipped_file_and_a_month_of_arxiv_are_papers(tmp_path):
+    one = gzip.compress(small("The first paper.").encode())
+    (tmp_path / "0101001.gz").write_bytes(one)
+    assert [paper.text for paper in papers(tmp_path / "0101001.gz")[0]] == ["The first paper.\n"]
+    month = {
+        "0101/0101001.gz": one,
+        "0101/0101002.gz": archive({"a.tex": small("The \\input{b}"), "b.tex": "second paper."}),
+        "0101/0101003.pdf": b"%PDF-1.4",
+        "0101/0101004.gz": gzip.compress(b"%auto-ignore\nThis paper has been withdrawn."),
+    }
+    (tmp_path / "arXiv_src_0101_001.tar").write_bytes(archive(month, gz=False))
+    found, faults = papers(tmp_path / "arXiv_src_0101_001.tar")
+    assert [paper.text for paper in found] == ["The first paper.\n", "The second paper.\n"]
+    assert faults.dropped == {"no LaTeX": 1}
+
+
+def test_inclusions_never_leave_the_folder_and_loops_end(tmp_path):
+    (tmp_path / "secret.tex").write_text("SECRET")
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    (folder / "link.tex").symlink_to(tmp_path / "secret.tex")
+    secrets = f"\\input{{../secret}} \\input{{{tmp_path}/secret.tex}} \\input{{link}}"
+    (folder / "a.tex").write_text(small(f"Text. {secrets} \\input{{b}}"))
+    (folder / "b.tex").write_text("B \\input{a} \\input{b}")
+    (found,), _ = papers(folder / "a.tex")
+    assert found.text == "Text. B\n"
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "\\newcommand{\\a}{\\a\\a}",
+        "\\newcommand{\\a}{\\b\\b}\\newcommand{\\b}{\\a\\a}",
+        "\\def\\a{x\\a}",
+        "".join(f"\\newcommand{{\\{c}}}{{\\{d}\\{d}}}" for c, d in pairwise("abcdefghijklmnopqrst")),
+    ],
+)
+def test_macros_without_end_come_to_an_end(definition):
+    begun = time.monotonic()
+    text, _ = paper({"a.tex": small("Before. \\a{} After.", definition)}, "a.tex")
+    assert text.startswith("Before.") and time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("50\\% of it % not this", "50% of it"),
+        ("line\\\\ % \\end{document}\nbreak", "line break"),
+        ("a \\verb|x_%y$| b", "a x_%y$ b"),
+        ("{\\bf bold} \\underline{under} {\\Large big}", "bold under big"),
+        ("Smith et~al.~\\cite[p.~3]{x} say (\\cite{y}) so \\citep[see][]{z}.", "Smith et al. say so."),
+        ("price \\$5 and \\$6, not maths", "price $5 and $6, not maths"),
+        ("\\[ x = \\text{if } y \\label{a} \\]", "$$x = \\text{if } y$$"),
+        ("\\(a\\) and $$b$$", "$a$ and\n\n$$b$$"),
+        ("a set \\{1, 2\\} here", "a set {1, 2} here"),
+        ("$\\{1, 2\\}$", "$\\{1, 2\\}$"),
+        ("\\begin{enumerate}[(i)]\\item one\\item two\\end{enumerate}", "- one\n- two"),
+        ("\\begin{comment}hidden\\end{comment}shown", "shown"),
+        ("\\begin{table}\\begin{tabular}{l}a\\end{tabular}\\caption{What \\emph{it} shows}\\end{table}",
+         "What it shows"),
+        ("\\begin{tikzpicture}\\draw (0,0);\\end{tikzpicture}text", "text"),
+        ("\\section[short]{The \\LaTeX{} title}\ntext", "The LaTeX title\n\ntext"),
+        ("\\newcommand{\\late}[1]{<#1>}a \\late{b} c", "a <b> c"),
+        ("an unknown \\foo{command} keeps its text", "an unknown command keeps its text"),
+        ("an open { brace and a lone $ sign", "an open brace and a lone $ sign"),
+    ],
+)  # fmt: skip
+def test_a_construct_becomes_its_text(written, text):
+    assert paper({"a.tex": small(written)}, "a.tex")[0] == text + "\n"
+
+
+def test_latex_nested_without_end_is_counted(tmp_path):
+    (tmp_path / "a.tex").write_text(small("\\section{" * 5000))
+    found, faults = papers(tmp_path / "a.tex")
+    assert found == [] and faults.dropped == {"LaTeX nested too deep": 1}
+
+
+def test_a_paper_in_latin_1_is_read(tmp_path):
+    (tmp_path / "a.tex").write_bytes(small("Un café.").encode("latin-1"))
+    assert papers(tmp_path / "a.tex")[0][0].text == "Un café.\n"
+
+
+def test_a_truncated_archive_gives_the_files_before_the_cut(tmp_path):
+    whole = archive({"a.tex": small("Whole. \\input{b}"), "b.tex": "x" * 10}, gz=False)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole[:1500]))
+    found, faults = papers(tmp_path / "a.tar.gz")
+    assert [paper.text for paper in found] == ["Whole.\n"]
+    (tmp_path / "b.gz").write_bytes(gzip.compress(small("text " * 1000).encode())[:-20])
+    found, faults = papers(tmp_path / "b.gz")
+    assert found == [] and faults.dropped == {"damaged file": 1}
+
+
+def test_a_long_paper_comes_in_pieces(tmp_path):
+    (tmp_path / "a.tex").write_text(small("\n\n".join(f"Paragraph {i} of it." for i in range(3000)), "\\title{T}"))
+    found, _ = papers(tmp_path / "a.tex", max_chars=20_000)
+    assert len(found) > 3 and {piece.about["title"] for piece in found} == {"T"}
+    assert "Paragraph 2999 of it." in found[-1].text

@@ -1,0 +1,35 @@
+"""What `dask.dataframe` reads of a corpus, and a corpus of what it wrote."""
+
+import json
+
+import dask.dataframe
+import pytest
+
+from hf_llm.data.corpus.sources import Source, parts_of
+from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.tabular import file_rows
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_life):
+    return tiny_life / "runs/tiny/corpus"
+
+
+def test_a_corpus_opens_as_a_data_frame(corpus):
+    frame = dask.dataframe.read_parquet(corpus / "data/train-*.parquet")
+    ledger = json.loads((corpus / "ledger.json").read_text())
+    assert len(frame) == ledger["splits"]["train"]["documents"]
+    assert (
+        frame["text"].map(lambda text: len(text.encode()), meta=("text", int)).sum().compute()
+        == ledger["splits"]["train"]["bytes"]
+    )
+
+
+def test_what_a_data_frame_wrote_is_a_source(corpus, tmp_path):
+    frame = dask.dataframe.read_parquet(corpus / "data/train-*.parquet").repartition(npartitions=3)
+    frame.to_parquet(tmp_path / "frame", write_metadata_file=False)
+    parts = parts_of([Source(path=str(tmp_path / "frame"), license="unknown")])
+    files = [name for part in parts for _, name in part.files]
+    assert len(files) == 3
+    found = sorted(row["text"] for name in files for _, row in file_rows(tmp_path / "frame" / name, Faults()))
+    assert found == sorted(frame["text"].compute())

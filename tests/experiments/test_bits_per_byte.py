@@ -1,0 +1,58 @@
+"""Bits per byte of the same text, whatever a model's tokens are."""
+
+import math
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_llm.core.manifest import write_manifest
+from hf_llm.experiments.bits_per_byte import TextWindows, measured
+from tests.tiny_models import save_tiny_model, tiny_tokenizer
+
+TEXTS = ["The red fox sees the crow. " * 20, "Übung macht den Meister. " * 20, "not read any more"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "data").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), folder / "data" / "validation-00000-of-00001.parquet")
+    write_manifest(folder)
+    return folder
+
+
+def test_a_model_that_knows_nothing_takes_as_many_bits_as_its_vocabulary_has(corpus, tmp_path):
+    base = save_tiny_model(tmp_path / "run" / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.nn.init.zeros_(model.get_input_embeddings().weight)  # all logits are zero
+    model.save_pretrained(base)
+    write_manifest(base)
+    size = len((TEXTS[0] + TEXTS[1]).encode())
+    bits = measured(base, corpus, 64, size)
+    tokens = size + 2  # a token for each byte, and the ends of two texts
+    assert bits == pytest.approx(math.log2(320) * tokens / size, rel=1e-5)
+    assert measured(base, corpus, 64, size) == bits
+    assert (tmp_path / "run" / "held_out.json").exists()
+
+
+def test_another_model_is_measured_anew(corpus, tmp_path):
+    base = save_tiny_model(tmp_path / "run" / "base")
+    write_manifest(base)
+    before = measured(base, corpus, 64, 500)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    model.save_pretrained(base)
+    write_manifest(base)
+    assert measured(base, corpus, 64, 500) != before
+
+
+def test_windows_hold_whole_texts_up_to_the_size_with_an_end_after_each(corpus):
+    tokenizer = tiny_tokenizer()
+    windows = TextWindows(corpus, tokenizer, 16, len(TEXTS[0]))
+    ids = torch.cat([windows[i]["input_ids"] for i in range(len(windows))])
+    assert tokenizer.decode(ids) == TEXTS[0][: len(ids)]
+    assert len(ids) == len(TEXTS[0]) // 16 * 16
+    assert windows.bytes_per_token == len(TEXTS[0]) / (len(TEXTS[0]) + 1)

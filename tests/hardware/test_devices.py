@@ -1,0 +1,81 @@
+"""The table of devices, and finding a device in it."""
+
+import pytest
+import torch
+
+from hf_llm.core.errors import UserError
+from hf_llm.hardware.cpu import usable_memory
+from hf_llm.hardware.devices import DEVICES, device_named, known_device, parse_machine, this_device, this_machine
+
+
+def test_every_row_is_complete_and_in_its_units():
+    assert len({device.key for device in DEVICES}) == len(DEVICES)
+    for device in DEVICES:
+        assert device.source
+        assert 8e9 < device.memory < 1e12, device
+        assert 6e10 < device.bandwidth < 1e13, device
+        assert all(1e12 < rate < 3e15 for rate in device.flops.values()), device
+        if not device.key.startswith("apple"):
+            assert 60 <= device.watts <= 1000
+            assert {"float32", "float16"} <= set(device.flops)
+
+
+def test_half_precision_is_never_slower_than_single():
+    for device in DEVICES:
+        order = [device.flops[dtype] for dtype in ("float32", "tf32", "float16") if dtype in device.flops]
+        assert order == sorted(order), device
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("rtx4090", "NVIDIA GeForce RTX 4090"),
+        ("RTX 4090", "NVIDIA GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090"),
+        ("A100-80GB", "NVIDIA A100-SXM4-80GB"),
+        ("h100", "NVIDIA H100 SXM"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM"),
+        ("apple-m2-max", "Apple M2 Max"),
+        ("Apple M2", "Apple M2"),
+    ],
+)
+def test_a_device_is_found_by_its_key_however_spaced_and_by_its_full_name(key, name):
+    assert device_named(key).name == name
+
+
+def test_a_name_that_is_near_gets_a_hint():
+    with pytest.raises(UserError, match="did you mean a100-80gb or"):
+        device_named("a100")
+    with pytest.raises(UserError, match=r"did you mean .*rtx4090"):
+        device_named("rtx4099")
+    with pytest.raises(UserError, match="known: b200, "):
+        device_named("abacus")
+
+
+def test_a_machine_is_a_count_and_a_device():
+    assert parse_machine("4xrtx4090") == (4, device_named("rtx4090"))
+    assert parse_machine("8 x H100") == (8, device_named("h100"))
+    assert parse_machine("l4") == (1, device_named("l4"))
+
+
+@pytest.mark.parametrize("text", ["", "4x", "0xrtx4090", "-1xl4", "4.5xl4", "four rtx4090"])
+def test_what_is_no_machine_is_refused(text):
+    with pytest.raises(UserError):
+        parse_machine(text)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a GPU is no CPU")
+def test_a_cpu_has_its_name_and_memory_and_no_rates_that_nobody_measured():
+    count, device = this_machine()
+    assert count == 1
+    assert device == this_device()
+    assert device.key == "cpu"
+    assert device.name
+    assert device.memory == usable_memory()
+    assert device.flops == {}
+    assert device.bandwidth is None
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU", "Apple M9"])
+def test_an_unlisted_name_is_not_known(name):
+    assert known_device(name) is None

@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from hf_llm.core.errors import UserError
+from hf_llm.inference.generate import complete, fit, load, render, reply, stop_at_end_of_turn, stop_tokens
+from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+
+PROMPTS = ["The", "A much longer beginning of a text", ""]
+
+
+def test_a_batch_of_prompts_is_completed_as_each_alone():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    together = complete(model, tokenizer, PROMPTS, 12, do_sample=False)
+    assert together == [complete(model, tokenizer, [prompt], 12, do_sample=False)[0] for prompt in PROMPTS]
+    assert any(together)
+
+
+def test_a_seed_repeats_the_text_and_leaves_the_process_random_numbers_alone():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    texts = {complete(model, tokenizer, ["x"], 12, seed=1, do_sample=True, top_k=0)[0] for _ in range(3)}
+    assert len(texts) == 1
+    assert torch.equal(torch.rand(1), expected)
+    assert complete(model, tokenizer, ["x"], 12, seed=2, do_sample=True, top_k=0)[0] not in texts
+
+
+def test_a_model_in_training_stays_in_training():
+    model = tiny_model().train()
+    complete(model, tiny_tokenizer(), ["x"], 2, do_sample=False)
+    assert model.training
+
+
+def test_a_prompt_longer_than_the_context_loses_its_beginning():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tail = "b" * (128 - 8)
+    long, short = (complete(model, tokenizer, [text], 8, do_sample=False) for text in ("a" * 300 + tail, tail))
+    assert long == short
+    with pytest.raises(UserError, match="no room for a prompt"):
+        complete(model, tokenizer, ["x"], 128)
+
+
+def test_a_reply_is_the_completion_of_the_rendered_conversation():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    question = [{"role": "user", "content": "Hello?"}]
+    rendered = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(render(tokenizer, question)) == rendered
+    assert reply(model, tokenizer, [question], 8, do_sample=False) == complete(
+        model, tokenizer, [rendered], 8, do_sample=False
+    )
+
+
+def test_the_end_of_a_turn_is_what_the_template_puts_there_and_a_models_own_ends_stay():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>", "<end>"]})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end > 259 and stop_tokens(model, tokenizer) == [257, end]
+    for other in (None, {"default": "x", "tools": "y"}, "{{ raise_exception('more!') }}", "{{ messages[0].content }}"):
+        tokenizer.chat_template, before = other, tokenizer.chat_template
+        assert stop_tokens(model, tokenizer) == [257, 259]
+        tokenizer.chat_template = before
+    model.generation_config.eos_token_id = [257, 5]
+    assert stop_at_end_of_turn(model, tokenizer).generation_config.eos_token_id == [5, 257, end]
+
+
+def test_generation_stops_at_the_end_of_a_turn():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    assert stop_tokens(model, tokenizer) == [257, 259]
+    with torch.no_grad():  # a model that says <|im_end|> and nothing else
+        model.model.norm.weight.zero_()
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(320, 32))
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: logits.index_fill(-1, torch.tensor([259]), 9.0))
+    assert reply(model, tokenizer, [[{"role": "user", "content": "?"}]], 50, do_sample=False) == [""]
+
+
+def test_a_conversation_too_long_loses_its_oldest_turns_but_not_the_system_message():
+    tokenizer = tiny_tokenizer()
+    system = {"role": "system", "content": "Be brief."}
+    turns = [{"role": role, "content": f"{role} {i}"} for i in range(4) for role in ("user", "assistant")]
+    conversation = [system, *turns, {"role": "user", "content": "last"}]
+    assert fit(tokenizer, conversation, 10_000) == conversation
+    room = len(render(tokenizer, [system, *turns[4:], conversation[-1]]))
+    assert fit(tokenizer, conversation, room) == [system, *turns[4:], conversation[-1]]
+    assert fit(tokenizer, conversation, room - 1) == [system, *turns[6:], conversation[-1]]
+    assert fit(tokenizer, conversation, 1) == [system, conversation[-1]]
+
+
+def test_a_model_without_a_chat_template_is_no_chat_model():
+    with pytest.raises(UserError, match="no chat template"):
+        reply(tiny_model(), tiny_tokenizer(chat=False), [[{"role": "user", "content": "?"}]], 4)
+
+
+def test_a_folder_loads_ready_to_generate(tmp_path):
+    model, tokenizer = load(save_tiny_model(tmp_path))
+    assert not model.training
+    assert complete(model.float().cpu(), tokenizer, ["x"], 8, do_sample=False) == complete(
+        tiny_model(), tiny_tokenizer(), ["x"], 8, do_sample=False
+    )
+
+
+def test_a_special_token_that_someone_types_stays_text():
+    tokenizer = tiny_tokenizer()
+    plain, typed = (render(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "Hi<|im_end|>"))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert typed.count(end) == plain.count(end) and "Hi<|im_end|>" in tokenizer.decode(typed)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from hf_llm.data.tokens.corruption import put_back
+from hf_llm.inference.generate import complete
+from hf_llm.inference.infill import fill, write
+from hf_llm.model.load import new_model
+from hf_llm.tokenization.sentinel_tokens import gap_tokens, sentinels_of
+from tests.tiny_models import tiny_tokenizer
+
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.fixture
+def masked():
+    """A model that puts an `x` in every place."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    torch.manual_seed(0)
+    model = new_model(BERT, tokenizer, 32)
+    model.cls.predictions.decoder.bias.data[tokenizer.encode("x")] = 100
+    return model, tokenizer
+
+
+def test_each_mask_becomes_the_likeliest_token_and_all_else_stays(masked):
+    texts = ["a <|mask|> in <|mask|>", "<|mask|>"]
+    assert fill(*masked, texts, 8) == ["a x in x", "x"]
+
+
+def test_a_text_without_a_gap_gets_one_at_its_end(masked):
+    assert fill(*masked, ["the fox"], 8) == ["the fox x"]
+
+
+def test_a_text_longer_than_the_context_is_filled_as_far_as_it_is_seen(masked):
+    (found,) = fill(*masked, ["<|mask|>" + "b" * 40], 8)
+    assert found == "x" + "b" * 31
+
+
+def test_the_models_mode_is_put_back(masked):
+    for training in (True, False):
+        masked[0].train(training)
+        fill(*masked, ["a"], 8)
+        assert masked[0].training is training
+
+
+@pytest.fixture
+def encoder_decoder():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": gap_tokens(mask=False, sentinels=1)})
+    torch.manual_seed(0)
+    return new_model(T5, tokenizer, 32), tokenizer
+
+
+def test_what_the_decoder_writes_stands_in_the_place_of_its_sentinel(encoder_decoder):
+    _, tokenizer = encoder_decoder
+    text = tokenizer.encode("the <extra_id_0> fox sees <extra_id_1>.")
+    target = tokenizer.encode("<extra_id_0>red<extra_id_1>a hen")
+    assert tokenizer.decode(put_back(text, target, sentinels_of(tokenizer))) == "the red fox sees a hen."
+
+
+def test_a_new_encoder_decoder_writes_something_and_stops(encoder_decoder):
+    (found,) = fill(*encoder_decoder, ["a <extra_id_0> b"], 4)
+    assert found.startswith("a ") and found.endswith(" b")
+
+
+def test_a_causal_model_goes_on_instead():
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = new_model(sizes, tokenizer, 64)
+    assert write(model, tokenizer, ["ab"], 5) == complete(model, tokenizer, ["ab"], 5, do_sample=False)

@@ -1,0 +1,116 @@
+"""The one line of a log entry: in a file, on a terminal, and what it says of each stage."""
+
+import os
+import sys
+import threading
+
+import pytest
+
+from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.callbacks import console as line_module
+from hf_llm.monitoring.callbacks.console_format import evaluation_line, figures, progress_line
+from hf_llm.pipeline.run import CLEAR
+from tests.monitoring.tiny_training import Rows
+
+needs_terminal = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a Unix terminal")
+PRETRAINING = {
+    "loss": 3.4123, "grad_norm": 0.8412, "learning_rate": 5.9e-4, "tokens_per_second": 41_234.0, "mfu": 0.42,
+    "memory_gib": 12.31, "eta_seconds": 11_520, "cost": 1.934, "perplexity": 30.3,
+}  # fmt: skip
+
+
+def test_pretraining_in_one_line():
+    evaluation = {"eval_loss": 3.501, "eval_bits_per_byte": 0.9712}
+    assert progress_line(1200, 19073, PRETRAINING, evaluation) == (
+        "step 1,200/19,073  loss 3.412  val 3.501  0.971 bits/byte  lr 5.9e-4  |g| 0.841  41.2k tok/s  MFU 0.42  "
+        "12.3 GiB  6%  ETA 3 h 12 min  $1.93"
+    )
+
+
+@pytest.mark.parametrize(
+    ("logged", "words"),
+    [
+        ({"loss": 1.2, "mean_token_accuracy": 0.643, "entropy": 1.1}, "loss 1.200  tokens right 64%"),
+        ({"loss": 0.61, "accuracy": 0.7, "margin": 0.312, "min_reward": -1.0}, "loss 0.610  right 70%  margin 0.312"),
+        ({"loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.0004}, "loss 0.690  right 50%  margin 0.0004"),
+        ({"loss": 0.0, "reward": 0.42, "kl": 0.0123, "completions/mean_length": 33.2, "reward_std": 0.3},
+         "loss 0.000  reward 0.420  KL 0.0123  length 33"),
+        ({"loss": -0.02, "reward": 1.3, "kl": 2.5, "length": 12.0, "policy_loss": 0.1},
+         "loss -0.02  reward 1.300  KL 2.5  length 12"),
+    ],
+)  # fmt: skip
+def test_each_stage_shows_its_few_numbers(logged, words):
+    assert "  ".join(figures(logged)) == words
+
+
+def test_an_evaluation_in_one_line():
+    logs = {"eval_loss": 3.5, "eval_bits_per_byte": 0.97, "eval_perplexity": 33.12, "eval_runtime": 12.2, "epoch": 0.1}
+    expected = "step 5/10  evaluation  val 3.500  0.970 bits/byte  perplexity 33.12  (12 s)"
+    assert evaluation_line(5, 10, logs) == expected
+
+
+def trainer_of(make_trainer, **settings):
+    rows = Rows([8] * 8, 8)
+    trainer = make_trainer(rows, rows, max_steps=6, eval_strategy="steps", eval_steps=3, **settings)
+    watch(trainer, bytes_per_token=3.0)
+    return trainer
+
+
+def test_in_a_file_every_entry_is_one_plain_line_and_there_is_no_bar(make_trainer, capfd):
+    trainer_of(make_trainer, disable_tqdm=False).train()
+    printed, errors = capfd.readouterr()
+    lines = printed.splitlines()
+    assert [line.split("  ")[0] for line in lines if "loss" in line] == [f"step {step}/6" for step in range(1, 7)]
+    assert len([line for line in lines if "  evaluation  val " in line]) == 2
+    assert "bits/byte" in next(line for line in lines if line.startswith("step 4/6"))
+    assert "\x1b" not in printed
+    assert "{" not in printed
+    assert "it/s" not in printed + errors
+
+
+def written_to_a_terminal(work, monkeypatch) -> str:
+    """What `work()` writes where the standard output is a real terminal of 70 columns."""
+    master, slave = os.openpty()
+    written, output = [], os.fdopen(slave, "w")
+
+    def collect():
+        while True:
+            try:
+                block = os.read(master, 4096)
+            except OSError:  # the other end is closed
+                return
+            written.append(block)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", output)
+        patched.setenv("TERM", "xterm")
+        patched.setenv("COLUMNS", "70")
+        work()
+    output.close()
+    thread.join(60)
+    os.close(master)
+    return b"".join(written).decode().replace("\r\n", "\n")
+
+
+@needs_terminal
+def test_on_a_terminal_one_line_stays_at_the_bottom(make_trainer, monkeypatch):
+    monkeypatch.setattr(line_module, "REDRAWN", -1.0)  # a training of a second, to be seen in full
+    printed = written_to_a_terminal(trainer_of(make_trainer, disable_tqdm=False).train, monkeypatch)
+    lines = [line.rsplit(CLEAR, 1)[-1] for line in printed.split("\n")]  # what is left to see of each
+    assert len([line for line in lines if "evaluation" in line]) == 2
+    assert [line.split("  ")[0] for line in lines if "loss" in line] == ["step 6/6"]  # the last, when all is done
+    drawn = printed.replace("\n", CLEAR).split(CLEAR)
+    for step in range(1, 7):
+        assert any(line.startswith(f"step {step}/6  loss") for line in drawn)
+    assert any("evaluating, batch" in line for line in drawn)
+    redrawn = [line for line in drawn if line.startswith("step") and "evaluation" not in line][:-1]
+    assert max(map(len, redrawn)) <= 69  # never more than a line
+
+
+@needs_terminal
+def test_with_bars_disabled_a_terminal_has_plain_lines(make_trainer, monkeypatch):
+    printed = written_to_a_terminal(trainer_of(make_trainer, disable_tqdm=True).train, monkeypatch)
+    lines = [line.rsplit(CLEAR, 1)[-1] for line in printed.split("\n")]
+    assert len([line for line in lines if "loss" in line]) == 6

@@ -1,0 +1,109 @@
+"""Where the logs go: TensorBoard by default, wandb offline without a login, and no secrets in either."""
+
+import os
+
+import pytest
+import wandb
+from transformers import TrainerCallback
+
+from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
+from hf_llm.monitoring.callbacks.integrations import reporters, wandb_login_known
+from hf_llm.monitoring.callbacks.samples import Samples
+from tests.monitoring.tiny_training import Rows
+
+SECRET = "hf_" + "Sx7" * 11
+
+
+@pytest.fixture
+def nobody(monkeypatch, tmp_path):
+    """A user who has never logged in to wandb, and whom no program may ask to."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.setenv(name, "")  # so that whatever the code sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path / "netrc"
+
+
+def test_tensorboard_is_the_default_and_the_recipe_decides():
+    assert reporters(None) == ["tensorboard"]
+    assert reporters("none") == ["none"]
+    assert reporters(["tensorboard"]) == ["tensorboard"]
+
+
+def test_wandb_without_a_login_goes_offline_and_says_so(nobody, capsys):
+    assert reporters(["tensorboard", "wandb"]) == ["tensorboard", "wandb"]
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert "offline" in capsys.readouterr().out
+
+
+def test_even_a_wish_to_be_online_does_not_make_wandb_ask(nobody, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    reporters("wandb")
+    assert os.environ["WANDB_MODE"] == "offline"
+
+
+@pytest.mark.parametrize("how", ["key", "netrc"])
+def test_with_a_login_wandb_is_left_alone(nobody, monkeypatch, capsys, how):
+    if how == "key":
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    else:
+        nobody.write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
+        nobody.chmod(0o600)
+    reporters("wandb")
+    assert "WANDB_MODE" not in os.environ
+    assert capsys.readouterr().out == ""
+
+
+def test_another_servers_login_and_a_broken_netrc_are_no_login(nobody, capsys):
+    nobody.write_text("machine github.com login user password x\n")
+    nobody.chmod(0o600)
+    assert not wandb_login_known()
+    nobody.write_text("this is no netrc\n")
+    assert not wandb_login_known()
+    assert "not readable" in capsys.readouterr().out
+
+
+class Trouble(TrainerCallback):
+    """A loss spike in the last step."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            alerts = next(c for c in self.trainer.callback_handler.callbacks if isinstance(c, AlertCallback))
+            alerts._tell(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
+
+
+def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
+    nobody, make_trainer, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.chdir(tmp_path)
+    rows = Rows([8] * 4, 8)
+    trainer = make_trainer(rows, rows, max_steps=2, report_to=reporters("wandb"), hub_token=SECRET, run_name="tiny")
+    watch(trainer, samples=Samples([]))
+    trainer.add_callback(Trouble(trainer))
+    trainer.train()
+    wandb.finish()
+    written = list((tmp_path / "out" / "logs").rglob("run-*.wandb"))
+    assert len(written) == 1
+    content = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"tokens_per_second" in content
+    assert b"per_device_train_batch_size" in content
+    assert b"loss spike: 9.9" in content
+    assert SECRET.encode() not in content
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2, report_to=reporters("trackio"), run_name="tiny", project="p")
+    watch(trainer)
+    trainer.train()
+    run = trackio.Api().runs("p")[0]
+    assert run.name == "tiny"
+    content = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
+    assert b"tokens_per_second" in content

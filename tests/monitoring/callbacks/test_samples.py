@@ -1,0 +1,104 @@
+"""Samples during training: there to read, and without any effect on the training."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.callbacks import samples as sampling
+from hf_llm.monitoring.callbacks.samples import SampleCallback, Samples, weights_are_sharded
+from tests.monitoring.tiny_training import Rows
+
+PROMPTS = ["w1 w2", "w3"]
+
+
+@pytest.fixture
+def tokenizer():
+    vocabulary = {"<pad>": 0, "<eos>": 63} | {f"w{i}": i for i in range(1, 63)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+
+class DrawsNumbers(TrainerCallback):
+    """What a collator or a data set may do: draw from every generator at each step."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.drawn.append((random.random(), numpy.random.rand(), torch.rand(1).item()))
+
+
+def trained(make_trainer, tokenizer, samples):
+    rows = Rows([8] * 8, 8)
+    trainer = make_trainer(rows, rows, tokenizer=tokenizer, max_steps=6, eval_strategy="steps", eval_steps=2)
+    draws = DrawsNumbers()
+    trainer.add_callback(draws)
+    watch(trainer, samples=samples)
+    trainer.train()
+    losses = [entry["loss"].hex() for entry in trainer.state.log_history if "loss" in entry]
+    return losses, draws.drawn, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, monkeypatch):
+    def write_with_noise(*args, **kwargs):
+        random.random(), numpy.random.rand(), torch.rand(1)  # as sampling at a temperature would
+        return write(*args, **kwargs)
+
+    write = sampling.write
+    monkeypatch.setattr(sampling, "write", write_with_noise)
+    plain, sampled = (trained(make_trainer, tokenizer, s) for s in (None, Samples(PROMPTS, max_new_tokens=5)))
+    assert plain[0] == sampled[0]
+    assert plain[1] == sampled[1]
+    assert all(torch.equal(plain[2][name], sampled[2][name]) for name in plain[2])
+
+
+def test_samples_are_kept_for_every_prompt_and_printed(make_trainer, tokenizer, tmp_path, capsys):
+    trained(make_trainer, tokenizer, Samples(PROMPTS, every=2, max_new_tokens=5))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["prompt"]) for row in rows] == [(step, prompt) for step in (2, 6) for prompt in PROMPTS]
+    assert all(row["text"].split() and "w1 w2" not in row["text"][:5] for row in rows)
+    assert capsys.readouterr().out.count("[step 2] ") == 2
+
+
+def test_the_models_mode_is_put_back(make_trainer, tokenizer):
+    trainer = make_trainer(Rows([8] * 2, 8), tokenizer=tokenizer)
+    callback = SampleCallback(trainer, Samples(PROMPTS, max_new_tokens=2))
+    for mode in (True, False):
+        trainer.model.train(mode)
+        callback._complete(trainer.model)
+        assert trainer.model.training is mode
+
+
+def test_an_evaluation_outside_training_makes_no_samples(make_trainer, tokenizer, tmp_path):
+    rows = Rows([8] * 2, 8)
+    trainer = make_trainer(rows, rows, tokenizer=tokenizer)
+    watch(trainer, samples=Samples(PROMPTS))
+    trainer.evaluate()
+    assert not (tmp_path / "out" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "fsdp", "sharded"), [(2, False, False), (3, False, True), (None, True, True), (None, False, False)]
+)
+def test_weights_are_sharded_under_zero_3_and_fsdp_only(stage, fsdp, sharded):
+    plugin = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=stage is not None,
+        is_fsdp_enabled=fsdp,
+        is_distributed_loading_by_transformers=False,
+        accelerator=SimpleNamespace(state=plugin),
+    )
+    assert weights_are_sharded(trainer) is sharded
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="counted from 1"):
+        Samples(["a"], every=0)

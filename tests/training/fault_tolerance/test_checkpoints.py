@@ -1,0 +1,131 @@
+import random
+import shutil
+
+import pytest
+
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import read_manifest
+from hf_llm.training.fault_tolerance.checkpoints import (
+    check_fingerprint,
+    checkpoints,
+    complete_checkpoints,
+    fault,
+    newest_whole,
+    rotate,
+    seal,
+    size_of,
+)
+
+FILES = {"model.safetensors": 5000, "optimizer.pt": 9000, "trainer_state.json": 300, "global_step4/rank_1.pt": 700}
+
+
+def make(folder, step, sealed=True):
+    checkpoint = folder / f"checkpoint-{step}"
+    for name, size in FILES.items():
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_bytes(random.Random(f"{step}{name}").randbytes(size))
+    if sealed:
+        seal(checkpoint, fingerprint={"data": "a", "rows": [1, 2]}, processes=1, engine="torch")
+    return checkpoint
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_sealed_checkpoint_is_whole_and_knows_its_size(tmp_path):
+    checkpoint = make(tmp_path, 4)
+    assert fault(checkpoint) is None
+    assert size_of(checkpoint) == sum(FILES.values())
+    assert read_manifest(checkpoint)["step"] == 4
+
+
+def test_every_single_bit_flip_is_found_and_its_file_named(undisturbed, tmp_path):
+    checkpoint = shutil.copytree(undisturbed.folder / "checkpoint-8", tmp_path / "checkpoint-8")
+    assert fault(checkpoint) is None
+    draw = random.Random(0)
+    for path in [path for path in checkpoint.rglob("*") if path.is_file()] * 3:
+        content = path.read_bytes()
+        place, bit = draw.randrange(len(content)), draw.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        kind, reason = fault(checkpoint)
+        assert (kind, path.name in reason) == ("corrupt", True), (path, place, bit, reason)
+        path.write_bytes(content)
+    assert fault(checkpoint) is None
+
+
+def test_truncated_missing_and_foreign_files_are_found_and_named(tmp_path):
+    for name in FILES:
+        checkpoint, other = make(tmp_path / "a", 4), make(tmp_path / "b", 8)
+        (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:-1])
+        assert fault(checkpoint) == (
+            "corrupt",
+            f"{name} has {FILES[name] - 1:,} bytes and had {FILES[name]:,} when it was saved",
+        )
+        shutil.copy(other / name, checkpoint / name)
+        assert fault(checkpoint) == ("corrupt", f"{name} differs from what was saved (its digest does not fit)")
+        (checkpoint / name).unlink()
+        assert fault(checkpoint) == ("corrupt", f"{name} is missing")
+
+
+def test_the_newest_whole_one_is_chosen_and_newer_ones_set_aside_with_a_reason(tmp_path, capsys):
+    for step in (4, 8, 12, 100):
+        make(tmp_path, step, sealed=step != 100)
+    (tmp_path / "checkpoint-12" / "optimizer.pt").unlink()
+    assert newest_whole(tmp_path).name == "checkpoint-8"
+    assert names(tmp_path) == ["checkpoint-100.incomplete", "checkpoint-12.corrupt", "checkpoint-4", "checkpoint-8"]
+    printed = capsys.readouterr().out
+    assert "checkpoint-12 is set aside as checkpoint-12.corrupt: optimizer.pt is missing" in printed
+    assert "checkpoint-100 is set aside as checkpoint-100.incomplete: it was cut off while being written" in printed
+
+
+def test_none_good_is_an_error_with_every_reason_that_moves_nothing_twice_over(tmp_path):
+    for step in (4, 8):
+        make(tmp_path, step, sealed=step != 8)
+    (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"(?s)checkpoint-8: it was cut off.*checkpoint-4: optimizer.pt is missing"):
+            newest_whole(tmp_path)
+        assert names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_no_checkpoint_and_a_first_save_cut_off_both_mean_a_start(tmp_path, capsys):
+    assert newest_whole(tmp_path) is None
+    for _ in range(2):
+        make(tmp_path, 4, sealed=False)
+        assert newest_whole(tmp_path) is None
+        assert names(tmp_path) == ["checkpoint-4.incomplete"]
+        assert "cut off" in capsys.readouterr().out
+
+
+def test_rotation_keeps_two_at_least_and_the_best_and_clears_what_was_cut_off(tmp_path):
+    for step in (4, 8, 12, 16, 20):
+        make(tmp_path, step, sealed=step != 12)
+    make(tmp_path, 24, sealed=False)  # under way
+    (tmp_path / "checkpoint-2.incomplete").mkdir()
+    (tmp_path / "checkpoint-2.corrupt").mkdir()
+    rotate(tmp_path, keep=1, best=tmp_path / "checkpoint-4")
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-16", "checkpoint-20"]
+    assert names(tmp_path) == [
+        "checkpoint-16",
+        "checkpoint-2.corrupt",
+        "checkpoint-20",
+        "checkpoint-24",
+        "checkpoint-4",
+    ]
+
+
+def test_rotation_never_counts_one_that_is_not_sealed(tmp_path):
+    for step in (4, 8, 12):
+        make(tmp_path, step, sealed=step != 12)
+    rotate(tmp_path, keep=2)
+    assert len(checkpoints(tmp_path)) == 3
+
+
+def test_a_changed_fingerprint_is_refused_with_old_and_new_values(tmp_path):
+    checkpoint = make(tmp_path, 4)
+    check_fingerprint(checkpoint, {"data": "a", "rows": (1, 2)})
+    with pytest.raises(
+        UserError, match=r"(?s)data: was 'a', is 'b'.*rows: was \[1, 2\], is 'not set'.*seed: was 'not set', is 3"
+    ):
+        check_fingerprint(checkpoint, {"data": "b", "seed": 3})
