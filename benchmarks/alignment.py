@@ -20,12 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_llm.reward
 from hf_llm.core.manifest import read_manifest
-from hf_llm.core.recipe import load_recipe
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.human_eval.preference_statistics import bootstrap, wilson
 from hf_llm.inference.generate import stop_tokens
 from hf_llm.model.load import load_model, load_tokenizer
-from hf_llm.pipeline.run import GENERATORS, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.posttraining.reward_functions import Conversation, RewardModel
 from hf_llm.tokenization.chat_encoding import encode_chat
 
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 def held_out(recipe: str, room: int, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict]:
     """The first `count` pairs that the reward model was not trained on and whose prompts have at most `room` tokens."""
-    loaded = load_recipe(hf_llm.reward.Recipe, [recipe])
+    loaded = Run([recipe]).read(hf_llm.reward.Recipe)
     section = loaded.reward
     _, rows, _ = load_preferences(section.data, section.evaluation_share, loaded.seed, section.allow_drop)
     return [row for row in rows if len(encode_chat(tokenizer, row["prompt"])[0]) <= room][:count]
@@ -138,14 +138,17 @@ def main() -> None:
     options = parse()
     subprocess.run([sys.executable, "-m", "hf_llm.run", options.recipe], check=True)
     run = Run([options.recipe])
-    tokenizer, judge = load_tokenizer(run.sft), RewardModel(run.reward, load_tokenizer(run.sft))
+    tokenizer, judge = (
+        load_tokenizer(run.folder("sft")),
+        RewardModel(run.folder("reward"), load_tokenizer(run.folder("sft"))),
+    )
     room = judge.model.config.max_position_embeddings - options.tokens - 8  # for the marks around an answer
     rows = held_out(options.recipe, room, tokenizer, options.answers)
-    models = [name for name in GENERATORS if run.has(name)]
+    models = [name for name in LANGUAGE_MODELS if run.is_requested(name)]
     for name in [*models, "reward"]:
         manifest = read_manifest(run.root / name)
         print(f"{name:<8} {manifest['seconds']:>6.0f} s  {manifest['headline']}")
-    found = {name: measure(run.root / name, run.sft, judge, rows, options) for name in models}
+    found = {name: measure(run.root / name, run.folder("sft"), judge, rows, options) for name in models}
     print(f"\n{len(rows)} held-out prompts, answers of at most {options.tokens} tokens\n\n{table(found)}")
     prompts = [row["prompt"] for row in rows]
     for name in ("chosen", "rejected"):

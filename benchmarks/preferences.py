@@ -67,7 +67,7 @@ def our_trainer(folder: Path, arguments: dict) -> object:
 
     from hf_llm.data.chat.loaders import ConversationSource, load_preferences
     from hf_llm.dpo import PreferenceTuning
-    from hf_llm.pipeline.run import Making
+    from hf_llm.pipeline.run import StageOutput
     from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
     from hf_llm.posttraining.trainers import PairTrainer, fitting
 
@@ -76,7 +76,7 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     *rows, _ = load_preferences(section.data, section.evaluation_share, 42)
     tokenizer = chat_tokenizer(folder / "ours", folder)
     rows, _ = fitting(rows, ("chosen", "rejected"), tokenizer, arguments["max_length"], section)
-    making = Making(Path(arguments["output_dir"]), "dpo", {}, {})
+    making = StageOutput(Path(arguments["output_dir"]), "dpo", {}, {})
     start = str(folder / "ours")
     return tuning_trainer(PairTrainer, DPOConfig, section, making, 42, start, rows, precompute_ref_log_probs=True)
 

@@ -108,7 +108,7 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     from trl import SFTConfig, SFTTrainer
 
     from hf_llm.data.chat.loaders import ConversationSource
-    from hf_llm.pipeline.run import Making
+    from hf_llm.pipeline.run import StageOutput
     from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
     from hf_llm.posttraining.sft_dataset import supervised_rows
     from hf_llm.posttraining.sft_trainer import ChatTrainer
@@ -118,7 +118,7 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     section = Finetuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
     tokenizer = chat_tokenizer(folder / "ours", folder)
     rows = supervised_rows(section, 42, tokenizer, arguments["max_length"])
-    making, sides = Making(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
+    making, sides = StageOutput(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
     trainer_class = SFTTrainer if all_positions else ChatTrainer
     return tuning_trainer(trainer_class, SFTConfig, section, making, 42, str(folder / "ours"), sides)
 

@@ -11,11 +11,12 @@ import pytest
 from hf_llm import doctor
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
-from hf_llm.core.recipe import load_recipe, parse_yaml
+from hf_llm.core.recipe import parse_yaml
 from hf_llm.hardware.devices import Device, device_named, this_machine
 from hf_llm.hardware.environment_checks import Finding
 from hf_llm.hardware.microbenchmarks import Bound, Rate
-from hf_llm.pipeline.run import STAGES, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import STAGES
 from tests.tiny_recipe import run_module, write_inputs
 
 
@@ -161,11 +162,11 @@ def test_a_goal_is_a_whole_recipe_that_every_stage_takes(goal, tmp_path, capsys)
     assert command == ["python", "-m", "hf_llm.run", "recipes/mine.yaml"]
     assert text.splitlines()[0].removeprefix("# ") in capsys.readouterr().err
     run = Run(command[3:])
-    assert run.has("sft") == ("--use=base" not in goal)
+    assert run.is_requested("sft") == ("--use=base" not in goal)
     assert not {"params", "depth", "flops", "hours", "machine"} & set(run.tree)  # written out, nothing left to derive
     for folder, stage in STAGES.items():
-        if run.has(folder):
-            load_recipe(importlib.import_module(stage.module).Recipe, command[3:])
+        if run.is_requested(folder):
+            Run(command[3:]).read(importlib.import_module(stage.module).Recipe)
     assert text.count("# ") > 15
     assert ("would be better" in text) == (goal == GOALS["too large for the hours"])
 

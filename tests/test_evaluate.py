@@ -93,7 +93,7 @@ def test_a_finished_evaluation_is_not_made_again(run, capsys):
     before = (run / "evaluation/results.json").stat().st_mtime_ns
     capsys.readouterr()
     evaluate.main(["tiny.yaml"])
-    assert "is finished" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
     assert (run / "evaluation/results.json").stat().st_mtime_ns == before
 
 

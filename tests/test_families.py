@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokeni
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest, read_manifest
 from hf_llm.model.load import load_tokenizer, new_model
+from hf_llm.pipeline.run import Run
 from hf_llm.posttraining.build_trainer import context_length
 from hf_llm.run import check
 from tests.tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
@@ -132,7 +133,7 @@ CHAT = "--sft={data: [{path: chats.jsonl, license: mit}], training: {max_steps: 
 def test_a_recipe_that_would_teach_it_to_chat_is_refused_before_any_work(lives):
     run, _ = lives("bert")
     with pytest.raises(UserError, match="sft: the model_type makes a masked language model, which fills gaps"):
-        check([str(run.parent.parent / "bert.yaml"), CHAT], ["base", "sft"])
+        check(Run([str(run.parent.parent / "bert.yaml"), CHAT]), ["base", "sft"])
     with pytest.raises(UserError, match=r"needed here is a causal language model.*model_type hf_llm, llama"):
         context_length(run / "base")
 

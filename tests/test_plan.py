@@ -9,8 +9,8 @@ import torch
 
 from hf_llm import plan
 from hf_llm.core.manifest import write_json, write_manifest
-from hf_llm.core.recipe import load_recipe
 from hf_llm.hardware.devices import device_named
+from hf_llm.pipeline.run import Run
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
 from hf_llm.planning.memory_estimate import Job, Row
 from hf_llm.pretrain import Recipe
@@ -160,7 +160,7 @@ def test_a_given_tokenizer_and_a_students_teacher_decide_the_sizes(tiny_life, mo
     machine = plan.Machine(1, device_named("h100"), here=False)
 
     def planned(*arguments):
-        recipe = load_recipe(Recipe, ["tiny.yaml", *arguments])
+        recipe = Run(["tiny.yaml", *arguments]).read(Recipe)
         return plan.pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, machine).config
 
     given = ("--name=other", "--pretrain.tokenizer=runs/tiny/tokenizer")

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import load_recipe
 from hf_llm.model.load import load_model
+from hf_llm.pipeline.run import Run
 from hf_llm.ppo import Recipe
 from tests.test_reward import SECTION as REWARD
 from tests.test_reward import from_life
@@ -85,7 +85,7 @@ def test_prompts_that_do_not_fit_are_refused_above_the_share_allowed(tuned, refu
 
 def test_a_misspelt_setting_is_refused_by_name(tiny_life):
     with pytest.raises(UserError, match=r"ppo.training.kl_coeff: no such key; did you mean kl_coef\?"):
-        load_recipe(Recipe, [str(tiny_life / "tiny.yaml"), *SECTION, "--ppo.training.kl_coeff=1"])
+        Run([str(tiny_life / "tiny.yaml"), *SECTION, "--ppo.training.kl_coeff=1"]).read(Recipe)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_corpus_is_made_once(capsys):
     assert sum(counts["documents"] for counts in splits.values()) == 400
     assert not Path("runs/tiny/corpus/work").exists()
     main(["tiny.yaml"])
-    assert "runs/tiny/corpus is finished" in capsys.readouterr().out
+    assert "runs/tiny/corpus is complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_the_documentation_on_this_disk_makes_a_corpus(inside, monkeypatch):
 def test_where_the_tasks_run_and_what_is_mixed_later_change_no_corpus(capsys):
     main(["tiny.yaml"])
     main(["tiny.yaml", "--corpus.cluster.workers=1", "--corpus.max_tokens=5000", "--corpus.shares={texts: 1}"])
-    assert "runs/tiny/corpus is finished" in capsys.readouterr().out
+    assert "runs/tiny/corpus is complete" in capsys.readouterr().out

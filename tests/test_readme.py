@@ -12,8 +12,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from hf_llm.core.recipe import load_recipe
-from hf_llm.pipeline.run import STAGES, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,10 +63,10 @@ def test_every_command_is_understood(command, monkeypatch, tmp_path):
     if module in {stage.module for stage in STAGES.values()} | {"hf_llm.run"}:  # what is no key of a recipe
         arguments = [a for a in arguments if a.split("=")[0] not in ("--fresh", "--explain", "--preview")]
     if module == "hf_llm.run":
-        for stage in (stage for folder, stage in STAGES.items() if Run(arguments).has(folder)):
-            load_recipe(importlib.import_module(stage.module).Recipe, arguments)
+        for stage in (stage for folder, stage in STAGES.items() if Run(arguments).is_requested(folder)):
+            Run(arguments).read(importlib.import_module(stage.module).Recipe)
     elif module in {stage.module for stage in STAGES.values()} and "recipe.yaml" not in arguments:
-        load_recipe(importlib.import_module(module).Recipe, arguments)
+        Run(arguments).read(importlib.import_module(module).Recipe)
     else:
         for option in (a.split("=")[0] for a in arguments if a.startswith("--")):
             assert option in help_of(module)
@@ -81,7 +81,7 @@ def test_every_recipe_shown_is_valid(block, tmp_path):
     path.write_text(yaml.safe_dump(sections), encoding="utf-8")
     for folder, stage in STAGES.items():
         if {section.split(".")[0] for section in stage.sections} & set(given) or folder in ("corpus", "tokenizer"):
-            load_recipe(importlib.import_module(stage.module).Recipe, [str(path)])
+            Run([str(path)]).read(importlib.import_module(stage.module).Recipe)
 
 
 def test_the_tree_in_the_readme_is_the_tree():

@@ -11,8 +11,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import load_recipe
-from hf_llm.pipeline.run import STAGES, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.arguments import check_deepspeed_config
 
 ROOT = Path(__file__).parent.parent
@@ -43,8 +43,8 @@ def test_every_section_of_a_recipe_is_valid_for_its_stage(path):
     run = Run([str(path)])
     for folder, stage in STAGES.items():
         asked = {"corpus"} if "pretrain" not in run.tree else STAGES.keys()  # some examples are only about text
-        if folder in asked and run.has(folder):
-            load_recipe(importlib.import_module(stage.module).Recipe, [str(path)])
+        if folder in asked and run.is_requested(folder):
+            Run([str(path)]).read(importlib.import_module(stage.module).Recipe)
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *LAUNCHES], ids=name)
@@ -60,7 +60,7 @@ def test_the_first_comment_is_a_command_that_parses(path):
     if path in RECIPES:
         assert Path(arguments[0]) == path.relative_to(ROOT)
     if module != "hf_llm.run":
-        load_recipe(importlib.import_module(module).Recipe, arguments)
+        Run(arguments).read(importlib.import_module(module).Recipe)
     assert Run(arguments).name
 
 

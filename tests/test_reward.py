@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import load_tokenizer
-from hf_llm.posttraining.reward_functions import RewardModel, load_reward_model, reward_functions
+from hf_llm.model.load import load_reward_model, load_tokenizer
+from hf_llm.posttraining.reward_functions import RewardModel, reward_functions
 from hf_llm.reward import encoded, pair_statistics
 from tests.tiny_recipe import PREPARED, launch, prepare, run_module
 

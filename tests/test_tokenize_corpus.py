@@ -182,4 +182,4 @@ def test_shards_of_another_tokenizer_are_refused(capsys):
     Path("runs/tiny/tokenizer/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SystemExit):
         main(ARGV)
-    assert "runs/tiny/tokens was made from another tokenizer" in capsys.readouterr().err
+    assert "runs/tiny/tokens: inputs changed: tokenizer" in capsys.readouterr().err

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.model.load import load_model, load_reward_model, load_tokenizer
 from hf_llm.pipeline.run import Run
-from hf_llm.posttraining.reward_functions import load_reward_model
 from tests.tiny_models import save_tiny_model
 
 
@@ -79,7 +78,7 @@ def test_a_tokenizer_with_code_of_its_own_is_not_loaded(tmp_path, marker):
 def test_a_recipe_that_would_run_a_program_is_not_read(tmp_path, marker):
     recipe = tmp_path / "evil.yaml"
     recipe.write_text(f"name: x\npretrain: !!python/object/apply:os.system ['touch {marker}']\n")
-    with pytest.raises(UserError, match="no readable YAML"):
+    with pytest.raises(UserError, match="cannot parse"):
         Run([str(recipe)])
 
 

@@ -15,13 +15,14 @@ command goes on where it was interrupted, and tries again what has failed.
 import argparse
 import sys
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.experiments.experiment import Experiment, options
 from hf_llm.experiments.matched_sizes import EQUAL
 from hf_llm.experiments.page import write_page
 from hf_llm.experiments.results import summary, table
 from hf_llm.experiments.variants import combinations, parse_factor, pretraining_tree
-from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.run import Run
 
 
 @command
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = experiment.train()
     found = experiment.results()
     page = write_page(experiment.folder, found, experiment.trainings)
-    say(f"\n{table(found)}\n\n{summary(found)}\n{page}")
+    print_main(f"\n{table(found)}\n\n{summary(found)}\n{page}")
     sys.exit(1 if failed else 0)
 
 

@@ -29,7 +29,7 @@ from hf_llm.hardware.microbenchmarks import (
     matmul_rates,
 )
 from hf_llm.hardware.runtime import device_type
-from hf_llm.pipeline.sizing import DIALS
+from hf_llm.pipeline.sizing import SIZING_KEYS
 from hf_llm.planning.recipe_generator import goal_of, write_recipe
 from hf_llm.planning.speed import training_rate
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join([*finding_lines(found), *rate_lines(rates), *closing_lines(machine)]))
     if options.accelerate_config:
         write_launch_config(options.accelerate_config, count, device)
-    if options.recipe or any(getattr(options, dial) for dial in DIALS):
+    if options.recipe or any(getattr(options, dial) for dial in SIZING_KEYS):
         write_goal(options, machine)
     if any(finding.level == "problem" for finding in found):
         sys.exit(1)
@@ -177,7 +177,7 @@ def write_goal(options: argparse.Namespace, machine: str | float | None) -> None
     """The recipe for the goal on the command line."""
     if not options.recipe:
         raise UserError("a goal needs --recipe FILE, where the recipe goes")
-    dials = {dial: getattr(options, dial) for dial in DIALS}
+    dials = {dial: getattr(options, dial) for dial in SIZING_KEYS}
     place = options.machine or machine
     if options.hours and place is None:
         raise UserError("--hours needs the speed of the machine: leave out --quick, or name it, --machine 4xrtx4090")

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from trl import DPOConfig
 
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
 from hf_llm.posttraining.trainers import PairTrainer, fitting
 from hf_llm.training.train_and_save import finish
@@ -52,12 +52,12 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.dpo, run.model_before("dpo")
-    start = run.given(section.model) or run.require(before)
-    with run.begin("dpo", recipe, **{before: start}) as making:
-        if making.finished:
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.dpo, run.starting_folder("dpo")
+    with run.open_stage("dpo", recipe, {before: section.model}) as making:
+        if making.is_complete:
             return
+        start = making.sources[before]
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
         limit = longest_row(section, start, "dpo")
         tokenizer = chat_tokenizer(start, run.root)

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.core.recipe import load_recipe
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.evaluation.denoising import score_masked, score_spans
 from hf_llm.evaluation.perplexity import score
 from hf_llm.inference.generate import reply
 from hf_llm.inference.infill import write
 from hf_llm.model.load import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
-from hf_llm.pipeline.run import GENERATORS, Run, licenses_of, say
+from hf_llm.pipeline.run import Run, licenses_of, read_run
+from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.reporting.lineage import SCORES
 from hf_llm.training.objectives import Objective, filled_in
 
@@ -55,17 +56,17 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    run, recipe = read_run(Recipe, argv)
     section = recipe.evaluate
-    tokens = run.require("tokens")
     models = models_of(run, section)
-    with run.begin("evaluation", recipe, tokens=tokens, **models) as making:
-        if making.finished:
+    with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as making:
+        if making.is_complete:
             return
+        tokens = making.sources["tokens"]
         results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
         for name, path in models.items():
-            say(f"evaluating {path}")
-            model, tokenizer = load(path, run.require("tokenizer"))
+            print_main(f"evaluating {path}")
+            model, tokenizer = load(path, run.ensure_stage("tokenizer"))
             learnt = learnt_by(model, path)
             results["models"][name] = {
                 "path": str(path),
@@ -75,18 +76,18 @@ def main(argv: list[str] | None = None) -> None:
             for sample, text in zip(results["samples"], answers(model, tokenizer, path, section), strict=True):
                 sample["answers"][name] = text
         write_json(making.path / "results.json", results)
-        say(table(results["models"]))
-        making.finish(headline(results["models"]), licenses_of(*models.values()), results=results["models"])
+        print_main(table(results["models"]))
+        making.complete(headline(results["models"]), licenses_of(*models.values()), results=results["models"])
 
 
 def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:
     """The models to evaluate, by short name: those the recipe lists, else every model this run makes."""
     if section.models is None:
-        return {folder: run.require(folder) for folder in GENERATORS if run.has(folder)}
+        return {folder: run.ensure_stage(folder) for folder in LANGUAGE_MODELS if run.is_requested(folder)}
     names = [Path(model).name for model in section.models]
     if len(set(names)) < len(names):
         names = section.models
-    return {name: run.given(model) for name, model in zip(names, section.models, strict=True)}
+    return {name: run.resolve_source(model) for name, model in zip(names, section.models, strict=True)}
 
 
 def load(path: Path | str, tokenizer_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

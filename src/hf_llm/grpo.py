@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, load_recipe
-from hf_llm.pipeline.run import Run
+from hf_llm.core.recipe import Settings
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.trainers import AnswerTuning, GroupRelativeTrainer, learn_from_groups
 
 KL_COEFFICIENT = 0.04  # as in the paper; TRL's default is 0, which neither keeps near the model before nor logs the KL
@@ -37,12 +37,12 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.grpo, run.model_before("grpo")
-    start = run.given(section.model) or run.require(before)
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.grpo, run.starting_folder("grpo")
     judge = section.judge(run)
-    with run.begin("grpo", recipe, **{before: start}, **({"reward": judge} if judge else {})) as making:
-        if not making.finished:
+    inputs = {before: section.model} | ({"reward": judge} if judge else {})
+    with run.open_stage("grpo", recipe, inputs) as making:
+        if not making.is_complete:
             learn_from_groups(
                 GroupRelativeTrainer,
                 GRPOConfig,
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
                 making,
                 run,
                 recipe.seed,
-                start,
+                making.sources[before],
                 judge,
                 recipe.price_per_hour,
                 beta=KL_COEFFICIENT,

@@ -13,10 +13,10 @@ from datasets import Dataset
 from trl import KTOConfig
 
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_labelled
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
 from hf_llm.posttraining.trainers import LabelTrainer, fitting
 from hf_llm.training.train_and_save import finish
@@ -49,12 +49,12 @@ def check_labels(rows: list[Dataset]) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.kto, run.model_before("kto")
-    start = run.given(section.model) or run.require(before)
-    with run.begin("kto", recipe, **{before: start}) as making:
-        if making.finished:
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.kto, run.starting_folder("kto")
+    with run.open_stage("kto", recipe, {before: section.model}) as making:
+        if making.is_complete:
             return
+        start = making.sources[before]
         *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
         limit = longest_row(section, start, "kto")
         rows, counts["too_long"] = fitting(rows, ("completion",), chat_tokenizer(start, run.root), limit, section)

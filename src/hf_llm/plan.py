@@ -16,19 +16,20 @@ from typing import Any
 
 import torch
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.recipe import load_recipe
 from hf_llm.hardware.devices import Device, parse_machine, this_machine, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
 from hf_llm.model.load import context_of
 from hf_llm.model.summary import describe, flops_per_token
-from hf_llm.pipeline.run import STAGES, Run, say
+from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import parse_price
 from hf_llm.planning.memory import OPTIMIZER, UPDATE
 from hf_llm.planning.memory_estimate import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
 from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stage_plans import TEXTS, Place, Prospect, pretraining, tuning, tuning_memory
+from hf_llm.planning.stage_plans import PLANNED_FROM_ROWS, Place, Prospect, pretraining, tuning, tuning_memory
 from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
 from hf_llm.reporting.plan_accuracy import PLAN, keep, score
 from hf_llm.training.pretraining_trainer import check_checkpointing
@@ -59,16 +60,16 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(rest)
     if options.score:
         return say_score(run)
-    recipe = load_recipe(importlib.import_module(STAGES["base"].module).Recipe, rest)
+    recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
     machine = Machine(*parse_machine(options.gpus), False) if options.gpus else Machine(*this_machine(), True)
     job = pretraining_job(run, recipe, machine)
-    say(f"{run.name} on {machine.devices} x {machine.device.name} with {gib(machine.device.memory)} GiB\n")
+    print_main(f"{run.name} on {machine.devices} x {machine.device.name} with {gib(machine.device.memory)} GiB\n")
     say_model(job, recipe.pretrain)
 
     rows = memory(job, machine)
-    say(memory_table(rows))
+    print_main(memory_table(rows))
     fitting = first_that_fits(rows, job, machine)
-    say(advice(rows, fitting, machine))
+    print_main(advice(rows, fitting, machine))
     if fitting is None and machine.here:
         return
 
@@ -76,13 +77,13 @@ def main(argv: list[str] | None = None) -> None:
     peaks = tuning_peaks(run, job, machine)
     speed = speed_of(job, machine, row)
     rate, prices = speed.tokens_per_second, {"price": options.price, "electricity": options.electricity}
-    say(f"\n{number(rate)} tokens per second: {speed.source}\n")
+    print_main(f"\n{number(rate)} tokens per second: {speed.source}\n")
     place = Place(job.config, row.engine, rate, machine.devices, machine.device, machine.bf16, prices)
     states = rows[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
     stages = [pretraining(recipe.pretrain, row.footprint.peak, states, place)]
     stages += [tuning(folder, run.tree[folder], peak, place) for folder, peak in peaks.items()]
-    say(stage_table(stages, options.price is not None, options.electricity is not None))
-    if machine.here and not run.base.exists():
+    print_main(stage_table(stages, options.price is not None, options.electricity is not None))
+    if machine.here and not run.folder("base").exists():
         keep_plan(run, row, speed, stages[0])
 
 
@@ -113,13 +114,13 @@ def say_score(run: Run) -> None:
             f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN} of the same recipe, which "
             f"`python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
-    say(score_table(found))
+    print_main(score_table(found))
 
 
 def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
     """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
     section = recipe.pretrain
-    config = pretraining_config(recipe.model, section, run.tree, run.tokenizer)
+    config = pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
     context = context_of(config, section.context)
     unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
     if section.tokens_per_step % unit:
@@ -135,17 +136,17 @@ def say_model(job: Job, section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
     with torch.device("meta"):
         model = model_of(job.config)
-    say(describe(model))
+    print_main(describe(model))
     parameters, flops = model.num_parameters(), flops_per_token(model, job.context)
     steps = section.training.get("max_steps")
     if steps and steps > 0:
         tokens = steps * section.tokens_per_step
-        say(
+        print_main(
             f"  {number(tokens)} tokens, {tokens / parameters:,.3g} for each parameter; {TOKENS_PER_PARAMETER} "
             f"({number(TOKENS_PER_PARAMETER * parameters)}) are compute-optimal (Chinchilla, "
             f"https://arxiv.org/abs/2203.15556)\n  {tokens * flops:.3g} FLOPs in all"
         )
-    say("")
+    print_main("")
 
 
 def memory(job: Job, machine: Machine) -> list[Row]:
@@ -161,7 +162,7 @@ def memory(job: Job, machine: Machine) -> list[Row]:
         check_checkpointing(model)
     ways = [False, True] if model.supports_gradient_checkpointing and not asked else [asked]
     rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, way)]
-    say(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
+    print_main(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
     return rows
 
 
@@ -195,7 +196,7 @@ def advice(rows: list[Row], chosen: Row | None, machine: Machine) -> str:
 
 def tuning_peaks(run: Run, job: Job, machine: Machine) -> dict[str, int]:
     """Bytes of one device in each training stage after pretraining that can be planned."""
-    sections = {folder: run.tree[folder] for folder in TEXTS if run.tree.get(folder)}
+    sections = {folder: run.tree[folder] for folder in PLANNED_FROM_ROWS if run.tree.get(folder)}
     where = (job.config, machine.device, machine.bf16)
     return {folder: tuning_memory(folder, section, *where) for folder, section in sections.items()}
 
@@ -219,7 +220,7 @@ def keep_plan(run: Run, row: Row, speed: Speed, stage: Prospect) -> None:
         "hours": stage.hours,
     }
     keep(run.root, run.tree, predicted)
-    say(f"\n{run.root / PLAN} is kept for the report")
+    print_main(f"\n{run.root / PLAN} is kept for the report")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_conversations, load_preferences
+from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import Run, read_run
 from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
-from hf_llm.posttraining.reward_functions import load_reward_model, reward_functions
+from hf_llm.posttraining.reward_functions import reward_functions
 from hf_llm.posttraining.trainers import fitting
 from hf_llm.training.train_and_save import finish
 
@@ -56,14 +57,14 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.ppo, run.model_before("ppo")
-    start = run.given(section.model) or run.require(before)
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.ppo, run.starting_folder("ppo")
     judge = judge_of(section, run)
-    inputs = {before: start, **({"reward": judge} if judge is not None else {})}
-    with run.begin("ppo", recipe, **inputs) as making:
-        if making.finished:
+    inputs = {before: section.model, **({"reward": judge} if judge is not None else {})}
+    with run.open_stage("ppo", recipe, inputs) as making:
+        if making.is_complete:
             return
+        start = making.sources[before]
         *rows, counts = prompts_of(section, recipe.seed)
         tokenizer = chat_tokenizer(start, run.root)
         answer = section.training.get("max_completion_length", PPOConfig.max_completion_length)
@@ -82,8 +83,8 @@ def judge_of(section: PPOTuning, run: Run) -> Path | str | None:
     """The reward model: the one the section names, else the run's own where the recipe makes one and the section names
     no functions."""
     if section.reward_model is not None:
-        return run.given(section.reward_model)
-    return run.require("reward") if run.has("reward") and not section.reward_functions else None
+        return run.resolve_source(section.reward_model)
+    return run.ensure_stage("reward") if run.is_requested("reward") and not section.reward_functions else None
 
 
 def prompts_of(section: PPOTuning, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:

@@ -11,12 +11,12 @@ The same command goes on where an interrupted run stopped, and ends with the sam
 import sys
 from dataclasses import dataclass
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import digest_of, versions
-from hf_llm.core.recipe import load_recipe
 from hf_llm.data.corpus.build import Corpus, make_corpus
 from hf_llm.data.corpus.dropped import explain
-from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.run import Run, read_run
 
 
 @dataclass
@@ -30,19 +30,19 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     argv, wanted = _without_explain(sys.argv[1:] if argv is None else argv)
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    run, recipe = read_run(Recipe, argv)
     if wanted is not None:
         return _explain(run, wanted)
-    with run.begin("corpus", recipe) as making:
-        if making.finished:
+    with run.open_stage("corpus", recipe) as making:
+        if making.is_complete:
             return
         made_with = digest_of(versions())
         ledger = make_corpus(recipe.corpus, making.path, digest_of([making.key, made_with]), made_with)
         for line in funnel(ledger):
-            say(line)
+            print_main(line)
         documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
         headline = f"{documents:,} documents, {size / 1e6:,.1f} MB"
-        making.finish(headline, licenses=list(ledger["licenses"]), ledger=ledger)
+        making.complete(headline, licenses=list(ledger["licenses"]), ledger=ledger)
 
 
 def _without_explain(argv: list[str]) -> tuple[list[str], str | None]:
@@ -55,10 +55,10 @@ def _without_explain(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def _explain(run: Run, wanted: str) -> None:
-    if not run.is_finished("corpus"):
-        raise UserError(f"{run.corpus} is not finished; run the same command without --explain first")
-    for line in explain(run.corpus, wanted):
-        say(line)
+    if not run.is_complete("corpus"):
+        raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
+    for line in explain(run.folder("corpus"), wanted):
+        print_main(line)
 
 
 def funnel(ledger: dict) -> list[str]:

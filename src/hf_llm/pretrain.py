@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments, set_seed
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, load_recipe, plain
+from hf_llm.core.recipe import Settings, plain
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
 from hf_llm.model.load import CAUSAL, config_class, context_of, load_tokenizer, new_model
@@ -20,7 +21,7 @@ from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks.integrations import reporters
 from hf_llm.monitoring.callbacks.samples import Samples
 from hf_llm.parallel.layout import collator, launched_layout
-from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.run import read_run
 from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.batch_rampup import Warmup, lengths_of, updates_of, warm_up
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
@@ -71,19 +72,20 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    run, recipe = read_run(Recipe, argv)
     section, objective = recipe.pretrain, objective_in(run.tree)
-    tokens = run.given(section.tokens) or run.require("tokens")
-    tokenizer_folder = run.given(section.tokenizer) or run.require("tokenizer")
-    start_from = run.given(section.start_from)
-    inputs = {"tokens": tokens, "tokenizer": tokenizer_folder} | ({"start_from": start_from} if start_from else {})
-    with run.begin("base", recipe, **inputs) as making:
-        if making.finished:
+    inputs = {"tokens": section.tokens, "tokenizer": section.tokenizer}
+    if section.start_from:
+        inputs["start_from"] = section.start_from
+    with run.open_stage("base", recipe, inputs) as making:
+        if making.is_complete:
             return
+        tokens, tokenizer_folder = making.sources["tokens"], making.sources["tokenizer"]
+        start_from = making.sources.get("start_from")
         tokenizer = load_tokenizer(tokenizer_folder)
         set_seed(recipe.seed)
         model = new_model(recipe.model, tokenizer, section.context, start_from, section.keep_layers)
-        say(describe(model))
+        print_main(describe(model))
         context = context_of(model.config, section.context)
         flops = {length: flops_per_token(model, length) for length in lengths_of(context, section.context_warmup)}
         windows = section.tokens_per_step // context

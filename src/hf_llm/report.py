@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import load_recipe
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import read_run
 from hf_llm.reporting.corpus_page import corpus_page
 from hf_llm.reporting.run_page import page
 
@@ -25,14 +24,13 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    load_recipe(Recipe, argv)
-    run = Run(argv)
-    with run.begin("report") as making:
+    run, _ = read_run(Recipe, argv)
+    with run.open_stage("report") as making:
         text = page(run.root, run.tree)
         write_text(making.path / "index.html", text)
         if corpus := corpus_page(run.root, run.name):
             write_text(making.path / "corpus.html", corpus)
-        making.finish(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
+        making.complete(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.human_eval.preference_statistics import bootstrap, wilson
-from hf_llm.model.load import load_tokenizer
+from hf_llm.model.load import load_reward_model, load_tokenizer
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.build_trainer import Tuning, longest_row, tuning_trainer
-from hf_llm.posttraining.reward_functions import load_reward_model
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.train_and_save import finish
 
@@ -121,12 +120,12 @@ def load_scorer(start: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.reward, run.model_before("reward")
-    start = run.given(section.model) or run.require(before)
-    with run.begin("reward", recipe, **{before: start}) as making:
-        if making.finished:
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.reward, run.starting_folder("reward")
+    with run.open_stage("reward", recipe, {before: section.model}) as making:
+        if making.is_complete:
             return
+        start = making.sources[before]
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
         context = longest_row(section, start, "reward")
         rows, counts["too_long"] = encoded(rows, load_tokenizer(start), context, section.allow_drop)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from trl import RLOOConfig
 
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, load_recipe
-from hf_llm.pipeline.run import Run
+from hf_llm.core.recipe import Settings
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.trainers import AnswerTuning, LeaveOneOutTrainer, learn_from_groups
 
 
@@ -35,12 +35,12 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    section, before = recipe.rloo, run.model_before("rloo")
-    start = run.given(section.model) or run.require(before)
+    run, recipe = read_run(Recipe, argv)
+    section, before = recipe.rloo, run.starting_folder("rloo")
     judge = section.judge(run)
-    with run.begin("rloo", recipe, **{before: start}, **({"reward": judge} if judge else {})) as making:
-        if not making.finished:
+    inputs = {before: section.model} | ({"reward": judge} if judge else {})
+    with run.open_stage("rloo", recipe, inputs) as making:
+        if not making.is_complete:
             learn_from_groups(
                 LeaveOneOutTrainer,
                 RLOOConfig,
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
                 making,
                 run,
                 recipe.seed,
-                start,
+                making.sources[before],
                 judge,
                 recipe.price_per_hour,
             )

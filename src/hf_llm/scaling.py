@@ -4,7 +4,8 @@
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --flops 1e13,3e13,1e14 --predict 5e14 --check
 
 The dial (docs/sizing.md) makes each size: width, batch, learning rate and tokens; what the recipe writes itself stays.
-The law is L = E + A / C^alpha (hf_llm.experiments.scaling_law), L bits per byte of held-out text, C the FLOPs of a training.
+The law is L = E + A / C^alpha (hf_llm.experiments.scaling_law), L bits per byte of held-out text, C the FLOPs of a
+training.
 Each training is a run in runs/<name>/scaling/<size>/seed-<n>; the page is runs/<name>/scaling/index.html. The same
 command goes on where it was interrupted.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.experiments.estimate import Planned, plan
 from hf_llm.experiments.experiment import Experiment, options
@@ -23,8 +25,8 @@ from hf_llm.experiments.page import write_page
 from hf_llm.experiments.results import table
 from hf_llm.experiments.scaling_law import Law, NoLaw, check_reach, check_sizes
 from hf_llm.experiments.variants import Variant, data_name, pretraining_tree
-from hf_llm.pipeline.run import Run, say
-from hf_llm.pipeline.sizing import DIALS, amount
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.sizing import SIZING_KEYS, parse_quantity
 
 BY = ("params", "depth", "flops")
 CURVE = 60  # points of a drawn law
@@ -48,13 +50,13 @@ def main(argv: list[str] | None = None) -> None:
     failed = experiment.train()
     law = told(experiment, goal)
     if given.check and not law["why"]:
-        say(f"\n{law['summary']}\nNow it is trained, to check that.")
+        print_main(f"\n{law['summary']}\nNow it is trained, to check that.")
         experiment = all_of_it
         failed += experiment.train()
         law = told(experiment, goal)
     found = experiment.results()
     page = write_page(experiment.folder, found, experiment.trainings, law)
-    say(f"\n{table(found)}\n\n{law['text'] or 'No law: ' + law['why']}\n{law['summary']}\n{page}")
+    print_main(f"\n{table(found)}\n\n{law['text'] or 'No law: ' + law['why']}\n{law['summary']}\n{page}")
     sys.exit(1 if failed else 0)
 
 
@@ -70,16 +72,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if not rest:
         parser.error("name a recipe first, as recipes/examples/one_dial.yaml")
     given.dial = next(dial for dial in BY if getattr(given, dial))
-    sizes = {amount(size, f"--{given.dial}"): size.strip() for size in getattr(given, given.dial).split(",")}
+    sizes = {parse_quantity(size, f"--{given.dial}"): size.strip() for size in getattr(given, given.dial).split(",")}
     given.sizes = [sizes[size] for size in sorted(sizes)]
-    if amount(given.predict, "--predict") <= max(sizes):
+    if parse_quantity(given.predict, "--predict") <= max(sizes):
         raise UserError(f"--predict {given.predict}: is no larger than {given.sizes[-1]}, which is trained")
     return given, rest
 
 
 def sized(rest: list[str], run: Run, dial: str, size: str, into: str) -> Variant:
     """The recipe with its dial at `size`."""
-    turned = [f"--{other}=null" for other in DIALS if other != dial]
+    turned = [f"--{other}=null" for other in SIZING_KEYS if other != dial]
     tree = pretraining_tree(Run([*rest, *turned, f"--{dial}={size}"]).tree)
     tree["name"] = data_name(tree, pretraining_tree(run.tree), into)
     return Variant(re.sub(r"[^\w.-]", "", size), {dial: size}, tree)
@@ -98,7 +100,7 @@ def check(small: list[Planned], goal: Planned, run: Run) -> None:
         raise UserError(f"{reason}{fixed}") from None
     steps = "pretrain.training.max_steps"
     if len({entry.prospective.section.training.get("max_steps") for entry in small}) == 1:
-        say(f"{steps} is the same for all sizes: this law is not that of the best models for their arithmetic")
+        print_main(f"{steps} is the same for all sizes: this law is not that of the best models for their arithmetic")
 
 
 def told(experiment: Experiment, goal: Planned) -> dict[str, Any]:

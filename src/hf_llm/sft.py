@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
-from hf_llm.core.recipe import Settings, load_recipe
+from hf_llm.core.recipe import Settings
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.run import read_run
 from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
 from hf_llm.posttraining.eos_rate import held_out_prompts, stop_rate
 from hf_llm.posttraining.packing_check import check_packing
@@ -58,16 +59,16 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if PREVIEW in argv:
         return show([argument for argument in argv if argument != PREVIEW])
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    run, recipe = read_run(Recipe, argv)
     section = recipe.sft
-    start = run.given(section.model) or run.require("base")
-    with run.begin("sft", recipe, base=start) as making:
-        if making.finished:
+    with run.open_stage("sft", recipe, {"base": section.model}) as making:
+        if making.is_complete:
             return
+        start = making.sources["base"]
         tokenizer = chat_tokenizer(start, run.root)
         max_length = longest_row(section, start, "sft")
         rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
-        say(table(rows.report))
+        print_main(table(rows.report))
         sides = [rows.train, rows.held_out]
         trainer = tuning_trainer(ChatTrainer, SFTConfig, section, making, recipe.seed, start, sides)
         check_packing(trainer)
@@ -88,19 +89,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def show(argv: list[str]) -> None:
     """Print some rows of the recipe's data, and the table of all; needs no more than the run's tokenizer."""
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
+    run, recipe = read_run(Recipe, argv)
     section = recipe.sft
-    start = run.given(section.model)
+    start = run.resolve_source(section.model)
     if start is None:
-        start = run.base if read_manifest(run.base) else run.require("tokenizer")
+        start = run.folder("base") if read_manifest(run.folder("base")) else run.ensure_stage("tokenizer")
     tokenizer = chat_tokenizer(start, run.root)
     max_length = longest_row(section, start, "sft")
     rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
-    say(preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
-    say(
+    print_main(preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
+    print_main(
         f"\nat most {max_length} tokens a row" if max_length else "\nno base model yet, so no row is cut to its context"
     )
-    say(table(rows.report))
+    print_main(table(rows.report))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 from hf_llm.core.errors import UserError, command
-from hf_llm.pipeline.run import STAGES, TRAINED, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import HANG_SECONDS, MAX_RELAUNCHES, Supervisor
 
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def folder_of(words: list[str]) -> Path:
     """The folder, `runs/<name>/<folder>`, of the stage that a command starts with `-m hf_llm.<stage> <recipe>`."""
-    folders = {STAGES[folder].module: folder for folder in TRAINED}
+    folders = {STAGES[folder].module: folder for folder in MODELS}
     for i, word in enumerate(words):
         if word in folders and words[i - 1] in ("-m", "--module"):
             return Run(words[i + 1 :]).root / folders[word]

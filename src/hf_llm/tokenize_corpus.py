@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import file_digest, read_manifest, write_json
-from hf_llm.core.recipe import load_recipe
 from hf_llm.data.corpus.build import Corpus, corpus_files
 from hf_llm.data.corpus.splits import NAMES
 from hf_llm.data.tokens.mixing import (
@@ -43,7 +43,7 @@ from hf_llm.data.tokens.token_shards import (
     tokenized,
     write_shards,
 )
-from hf_llm.pipeline.run import Run, licenses_of, say
+from hf_llm.pipeline.run import licenses_of, read_run
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    corpus, tokenizer_folder = run.require("corpus"), run.require("tokenizer")
-    with run.begin("tokens", recipe, corpus=corpus, tokenizer=tokenizer_folder) as making:
-        if making.finished:
+    run, recipe = read_run(Recipe, argv)
+    with run.open_stage("tokens", recipe, {"corpus": None, "tokenizer": None}) as making:
+        if making.is_complete:
             return
+        corpus, tokenizer_folder = making.sources["corpus"], making.sources["tokenizer"]
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         index = begun_index(making.path, tokenizer, file_digest(tokenizer_folder / "tokenizer.json"))
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         mix = plan(index, section) if streams else []
         write_json(making.path / INDEX, index)
         if mix:
-            say(mix_table(mix, section.max_epochs))
+            print_main(mix_table(mix, section.max_epochs))
         finish(making, index, licenses_of(corpus), mix)
 
 
@@ -84,7 +84,7 @@ def finish(making, index: dict, licenses: list[str], mix: list[dict]) -> None:
     """Write the manifest: tokens, documents and bytes of the splits, tokens by source and language, and the mix."""
     totals = {split: totals_of(shards) for split, shards in index["splits"].items()}
     headline = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in totals.items()) + " tokens"
-    making.finish(
+    making.complete(
         headline,
         licenses=licenses,
         splits=totals,

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.recipe import load_recipe
 from hf_llm.data.corpus.build import Corpus, corpus_files
 from hf_llm.data.corpus.reader_step import Read
 from hf_llm.data.corpus.sources import Source, parts_of
 from hf_llm.data.tokens.mixing import check_shares, sample_texts, train_sources
 from hf_llm.data.tokens.token_shards import read_documents
-from hf_llm.pipeline.run import Run, licenses_of, say
+from hf_llm.pipeline.run import licenses_of, read_run
 from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.tokenization.import_tokenizer import load_tokenizer, use_tokenizer
 from hf_llm.tokenization.report import Batch, report_table, tokenizer_report
@@ -43,11 +43,11 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    recipe, run = load_recipe(Recipe, argv), Run(argv)
-    corpus = run.require("corpus")
-    with run.begin("tokenizer", recipe, corpus=corpus) as making:
-        if making.finished:
+    run, recipe = read_run(Recipe, argv)
+    with run.open_stage("tokenizer", recipe, {"corpus": None}) as making:
+        if making.is_complete:
             return
+        corpus = making.sources["corpus"]
         others = compared(recipe.tokenizer.compare)
         context = context_of(run.tree)
         gaps = objective_in(run.tree).tokens(context)
@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         check_exact(report, recipe.tokenizer)
         for title, samples in report["samples"].items():
             for text, tokens in samples.items():
-                say(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
-        say(report_table(report))
+                print_main(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
+        print_main(report_table(report))
         tokenizer.save_pretrained(making.path)
         headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
-        making.finish(headline, licenses=licenses_of(corpus), report=report)
+        making.complete(headline, licenses=licenses_of(corpus), report=report)
 
 
 def make_tokenizer(
@@ -118,7 +118,7 @@ def check_exact(report: dict, section: TokenizerSection) -> None:
     own = report["tokenizers"][0]
     assert section.use or not own["differ"], own["example"]
     if own["differ"]:
-        say(
+        print_main(
             f"{section.use} changes {own['differ']:,} of {own['documents']:,} held-out texts ({own['example']}); "
             "a model trained with it cannot write what it loses"
         )

@@ -19,18 +19,18 @@ def recipe(tmp_path, monkeypatch):
 
 
 def make(run, folder, text="x", **inputs):
-    making = run.begin(folder, **inputs)
+    making = run.open_stage(folder, inputs=inputs)
     (making.path / "data.txt").write_text(text)
-    making.finish("1 file", licenses=["mit"])
+    making.complete("1 file", licenses=["mit"])
 
 
 def test_a_finished_folder_is_found_finished(recipe, capsys):
     run = Run([recipe])
-    assert not run.is_finished("corpus")
+    assert not run.is_complete("corpus")
     make(run, "corpus")
-    assert run.is_finished("corpus")
-    assert Run([recipe]).begin("corpus").finished
-    assert "runs/small/corpus is finished (1 file)" in capsys.readouterr().out
+    assert run.is_complete("corpus")
+    assert Run([recipe]).open_stage("corpus").is_complete
+    assert "runs/small/corpus is complete (1 file)" in capsys.readouterr().out
     manifest = read_manifest(run.root / "corpus")
     assert manifest["files"].keys() == {"data.txt"}
     assert manifest["licenses"] == ["mit"]
@@ -40,7 +40,7 @@ def test_a_finished_folder_is_found_finished(recipe, capsys):
 def test_changed_settings_are_refused_with_old_and_new_value(recipe):
     make(Run([recipe]), "corpus")
     with pytest.raises(UserError, match=r"(?s)corpus\.min_chars: was 1, is 5.*--fresh=corpus"):
-        Run([recipe, "--corpus.min_chars=5"]).begin("corpus")
+        Run([recipe, "--corpus.min_chars=5"]).open_stage("corpus")
 
 
 def test_settings_that_change_no_result_may_change(recipe):
@@ -48,39 +48,39 @@ def test_settings_that_change_no_result_may_change(recipe):
     make(run, "corpus")
     make(run, "tokenizer", corpus=run.root / "corpus")
     make(run, "base")
-    assert Run([recipe, "--pretrain.training.logging_steps=1"]).is_finished("base")
+    assert Run([recipe, "--pretrain.training.logging_steps=1"]).is_complete("base")
     with pytest.raises(UserError, match="max_steps"):
-        Run([recipe, "--pretrain.training.max_steps=9"]).is_finished("base")
+        Run([recipe, "--pretrain.training.max_steps=9"]).is_complete("base")
 
 
 def test_a_folder_made_from_another_input_is_refused(recipe):
     run = Run([recipe])
     make(run, "corpus")
     make(run, "tokenizer", corpus=run.root / "corpus")
-    run.set_aside("corpus")
+    run.archive_from("corpus")
     assert (run.root / "tokenizer.1").exists()
     make(run, "corpus", "y")
     (run.root / "tokenizer.1").rename(run.root / "tokenizer")
-    with pytest.raises(UserError, match="made from another corpus"):
-        run.is_finished("tokenizer")
+    with pytest.raises(UserError, match="inputs changed: corpus"):
+        run.is_complete("tokenizer")
 
 
 def test_a_folder_begun_with_other_settings_is_refused(recipe):
-    Run([recipe]).begin("corpus")
+    Run([recipe]).open_stage("corpus")
     with pytest.raises(UserError, match="was made with other settings"):
-        Run([recipe, "--corpus.min_chars=5"]).begin("corpus")
+        Run([recipe, "--corpus.min_chars=5"]).open_stage("corpus")
 
 
 def test_with_several_processes_a_missing_input_is_an_error_that_names_the_command(recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"python -m hf_llm\.prepare_data .*small\.yaml"):
-        Run([recipe]).require("corpus")
+        Run([recipe]).ensure_stage("corpus")
 
 
 def test_a_command_that_is_shown_can_be_pasted(recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError) as error:
-        Run([recipe, "--corpus.shares={one: 3, two: 1}"]).require("corpus")
+        Run([recipe, "--corpus.shares={one: 3, two: 1}"]).ensure_stage("corpus")
     assert shlex.split(str(error.value).splitlines()[-1])[-1] == "--corpus.shares={one: 3, two: 1}"
 
 
@@ -93,10 +93,10 @@ def test_a_name_that_leaves_the_folder_is_refused(recipe, name):
 def test_setting_aside_keeps_everything(recipe):
     run = Run([recipe])
     make(run, "corpus")
-    run.set_aside("corpus")
+    run.archive_from("corpus")
     make(run, "corpus", "second")
-    run.set_aside("corpus")
+    run.archive_from("corpus")
     assert (run.root / "corpus.1" / "data.txt").read_text() == "x"
     assert (run.root / "corpus.2" / "data.txt").read_text() == "second"
-    with pytest.raises(UserError, match="no folder of a run"):
-        run.set_aside("corpora")
+    with pytest.raises(UserError, match="not a folder of a run"):
+        run.archive_from("corpora")

@@ -8,21 +8,21 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import load_recipe
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
-from hf_llm.pipeline.run import STAGES, Run
+from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import (
     OF_DATA_SHEET,
-    amount,
+    apply_sizing,
     batch_of,
     heads_of,
     in_heads,
+    parse_quantity,
     shape_of,
     short,
-    turn,
     vocabulary_of,
 )
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.pretrain import Recipe as Pretrain
 from hf_llm.train_tokenizer import Recipe as TrainTokenizer
 
@@ -44,10 +44,10 @@ def recipe(folder, **tree):
 
 @pytest.mark.parametrize("wanted", ["5M", "8M", "12.3M", "30M", "60M", "125M", "350M", "774M", "1.3B", "3B"])
 def test_the_model_has_the_parameters_asked_for(wanted):
-    tree, _ = turn({"params": wanted})
+    tree, _ = apply_sizing({"params": wanted})
     model = built(tree)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert parameters == pytest.approx(amount(wanted, "params"), rel=0.05)
+    assert parameters == pytest.approx(parse_quantity(wanted, "params"), rel=0.05)
     assert parameters == shape_of(tree).parameters
     context = tree["model"]["max_position_embeddings"]
     assert shape_of(tree).flops_per_token(context) == flops_per_token(model, context)
@@ -56,7 +56,7 @@ def test_the_model_has_the_parameters_asked_for(wanted):
 def test_every_size_from_5m_to_3b_is_met_to_a_twentieth():
     for step in range(200):
         wanted = 5e6 * 600 ** (step / 199)
-        shape = shape_of(turn({"params": wanted})[0])
+        shape = shape_of(apply_sizing({"params": wanted})[0])
         assert shape.parameters == pytest.approx(wanted, rel=0.05)
         assert 32 <= shape.width / shape.layers <= 128
         assert shape.width % shape.heads == 0 and shape.head_dim % 8 == 0
@@ -64,14 +64,14 @@ def test_every_size_from_5m_to_3b_is_met_to_a_twentieth():
 
 def test_untied_and_grouped_models_are_counted_as_they_are():
     model = {"tie_word_embeddings": False, "num_key_value_heads": 2}
-    tree, _ = turn({"depth": 4, "model": model})
+    tree, _ = apply_sizing({"depth": 4, "model": model})
     assert sum(p.numel() for p in built(tree).parameters()) == shape_of(tree).parameters
     context = tree["model"]["max_position_embeddings"]
     assert flops_per_token(built(tree), context) == shape_of(tree).flops_per_token(context)
 
 
 def test_depth_twelve_is_the_shape_of_gpt_2_with_a_vocabulary_that_fits_it():
-    tree, reasons = turn({"depth": 12})
+    tree, reasons = apply_sizing({"depth": 12})
     sizes = tree["model"]
     assert (sizes["num_hidden_layers"], sizes["hidden_size"], sizes["num_attention_heads"]) == (12, 768, 12)
     assert sizes["intermediate_size"] == 2048
@@ -107,7 +107,7 @@ def test_the_rules_give_what_their_papers_print():
 
 def test_flops_are_spent_on_twenty_tokens_for_each_parameter():
     for budget in (1e15, 1e17, 1e19, 1e21):
-        tree, _ = turn({"flops": budget})
+        tree, _ = apply_sizing({"flops": budget})
         shape, context = shape_of(tree), tree["model"]["max_position_embeddings"]
         tokens = tree["pretrain"]["training"]["max_steps"] * tree["pretrain"]["tokens_per_step"]
         assert tokens * shape.flops_per_token(context) == pytest.approx(budget, rel=0.01)
@@ -115,23 +115,23 @@ def test_flops_are_spent_on_twenty_tokens_for_each_parameter():
 
 
 def test_hours_are_arithmetic_on_a_named_or_measured_machine():
-    named, reasons = turn({"hours": 24, "machine": "4xrtx4090"})
-    spent, _ = turn({"flops": 24 * 3600 * 4 * 165.2e12 * OF_DATA_SHEET})
+    named, reasons = apply_sizing({"hours": 24, "machine": "4xrtx4090"})
+    spent, _ = apply_sizing({"flops": 24 * 3600 * 4 * 165.2e12 * OF_DATA_SHEET})
     same = {key: named["pretrain"]["training"][key] for key in ("max_steps", "learning_rate")}
     assert named["model"] == spent["model"]
     assert same == {key: spent["pretrain"]["training"][key] for key in same}
     assert "24 hours" in reasons["pretrain.training.max_steps"]
-    measured, _ = turn({"hours": 1, "machine": 1e11})
-    assert measured["model"] == turn({"flops": 3600 * 1e11})[0]["model"]
+    measured, _ = apply_sizing({"hours": 1, "machine": 1e11})
+    assert measured["model"] == apply_sizing({"flops": 3600 * 1e11})[0]["model"]
 
 
 def test_a_step_divides_among_the_devices_of_the_machine():
-    tree, _ = turn({"params": "125M", "machine": "6xh100"})
+    tree, _ = apply_sizing({"params": "125M", "machine": "6xh100"})
     assert tree["pretrain"]["tokens_per_step"] % (6 * tree["model"]["max_position_embeddings"]) == 0
 
 
 def test_hours_beside_a_size_decide_how_long_it_is_trained():
-    tree, reasons = turn({"params": "125M", "machine": "1xh100"}, hours=2)
+    tree, reasons = apply_sizing({"params": "125M", "machine": "1xh100"}, hours=2)
     tokens = tree["pretrain"]["training"]["max_steps"] * tree["pretrain"]["tokens_per_step"]
     per_token = shape_of(tree).flops_per_token(tree["model"]["max_position_embeddings"])
     assert tokens * per_token == pytest.approx(2 * 3600 * OF_DATA_SHEET * 989.4e12, rel=0.01)
@@ -142,7 +142,7 @@ def test_hours_beside_a_size_decide_how_long_it_is_trained():
 def test_what_the_recipe_says_stays_and_the_rest_follows_it():
     model = {"hidden_size": 512, "max_position_embeddings": 256}
     training = {"max_steps": 100, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-    tree, reasons = turn({"depth": 12, "model": model, "pretrain": {"training": training}})
+    tree, reasons = apply_sizing({"depth": 12, "model": model, "pretrain": {"training": training}})
     assert (tree["model"]["hidden_size"], tree["model"]["num_attention_heads"]) == (512, 8)
     assert tree["model"]["max_position_embeddings"] == 256
     assert tree["pretrain"]["training"]["max_steps"] == 100
@@ -153,7 +153,7 @@ def test_what_the_recipe_says_stays_and_the_rest_follows_it():
 
 
 def test_auto_is_derived_and_epochs_need_no_steps():
-    tree, _ = turn({"depth": 4, "pretrain": {"training": {"learning_rate": "auto", "num_train_epochs": 2}}})
+    tree, _ = apply_sizing({"depth": 4, "pretrain": {"training": {"learning_rate": "auto", "num_train_epochs": 2}}})
     training = tree["pretrain"]["training"]
     assert training["learning_rate"] > 0
     assert "max_steps" not in training
@@ -161,7 +161,7 @@ def test_auto_is_derived_and_epochs_need_no_steps():
 
 
 def test_the_learning_rate_stays_within_what_was_tried():
-    assert turn({"depth": 2})[0]["pretrain"]["training"]["learning_rate"] == pytest.approx(2**-7, rel=0.01)
+    assert apply_sizing({"depth": 2})[0]["pretrain"]["training"]["learning_rate"] == pytest.approx(2**-7, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -188,69 +188,72 @@ def test_the_learning_rate_stays_within_what_was_tried():
 )
 def test_a_dial_that_cannot_be_turned_says_why(tree, words):
     with pytest.raises(UserError) as error:
-        turn(tree)
+        apply_sizing(tree)
     assert words in str(error.value)
 
 
 def test_an_existing_tokenizer_keeps_its_vocabulary():
-    tree, _ = turn({"depth": 4, "tokenizer": {"use": "gpt2"}, "model": {"vocab_size": 50304}})
+    tree, _ = apply_sizing({"depth": 4, "tokenizer": {"use": "gpt2"}, "model": {"vocab_size": 50304}})
     assert "vocab_size" not in tree["tokenizer"]
     assert shape_of(tree).vocabulary == 50304
 
 
 def test_a_tree_without_a_dial_is_left_alone():
     tree = {"name": "x", "model": {"hidden_size": 64}}
-    assert turn(tree) == (tree, {})
-    assert turn({"name": "x", "depth": None}) == ({"name": "x", "depth": None}, {})
+    assert apply_sizing(tree) == (tree, {})
+    assert apply_sizing({"name": "x", "depth": None}) == ({"name": "x", "depth": None}, {})
 
 
 def test_turning_does_not_change_what_was_read():
     tree = {"depth": 4, "pretrain": {"training": {"seed": 1}}}
-    turn(tree)
+    apply_sizing(tree)
     assert tree == {"depth": 4, "pretrain": {"training": {"seed": 1}}}
 
 
 def test_the_dial_acts_in_every_stage_that_reads_its_sections(tmp_path):
     path = recipe(tmp_path, depth=4)
-    assert load_recipe(TrainTokenizer, [path]).tokenizer.vocab_size == turn({"depth": 4})[0]["tokenizer"]["vocab_size"]
-    pretrain = load_recipe(Pretrain, [path, "--pretrain.training.learning_rate=1e-3"])
+    assert (
+        Run([path]).read(TrainTokenizer).tokenizer.vocab_size
+        == apply_sizing({"depth": 4})[0]["tokenizer"]["vocab_size"]
+    )
+    pretrain = Run([path, "--pretrain.training.learning_rate=1e-3"]).read(Pretrain)
     assert pretrain.model["num_hidden_layers"] == 4
     assert pretrain.pretrain.training["learning_rate"] == 1e-3
     assert pretrain.pretrain.training["max_steps"] > 1000
-    assert load_recipe(Pretrain, [path, "--depth=6"]).model["num_hidden_layers"] == 6
-    assert load_recipe(Pretrain, [path, "--depth=null", "--params=5M"]).model["hidden_size"] == 256
+    assert Run([path, "--depth=6"]).read(Pretrain).model["num_hidden_layers"] == 6
+    assert Run([path, "--depth=null", "--params=5M"]).read(Pretrain).model["hidden_size"] == 256
 
 
 def test_a_misspelt_dial_is_told_by_the_nearest_name(tmp_path):
     with pytest.raises(UserError, match="dept: no such key; did you mean depth"):
-        load_recipe(Pretrain, [recipe(tmp_path, dept=4)])
+        Run([recipe(tmp_path, dept=4)]).read(Pretrain)
 
 
 def test_a_turned_dial_is_another_run_and_the_same_values_written_out_are_not(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = recipe(tmp_path, depth=4)
-    Run([path]).begin("tokenizer")
+    Run([path]).open_stage("tokenizer")
     printed = capsys.readouterr().out
     assert printed.count("tokenizer.vocab_size 2,048: ") == 1
     assert "pretrain." not in printed
-    Run([path]).begin("base")
+    Run([path]).open_stage("base")
     printed = capsys.readouterr().out
-    reasons = turn({"depth": 4})[1]
+    reasons = apply_sizing({"depth": 4})[1]
     for key in reasons:
         assert printed.count(f"{key} ") == (key != "tokenizer.vocab_size")
-    Run([path]).begin("base")
+    Run([path]).open_stage("base")
     assert capsys.readouterr().out == ""  # said once
     with pytest.raises(UserError, match=r"model\.num_hidden_layers: was 4, is 6"):
-        Run([path, "--depth=6"]).begin("base")
-    written, _ = turn({"depth": 4})
+        Run([path, "--depth=6"]).open_stage("base")
+    written, _ = apply_sizing({"depth": 4})
     del written["depth"]
     path = recipe(tmp_path, **written)
-    Run([path]).begin("base")
+    Run([path]).open_stage("base")
 
 
 def test_the_settings_of_a_stage_hold_the_resolved_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    making = Run([recipe(tmp_path, params="5M")]).begin("base")
+    making = Run([recipe(tmp_path, params="5M")]).open_stage("base")
     assert making.settings["model.hidden_size"] == 256
     assert making.settings["pretrain.training.learning_rate"] > 0
     assert not {"params", "depth"} & {key.split(".")[0] for key in making.settings}
@@ -262,11 +265,11 @@ def test_the_settings_of_a_stage_hold_the_resolved_values(tmp_path, monkeypatch)
     [("125M", 125e6), ("1.3b", 1.3e9), ("1e18", 1e18), (12, 12), ("2T", 2e12), (" 350 m", 350e6), ("1_000", 1000)],
 )
 def test_amounts_are_read_as_people_write_them(text, number):
-    assert amount(text, "params") == number
-    assert amount(short(number), "params") == pytest.approx(number, rel=0.01)
+    assert parse_quantity(text, "params") == number
+    assert parse_quantity(short(number), "params") == pytest.approx(number, rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["", "M", "-5M", "5Q", "inf", math.nan, None, "1..2", False])
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(UserError, match="params"):
-        amount(text, "params")
+        parse_quantity(text, "params")

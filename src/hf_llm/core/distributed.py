@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from accelerate.utils import broadcast_object_list
 
+from hf_llm.core.console import is_main_process
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.run import is_main_process
 
 T = TypeVar("T")
 

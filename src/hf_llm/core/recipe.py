@@ -1,20 +1,24 @@
 """Turn a recipe file and its command-line overrides into typed settings, or say exactly what is wrong with it.
 
-A stage declares what it reads of the file as a dataclass `Recipe`; `load_recipe(Recipe, argv)` fills it. Where a
+A stage declares what it reads of the file as a dataclass `Recipe`; `hf_llm.pipeline.run.read_run` fills it. Where a
 section belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated
 `Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the
 output folder and the device are known. Where the class depends on the section (`model_type`), a function of the section
 that returns the class stands in its place.
 """
 
+import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import os
 import re
 import sys
+import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,15 +26,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.sizing import DIALS, turn
 
 T = TypeVar("T")
-
-# Every top-level key a recipe may have, in running order.
-SECTIONS = (
-    "name", "seed", *DIALS, "machine", "price_per_hour", "corpus", "tokenizer", "model", "pretrain",
-    "sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "evaluate",
-)  # fmt: skip
 
 
 class Settings(dict):
@@ -87,38 +84,26 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def load_recipe(cls: type[T], argv: list[str] | None = None) -> T:
-    """Read `argv` (a recipe file, then overrides `--section.key=value`) into the dataclass `cls`.
+def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Sequence[str]) -> T:
+    """Build the dataclass `cls` from a recipe's tree, whose top-level keys have to be among `known_keys`.
 
-    Prints the help of the stage and exits on `--help`. Raises UserError with every problem found, each with its key.
+    Raises UserError with every problem, `where` (the recipe's file) before them.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or any(argument in ("-h", "--help") for argument in argv):
-        print(help_text(cls))
-        sys.exit(0 if argv else 2)
-    path, tree = read_tree(argv)
-    return check_recipe(cls, tree, str(path))
-
-
-def check_recipe(cls: type[T], tree: dict[str, Any], where: str) -> T:
-    """What the dataclass `cls` reads of a recipe's tree. Raises UserError with every problem found, `where` before."""
-    problems = _unknown(tree, SECTIONS, "")
-    known = {key: value for key, value in tree.items() if key in SECTIONS}
-    wanted = {field.name for field in dataclasses.fields(cls)}
-    recipe = _build(cls, {key: value for key, value in known.items() if key in wanted}, "", problems)
+    problems = _unknown(tree, known_keys, "")
+    wanted = {field.name for field in dataclasses.fields(cls)}.intersection(known_keys)
+    given = {key: value for key, value in tree.items() if key in wanted}
+    recipe = _build(cls, given, "", problems)
     if problems:
-        raise UserError("\n  ".join([f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *problems]))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError("\n  ".join([f"{where}: {count}", *problems]))
     return recipe
 
 
-def read_tree(argv: list[str]) -> tuple[Path, dict]:
-    """The recipe file's path and its contents as plain values: overrides applied, `${NAME}` expanded, dial turned."""
-    path, tree, _ = read_derived(argv)
-    return path, tree
+def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
+    """The recipe file's path and its contents as plain values: overrides applied, `${NAME}` expanded.
 
-
-def read_derived(argv: list[str]) -> tuple[Path, dict, dict[str, str]]:
-    """As `read_tree`, and why the dial gave the keys their values that the recipe does not write itself."""
+    `argv` is the file, then overrides `--section.key=value`. Raises UserError where the file cannot be read.
+    """
     path = Path(argv[0])
     if argv[0].startswith("-"):
         raise UserError(f"the recipe file comes first, then the overrides; got {argv[0]!r}")
@@ -126,24 +111,26 @@ def read_derived(argv: list[str]) -> tuple[Path, dict, dict[str, str]]:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").rglob("*.yaml")], 1, 0.5)
-        raise UserError(f"no recipe at {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no recipe at {path}{hint}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"{path} is no readable YAML: {error}") from None
+        raise UserError(f"cannot parse {path} as YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; a recipe starts with `name: my-model`")
+
     for key, value in _overrides(argv[1:]):
         set_key(tree, key, value)
     tree.setdefault("name", path.stem)
-    return path, *turn(_expand(tree, ""))
+    return path, _expand(tree, "")
 
 
 def _overrides(arguments: list[str]) -> typing.Iterator[tuple[str, Any]]:
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
-            raise UserError(f"{argument!r} is no override; write --section.key=value")
+            raise UserError(f"{argument!r} is not an override; write --section.key=value")
         key, equals, text = argument[2:].partition("=")
         if not equals:
             text = next(rest, None)
@@ -152,7 +139,7 @@ def _overrides(arguments: list[str]) -> typing.Iterator[tuple[str, Any]]:
         try:
             yield key, parse_yaml(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--{key}: {text!r} is no readable value: {error}") from None
+            raise UserError(f"--{key}: {text!r} cannot be parsed: {error}") from None
 
 
 def set_key(tree: dict, key: str, value: Any) -> None:
@@ -204,12 +191,22 @@ def field_types(cls: type) -> dict[str, Any]:
         annotation = field.type
         if isinstance(annotation, str):
             owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
-            try:
-                annotation = eval(annotation, vars(sys.modules[owner.__module__]))  # a library's own annotation
-            except NameError:
-                annotation = Any
+            annotation = _resolve_annotation(annotation, sys.modules[owner.__module__])
         found[field.name] = annotation
     return found
+
+
+def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
+    """What an annotation written as a string stands for in `module`; `Any` where a name of it cannot be resolved.
+
+    `typing.get_type_hints` of a whole class fails as soon as one of its fields cannot be resolved, so each is asked for
+    on its own.
+    """
+    carrier = types.SimpleNamespace(__annotations__={"field": annotation})
+    try:
+        return typing.get_type_hints(carrier, globalns=vars(module), include_extras=True)["field"]
+    except NameError:
+        return Any
 
 
 def _build(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -314,8 +311,24 @@ def help_text(cls: type) -> str:
     return "\n".join(lines)
 
 
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, its lines joined; also `metadata["help"]` where there is none."""
+    docs = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if "help" in field.metadata}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for statement, following in itertools.pairwise(body):
+            is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if is_field and is_text and isinstance(following.value.value, str):
+                docs[statement.target.id] = " ".join(following.value.value.split())
+    return docs
+
+
 def _describe(cls: type, where: str, lines: list[str]) -> None:
     hints = field_types(cls)
+    notes = field_docs(cls)
     for field in dataclasses.fields(cls):
         annotation, key = hints[field.name], where + field.name
         inner = [option for option in typing.get_args(annotation) if dataclasses.is_dataclass(option)]
@@ -339,5 +352,5 @@ def _describe(cls: type, where: str, lines: list[str]) -> None:
             default = f" = {field.default_factory()!r}"
         else:
             default = " (required)"
-        note = field.metadata.get("help", "")
+        note = notes.get(field.name, "")
         lines.append(f"  {key}: {kind}{default}" + (f"  # {note}" if note else ""))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.experiments.estimate import Planned, plan, plan_table, rate
 from hf_llm.experiments.matched_sizes import equalised
@@ -12,13 +13,14 @@ from hf_llm.experiments.results import results
 from hf_llm.experiments.train_variants import Training, check_standing, prepare, train, trainings
 from hf_llm.experiments.variants import Variant
 from hf_llm.model.load import CAUSAL
-from hf_llm.pipeline.run import Run, say
+from hf_llm.pipeline.run import Run
 from hf_llm.training.objectives import objective_in
 
 
 class Experiment:
     """`variants` of the recipe of `run`, the first of them the baseline, trained with each of `seeds` and made `equal`
-    (hf_llm.experiments.matched_sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the first.
+    (hf_llm.experiments.matched_sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the
+    first.
 
     Raises UserError where a variant cannot be made equal, or its training was begun with other settings.
     """
@@ -41,7 +43,7 @@ class Experiment:
 
     def announce(self) -> None:
         """Print sizes and hours. The speed is that of the baseline, measured in a few seconds."""
-        say(plan_table(self.planned, self.equal, rate(self.planned[0]), len(self.seeds)))
+        print_main(plan_table(self.planned, self.equal, rate(self.planned[0]), len(self.seeds)))
 
     def train(self) -> int:
         """Make the data, then train what is not finished, the page written after each. Returns how many failed.
@@ -52,7 +54,7 @@ class Experiment:
         prepare(self.run, self._asked)
         self._fit()
         if before != [entry.variant.tree for entry in self.planned]:
-            say("The tokenizer has other tokens than planned, so the sizes are now:")
+            print_main("The tokenizer has other tokens than planned, so the sizes are now:")
             self.announce()
         return train(self.trainings, lambda: write_page(self.folder, self.results(), self.trainings))
 

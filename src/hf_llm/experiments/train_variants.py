@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_llm.core.atomic_io import write_text
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import dump_yaml, parse_yaml
 from hf_llm.experiments.variants import PREPARED, PRETRAINING, Variant, has_data
-from hf_llm.pipeline.run import STAGES, Run, say, settings_of
+from hf_llm.pipeline.run import Run, settings_of
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.fault_tolerance.launch import gpu_count, run_stage
 from hf_llm.training.fault_tolerance.supervisor import RECORD
 
@@ -96,10 +98,12 @@ def prepare(run: Run, variants: list[Variant]) -> None:
             twin = next((other for other in trees if other != name and are_alike(trees, other, name, number)), None)
             if twin and not path.exists():
                 link(path, Path("runs") / twin / folder)
-            elif not Run(argv).is_finished(folder):
+            elif not Run(argv).is_complete(folder):
                 code = run_stage(folder, argv)
                 if code:
-                    say(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there")
+                    print_main(
+                        f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there"
+                    )
                     sys.exit(code)
 
 
@@ -119,16 +123,16 @@ def train(planned: list[Training], after_each: Callable[[], None]) -> int:
             for folder in PREPARED:
                 link(training.root / folder, Path("runs") / training.variant.tree["name"] / folder)
         title = f"{training.variant.name}, seed {training.seed} ({number} of {len(planned)})"
-        if Run(argv).is_finished("base"):
-            say(f"{title}: finished")
+        if Run(argv).is_complete("base"):
+            print_main(f"{title}: finished")
             continue
-        say(f"\n== {title} ==")
+        print_main(f"\n== {title} ==")
         code = run_stage("base", argv)
         if code in TOLD_TO_STOP:
-            say("stopped; the same command goes on from there")
+            print_main("stopped; the same command goes on from there")
             sys.exit(code)
         if code:
-            say(f"{title} failed (exit code {code}); the others are trained all the same")
+            print_main(f"{title} failed (exit code {code}); the others are trained all the same")
             failed += 1
         after_each()
     return failed

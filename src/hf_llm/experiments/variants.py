@@ -13,15 +13,16 @@ from transformers import PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
-from hf_llm.core.recipe import check_recipe, parse_yaml, plain, set_key
+from hf_llm.core.recipe import build_recipe, parse_yaml, plain, set_key
 from hf_llm.model.load import context_of
-from hf_llm.pipeline.run import STAGES, settings_of
-from hf_llm.pipeline.sizing import DIALS
+from hf_llm.pipeline.run import settings_of
+from hf_llm.pipeline.sizing import SIZING_KEYS
+from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES
 from hf_llm.planning.memory_estimate import pretraining_config
 from hf_llm.training.arguments import batch
 
 BASELINE = "baseline"
-PREPARED = ("corpus", "tokenizer", "tokens")  # what a pretraining is made of
+PREPARED = DATA  # what a pretraining is made of
 PRETRAINING = (*PREPARED, "base")
 SECTIONS = ("name", "seed", "price_per_hour", "corpus", "tokenizer", "model", "pretrain")
 LONGEST_NAME = 60  # of a folder
@@ -59,7 +60,7 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     if not re.fullmatch(r"\w+(\.\w+)*", key) or not equals or not values.strip():
         raise UserError(f"--vary {text}: write --vary section.key=value,value")
     if key.split(".")[0] not in SECTIONS[3:]:
-        sizes = "; sizes by the dial are for hf_llm.scaling" if key in DIALS else ""
+        sizes = "; sizes by the dial are for hf_llm.scaling" if key in SIZING_KEYS else ""
         raise UserError(f"--vary {key}: what can be varied is below {', '.join(SECTIONS[3:])}{sizes}")
     try:
         found = parse_yaml(values)
@@ -165,7 +166,9 @@ def checked(tree: dict[str, Any], where: str) -> Prospective:
     problems, recipes = [], {}
     for folder in PRETRAINING:
         try:
-            recipes[folder] = check_recipe(importlib.import_module(STAGES[folder].module).Recipe, tree, where)
+            recipes[folder] = build_recipe(
+                importlib.import_module(STAGES[folder].module).Recipe, tree, where, RECIPE_KEYS
+            )
         except UserError as error:
             problems += str(error).splitlines()[1:]
     if problems:

@@ -20,7 +20,7 @@ from hf_llm.data.chat.loaders import (
 )
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import file_rows
-from hf_llm.pipeline.run import ALIGNED
+from hf_llm.pipeline.stages import ALIGNED_MODELS
 from hf_llm.reporting.lineage import lineage
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last one a question
@@ -124,7 +124,9 @@ def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
     They come from the data that the folders' manifests name. Raises UserError where no manifest names any.
     """
     held_out, trained = [], set()
-    stages = {model: [m for m in lineage(Path(model)).values() if m["folder"] in ("sft", *ALIGNED)] for model in models}
+    stages = {
+        model: [m for m in lineage(Path(model)).values() if m["folder"] in ("sft", *ALIGNED_MODELS)] for model in models
+    }
     sides = {m["digest"]: _sides(m["folder"], m["recipe"]) for manifests in stages.values() for m in manifests}
     for manifests in stages.values():
         for manifest in manifests:

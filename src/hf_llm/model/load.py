@@ -309,3 +309,32 @@ def check_exists(path: Path | str) -> None:
     looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
     if not folder.is_dir() and looks_local:
         raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")
+
+
+def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The sequence classifier with one score of a folder or Hub id; of a language model, with a new, random score.
+
+    Raises UserError where there is nothing to load, where other weights than the score's are missing, or where the
+    model gives several scores.
+    """
+    return load_scorer(path, dtype)[0]
+
+
+def load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its score came with it."""
+    check_exists(path)
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no model to load: {one_line(error)}") from error
+    except UnpicklingError:
+        raise UserError(evil_pickle(path)) from None
+    except RuntimeError as error:  # of weights of another shape
+        raise UserError(f"{path} is no model with one score: {one_line(error)}") from error
+    lacking = sorted(str(key) for key in loading["missing_keys"])
+    others = [key for key in lacking if not key.startswith("score.")]
+    if others:
+        raise UserError(f"{path}: {len(others)} weights are missing, {others[0]} for one")
+    return model, not lacking

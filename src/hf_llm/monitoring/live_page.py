@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.local_server import PageHandler, PageServer
-from hf_llm.reporting.run_page import CHARTS, TRAINING
+from hf_llm.reporting.run_page import CHARTS
 
 HOST = "127.0.0.1"
 
@@ -44,7 +45,7 @@ def _training(key: str, log: TrainingLog, known: dict[str, list[int]]) -> dict[s
     tails = {"metrics": log.metrics, "alerts": log.alerts, "samples": log.samples}
     return {
         "name": log.name,
-        "title": TRAINING.get(log.name, log.name),
+        "title": STAGES[log.name].title if log.name in STAGES else log.name,
         **log.status(),
         "news": {name: _news(f"{key}/{name}", tail, known) for name, tail in tails.items()},
     }

@@ -10,7 +10,7 @@ from typing import Any
 from hf_llm.core.errors import UserError
 from hf_llm.core.jsonl import alerts_file, metrics_file, row_of, samples_file
 from hf_llm.core.manifest import read_manifest
-from hf_llm.pipeline.run import STAGES
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import RUNNING, read_status
 
 SILENT_SECONDS = 300  # without a sign of life, after which a run that says it is running is called silent

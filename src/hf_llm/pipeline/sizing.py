@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_llm.core.errors import UserError
 
-DIALS = ("depth", "params", "flops", "hours")
+SIZING_KEYS = ("depth", "params", "flops", "hours")
 
 CHINCHILLA = "Chinchilla, https://arxiv.org/abs/2203.15556"
 TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
@@ -57,24 +57,24 @@ class Shape:
         return 6 * multiplying + 12 * self.layers * self.heads * self.head_dim * context
 
 
-def turn(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+def apply_sizing(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """A recipe's tree with all that its dial derives filled in, and why: `{"model.hidden_size": "64 for each ..."}`.
 
     With `hours` the tokens are those that `machine` trains on in that time, whatever the size. A tree without a dial
     comes back as it is. Raises UserError for two dials at once and for values that are none.
     """
-    dials = [key for key in DIALS if tree.get(key) is not None]
+    dials = [key for key in SIZING_KEYS if tree.get(key) is not None]
     if len(dials) > 1:
         raise UserError(f"{' and '.join(dials)}: one dial at a time; take out all but one (--{dials[0]}=null)")
     if not dials:
         if tree.get("machine") is not None:
-            raise UserError(f"machine: is read with one of {', '.join(DIALS)}; add one, or take it out")
+            raise UserError(f"machine: is read with one of {', '.join(SIZING_KEYS)}; add one, or take it out")
         return tree, {}
     return Derivation(tree, dials[0], hours).result()
 
 
 def shape_of(tree: dict[str, Any]) -> Shape:
-    """The shape of a recipe's tree after `turn`."""
+    """The shape of a recipe's tree after `apply_sizing`."""
     model, tokenizer = tree["model"], tree["tokenizer"]
     width, heads = model["hidden_size"], model["num_attention_heads"]
     return Shape(
@@ -98,7 +98,7 @@ class Derivation:
             self._section(section)
         self._section("pretrain.training")
         self.dial = dial
-        self.amount = amount(tree[dial], dial)
+        self.amount = parse_quantity(tree[dial], dial)
         self.hours = self.amount if dial == "hours" else hours
         self.reasons: dict[str, str] = {}
         self._check()
@@ -177,7 +177,7 @@ class Derivation:
         if machine is None:
             return 1, 0.0, ""
         if re.fullmatch(r"[\d._]+(e\+?\d+)?", str(machine), re.IGNORECASE):
-            return 1, amount(machine, "machine"), "measured"
+            return 1, parse_quantity(machine, "machine"), "measured"
         from hf_llm.hardware.devices import parse_machine, training_dtype
 
         count, device = parse_machine(str(machine))
@@ -378,7 +378,7 @@ def batch_of(tokens: float) -> float:
     return 0.58 * tokens**0.571
 
 
-def amount(value: Any, key: str) -> float:
+def parse_quantity(value: Any, key: str) -> float:
     """A positive number as people write it: 125M, 1.3B, 1e18, 12. Raises UserError."""
     match = re.fullmatch(r"\s*([\d_.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", str(value).lower())
     try:

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.manifest import write_json
-from hf_llm.pipeline.run import is_main_process, say
 
 STATUS = "run_status.json"
 RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
@@ -27,7 +27,7 @@ def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
         try:
             write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now(), **more})
         except OSError as error:  # on a full disk; what filled it is about to be told, and matters more
-            say(f"{STATUS} could not be written: {error}")
+            print_main(f"{STATUS} could not be written: {error}")
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER, amount, shape_of, short, turn
+from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER, apply_sizing, parse_quantity, shape_of, short
 
 SMALL = 20e6  # parameters up to which the embedded documentation is enough to learn from
 BYTES_PER_TOKEN = 4  # of English text, about; the vocabulary decides
@@ -23,7 +23,7 @@ class Goal:
     """What somebody wants: one dial, or `params`, `depth` or `flops` together with hours; for chat or as a base."""
 
     dial: str
-    amount: str
+    parse_quantity: str
     hours: float | None
     machine: str | float | None
     use: str  # base, chat
@@ -47,7 +47,7 @@ def recipe_text(goal: Goal, path: Path) -> str:
     start = {"name": name, "seed": 42, goal.dial: goal.amount}
     if goal.machine is not None:
         start["machine"] = goal.machine
-    tree, reasons = turn(start, None if goal.dial == "hours" else goal.hours)
+    tree, reasons = apply_sizing(start, None if goal.dial == "hours" else goal.hours)
     step, training = tree["pretrain"]["tokens_per_step"], tree["pretrain"]["training"]
     tokens, parameters = step * training["max_steps"], shape_of(tree).parameters
     tree = {"name": name, "seed": 42, "corpus": _corpus(goal, parameters, tokens, reasons), **_sections(tree)}
@@ -184,7 +184,7 @@ def goal_of(dials: dict[str, str | None], machine: str | float | None, use: str,
             "--recipe needs a goal: --params 125M, --depth 12, --flops 1e18 or --hours 24 (or size and hours)"
         )
     dial = sizes[0] if sizes else "hours"
-    hours = amount(given["hours"], "--hours") if "hours" in given else None
+    hours = parse_quantity(given["hours"], "--hours") if "hours" in given else None
     if dial == "flops" and hours:
         raise UserError("--flops and --hours each fix the arithmetic to spend; leave one out")
     return Goal(dial, given[dial], hours, machine, use, corpus)

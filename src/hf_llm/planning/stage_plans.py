@@ -8,15 +8,14 @@ from transformers import PreTrainedConfig
 
 from hf_llm.hardware.devices import Device
 from hf_llm.hardware.runtime import autocast_type
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import Cost, cost, disk_bytes
 from hf_llm.planning.memory_estimate import Job, peak_of_tuning, sizes
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_bytes
 
-# Stages that learn from rows, and how many texts a row holds. Those that sample their answers are left out: how long
-# the answers will be, nobody knows before.
-TEXTS = {"sft": 1, "reward": 2, "dpo": 2, "kto": 1}
+# Stages that can be planned from rows. Those that sample their completions are not: their length is not known before.
+PLANNED_FROM_ROWS = tuple(stage.folder for stage in STAGES.values() if stage.texts_per_row)
 ENGINES = {"ZeRO": "deepspeed", "FSDP": "fsdp"}  # by the first letters of an engine's name
-REFERENCE = ("dpo", "kto")  # which go forward once more, through the model as it was
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the stages run: `devices` with one of `hf_llm.planning.sharded_memory.engines`, at pretraining's `rate` in tokens
+    """Where the stages run: `devices` with one of `hf_llm.planning.sharded_memory.engines`, at pretraining's `rate` in
+    tokens
     per second. `bf16` is whether the devices have units for it, `prices` are `cost`'s."""
 
     config: PreTrainedConfig
@@ -84,7 +84,7 @@ def tuning(folder: str, section: dict[str, Any], memory: int, place: Place) -> P
     steps = training.get("max_steps") or _steps(section, training, batch)
     if not steps or steps < 0:
         return Prospect(folder, None, None, False, None, None, None, memory)
-    tokens = steps * batch * length * TEXTS[folder]
+    tokens = steps * batch * length * STAGES[folder].texts_per_row
     hours = tokens * passes(folder, lora is not None) / place.rate / 3600
     disk = _disk(place, lora, 8 * sizes(place.config, lora).trained, training)
     spent = cost(hours, place.devices, place.device, **place.prices)
@@ -98,7 +98,7 @@ def tuning_memory(folder: str, section: dict[str, Any], config: PreTrainedConfig
     """
     training = section.get("training") or {}
     length = training.get("max_length") or config.max_position_embeddings
-    windows = training.get("per_device_train_batch_size", 8) * TEXTS[folder]
+    windows = training.get("per_device_train_batch_size", 8) * STAGES[folder].texts_per_row
     step = windows * training.get("gradient_accumulation_steps", 1)
     return peak_of_tuning(Job(config, length, step, training, bf16, section.get("lora")), windows, device)
 
@@ -106,7 +106,7 @@ def tuning_memory(folder: str, section: dict[str, Any], config: PreTrainedConfig
 def passes(folder: str, lora: bool) -> float:
     """Arithmetic of a token against pretraining's: forward, back through the activations and to the weights are a third
     each; frozen weights need no gradient, and a reference goes forward once more."""
-    return (2 / 3 if lora else 1) + (1 / 3 if folder in REFERENCE else 0)
+    return (2 / 3 if lora else 1) + (1 / 3 if STAGES[folder].scores_reference else 0)
 
 
 def _steps(section: dict[str, Any], training: dict[str, Any], batch: int) -> int | None:

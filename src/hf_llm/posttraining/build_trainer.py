@@ -12,6 +12,7 @@ from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import Settings
@@ -19,7 +20,7 @@ from hf_llm.data.chat.loaders import ConversationSource
 from hf_llm.inference.generate import stop_at_end_of_turn
 from hf_llm.model.load import check_objective, load_model, load_tokenizer, one_line
 from hf_llm.monitoring.callbacks.integrations import reporters
-from hf_llm.pipeline.run import Making, say
+from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.qlora import load_quantized
 from hf_llm.tokenization.chat_encoding import special_texts
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
@@ -138,7 +139,7 @@ def without_special_texts(rows: list[Dataset], tokenizer: PreTrainedTokenizerBas
             f"template's marks), or write `allow_drop: {math.ceil(100 * left / total) / 100}` to go on without them"
         )
     if left:
-        say(f"{what} and are left out")
+        print_main(f"{what} and are left out")
     return kept
 
 
@@ -159,7 +160,7 @@ def tuning_trainer(
     trainer_class: type[Trainer],
     arguments_class: type[TrainingArguments],
     section: Tuning,
-    making: Making,
+    making: StageOutput,
     seed: int,
     start: str,
     rows: list[Dataset],

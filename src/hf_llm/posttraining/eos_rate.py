@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from hf_llm.core.console import print_main
 from hf_llm.inference.generate import batch_of, load, prompt_room, stop_tokens, usual_length
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
-from hf_llm.pipeline.run import say
 from hf_llm.posttraining.sft_dataset import IGNORED
 
 PROMPTS = 20
@@ -39,7 +39,7 @@ def stop_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
             f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers went on to {limit} tokens; "
             "train longer or on more conversations, and see with --preview that the ends of turns are supervised"
         )
-        say(f"\n*** WARNING: {found['stop_warning']}\n")
+        print_main(f"\n*** WARNING: {found['stop_warning']}\n")
     return found
 
 

@@ -7,15 +7,14 @@ every other column of the rows by its name. They return one number for each answ
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import check_exists, evil_pickle, load_tokenizer, one_line
+from hf_llm.model.load import load_scorer, load_tokenizer, one_line
 from hf_llm.tokenization.chat_encoding import encode_chat
 
 Conversation = list[dict[str, str]]
@@ -60,35 +59,6 @@ def imported(name: str) -> RewardFunction:
     return found
 
 
-def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The sequence classifier with one score of a folder or Hub id; of a language model, with a new, random score.
-
-    Raises UserError where there is nothing to load, where other weights than the score's are missing, or where the
-    model gives several scores.
-    """
-    return _load_scorer(path, dtype)[0]
-
-
-def _load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its score came with it."""
-    check_exists(path)
-    try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no model to load: {one_line(error)}") from error
-    except UnpicklingError:
-        raise UserError(evil_pickle(path)) from None
-    except RuntimeError as error:  # of weights of another shape
-        raise UserError(f"{path} is no model with one score: {one_line(error)}") from error
-    lacking = sorted(str(key) for key in found["missing_keys"])
-    others = [key for key in lacking if not key.startswith("score.")]
-    if others:
-        raise UserError(f"{path}: {len(others)} weights are missing, {others[0]} for one")
-    return model, not lacking
-
-
 class RewardModel:
     """A reward model as a reward function: the score of each conversation as the chat template renders it, closed.
 
@@ -99,7 +69,7 @@ class RewardModel:
     def __init__(self, path: Path | str, tokenizer: PreTrainedTokenizerBase):
         own = load_tokenizer(path)
         check_same_tokenizer(path, own, tokenizer)
-        model, has_score = _load_scorer(path, torch.float32)
+        model, has_score = load_scorer(path, torch.float32)
         if not has_score:
             raise UserError(
                 f"reward_model: {path} is a language model and scores nothing; name what hf_llm.reward made"

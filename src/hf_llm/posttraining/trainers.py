@@ -18,7 +18,7 @@ from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 from hf_llm.core.errors import UserError
 from hf_llm.data.chat.loaders import load_prompts
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Making, Run
+from hf_llm.pipeline.run import Run, StageOutput
 from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, context_length, tuning_trainer
 from hf_llm.posttraining.completion_logits import AnswerScores
 from hf_llm.posttraining.reward_functions import reward_functions
@@ -40,9 +40,9 @@ class AnswerTuning(Tuning):
 
     def judge(self, run: Run) -> Path | str | None:
         """The reward model to ask: the one named, or that of the run where nothing is named; None for none."""
-        if self.reward_model or self.reward_functions or not run.has("reward"):
-            return run.given(self.reward_model)
-        return run.require("reward")
+        if self.reward_model or self.reward_functions or not run.is_requested("reward"):
+            return run.resolve_source(self.reward_model)
+        return run.ensure_stage("reward")
 
 
 def fitting(
@@ -181,7 +181,7 @@ def learn_from_groups(
     trainer_class: type[GroupTrainer],
     arguments_class: type[TrainingArguments],
     section: AnswerTuning,
-    making: Making,
+    making: StageOutput,
     run: Run,
     seed: int,
     start: Path | str,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.manifest import read_manifest
-from hf_llm.pipeline.run import OPTIONAL
+from hf_llm.pipeline.stages import OPTIONAL
 
 # folder -> the recipe key that lists what it was trained on
 DATA = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from hf_llm.core.manifest import read_manifest
-from hf_llm.pipeline.run import TRAINED
+from hf_llm.pipeline.stages import MODELS
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import count, in_words, lineage, parameters, sources, test_scores
 from hf_llm.reporting.secrets import redact
@@ -73,7 +73,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
             name=repository or f"{folder.resolve().parent.name}/{folder.name}",
             identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
             stage=manifest["folder"],
-            stages=[name for name in manifests if name in TRAINED],
+            stages=[name for name in manifests if name in MODELS],
             kind=kind,
             parameters=count(size) if (size := parameters(folder)) else None,
             architecture=architecture(folder),
@@ -130,7 +130,7 @@ def training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, Any]]:
     """Of each training stage what the recipe set, data and prompts left out (they have their own sections)."""
     found = {}
     for name, manifest in manifests.items():
-        if manifest["folder"] in TRAINED:
+        if manifest["folder"] in MODELS:
             kept = {
                 key: value for key, value in manifest["settings"].items() if not isinstance(value, list | dict | None)
             }

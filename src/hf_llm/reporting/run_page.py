@@ -11,22 +11,11 @@ import yaml
 
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.manifest import read_manifest, versions
-from hf_llm.pipeline.run import ALIGNED, OPTIONAL, STAGES
+from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, OPTIONAL, STAGES
 from hf_llm.reporting import lineage, templates
 from hf_llm.reporting.plan_accuracy import score
 from hf_llm.reporting.secrets import redact
 from hf_llm.reporting.svg_charts import Series, line_chart
-
-TRAINING = {
-    "base": "Pretraining",
-    "sft": "Supervised fine-tuning",
-    "reward": "Reward model",
-    "dpo": "Direct preference optimisation",
-    "kto": "Kahneman-Tversky optimisation",
-    "grpo": "Group-relative policy optimisation",
-    "rloo": "REINFORCE leave-one-out",
-    "ppo": "Proximal policy optimisation",
-}
 
 BITS, PERPLEXITY = "Bits per byte, validation", "Perplexity, validation"
 
@@ -66,7 +55,7 @@ def page(root: Path, tree: dict[str, Any]) -> str:
     """The HTML of the run in folder `root`, made by the recipe `tree`. Unfinished stages are shown as missing."""
     manifests = {folder: manifest for folder in STAGES if (manifest := read_manifest(root / folder))}
     manifests.pop("report", None)
-    models = [folder for folder in TRAINING if folder in manifests]
+    models = [folder for folder in MODELS if folder in manifests]
     evaluation = evaluation_of(root) if "evaluation" in manifests else {"models": {}, "samples": []}
     scored = evaluation["models"].values()
     facts = {
@@ -92,7 +81,7 @@ def page(root: Path, tree: dict[str, Any]) -> str:
     template = templates.html().get_template("page.html")
     return template.render(
         **redact(facts),
-        trainings=[training(root / folder, TRAINING[folder]) for folder in models],
+        trainings=[training(root / folder, STAGES[folder].title) for folder in models],
         style=templates.file("page.css"),
         script=templates.file("page.js"),
     )
@@ -104,7 +93,7 @@ def summary(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
         return f"{len(manifests)} of {len(STAGES) - 1} stages are finished; no model has been trained yet."
     size = lineage.parameters(root / models[0])
     steps = ["trained from scratch"] + ["fine-tuned to chat"] * ("sft" in models)
-    steps += ["aligned to preferences"] * any(folder in ALIGNED for folder in models)
+    steps += ["aligned to preferences"] * any(folder in ALIGNED_MODELS for folder in models)
     life = " and ".join([", ".join(steps[:-1]), steps[-1]] if len(steps) > 1 else steps)
     return f"A language model{f' of {lineage.count(size)} parameters' if size else ''}, {life}."
 

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from hf_llm.core.console import is_main_process
 from hf_llm.core.distributed import meet
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
 from hf_llm.hardware.runtime import device_type, has_bf16, keep_freed_memory, launched_in_fp8, precision, use_all_cores
 from hf_llm.parallel.layout import check_layout, launched_layout, let_cpus_shard
-from hf_llm.pipeline.run import is_main_process
 from hf_llm.training.auto_batch_size import check_fitting
 from hf_llm.training.hub_upload import create_repository
 from hf_llm.training.optimizers import arguments_of, check_optimizer

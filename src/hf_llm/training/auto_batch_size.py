@@ -17,12 +17,11 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.pipeline.run import say
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.fault_tolerance.checkpoints import newest_whole
-
-SAMPLING = ("ppo", "grpo", "rloo")  # stages whose micro-batch also says how answers are sampled
 
 
 def check_fitting(settings: dict[str, Any], where: str) -> None:
@@ -35,7 +34,7 @@ def check_fitting(settings: dict[str, Any], where: str) -> None:
             f"{key}: with several processes one may run out of memory alone, and the others would wait for it. Find "
             f"the micro-batch with one process, and set {where}.training.per_device_train_batch_size to it"
         )
-    if where in SAMPLING:
+    if where in STAGES and STAGES[where].samples_completions:
         raise UserError(f"{key}: this stage samples by the micro-batch; set per_device_train_batch_size instead")
 
 
@@ -76,7 +75,7 @@ def halve(trainer: Trainer) -> None:
             "activation_checkpointing, or take a smaller model"
         )
     set_micro_batch(trainer, max(n for n in range(1, micro // 2 + 1) if micro % n == 0))
-    say(
+    print_main(
         f"out of memory in step {step} with a micro-batch of {micro}: again with {args.per_device_train_batch_size}, "
         f"accumulated {args.gradient_accumulation_steps} times"
     )

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.pipeline.run import say
 
 CONTEXT, BATCH = "pretrain.context_warmup", "pretrain.batch_warmup"
 
@@ -103,7 +103,7 @@ class ContextWarmup(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         length = self._context // self._divisor(state.global_step)
         if length != self._said:
-            say(f"from step {state.global_step + 1} on: sequences of {length:,} tokens")
+            print_main(f"from step {state.global_step + 1} on: sequences of {length:,} tokens")
             self._said = length
 
 
@@ -152,7 +152,7 @@ class BatchWarmup(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._batches, updates = 0, self._divisor(state.global_step)
         if updates != self._said:
-            say(
+            print_main(
                 f"from step {state.global_step + 1} on: updates of {self._tokens // updates:,} tokens, {updates} a step"
             )
             self._said = updates

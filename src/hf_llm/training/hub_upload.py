@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils._http import default_client_factory
 from transformers import Trainer, TrainingArguments
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.run import say
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def push(repository: str, folder: Path) -> None:
             f"the model is finished in {folder}, but its upload to {repository} failed: "
             f"{' '.join(str(error).split())}\n  Upload it later with: hf upload {repository} {folder} {excluded}"
         ) from None
-    say(f"pushed: {url}")
+    print_main(f"pushed: {url}")
 
 
 def put_off_waiting(trainer: Trainer) -> None:
@@ -70,7 +70,7 @@ def end_uploads(trainer: Trainer) -> None:
     for job in trainer.push_in_progress.jobs:
         error = job.exception()
         if error is not None:
-            say(f"the upload of a checkpoint failed, which harms nothing: {' '.join(str(error).split())}")
+            print_main(f"the upload of a checkpoint failed, which harms nothing: {' '.join(str(error).split())}")
 
 
 def impatient_client() -> httpx2.Client:
@@ -88,7 +88,7 @@ def retried(call: Callable[[], T]) -> T:
         except (httpx2.HTTPError, RuntimeError) as error:
             if not may_pass(error):
                 raise
-            say(f"the Hub does not answer ({' '.join(str(error).split())}); trying again in {pause} s")
+            print_main(f"the Hub does not answer ({' '.join(str(error).split())}); trying again in {pause} s")
             time.sleep(pause)
     return call()
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.token_dataset import TokenWindows
-from hf_llm.pipeline.run import say
 
 
 def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step
     if last is None:
         return settings
     if steps > once:
-        say(
+        print_main(
             f"corpus.curriculum: its stages end after {once:,} of {steps:,} steps, and begin again with the first. "
             f"With --pretrain.training.max_steps={once} training ends with the last stage"
         )

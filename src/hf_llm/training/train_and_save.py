@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
+from hf_llm.core.console import is_main_process
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import plain
-from hf_llm.pipeline.run import Making, Run, is_main_process, licenses_of
+from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.reporting.model_card import model_card
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
 from hf_llm.training.fault_tolerance.resume import train
@@ -24,7 +25,7 @@ ROWS = "rows"  # what the stages that tune on rows share between processes, in a
 
 def finish(
     trainer: Trainer,
-    making: Making,
+    making: StageOutput,
     run: Run,
     headline: str,
     measure: Callable[[], dict[str, Any]] | None = None,
@@ -49,7 +50,7 @@ def finish(
         inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
         facts |= {"steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
         facts["arguments"] = plain(args.to_dict())  # which hides tokens
-        making.finish(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
+        making.complete(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
         (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
     leave(trainer)
     if args.push_to_hub and is_main_process():
@@ -79,7 +80,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
     return next((entry for entry in entries if entry["step"] == (best or trainer.state.global_step)), None)
 
 
-def fingerprint(trainer: Trainer, making: Making) -> dict[str, Any]:
+def fingerprint(trainer: Trainer, making: StageOutput) -> dict[str, Any]:
     """What must be the same for a checkpoint of this training to be continued."""
     args = trainer.args
     return {
@@ -115,8 +116,7 @@ def save_merged(trained: "PeftModel", folder: Path) -> None:
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from hf_llm.model.load import load_model
-    from hf_llm.posttraining.reward_functions import load_reward_model
+    from hf_llm.model.load import load_model, load_reward_model
 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would split the base over processes that are not here
     adapter = trained.peft_config["default"]

@@ -135,7 +135,7 @@ def _load(path: Path) -> Rules:
     class Recipe:
         corpus: Section
 
-    return recipe.load_recipe(Recipe, [str(path)]).corpus.rules
+    return recipe.Run([str(path)]).read(Recipe).corpus.rules
 
 
 def example_folders(folder: Path) -> tuple[Path, Path]:

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from hf_llm.core.console import CLEAR_LINE
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks import console as line_module
 from hf_llm.monitoring.callbacks.console_format import evaluation_line, figures, progress_line
-from hf_llm.pipeline.run import CLEAR
 from tests.monitoring.tiny_training import Rows
 
 needs_terminal = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a Unix terminal")
@@ -98,10 +98,10 @@ def written_to_a_terminal(work, monkeypatch) -> str:
 def test_on_a_terminal_one_line_stays_at_the_bottom(make_trainer, monkeypatch):
     monkeypatch.setattr(line_module, "REDRAWN", -1.0)  # a training of a second, to be seen in full
     printed = written_to_a_terminal(trainer_of(make_trainer, disable_tqdm=False).train, monkeypatch)
-    lines = [line.rsplit(CLEAR, 1)[-1] for line in printed.split("\n")]  # what is left to see of each
+    lines = [line.rsplit(CLEAR_LINE, 1)[-1] for line in printed.split("\n")]  # what is left to see of each
     assert len([line for line in lines if "evaluation" in line]) == 2
     assert [line.split("  ")[0] for line in lines if "loss" in line] == ["step 6/6"]  # the last, when all is done
-    drawn = printed.replace("\n", CLEAR).split(CLEAR)
+    drawn = printed.replace("\n", CLEAR_LINE).split(CLEAR_LINE)
     for step in range(1, 7):
         assert any(line.startswith(f"step {step}/6  loss") for line in drawn)
     assert any("evaluating, batch" in line for line in drawn)
@@ -112,5 +112,5 @@ def test_on_a_terminal_one_line_stays_at_the_bottom(make_trainer, monkeypatch):
 @needs_terminal
 def test_with_bars_disabled_a_terminal_has_plain_lines(make_trainer, monkeypatch):
     printed = written_to_a_terminal(trainer_of(make_trainer, disable_tqdm=True).train, monkeypatch)
-    lines = [line.rsplit(CLEAR, 1)[-1] for line in printed.split("\n")]
+    lines = [line.rsplit(CLEAR_LINE, 1)[-1] for line in printed.split("\n")]
     assert len([line for line in lines if "loss" in line]) == 6

@@ -92,7 +92,8 @@ def load_conversations(
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
     """Training and evaluation rows with the columns `messages` and `source` (its number), and what was kept.
 
-    The forms are those of `hf_llm.data.chat.formats.CONVERSATIONS`, known by their columns or named by a source's `format`.
+    The forms are those of `hf_llm.data.chat.formats.CONVERSATIONS`, known by their columns or named by a source's
+    `format`.
     Where a row has `tools` there is that column too (JSON, None in rows without); where a source has `documents`, and
     the stage takes them (`documents`), the column `text`, with no messages beside it. Rows with the same first question
     go to the same side; shares hold for the training rows.

@@ -1,7 +1,8 @@
 """The mix of the train tokens (`corpus.shares`) and the order in which they are shown (`corpus.curriculum`).
 
 Each source's tokens are stored once, in a stream of their own. A plan says how many tokens training takes of each
-stream, so how often it is repeated; `hf_llm.data.tokens.token_dataset.TokenWindows` serves them by that plan. A curriculum cuts the
+stream, so how often it is repeated; `hf_llm.data.tokens.token_dataset.TokenWindows` serves them by that plan. A
+curriculum cuts the
 streams further, into stages that training passes one after the other; one by mix leaves them whole, and each of its
 stages goes on in a stream where the stages before have stopped.
 

@@ -24,7 +24,8 @@ class TokenWindows(Dataset):
     order of document digests, so neighbours have nothing to do with each other.
 
     A split that is no mix is one stream of tokens: item `i` holds its tokens `i * length` to `(i + 1) * length`, and
-    what is left at the end is no window. Of a mix (`hf_llm.data.tokens.mixing`) each stream gives as many windows as the plan
+    what is left at the end is no window. Of a mix (`hf_llm.data.tokens.mixing`) each stream gives as many windows as
+    the plan
     says; it is read as a ring from a place that `seed` chooses, so that of an epoch over it every token is read once,
     and of a part of an epoch some stretch. The windows of one stream follow those of another, to be shuffled by the
     sampler. With a curriculum the windows are `in_stages`, to be read in their order: stage after stage, each of them

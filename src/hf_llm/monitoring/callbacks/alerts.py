@@ -16,8 +16,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import alerts_file, append_row, keep_until
-from hf_llm.pipeline.run import say
 
 WINDOW = 48  # entries
 NEAR = 5  # entries that a new one is compared with
@@ -181,7 +181,7 @@ class AlertCallback(TrainerCallback):
 
     def _tell(self, args, alert: Alert) -> None:
         if alert.kind != "skipped_update":  # of which the guard that drops it says more
-            say(f"!! step {alert.step:,}: {alert.text}")
+            print_main(f"!! step {alert.step:,}: {alert.text}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_text("alerts", alert.text, alert.step)

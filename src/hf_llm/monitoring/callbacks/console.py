@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hf_llm.core.console import CLEAR_LINE, print_main
 from hf_llm.monitoring.callbacks.console_format import duration, evaluation_line, position, progress_line
-from hf_llm.pipeline.run import CLEAR, say
 
 REDRAWN = 0.2  # seconds between two drawings of the progress line, at least
 
@@ -18,8 +18,8 @@ class LineCallback(TrainerCallback):
     """Prints the log of the main process: one line an entry; on a terminal one progress line that stays at the bottom,
     and a line for each evaluation.
 
-    `disable_tqdm` gives plain lines on a terminal too. What other code prints meanwhile goes through `say`, which
-    clears the progress line first.
+    `disable_tqdm` gives plain lines on a terminal too. What other code prints meanwhile goes through `print_main`,
+    which clears the progress line first.
     """
 
     def __init__(self) -> None:
@@ -51,15 +51,15 @@ class LineCallback(TrainerCallback):
         if "loss" in logs and self._live:
             self._draw(line, now=True)
         elif "loss" in logs:
-            say(line)
+            print_main(line)
         elif "eval_loss" in logs:
-            say(evaluation_line(state.global_step, state.max_steps, logs))
+            print_main(evaluation_line(state.global_step, state.max_steps, logs))
         elif "train_runtime" in logs:
-            say(f"trained to step {state.global_step:,}; this session took {duration(logs['train_runtime'])}")
+            print_main(f"trained to step {state.global_step:,}; this session took {duration(logs['train_runtime'])}")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._live:
-            say(self._line(state))
+            print_main(self._line(state))
         self._live = False
 
     def _line(self, state) -> str:
@@ -74,7 +74,7 @@ class LineCallback(TrainerCallback):
     def _draw(self, line: str, now: bool = False) -> None:
         if self._live and (now or time.monotonic() - self._drawn > REDRAWN):
             width = shutil.get_terminal_size().columns - 1
-            print(CLEAR + line[:width], end="", flush=True)
+            print(CLEAR_LINE + line[:width], end="", flush=True)
             self._drawn = time.monotonic()
 
 

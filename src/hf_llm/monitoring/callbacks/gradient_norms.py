@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from hf_llm.core.console import print_main
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.pipeline.run import say
 
 # The first pattern that a parameter's name holds decides; names as the architectures of transformers have them.
 PARTS = {
@@ -43,7 +43,7 @@ class GradientNormCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._norms = None
         if self._blind:
-            say("no gradient norms by part of the model: this engine does not show a process all gradients")
+            print_main("no gradient norms by part of the model: this engine does not show a process all gradients")
             return
         self._groups = grouped(self.trainer.model)
 

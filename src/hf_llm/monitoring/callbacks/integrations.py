@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hf_llm.pipeline.run import say
+from hf_llm.core.console import print_main
 
 
 def reporters(requested: str | list[str] | None) -> list[str]:
@@ -19,7 +19,9 @@ def reporters(requested: str | list[str] | None) -> list[str]:
     if {"wandb", "all"} & set(names) and not wandb_login_known():
         if os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
             os.environ["WANDB_MODE"] = "offline"
-            say("wandb: no login found, so this run is kept offline; `wandb login` and `wandb sync` send it later")
+            print_main(
+                "wandb: no login found, so this run is kept offline; `wandb login` and `wandb sync` send it later"
+            )
     return names
 
 
@@ -34,5 +36,5 @@ def wandb_login_known() -> bool:
             if path.is_file() and netrc.netrc(path).authenticators(host):
                 return True
         except netrc.NetrcParseError as error:
-            say(f"wandb: {path} is not readable as netrc ({error}); counting it as no login")
+            print_main(f"wandb: {path} is not readable as netrc ({error}); counting it as no login")
     return False

@@ -11,9 +11,9 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import append_row, keep_until, samples_file
 from hf_llm.inference.infill import write
-from hf_llm.pipeline.run import say
 
 
 @dataclass
@@ -43,7 +43,7 @@ class SampleCallback(TrainerCallback):
         self._evaluations = 0
         self._sharded = weights_are_sharded(trainer)
         if self._sharded:
-            say("no samples during training: no single process of this launch holds the weights")
+            print_main("no samples during training: no single process of this launch holds the weights")
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._evaluations = 0
@@ -73,7 +73,7 @@ class SampleCallback(TrainerCallback):
         rows = [{"step": step, "prompt": p, "text": t} for p, t in zip(self.samples.prompts, texts, strict=True)]
         for row in rows:
             append_row(samples_file(args.output_dir), row)
-            say(f"[step {step}] {row['prompt']} ▸{row['text']}")
+            print_main(f"[step {step}] {row['prompt']} ▸{row['text']}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 text = "\n\n".join(f"**{row['prompt']}**{row['text']}" for row in rows)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
+from hf_llm.core.console import print_main
 from hf_llm.hardware.memory_counters import memory_in_use
 from hf_llm.hardware.peak_flops import peak_of
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.pipeline.run import say
 
 
 class ThroughputCallback(TrainerCallback):
@@ -78,7 +78,7 @@ class ThroughputCallback(TrainerCallback):
         self._peak = None
         if self.flops_per_token:
             peak = peak_of(args.device, _compute_type(args, model))
-            say(f"MFU is measured against {peak} ({args.device})")
+            print_main(f"MFU is measured against {peak} ({args.device})")
             self._peak = summed(peak.flops, args.device), "mfu_of_measured_peak" if peak.measured else "mfu"
 
     def on_step_end(self, args, state, control, **kwargs):

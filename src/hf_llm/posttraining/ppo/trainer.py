@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from trl.models import prepare_fsdp
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.inference.generate import stop_tokens
 from hf_llm.parallel.gather_parameters import make_root, prepare_sharding, whole_weights
-from hf_llm.pipeline.run import say
 from hf_llm.posttraining.ppo.actor_critic import ActorCritic, answer_log_probs
 from hf_llm.posttraining.ppo.losses import (
     KLController,
@@ -401,7 +401,7 @@ class PPOTrainer(Trainer):
             return
         own = Path(checkpoint) / state_file(self.args.process_index)
         if len(list(Path(checkpoint).glob(state_file("*")))) != self.args.world_size:
-            say("another number of processes than before: the rollout under way is made anew")
+            print_main("another number of processes than before: the rollout under way is made anew")
             kept = load_file(Path(checkpoint) / state_file(0))
             kept = {name: kept[name] for name in ("kl_coef", "scale")}
         else:
@@ -465,7 +465,7 @@ def with_ids(rows: Dataset, tokenizer: PreTrainedTokenizerBase, room: int) -> Da
 
     kept = rows.map(encode).filter(lambda row: len(row["prompt_ids"]) <= room)
     if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room} tokens and left out")
+        print_main(f"{len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room} tokens and left out")
     if not len(kept):
         raise UserError(f"no prompt of {len(rows)} takes at most {room} tokens; make max_completion_length smaller")
     return kept

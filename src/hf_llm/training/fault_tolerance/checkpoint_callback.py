@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from hf_llm.core.console import is_main_process
 from hf_llm.core.distributed import on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import FILE, read_manifest
 from hf_llm.parallel.layout import keep_own_class, launched_layout
-from hf_llm.pipeline.run import is_main_process
 from hf_llm.training.fault_tolerance.checkpoints import (
     checkpoint_bytes,
     complete_checkpoints,

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import FILE, digest_of, file_digest, file_digests, read_manifest, versions, write_json
-from hf_llm.pipeline.run import say
 
 INCOMPLETE, CORRUPT, UNDONE = "incomplete", "corrupt", "undone"  # what follows the name of one set aside
 
@@ -109,7 +109,7 @@ def set_aside(checkpoint: Path, kind: str, reason: str) -> None:
     if aside.exists():  # of an earlier attempt at the same step
         shutil.rmtree(aside)
     checkpoint.rename(aside)
-    say(f"{checkpoint.name} is set aside as {aside.name}: {reason}")
+    print_main(f"{checkpoint.name} is set aside as {aside.name}: {reason}")
 
 
 def rotate(folder: Path, keep: int, best: Path | None = None) -> None:
@@ -134,7 +134,7 @@ def delete(checkpoint: Path) -> None:
         (checkpoint / FILE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     except OSError as error:
-        say(f"{checkpoint} could not be deleted: {error}")
+        print_main(f"{checkpoint} could not be deleted: {error}")
 
 
 def check_fingerprint(checkpoint: Path, fingerprint: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from hf_llm.pipeline.run import say
+from hf_llm.core.console import print_main
 
 
 def check_repeatable(trainer: Trainer) -> None:
@@ -34,7 +34,7 @@ def check_repeatable(trainer: Trainer) -> None:
         found = f"the batch that {type(trainer.data_collator).__name__} makes of item 0 is another"
     else:
         return
-    say(
+    print_main(
         f"the data draw random numbers: {found} each time. The training goes on, but after an interruption it will not "
         "be the one it would have been. Draw from a generator seeded with the item's index for that."
     )

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from functools import partial
 
-from hf_llm.pipeline.run import STAGES, TRAINED, Run
+from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import Child, Supervisor, exit_code
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -18,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 def run_stage(folder: str, argv: list[str]) -> int:
     """Run the stage that makes `folder` to its end. Returns its exit code. One that trains is supervised."""
     start = partial(launch, folder, argv)
-    return Supervisor(Run(argv).root / folder, start).run() if folder in TRAINED else wait(start({}))
+    return Supervisor(Run(argv).root / folder, start).run() if folder in MODELS else wait(start({}))
 
 
 def launch(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
@@ -30,7 +31,7 @@ def launch(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
     module, gpus = STAGES[folder].module, gpu_count()
     if gpus or sys.platform != "linux":
         several = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
-        several = several if gpus > 1 and folder in TRAINED else []
+        several = several if gpus > 1 and folder in MODELS else []
         return subprocess.Popen([sys.executable, "-m", *several, module, *argv], env={**os.environ, **variables})
     process = multiprocessing.get_context("fork").Process(target=forked, args=(module, argv, variables))
     process.start()

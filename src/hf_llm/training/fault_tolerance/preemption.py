@@ -7,7 +7,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hf_llm.pipeline.run import is_main_process
+from hf_llm.core.console import is_main_process
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

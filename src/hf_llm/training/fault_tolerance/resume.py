@@ -14,10 +14,10 @@ from accelerate.utils import reduce
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from hf_llm.core.console import print_main
 from hf_llm.core.distributed import on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
-from hf_llm.pipeline.run import say
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, write_status
 from hf_llm.training.auto_batch_size import fitted
 from hf_llm.training.fault_tolerance.checkpoint_callback import NothingLeft, SaveGuard
@@ -63,7 +63,7 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
     if checkpoint is None:
         check_repeatable(trainer)
     step = step_of(checkpoint) if checkpoint else 0
-    say(f"resuming at step {step} from {checkpoint}" if checkpoint else f"starting; checkpoints go to {folder}")
+    print_main(f"resuming at step {step} from {checkpoint}" if checkpoint else f"starting; checkpoints go to {folder}")
 
     with StopSignals() as signals:
         steps = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
@@ -83,7 +83,7 @@ def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spike
         signals.granted = bool(stopping)
     write_status(folder, PREEMPTED if stopping else FINISHED, trainer.state.global_step)
     if stopping:
-        say(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
+        print_main(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
         raise SystemExit(128 + stopping)
     return output
 
@@ -141,7 +141,7 @@ def has_gone_back(folder: Path, wanted: str) -> bool:
         if fault(checkpoint) is None:
             since = read_manifest(checkpoint)["went back to"] == wanted
             if since:
-                say(f"{checkpoint.name} was made since resume_from_checkpoint went back, and is gone on from")
+                print_main(f"{checkpoint.name} was made since resume_from_checkpoint went back, and is gone on from")
             return since
     return False
 
@@ -172,7 +172,7 @@ def check_engine(checkpoint: Path, identity: dict[str, Any]) -> None:
             "another training from the weights in it."
         )
     if old != new:
-        say(f"{old[1]} processes saved, {new[1]} go on: the same data in the same order, other dropout masks")
+        print_main(f"{old[1]} processes saved, {new[1]} go on: the same data in the same order, other dropout masks")
 
 
 def engine(trainer: Trainer) -> str:

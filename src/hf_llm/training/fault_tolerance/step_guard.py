@@ -11,8 +11,8 @@ from accelerate.utils import reduce
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.run import say
 from hf_llm.pipeline.status import Heartbeat
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, Spikes
@@ -22,7 +22,8 @@ from hf_llm.training.fault_tolerance.preemption import StopSignals, outlive_by_w
 class StepGuard(TrainerCallback):
     """Drops an update that is not finite or stands out, and saves and stops where any process has been told to stop.
 
-    A step may make several updates, each of a part of its micro-batches (`hf_llm.training.batch_rampup`); each is judged.
+    A step may make several updates, each of a part of its micro-batches (`hf_llm.training.batch_rampup`); each is
+    judged.
 
     All processes agree on it in one all-reduce of five numbers before each optimizer step, and read it in one device
     synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
@@ -148,7 +149,7 @@ class StepGuard(TrainerCallback):
         self._log_is_due = self._log_is_due or control.should_log
         Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # not TRL's, which empties its metrics into it
         control.should_log = False
-        say(f"step {state.global_step}: {self._dropped}, update dropped ({self.skipped} so far)")
+        print_main(f"step {state.global_step}: {self._dropped}, update dropped ({self.skipped} so far)")
         if self.in_a_row >= self.patience:
             raise UserError(
                 f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {state.global_step}; "

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import write_json
-from hf_llm.pipeline.run import say
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, now, read_status
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, step_of
 from hf_llm.training.fault_tolerance.preemption import ECHO_SECONDS
@@ -87,7 +87,7 @@ class Supervisor:
                 best = attempt.checkpoint  # fewer steps than before where a damaged one was set aside
                 if in_vain > self.max_relaunches:
                     break
-                say(f"supervisor: {attempt.reason}; {self._going_on(attempt, in_vain)}")
+                print_main(f"supervisor: {attempt.reason}; {self._going_on(attempt, in_vain)}")
                 self._record(RUNNING)
                 wait_for_port(self.port)
         return self._end(attempt, told, in_vain)
@@ -106,7 +106,7 @@ class Supervisor:
         self.attempts = before["attempts"]
         left = family(None, self.user_error)
         if left:
-            say(f"supervisor: {len(left)} processes of an earlier launch still run; they are killed")
+            print_main(f"supervisor: {len(left)} processes of an earlier launch still run; they are killed")
             kill(left)
 
     def _goes_on_at(self, other: dict[str, Any]) -> bool:
@@ -175,7 +175,7 @@ class Supervisor:
         self.user_error.unlink(missing_ok=True)
         self._record(GAVE_UP if attempt.outcome == FAILED else attempt.outcome)
         if attempt.outcome == FAILED:
-            say(f"supervisor: {attempt.reason}; {in_vain} launches led to no new checkpoint, so this is the end")
+            print_main(f"supervisor: {attempt.reason}; {in_vain} launches led to no new checkpoint, so this is the end")
             return 1
         return {FINISHED: 0, REFUSED: 2, PREEMPTED: 128 + (told.received or signal.SIGTERM)}[attempt.outcome]
 

@@ -1,0 +1,112 @@
+"""The stages of a run, one record each: every table of stages in this package is derived from `STAGES`.
+
+A stage is a module one runs that makes one folder, `runs/<name>/<folder>`. To add one, see docs/layout.md.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_llm.pipeline.sizing import SIZING_KEYS
+
+Kind = Literal["data", "language_model", "reward_model", "summary"]
+
+MIX_KEYS = ("corpus.shares", "corpus.max_epochs", "corpus.max_tokens", "corpus.curriculum")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the rest of the package needs to know of one stage."""
+
+    folder: str
+    """The folder it makes, below `runs/<name>/`."""
+    module: str
+    """The module that is run: `python -m <module> recipe.yaml`."""
+    title: str
+    """Its name on pages and in model cards."""
+    kind: Kind
+    """What its folder holds."""
+    sections: tuple[str, ...] = ()
+    """The recipe sections that decide what it makes, or single keys of one, as `section.key`."""
+    reads: tuple[str, ...] = ()
+    """The folders of a run that it may read."""
+    ignores: tuple[str, ...] = ()
+    """Keys of its sections that change nothing of what it makes."""
+    is_optional: bool = False
+    """Whether it is made only where the recipe has its section."""
+    is_alignment: bool = False
+    """Whether it trains a chat model on preferences or rewards."""
+    texts_per_row: int | None = None
+    """Texts of one row of training data; None where it trains on no rows, or samples its completions itself."""
+    samples_completions: bool = False
+    """Whether the model in training generates what it is trained on."""
+    scores_reference: bool = False
+    """Whether a reference model scores every row once more, besides the model in training."""
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether its folder is a model that `from_pretrained` opens."""
+        return self.kind in ("language_model", "reward_model")
+
+
+def _data(folder: str, module: str, title: str, sections: tuple[str, ...], **more: tuple[str, ...]) -> Stage:
+    return Stage(folder, module, title, "data", sections, **more)
+
+
+def _alignment(folder: str, title: str, reads: tuple[str, ...], **more: bool | int) -> Stage:
+    return Stage(
+        folder,
+        f"hf_llm.{folder}",
+        title,
+        "language_model",
+        (folder, "seed"),
+        reads,
+        is_optional=True,
+        is_alignment=True,
+        **more,
+    )
+
+
+_MADE_FROM_ROWS_AND_MODELS = [
+    _data(
+        "corpus", "hf_llm.prepare_data", "Corpus", ("corpus",),
+        ignores=(*MIX_KEYS, "corpus.executor", "corpus.cluster"),
+    ),
+    _data("tokenizer", "hf_llm.train_tokenizer", "Tokenizer", ("tokenizer", "corpus.shares"), reads=("corpus",)),
+    _data("tokens", "hf_llm.tokenize_corpus", "Token shards", MIX_KEYS, reads=("corpus", "tokenizer")),
+    Stage(
+        "base", "hf_llm.pretrain", "Pretraining", "language_model",
+        sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"),
+    ),
+    Stage(
+        "sft", "hf_llm.sft", "Supervised fine-tuning", "language_model",
+        sections=("sft", "seed"), reads=("base",), is_optional=True, texts_per_row=1,
+    ),
+    Stage(
+        "reward", "hf_llm.reward", "Reward model", "reward_model",
+        sections=("reward", "seed"), reads=("base", "sft"), is_optional=True, texts_per_row=2,
+    ),
+    _alignment("dpo", "Direct preference optimisation", ("base", "sft"), texts_per_row=2, scores_reference=True),
+    _alignment("kto", "Kahneman-Tversky optimisation", ("base", "sft"), texts_per_row=1, scores_reference=True),
+    _alignment("grpo", "Group-relative policy optimisation", ("base", "sft", "reward"), samples_completions=True),
+    _alignment("rloo", "REINFORCE leave-one-out", ("base", "sft", "reward"), samples_completions=True),
+    _alignment("ppo", "Proximal policy optimisation", ("base", "sft", "reward"), samples_completions=True),
+]  # fmt: skip
+
+LANGUAGE_MODELS = tuple(stage.folder for stage in _MADE_FROM_ROWS_AND_MODELS if stage.kind == "language_model")
+
+_SUMMARIES = [
+    Stage("evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS),
+    Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation")),
+]
+
+# Every stage by its folder, in running order.
+STAGES = {stage.folder: stage for stage in (*_MADE_FROM_ROWS_AND_MODELS, *_SUMMARIES)}
+
+DATA = tuple(stage.folder for stage in STAGES.values() if stage.kind == "data")
+MODELS = tuple(stage.folder for stage in STAGES.values() if stage.makes_model)
+ALIGNED_MODELS = tuple(stage.folder for stage in STAGES.values() if stage.is_alignment)
+OPTIONAL = tuple(stage.folder for stage in STAGES.values() if stage.is_optional)
+
+# Every top-level key that a recipe may have, in running order.
+_STAGE_SECTIONS = dict.fromkeys(section.split(".")[0] for stage in STAGES.values() for section in stage.sections)
+RECIPE_KEYS = tuple(dict.fromkeys(["name", "seed", *SIZING_KEYS, "machine", "price_per_hour", *_STAGE_SECTIONS]))
