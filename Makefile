@@ -1,8 +1,9 @@
-# Two commands for a new user: `make quickstart` and `make test`. Both set up .venv first, once.
+# Two commands for a new user: `make quickstart` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install -c constraints.txt
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint types reference clean
 
 quickstart: .venv/ready
 	$(BIN)/python -m hf_llm.run recipes/quickstart.yaml
@@ -14,18 +15,33 @@ test: .venv/tested
 test-all: .venv/tested
 	$(BIN)/python -m pytest
 
-lint: .venv/tested
+lint: .venv/linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-.venv/ready: pyproject.toml constraints.txt
+types: .venv/tested
+	$(INSTALL) --no-build-isolation -e '.[types]'
+	$(BIN)/pyright
+
+# docs/reference.md, the page of every recipe key, from the docstrings of the fields.
+reference: .venv/tested
+	$(BIN)/python -m tests.reference_page
+
+.venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_llm needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt torch setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed]'
+	touch $@
+
+.venv/ready: .venv/python pyproject.toml setup.py constraints.txt
+	$(INSTALL) torch setuptools wheel
+	$(INSTALL) --no-build-isolation -e '.[corpus]'
 	touch $@
 
 .venv/tested: .venv/ready
-	$(BIN)/pip install -c constraints.txt --no-build-isolation -e '.[deepspeed,ray,optimizers,test]'
+	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation -e '.[test]'
+	touch $@
+
+.venv/linter: .venv/python pyproject.toml constraints.txt
+	$(INSTALL) ruff
 	touch $@
 
 clean:

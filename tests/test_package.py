@@ -5,6 +5,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from hf_llm.core.shipped import SHIPPED_FOLDERS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,3 +18,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     for path in package.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(Path("hf_llm") / path.relative_to(package)) in names
+    for folder in SHIPPED_FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file():
+                assert str(Path("hf_llm/shipped") / path.relative_to(ROOT)) in names

@@ -26,6 +26,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.shipped import find_recipe
 
 T = TypeVar("T")
 
@@ -104,15 +105,11 @@ def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
 
     `argv` is the file, then overrides `--section.key=value`. Raises UserError where the file cannot be read.
     """
-    path = Path(argv[0])
     if argv[0].startswith("-"):
         raise UserError(f"the recipe file comes first, then the overrides; got {argv[0]!r}")
+    path = find_recipe(argv[0])
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("recipes").rglob("*.yaml")], 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"no recipe at {path}{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except (yaml.YAMLError, OSError) as error:

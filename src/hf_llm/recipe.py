@@ -1,0 +1,35 @@
+"""Print a recipe that comes with hf_llm, to be changed and run.
+
+hf-llm recipe quickstart > my.yaml
+hf-llm recipe --list
+"""
+
+import sys
+
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.shipped import describe_recipe, find_recipe, shipped_recipes
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--list"]:
+        print_recipes()
+    elif not argv or "-h" in argv or "--help" in argv:
+        print((__doc__ or "").strip())
+    elif len(argv) > 1:
+        raise UserError(f"one recipe at a time; got {' '.join(argv)}")
+    else:
+        print(find_recipe(argv[0]).read_text(encoding="utf-8"), end="")
+
+
+def print_recipes() -> None:
+    """Print every shipped recipe with what it makes, one to a line."""
+    recipes = shipped_recipes()
+    width = max(map(len, recipes))
+    for name, path in recipes.items():
+        print(f"{name:<{width}}  {describe_recipe(path)}")
+
+
+if __name__ == "__main__":
+    main()
