@@ -66,19 +66,21 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     from trl import DPOConfig
 
     from hf_llm.data.chat.loaders import ConversationSource, load_preferences
-    from hf_llm.dpo import PreferenceTuning
+    from hf_llm.dpo import DpoSection
     from hf_llm.pipeline.run import StageOutput
-    from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
-    from hf_llm.posttraining.trainers import PairTrainer, fitting
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
+    from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer
 
     source = ConversationSource(license="mit", path=str(folder / "pairs.jsonl"))
-    section = PreferenceTuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
+    section = DpoSection(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
     *rows, _ = load_preferences(section.data, section.evaluation_share, 42)
-    tokenizer = chat_tokenizer(folder / "ours", folder)
-    rows, _ = fitting(rows, ("chosen", "rejected"), tokenizer, arguments["max_length"], section)
+    tokenizer = load_chat_tokenizer(folder / "ours", folder)
+    rows, _ = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, arguments["max_length"], section)
     making = StageOutput(Path(arguments["output_dir"]), "dpo", {}, {})
     start = str(folder / "ours")
-    return tuning_trainer(PairTrainer, DPOConfig, section, making, 42, start, rows, precompute_ref_log_probs=True)
+    return build_trainer(LoggedDPOTrainer, DPOConfig, section, making, 42, start, rows, precompute_ref_log_probs=True)
 
 
 def one_round(options: argparse.Namespace) -> None:

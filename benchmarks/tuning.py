@@ -109,18 +109,19 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
 
     from hf_llm.data.chat.loaders import ConversationSource
     from hf_llm.pipeline.run import StageOutput
-    from hf_llm.posttraining.build_trainer import chat_tokenizer, tuning_trainer
-    from hf_llm.posttraining.sft_dataset import supervised_rows
-    from hf_llm.posttraining.sft_trainer import ChatTrainer
-    from hf_llm.sft import Finetuning
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.sft_dataset import build_sft_rows
+    from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer
+    from hf_llm.sft import SftSection
 
     source = ConversationSource(license="cc-by-nc-4.0", path=str(folder / "rows.jsonl"))
-    section = Finetuning(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
-    tokenizer = chat_tokenizer(folder / "ours", folder)
-    rows = supervised_rows(section, 42, tokenizer, arguments["max_length"])
+    section = SftSection(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
+    tokenizer = load_chat_tokenizer(folder / "ours", folder)
+    rows = build_sft_rows(section, 42, tokenizer, arguments["max_length"])
     making, sides = StageOutput(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
-    trainer_class = SFTTrainer if all_positions else ChatTrainer
-    return tuning_trainer(trainer_class, SFTConfig, section, making, 42, str(folder / "ours"), sides)
+    trainer_class = SFTTrainer if all_positions else SupervisedSFTTrainer
+    return build_trainer(trainer_class, SFTConfig, section, making, 42, str(folder / "ours"), sides)
 
 
 def one_round(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from trl import DPOConfig
 from hf_llm.data.chat.loaders import ConversationSource, load_preferences
 from hf_llm.dpo import LOSSES
 from hf_llm.model.load import load_model, load_tokenizer
-from hf_llm.posttraining.trainers import PairTrainer
+from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.aligned_recipe import Ended, chat_model, facts, history, run_stage, same_weights
 
@@ -38,9 +38,9 @@ def pairs(count: int) -> list[dict]:
     ]
 
 
-def trainer_on(start, rows: list[dict], folder, **settings) -> PairTrainer:
+def trainer_on(start, rows: list[dict], folder, **settings) -> LoggedDPOTrainer:
     arguments = {"max_length": 128, "precompute_ref_log_probs": True, "beta": BETA, "max_steps": 1, **settings}
-    return PairTrainer(
+    return LoggedDPOTrainer(
         load_model(start),
         args=DPOConfig(
             str(folder), use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none", disable_tqdm=True,

@@ -17,8 +17,8 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest, read_manifest
 from hf_llm.model.load import load_tokenizer, new_model
 from hf_llm.pipeline.run import Run
-from hf_llm.posttraining.build_trainer import context_length
-from hf_llm.run import check
+from hf_llm.posttraining.starting_model import model_context_length
+from hf_llm.run import check_recipe
 from tests.tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA", "")
@@ -133,9 +133,9 @@ CHAT = "--sft={data: [{path: chats.jsonl, license: mit}], training: {max_steps: 
 def test_a_recipe_that_would_teach_it_to_chat_is_refused_before_any_work(lives):
     run, _ = lives("bert")
     with pytest.raises(UserError, match="sft: the model_type makes a masked language model, which fills gaps"):
-        check(Run([str(run.parent.parent / "bert.yaml"), CHAT]), ["base", "sft"])
+        check_recipe(Run([str(run.parent.parent / "bert.yaml"), CHAT]), ["base", "sft"])
     with pytest.raises(UserError, match=r"needed here is a causal language model.*model_type hf_llm, llama"):
-        context_length(run / "base")
+        model_context_length(run / "base")
 
 
 @pytest.mark.slow

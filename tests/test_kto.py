@@ -58,7 +58,7 @@ def test_answers_that_are_all_good_are_refused(tuned):
     rows = [line for line in (tuned / "labelled.jsonl").read_text().splitlines() if json.loads(line)["label"]]
     (tuned / "labelled.jsonl").write_text("\n".join(rows))
     done = run_stage("kto", LABELLED, folder=tuned)
-    assert done.code == 2 and "answers to learn from are good; add rows, some of them bad" in done.output, done.output
+    assert done.code == 2 and "answers to train on are good; add rows, some of them bad" in done.output, done.output
 
 
 def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):

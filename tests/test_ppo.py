@@ -47,7 +47,7 @@ def test_the_runs_own_reward_model_is_made_first_and_judges(tuned):
     folder = tuned / "runs/tiny/ppo"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["inputs"].keys() == {"sft", "reward"}
-    assert "nats from where it started" in manifest["headline"]
+    assert "KL to the reference" in manifest["headline"]
     entries = history(folder)
     logged = {key for entry in entries for key in entry}
     named = (
@@ -74,7 +74,7 @@ def test_functions_judge_and_adapters_are_merged(tuned):
 
 
 def test_without_a_reward_nothing_is_trained(tuned, refusal):
-    assert "nothing says which answers are good" in refusal("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
+    assert "nothing gives a reward" in refusal("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
 
 
 def test_prompts_that_do_not_fit_are_refused_above_the_share_allowed(tuned, refusal):

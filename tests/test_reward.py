@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_reward_model, load_tokenizer
-from hf_llm.posttraining.reward_functions import RewardModel, reward_functions
-from hf_llm.reward import encoded, pair_statistics
+from hf_llm.posttraining.reward_functions import RewardModel, load_reward_functions
+from hf_llm.posttraining.reward_trainer import encode_pairs, pair_statistics
 from tests.tiny_recipe import PREPARED, launch, prepare, run_module
 
 TRAINING = (
@@ -136,8 +136,8 @@ def test_pairs_longer_than_the_context_are_counted_and_refused_above_the_share_a
     chosen = [[{"role": "assistant", "content": answer}] for answer in answers]
     rows = Dataset.from_dict({"prompt": [question] * 20, "chosen": chosen, "rejected": chosen[::-1]})
     with pytest.raises(UserError, match=r"4 of 20 pairs are longer than 128 tokens.*allow_drop: 0.2`"):
-        encoded([rows], load_tokenizer(judge), 128, 0.1)
-    (kept,), too_long = encoded([rows], load_tokenizer(judge), 128, 0.2)
+        encode_pairs([rows], load_tokenizer(judge), 128, 0.1)
+    (kept,), too_long = encode_pairs([rows], load_tokenizer(judge), 128, 0.2)
     assert (len(kept), too_long) == (16, 4)
 
 
@@ -161,7 +161,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(judge, tmp_path):
     tokenizer.add_tokens(["<|new|>"])
     with pytest.raises(UserError, match="has another tokenizer than the model to be trained"):
         RewardModel(judge, tokenizer)
-    with pytest.raises(UserError, match="sft is a language model and scores nothing"):
+    with pytest.raises(UserError, match="sft is a language model and has no score"):
         RewardModel(judge.parent / "sft", load_tokenizer(judge))
 
 
@@ -170,14 +170,14 @@ def test_a_reward_model_of_another_tokenizer_is_refused(judge, tmp_path):
     [
         (["nowhere_to_be_found:f"], "nowhere_to_be_found:f: No module named"),
         (["math:no_such"], "the module math has no no_such"),
-        (["math"], "'math' is no module:function"),
+        (["math"], "'math' is not module:function"),
         (["math:pi"], "math:pi is no function but a float"),
-        ([], "nothing says which answers are good"),
+        ([], "nothing gives a reward"),
     ],
 )
 def test_reward_functions_that_are_none_are_refused_by_name(names, words):
     with pytest.raises(UserError, match=words):
-        reward_functions(names, None, None)
+        load_reward_functions(names, None, None)
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.model.load import load_model
-from hf_llm.posttraining.sft_dataset import IGNORED
-from hf_llm.posttraining.sft_trainer import ChatTrainer
+from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.sft import main
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.tiny_recipe import run_module
@@ -48,11 +48,11 @@ def batches() -> list[dict]:
     rows = []
     for length in range(6, 30, 3):
         ids = torch.randint(0, 256, (length,)).tolist()
-        rows.append({"input_ids": ids, "labels": [IGNORED] * (length // 3) + ids[length // 3 :]})
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * (length // 3) + ids[length // 3 :]})
     return rows
 
 
-@pytest.mark.parametrize("trainer_class", [SFTTrainer, ChatTrainer])
+@pytest.mark.parametrize("trainer_class", [SFTTrainer, SupervisedSFTTrainer])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
 def test_trls_loss_and_step_are_those_of_the_models_own_loss(tmp_path, trainer_class, batch, accumulation):
     model, tokenizer, rows = tiny_model(), tiny_tokenizer(), batches()
@@ -75,7 +75,7 @@ def test_trls_loss_and_step_are_those_of_the_models_own_loss(tmp_path, trainer_c
     )
     trainer = trainer_class(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train()
-    count = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+    count = sum(label != IGNORE_INDEX for row in rows for label in row["labels"][1:])
     loss = sum(
         own(
             input_ids=torch.tensor([row["input_ids"]]),
@@ -107,7 +107,7 @@ def test_the_stop_rate_stands_in_manifest_headline_and_report(tiny_life):
     manifest = json.loads((tiny_life / "runs/tiny/sft/manifest.json").read_text())
     metrics = manifest["facts"]["metrics"]
     assert metrics["stop_prompts"] == 6 and 0 <= metrics["stop_rate"] <= 1
-    words = f"{metrics['stop_rate']:.0%} of answers end by themselves"
+    words = f"EOS rate {metrics['stop_rate']:.0%}"
     assert manifest["headline"].endswith(words)
     assert words in (tiny_life / "runs/tiny/report/index.html").read_text()
     said = "WARNING: the model does not stop" in (tiny_life / "output.txt").read_text()
@@ -125,7 +125,7 @@ def test_a_preview_shows_rows_and_counts_and_trains_nothing(pretrained, monkeypa
     assert "<|im_start|>user⏎\nTell me about the" in shown
     assert "[.][<|im_end|>]⏎" in shown and "\033[" not in shown
     assert "1 dropped: starts with the assistant" in shown
-    assert "54 rows to learn, 6 held out" in shown
+    assert "54 rows to train on, 6 held out" in shown
     assert not (pretrained / "runs/tiny/sft").exists() and not (pretrained / "runs/tiny/base").exists()
 
 

@@ -1,4 +1,4 @@
-"""Teach the chat model which of two answers people prefer (direct preference optimisation); makes runs/<name>/dpo.
+"""Train the chat model on which of two answers people prefer (direct preference optimisation); makes runs/<name>/dpo.
 
     accelerate launch -m hf_llm.dpo recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.dpo recipes/gpt125m.yaml
@@ -16,9 +16,12 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import read_run
-from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
-from hf_llm.posttraining.trainers import PairTrainer, fitting
+from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
+from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import finish
 
 LOSSES = (
@@ -28,47 +31,47 @@ LOSSES = (
 
 
 @dataclass
-class PreferenceTuning(Tuning):
+class DpoSection(PostTrainingSection):
     """The `dpo` section."""
 
     training: Settings[DPOConfig] = field(default_factory=Settings)
+    """TRL's settings of the training, by their own names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.training.get("loss_type", ()):  # TRL would say so after all has been prepared
+        for name in self.training.get("loss_type", ()):  # TRL would say so after everything has been prepared
             if name not in LOSSES:
                 raise ValueError(f"training.loss_type: {name!r} is unknown; one of {', '.join(LOSSES)}")
 
 
 @dataclass
-class Recipe:
+class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
-    name: str
-    dpo: PreferenceTuning
-    seed: int = 42
-    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
+    dpo: DpoSection
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    section, before = recipe.dpo, run.starting_folder("dpo")
-    with run.open_stage("dpo", recipe, {before: section.model}) as making:
-        if making.is_complete:
+    section = recipe.dpo
+    with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
+        if output.is_complete:
             return
-        start = making.sources[before]
         *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        limit = longest_row(section, start, "dpo")
-        tokenizer = chat_tokenizer(start, run.root)
-        rows, counts["too_long"] = fitting(rows, ("chosen", "rejected"), tokenizer, limit, section)
+        tokenizer = load_chat_tokenizer(output.start, run.root)
+        limit = max_row_length(section, output.start, "dpo")
+        rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)
+
         precompute = section.lora is None and not section.training.get("sync_ref_model")
-        trainer = tuning_trainer(
-            PairTrainer, DPOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
+        trainer = build_trainer(
+            LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
         )
         watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "{eval_rewards/accuracies:.0%} of held-out pairs ranked right, margin {eval_rewards/margins:.2f}"
-        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+        headline = (
+            "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
+        )
+        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

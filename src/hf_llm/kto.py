@@ -1,4 +1,4 @@
-"""Teach the chat model from answers that are each called good or bad, without pairs; makes runs/<name>/kto.
+"""Train the chat model on answers that are each labelled good or bad, without pairs; makes runs/<name>/kto.
 
     accelerate launch -m hf_llm.kto recipes/gpt125m.yaml
 
@@ -9,66 +9,59 @@ reference is the model with the adapter switched off; without one, its log-proba
 
 from dataclasses import dataclass, field
 
-from datasets import Dataset
 from trl import KTOConfig
 
-from hf_llm.core.errors import UserError, command
+from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_labelled
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import read_run
-from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
-from hf_llm.posttraining.trainers import LabelTrainer, fitting
+from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
+from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import finish
 
 
 @dataclass
-class LabelTuning(Tuning):
+class KtoSection(PostTrainingSection):
     """The `kto` section."""
 
     training: Settings[KTOConfig] = field(default_factory=Settings)
+    """TRL's settings of the training, by their own names."""
 
 
 @dataclass
-class Recipe:
+class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
-    name: str
-    kto: LabelTuning
-    seed: int = 42
-    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
-
-
-def check_labels(rows: list[Dataset]) -> None:
-    """Raise UserError where all answers of a side are good, or all are bad: there is nothing to tell apart."""
-    for part, name in zip(rows, ("to learn from", "held out"), strict=True):
-        if len(labels := set(part["label"])) < 2:
-            kind, other = ("good", "bad") if labels == {True} else ("bad", "good")
-            raise UserError(f"kto: all {len(part):,} answers {name} are {kind}; add rows, some of them {other} answers")
+    kto: KtoSection
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    section, before = recipe.kto, run.starting_folder("kto")
-    with run.open_stage("kto", recipe, {before: section.model}) as making:
-        if making.is_complete:
+    section = recipe.kto
+    with run.open_stage("kto", recipe, run.starting_model("kto", section.model)) as output:
+        if output.is_complete:
             return
-        start = making.sources[before]
         *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        limit = longest_row(section, start, "kto")
-        rows, counts["too_long"] = fitting(rows, ("completion",), chat_tokenizer(start, run.root), limit, section)
+        tokenizer = load_chat_tokenizer(output.start, run.root)
+        limit = max_row_length(section, output.start, "kto")
+        rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
         check_labels(rows)
-        # TRL goes through the rows in their order, and pairs each prompt with its neighbour's answer to estimate the
-        # KL: neighbours must not be two answers to one prompt, nor all of a kind.
+        # TRL goes through the rows in their order, and pairs each prompt with its neighbour's completion to estimate
+        # the KL: neighbours must not be two completions of one prompt, nor all of one label.
         rows = [part.shuffle(seed=recipe.seed) for part in rows]
+
         precompute = section.lora is None and not section.training.get("sync_ref_model")
-        trainer = tuning_trainer(
-            LabelTrainer, KTOConfig, section, making, recipe.seed, start, rows, precompute_ref_log_probs=precompute
+        trainer = build_trainer(
+            CompletionKTOTrainer, KTOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
         )
         watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "loss {eval_loss:.3f} on held-out answers, {eval_rewards/chosen:.2f} for good ones"
-        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+        headline = "loss {eval_loss:.3f} on held-out answers, reward {eval_rewards/chosen:.2f} of good ones"
+        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

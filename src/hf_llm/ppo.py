@@ -1,11 +1,11 @@
-"""Let the chat model answer prompts and learn from how good the answers are (PPO); makes runs/<name>/ppo.
+"""Sample completions and train the chat model on how good they are (PPO); makes runs/<name>/ppo.
 
     accelerate launch -m hf_llm.ppo recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.ppo recipes/gpt125m.yaml
 
-Ouyang et al. 2022, https://arxiv.org/abs/2203.02155. The run's own reward model says how good an answer is, another
-one (`reward_model`), or Python functions (`reward_functions`). A penalty keeps the model near the one it started as;
-with a `lora` section that is the same model with the adapter switched off.
+Ouyang et al. 2022, https://arxiv.org/abs/2203.02155. Rewards come from the run's own reward model, another one
+(`reward_model`), or Python functions (`reward_functions`). A KL penalty keeps the model near its reference, the model
+it started from; with a `lora` section that is the same model with the adapter switched off.
 """
 
 from dataclasses import dataclass, field
@@ -21,91 +21,81 @@ from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_conversations, load_preferences
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import Run, read_run
-from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
+from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
-from hf_llm.posttraining.reward_functions import reward_functions
-from hf_llm.posttraining.trainers import fitting
+from hf_llm.posttraining.reward_functions import load_reward_functions
+from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import finish
 
 
 @dataclass
-class PPOTuning(Tuning):
+class PpoSection(RolloutSection):
     """The `ppo` section."""
 
-    rows: Literal["conversations", "preferences"] = field(
-        default="conversations", metadata={"help": "what `data` holds; its prompts are answered"}
-    )
-    reward_model: str | None = field(
-        default=None, metadata={"help": "a reward model's folder or Hub id, instead of the run's own"}
-    )
-    reward_functions: list[str] = field(
-        default_factory=list, metadata={"help": "Python functions, module:function, called as TRL calls them"}
-    )
+    rows: Literal["conversations", "preferences"] = "conversations"
+    """What `data` holds; completions are sampled of its prompts."""
     training: Settings[PPOConfig] = field(default_factory=Settings)
+    """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 
 
 @dataclass
-class Recipe:
+class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
-    name: str
-    ppo: PPOTuning
-    seed: int = 42
-    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
+    ppo: PpoSection
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    section, before = recipe.ppo, run.starting_folder("ppo")
-    judge = judge_of(section, run)
-    inputs = {before: section.model, **({"reward": judge} if judge is not None else {})}
-    with run.open_stage("ppo", recipe, inputs) as making:
-        if making.is_complete:
+    section = recipe.ppo
+    inputs = run.starting_model("ppo", section.model) | section.reward_input(run)
+    with run.open_stage("ppo", recipe, inputs) as output:
+        if output.is_complete:
             return
-        start = making.sources[before]
-        *rows, counts = prompts_of(section, recipe.seed)
-        tokenizer = chat_tokenizer(start, run.root)
-        answer = section.training.get("max_completion_length", PPOConfig.max_completion_length)
-        room = longest_row(section, start, "ppo") - answer
-        rows, counts["too_long"] = fitting(rows, (), tokenizer, room, section)
-        functions = reward_functions(section.reward_functions, judge, tokenizer)
-        set_seed(recipe.seed)  # of a new critic's score
-        trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic_of(section, judge, start))
-        trainer = tuning_trainer(trainer_class, PPOConfig, section, making, recipe.seed, start, rows)
+        train, evaluation, counts = load_prompts_and_answers(section, recipe.seed)
+        tokenizer = load_chat_tokenizer(output.start, run.root)
+        completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
+        limit = max_row_length(section, output.start, "ppo") - completion_length
+        rows, counts["too_long"] = drop_overlong_rows([train, evaluation], (), tokenizer, limit, section)
+
+        reward_model = output.sources.get("reward")
+        functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
+        set_seed(recipe.seed)  # for the weights of a new critic's score
+        critic = load_critic(section, reward_model or output.start)
+        trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
+        trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
         watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "reward {eval_reward:.2f} on held-out prompts, {eval_kl:.2f} nats from where it started"
-        finish(trainer, making, run, headline, licenses=section.licenses, rows=counts)
+        headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
+        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
-def judge_of(section: PPOTuning, run: Run) -> Path | str | None:
-    """The reward model: the one the section names, else the run's own where the recipe makes one and the section names
-    no functions."""
-    if section.reward_model is not None:
-        return run.resolve_source(section.reward_model)
-    return run.ensure_stage("reward") if run.is_requested("reward") and not section.reward_functions else None
+def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """Load training and evaluation rows with the column `prompt`, and what was kept and dropped.
 
-
-def prompts_of(section: PPOTuning, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Training and evaluation rows with the column `prompt` beside what else a reward function may want to see: the
-    data's own `answer`, or `chosen` and `rejected`."""
+    Beside it stands what a reward function may want to see: the data's own `answer`, or `chosen` and `rejected`.
+    """
     load = load_conversations if section.rows == "conversations" else load_preferences
-    train, held_out, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
+    train, evaluation, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
     if section.rows == "conversations":
-        train, held_out = (part.map(question, remove_columns=part.column_names) for part in (train, held_out))
-    return train, held_out, counts
+        train = train.map(split_last_answer, remove_columns=train.column_names)
+        evaluation = evaluation.map(split_last_answer, remove_columns=evaluation.column_names)
+    return train, evaluation, counts
 
 
-def question(row: dict) -> dict[str, Any]:
+def split_last_answer(row: dict) -> dict[str, Any]:
     """A conversation up to its last answer, and that answer."""
     return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
 
 
-def critic_of(section: PPOTuning, judge: Path | str | None, start: Path | str) -> PreTrainedModel | None:
-    """A critic made of the reward model, or of the model itself where there is none; None for a value head."""
-    wanted = section.training.get("critic") or ("head" if section.lora is not None else "separate")
-    return load_reward_model(judge or start) if wanted == "separate" else None
+def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:
+    """Load a critic made from the model at `start`; None where a value head on the policy takes its place."""
+    default = "head" if section.lora is not None else "separate"
+    kind = section.training.get("critic") or default
+    return load_reward_model(start) if kind == "separate" else None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m hf_llm.prepare_data recipes/gpt125m.yaml '--corpus.sources=[{path: my_texts, license: cc0-1.0}]'
     python -m hf_llm.prepare_data recipes/quickstart.yaml --explain=<id, url or file>
 
-The same command goes on where an interrupted run stopped, and ends with the same bytes. Read the result with
+The same command resumes an interrupted run, and ends with the same bytes. Read the result with
 `datasets.load_dataset("runs/<name>/corpus")`; `--explain` says what became of one document and why.
 """
 
@@ -16,7 +16,9 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import digest_of, versions
 from hf_llm.data.corpus.build import Corpus, make_corpus
 from hf_llm.data.corpus.dropped import explain
-from hf_llm.pipeline.run import Run, read_run
+from hf_llm.pipeline.run import read_run
+
+EXPLAIN = "--explain"
 
 
 @dataclass
@@ -24,62 +26,74 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    """The run's name: everything goes to runs/<name>/."""
     corpus: Corpus
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    argv, wanted = _without_explain(sys.argv[1:] if argv is None else argv)
+    argv, document = split_explain(list(sys.argv[1:] if argv is None else argv))
     run, recipe = read_run(Recipe, argv)
-    if wanted is not None:
-        return _explain(run, wanted)
-    with run.open_stage("corpus", recipe) as making:
-        if making.is_complete:
+    if document is not None:
+        if not run.is_complete("corpus"):
+            raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
+        for line in explain(run.folder("corpus"), document):
+            print_main(line)
+        return
+
+    with run.open_stage("corpus", recipe) as output:
+        if output.is_complete:
             return
         made_with = digest_of(versions())
-        ledger = make_corpus(recipe.corpus, making.path, digest_of([making.key, made_with]), made_with)
-        for line in funnel(ledger):
+        ledger = make_corpus(recipe.corpus, output.path, digest_of([output.key, made_with]), made_with)
+        for line in format_funnel(ledger):
             print_main(line)
-        documents, size = (sum(counts[unit] for counts in ledger["splits"].values()) for unit in ("documents", "bytes"))
+        documents = sum(split["documents"] for split in ledger["splits"].values())
+        size = sum(split["bytes"] for split in ledger["splits"].values())
         headline = f"{documents:,} documents, {size / 1e6:,.1f} MB"
-        making.complete(headline, licenses=list(ledger["licenses"]), ledger=ledger)
+        output.complete(headline, licenses=list(ledger["licenses"]), ledger=ledger)
 
 
-def _without_explain(argv: list[str]) -> tuple[list[str], str | None]:
-    """The arguments but `--explain=...`, and what it asks for."""
-    if "--explain" in argv[:-1]:
-        place = argv.index("--explain")
-        argv = [*argv[:place], f"--explain={argv[place + 1]}", *argv[place + 2 :]]
-    wanted = [argument.removeprefix("--explain=") for argument in argv if argument.startswith("--explain=")]
-    return [argument for argument in argv if not argument.startswith("--explain=")], wanted[-1] if wanted else None
+def split_explain(argv: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--explain=...` (or `--explain ...`), and the document that it asks about."""
+    rest = []
+    document = None
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == EXPLAIN:
+            document = next(arguments, None)
+            if document is None:
+                raise UserError("--explain names no document; write --explain=<id, url or file>")
+        elif argument.startswith(f"{EXPLAIN}="):
+            document = argument.removeprefix(f"{EXPLAIN}=")
+        else:
+            rest.append(argument)
+    return rest, document
 
 
-def _explain(run: Run, wanted: str) -> None:
-    if not run.is_complete("corpus"):
-        raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
-    for line in explain(run.folder("corpus"), wanted):
-        print_main(line)
-
-
-def funnel(ledger: dict) -> list[str]:
-    """The ledger as lines to print: documents left after each rule, what could not be read, unknown licences."""
+def format_funnel(ledger: dict) -> list[str]:
+    """The ledger as lines to print: documents kept by each filter, what could not be read, unknown licences."""
     lines = []
     for label, source in ledger["sources"].items():
-        left = " > ".join(f"{rule} {counts['documents']:,}" for rule, counts in source["rules"].items())
-        lines.append(f"{label}: {left} documents")
-        dropped = source["rules"]["read"]["dropped"]
-        if dropped:
-            lines.append("  unreadable, left out: " + ", ".join(f"{n:,} {why}" for why, n in dropped.items()))
-            lines += [f"    {example}" for found in source["unreadable"].values() for example in found[:2]]
+        kept = " > ".join(f"{name} {counts['documents']:,}" for name, counts in source["rules"].items())
+        lines.append(f"{label}: {kept} documents")
+        unreadable = source["rules"]["read"]["dropped"]
+        if unreadable:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in unreadable.items())
+            lines.append(f"  unreadable, dropped: {reasons}")
+            for examples in source["unreadable"].values():
+                lines += [f"    {example}" for example in examples[:2]]
         if "unknown" in source["license"].split(", "):
             lines.append("  its licence is unknown: do not publish what is made of it before you know")
-    for found in ledger["evaluation_sets"]:
+
+    for evaluation_set in ledger["evaluation_sets"]:
+        searched = evaluation_set["long"] + evaluation_set["short"]
         lines.append(
-            f"looked for {found['long'] + found['short']:,} texts of {found['name']}; not for {found['too_short']:,} "
-            f"of few words and {found['form']:,} that many items share"
+            f"searched for {searched:,} texts of {evaluation_set['name']}; not for {evaluation_set['too_short']:,} of "
+            f"few words and {evaluation_set['form']:,} that many items share"
         )
-    for rule, measured in ledger["learned"].items():
-        lines.append(f"{rule}: " + ", ".join(f"{name} {value}" for name, value in measured.items()))
+    for name, measured in ledger["learned"].items():
+        lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in measured.items()))
     return lines
 
 

@@ -3,12 +3,13 @@
     accelerate launch -m hf_llm.pretrain recipes/gpt125m.yaml
     accelerate launch -m hf_llm.pretrain recipes/gpt125m.yaml --pretrain.training.max_steps=20
 
-The same command goes on where an interrupted run stopped.
+The same command resumes an interrupted run.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from transformers import TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
@@ -21,7 +22,7 @@ from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks.integrations import reporters
 from hf_llm.monitoring.callbacks.samples import Samples
 from hf_llm.parallel.layout import collator, launched_layout
-from hf_llm.pipeline.run import read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.training.arguments import batch, training_arguments
 from hf_llm.training.batch_rampup import Warmup, lengths_of, updates_of, warm_up
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
@@ -32,104 +33,129 @@ from hf_llm.training.train_and_save import finish
 
 
 @dataclass
-class Pretraining:
+class PretrainSection:
     """The `pretrain` section."""
 
-    tokens_per_step: int = field(metadata={"help": "split into micro-batch x accumulation x processes by the program"})
+    tokens_per_step: int
+    """Tokens of one optimizer step; the program splits them into micro-batch x accumulation x processes."""
     training: Settings[TrainingArguments]
-    context: int | None = field(default=None, metadata={"help": "tokens of a window; the model's context if left out"})
-    context_warmup: Warmup | None = field(default=None, metadata={"help": "shorter sequences in the first steps"})
-    batch_warmup: Warmup | None = field(default=None, metadata={"help": "smaller updates in the first steps"})
-    evaluation_tokens: int = field(default=1 << 20, metadata={"help": "tokens of the validation split to evaluate on"})
-    z_loss: float = field(default=0.0, metadata={"help": "1e-4 keeps logits from drifting; not in the logged loss"})
+    """transformers' settings of the training, by their own names."""
+    context: int | None = None
+    """Tokens of one training sequence; left out, the model's context."""
+    context_warmup: Warmup | None = None
+    """Sequence-length ramp-up: shorter sequences in the first steps."""
+    batch_warmup: Warmup | None = None
+    """Batch-size ramp-up: smaller updates in the first steps."""
+    evaluation_tokens: int = 1 << 20
+    """Tokens of the validation split that one evaluation takes."""
+    z_loss: float = 0.0
+    """Weight of the z-loss; 1e-4 keeps logits from drifting. It is not in the logged loss."""
     samples: Samples = field(default_factory=Samples)
+    """Texts generated during training, to be read."""
     spikes: Spikes = field(default_factory=Spikes)
-    objective: str | Objective | None = field(
-        default=None, metadata={"help": "causal, masked or span_corruption; the model_type's own if left out"}
-    )
-    start_from: str | None = field(default=None, metadata={"help": "a model to go on with, a longer context for one"})
-    keep_layers: list[int] | None = field(
-        default=None, metadata={"help": "layers of start_from that a smaller model is made of, from 0"}
-    )
-    tokens: str | None = field(default=None, metadata={"help": "a tokens folder of another run"})
-    tokenizer: str | None = field(default=None, metadata={"help": "a tokenizer folder of another run"})
+    """Which updates are outliers to skip, and when to roll back to a checkpoint."""
+    objective: str | Objective | None = None
+    """causal, masked or span_corruption; left out, that of the model_type."""
+    start_from: str | None = None
+    """A model to continue training from, for example at a longer context."""
+    keep_layers: list[int] | None = None
+    """Layer pruning: the layers of start_from, counted from 0, that a smaller model is made of."""
+    tokens: str | None = None
+    """A tokens folder of another run, instead of this run's."""
+    tokenizer: str | None = None
+    """A tokenizer folder of another run, instead of this run's."""
 
     def __post_init__(self) -> None:
         if self.keep_layers is not None and self.start_from is None:
             raise ValueError("keep_layers takes layers of another model; name it in start_from")
 
+    def inputs(self) -> dict[str, str | None]:
+        """What the base model is made from, as `Run.open_stage` takes it."""
+        inputs = {"tokens": self.tokens, "tokenizer": self.tokenizer}
+        if self.start_from:
+            inputs["start_from"] = self.start_from
+        return inputs
+
 
 @dataclass
-class Recipe:
+class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
-    name: str
-    pretrain: Pretraining
+    pretrain: PretrainSection
     model: Settings[config_class] = field(default_factory=Settings)
-    seed: int = 42
-    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
+    """The architecture: settings of the model class that `model_type` names, hf_llm's own if left out."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    section, objective = recipe.pretrain, objective_in(run.tree)
-    inputs = {"tokens": section.tokens, "tokenizer": section.tokenizer}
-    if section.start_from:
-        inputs["start_from"] = section.start_from
-    with run.open_stage("base", recipe, inputs) as making:
-        if making.is_complete:
+    objective = objective_in(run.tree)
+    with run.open_stage("base", recipe, recipe.pretrain.inputs()) as output:
+        if output.is_complete:
             return
-        tokens, tokenizer_folder = making.sources["tokens"], making.sources["tokenizer"]
-        start_from = making.sources.get("start_from")
-        tokenizer = load_tokenizer(tokenizer_folder)
-        set_seed(recipe.seed)
-        model = new_model(recipe.model, tokenizer, section.context, start_from, section.keep_layers)
-        print_main(describe(model))
-        context = context_of(model.config, section.context)
-        flops = {length: flops_per_token(model, length) for length in lengths_of(context, section.context_warmup)}
-        windows = section.tokens_per_step // context
-        updates = updates_of(section.tokens_per_step, section.batch_warmup)
-        corruption = objective.corruption(tokenizer, context)
-        train = TokenWindows(tokens, "train", context, recipe.seed)
-        validation = TokenWindows(tokens, "validation", context)
-        arguments = training_arguments(
-            TrainingArguments,
-            with_decay(section.training, train, windows),
-            making.path,
-            recipe.seed,
-            "pretrain",
-            **batch(section.tokens_per_step, context, section.training, "pretrain", updates),
-            report_to=reporters(section.training.get("report_to")),
-            eval_strategy="steps",
-            prediction_loss_only=objective.kind == CAUSAL,
-            train_sampling_strategy="sequential" if train.in_stages else "random",
-            weight_decay=0.1,
-            adam_beta2=0.95,
-            torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
-        )
-        trainer = trainer_class()(
-            model=model,
-            args=arguments,
-            train_dataset=corrupted(train, corruption, recipe.seed),
-            eval_dataset=corrupted(validation.limited(section.evaluation_tokens), corruption, recipe.seed),
-            processing_class=tokenizer,
-            data_collator=collator(launched_layout()),
-            z_loss=section.z_loss,
-            **measures(objective),
-        )
-        tell_epoch(trainer)
-        warm_up(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
-        watch(
-            trainer,
-            flops if section.context_warmup else flops[context],
-            validation.bytes_per_token,
-            likelihood=objective.kind == CAUSAL,
-            samples=section.samples,
-            price_per_hour=recipe.price_per_hour,
-            stage_at=(lambda step: train.stage_of(step * windows - 1) + 1) if train.in_stages else None,
-        )
-        finish(trainer, making, run, objective.headline, spikes=section.spikes, objective=plain(objective))
+        trainer = build_pretraining_trainer(recipe, objective, output)
+        finish(trainer, output, run, objective.headline, spikes=recipe.pretrain.spikes, objective=plain(objective))
+
+
+def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> Trainer:
+    """Build model, data, arguments and trainer, and attach the callbacks."""
+    section = recipe.pretrain
+    tokenizer = load_tokenizer(output.sources["tokenizer"])
+    set_seed(recipe.seed)
+    model = new_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
+    print_main(describe(model))
+    context = context_of(model.config, section.context)
+
+    tokens = Path(output.sources["tokens"])
+    train = TokenWindows(tokens, "train", context, recipe.seed)
+    validation = TokenWindows(tokens, "validation", context)
+    corruption = objective.corruption(tokenizer, context)
+
+    sequences_per_step = section.tokens_per_step // context
+    updates_per_step = updates_of(section.tokens_per_step, section.batch_warmup)
+    arguments = training_arguments(
+        TrainingArguments,
+        with_decay(section.training, train, sequences_per_step),
+        output.path,
+        recipe.seed,
+        "pretrain",
+        **batch(section.tokens_per_step, context, section.training, "pretrain", updates_per_step),
+        report_to=reporters(section.training.get("report_to")),
+        eval_strategy="steps",
+        prediction_loss_only=objective.kind == CAUSAL,
+        train_sampling_strategy="sequential" if train.in_stages else "random",
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
+    )
+    trainer = trainer_class()(
+        model=model,
+        args=arguments,
+        train_dataset=corrupted(train, corruption, recipe.seed),
+        eval_dataset=corrupted(validation.limited(section.evaluation_tokens), corruption, recipe.seed),
+        processing_class=tokenizer,
+        data_collator=collator(launched_layout()),
+        z_loss=section.z_loss,
+        **measures(objective),
+    )
+
+    flops_by_length = {length: flops_per_token(model, length) for length in lengths_of(context, section.context_warmup)}
+
+    def curriculum_stage(step: int) -> int:
+        return train.stage_of(step * sequences_per_step - 1) + 1
+
+    tell_epoch(trainer)
+    warm_up(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
+    watch(
+        trainer,
+        flops_by_length if section.context_warmup else flops_by_length[context],
+        validation.bytes_per_token,
+        likelihood=objective.kind == CAUSAL,
+        samples=section.samples,
+        price_per_hour=recipe.price_per_hour,
+        stage_at=curriculum_stage if train.in_stages else None,
+    )
+    return trainer
 
 
 if __name__ == "__main__":

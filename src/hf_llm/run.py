@@ -1,15 +1,16 @@
-"""Run a recipe's whole life, from raw text to a chat model and its report. Finished stages are skipped.
+"""Run the pipeline of a recipe, from raw text to a chat model and its report. Complete stages are skipped.
 
     python -m hf_llm.run recipes/quickstart.yaml
-    python -m hf_llm.run recipes/quickstart.yaml --fresh=sft    # make sft and what follows anew, the old ones kept
+    python -m hf_llm.run recipes/quickstart.yaml --fresh=sft    # rebuild sft and what follows; the old folders are kept
 
-Interrupted anywhere, the same command goes on from there. Training stages use every GPU of this machine, and after a
-fault they are started again.
+The same command resumes an interrupted run. Training stages use every GPU of this machine, and are restarted after a
+fault.
 """
 
 import importlib
 import json
 import sys
+from pathlib import Path
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
@@ -20,74 +21,99 @@ from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
 from hf_llm.training.fault_tolerance.launch import run_stage
 from hf_llm.training.objectives import objective_in
 
+FRESH = "--fresh="
+MAX_SAMPLES = 3  # prompts whose answers are printed at the end
+MAX_ANSWER_CHARS = 160
+
 
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or {"-h", "--help"} & set(argv):
-        print(__doc__.strip())
+    if not argv or "-h" in argv or "--help" in argv:
+        print((__doc__ or "").strip())
         sys.exit(0 if argv else 2)
-    fresh = [argument.partition("=")[2] for argument in argv if argument.startswith("--fresh=")]
-    argv = [argument for argument in argv if not argument.startswith("--fresh=")]
-    run = Run(argv)
-    for folder in fresh:
-        run.archive_from(folder)
-    wanted = [folder for folder in STAGES if run.is_requested(folder)]
-    missing = [folder for folder in wanted if not run.is_complete(folder)]
+
+    run = Run([argument for argument in argv if not argument.startswith(FRESH)])
+    for argument in argv:
+        if argument.startswith(FRESH):
+            run.archive_from(argument.removeprefix(FRESH))
+
+    folders = [folder for folder in STAGES if run.is_requested(folder)]
+    missing = [folder for folder in folders if not run.is_complete(folder)]
     if missing:
-        check(run, missing)
-    for folder in wanted:
+        check_recipe(run, missing)
+    for folder in folders:
         if folder in missing or not run.is_complete(folder):
-            print_main(f"\n== {folder} ==")
-            make(folder, argv)
-    ending(run, wanted, made=missing)
+            make_folder(run, folder)
+    print_ending(run, folders, has_worked=bool(missing))
 
 
-def check(run: Run, folders: list[str]) -> None:
-    """Read every section that will be used, so that a wrong recipe fails now and not hours later."""
-    problems = {}  # a dictionary for its order
+def check_recipe(run: Run, folders: list[str]) -> None:
+    """Read every section that will be used, so that a wrong recipe fails now and not hours later.
+
+    Raises UserError with every problem.
+    """
+    problems: dict[str, None] = {}  # a set that keeps its order
     for folder in folders:
         module = importlib.import_module(STAGES[folder].module)
         try:
             run.read(module.Recipe)
         except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines()[1:] or [str(error)])
+            lines = str(error).splitlines()
+            problems |= dict.fromkeys(lines[1:] or lines)
+
     objective = objective_in(run.tree).kind
-    if objective != CAUSAL and (tuned := [folder for folder in folders if folder in OPTIONAL]):
-        problem = f"{tuned[0]}: the model_type makes {IN_WORDS[objective]}; leave this section out"
+    post_training = [folder for folder in folders if folder in OPTIONAL]
+    if objective != CAUSAL and post_training:
+        problem = f"{post_training[0]}: the model_type makes {IN_WORDS[objective]}; leave this section out"
         problems[f"{problem} (docs/objectives.md)"] = None
     if problems:
         raise UserError("\n".join([f"{run.recipe_path} is not right yet:", *problems]))
 
 
-def make(folder: str, argv: list[str]) -> None:
-    """Run one stage, and end this program with its exit code where it fails. One that trains is supervised."""
-    code = run_stage(folder, argv)
+def make_folder(run: Run, folder: str) -> None:
+    """Run the stage of one folder, and end this program with its exit code where it fails."""
+    print_main(f"\n== {folder} ==")
+    code = run_stage(folder, run.argv)
     if code:
-        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there")
+        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command resumes there")
         sys.exit(code)
 
 
-def ending(run: Run, folders: list[str], made: list[str]) -> None:
-    """Say what was made: a table of stages, the base and the chat model side by side, and what to try next."""
-    manifests = {folder: read_manifest(run.root / folder) for folder in folders}
-    width = max(len(folder) for folder in folders)
-    print_main(f"\n{run.root} " + ("is complete" if made else "was complete already; nothing was done"))
-    for folder, manifest in manifests.items():
+def print_ending(run: Run, folders: list[str], has_worked: bool) -> None:
+    """Print what was made: a table of stages, the models' answers side by side, and what to try next."""
+    state = "is complete" if has_worked else "was complete already; nothing was done"
+    print_main(f"\n{run.root} {state}")
+    width = max(map(len, folders))
+    for folder in folders:
+        manifest = read_manifest(run.folder(folder))
         print_main(f"  {folder:<{width}}  {manifest['seconds']:>7.1f} s  {manifest['headline']}")
-    results = json.loads((run.root / "evaluation" / "results.json").read_text(encoding="utf-8"))
-    for sample in results.get("samples", [])[:3]:
-        print_main("\n  " + sample["prompt"])
+
+    results = json.loads((run.folder("evaluation") / "results.json").read_text(encoding="utf-8"))
+    for sample in results.get("samples", [])[:MAX_SAMPLES]:
+        print_main(f"\n  {sample['prompt']}")
         for model, text in sample["answers"].items():
-            print_main(f"    {model:<5} | {' '.join(text.split())[:160]}")
-    best = run.root / [folder for folder in folders if folder in LANGUAGE_MODELS][-1]
-    print_main(f"\nThe report: {run.root / 'report' / 'index.html'}")
+            one_line = " ".join(text.split())
+            print_main(f"    {model:<5} | {one_line[:MAX_ANSWER_CHARS]}")
+
+    print_main(f"\nThe report: {run.folder('report') / 'index.html'}")
     print_main("Next:")
+    last_model = [folder for folder in folders if folder in LANGUAGE_MODELS][-1]
+    for line in next_commands(run, run.folder(last_model)):
+        print_main(f"  {line}")
+
+
+def next_commands(run: Run, model: Path) -> list[str]:
+    """What to try with the last model of a run."""
+    base = run.folder("base")
     if objective_in(run.tree).kind != CAUSAL:
-        return print_main(f"  how to fill gaps with it: {run.root / 'base' / 'README.md'}")
-    print_main(f"  python -m hf_llm.chat {best}" if best.name != "base" else f"  python -m hf_llm.generate {best}")
-    print_main(f'  python -m hf_llm.generate {run.root / "base"} --prompt "The "')
-    print_main(f"  python -m hf_llm.export {best} --output {run.root / 'export'}")
+        return [f"how to fill masked tokens with it: {base / 'README.md'}"]
+    talk = f"python -m hf_llm.generate {model}" if model == base else f"python -m hf_llm.chat {model}"
+    return [
+        talk,
+        f'python -m hf_llm.generate {base} --prompt "The "',
+        f"python -m hf_llm.export {model} --output {run.folder('export')}",
+    ]
 
 
 if __name__ == "__main__":

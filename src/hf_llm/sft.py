@@ -1,4 +1,4 @@
-"""Fine-tune the base model on conversations, learning only the assistant's words; makes runs/<name>/sft.
+"""Fine-tune the base model on conversations, supervising only the assistant's words; makes runs/<name>/sft.
 
     accelerate launch -m hf_llm.sft recipes/gpt125m.yaml
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.sft recipes/gpt125m.yaml
@@ -18,90 +18,96 @@ from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import Settings
 from hf_llm.monitoring.attach import watch
-from hf_llm.pipeline.run import read_run
-from hf_llm.posttraining.build_trainer import Tuning, chat_tokenizer, longest_row, tuning_trainer
-from hf_llm.posttraining.eos_rate import held_out_prompts, stop_rate
+from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
 from hf_llm.posttraining.packing_check import check_packing
-from hf_llm.posttraining.preview import preview
-from hf_llm.posttraining.sft_dataset import supervised_rows, table
-from hf_llm.posttraining.sft_trainer import ChatTrainer
+from hf_llm.posttraining.preview import render_preview
+from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
+from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import finish
 
 PREVIEW = "--preview"
 
 
 @dataclass
-class Finetuning(Tuning):
+class SftSection(PostTrainingSection):
     """The `sft` section."""
 
     training: Settings[SFTConfig] = field(default_factory=Settings)
+    """TRL's settings of the training, by their own names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.training.pop("assistant_only_loss", True):
-            raise ValueError("training.assistant_only_loss is false; questions are never learnt, leave the key out")
+            raise ValueError("training.assistant_only_loss is false; questions are never supervised, leave the key out")
         if self.training.get("chat_template_path"):
             raise ValueError("training.chat_template_path: the tokenizer section has the chat template; leave it out")
 
 
 @dataclass
-class Recipe:
+class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
-    name: str
-    sft: Finetuning
-    seed: int = 42
-    price_per_hour: float | None = field(default=None, metadata={"help": "of one device; the log tells the cost"})
+    sft: SftSection
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if PREVIEW in argv:
-        return show([argument for argument in argv if argument != PREVIEW])
+        print_preview([argument for argument in argv if argument != PREVIEW])
+        return
+
     run, recipe = read_run(Recipe, argv)
     section = recipe.sft
-    with run.open_stage("sft", recipe, {"base": section.model}) as making:
-        if making.is_complete:
+    with run.open_stage("sft", recipe, {"base": section.model}) as output:
+        if output.is_complete:
             return
-        start = making.sources["base"]
-        tokenizer = chat_tokenizer(start, run.root)
-        max_length = longest_row(section, start, "sft")
-        rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
-        print_main(table(rows.report))
-        sides = [rows.train, rows.held_out]
-        trainer = tuning_trainer(ChatTrainer, SFTConfig, section, making, recipe.seed, start, sides)
+        tokenizer = load_chat_tokenizer(output.start, run.root)
+        max_length = max_row_length(section, output.start, "sft")
+        rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+        print_main(format_rows_table(rows.report))
+
+        trainer = build_trainer(
+            SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out]
+        )
         check_packing(trainer)
         watch(trainer, price_per_hour=recipe.price_per_hour)
-        headline = "loss {eval_loss:.3f} on held-out answers, {eval_mean_token_accuracy:.0%} of their tokens right"
-        if held_out_prompts(rows.held_out):
-            headline += ", {stop_rate:.0%} of answers end by themselves"
+        headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
+        if collect_prompts(rows.held_out):
+            headline += ", EOS rate {stop_rate:.0%}"
         finish(
             trainer,
-            making,
+            output,
             run,
             headline,
-            measure=lambda: stop_rate(trainer, rows.held_out, making.path),
+            measure=lambda: measure_eos_rate(trainer, rows.held_out, output.path),
             licenses=section.licenses,
             rows=rows.report,
         )
 
 
-def show(argv: list[str]) -> None:
+def print_preview(argv: list[str]) -> None:
     """Print some rows of the recipe's data, and the table of all; needs no more than the run's tokenizer."""
     run, recipe = read_run(Recipe, argv)
     section = recipe.sft
     start = run.resolve_source(section.model)
     if start is None:
-        start = run.folder("base") if read_manifest(run.folder("base")) else run.ensure_stage("tokenizer")
-    tokenizer = chat_tokenizer(start, run.root)
-    max_length = longest_row(section, start, "sft")
-    rows = supervised_rows(section, recipe.seed, tokenizer, max_length)
-    print_main(preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
-    print_main(
-        f"\nat most {max_length} tokens a row" if max_length else "\nno base model yet, so no row is cut to its context"
-    )
-    print_main(table(rows.report))
+        base = run.folder("base")
+        start = base if read_manifest(base) else run.ensure_stage("tokenizer")
+
+    tokenizer = load_chat_tokenizer(start, run.root)
+    max_length = max_row_length(section, start, "sft")
+    rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+    print_main(render_preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
+    if max_length:
+        print_main(f"\nat most {max_length} tokens a row")
+    else:
+        print_main("\nno base model yet, so no row is truncated to its context")
+    print_main(format_rows_table(rows.report))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.posttraining.completion_logits import IGNORED, score_answers_only
+from hf_llm.posttraining.completion_logits import score_completions_only
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -26,15 +27,15 @@ def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 96, (3, 20), generator=generator)
     mask = (torch.arange(20) < torch.tensor([[20], [15], [11]])).long()
-    labels = ids.masked_fill((mask == 0) | (torch.arange(20) < 7), IGNORED)
+    labels = ids.masked_fill((mask == 0) | (torch.arange(20) < 7), IGNORE_INDEX)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["whole", "lora"])
 def test_every_output_and_gradient_is_that_of_the_whole_head(adapter):
     whole, narrow = model_of(adapter), model_of(adapter)
-    score_answers_only(narrow)
-    score_answers_only(narrow)  # a second time changes nothing
+    score_completions_only(narrow)
+    score_completions_only(narrow)  # a second time changes nothing
     one, other = (model(**batch(), fused_lm_head=True) for model in (whole, narrow))
     for name in OUTPUTS:
         torch.testing.assert_close(getattr(one, name), getattr(other, name))
@@ -51,7 +52,7 @@ def test_without_a_fused_head_or_labels_the_forward_is_the_model_s_own():
     model = model_of(adapter=False)
     inputs = {name: value for name, value in batch().items() if name != "labels"}
     before = model(**inputs).logits
-    score_answers_only(model)
+    score_completions_only(model)
     assert (model(**inputs).logits == before).all()
     generated = model.generate(inputs["input_ids"][:, :5], max_new_tokens=3, do_sample=False)
     assert generated.shape == (3, 8)
@@ -59,7 +60,7 @@ def test_without_a_fused_head_or_labels_the_forward_is_the_model_s_own():
 
 def test_a_batch_in_which_nothing_is_scored_still_has_gradients():
     model = model_of(adapter=False)
-    score_answers_only(model)
-    inputs = batch() | {"labels": torch.full((3, 20), IGNORED)}
+    score_completions_only(model)
+    inputs = batch() | {"labels": torch.full((3, 20), IGNORE_INDEX)}
     model(**inputs, fused_lm_head=True).log_probs.sum().backward()
     assert all((parameter.grad == 0).all() for parameter in model.parameters() if parameter.grad is not None)

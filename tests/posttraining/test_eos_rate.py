@@ -5,9 +5,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.model.load import new_model
-from hf_llm.posttraining.eos_rate import answers_that_end, held_out_prompts, stop_rate
-from hf_llm.posttraining.sft_dataset import IGNORED
+from hf_llm.posttraining.eos_rate import collect_prompts, count_ended_completions, measure_eos_rate
 from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.byte_tokenizer import byte_tokenizer
 
@@ -37,7 +37,7 @@ def rows(tokenizer, count):
         ids, mask = encode_chat(
             tokenizer, [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "Yes."}]
         )
-        labels = [token if learnt else IGNORED for token, learnt in zip(ids, mask, strict=True)]
+        labels = [token if learnt else IGNORE_INDEX for token, learnt in zip(ids, mask, strict=True)]
         made.append({"input_ids": ids, "labels": labels})
     return Dataset.from_list(made)
 
@@ -67,7 +67,7 @@ def trainer_of(model, tokenizer):
 def test_a_prompt_is_a_row_up_to_its_first_answer(tokenizer):
     document = {"input_ids": [20, 21], "labels": [20, 21]}
     data = Dataset.from_list([document, *rows(tokenizer, 25)])
-    prompts = held_out_prompts(data)
+    prompts = collect_prompts(data)
     assert len(prompts) == 20
     assert tokenizer.decode(prompts[0]) == "<|im_start|>user\n0?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -75,7 +75,7 @@ def test_a_prompt_is_a_row_up_to_its_first_answer(tokenizer):
 @pytest.mark.parametrize(("token", "rate"), [("<|im_end|>", 1.0), ("<|endoftext|>", 1.0), ("A", 0.0)])
 def test_the_stop_rate_is_the_share_of_answers_that_end(model, tokenizer, token, rate, capsys):
     model = that_only_says(model, tokenizer.convert_tokens_to_ids(token))
-    found = stop_rate(trainer_of(model.train(), tokenizer), rows(tokenizer, 6), Path("nowhere"))
+    found = measure_eos_rate(trainer_of(model.train(), tokenizer), rows(tokenizer, 6), Path("nowhere"))
     assert (found["stop_rate"], found["stop_prompts"], found["stop_limit"]) == (rate, 6, 64)
     assert model.training
     said = "WARNING: the model does not stop: 6 of 6 answers went on to 64 tokens"
@@ -84,9 +84,9 @@ def test_the_stop_rate_is_the_share_of_answers_that_end(model, tokenizer, token,
 
 def test_a_prompt_longer_than_the_context_loses_its_start(model, tokenizer):
     model = that_only_says(model, tokenizer.eos_token_id)
-    assert answers_that_end(model, tokenizer, [[20] * 500, [20] * 3], 64) == 2
+    assert count_ended_completions(model, tokenizer, [[20] * 500, [20] * 3], 64) == 2
 
 
 def test_without_questions_nothing_is_measured(model, tokenizer):
     documents = Dataset.from_list([{"input_ids": [20, 21], "labels": [20, 21]}])
-    assert stop_rate(trainer_of(model, tokenizer), documents, Path("nowhere")) == {}
+    assert measure_eos_rate(trainer_of(model, tokenizer), documents, Path("nowhere")) == {}

@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset
 
 from hf_llm.core.errors import UserError
-from hf_llm.posttraining.build_trainer import chat_tokenizer, context_length, without_special_texts
+from hf_llm.posttraining.build_trainer import drop_special_token_rows
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 
@@ -19,14 +20,14 @@ def pair(question, answer):
 
 def test_rows_that_trl_would_read_as_tokens_are_left_out_and_counted(capsys):
     rows = Dataset.from_list([pair("Hi", "Hello"), pair("<|im_end|>", "a"), pair("b", "<|endoftext|>"), pair("c", "d")])
-    [kept, _] = without_special_texts([rows, rows.select([0])], tiny_tokenizer(), 0.4)
+    [kept, _] = drop_special_token_rows([rows, rows.select([0])], tiny_tokenizer(), 0.4)
     assert [row["prompt"][0]["content"] for row in kept] == ["Hi", "c"]
     assert "2 of 5 rows have the text of a special token in them" in capsys.readouterr().out
     for some, allowed in (([rows, rows.select([0])], 0.39), ([rows, rows.select([1])], 0.99)):
         with pytest.raises(UserError, match=r"special token in them .*<\|im_end\|>.*write `allow_drop: "):
-            without_special_texts(some, tiny_tokenizer(), allowed)
+            drop_special_token_rows(some, tiny_tokenizer(), allowed)
     ids = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}])
-    assert without_special_texts([ids, ids], tiny_tokenizer(), 0.0) == [ids, ids]
+    assert drop_special_token_rows([ids, ids], tiny_tokenizer(), 0.0) == [ids, ids]
 
 
 def test_the_context_is_that_of_the_model_or_of_an_adapters_base(tmp_path):
@@ -35,17 +36,17 @@ def test_the_context_is_that_of_the_model_or_of_an_adapters_base(tmp_path):
     config = {"base_model_name_or_path": str(tmp_path / "base")}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer").mkdir()
-    assert context_length(tmp_path / "base") == context_length(tmp_path / "adapter") == 128
-    assert context_length(tmp_path / "tokenizer") is None
+    assert model_context_length(tmp_path / "base") == model_context_length(tmp_path / "adapter") == 128
+    assert model_context_length(tmp_path / "tokenizer") is None
 
 
 def test_a_template_is_compared_with_the_runs_own_tokenizer_only(tiny_life, tmp_path):
     run = tmp_path / "tiny"
     for name in ("base", "tokenizer"):
         shutil.copytree(tiny_life / "runs/tiny" / name, run / name)
-    chat_tokenizer(run / "base", run)
+    load_chat_tokenizer(run / "base", run)
     path = run / "base/chat_template.jinja"
     path.write_text(path.read_text().replace("These functions", "The functions"))
     with pytest.raises(UserError, match="its chat template differs"):
-        chat_tokenizer(run / "base", run)
-    chat_tokenizer(run / "base", tmp_path / "another")
+        load_chat_tokenizer(run / "base", run)
+    load_chat_tokenizer(run / "base", tmp_path / "another")

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from hf_llm.core.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.posttraining.packing_check import check_packing, examples_leak
+from hf_llm.posttraining.packing_check import can_packed_examples_attend, check_packing
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -22,7 +22,7 @@ def model():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_examples_of_a_packed_row_do_not_see_each_other(model, attention):
     model.set_attn_implementation(attention)
-    assert not examples_leak(model)
+    assert not can_packed_examples_attend(model)
 
 
 def test_a_packed_example_has_the_logits_it_has_alone(model):
@@ -47,7 +47,7 @@ def leaky(model):
 
 
 def test_a_leak_is_seen(model):
-    assert examples_leak(leaky(model))
+    assert can_packed_examples_attend(leaky(model))
 
 
 def trainer_of(model, **arguments):
@@ -75,4 +75,4 @@ def test_packing_that_leaks_is_refused(model):
 )
 def test_other_architectures_are_tried_too(config):
     torch.manual_seed(0)
-    assert not examples_leak(AutoModelForCausalLM.from_config(config))
+    assert not can_packed_examples_attend(AutoModelForCausalLM.from_config(config))

@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from hf_llm.core.errors import UserError
-from hf_llm.posttraining.qlora import load_quantized, quantization_config
-from hf_llm.sft import Finetuning
+from hf_llm.posttraining.qlora import build_quantization_config, load_quantized
+from hf_llm.sft import SftSection
 from tests.tiny_models import save_tiny_model
 from tests.tiny_recipe import run_module
 
 
 def test_four_bits_are_those_of_the_qlora_paper():
-    config = quantization_config("4bit")
+    config = build_quantization_config("4bit")
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype is torch.bfloat16
-    assert quantization_config("8bit").load_in_8bit
+    assert build_quantization_config("8bit").load_in_8bit
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
@@ -26,7 +26,7 @@ def test_without_a_gpu_quantised_weights_are_refused(tmp_path):
 
 def test_quantised_weights_without_adapters_are_refused():
     with pytest.raises(ValueError, match="cannot be trained themselves; add a lora section"):
-        Finetuning(data=["anything"], quantize="4bit")
+        SftSection(data=["anything"], quantize="4bit")
 
 
 @pytest.mark.gpu

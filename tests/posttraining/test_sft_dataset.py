@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import ConversationSource, load_labelled, load_preferences
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import file_rows
-from hf_llm.posttraining.sft_dataset import IGNORED, supervised_rows, table
-from hf_llm.sft import Finetuning
+from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
+from hf_llm.sft import SftSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.byte_tokenizer import byte_tokenizer
 
@@ -37,7 +38,7 @@ def golden(tokenizer, parts: list[tuple[str, bool]]) -> tuple[list[int], list[in
         for piece in re.split(r"(<\|im_(?:start|end)\|>)", text):
             own = [tokenizer.convert_tokens_to_ids(piece)] if piece.startswith("<|im_") else byte_ids(piece)
             ids += own
-            labels += own if learnt else [IGNORED] * len(own)
+            labels += own if learnt else [IGNORE_INDEX] * len(own)
     return ids, labels
 
 
@@ -144,7 +145,7 @@ def row_of(name: str, wanted: int) -> dict:
 
 
 def section(*sources, **keys):
-    return Finetuning(data=list(sources), evaluation_share=0.4, **keys)
+    return SftSection(data=list(sources), evaluation_share=0.4, **keys)
 
 
 def source(path, **keys):
@@ -163,7 +164,7 @@ def test_a_row_of_every_real_set_has_the_ids_and_labels_written_down_for_it(name
     row = row_of(name, number)
     path = write(tmp_path / "rows.jsonl", [row])
     other = write(tmp_path / "other.jsonl", [{"prompt": "other", "completion": "one"}])
-    rows = supervised_rows(section(source(path), source(other)), 1, tokenizer, None)
+    rows = build_sft_rows(section(source(path), source(other)), 1, tokenizer, None)
     (made,) = [each for side in (rows.train, rows.held_out) for each in side if each["source"] == 0]
     ids, labels = golden(tokenizer, expected(row))
     assert tokenizer.decode(made["input_ids"]) == tokenizer.decode(ids)
@@ -219,7 +220,7 @@ def labelled_ids(tokenizer, prompt, answer):
     ids, mask = encode_chat(tokenizer, [*prompt, *answer])
     assert ids[: len(before)] == before
     scored = [learnt and i >= len(before) for i, learnt in enumerate(mask)]
-    return ids, [token if learnt else IGNORED for token, learnt in zip(ids, scored, strict=True)]
+    return ids, [token if learnt else IGNORE_INDEX for token, learnt in zip(ids, scored, strict=True)]
 
 
 @real_data
@@ -252,12 +253,12 @@ def test_what_is_too_long_is_cut_and_counted_and_what_has_no_room_is_dropped(tok
     long, asked = {"prompt": "Long?", "completion": "x" * 300}, {"prompt": "y" * 300, "completion": "No."}
     path = write(tmp_path / "a.jsonl", [*chats(10), long, asked])
     with pytest.raises(UserError, match=r"1 of 12 rows cannot be used \(1 no room for an answer\)"):
-        supervised_rows(section(source(path)), 1, tokenizer, 100)
-    rows = supervised_rows(section(source(path), allow_drop=0.1), 1, tokenizer, 100)
+        build_sft_rows(section(source(path)), 1, tokenizer, 100)
+    rows = build_sft_rows(section(source(path), allow_drop=0.1), 1, tokenizer, 100)
     assert rows.report["truncated"] == 1 and rows.report["kept"] == 11
     assert rows.report["dropped"] == {"no room for an answer": 1}
     assert max(len(row["input_ids"]) for side in (rows.train, rows.held_out) for row in side) == 100
-    lines = table(rows.report).splitlines()
+    lines = format_rows_table(rows.report).splitlines()
     assert lines[1].split() == ["11", "1", "1", "0", str(path)]
     assert lines[2].strip() == "1 dropped: no room for an answer"
 
@@ -265,7 +266,7 @@ def test_what_is_too_long_is_cut_and_counted_and_what_has_no_room_is_dropped(tok
 def test_keep_end_cuts_the_start_so_that_the_end_of_turn_stays(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", [*chats(5, "x" * 300)])
     training = {"truncation_mode": "keep_end"}
-    rows = supervised_rows(section(source(path), training=training), 1, tokenizer, 100)
+    rows = build_sft_rows(section(source(path), training=training), 1, tokenizer, 100)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert all(row["labels"][-2] == end and len(row["labels"]) == 100 for row in rows.train)
 
@@ -273,7 +274,7 @@ def test_keep_end_cuts_the_start_so_that_the_end_of_turn_stays(tokenizer, tmp_pa
 def test_rows_repeated_for_their_share_are_counted_once(tokenizer, tmp_path):
     few = write(tmp_path / "few.jsonl", [{"prompt": f"{i}", "completion": "x" * 300} for i in range(4)])
     many = write(tmp_path / "many.jsonl", chats(60))
-    rows = supervised_rows(section(source(few, share=1), source(many, share=1)), 1, tokenizer, 100)
+    rows = build_sft_rows(section(source(few, share=1), source(many, share=1)), 1, tokenizer, 100)
     assert [(each["kept"], each["truncated"]) for each in rows.report["sources"]] == [(4, 4), (60, 0)]
     assert rows.train["source"].count(0) > 10
 
@@ -283,7 +284,7 @@ def test_a_document_is_learnt_whole_in_windows_and_ends_with_the_end_of_text(tok
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} " + "words <|im_end|> " * 12)
     documents = ConversationSource(license="mit", documents=str(tmp_path / "texts"))
-    rows = supervised_rows(section(documents), 1, tokenizer, 64)
+    rows = build_sft_rows(section(documents), 1, tokenizer, 64)
     made = [row for side in (rows.train, rows.held_out) for row in side]
     assert all(row["input_ids"] == row["labels"] and len(row["labels"]) <= 64 for row in made)
     ids = [token for row in made for token in row["input_ids"]]
@@ -296,7 +297,7 @@ def test_nothing_to_learn_is_dropped(tokenizer, tmp_path):
     answer = {"role": "assistant", "content": "a", "weight": 0}
     path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": f"q{i}"}, answer]} for i in range(3)])
     with pytest.raises(UserError, match=r"3 of 3 rows cannot be used \(3 no answer that is to be learnt\)"):
-        supervised_rows(section(source(path), allow_drop=0.5), 1, tokenizer, 100)
+        build_sft_rows(section(source(path), allow_drop=0.5), 1, tokenizer, 100)
 
 
 def test_an_end_of_turn_that_is_not_learnt_is_refused(tokenizer, tmp_path):
@@ -306,7 +307,7 @@ def test_an_end_of_turn_that_is_not_learnt_is_refused(tokenizer, tmp_path):
     )
     path = write(tmp_path / "a.jsonl", chats(5))
     with pytest.raises(UserError, match="the end-of-turn token is not supervised"):
-        supervised_rows(section(source(path)), 1, other, 100)
+        build_sft_rows(section(source(path)), 1, other, 100)
 
 
 def test_a_weight_that_the_template_does_not_read_is_refused(tokenizer, tmp_path):
@@ -314,11 +315,11 @@ def test_a_weight_that_the_template_does_not_read_is_refused(tokenizer, tmp_path
     ask = [[{"role": "user", "content": f"q{i}"}] for i in range(9)]
     rows = [{"messages": [*question, {**answer, "weight": 0}, *question, answer]} for question in ask]
     path = write(tmp_path / "a.jsonl", rows)
-    supervised_rows(section(source(path)), 1, tokenizer, 100)
+    build_sft_rows(section(source(path)), 1, tokenizer, 100)
     other = byte_tokenizer()
     other.chat_template = other.chat_template.replace(" and message.weight != 0", "")
     with pytest.raises(UserError, match="weight: 0`, which the chat template does not read"):
-        supervised_rows(section(source(path)), 1, other, 100)
+        build_sft_rows(section(source(path)), 1, other, 100)
 
 
 def test_a_chat_the_template_refuses_is_dropped_with_its_words(tokenizer, tmp_path):
@@ -329,9 +330,9 @@ def test_a_chat_the_template_refuses_is_dropped_with_its_words(tokenizer, tmp_pa
     )
     refused = {"messages": [{"role": r, "content": "x"} for r in ("system", "user", "assistant")]}
     path = write(tmp_path / "a.jsonl", [refused])
-    rows = supervised_rows(
+    rows = build_sft_rows(
         section(source(path), source(write(tmp_path / "b.jsonl", chats(5))), allow_drop=0.99), 1, tokenizer, 100
     )
     assert rows.report["kept"] == 6
     with pytest.raises(UserError, match=r"the chat template refuses it \(no system messages here"):
-        supervised_rows(section(source(path), source(tmp_path / "b.jsonl"), allow_drop=0.99), 1, other, 100)
+        build_sft_rows(section(source(path), source(tmp_path / "b.jsonl"), allow_drop=0.99), 1, other, 100)

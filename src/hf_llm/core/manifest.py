@@ -19,7 +19,7 @@ _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accel
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder; None where there is none, so where the folder is not finished."""
+    """The manifest of a folder; None where there is none, which means that the folder is not complete."""
     try:
         return json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -42,13 +42,13 @@ def write_manifest(path: Path, **entries: Any) -> dict:
 
 def versions() -> dict[str, str]:
     """The installed versions of the packages a result depends on."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,18 +70,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, list]:
-    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder`, but manifests and `skip` at the top.
+    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder` except manifests, and `skip` at the top.
 
-    The model card is left out, for it is made from the manifest, and the ledger of a corpus, for it holds seconds.
+    The model card is skipped because it is made from the manifest, the ledger of a corpus because it holds seconds.
     """
     folder = Path(folder)
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if not path.is_file() or path.name in (FILE, BEGUN) or any(Path(relative.parts[0]).match(s) for s in skip):
-            continue
-        found[relative.as_posix()] = [path.stat().st_size, file_digest(path)]
-    return found
+        top = Path(relative.parts[0])
+        is_skipped = path.name in (FILE, BEGUN) or any(top.match(pattern) for pattern in skip)
+        if path.is_file() and not is_skipped:
+            digests[relative.as_posix()] = [path.stat().st_size, file_digest(path)]
+    return digests
 
 
 def file_digest(path: Path) -> str:

@@ -7,18 +7,15 @@ output folder and the device are known. Where the class depends on the section (
 that returns the class stands in its place.
 """
 
-import ast
 import dataclasses
 import difflib
 import inspect
-import itertools
 import os
 import re
 import sys
-import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +27,14 @@ from hf_llm.core.shipped import find_recipe
 
 T = TypeVar("T")
 
+UNIONS = (types.UnionType, typing.Union)
+MAX_KEYS_LISTED = 25  # in the error for an unknown key
+
 
 class Settings(dict):
     """Checked keyword arguments of another library's class: `Settings[LoraConfig]` in an annotation."""
 
-    def __class_getitem__(cls, target: type | typing.Callable[[dict], type]) -> types.GenericAlias:
+    def __class_getitem__(cls, target: type | Callable[[dict], type]) -> types.GenericAlias:
         return types.GenericAlias(cls, (target,))
 
 
@@ -90,7 +90,7 @@ def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Seq
 
     Raises UserError with every problem, `where` (the recipe's file) before them.
     """
-    problems = _unknown(tree, known_keys, "")
+    problems = _find_unknown_keys(tree, known_keys, "")
     wanted = {field.name for field in dataclasses.fields(cls)}.intersection(known_keys)
     given = {key: value for key, value in tree.items() if key in wanted}
     recipe = _build(cls, given, "", problems)
@@ -123,7 +123,7 @@ def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
     return path, _expand(tree, "")
 
 
-def _overrides(arguments: list[str]) -> typing.Iterator[tuple[str, Any]]:
+def _overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
@@ -168,20 +168,27 @@ def _expand(value: Any, where: str) -> Any:
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
-def _unknown(given: dict, known: typing.Iterable[str], where: str) -> list[str]:
+def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[str]:
+    """A problem for each key that is not known, with the nearest known one."""
     known = list(known)
     problems = []
     for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) if len(known) < 25 else '--help'}"
-            problems.append(f"{where}{key}: no such key; {hint}")
+        if key in known:
+            continue
+        near = difflib.get_close_matches(str(key), known, 1)
+        if near:
+            hint = f"did you mean {near[0]}?"
+        elif len(known) < MAX_KEYS_LISTED:
+            hint = f"known: {', '.join(known)}"
+        else:
+            hint = "known: --help"
+        problems.append(f"{where}{key}: no such key; {hint}")
     return problems
 
 
 def field_types(cls: type) -> dict[str, Any]:
     """The annotation of every field of a dataclass; `Any` where it names something that cannot be resolved."""
-    found = {}
+    annotations = {}
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
@@ -189,8 +196,8 @@ def field_types(cls: type) -> dict[str, Any]:
         if isinstance(annotation, str):
             owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
             annotation = _resolve_annotation(annotation, sys.modules[owner.__module__])
-        found[field.name] = annotation
-    return found
+        annotations[field.name] = annotation
+    return annotations
 
 
 def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
@@ -206,61 +213,80 @@ def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
         return Any
 
 
+# The builders below return a value as its annotation says, and add what does not fit to `problems`.
+
+
 def _build(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """`value` as `annotation` says; what does not fit is added to `problems`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is Settings:
-        return _settings(arguments[0], value, where, problems)
+        return _build_settings(arguments[0], value, where, problems)
     if dataclasses.is_dataclass(annotation) and not isinstance(value, annotation):
-        return _dataclass(annotation, value, where, problems)
-    if origin in (types.UnionType, typing.Union):
+        return _build_dataclass(annotation, value, where, problems)
+    if origin in UNIONS:
         if value is None and type(None) in arguments:
             return None
-        for option in arguments:
-            if dataclasses.is_dataclass(option) or typing.get_origin(option) in (Settings, list):
-                if isinstance(value, list if typing.get_origin(option) is list else dict):
-                    return _build(option, value, where, problems)
+        option = _section_of_union(arguments, value)
+        if option is not None:
+            return _build(option, value, where, problems)
     if origin is list and isinstance(value, list):
         return [_build(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value)]
-    return _scalar(annotation, value, where, problems)
+    return _build_scalar(annotation, value, where, problems)
 
 
-def _scalar(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _section_of_union(options: tuple, value: Any) -> Any:
+    """The first option that is a section (or a list of them) and can hold `value`; None where none is."""
+    for option in options:
+        option_origin = typing.get_origin(option)
+        if option_origin is list and isinstance(value, list):
+            return option
+        is_section = dataclasses.is_dataclass(option) or option_origin is Settings
+        if is_section and isinstance(value, dict):
+            return option
+    return None
+
+
+def _build_scalar(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
     try:
-        return TypeAdapter(_with_dicts(annotation)).validate_python(value)
+        return TypeAdapter(_replace_typed_dicts(annotation)).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        problems.append(f"{where}: {value!r} does not fit; {first['msg'][0].lower()}{first['msg'][1:]}")
+        message = error.errors()[0]["msg"]
+        problems.append(f"{where}: {value!r} does not fit; {message[0].lower()}{message[1:]}")
         return None
 
 
-def _with_dicts(annotation: Any) -> Any:
+def _replace_typed_dicts(annotation: Any) -> Any:
     """`annotation` with dict in the place of every TypedDict: pydantic reads those from Python 3.12 on only."""
     if typing.is_typeddict(annotation):
         return dict
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        return typing.Union[tuple(map(_with_dicts, arguments))]  # noqa: UP007 - as many as there are
-    return origin[tuple(map(_with_dicts, arguments))] if isinstance(annotation, types.GenericAlias) else annotation
+    origin = typing.get_origin(annotation)
+    arguments = tuple(map(_replace_typed_dicts, typing.get_args(annotation)))
+    if origin in UNIONS:
+        return typing.Union[arguments]  # noqa: UP007 - as many as there are
+    return origin[arguments] if isinstance(annotation, types.GenericAlias) else annotation
 
 
-def _dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
-    prefix = f"{where}." if where else ""
-    if value is None:
-        value = {}
+def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
+    value = {} if value is None else value
     if not isinstance(value, dict):
         problems.append(f"{where}: {value!r} does not fit; this section holds keys")
         return None
-    before = len(problems)
-    hints = field_types(cls)
-    problems += _unknown(value, hints, prefix)
-    built = {k: _build(hints[k], v, prefix + k, problems) for k, v in value.items() if k in hints}
+
+    prefix = f"{where}." if where else ""
+    problems_before = len(problems)
+    annotations = field_types(cls)
+    problems += _find_unknown_keys(value, annotations, prefix)
+    built = {}
+    for key, item in value.items():
+        if key in annotations:
+            built[key] = _build(annotations[key], item, prefix + key, problems)
     for field in dataclasses.fields(cls):
-        if field.init and field.name not in value:
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                problems.append(f"{prefix}{field.name}: missing")
-    if len(problems) > before:
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.init and field.name not in value and not has_default:
+            problems.append(f"{prefix}{field.name}: missing")
+    if len(problems) > problems_before:
         return None
+
     try:
         return cls(**built)
     except ValueError as error:  # a dataclass checks itself in __post_init__
@@ -268,9 +294,8 @@ def _dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
         return None
 
 
-def _settings(target: Any, value: Any, where: str, problems: list[str]) -> Settings:
-    if value is None:
-        value = {}
+def _build_settings(target: Any, value: Any, where: str, problems: list[str]) -> Settings:
+    value = {} if value is None else value
     if not isinstance(value, dict):
         problems.append(f"{where}: {value!r} does not fit; this section holds keys")
         return Settings()
@@ -279,13 +304,20 @@ def _settings(target: Any, value: Any, where: str, problems: list[str]) -> Setti
     except UserError as error:
         problems.append(f"{where}: {error}")
         return Settings()
-    hints = field_types(cls)
+
+    annotations = field_types(cls)
     if hasattr(cls, "model_type"):  # a model's config, which also goes by the names its attribute_map gives
-        hints |= {alias: hints[name] for alias, name in cls.attribute_map.items() if name in hints}
-        hints |= {"model_type": str, "attn_implementation": str}
-    problems += _unknown(value, hints, f"{where}.")
-    given = {key: item for key, item in value.items() if key in hints and item != "auto"}
-    return Settings({key: _scalar(hints[key], item, f"{where}.{key}", problems) for key, item in given.items()})
+        for alias, name in cls.attribute_map.items():
+            if name in annotations:
+                annotations[alias] = annotations[name]
+        annotations |= {"model_type": str, "attn_implementation": str}
+    problems += _find_unknown_keys(value, annotations, f"{where}.")
+
+    settings = Settings()
+    for key, item in value.items():
+        if key in annotations and item != "auto":
+            settings[key] = _build_scalar(annotations[key], item, f"{where}.{key}", problems)
+    return settings
 
 
 def plain(value: Any) -> Any:
@@ -299,55 +331,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     return str(value)
-
-
-def help_text(cls: type) -> str:
-    """What a stage does (its module's docstring) and every key it reads, with type and default."""
-    lines = [(sys.modules[cls.__module__].__doc__ or "").strip(), "", "Keys (override any as --section.key=value):", ""]
-    _describe(cls, "", lines)
-    return "\n".join(lines)
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, its lines joined; also `metadata["help"]` where there is none."""
-    docs = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if "help" in field.metadata}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
-        for statement, following in itertools.pairwise(body):
-            is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if is_field and is_text and isinstance(following.value.value, str):
-                docs[statement.target.id] = " ".join(following.value.value.split())
-    return docs
-
-
-def _describe(cls: type, where: str, lines: list[str]) -> None:
-    hints = field_types(cls)
-    notes = field_docs(cls)
-    for field in dataclasses.fields(cls):
-        annotation, key = hints[field.name], where + field.name
-        inner = [option for option in typing.get_args(annotation) if dataclasses.is_dataclass(option)]
-        if dataclasses.is_dataclass(annotation) or (inner and typing.get_origin(annotation) is not Settings):
-            target = annotation if dataclasses.is_dataclass(annotation) else inner[0]
-            many = typing.get_origin(annotation) is list
-            lines.append(f"  {key}: {'a list of:' if many else ''}".rstrip())
-            _describe(target, f"{key}[]." if many else f"{key}.", lines)
-            continue
-        settings = [o for o in (annotation, *typing.get_args(annotation)) if typing.get_origin(o) is Settings]
-        if settings:
-            target = typing.get_args(settings[0])[0]
-            target = target if isinstance(target, type) else target({})
-            lines.append(f"  {key}.*: every key of {target.__module__.split('.')[0]}.{target.__name__}")
-            continue
-        kind = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else annotation
-        kind = str(kind).replace("typing.", "")
-        if field.default is not dataclasses.MISSING:
-            default = f" = {field.default!r}"
-        elif field.default_factory is not dataclasses.MISSING:
-            default = f" = {field.default_factory()!r}"
-        else:
-            default = " (required)"
-        note = notes.get(field.name, "")
-        lines.append(f"  {key}: {kind}{default}" + (f"  # {note}" if note else ""))

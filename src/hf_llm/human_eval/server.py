@@ -121,4 +121,4 @@ class Handler(PageHandler):
 
 
 def _file(name: str) -> str:
-    return files("hf_llm.judging").joinpath(name).read_text(encoding="utf-8")
+    return files("hf_llm.human_eval").joinpath(name).read_text(encoding="utf-8")

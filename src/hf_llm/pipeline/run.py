@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import BEGUN, digest_of, read_manifest, write_json, write_manifest
-from hf_llm.core.recipe import build_recipe, help_text, plain, read_tree
+from hf_llm.core.recipe import build_recipe, plain, read_tree
+from hf_llm.core.recipe_help import help_text
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
 
@@ -127,9 +128,13 @@ class Run:
             sys.exit(completed.returncode)
         return path
 
-    def starting_folder(self, folder: str) -> str:
-        """The folder of the model that a stage starts from: SFT's where the recipe asks for it, else the base model."""
-        return "sft" if folder != "sft" and self.is_requested("sft") else "base"
+    def starting_model(self, folder: str, path: str | None = None) -> dict[str, str | None]:
+        """The model that a stage of post-training starts from, as the first of its inputs (`open_stage`).
+
+        That is SFT's where the recipe asks for it, else the base model; or `path`, which the recipe names instead.
+        """
+        name = "sft" if folder != "sft" and self.is_requested("sft") else "base"
+        return {name: path}
 
     def open_stage(
         self, folder: str, recipe: Any = None, inputs: Mapping[str, Path | str | None] | None = None
@@ -248,6 +253,11 @@ class StageOutput:
             (self.path / BEGUN).unlink(missing_ok=True)  # left by a run that was killed after its last write
         print_main(f"{self.path} is complete ({manifest['headline']})")
         return True
+
+    @property
+    def start(self) -> Path | str:
+        """Where the model is that the stage starts from: the first of its inputs."""
+        return next(iter(self.sources.values()))
 
     @property
     def key(self) -> str:

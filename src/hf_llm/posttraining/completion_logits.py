@@ -1,4 +1,4 @@
-"""TRL's trainers of preferences, but only the answers go through the vocabulary head, on every device."""
+"""TRL's trainers of preferences, with only the completions going through the vocabulary head, on every device."""
 
 from functools import wraps
 from typing import Any
@@ -8,10 +8,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-IGNORED = -100  # the label of a token that is not scored, as PyTorch's cross-entropy has it
+from hf_llm.core.labels import IGNORE_INDEX
+
+# What TRL's fused head returns for every position.
+POSITION_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-def score_answers_only(model: PreTrainedModel | PeftModel) -> None:
+def score_completions_only(model: PreTrainedModel | PeftModel) -> None:
     """Let the forward that TRL gave `model` (`add_fused_lm_head`) score labelled positions alone; once is enough.
 
     TRL does so where Triton is (on CUDA); elsewhere it scores prompts and padding too, which are most of a row, and
@@ -19,48 +22,51 @@ def score_answers_only(model: PreTrainedModel | PeftModel) -> None:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     fused = base.forward
-    if hasattr(fused, "answers_only"):
+    if hasattr(fused, "completions_only"):
         return
 
     @wraps(fused)
     def forward(*arguments: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **others: Any) -> Any:
-        learnt = None if labels is None else labels[:, 1:] != IGNORED  # B T-1
-        if not fused_lm_head or learnt is None or learnt.device.type == "cuda" or not learnt.any():
+        has_label = None if labels is None else labels[:, 1:] != IGNORE_INDEX  # B T-1
+        if not fused_lm_head or has_label is None or has_label.device.type == "cuda" or not has_label.any():
             given = {} if labels is None else {"labels": labels}
             return fused(*arguments, fused_lm_head=fused_lm_head, **given, **others)
 
-        def select(module: nn.Module, inputs: tuple, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][learnt][None]  # 1 N D
+        def select_labelled(module: nn.Module, inputs: tuple, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][has_label][None]  # 1 N D
             return output
 
-        hook = base.base_model.register_forward_hook(select)
+        shift_labels = labels[:, 1:][has_label][None]  # 1 N
+        hook = base.base_model.register_forward_hook(select_labelled)
         try:
-            found = fused(*arguments, fused_lm_head=True, shift_labels=labels[:, 1:][learnt][None], **others)
+            outputs = fused(*arguments, fused_lm_head=True, shift_labels=shift_labels, **others)
         finally:
             hook.remove()
-        for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"):
-            values = getattr(found, name)  # 1 N
-            if values is not None:
-                setattr(found, name, values.new_zeros(learnt.shape).masked_scatter(learnt, values))
-        found.label_mask = learnt
-        return found
 
-    forward.answers_only = True
+        for name in POSITION_OUTPUTS:
+            values = getattr(outputs, name)  # 1 N
+            if values is not None:
+                scattered = values.new_zeros(has_label.shape).masked_scatter(has_label, values)  # B T-1
+                setattr(outputs, name, scattered)
+        outputs.label_mask = has_label
+        return outputs
+
+    forward.completions_only = True
     base.forward = forward
 
 
-class AnswerScores:
-    """Stands before a trainer class of TRL's, and has its model and its reference score the answers only."""
+class CompletionScores:
+    """Has the model and the reference of a TRL trainer score the completions only; stands before it in a class."""
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
-        self._narrow()
+        self._score_completions_only()
 
-    def _precompute_ref_logps(self, *arguments: Any, **keywords: Any) -> Any:  # while the trainer is being made
-        self._narrow()
+    def _precompute_ref_logps(self, *arguments: Any, **keywords: Any) -> Any:  # called while the trainer is built
+        self._score_completions_only()
         return super()._precompute_ref_logps(*arguments, **keywords)
 
-    def _narrow(self) -> None:
+    def _score_completions_only(self) -> None:
         for model in (self.model, self.ref_model):
             if model is not None:
-                score_answers_only(self.accelerator.unwrap_model(model))
+                score_completions_only(self.accelerator.unwrap_model(model))

@@ -1,4 +1,4 @@
-"""Whether a chat model's answers come to an end: the share that ends by itself on prompts kept out of training."""
+"""EOS rate: the share of a chat model's answers to held-out prompts that end by themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -9,65 +9,77 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_llm.core.console import print_main
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.inference.generate import batch_of, load, prompt_room, stop_tokens, usual_length
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
-from hf_llm.posttraining.sft_dataset import IGNORED
 
-PROMPTS = 20
-LEAST = 0.5  # a share of answers that end below which the model is said not to stop
+MAX_PROMPTS = 20
+MIN_EOS_RATE = 0.5  # below it the stage warns that the model does not stop
 
 
-def stop_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
-    """`stop_rate`, the share of greedy answers to `PROMPTS` held-out prompts that end before `stop_limit` tokens.
+def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
+    """Measure `stop_rate`, the share of greedy answers to MAX_PROMPTS held-out prompts with an end token.
 
-    Of the model in the trainer, or where that is spread over processes of the one saved in `folder`. Says loudly, and
-    notes as `stop_warning`, where fewer than `LEAST` of them end. Empty where no row asks a question.
+    An answer has at most `stop_limit` tokens. The model is the trainer's, or the one saved in `folder` where the
+    trainer's is sharded over processes. Warns, and notes it as `stop_warning`, where fewer than MIN_EOS_RATE end. Empty
+    where no row asks a question.
     """
-    prompts = held_out_prompts(rows)
+    prompts = collect_prompts(rows)
     if not prompts:
         return {}
     if weights_are_sharded(trainer):
-        unset_hf_deepspeed_config()  # else transformers would split this copy too, over processes that are not here
+        unset_hf_deepspeed_config()  # else transformers would shard this copy too, over processes that are not here
         model, tokenizer = load(folder)
     else:
-        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        tokenizer = trainer.processing_class
+
     limit = usual_length(model)
-    ended = answers_that_end(model, tokenizer, prompts, limit)
-    found = {"stop_rate": ended / len(prompts), "stop_prompts": len(prompts), "stop_limit": limit}
-    if found["stop_rate"] < LEAST:
-        found["stop_warning"] = (
-            f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers went on to {limit} tokens; "
-            "train longer or on more conversations, and see with --preview that the ends of turns are supervised"
+    ended = count_ended_completions(model, tokenizer, prompts, limit)
+    rate = ended / len(prompts)
+    measured: dict[str, Any] = {"stop_rate": rate, "stop_prompts": len(prompts), "stop_limit": limit}
+    if rate < MIN_EOS_RATE:
+        warning = (
+            f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers have no end token within "
+            f"{limit} tokens; train longer or on more conversations, and check with --preview that the ends of turns "
+            "are supervised"
         )
-        print_main(f"\n*** WARNING: {found['stop_warning']}\n")
-    return found
+        measured["stop_warning"] = warning
+        print_main(f"\n*** WARNING: {warning}\n")
+    return measured
 
 
-def held_out_prompts(rows: Dataset) -> list[list[int]]:
-    """The ids up to the first supervised token of as many conversations as are asked; documents have no prompt."""
+def collect_prompts(rows: Dataset) -> list[list[int]]:
+    """The ids up to the first supervised token of MAX_PROMPTS conversations; documents have no prompt."""
     prompts = []
     for row in rows:
-        length = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
+        length = next(i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
         if length:
             prompts.append(row["input_ids"][:length])
-        if len(prompts) == PROMPTS:
+        if len(prompts) == MAX_PROMPTS:
             break
     return prompts
 
 
-def answers_that_end(
+def count_ended_completions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], limit: int
 ) -> int:
-    """How many greedy answers hold an end token among their first `limit` tokens."""
-    room, ends = prompt_room(model, limit), stop_tokens(model, tokenizer)
+    """Count the greedy completions that hold an end token among their first `limit` tokens."""
+    room = prompt_room(model, limit)
+    end_tokens = stop_tokens(model, tokenizer)
     batch = batch_of(model, tokenizer, [prompt[-room:] for prompt in prompts])
-    training = model.training
+    was_training = model.training
     model.eval()
     try:
-        tokens = model.generate(
-            **batch, max_new_tokens=limit, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        sequences = model.generate(
+            **batch,
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=end_tokens,
+            pad_token_id=tokenizer.pad_token_id,
         )
     finally:
-        model.train(training)
-    made = tokens[:, batch["input_ids"].shape[1] :]
-    return int(torch.isin(made, torch.tensor(ends, device=made.device)).any(dim=1).sum())
+        model.train(was_training)
+    completions = sequences[:, batch["input_ids"].shape[1] :]  # B T
+    has_end = torch.isin(completions, torch.tensor(end_tokens, device=completions.device)).any(dim=1)
+    return int(has_end.sum())

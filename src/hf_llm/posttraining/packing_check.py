@@ -1,4 +1,4 @@
-"""Several short conversations in one row, none of which sees another."""
+"""Check that examples packed into one row do not attend to each other."""
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -7,15 +7,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from hf_llm.core.errors import UserError
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
-_LENGTH = 8  # tokens of each of the two examples of the trial
-_LEAST = 1e-2  # a change of this share of the logits' spread is no rounding
+EXAMPLE_TOKENS = 8  # of each of the two examples that are tried
+MIN_LOGIT_CHANGE = 1e-2  # share of the logits' standard deviation; a smaller change is rounding
 
 
 def check_packing(trainer: Trainer) -> None:
     """Raise UserError where `packing` would let examples of one row attend to each other.
 
-    The attention kernels of the model in hand are tried, but flash attention's (which cut at every position 0 by their
-    design) and where no process holds the weights.
+    The attention kernel of the model in hand is tried, except flash attention's (which separates examples at every
+    position 0 by its design), and except where no process holds all weights.
     """
     if not trainer.args.packing:
         return
@@ -28,7 +28,7 @@ def check_packing(trainer: Trainer) -> None:
     attention = model.config._attn_implementation
     if "flash" in attention or weights_are_sharded(trainer):
         return
-    if examples_leak(model):
+    if can_packed_examples_attend(model):
         raise UserError(
             f"sft.training.packing: with {model.config.model_type} and {attention} attention the examples packed into "
             "one row attend to each other; set packing: false, or attn_implementation: flash_attention_2 on a GPU"
@@ -36,16 +36,23 @@ def check_packing(trainer: Trainer) -> None:
 
 
 @torch.no_grad()
-def examples_leak(model: PreTrainedModel) -> bool:
-    """Whether another first example changes the logits of the second one in a row packed as TRL packs it."""
+def can_packed_examples_attend(model: PreTrainedModel) -> bool:
+    """Whether another first example changes the logits of the second one, in a row packed as TRL packs it."""
     collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
-    training = model.training
+    first_examples = (range(EXAMPLE_TOKENS), range(EXAMPLE_TOKENS, 2 * EXAMPLE_TOKENS))
+    second_example = range(EXAMPLE_TOKENS)
+
+    was_training = model.training
     model.eval()
     logits = []
-    for first in (range(_LENGTH), range(_LENGTH, 2 * _LENGTH)):
-        row = {"input_ids": [*first, *range(_LENGTH)], "seq_lengths": [_LENGTH, _LENGTH]}
-        batch = {key: value for key, value in collate([row]).items() if key != "labels"}
+    for first_example in first_examples:
+        row = {"input_ids": [*first_example, *second_example], "seq_lengths": [EXAMPLE_TOKENS, EXAMPLE_TOKENS]}
+        batch = collate([row])
+        batch.pop("labels")
         batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        logits.append(model(**batch, use_cache=False).logits[0, _LENGTH:].float())
-    model.train(training)
-    return bool((logits[0] - logits[1]).abs().max() > _LEAST * logits[0].std())
+        outputs = model(**batch, use_cache=False)
+        logits.append(outputs.logits[0, EXAMPLE_TOKENS:].float())
+    model.train(was_training)
+
+    change = (logits[0] - logits[1]).abs().max()
+    return bool(change > MIN_LOGIT_CHANGE * logits[0].std())

@@ -5,52 +5,64 @@ from itertools import groupby
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_llm.posttraining.sft_dataset import IGNORED
+from hf_llm.core.labels import IGNORE_INDEX
 
 # Two shades of each, token by token, so that one sees where tokens end. 38;5 and 48;5: xterm's 256 colours.
-_LEARNT = ("\033[30;48;5;120m", "\033[30;48;5;114m")
-_SEEN = ("\033[38;5;244m", "\033[38;5;250m")
-_END = "\033[0m"
+_SUPERVISED_SHADES = ("\033[30;48;5;120m", "\033[30;48;5;114m")
+_OTHER_SHADES = ("\033[38;5;244m", "\033[38;5;250m")
+_RESET = "\033[0m"
+_MAX_TOKENS_PER_LETTER = 4  # bytes of the longest UTF-8 character
 
 
-def preview(rows: Dataset, tokenizer: PreTrainedTokenizerBase, colour: bool, count: int = 5) -> str:
-    """Some rows, of every source at least one as far as `count` goes: supervised tokens green, or in [brackets]."""
-    by_source = {}
+def render_preview(rows: Dataset, tokenizer: PreTrainedTokenizerBase, colour: bool, count: int = 5) -> str:
+    """Show `count` rows, of every source at least one as far as they go: supervised tokens green, or in [brackets]."""
+    rows_by_source: dict[int, list[int]] = {}
     for number, source in enumerate(rows["source"]):
-        by_source.setdefault(source, []).append(number)
-    order = sorted((place, source, number) for source, own in by_source.items() for place, number in enumerate(own))
-    shown = []
+        rows_by_source.setdefault(source, []).append(number)
+
+    # The first row of every source, then the second of every source, and so on.
+    order = []
+    for source, numbers in rows_by_source.items():
+        order += [(position, source, number) for position, number in enumerate(numbers)]
+    order.sort()
+
+    lines = []
     for _, source, number in order[:count]:
         row = rows[number]
-        learnt = sum(label != IGNORED for label in row["labels"])
-        shown.append(f"--- source {source + 1}, {len(row['input_ids'])} tokens, {learnt} of them supervised")
-        shown.append(painted(row["input_ids"], row["labels"], tokenizer, colour))
-    return "\n".join(shown)
+        supervised = sum(label != IGNORE_INDEX for label in row["labels"])
+        lines.append(f"--- source {source + 1}, {len(row['input_ids'])} tokens, {supervised} of them supervised")
+        lines.append(paint_tokens(row["input_ids"], row["labels"], tokenizer, colour))
+    return "\n".join(lines)
 
 
-def painted(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, colour: bool) -> str:
+def paint_tokens(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, colour: bool) -> str:
     """The text of `ids`, token by token: those with a label green (or in brackets), the others grey (or bare)."""
-    pieces, place = [], 0
-    for learnt, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
-        for text in _texts([token for token, _ in run], tokenizer):
+    pieces: list[str] = []
+    for is_supervised, pairs in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX):
+        shades = _SUPERVISED_SHADES if is_supervised else _OTHER_SHADES
+        for text in _token_texts([token for token, _ in pairs], tokenizer):
             text = text.replace("\n", "⏎\n")
             if colour:
+                shade = shades[len(pieces) % 2]
                 # A background must not run over the end of the line.
-                lines = (f"{(_LEARNT if learnt else _SEEN)[place % 2]}{line}{_END}" for line in text.split("\n"))
-                pieces.append("\n".join(lines))
-            else:
-                pieces.append(f"[{text}]" if learnt else text)
-            place += 1
+                text = "\n".join(f"{shade}{line}{_RESET}" for line in text.split("\n"))
+            elif is_supervised:
+                text = f"[{text}]"
+            pieces.append(text)
     return "".join(pieces)
 
 
-def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token; tokens that are only parts of a letter are taken together."""
-    texts, waiting = [], []
+def _token_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each token; tokens that are only parts of a letter are decoded together."""
+    texts: list[str] = []
+    pending: list[int] = []
     for token in ids:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
-        if not text.endswith("\ufffd") or len(waiting) > 4:
+        pending.append(token)
+        text = tokenizer.decode(pending)
+        is_whole = not text.endswith("\ufffd")
+        if is_whole or len(pending) > _MAX_TOKENS_PER_LETTER:
             texts.append(text)
-            waiting = []
-    return [*texts, tokenizer.decode(waiting)] if waiting else texts
+            pending = []
+    if pending:
+        texts.append(tokenizer.decode(pending))
+    return texts

@@ -23,14 +23,14 @@ def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
         raise UserError(f"{where}.quantize: {quantize} needs bitsandbytes: pip install bitsandbytes")
     return AutoModelForCausalLM.from_pretrained(
         start,
-        quantization_config=quantization_config(quantize),
+        quantization_config=build_quantization_config(quantize),
         dtype=torch.bfloat16,
         device_map={"": PartialState().local_process_index},
         trust_remote_code=False,
     )
 
 
-def quantization_config(quantize: str) -> BitsAndBytesConfig:
+def build_quantization_config(quantize: str) -> BitsAndBytesConfig:
     """transformers' settings for `4bit` or `8bit`."""
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -1,7 +1,7 @@
-"""What says how good an answer is: a reward model of the run or the Hub, or the user's own Python functions.
+"""Reward functions: a reward model of the run or the Hub, or the user's own Python functions.
 
 Both are called as TRL calls reward functions: with `prompts` and `completions` (message lists), `completion_ids`, and
-every other column of the rows by its name. They return one number for each answer.
+every other column of the rows by its name. They return one number for each completion.
 """
 
 import importlib
@@ -20,103 +20,104 @@ from hf_llm.tokenization.chat_encoding import encode_chat
 Conversation = list[dict[str, str]]
 RewardFunction = Callable[..., list[float]]
 
-BATCH = 32  # conversations scored at once
+BATCH_SIZE = 32  # conversations scored at once
 
 
-def reward_functions(
+def load_reward_functions(
     names: list[str], model: Path | str | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[RewardFunction]:
-    """The functions called `names` (`module:function`), then the reward model at `model` where one is given.
+    """Load the functions called `names` (`module:function`), then the reward model at `model` where one is given.
 
     `tokenizer` is that of the model to be trained. Raises UserError for what cannot be imported or loaded, for a reward
-    model of another tokenizer, and where there is nothing at all to judge by.
+    model of another tokenizer, and where nothing gives a reward.
     """
-    found = [imported(name) for name in names]
+    functions = [import_reward_function(name) for name in names]
     if model is not None:
-        found.append(RewardModel(model, tokenizer))
-    if not found:
-        raise UserError(
-            "nothing says which answers are good: name a reward_model or reward_functions, or write a `reward` section"
-        )
-    return found
+        functions.append(RewardModel(model, tokenizer))
+    if not functions:
+        raise UserError("nothing gives a reward: name a reward_model or reward_functions, or write a `reward` section")
+    return functions
 
 
-def imported(name: str) -> RewardFunction:
-    """The function `module:function`. Raises UserError where there is none."""
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError(f"reward_functions: {name!r} is no module:function, as in my_rewards:is_polite")
+def import_reward_function(name: str) -> RewardFunction:
+    """Import `module:function`. Raises UserError where there is none."""
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise UserError(f"reward_functions: {name!r} is not module:function, as in my_rewards:is_polite")
     try:
-        found = getattr(importlib.import_module(module), function)
+        function = getattr(importlib.import_module(module_name), function_name)
     except ImportError as error:
         raise UserError(
             f"reward_functions: {name}: {one_line(error)}. A module of your own must lie in the folder you start from"
         ) from error
     except AttributeError as error:
-        raise UserError(f"reward_functions: {name}: the module {module} has no {function}") from error
-    if not callable(found):
-        raise UserError(f"reward_functions: {name} is no function but a {type(found).__name__}")
-    return found
+        raise UserError(f"reward_functions: {name}: the module {module_name} has no {function_name}") from error
+    if not callable(function):
+        raise UserError(f"reward_functions: {name} is not a function but a {type(function).__name__}")
+    return function
 
 
 class RewardModel:
     """A reward model as a reward function: the score of each conversation as the chat template renders it, closed.
 
     The same conversation gets the same score alone and in a batch. One longer than the model's context loses its
-    beginning. Raises UserError for a model that is none of rewards, or of another tokenizer than `tokenizer`.
+    beginning. Raises UserError for a model without a score, or of another tokenizer than `tokenizer`.
     """
 
     def __init__(self, path: Path | str, tokenizer: PreTrainedTokenizerBase):
-        own = load_tokenizer(path)
-        check_same_tokenizer(path, own, tokenizer)
+        own_tokenizer = load_tokenizer(path)
+        check_same_tokenizer(path, own_tokenizer, tokenizer)
         model, has_score = load_scorer(path, torch.float32)
         if not has_score:
             raise UserError(
-                f"reward_model: {path} is a language model and scores nothing; name what hf_llm.reward made"
+                f"reward_model: {path} is a language model and has no score; name a folder that hf_llm.reward made"
             )
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = own
-        self.model.config.pad_token_id = own.pad_token_id
+        self.tokenizer = own_tokenizer
+        self.model.config.pad_token_id = own_tokenizer.pad_token_id
         self.__name__ = "reward_model"  # what TRL logs it by
 
     @torch.no_grad()
     def __call__(self, prompts: list[Conversation], completions: list[Conversation], **columns: Any) -> list[float]:
         self.model.to(PartialState().device)
-        texts = self._rendered([prompt + answer for prompt, answer in zip(prompts, completions, strict=True)])
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # equal lengths together: little padding
-        scores = torch.empty(len(texts))
-        for start in range(0, len(texts), BATCH):
-            rows = order[start : start + BATCH]
-            scores[rows] = self._scores([texts[row] for row in rows])
+        conversations = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        encoded = self._encode(conversations)
+
+        # Conversations of like length are scored together, so that there is little padding.
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+        scores = torch.empty(len(encoded))
+        for start in range(0, len(encoded), BATCH_SIZE):
+            rows = order[start : start + BATCH_SIZE]
+            scores[rows] = self._score([encoded[row] for row in rows])
         return scores.tolist()
 
-    def _rendered(self, conversations: list[Conversation]) -> list[list[int]]:
-        context = getattr(self.model.config, "max_position_embeddings", None) or 0  # where there is none, all of it
+    def _encode(self, conversations: list[Conversation]) -> list[list[int]]:
+        context = getattr(self.model.config, "max_position_embeddings", None) or 0  # where there is none, keep all
         return [encode_chat(self.tokenizer, conversation)[0][-context:] for conversation in conversations]
 
-    def _scores(self, texts: list[list[int]]) -> torch.Tensor:
-        batch = self.tokenizer.pad({"input_ids": texts}, padding_side="right", return_tensors="pt")
+    def _score(self, encoded: list[list[int]]) -> torch.Tensor:
+        batch = self.tokenizer.pad({"input_ids": encoded}, padding_side="right", return_tensors="pt")
         inputs = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
-        return self.model(**inputs, use_cache=False).logits[:, 0].float().cpu()
+        return self.model(**inputs, use_cache=False).logits[:, 0].float().cpu()  # B
 
 
-def check_same_tokenizer(path: Path | str, own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless a reward model reads text as the model it is to judge writes it."""
+def check_same_tokenizer(path: Path | str, own: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the reward model at `path` encodes text as the model to be trained does."""
     remedy = "train a reward model from this run's own model (python -m hf_llm.reward), or name one of the same family"
-    if own.get_vocab() != other.get_vocab():
+    if own.get_vocab() != trained.get_vocab():
         raise UserError(f"reward_model: {path} has another tokenizer than the model to be trained; {remedy}")
-    if own.chat_template != other.chat_template:
+    if own.chat_template != trained.chat_template:
         raise UserError(f"reward_model: {path} has another chat template than the model to be trained; {remedy}")
 
 
-def scores_of(
+def score_completions(
     functions: list[RewardFunction], prompts: list[Conversation], completions: list[Conversation], columns: dict
 ) -> torch.Tensor:
-    """What each function says of each answer, float32 of shape (functions, answers).
+    """The score of each completion by each function, float32 of shape (functions, completions).
 
     Raises UserError for a function that returns too few numbers or one that is not finite.
     """
-    found = []
+    rows = []
     for function in functions:
         name = getattr(function, "__name__", repr(function))
         values = function(prompts=prompts, completions=completions, **columns)
@@ -124,10 +125,11 @@ def scores_of(
             scores = torch.tensor([float(value) for value in values])
         except TypeError as error:
             raise UserError(f"the reward function {name} returned no list of numbers: {one_line(error)}") from error
-        if len(scores) != len(prompts) or not torch.isfinite(scores).all():
+        is_finite = torch.isfinite(scores)
+        if len(scores) != len(prompts) or not is_finite.all():
             raise UserError(
-                f"the reward function {name} returned {len(scores)} numbers for {len(prompts)} answers, "
-                f"{(~torch.isfinite(scores)).sum()} of them not finite; return one finite number for each answer"
+                f"the reward function {name} returned {len(scores)} numbers for {len(prompts)} completions, "
+                f"{(~is_finite).sum()} of them not finite; return one finite number for each completion"
             )
-        found.append(scores)
-    return torch.stack(found)
+        rows.append(scores)
+    return torch.stack(rows)

@@ -6,27 +6,29 @@ beside chats, and what does not fit the context is counted.
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import load_conversations, too_many
+from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 
-if TYPE_CHECKING:
-    from hf_llm.posttraining.build_trainer import Tuning
-
-IGNORED = -100  # the label of a token that is not learnt, as PyTorch's cross-entropy has it
+# Reasons for dropping a row; manifests count by them.
 NO_ROOM = "no room for an answer"
-NOT_LEARNT = "no answer that is to be learnt"
+NOT_SUPERVISED = "no answer that is to be learnt"
+
+COLUMNS = ("input_ids", "labels", "source")
 
 
 @dataclass
-class Rows:
+class SftRows:
     """Rows for a trainer (`input_ids`, `labels`, `source`), and the loader's report with `truncated` added."""
 
     train: Dataset
@@ -34,99 +36,119 @@ class Rows:
     report: dict[str, Any]
 
 
-def supervised_rows(section: "Tuning", seed: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Rows:
-    """The data of a section as rows of at most `max_length` tokens; None does not cut.
+def build_sft_rows(
+    section: PostTrainingSection, seed: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> SftRows:
+    """Encode the data of a section as rows of at most `max_length` tokens; None truncates nothing.
 
     Of a conversation the assistant's messages are supervised, each with its end-of-turn token; one that is too long is
-    cut at the end (`truncation_mode: keep_end`: at the start). A document is supervised whole, as windows. Raises
+    truncated at the end (`truncation_mode: keep_end`: at the start). A document is supervised whole, as windows. Raises
     UserError for data that cannot be read, an answer whose end is not supervised, and more rows dropped than allowed.
     """
-    *sides, report = load_conversations(
+    train, held_out, report = load_conversations(
         section.data, section.evaluation_share, seed, section.allow_drop, documents=True
     )
-    encoder = _Encoder(tokenizer, max_length, section.training.get("truncation_mode") == "keep_end", report)
-    train, held_out = (encoder.encoded(side) for side in sides)
-    for each in report["sources"]:
-        bad = sum(each["dropped"].values())
-        if bad > section.allow_drop * (bad + each["kept"]):
-            raise UserError(too_many(each["source"], each["dropped"], each["samples"], each["kept"]))
-    for name in ("dropped", "truncated"):
-        report[name] = _total(each[name] for each in report["sources"])
-    report |= {"kept": _total(each["kept"] for each in report["sources"]), "train": len(train), "eval": len(held_out)}
+    keep_end = section.training.get("truncation_mode") == "keep_end"
+    encoder = _RowEncoder(tokenizer, max_length, keep_end, report)
+    train = encoder.encode_rows(train)
+    held_out = encoder.encode_rows(held_out)
+
+    for source in report["sources"]:
+        dropped = sum(source["dropped"].values())
+        if dropped > section.allow_drop * (dropped + source["kept"]):
+            raise UserError(too_many(source["source"], source["dropped"], source["samples"], source["kept"]))
+
+    report["dropped"] = _sum_counts(source["dropped"] for source in report["sources"])
+    report["truncated"] = sum(source["truncated"] for source in report["sources"])
+    report["kept"] = sum(source["kept"] for source in report["sources"])
+    report["train"] = len(train)
+    report["eval"] = len(held_out)
     if not train or not held_out:
-        raise UserError(f"no rows are left to {'learn' if not train else 'evaluate'}; add data, or raise max_length")
-    return Rows(train, held_out, report)
+        purpose = "train on" if not train else "evaluate on"
+        raise UserError(f"no rows are left to {purpose}; add data, or raise max_length")
+    return SftRows(train, held_out, report)
 
 
-class _Encoder:
-    """Rows to ids and labels, each different row once: shares repeat rows, and counts are not to."""
+class _RowEncoder:
+    """Encodes rows as ids and labels, each different row once: shares repeat rows, and counts are not to."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, keep_end: bool, report: dict[str, Any]
     ):
-        self.tokenizer, self.max_length, self.keep_end = tokenizer, max_length, keep_end
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.keep_end = keep_end
         self.sources = report["sources"]
-        self.done: dict[str, list[dict[str, Any]]] = {}
-        self.reads_weights = False  # as far as is known
-        for each in self.sources:
-            each["truncated"] = 0
+        self.encoded: dict[str, list[dict[str, Any]]] = {}  # by the row's JSON
+        self.template_reads_weights = False  # as far as is known
+        for source in self.sources:
+            source["truncated"] = 0
 
-    def encoded(self, rows: Dataset) -> Dataset:
-        made = []
+    def encode_rows(self, rows: Dataset) -> Dataset:
+        """Encode a data set of conversations and documents; a document becomes several rows."""
+        encoded = []
         for row in rows:
             key = json.dumps(row)
-            if key not in self.done:
-                self.done[key] = self._document(row) if row.get("text") is not None else self._conversation(row)
-            made += self.done[key]
-        return Dataset.from_dict({name: [row[name] for row in made] for name in ("input_ids", "labels", "source")})
+            if key not in self.encoded:
+                is_document = row.get("text") is not None
+                self.encoded[key] = self._encode_document(row) if is_document else self._encode_conversation(row)
+            encoded += self.encoded[key]
+        return Dataset.from_dict({name: [row[name] for row in encoded] for name in COLUMNS})
 
-    def _document(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _encode_document(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         ids = self.tokenizer(row["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [*ids, self.tokenizer.eos_token_id]
         size = self.max_length or len(ids)
         windows = [ids[start : start + size] for start in range(0, len(ids), size)]
-        return [{"input_ids": part, "labels": part, "source": row["source"]} for part in windows if len(part) > 1]
+        return [
+            {"input_ids": window, "labels": window, "source": row["source"]} for window in windows if len(window) > 1
+        ]
 
-    def _conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _encode_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         source = self.sources[row["source"]]
         tools = json.loads(row["tools"]) if row.get("tools") else None
         try:
-            ids, covered = encode_chat(self.tokenizer, row["messages"], tools)
+            ids, is_supervised = encode_chat(self.tokenizer, row["messages"], tools)
         except TemplateError as error:
             return self._drop(source, f"the chat template refuses it ({error})", row)
         if any(message.get("weight") == 0 for message in row["messages"]):
-            self._check_weights()
-        labels = [token if learnt else IGNORED for token, learnt in zip(ids, covered, strict=True)]
-        learnt = [label for label in labels if label != IGNORED]
-        if not learnt:
-            return self._drop(source, NOT_LEARNT, row)
-        if learnt[-1] not in self.tokenizer.all_special_ids:
+            self._check_template_reads_weights()
+
+        labels = [token if yes else IGNORE_INDEX for token, yes in zip(ids, is_supervised, strict=True)]
+        supervised = [label for label in labels if label != IGNORE_INDEX]
+        if not supervised:
+            return self._drop(source, NOT_SUPERVISED, row)
+        if supervised[-1] not in self.tokenizer.all_special_ids:
             raise UserError(
                 f"{source['source']}: of {_excerpt(row)} the end-of-turn token is not supervised, so the model would "
-                "never learn to stop; put it inside {% generation %} in the chat template"
+                "never stop; put it inside {% generation %} in the chat template"
             )
+
         if self.max_length and len(ids) > self.max_length:
-            cut = slice(-self.max_length, None) if self.keep_end else slice(self.max_length)
-            ids, labels = ids[cut], labels[cut]
-            if all(label == IGNORED for label in labels[1:]):  # the first token of a row is never predicted
+            window = slice(-self.max_length, None) if self.keep_end else slice(self.max_length)
+            ids = ids[window]
+            labels = labels[window]
+            if all(label == IGNORE_INDEX for label in labels[1:]):  # the first token of a row is never predicted
                 return self._drop(source, NO_ROOM, row)
             source["truncated"] += 1
         return [{"input_ids": ids, "labels": labels, "source": row["source"]}]
 
-    def _check_weights(self) -> None:
+    def _check_template_reads_weights(self) -> None:
         """Raise UserError where the chat template supervises a message of weight 0 like any other."""
-        if self.reads_weights:
+        if self.template_reads_weights:
             return
         chat = [{"role": role, "content": "One."} for role in ("user", "assistant") * 2]
-        unlearnt = [chat[0], {**chat[1], "weight": 0}, *chat[2:]]
-        if encode_chat(self.tokenizer, unlearnt) == encode_chat(self.tokenizer, chat):
+        unsupervised = [chat[0], {**chat[1], "weight": 0}, *chat[2:]]
+        if encode_chat(self.tokenizer, unsupervised) == encode_chat(self.tokenizer, chat):
             raise UserError(
-                "some messages have `weight: 0`, which the chat template does not read: they would be learnt. Put its "
-                "{% generation %} around messages of another weight only, or write `tokenizer.chat_template: chatml`"
+                "some messages have `weight: 0`, which the chat template does not read: they would be supervised. Put "
+                "its {% generation %} around messages of another weight only, or write "
+                "`tokenizer.chat_template: chatml`"
             )
-        self.reads_weights = True
+        self.template_reads_weights = True
 
     def _drop(self, source: dict[str, Any], reason: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Count a row as dropped, keep the first of each reason as a sample, and return no rows in its place."""
         source["kept"] -= 1
         source["dropped"][reason] = source["dropped"].get(reason, 0) + 1
         if source["dropped"][reason] == 1:
@@ -135,21 +157,27 @@ class _Encoder:
 
 
 def _excerpt(row: dict[str, Any]) -> str:
-    return repr(next(message["content"] for message in row["messages"] if message["role"] == "user")[:60])
+    first_question = next(message["content"] for message in row["messages"] if message["role"] == "user")
+    return repr(first_question[:60])
 
 
-def _total(values: Any) -> Any:
-    values = list(values)
-    return dict(sum(map(Counter, values), Counter())) if isinstance(values[0], dict) else sum(values)
+def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, counts), Counter()))
 
 
-def table(report: dict[str, Any]) -> str:
+def format_rows_table(report: dict[str, Any]) -> str:
     """Kept, truncated and dropped rows by source, with the reasons, as lines of text."""
     lines = [f"{'kept':>9} {'truncated':>9} {'dropped':>9} {'left out':>9}  source"]
-    for each in report["sources"]:
-        counts = (each["kept"], each["truncated"], sum(each["dropped"].values()), sum(each["left_out"].values()))
-        lines.append(" ".join(f"{count:>9,}" for count in counts) + f"  {each['source']}")
+    for source in report["sources"]:
+        counts = (
+            source["kept"],
+            source["truncated"],
+            sum(source["dropped"].values()),
+            sum(source["left_out"].values()),
+        )
+        lines.append(" ".join(f"{count:>9,}" for count in counts) + f"  {source['source']}")
         for name in ("dropped", "left_out"):
-            for reason, count in each[name].items():
+            for reason, count in source[name].items():
                 lines.append(f"{'':40}  {count:,} {name.replace('_', ' ')}: {reason}")
-    return "\n".join([*lines, f"{report['train']:,} rows to learn, {report['eval']:,} held out"])
+    lines.append(f"{report['train']:,} rows to train on, {report['eval']:,} held out")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, but only what is learnt goes through the vocabulary head, on every device."""
+"""TRL's SFTTrainer, with only the supervised positions going through the vocabulary head, on every device."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from trl import SFTTrainer
 
-from hf_llm.posttraining.sft_dataset import IGNORED
+from hf_llm.core.labels import IGNORE_INDEX
 
 
-class ChatTrainer(SFTTrainer):
+class SupervisedSFTTrainer(SFTTrainer):
     """SFTTrainer with the same loss and metrics, computed at the supervised positions alone.
 
     TRL leaves the others out where Triton is (on CUDA); elsewhere it scores every position, questions and padding
@@ -24,17 +24,18 @@ class ChatTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         labels = inputs["labels"][:, 1:]  # B T-1, what each position is to predict
-        learnt = labels != IGNORED
+        is_supervised = labels != IGNORE_INDEX
         needs_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
-        if labels.device.type == "cuda" or needs_logits or not learnt.any():
+        if labels.device.type == "cuda" or needs_logits or not is_supervised.any():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        def select(module: nn.Module, arguments: tuple, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][learnt][None]  # 1 N D
+        def select_supervised(module: nn.Module, arguments: tuple, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][is_supervised][None]  # 1 N D
             return output
 
-        inputs = {**inputs, "labels": None, "shift_labels": labels[learnt][None]}  # 1 N
-        hook = self.accelerator.unwrap_model(self.model).get_decoder().register_forward_hook(select)
+        inputs = {**inputs, "labels": None, "shift_labels": labels[is_supervised][None]}  # 1 N
+        decoder = self.accelerator.unwrap_model(self.model).get_decoder()
+        hook = decoder.register_forward_hook(select_supervised)
         try:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:

@@ -11,8 +11,8 @@ from hf_llm.posttraining.ppo.losses import (
     advantages_and_returns,
     kl_estimate,
     mean_and_deviation,
-    moments,
     policy_loss,
+    sum_moments,
     token_log_probs,
     token_rewards,
     value_loss,
@@ -76,7 +76,7 @@ def test_with_lambda_1_and_no_discount_the_return_is_the_sum_of_the_rewards_to_c
 
 def test_moments_of_two_processes_add_up_to_those_of_all():
     values = random(B, T, seed=7)
-    mean, deviation = mean_and_deviation(moments(values[:1], MASK[:1]) + moments(values[1:], MASK[1:]))
+    mean, deviation = mean_and_deviation(sum_moments(values[:1], MASK[:1]) + sum_moments(values[1:], MASK[1:]))
     assert mean == pytest.approx(values[MASK].mean().item(), abs=1e-12)
     assert deviation == pytest.approx(values[MASK].std().item(), abs=1e-12)
 
@@ -131,6 +131,6 @@ def test_scores_are_brought_to_mean_0_and_deviation_1_of_all_that_were_seen():
     for number in range(3):
         scores = 5 + 3 * random(20, seed=30 + number)
         seen.append(scores)
-        scale.add(moments(scores, torch.ones_like(scores)))
+        scale.add(sum_moments(scores, torch.ones_like(scores)))
     every = torch.cat(seen)
-    torch.testing.assert_close(scale.normalised(scores), (scores - every.mean()) / every.std())
+    torch.testing.assert_close(scale.normalize(scores), (scores - every.mean()) / every.std())

@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model
-from hf_llm.posttraining.ppo.actor_critic import answer_log_probs
-from hf_llm.posttraining.ppo.rollouts import PromptBlocks, deal, generator_for, sample_answers
-from hf_llm.posttraining.ppo.trainer import PPOConfig, cut
+from hf_llm.posttraining.ppo.actor_critic import completion_log_probs
+from hf_llm.posttraining.ppo.rollouts import PromptBlocks, make_generator, sample_completions, shuffle_into_minibatches
+from hf_llm.posttraining.ppo.trainer import PPOConfig, cut_to_longest
 from tests.posttraining.ppo.ppo_tasks import LIMIT, nearness_to_four, rows, share_of_letter, tiny_ppo
 from tests.tiny_models import tiny_config
 from tests.training.fault_tolerance.faults import kill_in_step, run
@@ -46,8 +46,8 @@ def entries(trainer, key="reward"):
 
 def sampled(trainer, seed=0):
     prompts = trainer.train_dataset[:6]["prompt_ids"]
-    generator = generator_for(torch.device("cpu"), seed)
-    return sample_answers(trainer.model.policy.eval(), prompts, LIMIT, 0.8, list(range(100)), 256, generator)
+    generator = make_generator(torch.device("cpu"), seed)
+    return sample_completions(trainer.model.policy.eval(), prompts, LIMIT, 0.8, list(range(100)), 256, generator)
 
 
 def test_sampled_log_probabilities_are_those_of_one_pass_over_the_answer_alone(tmp_path):
@@ -57,7 +57,7 @@ def test_sampled_log_probabilities_are_those_of_one_pass_over_the_answer_alone(t
     assert len(set(lengths)) > 2  # some leave the batch before others
     for row, length in enumerate(lengths):
         ids = torch.tensor([prompts[row] + answers.tokens[row, :length].tolist()])
-        alone = answer_log_probs(trainer.model.policy, ids, torch.ones_like(ids), length, 0.8)
+        alone = completion_log_probs(trainer.model.policy, ids, torch.ones_like(ids), length, 0.8)
         torch.testing.assert_close(answers.log_probs[row, :length], alone[0], atol=1e-5, rtol=0)
         assert answers.ended[row] == (answers.tokens[row, length - 1] < 100)
         assert (answers.tokens[row, : length - 1] >= 100).all()
@@ -68,8 +68,8 @@ def test_samples_depend_on_their_seed_and_follow_the_models_distribution(tmp_pat
     assert torch.equal(sampled(trainer).tokens, sampled(trainer).tokens)
     assert not torch.equal(sampled(trainer).tokens, sampled(trainer, seed=1).tokens)
     prompt = trainer.train_dataset[0]["prompt_ids"]
-    generator = generator_for(torch.device("cpu"), 3)
-    answers = sample_answers(trainer.model.policy, [prompt] * 4000, 1, 1.0, [], 256, generator)
+    generator = make_generator(torch.device("cpu"), 3)
+    answers = sample_completions(trainer.model.policy, [prompt] * 4000, 1, 1.0, [], 256, generator)
     expected = trainer.model.policy(torch.tensor([prompt])).logits[0, -1].softmax(0)
     counts = torch.bincount(answers.tokens[:, 0], minlength=320) / 4000
     assert (counts - expected).abs().max() < 5 * (expected.max() / 4000).sqrt()
@@ -86,7 +86,7 @@ def test_every_prompt_is_asked_in_an_epoch_and_a_block_stays_together():
 
 def test_mini_batches_hold_every_answer_once_and_are_sorted_by_length():
     lengths = torch.tensor([5, 1, 4, 2, 3, 6, 2, 5])
-    order = deal(lengths, 3, 2, generator_for(torch.device("cpu"), 0))
+    order = shuffle_into_minibatches(lengths, 3, 2, make_generator(torch.device("cpu"), 0))
     assert [sorted(row) for row in order.tolist()] == [list(range(8))] * 3
     for half in order.view(6, 4):
         assert lengths[half].tolist() == sorted(lengths[half].tolist())
@@ -204,7 +204,7 @@ def test_scores_are_normalised_clipped_and_less_the_penalty_for_not_ending(tmp_p
     scores = torch.tensor([[1.0, 2.0, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
     total, ended = scores.sum(0), torch.tensor([True, True, False, True])
     expected = ((total - total.mean()) / total.std()).clamp(-1, 1) - torch.tensor([0.0, 0.0, 0.25, 0.0])
-    torch.testing.assert_close(trainer._shaped(scores, ended), expected)
+    torch.testing.assert_close(trainer._shape_scores(scores, ended), expected)
 
 
 def test_rewards_see_what_trl_shows_them_and_the_columns_of_the_rows(tmp_path):
@@ -226,7 +226,11 @@ def test_rewards_see_what_trl_shows_them_and_the_columns_of_the_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [([1.0], "1 numbers for 16 answers"), ([float("nan")] * 16, "16 of them not finite"), ([None] * 16, "no list of")],
+    [
+        ([1.0], "1 numbers for 16 completions"),
+        ([float("nan")] * 16, "16 of them not finite"),
+        ([None] * 16, "no list of"),
+    ],
 )
 def test_a_reward_function_that_returns_nonsense_is_named(values, words, tmp_path):
     def my_reward(prompts, completions, **columns):
@@ -243,10 +247,10 @@ def test_with_adapters_the_reference_is_the_model_without_them(tmp_path):
     trainer = with_lora(tmp_path, save_strategy="no")
     assert trainer.reference is None
     answers = sampled(trainer)
-    ids, mask, width = cut(answers, torch.arange(6))
-    before = answer_log_probs(trainer.model.policy, ids, mask, width, 1.0).detach()
+    ids, mask, width = cut_to_longest(answers, torch.arange(6))
+    before = completion_log_probs(trainer.model.policy, ids, mask, width, 1.0).detach()
     trainer.train()
-    _, _, reference = trainer._judge(answers)
+    _, _, reference = trainer._score_tokens(answers)
     torch.testing.assert_close(reference[:, :width], before * answers.mask[:, :width], atol=1e-5, rtol=0)
     assert entries(trainer)[-1]["kl"] != 0
     frozen = [name for name, part in trainer.model.named_parameters() if not part.requires_grad]

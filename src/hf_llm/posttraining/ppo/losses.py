@@ -3,7 +3,7 @@
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with generalised advantage estimation (Schulman et al. 2015,
 https://arxiv.org/abs/1506.02438) and the KL penalty of Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593).
 
-Shapes: B answers of up to T tokens; `mask` (B T, bool) says which of them are tokens of an answer.
+Shapes: B completions of up to T tokens; `mask` (B T, bool) says which of them are tokens of a completion.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,14 @@ import torch.nn.functional as F
 
 Estimator = Literal["k1", "k3"]
 
+MAX_KL_ERROR = 0.2  # relative, in one update of the KL coefficient; Ziegler, section 2.2
+
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
     """Log-probability of each token (B T) under its logits (B T V) at a temperature; float32."""
-    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
     return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
 
@@ -28,11 +32,13 @@ def kl_estimate(log_probs: torch.Tensor, reference: torch.Tensor, estimator: Est
     (http://joschu.net/blog/kl-approx.html).
     """
     log_ratio = reference - log_probs
-    return -log_ratio if estimator == "k1" else log_ratio.exp() - 1 - log_ratio
+    if estimator == "k1":
+        return -log_ratio
+    return log_ratio.exp() - 1 - log_ratio
 
 
 def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """What each token earns (B T): the KL penalty, and with the last token of an answer its score (B)."""
+    """The reward of each token (B T): the KL penalty, and with the last token of a completion its score (B)."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
@@ -42,31 +48,34 @@ def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl
 def advantages_and_returns(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantages and the returns (advantage + value) that the critic learns, B T each, 0 off the mask.
+    """Generalised advantages, and the returns (advantage + value) that the critic is trained on.
 
-    `values` (B T) are of the state before each token. Nothing follows an answer, ended or cut off.
+    Both are B T, 0 off the mask. `values` (B T) are of the state before each token. Nothing follows a completion, ended
+    or cut off.
     """
     advantages = torch.zeros_like(rewards)
-    advantage = following = torch.zeros_like(rewards[:, 0])  # B
+    advantage = torch.zeros_like(rewards[:, 0])  # B
+    next_value = torch.zeros_like(rewards[:, 0])  # B
     for t in reversed(range(rewards.shape[1])):
-        surprise = rewards[:, t] + gamma * following - values[:, t]
-        advantage = (surprise + gamma * lam * advantage) * mask[:, t]
-        following = values[:, t] * mask[:, t]
+        temporal_difference = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = (temporal_difference + gamma * lam * advantage) * mask[:, t]
+        next_value = values[:, t] * mask[:, t]
         advantages[:, t] = advantage
     return advantages, (advantages + values) * mask
 
 
-def moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def sum_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Count, sum and sum of squares (float64) of the masked values, to be added over processes."""
     kept = values.double() * mask
     return torch.stack([mask.double().sum(), kept.sum(), (kept * kept).sum()])
 
 
 def mean_and_deviation(moments: torch.Tensor) -> tuple[float, float]:
-    """Mean and unbiased standard deviation of what was counted by `moments`."""
+    """Mean and unbiased standard deviation of what `sum_moments` has counted."""
     count, total, squares = moments.tolist()
     mean = total / count
-    return mean, (max(squares - total * mean, 0.0) / max(count - 1, 1)) ** 0.5
+    variance = max(squares - total * mean, 0.0) / max(count - 1, 1)
+    return mean, variance**0.5
 
 
 def policy_loss(
@@ -82,29 +91,33 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error of each value, at least that of the value kept within `cliprange` of the old one; and
-    whether clipping made it larger."""
+    """Half the squared error of each value, and whether clipping made it larger.
+
+    It is at least that of the value kept within `cliprange` of the old one.
+    """
     plain = (values - returns) ** 2
-    clipped = (old + (values - old).clamp(-cliprange, cliprange) - returns) ** 2
+    clipped_values = old + (values - old).clamp(-cliprange, cliprange)
+    clipped = (clipped_values - returns) ** 2
     return 0.5 * torch.max(plain, clipped), clipped > plain
 
 
 @dataclass
 class KLController:
-    """The coefficient of the KL penalty: fixed, or steered towards `target` nats per answer (Ziegler, section 2.2).
+    """The coefficient of the KL penalty: fixed, or steered towards `target` nats per completion (Ziegler, section 2.2).
 
-    It changes by at most a fifth in `horizon` answers.
+    It changes by at most a fifth in `horizon` completions.
     """
 
     coef: float
     target: float | None
     horizon: int
 
-    def update(self, kl: float, answers: int) -> None:
-        """Take note that the last `answers` answers were `kl` nats away from the reference, on average."""
-        if self.target is not None:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.coef *= 1 + error * answers / self.horizon
+    def update(self, kl: float, completions: int) -> None:
+        """Steer by the last `completions`, which were `kl` nats away from the reference on average."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
+        self.coef *= 1 + error * completions / self.horizon
 
 
 @dataclass
@@ -114,10 +127,10 @@ class RunningScale:
     sums: torch.Tensor  # count, sum, sum of squares
 
     def add(self, sums: torch.Tensor) -> None:
-        """Take note of further scores, as `moments` gives them."""
+        """Count further scores, as `sum_moments` gives them."""
         self.sums = self.sums + sums
 
-    def normalised(self, scores: torch.Tensor) -> torch.Tensor:
+    def normalize(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores less the mean, over the deviation."""
         mean, deviation = mean_and_deviation(self.sums)
         return (scores - mean) / max(deviation, 1e-8)

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_llm.posttraining.trainers import with_positions
+from hf_llm.posttraining.group_trainer import add_position_ids
 from tests.tiny_models import tiny_model
 
 
@@ -28,5 +28,5 @@ def test_padding_on_the_left_takes_no_positions(make):
     alone = model(input_ids=tokens).logits
     if make is not tiny_model:
         assert (model(input_ids=padded, attention_mask=mask).logits[:, 6:] - alone).abs().max() > 0.1
-    model.register_forward_pre_hook(with_positions, with_kwargs=True)
+    model.register_forward_pre_hook(add_position_ids, with_kwargs=True)
     torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[:, 6:], alone, rtol=0, atol=1e-4)

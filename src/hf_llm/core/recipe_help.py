@@ -1,0 +1,126 @@
+"""What a stage reads of a recipe, key by key: for `--help`, and for docs/reference.md."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hf_llm.core.recipe import Settings, field_types
+
+
+@dataclass(frozen=True)
+class KeyDoc:
+    """One key of a recipe, or a section that holds further keys."""
+
+    key: str
+    """Its full path, as `pretrain.tokens_per_step`; `corpus.sources[]` is an item of a list."""
+    kind: str
+    """Its type; `section`, `list of sections`, or `keys of <class>` where it holds keys."""
+    default: str
+    """Its default as written in Python; empty for sections, `(required)` where there is none."""
+    text: str
+    """The docstring under the field."""
+
+
+def help_text(cls: type) -> str:
+    """What a stage does (its module's docstring) and every key it reads, with type and default."""
+    lines = [(sys.modules[cls.__module__].__doc__ or "").strip(), "", "Keys (override any as --section.key=value):", ""]
+    for entry in describe_keys(cls):
+        if entry.kind == "section":
+            line = f"  {entry.key}:"
+        elif entry.kind == "list of sections":
+            line = f"  {entry.key}: a list of:"
+        elif entry.kind.startswith("keys of "):
+            line = f"  {entry.key}.*: every key of {entry.kind.removeprefix('keys of ')}"
+        else:
+            default = f" {entry.default}" if entry.default == "(required)" else f" = {entry.default}"
+            line = f"  {entry.key}: {entry.kind}{default}"
+        lines.append(f"{line}  # {entry.text}" if entry.text else line)
+    return "\n".join(lines)
+
+
+def describe_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
+    """Every key that the dataclass `cls` reads, sections before their keys. What all stages share comes last."""
+    annotations = field_types(cls)
+    texts = field_docs(cls)
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):
+        annotation = annotations[field.name]
+        key = prefix + field.name
+        text = texts.get(field.name, "")
+
+        section = _find_dataclass(annotation)
+        settings = _find_settings(annotation)
+        if settings is not None:
+            yield KeyDoc(key, f"keys of {settings.__module__.split('.')[0]}.{settings.__name__}", "", text)
+        elif section is not None:
+            is_list = _is_list_of(annotation, section)
+            yield KeyDoc(key, "list of sections" if is_list else "section", "", text)
+            yield from describe_keys(section, f"{key}[]." if is_list else f"{key}.")
+        else:
+            yield KeyDoc(key, _kind_of(annotation), _default_of(field), text)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, its lines joined; `metadata["help"]` where there is none.
+
+    Those of base classes too. Python does not keep these docstrings: they are read from the source.
+    """
+    docs = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if "help" in field.metadata}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in itertools.pairwise(definition.body):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+def _find_dataclass(annotation: Any) -> type | None:
+    """The dataclass that an annotation is, or that is one of its options or the item of its list."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    if typing.get_origin(annotation) is Settings:
+        return None
+    for option in typing.get_args(annotation):
+        inner = _find_dataclass(option)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _find_settings(annotation: Any) -> type | None:
+    """The library's class whose keys an annotation holds (`Settings[Class]`, alone or as an option)."""
+    for option in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(option) is Settings:
+            (target,) = typing.get_args(option)
+            return target if isinstance(target, type) else target({})
+    return None
+
+
+def _is_list_of(annotation: Any, section: type) -> bool:
+    options = typing.get_args(annotation) if typing.get_origin(annotation) is not list else (annotation,)
+    return any(typing.get_origin(option) is list and section in typing.get_args(option) for option in options)
+
+
+def _kind_of(annotation: Any) -> str:
+    is_plain_class = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
+    return annotation.__name__ if is_plain_class else str(annotation).replace("typing.", "")
+
+
+def _default_of(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "(required)"

@@ -1,0 +1,173 @@
+"""TRL's trainers of groups of completions (GRPO, RLOO), made to resume bit for bit from any checkpoint."""
+
+from collections.abc import Iterator
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import TrainingArguments
+from trl import GRPOTrainer, RLOOTrainer
+
+from hf_llm.core.errors import UserError
+from hf_llm.data.chat.loaders import load_prompts
+from hf_llm.monitoring.attach import watch
+from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
+from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.completion_logits import CompletionScores
+from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.reward_functions import load_reward_functions
+from hf_llm.posttraining.sections import RolloutSection, default_completion_length
+from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
+from hf_llm.training.train_and_save import finish
+
+
+class GroupSampler(Sampler[int]):
+    """`sampler` (TRL's RepeatSampler), whose order in an epoch depends on the seed and the epoch alone.
+
+    In TRL the order of the second epoch depends on the first having been iterated over, which a resumed run has not
+    done.
+    """
+
+    def __init__(self, sampler: Any, trainer: "GroupTrainer"):
+        self.sampler = sampler
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            # The epoch is a sum of fractions within an epoch, and whole at its ends.
+            epoch = int((self.trainer.state.epoch or 0) + 1e-6)
+            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
+        return iter(self.sampler)
+
+
+class GroupTrainer(CompletionScores):
+    """What TRL's trainers of groups lack to resume bit for bit; stands before one of them in a class statement.
+
+    A checkpoint holds the completions that are still to be trained on, and evaluation draws its own random numbers, the
+    same each time.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        for model in (self.model, getattr(self, "ref_model", None)):
+            if model is not None:
+                model.register_forward_pre_hook(add_position_ids, with_kwargs=True)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> GroupSampler:
+        return GroupSampler(super()._get_train_sampler(dataset), self)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {"step": self._step, "answers": self._unused_completions()}
+        torch.save(state, self._completions_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        state = torch.load(self._completions_file(checkpoint), weights_only=True, map_location=self.args.device)
+        self._step = state["step"]
+        self._buffered_inputs = state["answers"]
+
+    def _unused_completions(self) -> list[dict[str, torch.Tensor]] | None:
+        """The completions sampled last, one micro-batch each; None where the next step samples new ones."""
+        steps_per_sampling = self.args.steps_per_generation * self.num_iterations
+        return self._buffered_inputs if self._step % steps_per_sampling else None
+
+    def _completions_file(self, folder: str) -> Path:
+        return Path(folder) / f"answers_{self.args.process_index}.pt"
+
+    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed + self.args.process_index)
+            return super().evaluate(*arguments, **keywords)
+
+
+class ResumableGRPOTrainer(GroupTrainer, GRPOTrainer):
+    """Group-relative policy optimisation."""
+
+
+class ResumableRLOOTrainer(GroupTrainer, RLOOTrainer):
+    """REINFORCE with the mean reward of the prompt's other completions as baseline."""
+
+
+def add_position_ids(
+    model: torch.nn.Module, arguments: tuple, keywords: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Before a forward pass, count positions from the first token that is not padding, as `generate` does.
+
+    TRL pads prompts on the left and passes no positions; GPT-2 and models like it would count the padding. A forward
+    pre-hook (`register_forward_pre_hook(..., with_kwargs=True)`): None leaves the arguments as they are.
+    """
+    mask = keywords.get("attention_mask")
+    has_positions = keywords.get("position_ids") is not None or keywords.get("past_key_values") is not None
+    if mask is None or mask.ndim != 2 or has_positions:
+        return None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if "position_ids" not in signature(base.forward).parameters:
+        return None
+    position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)  # B T
+    return arguments, {**keywords, "position_ids": position_ids}
+
+
+def train_group_policy(
+    trainer_class: type[GroupTrainer],
+    arguments_class: type[TrainingArguments],
+    section: RolloutSection,
+    output: StageOutput,
+    run: Run,
+    recipe: BaseRecipe,
+    **defaults: Any,
+) -> None:
+    """Sample several completions of each prompt, train on which are better, and save the model.
+
+    `defaults` are training arguments; those of the recipe win. Where the recipe says nothing, a completion has at most
+    256 tokens or half of the context, and held-out prompts are completed once, before training too.
+    """
+    train, evaluation, counts = load_prompts(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+    tokenizer = load_chat_tokenizer(output.start, run.root)
+    context = model_context_length(output.start)
+    completion_length = default_completion_length(section, context)
+    rows, counts["too_long"] = drop_overlong_rows(
+        [train, evaluation], (), tokenizer, context - completion_length, section
+    )
+
+    functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
+    trainer = build_trainer(
+        partial(trainer_class, reward_funcs=functions),
+        arguments_class,
+        section,
+        output,
+        recipe.seed,
+        rows,
+        max_completion_length=completion_length,
+        num_generations_eval=1,
+        eval_on_start=True,
+        **defaults,
+    )
+    check_enough_prompts(trainer, len(rows[0]), output.folder)
+
+    watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
+    if trainer.args.beta:
+        headline += ", KL to the reference {eval_kl:.3f} nats per token"
+    finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+
+
+def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:
+    """Raise UserError where there are fewer prompts than one sampling takes: TRL would train on nothing."""
+    prompts_per_sampling = trainer.args.generation_batch_size // trainer.args.num_generations
+    if prompts < prompts_per_sampling:
+        raise UserError(
+            f"{folder}: {prompts:,} prompts are fewer than the {prompts_per_sampling:,} that are completed at a time; "
+            "add data, or lower training.gradient_accumulation_steps or per_device_train_batch_size"
+        )

@@ -1,0 +1,21 @@
+"""TRL's KTOTrainer, which scores only the completions; and a check of the labels it is given."""
+
+from datasets import Dataset
+from trl import KTOTrainer
+
+from hf_llm.core.errors import UserError
+from hf_llm.posttraining.completion_logits import CompletionScores
+
+
+class CompletionKTOTrainer(CompletionScores, KTOTrainer):
+    """KTOTrainer with the same losses, without prompts and padding in the vocabulary head."""
+
+
+def check_labels(rows: list[Dataset]) -> None:
+    """Raise UserError where all completions of a side (training, evaluation) are good, or all are bad."""
+    for part, name in zip(rows, ("to train on", "held out"), strict=True):
+        labels = set(part["label"])
+        if len(labels) > 1:
+            continue
+        kind, other = ("good", "bad") if labels == {True} else ("bad", "good")
+        raise UserError(f"kto: all {len(part):,} answers {name} are {kind}; add rows, some of them {other} answers")

@@ -1,0 +1,94 @@
+"""TRL's RewardTrainer, whose evaluation counts every held-out pair once and gives intervals."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardTrainer
+
+from hf_llm.core.errors import UserError
+from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
+from hf_llm.model.load import load_reward_model
+from hf_llm.tokenization.chat_encoding import encode_chat
+
+
+class PairwiseRewardTrainer(RewardTrainer):
+    """RewardTrainer that logs accuracy and margin over all held-out pairs, with 95% intervals."""
+
+    _pair_scores: list[torch.Tensor] | None = None  # of the evaluation under way, a batch each: pairs x 2
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> tuple:
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        scores = outputs.logits.float().view(2, -1).T.contiguous()  # pairs x 2: chosen, rejected
+        gathered = self.accelerator.gather_for_metrics(scores).cpu()
+        self._pair_scores = [*(self._pair_scores or []), gathered]
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._pair_scores:
+            statistics = pair_statistics(torch.cat(self._pair_scores))
+            self._metrics["eval"] |= {name: [value] for name, value in statistics.items()}
+            self._pair_scores = None
+        super().log(logs, start_time)
+
+
+def pair_statistics(scores: torch.Tensor) -> dict[str, float]:
+    """Accuracy and margin of the scores (pairs x 2: chosen, rejected) with 95% intervals, and the scores' moments.
+
+    The interval of the accuracy is Wilson's, that of the margin is bootstrapped over the pairs.
+    """
+    margins = scores[:, 0] - scores[:, 1]
+    correct = int((margins > 0).sum())
+    statistics = {
+        "accuracy": correct / len(margins),
+        "margin": margins.mean().item(),
+        "mean_reward": scores.mean().item(),
+        "reward_deviation": scores.std().item(),
+        "pairs": len(margins),
+    }
+    statistics["accuracy_low"], statistics["accuracy_high"] = wilson_interval(correct, len(margins))
+    interval = bootstrap_interval(len(margins), lambda weights: weights @ margins.double().numpy() / len(margins))
+    if interval is not None:
+        statistics["margin_low"], statistics["margin_high"] = interval
+    return statistics
+
+
+def encode_pairs(
+    rows: list[Dataset], tokenizer: PreTrainedTokenizerBase, context: int, allow_drop: float
+) -> tuple[list[Dataset], int]:
+    """Encode pairs as `chosen_ids` and `rejected_ids`; drop those of more than `context` tokens, and count them.
+
+    Raises UserError where none are left on a side, or more than the share `allow_drop` would be dropped.
+    """
+
+    def encode(row: dict) -> dict[str, list[int]]:
+        chosen, _ = encode_chat(tokenizer, row["prompt"] + row["chosen"])
+        rejected, _ = encode_chat(tokenizer, row["prompt"] + row["rejected"])
+        return {"chosen_ids": chosen, "rejected_ids": rejected}
+
+    def fits(row: dict) -> bool:
+        return max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= context
+
+    encoded = [part.map(encode, remove_columns=part.column_names) for part in rows]
+    kept = [part.filter(fits) for part in encoded]
+    total = sum(map(len, encoded))
+    dropped = total - sum(map(len, kept))
+
+    if dropped > allow_drop * total or not all(map(len, kept)):
+        share = math.ceil(100 * dropped / total) / 100
+        raise UserError(
+            f"reward: {dropped:,} of {total:,} pairs are longer than {context} tokens; start from a model with a "
+            f"longer context, or write `allow_drop: {share}` to continue without those pairs"
+        )
+    return kept, dropped
+
+
+def load_padded_scorer(start: Path | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the model at `start` with one score per sequence; its config names the padding token."""
+    model = load_reward_model(start)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model

@@ -1,0 +1,72 @@
+"""What the recipe sections of post-training have in common. Each stage adds its own `training`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from peft import LoraConfig
+
+from hf_llm.core.recipe import Settings
+from hf_llm.data.chat.loaders import ConversationSource
+from hf_llm.pipeline.run import Run
+
+
+@dataclass
+class PostTrainingSection:
+    """The keys that SFT, the reward model, DPO and their kin share."""
+
+    data: list[ConversationSource]
+    """The rows to train on; several sources are mixed."""
+    lora: Settings[LoraConfig] | None = None
+    """Train LoRA adapters with these settings and merge them at the end; left out, all weights are trained."""
+    evaluation_share: float = 0.05
+    """Share of the rows kept out of training, for evaluation."""
+    allow_drop: float = 0.01
+    """The stage stops where more than this share of the rows cannot be used."""
+    model: str | None = None
+    """A model folder or Hub id to start from, instead of this run's."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Hold the weights below the adapters in so many bits (QLoRA); needs a GPU and `lora`."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data is empty; name at least one source")
+        if not 0 < self.evaluation_share < 1:
+            raise ValueError(f"evaluation_share is {self.evaluation_share}; hold out a share between 0 and 1")
+        if not 0 <= self.allow_drop < 1:
+            raise ValueError(f"allow_drop is {self.allow_drop}; it is a share, from 0 to below 1")
+        if self.quantize and self.lora is None:
+            raise ValueError(f"quantize: {self.quantize} weights cannot be trained themselves; add a lora section")
+
+    @property
+    def licenses(self) -> list[str]:
+        """The licences of the section's own data."""
+        return [source.license for source in self.data]
+
+
+@dataclass
+class RolloutSection(PostTrainingSection):
+    """The further keys of the stages that train a model on completions which it samples itself."""
+
+    reward_model: str | None = None
+    """A reward model's folder or Hub id; left out, this run's own, unless reward_functions are named."""
+    reward_functions: list[str] = field(default_factory=list)
+    """Python functions as `module:function`, called as TRL calls reward functions."""
+
+    def reward_input(self, run: Run) -> dict[str, str | None]:
+        """The reward model as an input of the stage (`Run.open_stage`); empty where only functions score."""
+        if self.reward_model:
+            return {"reward": self.reward_model}
+        if self.reward_functions or not run.is_requested("reward"):
+            return {}
+        return {"reward": None}  # this run's own
+
+
+def default_completion_length(section: RolloutSection, context: int) -> int:
+    """The tokens a completion may have: `training.max_completion_length`, else 256 or half of the context."""
+    return section.training.get("max_completion_length") or min(256, context // 2)
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether a folder holds a LoRA adapter rather than a whole model."""
+    return (Path(path) / "adapter_config.json").exists()

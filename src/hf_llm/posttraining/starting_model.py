@@ -1,0 +1,66 @@
+"""The model that a stage of post-training starts from: its tokenizer, its context, and whether it can be used."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from hf_llm.core.errors import UserError
+from hf_llm.model.load import check_objective, load_tokenizer
+from hf_llm.posttraining.sections import PostTrainingSection, is_adapter
+from hf_llm.tokenization.checks import check_same_template, check_tokenizer
+
+
+def load_chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model at `start`, which has to be that of a chat model.
+
+    Raises UserError where it is not, or where `start` is a folder of the run `run` and its chat template differs from
+    that of the run's own tokenizer.
+    """
+    tokenizer = load_tokenizer(start)
+    check_tokenizer(tokenizer, chat=True)
+    own = run / "tokenizer"
+    if Path(start).parent == run and own.is_dir():
+        check_same_template(tokenizer, load_tokenizer(own))
+    return tokenizer
+
+
+def model_context_length(start: Path | str) -> int | None:
+    """The tokens that the model at `start` (or the base of an adapter) sees at once; None where there is no model.
+
+    Raises UserError for a model that does not continue text, so that it could not answer.
+    """
+    if is_adapter(start):
+        adapter = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
+        return model_context_length(adapter["base_model_name_or_path"])
+    if Path(start).is_dir() and not (Path(start) / "config.json").exists():
+        return None
+    check_objective(start)
+    return AutoConfig.from_pretrained(start, trust_remote_code=False).max_position_embeddings
+
+
+def max_row_length(section: PostTrainingSection, start: Path | str, folder: str) -> int | None:
+    """The tokens a row may have: `training.max_length`, else the context of the model at `start`.
+
+    None where there is no model yet. Raises UserError for more tokens than the model sees.
+    """
+    context = model_context_length(start)
+    requested = section.training.get("max_length")
+    if requested and context and requested > context:
+        raise UserError(
+            f"{folder}.training.max_length: {requested} tokens are more than the {context} that {start} sees; lower "
+            "it, or continue pretraining at a longer context first (docs/architecture.md)"
+        )
+    return requested or context
+
+
+def check_not_adapter(start: Path | str, folder: str) -> None:
+    """Raise UserError for an adapter: PEFT would record the model below it as the base of a second one."""
+    if not is_adapter(start):
+        return
+    parent = Path(start).parent
+    if (parent / "config.json").exists():
+        remedy = f"name {parent}, which has it merged"
+    else:
+        remedy = "merge it first (PEFT's merge_and_unload)"
+    raise UserError(f"{folder}.model: {start} is an adapter itself; {remedy}")
