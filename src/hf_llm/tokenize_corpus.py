@@ -106,7 +106,8 @@ def build_router(
 ) -> StreamRouter | None:
     """Build what divides the train split into streams; None where the recipe asks for no mix and no curriculum.
 
-    Sources stand in the order of the shares, otherwise in the recipe's.
+    Sources stand in the order of the shares, otherwise in the recipe's. Raises UserError where the shares do not name
+    the sources of the train split.
     """
     curriculum = section.curriculum
     if curriculum and curriculum.by == "mix":
@@ -117,8 +118,9 @@ def build_router(
         check_shares(section.shares, list_train_sources(files))
         sources = list(section.shares)
     elif curriculum and curriculum.by == "source":
-        positions = {name: position for position, name in enumerate(recipe_order)}
-        sources = sorted(list_train_sources(files), key=lambda name: (positions.get(name, len(recipe_order)), name))
+        in_corpus = list_train_sources(files)
+        sources = [name for name in recipe_order if name in in_corpus]
+        sources += [name for name in in_corpus if name not in recipe_order]
 
     if curriculum and curriculum.by != "source":
         documents = chain.from_iterable(read_documents(path) for path in files)

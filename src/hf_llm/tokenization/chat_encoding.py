@@ -30,7 +30,7 @@ def encode_chat(
     """
     specials = special_texts(tokenizer)
 
-    # The guard splits every special token's text in the messages, so that those in the rendered text are the template's.
+    # A guard splits the special tokens that people typed, so that those in the rendered text are the template's.
     guarded_messages = _guard_specials([_drop_missing_keys(turn) for turn in messages], specials)
     guarded_tools = _guard_specials(tools, specials)
     has_marks = bool(_GENERATION_MARK.search(tokenizer.chat_template))
@@ -59,13 +59,12 @@ def encode_chat(
         )
         ids += encoded["input_ids"]
 
-        # Offsets count the characters without guards; the spans count those of `text`.
+        # Offsets count the characters without guards; the spans count those of `text`. Some tokenizers give offsets
+        # behind the last character to a token of spaces.
         positions = [start + i for i, character in enumerate(piece) if character != _GUARD]
-        for first, last in encoded["offset_mapping"]:
-            first = min(
-                first, len(positions) - 1
-            )  # a token of spaces that a tokenizer does not count starts at the end
-            last = max(first, last - 1)
+        for first, end in encoded["offset_mapping"]:
+            first = min(first, len(positions) - 1)
+            last = max(first, end - 1)
             mask.append(_is_covered(positions[first], positions[last] + 1, spans))
     return ids, mask
 

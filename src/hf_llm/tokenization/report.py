@@ -127,18 +127,20 @@ def format_report(report: dict) -> str:
 
     lines = [f"  {'tokenizer':<{width}}  bytes/token  unused  texts changed  vocabulary"]
     for row in report["tokenizers"]:
-        name = f"{row['tokenizer']:<{width}}"
-        bytes_per_token = f"{row['bytes_per_token']:>11.3f}"
-        unused = f"{row['unused_share']:>6.1%}"
-        changed = f"{row['differ']:>13,}"
-        vocabulary = f"{row['vocab_size']:>10,}"
-        lines.append(f"  {name}  {bytes_per_token}  {unused}  {changed}  {vocabulary}")
+        cells = [
+            f"{row['tokenizer']:<{width}}",
+            f"{row['bytes_per_token']:>11.3f}",
+            f"{row['unused_share']:>6.1%}",
+            f"{row['differ']:>13,}",
+            f"{row['vocab_size']:>10,}",
+        ]
+        lines.append("  " + "  ".join(cells))
 
     for group in ("source", "language"):
         for row in report[f"by_{group}"][:MAX_GROUPS_SHOWN]:
             value = row[group] or "(none)"
-            cells = ", ".join(f"{name} {row[name]:.3f}" for name in names)
-            lines.append(f"  {group} {value}: {cells}")
+            numbers = ", ".join(f"{name} {row[name]:.3f}" for name in names)
+            lines.append(f"  {group} {value}: {numbers}")
     return "\n".join(lines)
 
 

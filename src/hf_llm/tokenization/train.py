@@ -1,9 +1,10 @@
 """Train a tokenizer on a bounded sample of text: byte-level BPE, or Unigram (`hf_llm.tokenization.unigram`).
 
-Byte-level: every text has an encoding and decoding gives it back exactly. Text is first split into words by a pattern in
-the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a small
-vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece (indentation
-costs one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference engines know.
+Byte-level: every text has an encoding and decoding gives it back exactly. Text is first split into words by a pattern
+in the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a
+small vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece
+(indentation costs one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference
+engines know.
 """
 
 import math

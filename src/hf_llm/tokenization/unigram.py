@@ -45,10 +45,11 @@ def train_unigram(texts: Iterable[str], size: int, specials: list[str], word_pat
 
     word_splitter = pre_tokenizers.Split(Regex(word_pattern), behavior="isolated")
     words = _count_words(texts, word_splitter)
-    pieces = _train_pieces(words, size - len(specials) + 1)
+    pieces = _train_pieces(words, size - len(specials) + 1)  # one more for the end of a word, which is not kept
 
     # So improbable that no text is ever split into a special token or the name of a byte.
-    lowest_score = 100 * min(score for _, score in pieces)
+    scores = [score for _, score in pieces]
+    lowest_score = 100 * min(scores)
     never_used = [(token, lowest_score) for token in (*specials, *BYTES)]
     model = models.Unigram(never_used + pieces, unk_id=0, byte_fallback=True)  # the bytes leave nothing unknown
 

@@ -211,9 +211,8 @@ def test_tool_calls_of_every_spelling_become_openais(messages, as_text):
 
 def test_reasoning_stands_between_marks_before_the_answer():
     parts = [{"type": "reasoning", "value": "2 and 2."}, {"type": "text", "value": "4"}]
-    (conversation,) = find_conversation_reader({"messages"})(
-        {"messages": [user("q"), {"role": "assistant", "content": parts}]}
-    )
+    row = {"messages": [user("q"), {"role": "assistant", "content": parts}]}
+    (conversation,) = find_conversation_reader(set(row))(row)
     assert conversation["messages"][1]["content"] == "<think>\n2 and 2.\n</think>\n\n4"
 
 

@@ -279,17 +279,20 @@ def _read_instruction(row: Row) -> list[Message]:
     """Return the messages of Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question,
     answer] pairs) too."""
     messages = _read_system(row)
-    for pair in _require_list(row.get("history") or [], "history"):
+    history = _require_list(row.get("history") or [], "history")
+    for pair in history:
         if not isinstance(pair, list) or len(pair) != 2:
             raise Unusable("history that is no list of pairs")
         question = _require_text(pair[0], "history")
         answer = _require_text(pair[1], "history")
-        messages += [make_message("user", question), make_message("assistant", answer)]
+        messages.append(make_message("user", question))
+        messages.append(make_message("assistant", answer))
 
-    instruction = _require_text(row["instruction"], "instruction")
-    context = _require_text(row.get("input"), "input")
-    parts = [part.strip() for part in (instruction, context) if part.strip()]
-    return [*messages, make_message("user", "\n\n".join(parts))]
+    instruction = _require_text(row["instruction"], "instruction").strip()
+    context = _require_text(row.get("input"), "input").strip()
+    question = "\n\n".join(part for part in (instruction, context) if part)
+    messages.append(make_message("user", question))
+    return messages
 
 
 # Conversations
@@ -527,12 +530,15 @@ def _read_votes(row: Row) -> list[Row]:
     if not votes or any(vote not in (0, 1, 2) for vote in votes):
         raise Unusable("votes other than 0, 1 and 2")
 
-    winner, winning_votes = Counter(votes).most_common(1)[0]
-    if winner == 0 or 2 * winning_votes <= len(votes):
+    winner, count = Counter(votes).most_common(1)[0]
+    has_majority = 2 * count > len(votes)
+    if winner == 0 or not has_majority:
         raise LeftOut("a tie")
 
-    first = make_message("assistant", _require_text(row["response1"], "response1"))
-    second = make_message("assistant", _require_text(row["response2"], "response2"))
+    first_text = _require_text(row["response1"], "response1")
+    second_text = _require_text(row["response2"], "response2")
+    first = make_message("assistant", first_text)
+    second = make_message("assistant", second_text)
     prompt = _read_instruction(row)
     if winner == 1:
         return _make_pair(prompt, first, second)

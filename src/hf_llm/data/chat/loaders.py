@@ -439,9 +439,12 @@ def _mix_by_share(rows: list[Row], sources: list[ConversationSource], seed: int)
 
         wanted = round(len(rows) * source.share / total_share)
         repeats, remainder = divmod(wanted, len(source_rows))
-        digests = [_hash_values(seed, number, i) for i in range(len(source_rows))]
-        by_digest = sorted(range(len(source_rows)), key=digests.__getitem__)
-        sampled = sorted(by_digest[:remainder])
         mixed += source_rows * repeats
-        mixed += [source_rows[i] for i in sampled]
+        mixed += [source_rows[i] for i in _sample_indices(len(source_rows), remainder, seed, number)]
     return mixed
+
+
+def _sample_indices(size: int, count: int, *seeds: int) -> list[int]:
+    """Return `count` of the indices below `size`, ascending, which follow from the seeds."""
+    by_digest = sorted(range(size), key=lambda i: _hash_values(*seeds, i))
+    return sorted(by_digest[:count])

@@ -29,20 +29,27 @@ def documentation_preferences() -> Iterator[dict]:
     """Yield rows with `prompt`, `chosen` and `rejected` as message lists, of the same questions."""
     pairs = list(_question_answer_pairs())
     for number, (question, answer) in enumerate(pairs):
-        other_answers = [pairs[(number + step) % len(pairs)][1] for step in (1, 2, 3)]
-        words = answer.split()
-
-        wrong = other_answers[0]
-        cut_off = " ".join(words[: len(words) // 2])
-        rambling = " ".join([answer.split(". ")[0], *other_answers, answer])
-        rejected = (wrong, cut_off, rambling)[_hash_text(question) % 3]
-
+        following = [pairs[(number + step) % len(pairs)] for step in (1, 2, 3)]
+        other_answers = [other_answer for _, other_answer in following]
+        rejected = _make_worse_answer(question, answer, other_answers)
         if rejected.strip() and rejected != answer:
             yield {
                 "prompt": [make_message("user", question)],
                 "chosen": [make_message("assistant", answer)],
                 "rejected": [make_message("assistant", rejected)],
             }
+
+
+def _make_worse_answer(question: str, answer: str, other_answers: list[str]) -> str:
+    """Return another name's answer, a cut off or a rambling one, as the digest of the question has it."""
+    kind = _hash_text(question) % 3
+    if kind == 0:
+        return other_answers[0]
+    if kind == 1:
+        words = answer.split()
+        return " ".join(words[: len(words) // 2])
+    first_sentence_of_answer = answer.split(". ")[0]
+    return " ".join([first_sentence_of_answer, *other_answers, answer])
 
 
 def _question_answer_pairs() -> Iterator[tuple[str, str]]:

@@ -53,24 +53,27 @@ class MaskedTokens:
         return np.flatnonzero(self.is_word)
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
-        candidates = np.flatnonzero(self.is_word[ids])
-        count = self.count or max(1, round(self.share * len(ids)))
-        count = min(count, len(candidates))
+        candidates = np.flatnonzero(self.is_word[ids])  # positions
+        wanted = self.count or max(1, round(self.share * len(ids)))
+        count = min(wanted, len(candidates))
         chosen = random.choice(candidates, count, replace=False, shuffle=False)  # (count,) positions to predict
 
         labels = np.full(len(ids), IGNORED, np.int64)
         labels[chosen] = ids[chosen]
+        input_ids = ids.copy()
+        input_ids[chosen] = self._corrupt_ids(ids[chosen], random)
+        return {"input_ids": input_ids, "labels": labels}
 
-        draw = random.random(count)
-        random_ids = self.word_ids[random.integers(len(self.word_ids), size=count)]
+    def _corrupt_ids(self, true_ids: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return what is shown in the place of the tokens to predict: the mask, a random token or the true one."""
+        draw = random.random(len(true_ids))
+        choices = random.integers(len(self.word_ids), size=len(true_ids))
+        random_ids = self.word_ids[choices]
+
         is_mask = (draw < SHOWN_AS_MASK) | self.always
         is_random = draw < SHOWN_AS_MASK + SHOWN_AS_RANDOM
-        shown = np.where(is_random, random_ids, ids[chosen])
-        shown = np.where(is_mask, self.mask_token_id, shown)
-
-        input_ids = ids.copy()
-        input_ids[chosen] = shown
-        return {"input_ids": input_ids, "labels": labels}
+        shown = np.where(is_random, random_ids, true_ids)
+        return np.where(is_mask, self.mask_token_id, shown)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,9 @@ class CorruptedSpans:
         stays[span_starts] = True
 
         # In the target a sentinel stands before the tokens of each span.
+        masked_ids = ids[is_masked]
         target_starts = np.cumsum(masked_lengths) - masked_lengths
-        target = np.insert(ids[is_masked], target_starts, sentinels)
+        target = np.insert(masked_ids, target_starts, sentinels)
         return {
             "input_ids": np.append(input_ids[stays], self.eos_token_id),
             "labels": np.append(target, self.eos_token_id),
@@ -181,7 +185,7 @@ class CorruptedWindows(Dataset):
 
 def spans_of(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
     """Return the tokens after each sentinel of a target, in the order of `sentinels`; none for a missing sentinel."""
-    spans: dict[int, list[int]] = {sentinel: [] for sentinel in sentinels}
+    spans: dict[int, list[int]] = {token: [] for token in sentinels}
     span: list[int] = []  # of what stands before the first sentinel, which belongs to none
     for token in target:
         if token in spans:

@@ -27,7 +27,7 @@ from hf_llm.data.tokens.token_shards import Documents, Tokens
 
 SAMPLE_BYTES = 8 << 20
 _COST_UNITS_PER_BIT = 1024  # costs are whole 1/1024 bits: sums of whole numbers are the same on every machine
-_VISIBLE_SHARE = 0.0005  # shares that differ by more look different in the table
+_VISIBLE_SHARE = 0.0005  # shares whose difference is larger look different in the table
 
 _NONE_RESERVED: Mapping[str, int] = MappingProxyType({})
 
@@ -218,11 +218,15 @@ def plan_stages(
     total_share = sum(stage.share for stage in stages)
     reserved = Counter()
     rows = []
-    for number, stage in reversed(list(enumerate(stages, 1))):
+    for number in range(len(stages), 0, -1):
+        stage = stages[number - 1]
         budget = max(1, round(total_tokens * stage.share / total_share))
         mix = plan_mix(available, stage.shares, max_epochs, budget, reserved)
-        reserved.update({row["source"]: row["planned"] for row in mix})
-        rows = [{"stage": number, **row} for row in mix] + rows
+        for row in mix:
+            reserved[row["source"]] += row["planned"]
+
+        stage_rows = [{"stage": number, **row} for row in mix]
+        rows = stage_rows + rows
     return rows
 
 
@@ -249,40 +253,56 @@ def plan_streams(shards: list[dict], mix: list[MixRow]) -> list[StreamPlan]:
 
     Every stage of a source is repeated as often as the source is.
     """
-    stream_tokens = Counter()
+    tokens_by_stream = Counter()
     for shard in shards:
-        stream = (shard.get("stage", 0), shard.get("source", ""))
-        stream_tokens[stream] += shard["tokens"]
+        stage = shard.get("stage", 0)
+        source = shard.get("source", "")
+        tokens_by_stream[stage, source] += shard["tokens"]
 
-    rows = {row["source"]: row for row in mix}
-    source_order = {row["source"]: number for number, row in enumerate(mix)}
-    in_order = sorted(stream_tokens, key=lambda stream: (stream[0], source_order.get(stream[1], 0)))
+    source_numbers = {row["source"]: number for number, row in enumerate(mix)}
+
+    def sort_key(stream: tuple[int, str]) -> tuple[int, int]:
+        stage, source = stream
+        return stage, source_numbers.get(source, 0)
 
     plans = []
-    for stage, source in in_order:
-        tokens = stream_tokens[stage, source]
+    for stage, source in sorted(tokens_by_stream, key=sort_key):
         # A stream of all sources takes from each what its row says, so together the share that the rows say.
-        stream_rows = [rows[source]] if source else mix
-        planned = sum(row["planned"] for row in stream_rows)
-        available = max(sum(row["tokens"] for row in stream_rows), 1)
-        plan = StreamPlan(stage=stage, source=source, tokens=tokens, planned=tokens * planned // available)
-        plans.append(plan)
+        rows = mix
+        if source:
+            rows = [mix[source_numbers[source]]]
+        planned = sum(row["planned"] for row in rows)
+        available = sum(row["tokens"] for row in rows)
+
+        tokens = tokens_by_stream[stage, source]
+        plans.append(
+            StreamPlan(
+                stage=stage,
+                source=source,
+                tokens=tokens,
+                planned=tokens * planned // max(available, 1),
+            )
+        )
     return plans
 
 
 def format_mix(mix: list[MixRow], max_epochs: float) -> str:
     """Return the plan as lines to print, stage by stage where it has stages."""
+    lines = []
     if "stage" in mix[0]:
-        lines = []
         for number, rows in groupby(mix, key=itemgetter("stage")):
-            lines += [f"  stage {number}", *_table_lines(list(rows))]
+            lines.append(f"  stage {number}")
+            lines += _table_lines(list(rows))
         return "\n".join(lines)
 
-    lines = _table_lines(mix)
-    if any(abs(row["asked"] - row["share"]) > _VISIBLE_SHARE for row in mix):
-        reachable = min(int(row["tokens"] * max_epochs / row["asked"]) for row in mix)
-        limits = f"corpus.max_tokens={reachable}, with max_epochs {max_epochs:g}"
-        lines.append(f"  (the shares asked for are reachable up to {limits})")
+    lines += _table_lines(mix)
+    differences = [abs(row["asked"] - row["share"]) for row in mix]
+    if max(differences) > _VISIBLE_SHARE:
+        limits = [int(row["tokens"] * max_epochs / row["asked"]) for row in mix]
+        lines.append(
+            f"  (the shares asked for are reachable up to corpus.max_tokens={min(limits)}, with max_epochs "
+            f"{max_epochs:g})"
+        )
     return "\n".join(lines)
 
 
@@ -290,12 +310,14 @@ def _table_lines(mix: list[MixRow]) -> list[str]:
     width = max(len("source"), *(len(row["source"]) for row in mix))
     lines = [f"  {'source':<{width}}  {'tokens':>15}  share asked  share got  epochs"]
     for row in mix:
-        source = f"{row['source']:<{width}}"
-        tokens = f"{row['tokens']:>15,}"
-        asked = f"{row['asked']:>11.1%}"
-        got = f"{row['share']:>9.1%}"
-        epochs = f"{row['epochs']:>6.2f}"
-        lines.append(f"  {source}  {tokens}  {asked}  {got}  {epochs}")
+        cells = [
+            f"{row['source']:<{width}}",
+            f"{row['tokens']:>15,}",
+            f"{row['asked']:>11.1%}",
+            f"{row['share']:>9.1%}",
+            f"{row['epochs']:>6.2f}",
+        ]
+        lines.append("  " + "  ".join(cells))
 
     total = sum(row["planned"] for row in mix)
     lines.append(f"  in all {total:,} tokens to train on")

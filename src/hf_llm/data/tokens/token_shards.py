@@ -105,9 +105,10 @@ def read_documents(path: Path) -> Iterator[Documents]:
         for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=["text", "source", "language"]):
             sizes = compute.binary_length(rows["text"]).to_numpy().astype(np.int64)
 
-            # Cut the rows behind the document that reaches each further megabyte.
+            # Cut the rows after each document that reaches a further megabyte.
+            bytes_so_far = np.cumsum(sizes)
             full_batches = np.arange(_BATCH_BYTES, int(sizes.sum()), _BATCH_BYTES)
-            cuts = np.searchsorted(np.cumsum(sizes), full_batches) + 1
+            cuts = np.searchsorted(bytes_so_far, full_batches) + 1
             bounds = np.unique([0, *cuts, len(sizes)])
             for start, end in pairwise(bounds.tolist()):
                 batch = rows.slice(start, end - start)
@@ -134,13 +135,14 @@ def tokenized(
             yield batch, tokenizer.encode_batch_fast(batch.texts, add_special_tokens=False)
 
     for batch, encodings in _prefetch_items(encode_batches()):
-        counts = np.array([len(encoding) for encoding in encodings], np.int64)
-        all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
-        ids = np.fromiter(all_ids, dtype, int(counts.sum()))
-        assert not np.any(ids == eos_token_id), "an end of text within a text"
+        lengths = [len(encoding) for encoding in encodings]
+        lengths = np.array(lengths, np.int64)
+        document_ends = np.cumsum(lengths)
 
-        document_ends = np.cumsum(counts)
-        yield batch, Tokens(ids=np.insert(ids, document_ends, eos_token_id), lengths=counts + 1)
+        all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.fromiter(all_ids, dtype, count=int(lengths.sum()))
+        assert not np.any(ids == eos_token_id), "an end of text within a text"
+        yield batch, Tokens(ids=np.insert(ids, document_ends, eos_token_id), lengths=lengths + 1)
 
 
 def _prefetch_items(items: Iterable[T]) -> Iterator[T]:
@@ -180,7 +182,8 @@ def write_shards(
 
         for documents, tokens in batches:
             if limit is not None:
-                count = _count_documents_up_to(limit - _count_tokens(shards), tokens)
+                remaining = limit - _count_tokens(shards)
+                count = _count_documents_to_reach(remaining, tokens)
                 documents = documents.take_first(count)
                 tokens = tokens.take_first(count)
 
@@ -201,7 +204,7 @@ def _count_tokens(shards: "list[_ShardWriter]") -> int:
     return sum(shard.entry["tokens"] for shard in shards)
 
 
-def _count_documents_up_to(limit: int, tokens: Tokens) -> int:
+def _count_documents_to_reach(limit: int, tokens: Tokens) -> int:
     """Return how many documents it takes to reach `limit` tokens; all where they do not."""
     needed = np.searchsorted(np.cumsum(tokens.lengths), limit) + 1
     return int(min(needed, len(tokens.lengths)))
@@ -235,9 +238,11 @@ class _ShardWriter:
         self.entry["documents"] += int(is_ours.sum())
         self.entry["bytes"] += int(documents.bytes[is_ours].sum())
         for number in np.flatnonzero(is_ours):
+            source = documents.sources[number]
+            language = documents.languages[number]
             length = int(tokens.lengths[number])
-            self.sources[documents.sources[number]] += length
-            self.languages[documents.languages[number]] += length
+            self.sources[source] += length
+            self.languages[language] += length
 
     def publish_file(self) -> None:
         """Give the file its name, or remove it where it is empty."""
