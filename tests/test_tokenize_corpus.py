@@ -93,12 +93,12 @@ def test_a_mix_stores_each_source_once_and_serves_the_shares(mixed, capsys):
     assert "share asked" in table and "75.0%" in table and "25.0%" in table
     folder = Path("runs/mixed/tokens")
     facts, index = (read_manifest(folder)["facts"], json.loads((folder / "index.json").read_text()))
-    there = facts["tokens_by_source"]["train"]
-    assert sum(there.values()) == facts["splits"]["train"]["tokens"]
+    available = facts["tokens_by_source"]["train"]
+    assert sum(available.values()) == facts["splits"]["train"]["tokens"]
     for shard in index["splits"]["train"]:
         assert shard["sources"] == {shard["source"]: shard["tokens"]}
     windows = TokenWindows(folder, "train", 32, seed=1)
-    assert abs(len(windows) * 32 - sum(there.values())) < 3 * 32
+    assert abs(len(windows) * 32 - sum(available.values())) < 3 * 32
     words = [AutoTokenizer.from_pretrained("runs/mixed/tokenizer").decode(item["input_ids"]) for item in windows]
     share = sum("violet" in text or "Roses" in text for text in words) / len(words)
     assert 0.22 < share < 0.29 and facts["mix"][1]["share"] == pytest.approx(0.25, abs=0.01)
@@ -114,8 +114,8 @@ def test_a_curriculum_orders_the_windows_in_stages(mixed, by):
     shards = json.loads((folder / "index.json").read_text())["splits"]["train"]
     windows = TokenWindows(folder, "train", 16)
     assert windows.in_stages and len({shard["stage"] for shard in shards}) == (2 if by == "source" else 3)
-    there = read_manifest(folder)["facts"]["tokens_by_source"]["train"]
-    assert sum(shard["tokens"] for shard in shards) == sum(there.values())
+    available = read_manifest(folder)["facts"]["tokens_by_source"]["train"]
+    assert sum(shard["tokens"] for shard in shards) == sum(available.values())
     lengths = {}
     for shard in shards:
         ids = np.fromfile(folder / shard["file"], np.uint16)

@@ -9,7 +9,7 @@ from hf_llm import prepare_data
 from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.data.corpus.build import corpus_files
 from hf_llm.data.tokens.mixing import sample_texts
-from hf_llm.train_tokenizer import compared, main
+from hf_llm.train_tokenizer import load_compared_tokenizers, main
 from tests import made_up_texts
 
 KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
@@ -79,7 +79,7 @@ def test_the_report_tells_sources_apart_and_compares(capsys):
 
 def test_gpt2_is_left_out_where_it_is_not_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert compared(None) == {}
+    assert load_compared_tokenizers(None) == {}
 
 
 def test_shares_divide_the_sample_and_have_to_name_the_sources(capsys):

@@ -2,13 +2,13 @@
 
     python -m hf_llm.tokenize_corpus recipes/quickstart.yaml
 
-The same command goes on after the last whole shard of an interrupted run, and ends with the same bytes.
+The same command resumes after the last complete shard of an interrupted run, and ends with the same bytes.
 `hf_llm.data.tokens.token_dataset.TokenWindows` reads the result.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,15 +23,16 @@ from hf_llm.core.manifest import file_digest, read_manifest, write_json
 from hf_llm.data.corpus.build import Corpus, corpus_files
 from hf_llm.data.corpus.splits import NAMES
 from hf_llm.data.tokens.mixing import (
-    Streams,
+    MixRow,
+    StreamRouter,
     check_shares,
-    mix_table,
+    format_mix,
+    list_train_sources,
+    measure_stage_bounds,
     plan_mix,
+    plan_stage_streams,
     plan_stages,
     plan_streams,
-    stages_from,
-    streams_in_stages,
-    train_sources,
 )
 from hf_llm.data.tokens.token_shards import (
     INDEX,
@@ -43,7 +44,7 @@ from hf_llm.data.tokens.token_shards import (
     tokenized,
     write_shards,
 )
-from hf_llm.pipeline.run import licenses_of, read_run
+from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
 
 
 @dataclass
@@ -51,104 +52,114 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    """The run's name: everything goes to runs/<name>/."""
     corpus: Corpus
+    """The corpus, with the mix and the curriculum of its train split."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    with run.open_stage("tokens", recipe, {"corpus": None, "tokenizer": None}) as making:
-        if making.is_complete:
+    with run.open_stage("tokens", recipe, {"corpus": None, "tokenizer": None}) as output:
+        if output.is_complete:
             return
-        corpus, tokenizer_folder = making.sources["corpus"], making.sources["tokenizer"]
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-        index = begun_index(making.path, tokenizer, file_digest(tokenizer_folder / "tokenizer.json"))
-        section, files = recipe.corpus, {split: corpus_files(corpus, split) for split in NAMES}
+
+        corpus = output.sources["corpus"]
+        tokenizer = load_parallel_tokenizer(output.sources["tokenizer"])
         ledger = read_manifest(corpus)["facts"]["ledger"]
-        streams = streams_of(section, files["train"], tokenizer, list(ledger["sources"]))
-        limit = None if streams else section.max_tokens
-        size = sum(counts["bytes"] for counts in ledger["splits"].values())
-        with tqdm(total=size, desc="tokenising", unit="B", unit_scale=True) as bar:
-            tokenize_split(files["train"], "train", making.path, index, tokenizer, bar, streams, limit)
-            for split in NAMES[1:]:
-                tokenize_split(files[split], split, making.path, index, tokenizer, bar)
-        mix = plan(index, section) if streams else []
-        write_json(making.path / INDEX, index)
+
+        index = load_index(output, tokenizer)
+        router = build_router(recipe.corpus, corpus_files(corpus, "train"), tokenizer, list(ledger["sources"]))
+        tokenize_splits(corpus, ledger, output.path, index, tokenizer, router, recipe.corpus.max_tokens)
+
+        mix = []
+        if router is not None:
+            mix = plan_training(index, recipe.corpus)
+        write_json(output.path / INDEX, index)
         if mix:
-            print_main(mix_table(mix, section.max_epochs))
-        finish(making, index, licenses_of(corpus), mix)
+            print_main(format_mix(mix, recipe.corpus.max_epochs))
+        complete_stage(output, index, licenses_of(corpus), mix)
 
 
-def finish(making, index: dict, licenses: list[str], mix: list[dict]) -> None:
-    """Write the manifest: tokens, documents and bytes of the splits, tokens by source and language, and the mix."""
-    totals = {split: totals_of(shards) for split, shards in index["splits"].items()}
-    headline = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in totals.items()) + " tokens"
-    making.complete(
-        headline,
-        licenses=licenses,
-        splits=totals,
-        dtype=index["dtype"],
-        tokens_by_source={split: tokens_by("sources", shards) for split, shards in index["splits"].items()},
-        tokens_by_language={split: tokens_by("languages", shards) for split, shards in index["splits"].items()},
-        mix=mix,
-        streams=index.get("plan", []),
-    )
+def load_parallel_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the run's tokenizer, which encodes in several threads."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return AutoTokenizer.from_pretrained(folder)
 
 
-def begun_index(folder: Path, tokenizer: PreTrainedTokenizerBase, digest: str) -> dict:
-    """The index of the shards that an earlier run has finished, or an empty one."""
-    if (folder / INDEX).exists():
-        return read_index(folder)
+def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Load the index of the shards that an interrupted run has finished, or begin an empty one."""
+    if (output.path / INDEX).exists():
+        return read_index(output.path)
     return {
         "dtype": dtype_for(len(tokenizer)).name,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
-        "tokenizer": digest,
-        "files": {},  # of the corpus, by split, that are done
+        "tokenizer": file_digest(output.sources["tokenizer"] / "tokenizer.json"),
+        "files": {},  # number of the corpus files that are done, by split
         "splits": {},
     }
 
 
-def streams_of(
-    section: Corpus, files: list[Path], tokenizer: PreTrainedTokenizerBase, order: list[str]
-) -> Streams | None:
-    """How the train split is divided into streams; None where the recipe asks for no mix and no curriculum.
+def build_router(
+    section: Corpus, files: list[Path], tokenizer: PreTrainedTokenizerBase, recipe_order: list[str]
+) -> StreamRouter | None:
+    """Build what divides the train split into streams; None where the recipe asks for no mix and no curriculum.
 
-    Sources stand in the order of the shares, otherwise in the recipe's `order`.
+    Sources stand in the order of the shares, otherwise in the recipe's. Raises UserError where the shares do not name
+    the sources of the train split.
     """
-    curriculum, sources = section.curriculum, None
+    curriculum = section.curriculum
     if curriculum and curriculum.by == "mix":
-        for number, stage in enumerate(curriculum.stages):
-            check_shares(stage.shares, stage.shares, f"corpus.curriculum.stages[{number}].shares")
-        everywhere = {name: share for stage in curriculum.stages for name, share in stage.shares.items()}
-        check_shares(everywhere, train_sources(files), "corpus.curriculum.stages' shares, taken together,")
-        return Streams(list(everywhere))
+        return _build_mix_router(section, files)
+
+    sources = None
     if section.shares:
-        check_shares(section.shares, train_sources(files))
+        check_shares(section.shares, list_train_sources(files))
         sources = list(section.shares)
     elif curriculum and curriculum.by == "source":
-        sources = sorted(
-            train_sources(files), key=lambda name: (order.index(name) if name in order else len(order), name)
-        )
+        in_corpus = list_train_sources(files)
+        sources = [name for name in recipe_order if name in in_corpus]
+        sources += [name for name in in_corpus if name not in recipe_order]
+
     if curriculum and curriculum.by != "source":
-        sample = encoded(chain.from_iterable(map(read_documents, files)), tokenizer)
-        return Streams(sources, curriculum, *stages_from(curriculum, sample, len(tokenizer)))
-    return Streams(sources, curriculum) if sources else None
+        documents = chain.from_iterable(read_documents(path) for path in files)
+        bounds, costs = measure_stage_bounds(curriculum, encode_documents(documents, tokenizer), len(tokenizer))
+        return StreamRouter(sources, curriculum, bounds, costs)
+    if sources:
+        return StreamRouter(sources, curriculum)
+    return None
 
 
-def plan(index: dict, section: Corpus) -> list[dict]:
-    """Enter in the index how many tokens training takes of each stream. Returns the rows of the mix."""
-    shards = index["splits"]["train"]
-    there = tokens_by("sources", shards)
-    if section.curriculum and section.curriculum.by == "mix":
-        mix = plan_stages(there, section.curriculum.stages, section.max_epochs, section.max_tokens)
-        index["plan"] = streams_in_stages(mix)
-        return mix
-    order = list(section.shares or there)
-    mix = plan_mix({name: there[name] for name in order}, section.shares, section.max_epochs, section.max_tokens)
-    index["plan"] = plan_streams(shards, mix)
-    return mix
+def _build_mix_router(section: Corpus, files: list[Path]) -> StreamRouter:
+    """Build the router of a curriculum by mix, whose stages together name every source."""
+    all_shares = {}
+    for number, stage in enumerate(section.curriculum.stages):
+        check_shares(stage.shares, stage.shares, f"corpus.curriculum.stages[{number}].shares")
+        all_shares |= stage.shares
+    check_shares(all_shares, list_train_sources(files), "corpus.curriculum.stages' shares, taken together,")
+    return StreamRouter(list(all_shares))
+
+
+def tokenize_splits(
+    corpus: Path,
+    ledger: dict,
+    folder: Path,
+    index: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    router: StreamRouter | None,
+    max_tokens: int | None,
+) -> None:
+    """Make the shards of every split, with a progress bar; `max_tokens` bounds a train split that is not a mix."""
+    limit = max_tokens if router is None else None
+    size = sum(counts["bytes"] for counts in ledger["splits"].values())
+    with tqdm(total=size, desc="tokenising", unit="B", unit_scale=True) as bar:
+        for split in NAMES:
+            files = corpus_files(corpus, split)
+            if split == "train":
+                tokenize_split(files, split, folder, index, tokenizer, bar, router, limit)
+            else:
+                tokenize_split(files, split, folder, index, tokenizer, bar)
 
 
 def tokenize_split(
@@ -158,45 +169,98 @@ def tokenize_split(
     index: dict,
     tokenizer: PreTrainedTokenizerBase,
     bar: tqdm,
-    streams: Streams | None = None,
+    router: StreamRouter | None = None,
     limit: int | None = None,
 ) -> None:
     """Make shards of every corpus file of a split that the index does not have yet, and enter them there."""
     if not files:
         return
+
     shards = index["splits"].setdefault(split, [])
     bar.update(sum(shard["bytes"] for shard in shards))
-    for number in range(index["files"].setdefault(split, 0), len(files)):
-        left = limit - sum(shard["tokens"] for shard in shards) if limit else None
-        if left is not None and left <= 0:
-            return
-        before, batches = 0, encoded(read_documents(files[number]), tokenizer)
-        for entries in write_shards(folder, f"{split}-{number:05d}", batches, streams, left):
+    files_done = index["files"].setdefault(split, 0)
+    for number in range(files_done, len(files)):
+        remaining = None
+        if limit:
+            remaining = limit - sum(shard["tokens"] for shard in shards)
+            if remaining <= 0:
+                return
+
+        batches = encode_documents(read_documents(files[number]), tokenizer)
+        size_before = 0
+        for entries in write_shards(folder, f"{split}-{number:05d}", batches, router, remaining):
             size = sum(entry["bytes"] for entry in entries)
-            bar.update(size - before)
-            before = size
+            bar.update(size - size_before)
+            size_before = size
+
+        # The index names a shard after its file is complete: an interrupted run resumes from the index.
         shards += entries
         index["files"][split] = number + 1
         write_json(folder / INDEX, index)
 
 
-def encoded(documents: Iterator[Documents], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Documents, Tokens]]:
-    """Documents with their tokens, by the rules of shards."""
+def encode_documents(
+    documents: Iterable[Documents], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Documents, Tokens]]:
+    """Yield documents with their tokens, as shards hold them."""
     dtype = np.dtype(dtype_for(len(tokenizer)))
     return tokenized(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
 
 
-def totals_of(shards: list[dict]) -> dict[str, int | float]:
-    """Tokens, documents and bytes of a split, and bytes per token."""
-    totals = {unit: sum(shard[unit] for shard in shards) for unit in ("tokens", "documents", "bytes")}
-    return {**totals, "bytes_per_token": totals["bytes"] / max(totals["tokens"], 1)}
+def plan_training(index: dict, section: Corpus) -> list[MixRow]:
+    """Plan how many tokens training takes of each stream, and enter it in the index. Returns the rows of the mix."""
+    shards = index["splits"]["train"]
+    available = count_tokens_by("sources", shards)
+    curriculum = section.curriculum
+    if curriculum and curriculum.by == "mix":
+        mix = plan_stages(available, curriculum.stages, section.max_epochs, section.max_tokens)
+        index["plan"] = plan_stage_streams(mix)
+        return mix
+
+    order = list(section.shares or available)
+    available = {name: available[name] for name in order}
+    mix = plan_mix(available, section.shares, section.max_epochs, section.max_tokens)
+    index["plan"] = plan_streams(shards, mix)
+    return mix
 
 
-def tokens_by(what: str, shards: list[dict]) -> dict[str, int]:
-    """Tokens of a split by the `sources` or `languages` of its documents, the most first."""
+def complete_stage(output: StageOutput, index: dict, licenses: list[str], mix: list[MixRow]) -> None:
+    """Write the manifest: tokens, documents and bytes of the splits, tokens by source and language, and the mix."""
+    totals = {}
+    tokens_by_source = {}
+    tokens_by_language = {}
+    for split, shards in index["splits"].items():
+        totals[split] = sum_counts(shards)
+        tokens_by_source[split] = count_tokens_by("sources", shards)
+        tokens_by_language[split] = count_tokens_by("languages", shards)
+
+    tokens_by_split = ", ".join(f"{split} {counts['tokens']:,}" for split, counts in totals.items())
+    output.complete(
+        f"{tokens_by_split} tokens",
+        licenses=licenses,
+        splits=totals,
+        dtype=index["dtype"],
+        tokens_by_source=tokens_by_source,
+        tokens_by_language=tokens_by_language,
+        mix=mix,
+        streams=index.get("plan", []),
+    )
+
+
+def sum_counts(shards: list[dict]) -> dict[str, int | float]:
+    """Return tokens, documents and bytes of a split, and bytes per token."""
+    totals = {}
+    for unit in ("tokens", "documents", "bytes"):
+        totals[unit] = sum(shard[unit] for shard in shards)
+    totals["bytes_per_token"] = totals["bytes"] / max(totals["tokens"], 1)
+    return totals
+
+
+def count_tokens_by(group: str, shards: list[dict]) -> dict[str, int]:
+    """Return the tokens of a split by the `sources` or `languages` of its documents, the most first."""
     total = Counter()
     for shard in shards:
-        total.update(shard[what])
+        total.update(shard[group])
     return dict(sorted(total.items(), key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -18,17 +18,17 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.data.corpus.build import Corpus, corpus_files
 from hf_llm.data.corpus.reader_step import Read
 from hf_llm.data.corpus.sources import Source, parts_of
-from hf_llm.data.tokens.mixing import check_shares, sample_texts, train_sources
+from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.import_tokenizer import load_tokenizer, use_tokenizer
-from hf_llm.tokenization.report import Batch, report_table, tokenizer_report
+from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
+from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from hf_llm.training.objectives import objective_in
 
-HELD_OUT_BYTES = 10_000_000
-OWN_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
+MAX_REPORT_BYTES = 10_000_000  # of the validation split
+MAX_TEXT_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
 GPT2 = "openai-community/gpt2"
 
 
@@ -37,84 +37,112 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    """The run's name: everything goes to runs/<name>/."""
     corpus: Corpus
+    """The corpus, whose train split the tokenizer is trained on."""
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    """How the tokenizer is trained, or which existing one is used."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    with run.open_stage("tokenizer", recipe, {"corpus": None}) as making:
-        if making.is_complete:
+    with run.open_stage("tokenizer", recipe, {"corpus": None}) as output:
+        if output.is_complete:
             return
-        corpus = making.sources["corpus"]
-        others = compared(recipe.tokenizer.compare)
-        context = context_of(run.tree)
-        gaps = objective_in(run.tree).tokens(context)
-        tokenizer = make_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares, gaps)
+
+        corpus = output.sources["corpus"]
+        compared = load_compared_tokenizers(recipe.tokenizer.compare)
+        context = read_context(run.tree)
+        denoising_tokens = objective_in(run.tree).tokens(context)
+
+        tokenizer = build_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares, denoising_tokens)
         if context:
             tokenizer.model_max_length = context
-        report = tokenizer_report(tokenizer, held_out(corpus), HELD_OUT_BYTES, others)
-        check_exact(report, recipe.tokenizer)
-        for title, samples in report["samples"].items():
-            for text, tokens in samples.items():
-                print_main(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
-        print_main(report_table(report))
-        tokenizer.save_pretrained(making.path)
+
+        report = measure_tokenizer(tokenizer, read_validation_split(corpus), MAX_REPORT_BYTES, compared)
+        check_round_trip(report, recipe.tokenizer)
+        print_report(report)
+
+        tokenizer.save_pretrained(output.path)
         headline = f"{len(tokenizer):,} tokens, {report['bytes_per_token']:.2f} bytes per token"
-        making.complete(headline, licenses=licenses_of(corpus), report=report)
+        output.complete(headline, licenses=licenses_of(corpus), report=report)
 
 
-def make_tokenizer(
-    section: TokenizerSection, corpus: Path, shares: dict[str, float] | None, gaps: list[str]
+def load_compared_tokenizers(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
+    """Load the tokenizers to report beside the run's own, by title.
+
+    Without `names` that is GPT-2's, if the local Hub cache has it; it is not downloaded for this.
+    """
+    if names is None:
+        try:
+            return {"gpt2": load_tokenizer(GPT2, None, "tokenizer.compare", local_files_only=True)}
+        except UserError:
+            return {}
+
+    # A tokenizer is titled by the last part of its name, unless two share that.
+    last_parts = Counter(Path(name).name for name in names)
+    tokenizers = {}
+    for name in names:
+        last_part = Path(name).name
+        title = last_part if last_parts[last_part] == 1 else name
+        tokenizers[title] = load_tokenizer(name, None, "tokenizer.compare")
+    return tokenizers
+
+
+def read_context(tree: dict) -> int | None:
+    """Return the context in tokens that the recipe gives its model; None where it does not say."""
+    pretrain = tree.get("pretrain") or {}
+    model = tree.get("model") or {}
+    return pretrain.get("context") or model.get("max_position_embeddings")
+
+
+def build_tokenizer(
+    section: TokenizerSection, corpus: Path, shares: dict[str, float] | None, denoising_tokens: list[str]
 ) -> PreTrainedTokenizerFast:
-    """A new tokenizer, or the existing one that the recipe names; fit for a chat model either way, and with the tokens
-    of `gaps` for a model that fills them."""
+    """Train a new tokenizer, or load the existing one that the recipe names.
+
+    Either is fit for a chat model, and has the `denoising_tokens` (mask or sentinels) that the model needs.
+    """
     if section.use:
-        tokenizer = use_tokenizer(section, gaps)
-    elif section.data:
-        tokenizer = train_tokenizer(own_texts(section.data), section, gaps)
+        tokenizer = import_tokenizer(section, denoising_tokens)
     else:
-        files = corpus_files(corpus, "train")
-        if shares:
-            check_shares(shares, train_sources(files))
-        tokenizer = train_tokenizer(sample_texts(files, shares, section.sample_bytes), section, gaps)
+        texts = read_training_texts(section, corpus, shares)
+        tokenizer = train_tokenizer(texts, section, denoising_tokens)
     check_tokenizer(tokenizer)
     return tokenizer
 
 
-def own_texts(paths: list[str]) -> Iterator[str]:
-    """The texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
+def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[str, float] | None) -> Iterator[str]:
+    """Return the texts to train on: the recipe's own for the tokenizer, or a sample of the train split by `shares`."""
+    if section.data:
+        return read_own_texts(section.data)
+
+    files = corpus_files(corpus, "train")
+    if shares:
+        check_shares(shares, list_train_sources(files))
+    return sample_texts(files, shares, section.sample_bytes)
+
+
+def read_own_texts(paths: list[str]) -> Iterator[str]:
+    """Yield the texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
     parts = parts_of([Source(path=path, license="unknown") for path in paths])
     for rank, part in enumerate(parts):
-        reading = Read(parts, OWN_CHARS)
-        yield from (document.text for document in reading.run(rank=rank, world_size=len(parts)))
-        reading.faults.check(part.label)
+        step = Read(parts, MAX_TEXT_CHARS)
+        for document in step.run(rank=rank, world_size=len(parts)):
+            yield document.text
+        step.faults.check(part.label)
 
 
-def held_out(corpus: Path) -> Iterator[Batch]:
-    """The validation split, in batches."""
+def read_validation_split(corpus: Path) -> Iterator[Batch]:
+    """Yield the validation split of the corpus, in batches."""
     for path in corpus_files(corpus, "validation"):
         for documents in read_documents(path):
             yield documents.texts, documents.sources, documents.languages
 
 
-def compared(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
-    """The tokenizers to report beside the run's own. GPT-2's needs no asking, but is not fetched for this."""
-    if names is not None:
-        last = Counter(Path(name).name for name in names)
-        titles = [Path(name).name if last[Path(name).name] == 1 else name for name in names]
-        return {
-            title: load_tokenizer(name, None, "tokenizer.compare") for title, name in zip(titles, names, strict=True)
-        }
-    try:
-        return {"gpt2": load_tokenizer(GPT2, None, "tokenizer.compare", local_files_only=True)}
-    except UserError:
-        return {}
-
-
-def check_exact(report: dict, section: TokenizerSection) -> None:
-    """Say how often an existing tokenizer changes a text. One that was trained here never does."""
+def check_round_trip(report: dict, section: TokenizerSection) -> None:
+    """Print how often an existing tokenizer changes a text. One that was trained here never does."""
     own = report["tokenizers"][0]
     assert section.use or not own["differ"], own["example"]
     if own["differ"]:
@@ -124,10 +152,12 @@ def check_exact(report: dict, section: TokenizerSection) -> None:
         )
 
 
-def context_of(tree: dict) -> int | None:
-    """The tokens of context that the recipe gives its model, as far as it says."""
-    pretrain, model = tree.get("pretrain") or {}, tree.get("model") or {}
-    return pretrain.get("context") or model.get("max_position_embeddings")
+def print_report(report: dict) -> None:
+    """Print how some typical text is cut, and the table of the tokenizers."""
+    for title, samples in report["samples"].items():
+        for text, tokens in samples.items():
+            print_main(f"{title}: {text!r} is {' '.join(map(repr, tokens))}")
+    print_main(format_report(report))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_llm.core.errors import UserError
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.import_tokenizer import load_tokenizer, use_tokenizer
-from hf_llm.tokenization.train import WORDS, TokenizerSection, train_tokenizer
+from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
+from hf_llm.tokenization.train import WORD_PATTERN, TokenizerSection, train_tokenizer
 from tests.made_up_texts import CHAT, texts
 
 DATA = os.environ.get("HF_LLM_DATA")
@@ -76,7 +76,7 @@ GEMMA = {**LLAMA, "add_dummy_prefix": False, "user_defined_symbols": ["\n", "\n\
 )
 def test_a_sentencepiece_model_gives_the_ids_that_sentencepiece_gives(tmp_path, settings):
     path, original = sentencepiece_file(tmp_path, **settings)
-    tokenizer = use_tokenizer(TokenizerSection(use=str(path)))
+    tokenizer = import_tokenizer(TokenizerSection(use=str(path)))
     for text in real_texts():
         assert ids(tokenizer, text) == original.encode(text), text
     assert tokenizer.eos_token_id == original.eos_id() and len(tokenizer) % 64 == 0
@@ -87,7 +87,7 @@ def test_a_sentencepiece_model_gives_the_ids_that_sentencepiece_gives(tmp_path, 
 @pytest.mark.parametrize("settings", [{}, {**LLAMA, "allow_whitespace_only_pieces": True}], ids=["plain", "with bytes"])
 def test_a_unigram_model_gives_the_same_ids_but_for_ties(tmp_path, settings):
     path, original = sentencepiece_file(tmp_path, model_type="unigram", **settings)
-    tokenizer = use_tokenizer(TokenizerSection(use=str(path)))
+    tokenizer = import_tokenizer(TokenizerSection(use=str(path)))
     compared = [text for text in real_texts() if "</s>" not in text]
     different = 0
     for text in compared:
@@ -103,7 +103,7 @@ def score(processor, ids):
 
 def test_an_imported_model_is_fit_to_chat_and_survives_saving(tmp_path):
     path, _ = sentencepiece_file(tmp_path, model_type="bpe", **LLAMA)
-    tokenizer = use_tokenizer(TokenizerSection(use=str(path)))
+    tokenizer = import_tokenizer(TokenizerSection(use=str(path)))
     check_tokenizer(tokenizer)
     tokenizer.save_pretrained(tmp_path / "saved")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -119,28 +119,28 @@ def test_an_imported_model_is_fit_to_chat_and_survives_saving(tmp_path):
 def test_a_sentencepiece_model_that_would_get_other_ids_is_refused(tmp_path):
     path, _ = sentencepiece_file(tmp_path, model_type="bpe", user_defined_symbols=["www"])
     with pytest.raises(UserError, match="other ids here; train one with --add_dummy_prefix=false"):
-        use_tokenizer(TokenizerSection(use=str(path)))
+        import_tokenizer(TokenizerSection(use=str(path)))
     path, _ = sentencepiece_file(tmp_path, model_type="char")
     with pytest.raises(UserError, match="neither Unigram nor BPE"):
-        use_tokenizer(TokenizerSection(use=str(path)))
+        import_tokenizer(TokenizerSection(use=str(path)))
 
 
 def test_a_file_that_is_no_model_is_an_error(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"\x00\x01 not a model")
-    with pytest.raises(UserError, match=r"tokenizer\.use: .*bad\.model is no SentencePiece model"):
-        use_tokenizer(TokenizerSection(use=str(tmp_path / "bad.model")))
+    with pytest.raises(UserError, match=r"tokenizer\.use: .*bad\.model is not a SentencePiece model"):
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "bad.model")))
     (tmp_path / "bad.tiktoken").write_bytes(b"IQ== 0\nIg== one\n")
-    with pytest.raises(UserError, match=r"bad\.tiktoken, line 2 is no base64 token"):
-        use_tokenizer(TokenizerSection(use=str(tmp_path / "bad.tiktoken")))
+    with pytest.raises(UserError, match=r"bad\.tiktoken, line 2 is not a base64 token"):
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "bad.tiktoken")))
     (tmp_path / "short.tiktoken").write_bytes(b"IQ== 0\nIg== 1\n")
-    with pytest.raises(UserError, match="no whole vocabulary: the bytes"):
-        use_tokenizer(TokenizerSection(use=str(tmp_path / "short.tiktoken")))
+    with pytest.raises(UserError, match="not a complete vocabulary: the bytes"):
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "short.tiktoken")))
     with pytest.raises(UserError, match=r"there is no file .*none\.model"):
-        use_tokenizer(TokenizerSection(use=str(tmp_path / "none.model")))
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "none.model")))
 
 
 GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-CL100K = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+CL100K = WORD_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 @pytest.mark.parametrize("pattern", [None, GPT2], ids=["cl100k_base's words", "GPT-2's words"])
@@ -155,7 +155,7 @@ def test_a_tiktoken_file_gives_the_ids_that_tiktoken_gives(tmp_path, pattern):
     lines = [base64.b64encode(token) + b" %d" % rank for token, rank in ranks.items()]
     (tmp_path / "mine.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
     original = tiktoken.Encoding("mine", pat_str=pattern or CL100K, mergeable_ranks=ranks, special_tokens={})
-    tokenizer = use_tokenizer(TokenizerSection(use=str(tmp_path / "mine.tiktoken"), pattern=pattern))
+    tokenizer = import_tokenizer(TokenizerSection(use=str(tmp_path / "mine.tiktoken"), pattern=pattern))
     for text in real_texts():
         assert ids(tokenizer, text) == original.encode_ordinary(text), text
         assert tokenizer.backend_tokenizer.decode(ids(tokenizer, text), skip_special_tokens=False) == text
@@ -167,7 +167,7 @@ def test_an_existing_tokenizer_gets_what_it_lacks_and_keeps_its_ids(tmp_path):
     tokenizer = train_tokenizer(texts(), TokenizerSection(vocab_size=320))
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
     bare.save_pretrained(tmp_path)
-    used = use_tokenizer(TokenizerSection(use=str(tmp_path)))
+    used = import_tokenizer(TokenizerSection(use=str(tmp_path)))
     assert used.pad_token == "<|pad|>" and used.chat_template == tokenizer.chat_template
     assert used.get_vocab() == tokenizer.get_vocab()
     assert (
@@ -187,9 +187,9 @@ def test_what_spells_a_special_token_of_a_unigram_model_is_text(tmp_path):
     assert tokenizer.eos_token_id in ids(tokenizer, "a </s> b")
     backend.enable_truncation(4)
     tokenizer.save_pretrained(tmp_path)
-    found = load_tokenizer(str(tmp_path), None, "tokenizer.use")
-    assert tokenizer.eos_token_id not in ids(found, "a </s> b</s>")
-    assert len(ids(found, "one more")) == 9  # not truncated
+    loaded = load_tokenizer(str(tmp_path), None, "tokenizer.use")
+    assert tokenizer.eos_token_id not in ids(loaded, "a </s> b</s>")
+    assert len(ids(loaded, "one more")) == 9  # not truncated
 
 
 def test_a_template_of_ones_own_wins_over_that_of_the_tokenizer(tmp_path):
@@ -198,8 +198,8 @@ def test_a_template_of_ones_own_wins_over_that_of_the_tokenizer(tmp_path):
     tokenizer.save_pretrained(tmp_path / "other")
     (tmp_path / "mine.jinja").write_text("{{ 'mine' }}")
     for given, wanted in ((None, tokenizer.chat_template), (str(tmp_path / "mine.jinja"), "{{ 'mine' }}")):
-        found = use_tokenizer(TokenizerSection(use=str(tmp_path / "other"), chat_template=given))
-        assert found.chat_template == wanted
+        used = import_tokenizer(TokenizerSection(use=str(tmp_path / "other"), chat_template=given))
+        assert used.chat_template == wanted
 
 
 def test_a_vocabulary_of_odd_size_is_filled_to_a_multiple_of_64(tmp_path):
@@ -208,7 +208,7 @@ def test_a_vocabulary_of_odd_size_is_filled_to_a_multiple_of_64(tmp_path):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
-    used = use_tokenizer(TokenizerSection(use=str(tmp_path)))
+    used = import_tokenizer(TokenizerSection(use=str(tmp_path)))
     assert len(used) == 320 and used.eos_token_id >= 256
     assert used.convert_ids_to_tokens(range(256)) == alphabet
     assert {"<|im_start|>", "<|im_end|>", "<|reserved_0|>"} <= set(used.all_special_tokens)
@@ -217,7 +217,7 @@ def test_a_vocabulary_of_odd_size_is_filled_to_a_multiple_of_64(tmp_path):
 def test_a_tokenizer_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"tokenizer\.use: nobody/nothing cannot be loaded"):
-        use_tokenizer(TokenizerSection(use="nobody/nothing"))
+        import_tokenizer(TokenizerSection(use="nobody/nothing"))
     with pytest.raises(UserError, match=r"tokenizer\.compare: nobody/nothing cannot be loaded"):
         load_tokenizer("nobody/nothing", None, "tokenizer.compare")
 

@@ -3,7 +3,7 @@ from transformers import AutoTokenizer
 
 from hf_llm.core.errors import UserError
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.import_tokenizer import use_tokenizer
+from hf_llm.tokenization.import_tokenizer import import_tokenizer
 from hf_llm.tokenization.sentinel_tokens import MASK, gap_tokens, mask_of, sentinels_of
 from hf_llm.tokenization.train import TokenizerSection, special_tokens, train_tokenizer
 from tests.made_up_texts import CHAT, texts
@@ -21,7 +21,7 @@ def numbered():
     return train_tokenizer(texts(), TokenizerSection(vocab_size=448), NUMBERED)
 
 
-def test_there_are_100_sentinels_or_as_many_as_the_windows_have_gaps():
+def test_there_are_100_sentinels_or_as_many_as_the_windows_have_masked_spans():
     assert gap_tokens(mask=True, sentinels=0) == [MASK]
     assert NUMBERED[0] == "<extra_id_0>" and NUMBERED[-1] == "<extra_id_99>"
     assert len(gap_tokens(mask=False, sentinels=205)) == 205
@@ -64,7 +64,7 @@ def test_all_of_them_are_special_tokens_and_none_is_in_a_causal_models_tokenizer
     assert causal.mask_token is None and causal.cls_token is None
     with pytest.raises(UserError, match=r"no mask token.*--fresh=tokenizer"):
         mask_of(causal)
-    with pytest.raises(UserError, match=r"no sentinels.*--fresh=tokenizer"):
+    with pytest.raises(UserError, match=r"no sentinel tokens.*--fresh=tokenizer"):
         sentinels_of(causal)
 
 
@@ -74,13 +74,13 @@ def test_a_vocabulary_too_small_for_them_is_refused_with_one_that_is_not():
     assert len(train_tokenizer(texts(), TokenizerSection(vocab_size=436), NUMBERED)) == 448
 
 
-@pytest.mark.parametrize("gaps", [[MASK], NUMBERED])
-def test_an_existing_tokenizer_gets_what_it_lacks_after_its_own(gaps, tmp_path):
+@pytest.mark.parametrize("denoising_tokens", [[MASK], NUMBERED])
+def test_an_existing_tokenizer_gets_what_it_lacks_after_its_own(denoising_tokens, tmp_path):
     own = train_tokenizer(texts(), TokenizerSection(vocab_size=320))
     own.save_pretrained(tmp_path)
-    used = use_tokenizer(TokenizerSection(use=str(tmp_path)), gaps)
+    used = import_tokenizer(TokenizerSection(use=str(tmp_path)), denoising_tokens)
     assert used.convert_ids_to_tokens(range(320)) == own.convert_ids_to_tokens(range(320))
-    assert len(used) % 64 == 0 and {*gaps} <= {*used.get_vocab()}
-    assert used.mask_token == (MASK if gaps == [MASK] else None)
+    assert len(used) % 64 == 0 and {*denoising_tokens} <= {*used.get_vocab()}
+    assert used.mask_token == (MASK if denoising_tokens == [MASK] else None)
     used.save_pretrained(tmp_path / "again")
-    assert len(use_tokenizer(TokenizerSection(use=str(tmp_path / "again")), gaps)) == len(used)
+    assert len(import_tokenizer(TokenizerSection(use=str(tmp_path / "again")), denoising_tokens)) == len(used)

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on text it has not seen, by source and language, and beside other tokenizers."""
+"""Measure how good a tokenizer is on text it has not seen, by source and language, and beside other tokenizers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -16,56 +16,62 @@ SAMPLES = {
     "white space": ["    return x", "\t\tx = 1\n\n\n", "a  b   c"],
     "words": ["The quick brown fox", "internationalisation", "naïve café"],
 }
+MAX_GROUPS_SHOWN = 12  # sources, and languages, in the printed table
 
 Batch = tuple[list[str], list[str], list[str]]  # texts, their sources, their languages
 
 
 @dataclass
-class _Tally:
-    """One tokenizer's counts."""
+class _TokenizerCounts:
+    """What one tokenizer makes of the texts so far."""
 
     name: str
     tokenizer: "PreTrainedTokenizerFast"
-    tokens: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # "source" and "language"
+    tokens: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
+    """Tokens by the value of `source` and of `language`."""
     differ: int = 0
+    """Texts that are changed by encoding and decoding."""
     example: str = ""
+    """The first such change."""
 
     def __post_init__(self) -> None:
-        self.used = np.zeros(max(self.tokenizer.get_vocab().values()) + 1, bool)  # (ids,)
+        largest_id = max(self.tokenizer.get_vocab().values())
+        self.is_used = np.zeros(largest_id + 1, bool)  # (ids,)
 
-    def add(self, batch: Batch) -> None:
+    def add_batch(self, batch: Batch) -> None:
         texts, sources, languages = batch
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = True
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         backend.encode_special_tokens = False
-        self._compare(texts, encodings)
+
+        self._count_changed(texts, encodings)
         for encoding, source, language in zip(encodings, sources, languages, strict=True):
             self.tokens["source"][source] += len(encoding)
             self.tokens["language"][language] += len(encoding)
-            self.used[encoding.ids] = True
+            self.is_used[encoding.ids] = True
 
-    def _compare(self, texts: list[str], encodings: "list[Encoding]") -> None:
+    def _count_changed(self, texts: list[str], encodings: "list[Encoding]") -> None:
         ids = [encoding.ids for encoding in encodings]
-        decoded = self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
-        for text, back in zip(texts, decoded, strict=True):
-            if text != back:
+        decoded_texts = self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
+        for text, decoded in zip(texts, decoded_texts, strict=True):
+            if text != decoded:
                 self.differ += 1
-                self.example = self.example or _difference(text, back)
+                self.example = self.example or _describe_difference(text, decoded)
 
-    def row(self, documents: int, size: int) -> dict:
+    def report_row(self, documents: int, size: int) -> dict:
         return {
             "tokenizer": self.name,
             "vocab_size": len(self.tokenizer),
             "bytes_per_token": size / max(self.tokens["source"].total(), 1),
-            "unused_share": 1 - float(self.used.mean()),
+            "unused_share": 1 - float(self.is_used.mean()),
             "documents": documents,
             "differ": self.differ,
             "example": self.example,
         }
 
 
-def tokenizer_report(
+def measure_tokenizer(
     tokenizer: "PreTrainedTokenizerFast",
     batches: Iterable[Batch],
     limit: int,
@@ -76,73 +82,99 @@ def tokenizer_report(
 
     Special tokens written in a text are text here, as in the token shards. Returns
 
-    - `tokenizers`: a row each, `bytes_per_token`, `unused_share` of the vocabulary, of how many `documents` the text
-      comes back otherwise (`differ`) and the first such place (`example`);
+    - `tokenizers`: a row each, `bytes_per_token`, `unused_share` of the vocabulary, in how many `documents` the text is
+      changed by encoding and decoding (`differ`) and the first such place (`example`);
     - `by_source`, `by_language`: a row for each with its `bytes` and `documents`, and bytes per token by tokenizer;
     - `samples`: how some typical text is cut;
     - `bytes_per_token`, `documents`, `bytes` of the whole for the tokenizer itself.
     """
-    tallies = [_Tally(label, each) for label, each in {name: tokenizer, **(others or {})}.items()]
-    sizes, counts = defaultdict(Counter), defaultdict(Counter)
+    tokenizers = {name: tokenizer, **(others or {})}
+    counts = [_TokenizerCounts(label, each) for label, each in tokenizers.items()]
+
+    # Bytes and documents by the value of "source" and of "language".
+    sizes = defaultdict(Counter)
+    documents = defaultdict(Counter)
     for batch in batches:
         for text, source, language in zip(*batch, strict=True):
-            for what, value in (("source", source), ("language", language)):
-                sizes[what][value] += len(text.encode("utf-8"))
-                counts[what][value] += 1
-        for tally in tallies:
-            tally.add(batch)
+            size = len(text.encode("utf-8"))
+            sizes["source"][source] += size
+            sizes["language"][language] += size
+            documents["source"][source] += 1
+            documents["language"][language] += 1
+        for each in counts:
+            each.add_batch(batch)
         if sizes["source"].total() >= limit:
             break
-    documents, size = counts["source"].total(), sizes["source"].total()
-    rows = [tally.row(documents, size) for tally in tallies]
+
+    total_documents = documents["source"].total()
+    total_bytes = sizes["source"].total()
+    rows = [each.report_row(total_documents, total_bytes) for each in counts]
     return {
         "bytes_per_token": rows[0]["bytes_per_token"],
-        "documents": documents,
-        "bytes": size,
+        "documents": total_documents,
+        "bytes": total_bytes,
         "tokenizers": rows,
-        "by_source": _by("source", tallies, sizes["source"], counts["source"]),
-        "by_language": _by("language", tallies, sizes["language"], counts["language"]),
-        "samples": {
-            title: {text: _tokens(tokenizer.backend_tokenizer, text) for text in group}
-            for title, group in SAMPLES.items()
-        },
+        "by_source": _group_rows("source", counts, sizes["source"], documents["source"]),
+        "by_language": _group_rows("language", counts, sizes["language"], documents["language"]),
+        "samples": _split_samples(tokenizer.backend_tokenizer),
     }
 
 
-def report_table(report: dict) -> str:
-    """The rows of a report as lines to print, the largest sources first."""
-    width = max(len(row["tokenizer"]) for row in report["tokenizers"])
-    lines = [f"  {'tokenizer':<{max(width, 9)}}  bytes/token  unused  texts changed  vocabulary"]
+def format_report(report: dict) -> str:
+    """Return the rows of a report as lines to print, the largest sources first."""
+    names = [row["tokenizer"] for row in report["tokenizers"]]
+    width = max(len(name) for name in ["tokenizer", *names])
+
+    lines = [f"  {'tokenizer':<{width}}  bytes/token  unused  texts changed  vocabulary"]
     for row in report["tokenizers"]:
-        numbers = f"{row['bytes_per_token']:>11.3f}  {row['unused_share']:>6.1%}  {row['differ']:>13,}"
-        lines.append(f"  {row['tokenizer']:<{max(width, 9)}}  {numbers}  {row['vocab_size']:>10,}")
-    for what in ("source", "language"):
-        for row in report[f"by_{what}"][:12]:
-            cells = ", ".join(f"{each['tokenizer']} {row[each['tokenizer']]:.3f}" for each in report["tokenizers"])
-            lines.append(f"  {what} {row[what] or '(none)'}: {cells}")
+        cells = [
+            f"{row['tokenizer']:<{width}}",
+            f"{row['bytes_per_token']:>11.3f}",
+            f"{row['unused_share']:>6.1%}",
+            f"{row['differ']:>13,}",
+            f"{row['vocab_size']:>10,}",
+        ]
+        lines.append("  " + "  ".join(cells))
+
+    for group in ("source", "language"):
+        for row in report[f"by_{group}"][:MAX_GROUPS_SHOWN]:
+            value = row[group] or "(none)"
+            numbers = ", ".join(f"{name} {row[name]:.3f}" for name in names)
+            lines.append(f"  {group} {value}: {numbers}")
     return "\n".join(lines)
 
 
-def _by(what: str, tallies: list[_Tally], sizes: Counter, counts: Counter) -> list[dict]:
-    return [
-        {
-            what: value,
-            "documents": counts[value],
-            "bytes": size,
-            **{tally.name: size / max(tally.tokens[what][value], 1) for tally in tallies},
-        }
-        for value, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
-    ]
+def _group_rows(group: str, counts: list[_TokenizerCounts], sizes: Counter, documents: Counter) -> list[dict]:
+    """Return a row for each source or language, the largest first."""
+    rows = []
+    for value, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0])):
+        row = {group: value, "documents": documents[value], "bytes": size}
+        for each in counts:
+            row[each.name] = size / max(each.tokens[group][value], 1)
+        rows.append(row)
+    return rows
 
 
-def _difference(text: str, back: str) -> str:
-    """The first place where two texts part, with what stands around it."""
-    place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-    around = slice(max(0, place - 10), place + 20)
-    return f"{text[around]!r} became {back[around]!r}"
+def _describe_difference(text: str, decoded: str) -> str:
+    """Return the first place where two texts differ, with what stands around it."""
+    position = min(len(text), len(decoded))
+    for i, (character, other) in enumerate(zip(text, decoded, strict=False)):
+        if character != other:
+            position = i
+            break
+    around = slice(max(0, position - 10), position + 20)
+    return f"{text[around]!r} became {decoded[around]!r}"
 
 
-def _tokens(backend: "Tokenizer", text: str) -> list[str]:
+def _split_samples(backend: "Tokenizer") -> dict[str, dict[str, list[str]]]:
+    """Return the tokens of each of `SAMPLES`."""
+    samples = {}
+    for title, texts in SAMPLES.items():
+        samples[title] = {text: _split_text(backend, text) for text in texts}
+    return samples
+
+
+def _split_text(backend: "Tokenizer", text: str) -> list[str]:
     backend.encode_special_tokens = True
     ids = backend.encode(text, add_special_tokens=False).ids
     backend.encode_special_tokens = False

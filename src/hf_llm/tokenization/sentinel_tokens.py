@@ -1,4 +1,4 @@
-"""The special tokens that stand for what was taken out of a text: a mask, or numbered sentinels."""
+"""The special tokens that stand for what is masked in a text: a mask token, or numbered sentinel tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -8,43 +8,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MASK = "<|mask|>"
-FEWEST_SENTINELS = 100  # as T5 has them
+MIN_SENTINELS = 100  # as T5 has them
+
+_REMEDY = (
+    "a tokenizer that hf_llm.train_tokenizer makes for a recipe with this model_type has it "
+    "(python -m hf_llm.run RECIPE --fresh=tokenizer)"
+)
 
 
 def gap_tokens(mask: bool, sentinels: int) -> list[str]:
-    """The tokens of a tokenizer for a masked model, or for one that needs at least so many `sentinels`, if any."""
-    numbered = [sentinel(number) for number in range(max(FEWEST_SENTINELS, sentinels))] if sentinels else []
-    return [MASK] * mask + numbered
+    """Return the special tokens of a tokenizer for a masked model (`mask`), or for one that needs at least so many
+    `sentinels`; none for a causal model."""
+    tokens = []
+    if mask:
+        tokens.append(MASK)
+    if sentinels:
+        tokens += [sentinel(number) for number in range(max(MIN_SENTINELS, sentinels))]
+    return tokens
 
 
 def sentinel(number: int) -> str:
-    """T5's name of the `number`-th gap of a text, from 0."""
+    """Return T5's name of the sentinel token of the masked span `number`, from 0."""
     return f"<extra_id_{number}>"
 
 
 def mask_of(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id of the mask token. Raises UserError where there is none."""
+    """Return the id of the mask token. Raises UserError where there is none."""
     if tokenizer.mask_token_id is None:
-        raise UserError(f"{_name(tokenizer)} has no mask token, which a masked model needs; {_remedy()}")
+        raise UserError(f"{_display_name(tokenizer)} has no mask token, which a masked model needs; {_REMEDY}")
     return tokenizer.mask_token_id
 
 
 def sentinels_of(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids of `<extra_id_0>`, `<extra_id_1>` ... Raises UserError where there are none."""
-    vocabulary, found = tokenizer.get_vocab(), []
-    while (name := sentinel(len(found))) in vocabulary:
-        found.append(vocabulary[name])
-    if not found:
-        raise UserError(f"{_name(tokenizer)} has no sentinels (<extra_id_0> ...), which T5 needs; {_remedy()}")
-    return found
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>` ... Raises UserError where there are none."""
+    vocabulary = tokenizer.get_vocab()
+    ids = []
+    while sentinel(len(ids)) in vocabulary:
+        ids.append(vocabulary[sentinel(len(ids))])
+    if not ids:
+        name = _display_name(tokenizer)
+        raise UserError(f"{name} has no sentinel tokens (<extra_id_0> ...), which T5 needs; {_REMEDY}")
+    return ids
 
 
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _display_name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "the tokenizer"
-
-
-def _remedy() -> str:
-    return (
-        "one that hf_llm.train_tokenizer makes for a recipe with this model_type has it (python -m hf_llm.run RECIPE "
-        "--fresh=tokenizer)"
-    )

@@ -1,14 +1,16 @@
 """Train a tokenizer on a bounded sample of text: byte-level BPE, or Unigram (`hf_llm.tokenization.unigram`).
 
-Byte-level: every text has an encoding and decoding gives it back exactly. Text is first cut into words by a pattern in
-the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a small
-vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece (indentation
-costs one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference engines know.
+Byte-level: every text has an encoding and decoding gives it back exactly. Text is first split into words by a pattern
+in the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a
+small vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece
+(indentation costs one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference
+engines know.
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,13 +20,18 @@ from hf_llm.tokenization.unigram import train_unigram
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
-PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPARE = 12  # reserved tokens at least: a later stage names one without resizing the embeddings
-MULTIPLE = 64  # of the vocabulary: matrix units want it (nanoGPT measured +25% at 50304 against 50257)
+PAD = "<|pad|>"
+END_OF_TEXT = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+MIN_RESERVED_TOKENS = 12  # a later stage names one without resizing the embeddings
+VOCABULARY_MULTIPLE = 64  # matrix units want it (nanoGPT measured +25% at 50304 against 50257)
+BYTE_TOKENS = 256
 
-WORDS = (
+WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English endings
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one character before them: a space mostly
     r"|\p{N}"  # each digit alone
@@ -37,121 +44,133 @@ _ENDLESS_WORD = re.compile(r"[^\W\d_]{256,}")  # base64 and the like: BPE keeps 
 
 @dataclass
 class TokenizerSection:
-    """The `tokenizer` section."""
+    """The `tokenizer` section of a recipe."""
 
-    vocab_size: int = field(default=32768, metadata={"help": "tokens in all, rounded up to a multiple of 64"})
-    algorithm: Literal["byte_level_bpe", "unigram"] = field(
-        default="byte_level_bpe", metadata={"help": "unigram: as SentencePiece trains it"}
-    )
-    sample_bytes: int = field(
-        default=200_000_000, metadata={"help": "text of the train split to learn from, divided by corpus.shares"}
-    )
-    data: list[str] | None = field(
-        default=None, metadata={"help": "files or folders to learn from instead, read as corpus.sources are"}
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "chatml, or the path of a Jinja template; else that of `use`, or chatml"}
-    )
-    use: str | None = field(
-        default=None,
-        metadata={"help": "a tokenizer to take instead: folder, Hub id, SentencePiece .model or .tiktoken file"},
-    )
-    pattern: str | None = field(
-        default=None, metadata={"help": "what cuts words for a .tiktoken file; cl100k_base's if left out"}
-    )
-    compare: list[str] | None = field(
-        default=None, metadata={"help": "tokenizers to report beside it; GPT-2's where it is in the local cache"}
-    )
+    vocab_size: int = 32768
+    """Number of tokens, special tokens included, rounded up to a multiple of 64."""
+    algorithm: Literal["byte_level_bpe", "unigram"] = "byte_level_bpe"
+    """How the vocabulary is trained; unigram as SentencePiece trains it."""
+    sample_bytes: int = 200_000_000
+    """Bytes of the train split to train on, divided among the sources by corpus.shares."""
+    data: list[str] | None = None
+    """Files or folders to train on instead of the corpus, read as corpus.sources are."""
+    chat_template: str | None = None
+    """`chatml`, or the path of a Jinja template; where it is left out, the template of `use`, or chatml."""
+    use: str | None = None
+    """An existing tokenizer to use instead: a folder, a Hub id, a SentencePiece .model or a .tiktoken file."""
+    pattern: str | None = None
+    """Pattern that splits text into words for a .tiktoken file; cl100k_base's where it is left out."""
+    compare: list[str] | None = None
+    """Tokenizers to report beside it; GPT-2's where it is left out and the local Hub cache has that."""
 
     def __post_init__(self) -> None:
-        smallest = 256 + MULTIPLE
+        smallest = BYTE_TOKENS + VOCABULARY_MULTIPLE
         if self.vocab_size < smallest:
             raise ValueError(f"vocab_size is {self.vocab_size}; a byte-level vocabulary has at least {smallest} tokens")
         if self.sample_bytes < 1:
             raise ValueError(f"sample_bytes is {self.sample_bytes}; it has to be positive")
         if self.use and self.data:
-            raise ValueError("`use` takes a tokenizer as it is, `data` is what one is learnt from; leave one out")
+            raise ValueError("`use` takes a tokenizer as it is, `data` is what one is trained on; leave one out")
         if self.pattern and not (self.use or "").endswith(".tiktoken"):
             raise ValueError("`pattern` belongs to a .tiktoken file in `use`; leave it out")
 
 
 def train_tokenizer(
-    texts: Iterable[str], section: TokenizerSection, gaps: list[str] | None = None
+    texts: Iterable[str], section: TokenizerSection, denoising_tokens: Sequence[str] = ()
 ) -> "PreTrainedTokenizerFast":
-    """Learn a tokenizer from the first `sample_bytes` of `texts`, with our special tokens and chat template, and those
-    of `gaps` (`hf_llm.tokenization.sentinel_tokens`) for a model that fills gaps.
+    """Train a tokenizer on the first `sample_bytes` of `texts`, with our special tokens and chat template.
 
-    Raises UserError where the text is too small for the vocabulary, with the largest one that it is enough for.
+    `denoising_tokens` are the mask or sentinel tokens (`hf_llm.tokenization.sentinel_tokens`) for a model that restores
+    masked text. Raises UserError where the text is too small for the vocabulary, with the largest one that it is enough
+    for.
     """
     from transformers import PreTrainedTokenizerFast
 
-    size = -(-section.vocab_size // MULTIPLE) * MULTIPLE
-    specials = special_tokens(size - section.vocab_size, gaps or [])
-    if gaps and 256 + len(specials) > size:
+    size = math.ceil(section.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    fill = size - section.vocab_size
+    specials = special_tokens(fill, denoising_tokens)
+    smallest = BYTE_TOKENS + len(specials)
+    if denoising_tokens and smallest > size:
         raise UserError(
             f"tokenizer.vocab_size: {section.vocab_size} is too few for 256 bytes and {len(specials)} special tokens, "
-            f"{gaps[0]} among them, which this model_type needs; write {256 + len(specials) + MULTIPLE} or more"
+            f"{denoising_tokens[0]} among them, which this model_type needs; write {smallest + VOCABULARY_MULTIPLE} or "
+            "more"
         )
-    sample = _sample(texts, section.sample_bytes)
+
+    sample = _take_sample(texts, section.sample_bytes)
     if section.algorithm == "unigram":
-        tokenizer = train_unigram(sample, size, specials, WORDS)
+        tokenizer = train_unigram(sample, size, specials, WORD_PATTERN)
     else:
-        tokenizer = _empty_tokenizer()
-        tokenizer.train_from_iterator(sample, _trainer(size, specials))
-    found = tokenizer.get_vocab_size()
-    if found < size:
-        largest = (found - (size - section.vocab_size)) // MULTIPLE * MULTIPLE
-        remedy = f"write tokenizer.vocab_size={largest} (the largest it is enough for)"
-        if largest < 256 + MULTIPLE:
-            remedy = "give it more text"
-        raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {found:,} tokens found; {remedy}")
-    named = {"pad_token": PAD, "eos_token": END_OF_TEXT, **_ends(tokenizer, gaps or [])}
+        tokenizer = _build_untrained_bpe()
+        tokenizer.train_from_iterator(sample, _build_bpe_trainer(size, specials))
+    _check_vocabulary_size(tokenizer.get_vocab_size(), size, fill)
+
+    named = {"pad_token": PAD, "eos_token": END_OF_TEXT}
+    if denoising_tokens:
+        _add_text_boundaries(tokenizer, is_masked=MASK in denoising_tokens)
+    if MASK in denoising_tokens:
+        named |= {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **named,
         extra_special_tokens=[token for token in specials if token not in named.values()],
         clean_up_tokenization_spaces=False,
-        chat_template=chat_template(section.chat_template or "chatml"),
+        chat_template=load_chat_template(section.chat_template or "chatml"),
     )
 
 
-def special_tokens(fill: int, gaps: Iterable[str] = ()) -> list[str]:
-    """Padding, end of text, the chat's tokens, those of `gaps`, and reserved ones: `SPARE`, and `fill` to round the
-    vocabulary up."""
-    return [PAD, END_OF_TEXT, TURN_START, TURN_END, *gaps, *(f"<|reserved_{i}|>" for i in range(SPARE + fill))]
+def _check_vocabulary_size(trained: int, size: int, fill: int) -> None:
+    """Raise UserError where a sample gave fewer tokens than the `size` asked for, `fill` of them for rounding up."""
+    if trained >= size:
+        return
+
+    largest = (trained - fill) // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+    remedy = f"write tokenizer.vocab_size={largest} (the largest it is enough for)"
+    if largest < BYTE_TOKENS + VOCABULARY_MULTIPLE:
+        remedy = "give it more text"
+    raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {trained:,} tokens found; {remedy}")
 
 
-def _ends(tokenizer: "Tokenizer", gaps: list[str]) -> dict[str, str]:
-    """Let the tokenizer of a model that fills gaps set the ends of a text, as in the stream it learns from: an end of
-    text after each, and before it, where a masked model has its [CLS]. Returns the tokens that have a name by that.
+def special_tokens(fill: int, denoising_tokens: Iterable[str] = ()) -> list[str]:
+    """Return padding, end of text, the chat's tokens, the denoising tokens, and reserved ones: `MIN_RESERVED_TOKENS`,
+    and `fill` to round the vocabulary up."""
+    reserved = [f"<|reserved_{number}|>" for number in range(MIN_RESERVED_TOKENS + fill)]
+    return [PAD, END_OF_TEXT, TURN_START, TURN_END, *denoising_tokens, *reserved]
+
+
+def _add_text_boundaries(tokenizer: "Tokenizer", is_masked: bool) -> None:
+    """Make a tokenizer set the ends of a text as in the stream that the model is trained on.
+
+    That is an end of text after each text, and one before it for a masked model, which has it in the place of [CLS].
     """
     from tokenizers import processors
 
-    if not gaps:
-        return {}
-    start, ids = f"{END_OF_TEXT} " if MASK in gaps else "", [(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
+    start = f"{END_OF_TEXT} " if is_masked else ""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start}$A {END_OF_TEXT}", pair=f"{start}$A {END_OF_TEXT} $B {END_OF_TEXT}", special_tokens=ids
+        single=f"{start}$A {END_OF_TEXT}",
+        pair=f"{start}$A {END_OF_TEXT} $B {END_OF_TEXT}",
+        special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
     )
-    return {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT} if MASK in gaps else {}
 
 
-def chat_template(name: str) -> str:
-    """The text of the chat template: ours for `chatml`, or the file at a path."""
-    path = Path(__file__).with_name("chat_template.jinja") if name == "chatml" else Path(name).expanduser()
+def load_chat_template(name: str) -> str:
+    """Read the text of a chat template: ours for `chatml`, or the file at a path. Raises UserError."""
+    path = Path(name).expanduser()
+    if name == "chatml":
+        path = Path(__file__).with_name("chat_template.jinja")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"tokenizer.chat_template: {name} is neither `chatml` nor a readable file: {error}") from None
 
 
-def _empty_tokenizer() -> "Tokenizer":
+def _build_untrained_bpe() -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -159,7 +178,7 @@ def _empty_tokenizer() -> "Tokenizer":
     return tokenizer
 
 
-def _trainer(size: int, specials: list[str]) -> object:
+def _build_bpe_trainer(size: int, specials: list[str]) -> "BpeTrainer":
     from tokenizers import pre_tokenizers, trainers
 
     return trainers.BpeTrainer(
@@ -170,10 +189,11 @@ def _trainer(size: int, specials: list[str]) -> object:
     )
 
 
-def _sample(texts: Iterable[str], limit: int) -> Iterator[str]:
-    taken = 0
+def _take_sample(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Yield the texts up to the one that reaches `limit` bytes, endless words replaced by a space."""
+    size = 0
     for text in texts:
         yield _ENDLESS_WORD.sub(" ", text)
-        taken += len(text.encode("utf-8"))
-        if taken >= limit:
+        size += len(text.encode("utf-8"))
+        if size >= limit:
             return

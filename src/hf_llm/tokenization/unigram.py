@@ -1,10 +1,10 @@
 """Train a Unigram tokenizer (Kudo 2018, "Subword Regularization") with the SentencePiece library.
 
 SentencePiece trains: the trainer of the tokenizers library gives another vocabulary at every run. The result is a
-`tokenizers.Tokenizer`, cut into words as our BPE is where SentencePiece has its own rules, so that numbers, white space
-and line ends are treated alike. Two things of SentencePiece's own are left out because text would not come back
-exactly: no text is normalised, and a space is a space, not U+2581, which stands for itself. What has no piece is spelt
-in bytes (`<0x41>`).
+`tokenizers.Tokenizer`, which splits text into words as our BPE does where SentencePiece has its own rules, so that
+numbers, white space and line ends are treated alike. Two features of SentencePiece are left out because text would not
+come back exactly: no text is normalised, and a space is a space, not U+2581, which stands for itself. What has no piece
+is spelt in bytes (`<0x41>`).
 """
 
 import io
@@ -17,60 +17,70 @@ from hf_llm.core.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACE = "\u2581"  # SentencePiece's space
 _TAB = "\ue009"  # stands for a tab, which ends a column of SentencePiece's input
-_END = "\ue00a"  # ends a word in some lines of it
-_ASCII = "".join(map(chr, range(33, 127)))  # has pieces of its own in any case
-_LONGEST = 256  # characters of a word that is learnt from
-_UNFIT = re.compile(f"[\0{_SPACE}\u2585{_TAB}{_END}]")  # U+2585 is reserved in SentencePiece
-_THREADS = 4  # of sums: their number changes the last digits, so it is fixed
+_END_OF_WORD = "\ue00a"  # ends a word in some lines of that input
+_ASCII = "".join(map(chr, range(33, 127)))  # characters that get pieces of their own in any case
+_MAX_WORD_CHARS = 256  # a longer word is not trained on
+_RESERVED_CHARACTERS = re.compile(f"[\0{_SPACE}\u2585{_TAB}{_END_OF_WORD}]")  # U+2585 is SentencePiece's own
+_THREADS = 4  # that add up: their number changes the last digits of a sum, so it is fixed
+
+# Pieces of a vocabulary that hold no characters of the text: the bytes and the end of a word. SentencePiece's own
+# numbers count its unknown piece too.
+_PIECES_WITHOUT_TEXT = len(BYTES) + 1
+_COUNTED_WITHOUT_TEXT = _PIECES_WITHOUT_TEXT + 1
 
 
-def train_unigram(texts: Iterable[str], size: int, specials: list[str], words: str) -> "Tokenizer":
-    """A tokenizer of `size` tokens: `specials`, 256 bytes, and the pieces learnt from `texts` cut by the regex `words`.
+def train_unigram(texts: Iterable[str], size: int, specials: list[str], word_pattern: str) -> "Tokenizer":
+    """Train a tokenizer of `size` tokens: `specials`, 256 bytes, and pieces of the words that the regex `word_pattern`
+    splits `texts` into.
 
-    May have fewer where the text has no more pieces. Raises UserError where the vocabulary is too small for the letters
-    of the text.
+    It has fewer tokens where the text has no more pieces. Raises UserError where the vocabulary is too small for the
+    characters of the text.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    cutting = pre_tokenizers.Split(Regex(words), behavior="isolated")
-    pieces = _learn(_counted(texts, cutting), size - len(specials) + 1)
-    never = 100 * min(score for _, score in pieces)  # no text is ever cut into a special token or the name of a byte
-    vocabulary = [(token, never) for token in (*specials, *BYTES)] + pieces
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))  # the bytes leave nothing unknown
-    tokenizer.pre_tokenizer = cutting
+    word_splitter = pre_tokenizers.Split(Regex(word_pattern), behavior="isolated")
+    words = _count_words(texts, word_splitter)
+    pieces = _train_pieces(words, size - len(specials) + 1)  # one more for the end of a word, which is not kept
+
+    # So improbable that no text is ever split into a special token or the name of a byte.
+    scores = [score for _, score in pieces]
+    lowest_score = 100 * min(scores)
+    never_used = [(token, lowest_score) for token in (*specials, *BYTES)]
+    model = models.Unigram(never_used + pieces, unk_id=0, byte_fallback=True)  # the bytes leave nothing unknown
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = word_splitter
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
 
-def _counted(texts: Iterable[str], cutting: object) -> Counter:
+def _count_words(texts: Iterable[str], word_splitter: "PreTokenizer") -> Counter:
     words = Counter()
     for text in texts:
-        words.update(word for word, _ in cutting.pre_tokenize_str(text))
+        words.update(word for word, _ in word_splitter.pre_tokenize_str(text))
     return words
 
 
-def _learn(words: Counter, size: int) -> list[tuple[str, float]]:
-    """The pieces that SentencePiece learns from counted words and their log probabilities."""
+def _train_pieces(words: Counter, size: int) -> list[tuple[str, float]]:
+    """Return the pieces that SentencePiece trains on counted words, with their log probabilities.
+
+    Raises UserError where SentencePiece fails.
+    """
     import sentencepiece
 
-    rows = (
-        row
-        for word, count in sorted(words.items())
-        if len(word) <= _LONGEST and not _UNFIT.search(word)
-        for row in _rows(word.replace("\t", _TAB), count)
-    )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=rows,
+            sentence_iterator=_input_lines(words),
             input_format="tsv",
             model_writer=model,
             vocab_size=size + 1,
-            user_defined_symbols=[_END],
+            user_defined_symbols=[_END_OF_WORD],
             hard_vocab_limit=False,
             required_chars=_ASCII,
             byte_fallback=True,
@@ -79,7 +89,7 @@ def _learn(words: Counter, size: int) -> list[tuple[str, float]]:
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            split_by_whitespace=False,  # these four: words are cut already
+            split_by_whitespace=False,  # these four: the text is split into words already
             split_by_unicode_script=False,
             split_by_number=False,
             split_digits=False,
@@ -89,32 +99,43 @@ def _learn(words: Counter, size: int) -> list[tuple[str, float]]:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(error, size) from error
-    learnt = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return [
-        (learnt.id_to_piece(i).replace(_SPACE, " ").replace(_TAB, "\t"), learnt.get_score(i))
-        for i in range(learnt.get_piece_size())
-        if not learnt.is_byte(i) and not learnt.is_unknown(i) and learnt.id_to_piece(i) != _END
-    ]
+        raise _translate_error(error, size) from error
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = []
+    for i in range(processor.get_piece_size()):
+        piece = processor.id_to_piece(i)
+        if processor.is_byte(i) or processor.is_unknown(i) or piece == _END_OF_WORD:
+            continue
+        piece = piece.replace(_SPACE, " ").replace(_TAB, "\t")
+        pieces.append((piece, processor.get_score(i)))
+    return pieces
 
 
-def _rows(word: str, count: int) -> Iterator[str]:
-    """The lines for a word and how often it stands in the text.
+def _input_lines(words: Counter) -> Iterator[str]:
+    """Yield the lines of SentencePiece's input: words and how often they stand in the text.
 
-    SentencePiece tries as a piece what is followed by one thing here and another there; a word alone would be followed
-    by the end of its line always, and never be tried. So once it is followed by a symbol.
+    SentencePiece tries as a piece what is followed by one thing in one place and by another elsewhere; a word alone
+    would always be followed by the end of its line, and never be tried. So once it is followed by a symbol.
     """
-    if count > 1:
-        yield f"{word}{_END}\t1"
-    yield f"{word}\t{max(1, count - 1)}"
+    for word, count in sorted(words.items()):
+        if len(word) > _MAX_WORD_CHARS or _RESERVED_CHARACTERS.search(word):
+            continue
+        word = word.replace("\t", _TAB)
+        if count > 1:
+            yield f"{word}{_END_OF_WORD}\t1"
+        yield f"{word}\t{max(1, count - 1)}"
 
 
-def _explained(error: RuntimeError, size: int) -> Exception:
-    """What SentencePiece's message means for the recipe."""
-    found = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-    if found:
-        return UserError(
-            f"tokenizer.vocab_size leaves {size - 257:,} tokens beside the bytes and the special ones; the letters of "
-            f"the text alone are {int(found[1]) - 258:,}: make it larger, or write tokenizer.algorithm=byte_level_bpe"
-        )
-    return UserError(f"sentencepiece cannot learn from this text: {error}; give it more")
+def _translate_error(error: RuntimeError, size: int) -> UserError:
+    """Return what SentencePiece's message means for the recipe."""
+    too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+    if not too_small:
+        return UserError(f"sentencepiece cannot train on this text: {error}; give it more")
+
+    available = size - _PIECES_WITHOUT_TEXT
+    characters = int(too_small[1]) - _COUNTED_WITHOUT_TEXT
+    return UserError(
+        f"tokenizer.vocab_size leaves {available:,} tokens beside the bytes and the special ones; the letters of the "
+        f"text alone are {characters:,}: make it larger, or write tokenizer.algorithm=byte_level_bpe"
+    )

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from hf_llm.data.chat.formats import LeftOut, Unusable, conversation_reader, labelled_reader, preference_reader, trees
+from hf_llm.data.chat.formats import (
+    LeftOut,
+    Unusable,
+    build_trees,
+    find_conversation_reader,
+    find_labelled_reader,
+    find_preference_reader,
+)
 
 
 def user(text):
@@ -55,7 +62,7 @@ def system(text):
     ],
 )
 def test_every_known_form_becomes_messages(row, expected):
-    assert conversation_reader(set(row))(row) == [{"messages": expected}]
+    assert find_conversation_reader(set(row))(row) == [{"messages": expected}]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_every_known_form_becomes_messages(row, expected):
 )
 def test_a_row_that_cannot_be_used_says_why(row, reason):
     with pytest.raises(Unusable, match=reason):
-        conversation_reader(set(row))(row)
+        find_conversation_reader(set(row))(row)
 
 
 EXPECTED = {"prompt": [user("a")], "chosen": [assistant("good")], "rejected": [assistant("bad")]}
@@ -132,7 +139,7 @@ EXPECTED = {"prompt": [user("a")], "chosen": [assistant("good")], "rejected": [a
     ],
 )
 def test_every_known_form_becomes_a_preference(row):
-    assert preference_reader(set(row))(row) == [EXPECTED]
+    assert find_preference_reader(set(row))(row) == [EXPECTED]
 
 
 @pytest.mark.parametrize(
@@ -148,12 +155,12 @@ def test_every_known_form_becomes_a_preference(row):
 )
 def test_a_pair_that_teaches_nothing_says_why(row, reason):
     with pytest.raises(Unusable, match=reason):
-        preference_reader(set(row))(row)
+        find_preference_reader(set(row))(row)
 
 
 def test_other_columns_are_no_known_form():
-    assert conversation_reader({"text", "label"}) is None
-    assert preference_reader({"messages", "label"}) is None
+    assert find_conversation_reader({"text", "label"}) is None
+    assert find_preference_reader({"messages", "label"}) is None
 
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -197,15 +204,16 @@ CALLED = [user("q"), {**assistant(""), "tool_calls": [CALL]}, {"role": "tool", "
 def test_tool_calls_of_every_spelling_become_openais(messages, as_text):
     tools = [{"name": "f", "parameters": {"type": "object"}}]
     row = {**messages, "tools": json.dumps(tools) if as_text else tools}
-    (found,) = conversation_reader(set(row))(row)
-    assert found["messages"] == CALLED
-    assert json.loads(found["tools"]) == tools
+    (conversation,) = find_conversation_reader(set(row))(row)
+    assert conversation["messages"] == CALLED
+    assert json.loads(conversation["tools"]) == tools
 
 
 def test_reasoning_stands_between_marks_before_the_answer():
     parts = [{"type": "reasoning", "value": "2 and 2."}, {"type": "text", "value": "4"}]
-    (found,) = conversation_reader({"messages"})({"messages": [user("q"), {"role": "assistant", "content": parts}]})
-    assert found["messages"][1]["content"] == "<think>\n2 and 2.\n</think>\n\n4"
+    row = {"messages": [user("q"), {"role": "assistant", "content": parts}]}
+    (conversation,) = find_conversation_reader(set(row))(row)
+    assert conversation["messages"][1]["content"] == "<think>\n2 and 2.\n</think>\n\n4"
 
 
 @pytest.mark.parametrize("votes", [(0, 0, 2), (0, 1, 2), (1, 2), (0,)])
@@ -213,7 +221,7 @@ def test_a_tie_is_left_out(votes):
     row = {"instruction": "a", "response1": "x", "response2": "y"}
     row |= {f"annotator{number}": vote for number, vote in enumerate(votes)}
     with pytest.raises(LeftOut, match="a tie"):
-        preference_reader(set(row))(row)
+        find_preference_reader(set(row))(row)
 
 
 def node(text, *replies, role="assistant", **about):
@@ -238,12 +246,12 @@ TREE = tree(
 
 
 def test_of_a_tree_the_best_path_that_was_reviewed_is_the_conversation():
-    (found,) = conversation_reader(set(TREE))(TREE)
-    assert found["messages"] == [user("q"), assistant("best"), user("again?"), assistant("yes")]
+    (conversation,) = find_conversation_reader(set(TREE))(TREE)
+    assert conversation["messages"] == [user("q"), assistant("best"), user("again?"), assistant("yes")]
 
 
 def test_of_a_tree_the_best_and_the_worst_reply_are_a_preference():
-    assert preference_reader(set(TREE))(TREE) == [
+    assert find_preference_reader(set(TREE))(TREE) == [
         {"prompt": [user("q")], "chosen": [assistant("best")], "rejected": [assistant("worst")]}
     ]
 
@@ -264,7 +272,7 @@ def test_of_a_tree_the_best_and_the_worst_reply_are_a_preference():
 )
 def test_a_broken_or_deleted_tree_says_so(root, kind, reason):
     with pytest.raises(kind, match=reason):
-        conversation_reader({"message_tree_id", "prompt"})(tree(root))
+        find_conversation_reader({"message_tree_id", "prompt"})(tree(root))
 
 
 def flat(identity, parent, text, role):
@@ -277,11 +285,11 @@ def test_single_messages_are_put_together_to_trees():
         flat("a", None, "question", "prompter"),
         flat("x", "lost", "?", "assistant"),
     ]
-    found = dict(trees([(row["message_id"], row) for row in rows]))
-    reader = conversation_reader(set(rows[0]))
-    assert reader(found["a"]) == [{"messages": [user("question"), assistant("answer")]}]
+    built = dict(build_trees([(row["message_id"], row) for row in rows]))
+    reader = find_conversation_reader(set(rows[0]))
+    assert reader(built["a"]) == [{"messages": [user("question"), assistant("answer")]}]
     with pytest.raises(Unusable, match="a broken tree"):
-        reader(found["x"])
+        reader(built["x"])
 
 
 LABELLED = {"prompt": [user("a")], "completion": [assistant("good")], "label": True}
@@ -300,18 +308,18 @@ LABELLED = {"prompt": [user("a")], "completion": [assistant("good")], "label": T
     ],
 )
 def test_labels_come_from_rows_that_have_one_and_from_preferences(row, expected):
-    assert labelled_reader(set(row))(row) == expected
+    assert find_labelled_reader(set(row))(row) == expected
 
 
 @pytest.mark.parametrize("label", ["yes", 1, None])
 def test_a_label_is_true_or_false(label):
     with pytest.raises(Unusable, match="neither true nor false"):
-        labelled_reader({"label"})({"messages": [user("a"), assistant("b")], "label": label})
+        find_labelled_reader({"label"})({"messages": [user("a"), assistant("b")], "label": label})
 
 
 def test_a_named_form_is_taken_and_another_is_not():
     columns = {"messages", "instruction", "output"}
     row = {"messages": [user("m"), assistant("n")], "instruction": "a", "output": "b"}
-    assert conversation_reader(columns)(row) == [{"messages": [user("m"), assistant("n")]}]
-    assert conversation_reader(columns, "alpaca")(row) == [{"messages": [user("a"), assistant("b")]}]
-    assert conversation_reader(columns, "dolly") is None
+    assert find_conversation_reader(columns)(row) == [{"messages": [user("m"), assistant("n")]}]
+    assert find_conversation_reader(columns, "alpaca")(row) == [{"messages": [user("a"), assistant("b")]}]
+    assert find_conversation_reader(columns, "dolly") is None

@@ -19,7 +19,7 @@ def load(tmp_path, row, **keys):
     (tmp_path / "row.jsonl").write_text(json.dumps(row))
     sources = [ConversationSource(license="mit", path=str(p), **keys) for p in (tmp_path / "row.jsonl", path)]
     *sides, _ = load_prompts(sources, 0.1, seed=1)
-    return next(dict(found) for side in sides for found in side if found["prompt"][-1]["content"] == "Hi")
+    return next(dict(prompt) for side in sides for prompt in side if prompt["prompt"][-1]["content"] == "Hi")
 
 
 @pytest.mark.parametrize(

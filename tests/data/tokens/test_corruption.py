@@ -40,18 +40,18 @@ def everything(windows: CorruptedWindows) -> list[dict[str, torch.Tensor]]:
 
 def test_of_each_window_15_percent_are_to_predict_and_no_special_token_is():
     windows = Windows(50, 400)
-    for found, row in zip(everything(CorruptedWindows(windows, masked())), windows.rows, strict=True):
-        predicted = found["labels"] != IGNORED
+    for item, row in zip(everything(CorruptedWindows(windows, masked())), windows.rows, strict=True):
+        predicted = item["labels"] != IGNORED
         assert predicted.sum() == 60
-        assert (found["labels"][predicted].numpy() == row[predicted]).all()
+        assert (item["labels"][predicted].numpy() == row[predicted]).all()
         assert (row[predicted] >= SPECIALS).all()
-        assert (found["input_ids"][~predicted].numpy() == row[~predicted]).all()
+        assert (item["input_ids"][~predicted].numpy() == row[~predicted]).all()
 
 
 def test_80_percent_of_them_are_masked_10_another_word_and_10_as_they_were():
-    found = everything(CorruptedWindows(Windows(400, 400), masked(share=0.3)))
-    shown = torch.stack([item["input_ids"] for item in found])
-    labels = torch.stack([item["labels"] for item in found])
+    items = everything(CorruptedWindows(Windows(400, 400), masked(share=0.3)))
+    shown = torch.stack([item["input_ids"] for item in items])
+    labels = torch.stack([item["labels"] for item in items])
     shown, true = shown[labels != IGNORED], labels[labels != IGNORED]
     assert len(true) == 400 * 120
     is_mask, same = shown == MASK, shown == true
@@ -63,8 +63,8 @@ def test_80_percent_of_them_are_masked_10_another_word_and_10_as_they_were():
 
 
 def test_every_place_and_every_word_has_its_turn():
-    found = everything(CorruptedWindows(Windows(400, 100), masked()))
-    counts = sum((item["labels"] != IGNORED).long() for item in found)
+    items = everything(CorruptedWindows(Windows(400, 100), masked()))
+    counts = sum((item["labels"] != IGNORED).long() for item in items)
     words = Windows(400, 100).rows[0] != END
     assert (counts[~words] == 0).all()
     assert counts[words].min() > 30 and counts[words].max() < 110  # 64 on average
@@ -78,35 +78,35 @@ def test_a_window_with_fewer_words_than_asked_for_gives_those_it_has():
 
 
 def test_one_token_alone_is_always_shown_as_the_mask():
-    for found in everything(CorruptedWindows(Windows(40, 50), masked(count=1, always=True))):
-        assert (found["labels"] != IGNORED).sum() == 1 == (found["input_ids"] == MASK).sum()
+    for item in everything(CorruptedWindows(Windows(40, 50), masked(count=1, always=True))):
+        assert (item["labels"] != IGNORED).sum() == 1 == (item["input_ids"] == MASK).sum()
 
 
 @pytest.mark.parametrize(("length", "share", "mean"), [(512, 0.15, 3), (512, 0.5, 10), (64, 0.15, 1), (2, 0.15, 3)])
 def test_the_target_puts_back_the_text_exactly(length, share, mean):
     windows = Windows(30, length)
     corruption = spans(share=share, mean_span=mean)
-    for found, row in zip(everything(CorruptedWindows(windows, corruption)), windows.rows, strict=True):
-        text, target = (found[name].tolist()[:-1] for name in ("input_ids", "labels"))
+    for item, row in zip(everything(CorruptedWindows(windows, corruption)), windows.rows, strict=True):
+        text, target = (item[name].tolist()[:-1] for name in ("input_ids", "labels"))
         assert put_back(text, target, SENTINELS.tolist()) == row.tolist()
-        assert found["input_ids"][-1] == found["labels"][-1] == END
-        assert (len(found["input_ids"]), len(found["labels"])) == corruption.lengths(length)
-        assert found["decoder_input_ids"].tolist() == [0, *found["labels"].tolist()[:-1]]
+        assert item["input_ids"][-1] == item["labels"][-1] == END
+        assert (len(item["input_ids"]), len(item["labels"])) == corruption.input_and_target_lengths(length)
+        assert item["decoder_input_ids"].tolist() == [0, *item["labels"].tolist()[:-1]]
 
 
 def test_spans_have_the_share_and_the_mean_length_of_the_paper_and_all_lengths():
     corruption, lengths = spans(), []
     assert corruption.spans(512) == (77, 26)
-    for found in everything(CorruptedWindows(Windows(200, 512), corruption)):
-        used = [token for token in found["input_ids"].tolist() if token in SENTINELS]
+    for item in everything(CorruptedWindows(Windows(200, 512), corruption)):
+        used = [token for token in item["input_ids"].tolist() if token in SENTINELS]
         assert used == SENTINELS[:26].tolist()
-        lengths += [len(span) for span in spans_of(found["labels"].tolist()[:-1], used)]
+        lengths += [len(span) for span in spans_of(item["labels"].tolist()[:-1], used)]
     assert sum(lengths) == 200 * 77 and min(lengths) == 1 and max(lengths) > 10
     assert lengths.count(1) > lengths.count(2) > lengths.count(3) > lengths.count(4)
 
 
 def test_too_few_sentinels_are_an_error_that_says_what_to_do():
-    with pytest.raises(UserError, match=r"102 gaps, and the tokenizer 100 sentinels.*raise mean_span"):
+    with pytest.raises(UserError, match=r"102 masked spans, and the tokenizer 100 sentinel tokens.*raise mean_span"):
         spans().check(2048)
     spans(mean_span=4).check(2048)
 
@@ -132,8 +132,8 @@ def test_any_number_of_workers_finds_the_same_also_in_later_epochs(persistent):
     for epoch in range(3):
         windows.set_epoch(epoch)
         alone = DataLoader(windows, batch_size=3)
-        found = [torch.cat([batch["input_ids"] for batch in loader]) for loader in (alone, apart)]
-        assert torch.equal(*found), epoch
+        ids = [torch.cat([batch["input_ids"] for batch in loader]) for loader in (alone, apart)]
+        assert torch.equal(*ids), epoch
 
 
 def test_spans_of_a_target_that_leaves_some_out_or_begins_anyhow():

@@ -6,16 +6,16 @@ import pytest
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.curriculum import Curriculum, MixStage
 from hf_llm.data.tokens.mixing import (
-    Streams,
+    StreamRouter,
     check_shares,
-    mix_table,
+    format_mix,
+    list_train_sources,
+    measure_stage_bounds,
     plan_mix,
+    plan_stage_streams,
     plan_stages,
     plan_streams,
-    scores,
-    stages_from,
-    streams_in_stages,
-    train_sources,
+    score_documents,
 )
 from hf_llm.data.tokens.token_shards import Documents, Tokens
 
@@ -31,9 +31,9 @@ def tokens_of(*documents):
 
 
 def test_shares_are_normalised_and_fill_the_budget():
-    there = {"web": 1000, "books": 500}
-    assert planned(there, {"web": 3, "books": 1}, 4.0, 400) == {"web": 300, "books": 100}
-    rows = plan_mix(there, {"web": 3, "books": 1}, 4.0, 400)
+    available = {"web": 1000, "books": 500}
+    assert planned(available, {"web": 3, "books": 1}, 4.0, 400) == {"web": 300, "books": 100}
+    rows = plan_mix(available, {"web": 3, "books": 1}, 4.0, 400)
     assert [row["asked"] for row in rows] == [0.75, 0.25] and [row["epochs"] for row in rows] == [0.3, 0.2]
 
 
@@ -42,28 +42,28 @@ def test_without_a_budget_training_sees_as_many_tokens_as_there_are():
 
 
 def test_a_small_source_is_repeated_up_to_the_cap_and_the_others_get_the_rest_in_proportion():
-    there = {"web": 1000, "code": 1000, "chat": 10}
-    rows = {row["source"]: row for row in plan_mix(there, {"web": 4, "code": 2, "chat": 4}, 3.0, 930)}
+    available = {"web": 1000, "code": 1000, "chat": 10}
+    rows = {row["source"]: row for row in plan_mix(available, {"web": 4, "code": 2, "chat": 4}, 3.0, 930)}
     assert rows["chat"]["planned"] == 30 and rows["chat"]["epochs"] == 3.0
     assert (rows["web"]["planned"], rows["code"]["planned"]) == (600, 300)
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
 
 
 def test_one_cap_may_bring_another():
-    there = {"a": 10, "b": 120, "c": 1000}
-    assert planned(there, {"a": 1, "b": 1, "c": 1}, 1.0, 350) == {"a": 10, "b": 120, "c": 220}
+    available = {"a": 10, "b": 120, "c": 1000}
+    assert planned(available, {"a": 1, "b": 1, "c": 1}, 1.0, 350) == {"a": 10, "b": 120, "c": 220}
 
 
 def test_no_source_is_ever_taken_more_often_than_the_cap():
     rng = np.random.default_rng(0)
     for _ in range(300):
         names = [f"s{i}" for i in range(rng.integers(1, 7))]
-        there = {name: int(rng.integers(1, 10_000)) for name in names}
+        available = {name: int(rng.integers(1, 10_000)) for name in names}
         shares = {name: float(rng.uniform(0.01, 1)) for name in names}
         cap, budget = float(rng.uniform(1, 5)), int(rng.integers(1, 50_000))
-        rows = plan_mix(there, shares, cap, budget)
+        rows = plan_mix(available, shares, cap, budget)
         assert all(row["planned"] <= row["tokens"] * cap + 1 for row in rows)
-        most = sum(int(tokens * cap) for tokens in there.values())
+        most = sum(int(tokens * cap) for tokens in available.values())
         assert abs(sum(row["planned"] for row in rows) - min(budget, most)) <= len(names)
         free = [row for row in rows if row["planned"] < int(row["tokens"] * cap) - 1]
         ratios = [row["planned"] / row["asked"] for row in free if row["planned"] > 500]
@@ -79,11 +79,11 @@ def test_without_shares_every_source_keeps_its_own():
 
 
 def test_the_table_shows_what_was_asked_and_what_is_got():
-    table = mix_table(plan_mix({"web": 1000, "chat": 10}, {"web": 1, "chat": 1}, 4.0, None), 4.0)
+    table = format_mix(plan_mix({"web": 1000, "chat": 10}, {"web": 1, "chat": 1}, 4.0, None), 4.0)
     assert "50.0%" in table and "96.0%" in table and "4.00" in table
-    assert "hold up to corpus.max_tokens=80" in table
-    exact = mix_table(plan_mix({"web": 1000, "chat": 10}, {"web": 1, "chat": 1}, 4.0, 80), 4.0)
-    assert "hold up to" not in exact and "in all 80 tokens" in exact
+    assert "reachable up to corpus.max_tokens=80" in table
+    exact = format_mix(plan_mix({"web": 1000, "chat": 10}, {"web": 1, "chat": 1}, 4.0, 80), 4.0)
+    assert "reachable up to" not in exact and "in all 80 tokens" in exact
 
 
 def test_shares_and_sources_that_differ_are_an_error_with_both_lists():
@@ -98,18 +98,18 @@ def test_the_sources_of_a_corpus(tmp_path):
     for number, names in enumerate((["web", "books"], ["chat", "web"], [])):
         table = pyarrow.table({"source": pyarrow.array(names, pyarrow.string())})
         pyarrow.parquet.write_table(table, tmp_path / f"{number}.parquet")
-    assert train_sources(sorted(tmp_path.iterdir())) == ["books", "chat", "web"]
+    assert list_train_sources(sorted(tmp_path.iterdir())) == ["books", "chat", "web"]
 
 
 def test_streams_by_source_and_stage():
     documents = Documents.of(["a"] * 3)
     documents.sources = ["web", "books", "web"]
     tokens = tokens_of([5], [5, 5, 5, 5], [5, 5, 5, 5])
-    assert Streams(["web", "books"]).of(documents, tokens).tolist() == [0, 1, 0]
-    by_source = Streams(["web", "books"], Curriculum("source"))
+    assert StreamRouter(["web", "books"]).route_documents(documents, tokens).tolist() == [0, 1, 0]
+    by_source = StreamRouter(["web", "books"], Curriculum("source"))
     assert by_source.labels == [{"stage": 0, "source": "web"}, {"stage": 1, "source": "books"}]
-    both = Streams(["web", "books"], Curriculum("length", 2), np.array([3]))
-    assert [both.labels[place] for place in both.of(documents, tokens)] == [
+    both = StreamRouter(["web", "books"], Curriculum("length", 2), np.array([3]))
+    assert [both.labels[place] for place in both.route_documents(documents, tokens)] == [
         {"stage": 0, "source": "web"},
         {"stage": 1, "source": "books"},
         {"stage": 1, "source": "web"},
@@ -120,9 +120,9 @@ def test_stages_by_length_hold_equal_numbers_of_tokens():
     rng = np.random.default_rng(1)
     tokens = tokens_of(*([7] * int(n) for n in rng.integers(1, 400, 2000)))
     curriculum = Curriculum("length", 4)
-    bounds, costs = stages_from(curriculum, [(Documents.of(["x"] * 2000), tokens)], 8)
+    bounds, costs = measure_stage_bounds(curriculum, [(Documents.of(["x"] * 2000), tokens)], 8)
     assert costs is None and len(bounds) == 3
-    stages = Streams(None, curriculum, bounds).of(None, tokens)
+    stages = StreamRouter(None, curriculum, bounds).route_documents(None, tokens)
     shares = np.bincount(stages, weights=tokens.lengths) / tokens.lengths.sum()
     assert np.allclose(shares, 0.25, atol=0.01)
     assert [tokens.lengths[stages == n].max() for n in range(3)] <= [
@@ -134,11 +134,11 @@ def test_rare_tokens_make_a_text_difficult_and_length_does_not():
     common, rare = [1, 2, 1, 2], [3, 4, 5, 6]
     tokens = tokens_of(*[common] * 50, common * 20, rare)
     curriculum = Curriculum("difficulty", 2)
-    bounds, costs = stages_from(curriculum, [(Documents.of(["x"] * 52), tokens)], 8)
-    found = scores(curriculum, tokens, costs)
-    assert found[51] > found[50] and found[51] > found[0]
-    assert abs(int(found[50]) - int(found[0])) < 0.25 * (found[51] - found[0])
-    assert Streams(None, curriculum, bounds, costs).of(None, tokens)[51] == 1
+    bounds, costs = measure_stage_bounds(curriculum, [(Documents.of(["x"] * 52), tokens)], 8)
+    scores = score_documents(curriculum, tokens, costs)
+    assert scores[51] > scores[50] and scores[51] > scores[0]
+    assert abs(int(scores[50]) - int(scores[0])) < 0.25 * (scores[51] - scores[0])
+    assert StreamRouter(None, curriculum, bounds, costs).route_documents(None, tokens)[51] == 1
 
 
 def test_every_stage_of_a_source_is_repeated_as_often_as_the_source():
@@ -181,13 +181,13 @@ def test_each_stage_of_a_curriculum_by_mix_has_its_part_of_the_tokens_in_its_own
         (2, "books", 100),
         (2, "chat", 100),
     ]
-    assert [(row["stage"], row["planned"], row["passed"]) for row in streams_in_stages(rows)] == [
+    assert [(row["stage"], row["planned"], row["passed"]) for row in plan_stage_streams(rows)] == [
         (0, 600, 0),
         (0, 200, 0),
         (1, 100, 200),
         (1, 100, 0),
     ]
-    table = mix_table(rows, 4.0)
+    table = format_mix(rows, 4.0)
     assert table.index("stage 1") < table.index("in all 800") < table.index("stage 2") < table.index("in all 200")
 
 

@@ -83,7 +83,7 @@ def test_too_few_tokens_for_one_window_is_an_error(tmp_path):
 
 
 def mixed_folder(folder, streams):
-    """Streams of `(stage, source, tokens, planned)`, each in two shards, holding 1000 x its number and on."""
+    """StreamRouter of `(stage, source, tokens, planned)`, each in two shards, holding 1000 x its number and on."""
     shards, plan = [], []
     for number, (stage, source, tokens, planned) in enumerate(streams):
         ids = np.arange(1000 * number, 1000 * number + tokens).astype("uint16")
@@ -129,7 +129,7 @@ def test_a_curriculum_serves_stage_after_stage_each_window_once(tmp_path, length
     windows = TokenWindows(mixed_folder(tmp_path, streams), "train", length, seed=3)
     counts = [planned // length for *_, planned in streams]
     assert windows.in_stages and len(windows) == sum(counts)
-    places = [windows._find(i) for i in range(len(windows))]
+    places = [windows._locate_window(i) for i in range(len(windows))]
     assert len(set(places)) == len(windows)
     stages = [streams[number][0] for number, _ in places]
     assert stages == sorted(stages)
@@ -141,7 +141,7 @@ def test_within_a_stage_every_batch_holds_the_sources_in_their_shares(tmp_path):
     streams = [(0, "web", 600, 600), (0, "books", 200, 200), (1, "web", 900, 900)]
     windows = TokenWindows(mixed_folder(tmp_path, streams), "train", 1, seed=5)
     for start in range(0, 800 - 40, 40):
-        books = sum(windows._find(i)[0] == 1 for i in range(start, start + 40))
+        books = sum(windows._locate_window(i)[0] == 1 for i in range(start, start + 40))
         assert 9 <= books <= 11
 
 

@@ -82,7 +82,7 @@ class ByLength:
 
     labels = ({"stage": 0}, {"stage": 1}, {"stage": 2})
 
-    def of(self, documents, tokens):
+    def route_documents(self, documents, tokens):
         return (tokens.lengths > 5).astype(np.int64)
 
 
@@ -121,8 +121,8 @@ def test_a_fault_while_reading_comes_through_and_leaves_no_shard(tmp_path):
 def test_documents_of_a_corpus_file_come_back_whole(tmp_path):
     rows = [{"text": "naïve " * n, "source": f"s{n % 3}", "language": "en", "id": str(n)} for n in range(2000)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
-    found = list(read_documents(tmp_path / "a.parquet"))
-    assert len(found) > 3
-    assert [text for documents in found for text in documents.texts] == [row["text"] for row in rows]
-    assert [name for documents in found for name in documents.sources] == [row["source"] for row in rows]
-    assert np.concatenate([documents.bytes for documents in found]).tolist() == [7 * n for n in range(2000)]
+    batches = list(read_documents(tmp_path / "a.parquet"))
+    assert len(batches) > 3
+    assert [text for documents in batches for text in documents.texts] == [row["text"] for row in rows]
+    assert [name for documents in batches for name in documents.sources] == [row["source"] for row in rows]
+    assert np.concatenate([documents.bytes for documents in batches]).tolist() == [7 * n for n in range(2000)]

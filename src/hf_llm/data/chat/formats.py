@@ -1,19 +1,22 @@
-"""Rows of chat and preference data sets in the forms they come in, brought to message lists.
+"""Convert rows of chat and preference data sets, in the formats they come in, to message lists.
 
-The form is known by the columns, or named. A message is `{"role": "system" | "user" | "assistant" | "tool", "content":
-str}`; one of the assistant may have `tool_calls` as OpenAI writes them (arguments as a JSON string), and `weight: 0`
-where it is not to be learnt. A conversation has an optional system message, then user and assistant in turn, a call's
-results between them, and ends with the assistant. docs/conversations.md shows a row of every form.
+The format of a row is known by its columns, or named by the recipe. A message is `{"role": "system" | "user" |
+"assistant" | "tool", "content": str}`; a message of the assistant may have `tool_calls` as OpenAI writes them
+(arguments as a JSON string), and `weight: 0` where it is not to be trained on. A conversation has an optional system
+message, then user and assistant in turn, the results of a tool call between them, and ends with the assistant.
+docs/conversations.md shows a row of every format.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
 Row = dict[str, Any]
+RowReader = Callable[[Row], list[Row]]  # turns a row of a data set into rows with the stage's own columns
 
 _ROLES = {
     "system": "system",
@@ -30,13 +33,16 @@ _ROLES = {
     "observation": "tool",
     "function": "tool",
 }
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 _ALPACA_PROMPT = re.compile(
     r"(?:Below is an instruction.*?\n\n)?### Instruction:\n(?P<instruction>.*?)"
     r"(?:\n\n### Input:\n(?P<input>.*?))?\n\n### Response:\s*",
     re.DOTALL,
 )
-_FOLLOWING = {  # who may speak after whom; "" is the start
+
+# Who may speak after whom: "" is the start of the conversation, "call" an assistant's message with a tool call.
+_NEXT_ROLES = {
     "": ("user",),
     "user": ("assistant",),
     "assistant": ("user",),
@@ -50,126 +56,177 @@ class Unusable(ValueError):
 
 
 class LeftOut(Unusable):
-    """Why a sound row is not taken: its makers say so, or it has nothing to teach. No fault of the data."""
+    """Why a valid row is not taken: its makers say so, or it has nothing to train on. Not an error in the data."""
 
 
-Reader = Callable[[Row], list[Row]]  # what becomes of a row: rows of the stage's own columns
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of rows."""
+
+    columns: set[str]
+    """The columns that the reader needs."""
+    reader: RowReader
 
 
-def conversation_reader(columns: set[str], format: str | None = None) -> Reader | None:
-    """The function that makes conversations (`messages`, and `tools` where a row has them) of rows with these columns.
+def find_conversation_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
+    """Return the function that makes conversations (`messages`, and `tools` where a row has them) from rows with these
+    columns.
 
-    None where no form is known, or the columns lack what `format` needs.
+    Returns None where no format is known by the columns, or they lack what the format `format_name` needs.
     """
-    return _reader(CONVERSATIONS, columns, format)
+    return _find_reader(CONVERSATION_FORMATS, columns, format_name)
 
 
-def preference_reader(columns: set[str], format: str | None = None) -> Reader | None:
-    """The function that makes `prompt`, `chosen` and `rejected` (message lists) of rows with these columns, or None."""
-    return _reader(PREFERENCES, columns, format)
+def find_preference_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
+    """Return the function that makes `prompt`, `chosen` and `rejected` (message lists), or None."""
+    return _find_reader(PREFERENCE_FORMATS, columns, format_name)
 
 
-def labelled_reader(columns: set[str], format: str | None = None) -> Reader | None:
-    """The function that makes `prompt`, `completion` (message lists) and `label` of rows with these columns, or None.
+def find_labelled_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
+    """Return the function that makes `prompt`, `completion` (message lists) and `label`, or None.
 
-    A row of preferences becomes two.
+    A preference becomes two rows.
     """
-    return _reader(LABELLED, columns, format)
+    return _find_reader(LABELLED_FORMATS, columns, format_name)
 
 
-def prompt_reader(columns: set[str], format: str | None = None) -> Reader | None:
-    """The function that makes `prompt` (messages up to the last answer) and `answer` (its text; None where there is
-    none) of rows with these columns, or None."""
-    return _reader(PROMPTS, columns, format)
+def find_prompt_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
+    """Return the function that makes `prompt` (messages up to the last answer) and `answer` (its text, None where the
+    data has none), or None."""
+    return _find_reader(PROMPT_FORMATS, columns, format_name)
 
 
-def _reader(forms: dict[str, tuple[set[str], Reader]], columns: set[str], format: str | None) -> Reader | None:
-    for name, (needed, reader) in forms.items():
-        if needed <= columns and format in (None, name):
-            return reader
+def _find_reader(formats: dict[str, RowFormat], columns: set[str], format_name: str | None) -> RowReader | None:
+    for name, row_format in formats.items():
+        is_wanted = format_name is None or format_name == name
+        if is_wanted and row_format.columns <= columns:
+            return row_format.reader
     return None
 
 
-def checked(messages: list[Message]) -> list[Message]:
-    """The conversation, what follows the last answer left out. Raises Unusable for one that is none."""
+def check_conversation(messages: list[Message]) -> list[Message]:
+    """Return the conversation up to its last answer. Raises Unusable for one whose turns are not in order."""
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
     if not messages:
         raise Unusable("no answer")
-    turns = messages[1:] if messages[0]["role"] == "system" else messages
-    before = ""
+
+    turns = messages
+    if messages[0]["role"] == "system":
+        turns = messages[1:]
+
+    previous = ""
     for turn in turns:
-        if turn["role"] not in _FOLLOWING[before]:
-            raise Unusable(_disorder(before, turn["role"]))
-        before = "call" if turn.get("tool_calls") else turn["role"]
-        if not turn["content"].strip() and before not in ("call", "tool"):
-            raise Unusable("an empty answer" if before == "assistant" else "an empty question")
+        role = turn["role"]
+        if role not in _NEXT_ROLES[previous]:
+            raise Unusable(_describe_disorder(previous, role))
+
+        previous = "call" if turn.get("tool_calls") else role
+        is_empty = not turn["content"].strip()
+        if is_empty and previous == "assistant":
+            raise Unusable("an empty answer")
+        if is_empty and previous == "user":
+            raise Unusable("an empty question")
     return messages
 
 
-def _disorder(before: str, role: str) -> str:
+def _describe_disorder(previous: str, role: str) -> str:
     if role == "system":
         return "a second system message, or one that is not the first"
-    if not before:
+    if previous == "":
         return "starts with the assistant" if role == "assistant" else "starts with a tool"
-    if "tool" in (before, role) or before == "call":
+    if previous in ("call", "tool") or role == "tool":
         return "a tool call and its result do not follow each other"
     return "user and assistant do not take turns"
 
 
 def message(value: Any) -> Message:
-    """One message from `{role, content}` or `{from, value}`; the content a string or a list of text parts."""
+    """Parse one message from `{role, content}` or `{from, value}`; the content is a string or a list of parts.
+
+    Raises Unusable where it is not a message.
+    """
     if not isinstance(value, dict):
         raise Unusable("a message that is no object")
-    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+
+    role = value.get("role", value.get("from"))
+    content = value.get("content", value.get("value"))
     if role == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": [_call(content)]}
+        return {"role": "assistant", "content": "", "tool_calls": [_parse_tool_call(content)]}
     if not isinstance(role, str) or role not in _ROLES:
         raise Unusable(f"a message of the role {role!r}")
-    calls = [_call(call) for call in _list(value.get("tool_calls") or [], "tool_calls")]
-    parts = content if isinstance(content, list) else [] if content is None and calls else [content]
-    texts = [part for part in parts if not (isinstance(part, dict) and part.get("type") == "tool_call")]
-    calls += [_call(part.get("value")) for part in parts if part not in texts]
-    found = {"role": _ROLES[role], "content": "".join(map(_part, texts))}
+    role = _ROLES[role]
+
+    # Tool calls have a key of their own, or stand among the parts of the content.
+    calls = [_parse_tool_call(call) for call in _require_list(value.get("tool_calls") or [], "tool_calls")]
+    parts = [content]
+    if isinstance(content, list):
+        parts = content
+    elif content is None and calls:
+        parts = []
+
+    text_parts = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") == "tool_call":
+            calls.append(_parse_tool_call(part.get("value")))
+        else:
+            text_parts.append(part)
+
+    parsed = {"role": role, "content": "".join(_part_text(part) for part in text_parts)}
     if calls:
-        if found["role"] != "assistant":
+        if role != "assistant":
             raise Unusable("a tool call that is not the assistant's")
-        found["tool_calls"] = calls
-    if found["role"] == "assistant" and value.get("weight", value.get("loss_weight")) == 0:
-        found["weight"] = 0
-    return found
+        parsed["tool_calls"] = calls
+    if role == "assistant" and value.get("weight", value.get("loss_weight")) == 0:
+        parsed["weight"] = 0
+    return parsed
 
 
-def _part(part: Any) -> str:
-    """The text of a content or of one of its parts; reasoning is put between marks, as models that show it write it."""
+def _part_text(part: Any) -> str:
+    """Return the text of a content or of one of its parts.
+
+    Reasoning is put between `<think>` marks, as models that show their reasoning write it.
+    """
     text = part
+    is_reasoning = False
     if isinstance(part, dict):
-        if part.get("type") not in ("text", "reasoning"):
+        kind = part.get("type")
+        if kind not in ("text", "reasoning"):
             raise Unusable("a message with parts that are no text")
+        is_reasoning = kind == "reasoning"
         text = part.get("text", part.get("value"))
+
     if not isinstance(text, str):
         raise Unusable("a message without text")
-    return f"<think>\n{text.strip()}\n</think>\n\n" if part != text and part["type"] == "reasoning" else text
+    if is_reasoning:
+        return f"<think>\n{text.strip()}\n</think>\n\n"
+    return text
 
 
-def _call(value: Any) -> Row:
-    """OpenAI's tool call from its own form, or from `{"name", "arguments"}` as JSON or an object."""
+def _parse_tool_call(value: Any) -> Row:
+    """Return OpenAI's tool call from its own form, or from `{"name", "arguments"}` as JSON or an object."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
             raise Unusable("a tool call that is no JSON") from None
-    function = value.get("function", value) if isinstance(value, dict) else None
+
+    function = None
+    if isinstance(value, dict):
+        function = value.get("function", value)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Unusable("a tool call without a name")
+
     arguments = function.get("arguments", {})
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _tools(row: Row) -> dict[str, str]:
-    """`{"tools": JSON}` where a row says what the assistant may call; a string, for rows differ in their schemas."""
+def _read_tools(row: Row) -> dict[str, str]:
+    """Return `{"tools": JSON}` where a row says what the assistant may call, else an empty dictionary.
+
+    A string, because a data set needs one type for the column and the tools' schemas differ from row to row.
+    """
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -178,123 +235,201 @@ def _tools(row: Row) -> dict[str, str]:
             raise Unusable("tools that are no JSON") from None
     if not tools:
         return {}
-    if any(not isinstance(tool, dict) for tool in _list(tools, "tools")):
+
+    if not all(isinstance(tool, dict) for tool in _require_list(tools, "tools")):
         raise Unusable("tools that are no objects")
     return {"tools": json.dumps(tools, ensure_ascii=False)}
 
 
-def _list(value: Any, name: str) -> list:
+def _require_list(value: Any, name: str) -> list:
     if not isinstance(value, list):
         raise Unusable(f"{name} that is no list")
     return value
 
 
-def _messages(value: Any) -> list[Message]:
-    if isinstance(value, str):
-        return [_said("user", value)]
-    if not isinstance(value, list):
-        raise Unusable("no list of messages")
-    return [message(item) for item in value]
-
-
-def _text(value: Any, name: str) -> str:
+def _require_text(value: Any, name: str) -> str:
+    """Return the string `value`, or an empty one for None."""
     if value is not None and not isinstance(value, str):
         raise Unusable(f"{name} is no text")
     return value or ""
 
 
-def _said(role: str, content: str) -> Message:
+def make_message(role: str, content: str) -> Message:
+    """Build a message of plain text."""
     return {"role": role, "content": content}
 
 
-def _system(row: Row) -> list[Message]:
-    return [_said("system", _text(row["system"], "system"))] if row.get("system") else []
+def _parse_messages(value: Any) -> list[Message]:
+    """Parse a list of messages, or a string as the user's only message."""
+    if isinstance(value, str):
+        return [make_message("user", value)]
+    if not isinstance(value, list):
+        raise Unusable("no list of messages")
+    return [message(item) for item in value]
 
 
-def _conversation(messages: list[Message], row: Row) -> list[Row]:
-    return [{"messages": checked(messages), **_tools(row)}]
+def _read_system(row: Row) -> list[Message]:
+    """Return the system message of the column `system` in a list, which is empty where there is none."""
+    if not row.get("system"):
+        return []
+    return [make_message("system", _require_text(row["system"], "system"))]
 
 
-def _from_messages(row: Row) -> list[Row]:
-    return _conversation(_messages(row["messages"]), row)
+def _read_instruction(row: Row) -> list[Message]:
+    """Return the messages of Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question,
+    answer] pairs) too."""
+    messages = _read_system(row)
+    history = _require_list(row.get("history") or [], "history")
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Unusable("history that is no list of pairs")
+        question = _require_text(pair[0], "history")
+        answer = _require_text(pair[1], "history")
+        messages.append(make_message("user", question))
+        messages.append(make_message("assistant", answer))
+
+    instruction = _require_text(row["instruction"], "instruction").strip()
+    context = _require_text(row.get("input"), "input").strip()
+    question = "\n\n".join(part for part in (instruction, context) if part)
+    messages.append(make_message("user", question))
+    return messages
 
 
-def _from_sharegpt(row: Row) -> list[Row]:
+# Conversations
+
+
+def _make_conversation(messages: list[Message], row: Row) -> list[Row]:
+    return [{"messages": check_conversation(messages), **_read_tools(row)}]
+
+
+def _read_messages(row: Row) -> list[Row]:
+    return _make_conversation(_parse_messages(row["messages"]), row)
+
+
+def _read_sharegpt(row: Row) -> list[Row]:
     turns = row["conversations"] if "conversations" in row else row["conversation"]
-    return _conversation([*_system(row), *_messages(turns)], row)
+    return _make_conversation([*_read_system(row), *_parse_messages(turns)], row)
 
 
-def _from_completion(row: Row) -> list[Row]:
+def _read_completion(row: Row) -> list[Row]:
     completion = row["completion"]
-    answer = [_said("assistant", completion)] if isinstance(completion, str) else _messages(completion)
-    return _conversation([*_messages(row["prompt"]), *answer], row)
+    if isinstance(completion, str):
+        answer = [make_message("assistant", completion)]
+    else:
+        answer = _parse_messages(completion)
+    return _make_conversation([*_parse_messages(row["prompt"]), *answer], row)
 
 
-def _from_alpaca(row: Row) -> list[Row]:
-    return _conversation([*_instruction(row), _said("assistant", _text(row["output"], "output"))], row)
+def _read_alpaca(row: Row) -> list[Row]:
+    question = _read_instruction(row)
+    answer = make_message("assistant", _require_text(row["output"], "output"))
+    return _make_conversation([*question, answer], row)
 
 
-def _from_dolly(row: Row) -> list[Row]:
-    question = _instruction({"instruction": row["instruction"], "input": row["context"]})
-    return _conversation([*question, _said("assistant", _text(row["response"], "response"))], row)
+def _read_dolly(row: Row) -> list[Row]:
+    question = _read_instruction({"instruction": row["instruction"], "input": row["context"]})
+    answer = make_message("assistant", _require_text(row["response"], "response"))
+    return _make_conversation([*question, answer], row)
 
 
-def _from_self_instruct(row: Row) -> list[Row]:
+def _read_self_instruct(row: Row) -> list[Row]:
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
         raise Unusable("no instances")
-    return _from_alpaca({"instruction": row["instruction"], **instances[0]})
+    return _read_alpaca({"instruction": row["instruction"], **instances[0]})
 
 
-def _from_question(row: Row) -> list[Row]:
-    question, answer = _text(row["question"], "question"), _text(row["answer"], "answer")
-    return _conversation([_said("user", question), _said("assistant", answer)], row)
+def _read_question(row: Row) -> list[Row]:
+    question = _require_text(row["question"], "question")
+    answer = _require_text(row["answer"], "answer")
+    return _make_conversation([make_message("user", question), make_message("assistant", answer)], row)
 
 
-def _from_exchanges(row: Row) -> list[Row]:
-    """MT-Bench-101's `history`: a list of `{"user", "bot"}`."""
+def _read_exchanges(row: Row) -> list[Row]:
+    """Read MT-Bench-101's `history`: a list of `{"user", "bot"}`."""
     messages = []
-    for turn in _list(row["history"], "history"):
+    for turn in _require_list(row["history"], "history"):
         if not isinstance(turn, dict) or not {"user", "bot"} <= turn.keys():
             raise Unusable("an exchange without user and bot")
-        messages += [_said("user", _text(turn["user"], "user")), _said("assistant", _text(turn["bot"], "bot"))]
-    return _conversation(messages, row)
+        question = _require_text(turn["user"], "user")
+        answer = _require_text(turn["bot"], "bot")
+        messages += [make_message("user", question), make_message("assistant", answer)]
+    return _make_conversation(messages, row)
 
 
-def _from_tree(row: Row) -> list[Row]:
-    """The best path through an OpenAssistant tree: at every turn the reply ranked first.
+# OpenAssistant's trees
 
-    Replies that were deleted or did not pass review are not gone through.
+
+def build_trees(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Build trees from OpenAssistant's single messages (`message_id`, `parent_id` ..., as on the Hub).
+
+    Takes and yields pairs of a row's location and the row. A message whose parent is missing comes out as a tree
+    without a first message, which is a broken one.
     """
-    node, messages = row["prompt"], []
-    if not _is_sound(node):
-        raise LeftOut("a tree whose first message was deleted or not approved")
-    while node is not None:
-        messages.append(_said(_ROLES.get(node["role"], node["role"]), node["text"]))
-        replies = [reply for reply in node["replies"] if _is_sound(reply)]
-        node = min(replies, key=_rank, default=None)
-    return _conversation(messages, row)
+    nodes = {}
+    for where, row in rows:
+        nodes[row["message_id"]] = (where, {**row, "replies": []})
+
+    for where, node in nodes.values():
+        parent = node["parent_id"]
+        if not parent:
+            yield where, {"prompt": node}
+        elif parent in nodes:
+            nodes[parent][1]["replies"].append(node)
+        else:
+            yield where, {"prompt": None}
 
 
-def _from_ranked_tree(row: Row) -> list[Row]:
-    """Preferences of an OpenAssistant tree: along the best path, the reply ranked first against the one ranked last."""
-    node, prompt, pairs = row["prompt"], [], []
-    if not _is_sound(node):
-        raise LeftOut("a tree whose first message was deleted or not approved")
+def _read_tree(row: Row) -> list[Row]:
+    """Read the best path through an OpenAssistant tree: at every turn the reply ranked first.
+
+    Replies that were deleted or did not pass review are not followed.
+    """
+    node = _approved_root(row)
+    messages = []
     while node is not None:
-        prompt = [*prompt, _said(_ROLES.get(node["role"], node["role"]), node["text"])]
-        replies = sorted((reply for reply in node["replies"] if _is_sound(reply)), key=_rank)
+        messages.append(_node_message(node))
+        replies = [reply for reply in node["replies"] if _is_approved(reply)]
+        node = min(replies, key=_reply_rank, default=None)
+    return _make_conversation(messages, row)
+
+
+def _read_ranked_tree(row: Row) -> list[Row]:
+    """Read the preferences of an OpenAssistant tree: along the best path, the reply ranked first against the one ranked
+    last."""
+    node = _approved_root(row)
+    prompt = []
+    pairs = []
+    while node is not None:
+        prompt = [*prompt, _node_message(node)]
+        approved = [reply for reply in node["replies"] if _is_approved(reply)]
+        replies = sorted(approved, key=_reply_rank)
+
         ranked = [reply for reply in replies if isinstance(reply.get("rank"), int) and reply["role"] == "assistant"]
         if len(ranked) > 1:
-            pairs += _pair(prompt, *(_said("assistant", reply["text"]) for reply in (ranked[0], ranked[-1])))
+            best = make_message("assistant", ranked[0]["text"])
+            worst = make_message("assistant", ranked[-1]["text"])
+            pairs += _make_pair(prompt, best, worst)
         node = replies[0] if replies else None
+
     if not pairs:
         raise LeftOut("a tree without two ranked replies")
     return pairs
 
 
-def _is_sound(node: Any) -> bool:
-    """Whether a message of a tree may be used. Raises Unusable where it is none."""
+def _approved_root(row: Row) -> Row:
+    root = row["prompt"]
+    if not _is_approved(root):
+        raise LeftOut("a tree whose first message was deleted or not approved")
+    return root
+
+
+def _node_message(node: Row) -> Message:
+    return make_message(_ROLES.get(node["role"], node["role"]), node["text"])
+
+
+def _is_approved(node: Any) -> bool:
+    """Return whether a message of a tree may be used. Raises Unusable where it is not a message."""
     if not isinstance(node, dict) or not isinstance(node.get("text"), str) or not isinstance(node.get("role"), str):
         raise Unusable("a broken tree: a message without text or role")
     if not isinstance(node.get("replies"), list):
@@ -302,186 +437,221 @@ def _is_sound(node: Any) -> bool:
     return not node.get("deleted") and node.get("review_result", True) is True
 
 
-def _rank(node: Row) -> float:
+def _reply_rank(node: Row) -> float:
     rank = node.get("rank")
     return rank if isinstance(rank, int) else float("inf")
 
 
-def trees(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """OpenAssistant's single messages (`message_id`, `parent_id` ..., as on the Hub) put together to trees.
-
-    `rows` and what comes out are pairs of where a row stands and the row. A message whose parent is missing comes out
-    as a tree without a first message, which is a broken one.
-    """
-    nodes = {}
-    for where, row in rows:
-        nodes[row["message_id"]] = (where, {**row, "replies": []})
-    for where, node in nodes.values():
-        if not node["parent_id"]:
-            yield where, {"prompt": node}
-        elif node["parent_id"] in nodes:
-            nodes[node["parent_id"]][1]["replies"].append(node)
-        else:
-            yield where, {"prompt": None}
+# Preferences
 
 
-def preference(row: Row) -> list[Row]:
-    """`prompt`, `chosen` and `rejected` as message lists (TRL's conversational form).
+def _read_preference(row: Row) -> list[Row]:
+    """Read `prompt`, `chosen` and `rejected` as message lists (TRL's conversational format).
 
     The prompt stands in a column (`prompt`, `conversations`, `messages`, or `instruction` and `input`) or is what the
     chosen and the rejected conversation share: lists of messages, or Anthropic's transcripts of Human and Assistant.
     """
-    prompt = _prompt(row) or _system(row)
-    (chosen_before, chosen), (rejected_before, rejected) = (_answer(row[name]) for name in ("chosen", "rejected"))
-    if chosen_before != rejected_before:
+    prompt = _read_prompt_column(row) or _read_system(row)
+    chosen_context, chosen = _split_last_answer(row["chosen"])
+    rejected_context, rejected = _split_last_answer(row["rejected"])
+    if chosen_context != rejected_context:
         raise Unusable("chosen and rejected answer different prompts")
-    # The whole conversation may stand in `chosen`, whatever `prompt` repeats of it, or its last turns.
-    if chosen_before and prompt[-len(chosen_before) :] != chosen_before:
-        has_system = chosen_before[0]["role"] == "system"
-        prompt = [*(said for said in prompt[:1] if said["role"] == "system" and not has_system), *chosen_before]
-    return _pair(prompt, chosen, rejected)
+
+    # The whole conversation may stand in `chosen`, whatever `prompt` repeats of it, or its last turns only.
+    is_in_prompt = prompt[-len(chosen_context) :] == chosen_context
+    if chosen_context and not is_in_prompt:
+        system = [turn for turn in prompt[:1] if turn["role"] == "system"]
+        if chosen_context[0]["role"] == "system":
+            system = []
+        prompt = [*system, *chosen_context]
+    return _make_pair(prompt, chosen, rejected)
 
 
-def _pair(prompt: list[Message], chosen: Message, rejected: Message) -> list[Row]:
+def _make_pair(prompt: list[Message], chosen: Message, rejected: Message) -> list[Row]:
     if not prompt:
         raise Unusable("no prompt")
-    if chosen["content"].strip() == rejected["content"].strip() and "tool_calls" not in {*chosen, *rejected}:
+
+    has_tool_calls = "tool_calls" in chosen or "tool_calls" in rejected
+    if chosen["content"].strip() == rejected["content"].strip() and not has_tool_calls:
         raise Unusable("chosen and rejected are the same")
+
     for answer in (chosen, rejected):
-        checked([*prompt, answer])
+        check_conversation([*prompt, answer])
     return [{"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}]
 
 
-def _from_preferred_messages(row: Row) -> list[Row]:
-    return preference({"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]})
+def _read_prompt_column(row: Row) -> list[Message]:
+    """Return the messages of the column that holds a prompt; an empty list where there is none."""
+    for name in ("prompt", "conversations", "messages"):
+        value = row.get(name)
+        if not value:
+            continue
+        if isinstance(value, str):
+            rendered = _ALPACA_PROMPT.fullmatch(value)
+            if rendered:
+                return _read_instruction(rendered.groupdict())
+        return [*_read_system(row), *_parse_messages(value)]
+
+    if row.get("instruction"):
+        return _read_instruction(row)
+    return []
 
 
-def _from_votes(row: Row) -> list[Row]:
-    """PandaLM: two responses and votes of annotators, 0 for a tie, 1 or 2 for the better one."""
-    given = [vote for name, vote in row.items() if name.startswith("annotator")]
-    if not given or any(vote not in (0, 1, 2) for vote in given):
+def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
+    """Return the messages before the answer, as far as `value` holds them, and the answer.
+
+    `value` is a text, one of Anthropic's transcripts, a message or a list of messages.
+    """
+    if isinstance(value, str) and not _TRANSCRIPT_TURN.match(value):
+        return [], make_message("assistant", value)
+
+    if isinstance(value, str):
+        _, *turns = _TRANSCRIPT_TURN.split(value)
+        messages = []
+        for speaker, text in zip(turns[::2], turns[1::2], strict=True):
+            messages.append(make_message(_TRANSCRIPT_ROLES[speaker], text.strip()))
+    elif isinstance(value, dict):
+        messages = [message(value)]
+    else:
+        messages = _parse_messages(value)
+
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Unusable("no answer")
+    return messages[:-1], messages[-1]
+
+
+def _read_preference_messages(row: Row) -> list[Row]:
+    return _read_preference({"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]})
+
+
+def _read_votes(row: Row) -> list[Row]:
+    """Read PandaLM's two responses and votes of annotators: 0 for a tie, 1 or 2 for the better one."""
+    votes = [vote for name, vote in row.items() if name.startswith("annotator")]
+    if not votes or any(vote not in (0, 1, 2) for vote in votes):
         raise Unusable("votes other than 0, 1 and 2")
-    votes = Counter(given)
-    winner, most = votes.most_common(1)[0]
-    if winner == 0 or 2 * most <= votes.total():
+
+    winner, count = Counter(votes).most_common(1)[0]
+    has_majority = 2 * count > len(votes)
+    if winner == 0 or not has_majority:
         raise LeftOut("a tie")
-    answers = [_said("assistant", _text(row[name], name)) for name in ("response1", "response2")]
-    return _pair(_instruction(row), answers[winner - 1], answers[2 - winner])
+
+    first_text = _require_text(row["response1"], "response1")
+    second_text = _require_text(row["response2"], "response2")
+    first = make_message("assistant", first_text)
+    second = make_message("assistant", second_text)
+    prompt = _read_instruction(row)
+    if winner == 1:
+        return _make_pair(prompt, first, second)
+    return _make_pair(prompt, second, first)
 
 
-def _from_label(row: Row) -> list[Row]:
-    """A conversation and whether its last answer is a good one (`label`, or LLaMA-Factory's `kto_tag`)."""
+# Labelled answers and prompts
+
+
+def _read_label(row: Row) -> list[Row]:
+    """Read a conversation and whether its last answer is a good one (`label`, or LLaMA-Factory's `kto_tag`)."""
     label = row["label"] if "label" in row else row["kto_tag"]
     if not isinstance(label, bool):
         raise Unusable("a label that is neither true nor false")
-    reader = conversation_reader(set(row))
+
+    reader = find_conversation_reader(set(row))
     if reader is None:
         raise Unusable("a label without a conversation")
-    (found,) = reader(row)
-    *prompt, answer = found["messages"]
+    (conversation,) = reader(row)
+    *prompt, answer = conversation["messages"]
     return [{"prompt": prompt, "completion": [answer], "label": label}]
 
 
-def _unpaired(reader: Reader) -> Reader:
-    """Preferences as labelled answers: the chosen one good, the rejected one bad."""
+def unpair_preference(pair: Row) -> list[Row]:
+    """Return the two labelled rows of a preference: the chosen answer is good, the rejected one bad."""
+    chosen = {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True}
+    rejected = {"prompt": pair["prompt"], "completion": pair["rejected"], "label": False}
+    return [chosen, rejected]
+
+
+def _make_unpairing_reader(preference_reader: RowReader) -> RowReader:
+    """Return a reader of labelled answers from a reader of preferences."""
 
     def read(row: Row) -> list[Row]:
-        return [
-            {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
-            for pair in reader(row)
-            for name in ("chosen", "rejected")
-        ]
+        labelled = []
+        for pair in preference_reader(row):
+            labelled += unpair_preference(pair)
+        return labelled
 
     return read
 
 
-def _prompts(reader: Reader) -> Reader:
-    """What is asked in conversations and preferences, and the answer the data gives: the last, or the chosen one."""
+def split_answer(messages: list[Message]) -> Row:
+    """Return a conversation as `prompt`, its messages up to the last answer, and `answer`, the text of that."""
+    *prompt, answer = messages
+    return {"prompt": prompt, "answer": answer["content"]}
+
+
+def _make_prompting_reader(reader: RowReader) -> RowReader:
+    """Return a reader of prompts, each with the answer the data gives (the last or the chosen one), from a reader of
+    conversations or preferences."""
 
     def read(row: Row) -> list[Row]:
         prompts = []
-        for found in reader(row):
-            *before, answer = found["messages"] if "messages" in found else [*found["prompt"], *found["chosen"]]
-            if not before:
+        for example in reader(row):
+            messages = example["messages"] if "messages" in example else [*example["prompt"], *example["chosen"]]
+            prompt = split_answer(messages)
+            if not prompt["prompt"]:
                 raise Unusable("no prompt")
-            prompts.append({"prompt": before, "answer": answer["content"]})
+            prompts.append(prompt)
         return prompts
 
     return read
 
 
-def _from_prompt(row: Row) -> list[Row]:
-    """A question without an answer: `prompt`, a text or messages that the assistant has not answered yet."""
-    prompt = [*_system(row), *_messages(row["prompt"])]
+def _read_prompt(row: Row) -> list[Row]:
+    """Read a question without an answer: `prompt`, a text or messages that the assistant has not answered yet."""
+    prompt = [*_read_system(row), *_parse_messages(row["prompt"])]
     if not prompt or prompt[-1]["role"] != "user":
         raise Unusable("a prompt that does not end with the user")
-    checked([*prompt, _said("assistant", "-")])
+
+    check_conversation([*prompt, make_message("assistant", "-")])  # its turns are in order up to an answer
     return [{"prompt": prompt, "answer": None}]
 
 
-# By name: the columns that a form needs, and its reader; the most specific first.
-CONVERSATIONS: dict[str, tuple[set[str], Reader]] = {
-    "messages": ({"messages"}, _from_messages),
-    "sharegpt": ({"conversations"}, _from_sharegpt),
-    "sharegpt_conversation": ({"conversation"}, _from_sharegpt),
-    "completion": ({"prompt", "completion"}, _from_completion),
-    "alpaca": ({"instruction", "output"}, _from_alpaca),
-    "dolly": ({"instruction", "context", "response"}, _from_dolly),
-    "self_instruct": ({"instruction", "instances"}, _from_self_instruct),
-    "question": ({"question", "answer"}, _from_question),
-    "oasst": ({"message_tree_id", "prompt"}, _from_tree),
-    "oasst_messages": ({"message_id", "parent_id", "role", "text"}, _from_tree),
-    "exchanges": ({"history"}, _from_exchanges),
+# The formats by name, the most specific first: a row is read by the first whose columns it has.
+CONVERSATION_FORMATS = {
+    "messages": RowFormat({"messages"}, _read_messages),
+    "sharegpt": RowFormat({"conversations"}, _read_sharegpt),
+    "sharegpt_conversation": RowFormat({"conversation"}, _read_sharegpt),
+    "completion": RowFormat({"prompt", "completion"}, _read_completion),
+    "alpaca": RowFormat({"instruction", "output"}, _read_alpaca),
+    "dolly": RowFormat({"instruction", "context", "response"}, _read_dolly),
+    "self_instruct": RowFormat({"instruction", "instances"}, _read_self_instruct),
+    "question": RowFormat({"question", "answer"}, _read_question),
+    "oasst": RowFormat({"message_tree_id", "prompt"}, _read_tree),
+    "oasst_messages": RowFormat({"message_id", "parent_id", "role", "text"}, _read_tree),
+    "exchanges": RowFormat({"history"}, _read_exchanges),
 }
-PREFERENCES: dict[str, tuple[set[str], Reader]] = {
-    "preference_messages": ({"chosen_messages", "rejected_messages"}, _from_preferred_messages),
-    "preference": ({"chosen", "rejected"}, preference),
-    "votes": ({"instruction", "response1", "response2"}, _from_votes),
-    "oasst": ({"message_tree_id", "prompt"}, _from_ranked_tree),
-    "oasst_messages": ({"message_id", "parent_id", "role", "text"}, _from_ranked_tree),
+PREFERENCE_FORMATS = {
+    "preference_messages": RowFormat({"chosen_messages", "rejected_messages"}, _read_preference_messages),
+    "preference": RowFormat({"chosen", "rejected"}, _read_preference),
+    "votes": RowFormat({"instruction", "response1", "response2"}, _read_votes),
+    "oasst": RowFormat({"message_tree_id", "prompt"}, _read_ranked_tree),
+    "oasst_messages": RowFormat({"message_id", "parent_id", "role", "text"}, _read_ranked_tree),
 }
-LABELLED: dict[str, tuple[set[str], Reader]] = {
-    "label": ({"label"}, _from_label),
-    "kto_tag": ({"kto_tag"}, _from_label),
-    **{name: (needed, _unpaired(reader)) for name, (needed, reader) in PREFERENCES.items()},
+_UNPAIRED_FORMATS = {
+    name: RowFormat(preference.columns, _make_unpairing_reader(preference.reader))
+    for name, preference in PREFERENCE_FORMATS.items()
 }
-PROMPTS: dict[str, tuple[set[str], Reader]] = {
-    **{name: (needed, _prompts(reader)) for name, (needed, reader) in (PREFERENCES | CONVERSATIONS).items()},
-    "prompt": ({"prompt"}, _from_prompt),
+LABELLED_FORMATS = {
+    "label": RowFormat({"label"}, _read_label),
+    "kto_tag": RowFormat({"kto_tag"}, _read_label),
+    **_UNPAIRED_FORMATS,
 }
-NEEDS_TREES = CONVERSATIONS["oasst_messages"][0]  # the columns of rows that are to go through `trees` first
+_ANSWERED_FORMATS = {
+    name: RowFormat(answered.columns, _make_prompting_reader(answered.reader))
+    for name, answered in (PREFERENCE_FORMATS | CONVERSATION_FORMATS).items()
+}
+PROMPT_FORMATS = {
+    **_ANSWERED_FORMATS,
+    "prompt": RowFormat({"prompt"}, _read_prompt),
+}
 
-
-def _instruction(row: Row) -> list[Message]:
-    """Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question, answer] pairs) too."""
-    messages = _system(row)
-    for pair in _list(row.get("history") or [], "history"):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise Unusable("history that is no list of pairs")
-        messages += [_said("user", _text(pair[0], "history")), _said("assistant", _text(pair[1], "history"))]
-    parts = (_text(row["instruction"], "instruction"), _text(row.get("input"), "input"))
-    question = "\n\n".join(part.strip() for part in parts if part.strip())
-    return [*messages, _said("user", question)]
-
-
-def _prompt(row: Row) -> list[Message]:
-    for name in ("prompt", "conversations", "messages"):
-        if row.get(name):
-            rendered = _ALPACA_PROMPT.fullmatch(row[name]) if isinstance(row[name], str) else None
-            return _instruction(rendered.groupdict()) if rendered else [*_system(row), *_messages(row[name])]
-    return _instruction(row) if row.get("instruction") else []
-
-
-def _answer(value: Any) -> tuple[list[Message], Message]:
-    """The messages before the answer, as far as `value` holds them, and the answer."""
-    if isinstance(value, str):
-        if not _TURN.match(value):
-            return [], _said("assistant", value)
-        _, *turns = _TURN.split(value)
-        roles = {"Human": "user", "Assistant": "assistant"}
-        messages = [_said(roles[r], t.strip()) for r, t in zip(turns[::2], turns[1::2], strict=True)]
-    else:
-        messages = [message(value)] if isinstance(value, dict) else _messages(value)
-    if not messages or messages[-1]["role"] != "assistant":
-        raise Unusable("no answer")
-    return messages[:-1], messages[-1]
+# The columns of rows that go through `build_trees` first.
+TREE_MESSAGE_COLUMNS = CONVERSATION_FORMATS["oasst_messages"].columns

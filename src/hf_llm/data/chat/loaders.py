@@ -1,11 +1,13 @@
-"""Chats, preferences, labelled answers and prompts: files, Hub data sets, documents and the documentation on this disk,
-as data sets that TRL takes."""
+"""Load chats, preferences, labelled answers and prompts as data sets that TRL takes.
+
+They come from files, Hub data sets, documents and the Python documentation on this disk.
+"""
 
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,20 +16,22 @@ import xxhash
 from hf_llm.core.errors import UserError
 from hf_llm.core.surrogates import whole_characters
 from hf_llm.data.chat.formats import (
-    CONVERSATIONS,
-    LABELLED,
-    NEEDS_TREES,
-    PREFERENCES,
-    PROMPTS,
+    CONVERSATION_FORMATS,
+    LABELLED_FORMATS,
+    PREFERENCE_FORMATS,
+    PROMPT_FORMATS,
+    TREE_MESSAGE_COLUMNS,
     LeftOut,
-    Reader,
     Row,
+    RowReader,
     Unusable,
-    conversation_reader,
-    labelled_reader,
-    preference_reader,
-    prompt_reader,
-    trees,
+    build_trees,
+    find_conversation_reader,
+    find_labelled_reader,
+    find_preference_reader,
+    find_prompt_reader,
+    split_answer,
+    unpair_preference,
 )
 from hf_llm.data.corpus.sources import FORMATS, Source, files_under, parts_of
 from hf_llm.data.files.read_errors import Faults
@@ -36,36 +40,51 @@ from hf_llm.data.files.tabular import file_rows, hub_rows, unreadable
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT_NAMES = (*CONVERSATIONS, *PREFERENCES, *LABELLED, *PROMPTS)
-_DOCUMENT_CHARS = 1_000_000  # of one document; what is longer is cut, and to the context in any case
+# The names that a source's `format` may have, each once.
+_FORMAT_NAMES = list(dict.fromkeys([*CONVERSATION_FORMATS, *PREFERENCE_FORMATS, *LABELLED_FORMATS, *PROMPT_FORMATS]))
+_MAX_DOCUMENT_CHARS = 1_000_000  # a longer document is cut here; all are cut to the model's context in any case
 
 
 @dataclass
 class ConversationSource:
     """Where rows come from: exactly one of `path`, `hub`, `documents` and `installed`, and a licence."""
 
-    license: str = field(metadata={"help": "SPDX identifier of the data's licence; `unknown` if you do not know"})
-    path: str | None = field(default=None, metadata={"help": "a JSON, JSONL, CSV or Parquet file, a folder or a glob"})
-    hub: str | None = field(default=None, metadata={"help": "id of a data set on the Hub"})
-    documents: str | None = field(default=None, metadata={"help": "a folder or file of texts, learnt as they stand"})
-    installed: Literal["docs"] | None = field(default=None, metadata={"help": "docs: Python's documentation"})
-    format: str | None = field(default=None, metadata={"help": "the form of the rows, where their columns fit several"})
-    share: float | None = field(default=None, metadata={"help": "of the training rows; all sources have one, or none"})
-    subset: str | None = field(default=None, metadata={"help": "of the Hub data set"})
-    split: str = field(default="train", metadata={"help": "of the Hub data set"})
-    take: int | None = field(default=None, metadata={"help": "the first rows; all if left out"})
+    license: str
+    """SPDX identifier of the data's licence; `unknown` if you do not know it."""
+    path: str | None = None
+    """A JSON, JSONL, CSV or Parquet file, a folder of them or a glob pattern."""
+    hub: str | None = None
+    """Id of a data set on the Hub."""
+    documents: str | None = None
+    """A folder or file of texts, which are trained on as they are; only the sft section takes them."""
+    installed: Literal["docs"] | None = None
+    """`docs`: questions about the Python documentation on this disk."""
+    format: str | None = None
+    """The format of the rows, where their columns fit several."""
+    share: float | None = None
+    """Share of this source in the training rows; give it to every source or to none."""
+    subset: str | None = None
+    """Subset (configuration) of the Hub data set."""
+    split: str = "train"
+    """Split of the Hub data set."""
+    take: int | None = None
+    """Take this many rows, the first ones; all where it is left out."""
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.path, self.hub, self.documents, self.installed)) != 1:
+        origins = [value for value in (self.path, self.hub, self.documents, self.installed) if value is not None]
+        if len(origins) != 1:
             raise ValueError("a source has exactly one of `path`, `hub`, `documents` and `installed`")
         if not self.license.strip():
             raise ValueError("license is empty; name the data's licence, or write `unknown`")
-        if not self.hub and (self.subset, self.split) != (None, "train"):
+
+        has_hub_keys = self.subset is not None or self.split != "train"
+        if has_hub_keys and not self.hub:
             raise ValueError("`subset` and `split` belong to `hub`")
         if self.take is not None and self.take < 1:
             raise ValueError(f"take is {self.take}; leave it out to read all rows")
+
         if self.format is not None and self.format not in _FORMAT_NAMES:
-            raise ValueError(f"format {self.format!r} is unknown; one of {', '.join(dict.fromkeys(_FORMAT_NAMES))}")
+            raise ValueError(f"format {self.format!r} is unknown; one of {', '.join(_FORMAT_NAMES)}")
         if self.format is not None and not (self.path or self.hub):
             raise ValueError("`format` belongs to `path` and `hub`")
         if self.share is not None and self.share <= 0:
@@ -78,94 +97,113 @@ class ConversationSource:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What a stage learns from: the reader of its rows, their columns, those on this disk, and one to show."""
+class _RowKind:
+    """The kind of rows that a stage trains on."""
 
-    reader: Callable[[set[str], str | None], Reader | None]
+    find_reader: Callable[[set[str], str | None], RowReader | None]
+    """Finds the reader of rows with these columns and a named format, or None."""
     columns: tuple[str, ...]
-    documentation: Callable[[], Iterator[Row]]
-    sample: str
+    """The columns of the data set; one that no row has is left out."""
+    documentation_rows: Callable[[], Iterator[Row]]
+    """Yields the rows made from the documentation on this disk."""
+    example: str
+    """A row to show in an error."""
 
 
 def load_conversations(
     sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01, documents: bool = False
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Training and evaluation rows with the columns `messages` and `source` (its number), and what was kept.
+    """Load training and evaluation rows with the columns `messages` and `source` (its number), and a report.
 
-    The forms are those of `hf_llm.data.chat.formats.CONVERSATIONS`, known by their columns or named by a source's
-    `format`.
-    Where a row has `tools` there is that column too (JSON, None in rows without); where a source has `documents`, and
-    the stage takes them (`documents`), the column `text`, with no messages beside it. Rows with the same first question
-    go to the same side; shares hold for the training rows.
+    The formats are those of `hf_llm.data.chat.formats.CONVERSATION_FORMATS`, known by their columns or named by a
+    source's `format`. Where a row has `tools` there is that column too (JSON, None in rows without); where a source has
+    `documents`, and the stage takes them (`documents`), the column `text`, with no messages beside it. Rows with the
+    same first question go to the same side; shares hold for the training rows.
 
-    The last value is `{"kept", "train", "eval", "dropped": {reason: rows}, "left_out": {reason: rows}, "samples",
-    "licenses", "sources": [the same of each]}`; what is left out is sound, and for its makers or this stage no row to
-    learn. Raises UserError for a form that is not known, and where more than the share `allow_drop` of a source's rows
+    The report is `{"kept", "dropped": {reason: rows}, "left_out": {reason: rows}, "samples", "licenses", "sources":
+    [the same of each], "train", "eval"}`; rows that are left out are valid, but their makers or this stage have no use
+    for them. Raises UserError for an unknown format, and where more than the share `allow_drop` of a source's rows
     cannot be used.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_conversations
 
-    sample = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
-    kind = _Kind(conversation_reader, ("messages", "tools", "text", "source"), documentation_conversations, sample)
     if not documents:
         _refuse_documents(sources)
+    kind = _RowKind(
+        find_reader=find_conversation_reader,
+        columns=("messages", "tools", "text", "source"),
+        documentation_rows=documentation_conversations,
+        example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
+    )
     return _load(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_preferences(
     sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Training and evaluation rows with the columns `prompt`, `chosen` and `rejected` (message lists), and the counts.
+    """Load training and evaluation rows with the columns `prompt`, `chosen` and `rejected` (message lists), and a
+    report.
 
-    The forms are those of `hf_llm.data.chat.formats.PREFERENCES`. Otherwise as `load_conversations`.
+    The formats are those of `hf_llm.data.chat.formats.PREFERENCE_FORMATS`. Otherwise as `load_conversations`.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_preferences
 
-    sample = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "What do you want?"}'
-    kind = _Kind(preference_reader, ("prompt", "chosen", "rejected"), documentation_preferences, sample)
     _refuse_documents(sources)
+    kind = _RowKind(
+        find_reader=find_preference_reader,
+        columns=("prompt", "chosen", "rejected"),
+        documentation_rows=documentation_preferences,
+        example='{"prompt": "Hi", "chosen": "Hello!", "rejected": "What do you want?"}',
+    )
     return _load(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_labelled(
     sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Training and evaluation rows with the columns `prompt`, `completion` (message lists) and `label`, and the counts.
+    """Load training and evaluation rows with the columns `prompt`, `completion` (message lists) and `label`, and a
+    report.
 
-    Of rows with a `label` (true: a good answer), or of preferences, whose answers become two rows. Otherwise as
-    `load_conversations`.
+    They come from rows with a `label` (true: a good answer), or from preferences, whose answers become two rows.
+    Otherwise as `load_conversations`.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_preferences
 
-    def documentation() -> Iterator[Row]:
+    def read_documentation() -> Iterator[Row]:
         for pair in documentation_preferences():
-            for name in ("chosen", "rejected"):
-                yield {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+            yield from unpair_preference(pair)
 
-    sample = '{"prompt": "Hi", "completion": "Hello!", "label": true}'
-    kind = _Kind(labelled_reader, ("prompt", "completion", "label"), documentation, sample)
     _refuse_documents(sources)
+    kind = _RowKind(
+        find_reader=find_labelled_reader,
+        columns=("prompt", "completion", "label"),
+        documentation_rows=read_documentation,
+        example='{"prompt": "Hi", "completion": "Hello!", "label": true}',
+    )
     return _load(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_prompts(
     sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Training and evaluation rows with the columns `prompt` (a message list) and `answer`, and the counts.
+    """Load training and evaluation rows with the columns `prompt` (a message list) and `answer`, and a report.
 
-    Of conversations and preferences (`answer` is then the text of the last or the chosen answer, for reward functions
-    that compare with it) and of bare prompts (it is None). Otherwise as `load_conversations`.
+    They come from conversations and preferences (`answer` is then the text of the last or the chosen answer, for reward
+    functions that compare with it) and from bare prompts (it is None). Otherwise as `load_conversations`.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_conversations
 
-    def documentation() -> Iterator[Row]:
+    def read_documentation() -> Iterator[Row]:
         for row in documentation_conversations():
-            *prompt, answer = row["messages"]
-            yield {"prompt": prompt, "answer": answer["content"]}
+            yield split_answer(row["messages"])
 
-    sample = '{"prompt": "How do birds find their way?"}'
-    kind = _Kind(prompt_reader, ("prompt", "answer"), documentation, sample)
     _refuse_documents(sources)
+    kind = _RowKind(
+        find_reader=find_prompt_reader,
+        columns=("prompt", "answer"),
+        documentation_rows=read_documentation,
+        example='{"prompt": "How do birds find their way?"}',
+    )
     return _load(sources, kind, eval_share, seed, allow_drop)
 
 
@@ -176,61 +214,82 @@ def _refuse_documents(sources: list[ConversationSource]) -> None:
 
 
 def _load(
-    sources: list[ConversationSource], kind: _Kind, eval_share: float, seed: int, allow_drop: float
+    sources: list[ConversationSource], kind: _RowKind, eval_share: float, seed: int, allow_drop: float
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    if len({source.share is None for source in sources}) > 1:
-        bare = next(source for source in sources if source.share is None)
-        raise UserError(f"{bare.name} has no `share` and others have; give every source one, or none")
-    rows, reports = [], []
+    _check_every_share_or_none(sources)
+
+    rows = []
+    reports = []
     for number, source in enumerate(sources):
-        faults, left_out = Faults(), Counter()
-        used = [{**row, "source": number} for row in _usable(source, faults, left_out, kind)]
-        _check_dropped(source, faults, len(used), allow_drop)
-        rows += used
-        counts = {"dropped": dict(faults.dropped), "left_out": dict(left_out), "samples": faults.samples}
-        reports.append({"source": source.name, "kept": len(used), **counts})
+        faults = Faults()
+        left_out = Counter()
+        source_rows = []
+        for row in _read_usable_rows(source, kind, faults, left_out):
+            source_rows.append({**row, "source": number})
+        _check_dropped(source, faults, len(source_rows), allow_drop)
+
+        rows += source_rows
+        reports.append(
+            {
+                "source": source.name,
+                "kept": len(source_rows),
+                "dropped": dict(faults.dropped),
+                "left_out": dict(left_out),
+                "samples": faults.samples,
+            }
+        )
+
+    train, evaluation = _split_by_question(rows, eval_share, seed)
+    train = _mix_by_share(train, sources, seed)
+
     report = {
         "kept": len(rows),
-        "dropped": _added(each["dropped"] for each in reports),
-        "left_out": _added(each["left_out"] for each in reports),
+        "dropped": _sum_counts(each["dropped"] for each in reports),
+        "left_out": _sum_counts(each["left_out"] for each in reports),
         "samples": [sample for each in reports for sample in each["samples"]],
         "licenses": sorted({source.license for source in sources}),
         "sources": reports,
-    }
-    train, held_out = _split(rows, eval_share, seed)
-    train = _mixed(train, sources, seed)
-    columns = [name for name in kind.columns if any(name in row for row in rows)]
-    return *(_data_set(side, columns) for side in (train, held_out)), {
-        **report,
         "train": len(train),
-        "eval": len(held_out),
+        "eval": len(evaluation),
     }
+    columns = [name for name in kind.columns if any(name in row for row in rows)]
+    return _build_dataset(train, columns), _build_dataset(evaluation, columns), report
 
 
-def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def _check_every_share_or_none(sources: list[ConversationSource]) -> None:
+    without_share = [source for source in sources if source.share is None]
+    if without_share and len(without_share) < len(sources):
+        name = without_share[0].name
+        raise UserError(f"{name} has no `share` and others have; give every source one, or none")
+
+
+def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     total = Counter()
     for each in counts:
         total.update(each)
     return dict(total)
 
 
-def _data_set(rows: list[Row], columns: list[str]) -> "Dataset":
+def _build_dataset(rows: list[Row], columns: list[str]) -> "Dataset":
+    """Build a data set of these columns; None stands where a row lacks one."""
     from datasets import Dataset
 
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
 
 
-def _usable(source: ConversationSource, faults: Faults, left_out: Counter, kind: _Kind) -> Iterator[Row]:
-    """The rows of a source that can be used; the others are counted in `faults` and `left_out`."""
+def _read_usable_rows(source: ConversationSource, kind: _RowKind, faults: Faults, left_out: Counter) -> Iterator[Row]:
+    """Yield the rows of a source that can be used; count the others in `faults` and `left_out`."""
     if source.installed:
-        yield from islice(kind.documentation(), source.take)
+        yield from islice(kind.documentation_rows(), source.take)
         return
     if source.documents:
-        yield from islice(_documents(source, faults), source.take)
+        yield from islice(_read_documents(source, faults), source.take)
         return
-    for where, row, reader in _read(source, faults, kind):
+
+    for where, row, reader in _read_rows(source, kind, faults):
         try:
-            yield from map(whole_characters, reader(row))
+            for usable in reader(row):
+                yield whole_characters(usable)
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except Unusable as reason:
@@ -239,37 +298,48 @@ def _usable(source: ConversationSource, faults: Faults, left_out: Counter, kind:
             faults.drop(f"no column {missing}", where)
 
 
-def _read(source: ConversationSource, faults: Faults, kind: _Kind) -> Iterator[tuple[str, Row, Reader]]:
-    """Where each row stands, the row, and the reader of its file's form."""
-    readers, messages = {}, []
-    for file, number, row in islice(_rows(source, faults), source.take):
-        where, columns = f"{file}, row {number}", set(row)
+def _read_rows(source: ConversationSource, kind: _RowKind, faults: Faults) -> Iterator[tuple[str, Row, RowReader]]:
+    """Yield the location of each row, the row, and the reader of its file's format.
+
+    Raises UserError for a file whose format is unknown.
+    """
+    readers = {}  # by file
+    tree_messages = []
+    for file, number, row in islice(_read_source(source, faults), source.take):
+        where = f"{file}, row {number}"
+        columns = set(row)
         if file not in readers:
-            readers[file] = kind.reader(columns, source.format)
+            readers[file] = kind.find_reader(columns, source.format)
             if readers[file] is None:
-                raise UserError(_unknown(where, row, source, kind))
-        if columns >= NEEDS_TREES:
-            messages.append((where, row))
+                raise UserError(_describe_unknown_format(where, row, source, kind))
+
+        if columns >= TREE_MESSAGE_COLUMNS:
+            tree_messages.append((where, row))
         else:
             yield where, row, readers[file]
-    for where, tree in trees(messages):
-        yield where, tree, kind.reader({"message_tree_id", "prompt"}, None)
+
+    for where, tree in build_trees(tree_messages):
+        yield where, tree, kind.find_reader({"message_tree_id", "prompt"}, None)
 
 
-def _unknown(where: str, row: Row, source: ConversationSource, kind: _Kind) -> str:
-    known = f"not what format {source.format!r} of this stage needs" if source.format else "no known form"
+def _describe_unknown_format(where: str, row: Row, source: ConversationSource, kind: _RowKind) -> str:
+    problem = "which is not a known format"
+    if source.format:
+        problem = f"which is not what format {source.format!r} of this stage needs"
     return (
-        f"{where} has the columns {', '.join(map(str, row))}, which is {known}.\n"
-        f"  A row that is understood: {kind.sample}\n  Rename the columns, or leave the file out."
+        f"{where} has the columns {', '.join(map(str, row))}, {problem}.\n"
+        f"  A row of a known format: {kind.example}\n  Rename the columns, or leave the file out."
     )
 
 
-def _rows(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int, Row]]:
+def _read_source(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int, Row]]:
+    """Yield the file (or Hub id), number and columns of every row of a source."""
     if source.hub:
-        streaming = source.take is not None
-        for number, row in hub_rows(source.hub, source.subset, source.split, streaming, source.take):
+        is_streamed = source.take is not None
+        for number, row in hub_rows(source.hub, source.subset, source.split, is_streamed, source.take):
             yield source.hub, number, row
         return
+
     for path, _ in files_under(source.path, FORMATS["rows"]):
         try:
             for number, row in file_rows(path, faults):
@@ -278,76 +348,103 @@ def _rows(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int
             raise unreadable(path, error) from error
 
 
-def _documents(source: ConversationSource, faults: Faults) -> Iterator[Row]:
-    """The texts below a folder, read as the corpus reads them (docs/sources.md)."""
+def _read_documents(source: ConversationSource, faults: Faults) -> Iterator[Row]:
+    """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
     from hf_llm.data.corpus.reader_step import Read
 
     parts = parts_of([Source(license=source.license, path=source.documents)])
-    read = Read(parts, _DOCUMENT_CHARS)
+    step = Read(parts, _MAX_DOCUMENT_CHARS)
     for rank in range(len(parts)):
-        for document in read.run(None, rank, len(parts)):
-            if document.text.strip():
-                yield {"text": document.text.strip()}
-    faults.add(read.faults)
+        for document in step.run(None, rank, len(parts)):
+            text = document.text.strip()
+            if text:
+                yield {"text": text}
+    faults.add(step.faults)
 
 
-def _check_dropped(source: ConversationSource, faults: Faults, used: int, allow_drop: float) -> None:
-    bad = faults.dropped.total()
-    if bad > allow_drop * (bad + used):
-        raise UserError(too_many(source.name, faults.dropped, faults.samples, used))
-    if not used:
+def _check_dropped(source: ConversationSource, faults: Faults, kept: int, allow_drop: float) -> None:
+    dropped = faults.dropped.total()
+    if dropped > allow_drop * (dropped + kept):
+        raise UserError(too_many(source.name, faults.dropped, faults.samples, kept))
+    if not kept:
         raise UserError(f"{source.name} holds no rows that can be used; correct the source or leave it out")
 
 
-def too_many(name: str, dropped: dict[str, int], samples: list[str], used: int) -> str:
-    """The message for a source of which more rows were dropped than `allow_drop` allows."""
+def too_many(name: str, dropped: dict[str, int], samples: list[str], kept: int) -> str:
+    """Return the error message for a source of which more rows were dropped than `allow_drop` allows."""
     bad = sum(dropped.values())
+    total = bad + kept
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in Counter(dropped).most_common())
-    head = f"{name}: {bad:,} of {bad + used:,} rows cannot be used ({reasons}); for example"
-    remedy = "Mend or leave out what holds them"
-    if used:
-        remedy += f", or write `allow_drop: {math.ceil(100 * bad / (bad + used)) / 100}` to go on without those rows"
-    return "\n    ".join([head, *samples]) + f"\n  {remedy}."
+    problem = f"{name}: {bad:,} of {total:,} rows cannot be used ({reasons}); for example"
+
+    remedy = "Correct or leave out what holds them"
+    if kept:
+        percent = math.ceil(100 * bad / total)
+        remedy += f", or write `allow_drop: {percent / 100}` to continue without those rows"
+    return "\n    ".join([problem, *samples]) + f"\n  {remedy}."
 
 
-def _split(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Divide rows by a digest of seed and first question, so that no question is on both sides."""
+def _split_by_question(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Divide rows into training and evaluation by a digest of seed and first question.
+
+    No question is on both sides. Raises UserError where there are too few different questions.
+    """
     assert 0 <= eval_share < 1, f"eval_share is {eval_share}"
-    keys = [_question_digest(row, seed) for row in rows]
-    order = sorted(set(keys))
-    count = max(1, round(len(order) * eval_share)) if eval_share else 0
-    if count >= len(order):
-        raise UserError(f"{len(order)} different question(s) are too few to hold some out; add data")
-    held_out = set(order[:count])
-    train = [row for key, row in zip(keys, rows, strict=True) if key not in held_out]
-    evaluation = [row for key, row in zip(keys, rows, strict=True) if key in held_out]
+    digests = [_hash_question(row, seed) for row in rows]
+    different = sorted(set(digests))
+
+    count = 0
+    if eval_share:
+        count = max(1, round(len(different) * eval_share))
+    if count >= len(different):
+        raise UserError(f"{len(different)} different question(s) are too few to hold some out; add data")
+
+    held_out = set(different[:count])
+    train = []
+    evaluation = []
+    for digest, row in zip(digests, rows, strict=True):
+        side = evaluation if digest in held_out else train
+        side.append(row)
     return train, evaluation
 
 
-def _question_digest(row: Row, seed: int) -> int:
+def _hash_question(row: Row, seed: int) -> int:
+    """Return a digest of the seed and the first question of a row, or its text where it is a document."""
     if "text" in row:
         question = row["text"]
     else:
         messages = row.get("prompt") or row["messages"]
-        question = next(message["content"] for message in messages if message["role"] == "user")
-    return _digest(seed, question.strip())
+        question = next(turn["content"] for turn in messages if turn["role"] == "user")
+    return _hash_values(seed, question.strip())
 
 
-def _digest(*values: Any) -> int:
+def _hash_values(*values: Any) -> int:
     return xxhash.xxh3_64_intdigest(json.dumps(values).encode("utf-8"))
 
 
-def _mixed(rows: list[Row], sources: list[ConversationSource], seed: int) -> list[Row]:
-    """As many rows as there are, in the shares the sources ask for: a source's rows repeated, or a sample of them."""
+def _mix_by_share(rows: list[Row], sources: list[ConversationSource], seed: int) -> list[Row]:
+    """Return as many rows as there are, in the shares the sources ask for.
+
+    The rows of a source are repeated, or a sample of them is taken, which follows from `seed`.
+    """
     if sources[0].share is None:
         return rows
-    total = sum(source.share for source in sources)
+
+    total_share = sum(source.share for source in sources)
     mixed = []
     for number, source in enumerate(sources):
-        own = [row for row in rows if row["source"] == number]
-        if not own:
+        source_rows = [row for row in rows if row["source"] == number]
+        if not source_rows:
             raise UserError(f"{source.name}: all its rows are held out for evaluation, none are left for its share")
-        times, rest = divmod(round(len(rows) * source.share / total), len(own))
-        chosen = sorted(range(len(own)), key=lambda i: _digest(seed, number, i))[:rest]
-        mixed += own * times + [own[i] for i in sorted(chosen)]
+
+        wanted = round(len(rows) * source.share / total_share)
+        repeats, remainder = divmod(wanted, len(source_rows))
+        mixed += source_rows * repeats
+        mixed += [source_rows[i] for i in _sample_indices(len(source_rows), remainder, seed, number)]
     return mixed
+
+
+def _sample_indices(size: int, count: int, *seeds: int) -> list[int]:
+    """Return `count` of the indices below `size`, ascending, which follow from the seeds."""
+    by_digest = sorted(range(size), key=lambda i: _hash_values(*seeds, i))
+    return sorted(by_digest[:count])

@@ -1,7 +1,7 @@
-"""Windows of tokens with some of them taken out, for a model to put back: BERT's masked tokens and T5's spans.
+"""Corrupt windows of tokens for a model to restore: BERT's masked tokens and T5's masked spans.
 
-What is taken out of a window follows from the seed, the epoch and the window's number alone, so it is the same in
-every process, with any number of workers and after every restart, and another in every epoch.
+What is masked in a window follows from the seed, the epoch and the window's number alone, so it is the same in every
+process, with any number of workers and after every restart, and another in every epoch.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,16 @@ from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
 
-IGNORED = -100  # the label of a token that the loss leaves out
-SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1  # of the tokens to predict; the rest stands as it is (BERT, appendix A.1)
+IGNORED = -100  # the label of a token that the loss ignores, as PyTorch's cross-entropy has it
+
+# Of the tokens to predict, the share shown as the mask and as a random token; the others are shown as they are (BERT,
+# appendix A.1).
+SHOWN_AS_MASK = 0.8
+SHOWN_AS_RANDOM = 0.1
 
 
 class Corruption(Protocol):
-    """Takes tokens out of a window: `ids` (n,) int64 -> `input_ids`, `labels` and the like, int64."""
+    """Corrupts a window: `ids` (n,) int64 -> `input_ids`, `labels` and the like, int64."""
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]: ...
 
@@ -29,106 +33,142 @@ class Corruption(Protocol):
 class MaskedTokens:
     """BERT's masked language modelling (https://arxiv.org/abs/1810.04805, section 3.1).
 
-    Of the window's words, special tokens not counted, `share` are to be predicted, exactly so many in each window that
-    a mean over windows is one over tokens, or `count` of them where that is given. Of those 80% are shown as the mask,
-    10% as any word, 10% as they are; with `always` all of them as the mask. `input_ids` and `labels` are (n,).
+    A window gives `input_ids` and `labels`, both (n,). The number of tokens to predict is the same in every window, so
+    that a mean over windows is a mean over tokens.
     """
 
     mask_token_id: int
-    is_word: np.ndarray  # (vocabulary,) bool: False for special tokens
+    is_word: np.ndarray
+    """(vocabulary,) bool: which ids may be masked; False for special tokens."""
     share: float = 0.15
+    """Share of the window's tokens to predict."""
     count: int | None = None
+    """Number of tokens to predict in each window, instead of `share`."""
     always: bool = False
+    """Show all tokens to predict as the mask, rather than 80% as the mask, 10% as a random token, 10% as they are."""
 
     @cached_property
-    def words(self) -> np.ndarray:
-        """The ids that stand for words."""
+    def word_ids(self) -> np.ndarray:
+        """The ids that may be masked."""
         return np.flatnonzero(self.is_word)
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
-        places = np.flatnonzero(self.is_word[ids])
-        count = min(self.count or max(1, round(self.share * len(ids))), len(places))
-        chosen = random.choice(places, count, replace=False, shuffle=False)
+        candidates = np.flatnonzero(self.is_word[ids])  # positions
+        wanted = self.count or max(1, round(self.share * len(ids)))
+        count = min(wanted, len(candidates))
+        chosen = random.choice(candidates, count, replace=False, shuffle=False)  # (count,) positions to predict
+
         labels = np.full(len(ids), IGNORED, np.int64)
         labels[chosen] = ids[chosen]
-        draw, shown = random.random(count), ids.copy()
-        another = self.words[random.integers(len(self.words), size=count)]
-        kept = np.where(draw < SHOWN_AS_MASK + SHOWN_AS_ANOTHER, another, ids[chosen])
-        shown[chosen] = np.where((draw < SHOWN_AS_MASK) | self.always, self.mask_token_id, kept)
-        return {"input_ids": shown, "labels": labels}
+        input_ids = ids.copy()
+        input_ids[chosen] = self._corrupt_ids(ids[chosen], random)
+        return {"input_ids": input_ids, "labels": labels}
+
+    def _corrupt_ids(self, true_ids: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return what is shown in the place of the tokens to predict: the mask, a random token or the true one."""
+        draw = random.random(len(true_ids))
+        choices = random.integers(len(self.word_ids), size=len(true_ids))
+        random_ids = self.word_ids[choices]
+
+        is_mask = (draw < SHOWN_AS_MASK) | self.always
+        is_random = draw < SHOWN_AS_MASK + SHOWN_AS_RANDOM
+        shown = np.where(is_random, random_ids, true_ids)
+        return np.where(is_mask, self.mask_token_id, shown)
 
 
 @dataclass(frozen=True)
 class CorruptedSpans:
     """T5's span corruption (https://arxiv.org/abs/1910.10683, section 3.1.4).
 
-    `share` of the window's tokens are taken out, in spans of `mean_span` on average; `input_ids` has a sentinel in the
-    place of each span, `labels` each sentinel with the tokens of its span; both end with the end of text.
-    `decoder_input_ids` are the labels one place later, after the padding token, as T5 begins. Windows of one length
-    give inputs of one length, and targets of one length.
+    `input_ids` has a sentinel token in the place of each masked span, `labels` each sentinel followed by the tokens of
+    its span; both end with the end of text. `decoder_input_ids` are the labels shifted right by one, after the padding
+    token, as T5 begins. Windows of one length give inputs of one length, and targets of one length.
     """
 
-    sentinels: np.ndarray  # ids, in the order of their use
+    sentinels: np.ndarray
+    """Ids of the sentinel tokens, in the order of their use."""
     eos_token_id: int
     pad_token_id: int
     share: float = 0.15
+    """Share of the window's tokens that are masked."""
     mean_span: float = 3.0
+    """Mean length of a masked span, in tokens."""
 
     def spans(self, length: int) -> tuple[int, int]:
-        """How many tokens are taken out of a window of `length` tokens, and in how many spans."""
-        taken = min(max(round(length * self.share), 1), length - 1)
-        return taken, min(max(round(taken / self.mean_span), 1), taken, length - taken)
+        """Return how many tokens of a window of `length` tokens are masked, and in how many spans."""
+        masked = round(length * self.share)
+        masked = min(max(masked, 1), length - 1)
 
-    def lengths(self, length: int) -> tuple[int, int]:
-        """The tokens of input and target of a window of `length` tokens."""
-        taken, spans = self.spans(length)
-        return length - taken + spans + 1, taken + spans + 1
+        spans = round(masked / self.mean_span)
+        spans = min(max(spans, 1), masked, length - masked)
+        return masked, spans
+
+    def input_and_target_lengths(self, length: int) -> tuple[int, int]:
+        """Return the tokens of input and target of a window of `length` tokens."""
+        masked, spans = self.spans(length)
+        input_length = length - masked + spans + 1
+        target_length = masked + spans + 1
+        return input_length, target_length
 
     def check(self, length: int) -> None:
         """Raise UserError where a window of `length` tokens has more spans than there are sentinels."""
         _, spans = self.spans(length)
         if spans > len(self.sentinels):
             raise UserError(
-                f"pretrain.objective: a window of {length} tokens has {spans} gaps, and the tokenizer "
-                f"{len(self.sentinels)} sentinels (<extra_id_0> ...); raise mean_span, shorten pretrain.context, or "
-                "make the tokenizer anew (python -m hf_llm.run ... --fresh=tokenizer)"
+                f"pretrain.objective: a window of {length} tokens has {spans} masked spans, and the tokenizer "
+                f"{len(self.sentinels)} sentinel tokens (<extra_id_0> ...); raise mean_span, shorten pretrain.context, "
+                "or rebuild the tokenizer (python -m hf_llm.run ... --fresh=tokenizer)"
             )
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
-        taken, spans = self.spans(len(ids))
-        # Kept and taken pieces by turns, the first of them kept.
-        pieces = np.stack([_pieces(len(ids) - taken, spans, random), _pieces(taken, spans, random)], axis=1)
-        is_taken = np.repeat(np.tile([False, True], spans), pieces.ravel())
-        first_taken = np.cumsum(pieces.ravel())[::2]
+        masked, spans = self.spans(len(ids))
         sentinels = self.sentinels[:spans]
-        shown, stays = ids.copy(), ~is_taken
-        shown[first_taken], stays[first_taken] = sentinels, True
-        target = np.insert(ids[is_taken], np.cumsum(pieces[:, 1]) - pieces[:, 1], sentinels)
+
+        # The window is kept and masked pieces in turn, the first of them kept.
+        kept_lengths = _split_randomly(len(ids) - masked, spans, random)
+        masked_lengths = _split_randomly(masked, spans, random)
+        piece_lengths = np.stack([kept_lengths, masked_lengths], axis=1).ravel()  # (2 * spans,)
+        is_masked = np.repeat(np.tile([False, True], spans), piece_lengths)  # (n,)
+
+        # In the input a sentinel takes the place of the first token of each span, and the others of it go.
+        span_starts = np.cumsum(piece_lengths)[::2]
+        input_ids = ids.copy()
+        input_ids[span_starts] = sentinels
+        stays = ~is_masked
+        stays[span_starts] = True
+
+        # In the target a sentinel stands before the tokens of each span.
+        masked_ids = ids[is_masked]
+        target_starts = np.cumsum(masked_lengths) - masked_lengths
+        target = np.insert(masked_ids, target_starts, sentinels)
         return {
-            "input_ids": np.append(shown[stays], self.eos_token_id),
+            "input_ids": np.append(input_ids[stays], self.eos_token_id),
             "labels": np.append(target, self.eos_token_id),
             "decoder_input_ids": np.insert(target, 0, self.pad_token_id),
         }
 
 
-def _pieces(total: int, parts: int, random: np.random.Generator) -> np.ndarray:
-    """Lengths (parts,) of at least 1 that add up to `total`, each way to cut it as likely as any other."""
-    cuts = np.sort(random.choice(total - 1, parts - 1, replace=False, shuffle=False)) + 1
+def _split_randomly(total: int, parts: int, random: np.random.Generator) -> np.ndarray:
+    """Return lengths (parts,) of at least 1 that add up to `total`, every way to split it equally likely."""
+    cuts = random.choice(total - 1, parts - 1, replace=False, shuffle=False)
+    cuts = np.sort(cuts) + 1
     return np.diff(cuts, prepend=0, append=total)
 
 
 class CorruptedWindows(Dataset):
-    """`windows` (`hf_llm.data.tokens.token_dataset.TokenWindows`) after a `corruption`, other tokens in every epoch.
+    """`windows` (`hf_llm.data.tokens.token_dataset.TokenWindows`) after a `corruption`, which changes every epoch.
 
     Item `i` is a dictionary of the corruption's arrays as int64 tensors.
     """
 
     def __init__(self, windows: Dataset, corruption: Corruption, seed: int = 0):
-        self.windows, self.corruption, self.seed = windows, corruption, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # which workers that stay see change
+        self.windows = windows
+        self.corruption = corruption
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # so that persistent workers see it change
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on items are those of the epoch `epoch`, counted from 0."""
+        """Make the items those of the epoch `epoch`, counted from 0."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -136,6 +176,7 @@ class CorruptedWindows(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ids = self.windows[i]["input_ids"].numpy()
+
         # A counter-based generator: each window has a stretch of 2^192 draws of its own.
         bits = np.random.Philox(key=[self.seed, int(self._epoch)], counter=[0, 0, 0, i % len(self)])
         corrupted = self.corruption(ids, np.random.Generator(bits))
@@ -143,20 +184,22 @@ class CorruptedWindows(Dataset):
 
 
 def spans_of(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
-    """The tokens after each sentinel of a target, in the order of the sentinels; of one that is not there, none."""
-    order = {sentinel: number for number, sentinel in enumerate(sentinels)}
-    found: list[list[int]] = [[] for _ in sentinels]
-    span: list[int] = []  # of what stands before the first sentinel
+    """Return the tokens after each sentinel of a target, in the order of `sentinels`; none for a missing sentinel."""
+    spans: dict[int, list[int]] = {token: [] for token in sentinels}
+    span: list[int] = []  # of what stands before the first sentinel, which belongs to none
     for token in target:
-        if token in order:
-            span = found[order[token]]
+        if token in spans:
+            span = spans[token]
             span.clear()
         else:
             span.append(token)
-    return found
+    return list(spans.values())
 
 
 def put_back(text: Sequence[int], target: Sequence[int], sentinels: Sequence[int]) -> list[int]:
-    """The tokens of `text` with those that `target` has after each sentinel in its place."""
-    told = dict(zip(sentinels, spans_of(target, sentinels), strict=True))
-    return [token for place in text for token in told.get(place, [place])]
+    """Return the tokens of `text`, each sentinel replaced by the tokens that `target` has after it."""
+    spans = dict(zip(sentinels, spans_of(target, sentinels), strict=True))
+    restored = []
+    for token in text:
+        restored += spans.get(token, [token])
+    return restored

@@ -1,4 +1,4 @@
-"""Token shards: the ids of many documents one after the other, an end-of-text after each, as plain binary files.
+"""Write and describe token shards: the ids of many documents, an end of text after each, as plain binary files.
 
 `index.json` lists them by split:
 
@@ -16,7 +16,7 @@ one is written. Memory holds those three batches, however large the corpus is.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 INDEX = "index.json"
 _BATCH_BYTES = 1 << 20  # of text handed to the tokenizer's threads at a time
-_ROWS = 512  # read at a time: of the longest documents 50 MB
+_ROWS_PER_READ = 512  # of the longest documents 50 MB
 
 
 @dataclass
@@ -49,91 +49,111 @@ class Documents:
 
     @classmethod
     def of(cls, texts: list[str]) -> "Documents":
-        """Documents that nothing is known about."""
+        """Build documents of unknown source and language."""
         sizes = np.array([len(text.encode("utf-8")) for text in texts], np.int64)
-        return cls(texts, sizes, [""] * len(texts), [""] * len(texts))
+        unknown = [""] * len(texts)
+        return cls(texts, sizes, sources=unknown, languages=list(unknown))
 
-    def first(self, count: int) -> "Documents":
-        """The first `count` of them."""
+    def take_first(self, count: int) -> "Documents":
+        """Return the first `count` documents."""
         return Documents(self.texts[:count], self.bytes[:count], self.sources[:count], self.languages[:count])
 
 
 @dataclass
 class Tokens:
-    """What some documents are made of."""
+    """The tokens of some documents."""
 
-    ids: np.ndarray  # (tokens,) of all documents one after the other, an end-of-text after each
-    lengths: np.ndarray  # (documents,) tokens of each, the end-of-text counted
+    ids: np.ndarray  # (tokens,) of all documents one after the other, an end of text after each
+    lengths: np.ndarray  # (documents,) tokens of each, the end of text counted
 
-    def first(self, count: int) -> "Tokens":
-        """Those of the first `count` documents."""
-        return Tokens(self.ids[: int(self.lengths[:count].sum())], self.lengths[:count])
-
-
-class Streams(Protocol):
-    """Divides documents among several files (`hf_llm.data.tokens.mixing.Streams`)."""
-
-    labels: list[dict]  # what the entry of each file says besides its counts
-
-    def of(self, documents: Documents, tokens: Tokens) -> np.ndarray: ...  # (documents,) the file of each
+    def take_first(self, count: int) -> "Tokens":
+        """Return the tokens of the first `count` documents."""
+        lengths = self.lengths[:count]
+        return Tokens(self.ids[: int(lengths.sum())], lengths)
 
 
-class OneStream:
-    """All documents in one file."""
+class Router(Protocol):
+    """Divides documents among several files, as `hf_llm.data.tokens.mixing.StreamRouter` does."""
 
-    labels: tuple[dict, ...] = ({},)
+    labels: Sequence[dict]  # what the entry of each file says besides its counts
 
-    def of(self, documents: Documents, tokens: Tokens) -> np.ndarray:
+    def route_documents(self, documents: Documents, tokens: Tokens) -> np.ndarray: ...  # (documents,) file of each
+
+
+class SingleFileRouter:
+    """Puts all documents in one file."""
+
+    labels: Sequence[dict] = ({},)
+
+    def route_documents(self, documents: Documents, tokens: Tokens) -> np.ndarray:
         return np.zeros(len(tokens.lengths), np.int64)
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
-    """The smallest unsigned integer that holds every id of a vocabulary: uint16 to 65,536 tokens, then uint32."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    """Return the smallest unsigned integer type that holds every id of a vocabulary: uint16 up to 65,536 tokens, then
+    uint32."""
+    is_small = vocab_size <= 1 << 16
+    return np.dtype(np.uint16 if is_small else np.uint32)
 
 
 def read_documents(path: Path) -> Iterator[Documents]:
-    """The documents of one Parquet file of a corpus, in batches of a megabyte, or of one document larger than that."""
+    """Yield the documents of one Parquet file of a corpus, in batches of a megabyte, or of one larger document."""
     import pyarrow.compute as compute
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS, columns=["text", "source", "language"]):
-            sizes = compute.binary_length(batch["text"]).to_numpy().astype(np.int64)
-            cuts = np.searchsorted(np.cumsum(sizes), np.arange(_BATCH_BYTES, int(sizes.sum()), _BATCH_BYTES)) + 1
+        for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=["text", "source", "language"]):
+            sizes = compute.binary_length(rows["text"]).to_numpy().astype(np.int64)
+
+            # Cut the rows after each document that reaches a further megabyte.
+            bytes_so_far = np.cumsum(sizes)
+            full_batches = np.arange(_BATCH_BYTES, int(sizes.sum()), _BATCH_BYTES)
+            cuts = np.searchsorted(bytes_so_far, full_batches) + 1
             bounds = np.unique([0, *cuts, len(sizes)])
             for start, end in pairwise(bounds.tolist()):
-                columns = (batch[name].slice(start, end - start).to_pylist() for name in batch.schema.names)
-                yield Documents(next(columns), sizes[start:end], *columns)
+                batch = rows.slice(start, end - start)
+                yield Documents(
+                    texts=batch["text"].to_pylist(),
+                    bytes=sizes[start:end],
+                    sources=batch["source"].to_pylist(),
+                    languages=batch["language"].to_pylist(),
+                )
 
 
 def tokenized(
     documents: Iterable[Documents], tokenizer: "Tokenizer", eos_token_id: int, dtype: np.dtype
 ) -> Iterator[tuple[Documents, Tokens]]:
-    """Batches of documents, each with its tokens.
+    """Yield batches of documents, each with its tokens.
 
     Special tokens spelt out in a text are tokenised as text, so that the end-of-text ids are the documents' ends, which
     is asserted.
     """
     tokenizer.encode_special_tokens = True
 
-    def encode() -> Iterator[tuple[Documents, list]]:
-        for batch in _ahead(documents):
+    def encode_batches() -> Iterator[tuple[Documents, list]]:
+        for batch in _prefetch_items(documents):
             yield batch, tokenizer.encode_batch_fast(batch.texts, add_special_tokens=False)
 
-    for batch, encodings in _ahead(encode()):
-        counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype, int(counts.sum()))
+    for batch, encodings in _prefetch_items(encode_batches()):
+        lengths = [len(encoding) for encoding in encodings]
+        lengths = np.array(lengths, np.int64)
+        document_ends = np.cumsum(lengths)
+
+        all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.fromiter(all_ids, dtype, count=int(lengths.sum()))
         assert not np.any(ids == eos_token_id), "an end of text within a text"
-        yield batch, Tokens(np.insert(ids, np.cumsum(counts), eos_token_id), counts + 1)
+        yield batch, Tokens(ids=np.insert(ids, document_ends, eos_token_id), lengths=lengths + 1)
 
 
-def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each made by another thread while the one before it is used."""
+def _prefetch_items(items: Iterable[T]) -> Iterator[T]:
+    """Yield the same items, each made by another thread while the one before it is used."""
     items = iter(items)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool:
         coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
+        while True:
+            item = coming.result()
+            if item is None:
+                return
             coming = pool.submit(next, items, None)
             yield item
 
@@ -142,71 +162,90 @@ def write_shards(
     folder: Path,
     stem: str,
     batches: Iterable[tuple[Documents, Tokens]],
-    streams: Streams | None = None,
+    router: Router | None = None,
     limit: int | None = None,
 ) -> Iterator[list[dict]]:
-    """Write documents to `folder/stem.bin` (`stem.0.bin`, `stem.1.bin` ... where there are several streams).
+    """Write documents to `folder/stem.bin` (`stem.0.bin`, `stem.1.bin` ... where a `router` divides them).
 
     Yields the entries of the index after every batch; the last are the final ones. Stops after the document that
-    reaches `limit` tokens. A stream without documents has no file. A file has its name when it is whole.
+    reaches `limit` tokens. A file without documents is removed. A file gets its name when it is complete.
     """
-    streams = streams or OneStream()
-    names = [f"{stem}.{number}.bin" for number in range(len(streams.labels))]
+    router = router or SingleFileRouter()
+    names = [f"{stem}.bin"]
+    if len(router.labels) > 1:
+        names = [f"{stem}.{number}.bin" for number in range(len(router.labels))]
+
     with ExitStack() as stack:
-        shards = [
-            stack.enter_context(_Shard(folder / (name if len(names) > 1 else f"{stem}.bin"), label))
-            for name, label in zip(names, streams.labels, strict=True)
-        ]
+        shards = []
+        for name, label in zip(names, router.labels, strict=True):
+            shards.append(stack.enter_context(_ShardWriter(folder / name, label)))
+
         for documents, tokens in batches:
             if limit is not None:
-                count = _within(limit - sum(shard.entry["tokens"] for shard in shards), tokens)
-                documents, tokens = documents.first(count), tokens.first(count)
-            stream = streams.of(documents, tokens)
-            for number in np.unique(stream):
-                shards[number].write(documents, tokens, stream == number)
+                remaining = limit - _count_tokens(shards)
+                count = _count_documents_to_reach(remaining, tokens)
+                documents = documents.take_first(count)
+                tokens = tokens.take_first(count)
+
+            file_numbers = router.route_documents(documents, tokens)
+            for number in np.unique(file_numbers):
+                shards[number].write_documents(documents, tokens, file_numbers == number)
             yield [shard.entry for shard in shards]
-            if limit is not None and sum(shard.entry["tokens"] for shard in shards) >= limit:
+
+            if limit is not None and _count_tokens(shards) >= limit:
                 break
+
         for shard in shards:
-            shard.finish()
+            shard.publish_file()
     yield [shard.entry for shard in shards if shard.entry["documents"]]
 
 
-def _within(limit: int, tokens: Tokens) -> int:
-    """How many documents it takes to reach `limit` tokens; all where they do not."""
-    return int(min(np.searchsorted(np.cumsum(tokens.lengths), limit) + 1, len(tokens.lengths)))
+def _count_tokens(shards: "list[_ShardWriter]") -> int:
+    return sum(shard.entry["tokens"] for shard in shards)
 
 
-class _Shard:
-    """One file under way, and its entry of the index."""
+def _count_documents_to_reach(limit: int, tokens: Tokens) -> int:
+    """Return how many documents it takes to reach `limit` tokens; all where they do not."""
+    needed = np.searchsorted(np.cumsum(tokens.lengths), limit) + 1
+    return int(min(needed, len(tokens.lengths)))
+
+
+class _ShardWriter:
+    """A file that is being written, and its entry of the index."""
 
     def __init__(self, path: Path, label: dict):
         self.path = path
         self.temporary = path.with_name(path.name + ".tmp")
-        self.sources, self.languages = Counter(), Counter()
+        self.sources = Counter()  # tokens by source
+        self.languages = Counter()  # tokens by language
         self.entry = {"file": path.name, **label, "tokens": 0, "documents": 0, "bytes": 0}
 
-    def __enter__(self) -> "_Shard":
+    def __enter__(self) -> "_ShardWriter":
         self.file = open(self.temporary, "wb")
         return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
 
-    def write(self, documents: Documents, tokens: Tokens, ours: np.ndarray) -> None:
-        """Add the documents that are `ours` (documents,)."""
-        ids = tokens.ids if ours.all() else tokens.ids[np.repeat(ours, tokens.lengths)]
+    def write_documents(self, documents: Documents, tokens: Tokens, is_ours: np.ndarray) -> None:
+        """Write the documents for which `is_ours` (documents,) is true."""
+        ids = tokens.ids
+        if not is_ours.all():
+            ids = ids[np.repeat(is_ours, tokens.lengths)]
         self.file.write(ids.tobytes())
-        self.entry["tokens"] += len(ids)
-        self.entry["documents"] += int(ours.sum())
-        self.entry["bytes"] += int(documents.bytes[ours].sum())
-        for number in np.flatnonzero(ours):
-            length = int(tokens.lengths[number])
-            self.sources[documents.sources[number]] += length
-            self.languages[documents.languages[number]] += length
 
-    def finish(self) -> None:
-        """Give the file its name, or take it away where it is empty."""
+        self.entry["tokens"] += len(ids)
+        self.entry["documents"] += int(is_ours.sum())
+        self.entry["bytes"] += int(documents.bytes[is_ours].sum())
+        for number in np.flatnonzero(is_ours):
+            source = documents.sources[number]
+            language = documents.languages[number]
+            length = int(tokens.lengths[number])
+            self.sources[source] += length
+            self.languages[language] += length
+
+    def publish_file(self) -> None:
+        """Give the file its name, or remove it where it is empty."""
         self.entry["sources"] = dict(sorted(self.sources.items()))
         self.entry["languages"] = dict(sorted(self.languages.items()))
         self.file.flush()
@@ -219,9 +258,10 @@ class _Shard:
 
 
 def read_index(folder: Path) -> dict:
-    """The index of a folder of token shards. Raises UserError where there is none."""
+    """Read the index of a folder of token shards. Raises UserError where there is none."""
+    path = Path(folder) / INDEX
     try:
-        return json.loads((Path(folder) / INDEX).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no token shards (no {INDEX}); make them with python -m hf_llm.tokenize_corpus recipe.yaml"
