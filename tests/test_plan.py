@@ -9,10 +9,10 @@ import torch
 
 from hf_llm import plan
 from hf_llm.core.manifest import write_json, write_manifest
-from hf_llm.hardware.devices import device_named
+from hf_llm.hardware.devices import parse_device
 from hf_llm.pipeline.run import Run
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
-from hf_llm.planning.memory_estimate import Job, Row
+from hf_llm.planning.memory_estimate import Job, EngineEstimate
 from hf_llm.pretrain import Recipe
 from hf_llm.reporting.plan_accuracy import PLAN, keep, score
 from tests.tiny_models import tiny_config
@@ -36,7 +36,7 @@ def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
     assert not Path("runs").exists()
 
 
-def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
+def test_detect_hardware_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
     wide = ("--model.hidden_size=192", "--model.max_position_embeddings=256", "--pretrain.tokens_per_step=4096")
     both = [f"--{section}.training.per_device_train_batch_size=16" for section in ("pretrain", "sft")]
     tuned = ("--sft.training.max_length=256", "--sft.lora=null", "--dpo=null")
@@ -52,40 +52,40 @@ def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_p
     assert all(value > 0 for value in kept.values())
 
 
-def row(engine: str, largest: int, checkpointing: bool = False) -> Row:
-    return Row(engine, checkpointing, Footprint({TRAINING: {WEIGHTS: 2**30}}), largest, 1)
+def row(engine: str, largest: int, checkpointing: bool = False) -> EngineEstimate:
+    return EngineEstimate(engine, checkpointing, Footprint({TRAINING: {WEIGHTS: 2**30}}), largest, 1)
 
 
 def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
-    machine = plan.Machine(4, device_named("rtx4090"), here=False)
+    machine = plan.TargetHardware(4, parse_device("rtx4090"), is_this_host=False)
     job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8}, bf16=True)
     rows = [row("DDP", 2), row("ZeRO-2", 4), row("DDP", 64, True), row("ZeRO-2", 64, True)]
-    chosen = plan.first_that_fits(rows, job, machine)
+    chosen = plan.find_first_fitting(rows, job, machine)
     assert chosen is rows[2]
-    said = plan.advice(rows, chosen, machine)
+    said = plan.advise(rows, chosen, machine)
     places = [said.index(words) for words in ("DDP has no room", "batch_size=2", "activation_checkpointing", "ZeRO-2")]
     assert places == sorted(places)
 
 
 def test_what_fits_nowhere_says_so():
-    machine = plan.Machine(1, device_named("t4"), here=False)
+    machine = plan.TargetHardware(1, parse_device("t4"), is_this_host=False)
     job = Job(tiny_config(), 128, windows=512, settings={}, bf16=False)
     rows = [row("one device", 0), row("one device", 0, True)]
-    assert plan.first_that_fits(rows, job, machine) is None
-    assert "take more or larger devices" in plan.advice(rows, None, machine)
+    assert plan.find_first_fitting(rows, job, machine) is None
+    assert "take more or larger devices" in plan.advise(rows, None, machine)
 
 
 def test_where_it_fits_nothing_is_advised():
     rows = [row("one device", 64), row("one device", 64, True)]
-    assert plan.advice(rows, rows[0], plan.Machine(1, device_named("t4"), here=False)) == "It fits as it is."
+    assert plan.advise(rows, rows[0], plan.TargetHardware(1, parse_device("t4"), is_this_host=False)) == "It fits as it is."
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--gpus=4xrtx4900"], "did you mean"),
-        (["--price=cheap"], "is no price"),
-        (["--pretrain.tokens_per_step=1000"], "is no multiple of 128"),
+        (["--price=cheap"], "is not a price"),
+        (["--pretrain.tokens_per_step=1000"], "is not a multiple of 128"),
         (["--model.hidden_sise=3"], "did you mean"),
         (["--tokenizer.use=openai-community/gpt2"], "--model.vocab_size="),
         (["--score"], "nothing to compare"),
@@ -137,9 +137,9 @@ def test_the_hours_of_all_sessions_count(tmp_path, recipe):
     assert [entry.actual for entry in score(root, tree)] == [10.0]
 
 
-def test_where_nothing_fits_on_this_machine_nothing_is_timed(recipe, monkeypatch, capsys):
-    count, device = plan.this_machine()
-    monkeypatch.setattr(plan, "this_machine", lambda: (count, replace(device, memory=2**20)))
+def test_where_nothing_fits_on_detect_hardware_nothing_is_timed(recipe, monkeypatch, capsys):
+    count, device = plan.detect_hardware()
+    monkeypatch.setattr(plan, "detect_hardware", lambda: (count, replace(device, memory=2**20)))
     plan.main([recipe])
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing here fits")
     assert not Path("runs").exists()
@@ -150,18 +150,18 @@ def test_what_does_not_fit_for_the_timing_goes_by_the_data_sheet(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(plan, "measured_here", full)
-    machine = plan.Machine(8, device_named("h100"), here=True)
+    machine = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
     job = Job(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
-    assert "data sheet's 989 TFLOP/s in bfloat16" in plan.speed_of(job, machine, row("ZeRO-3", 8)).source
+    assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, machine, row("ZeRO-3", 8)).source
 
 
 def test_a_given_tokenizer_and_a_students_teacher_decide_the_sizes(tiny_life, monkeypatch):
     monkeypatch.chdir(tiny_life)
-    machine = plan.Machine(1, device_named("h100"), here=False)
+    machine = plan.TargetHardware(1, parse_device("h100"), is_this_host=False)
 
     def planned(*arguments):
         recipe = Run(["tiny.yaml", *arguments]).read(Recipe)
-        return plan.pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, machine).config
+        return plan.build_pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, machine).config
 
     given = ("--name=other", "--pretrain.tokenizer=runs/tiny/tokenizer")
     assert planned(*given, "--tokenizer.vocab_size=1000").vocab_size == 320

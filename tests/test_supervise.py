@@ -13,7 +13,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
-from hf_llm.supervise import folder_of, port_of
+from hf_llm.supervise import find_stage_folder, find_launch_port
 from tests.tiny_recipe import ROOT, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA")
@@ -33,7 +33,7 @@ DATA = os.environ.get("HF_LLM_DATA")
 def test_the_folder_of_the_run_is_found_in_the_command(tmp_path, monkeypatch, words, folder):
     write_inputs(tmp_path, documents=1)
     monkeypatch.chdir(tmp_path)
-    assert str(folder_of(words.split())) == folder
+    assert str(find_stage_folder(words.split())) == folder
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_folder_of_the_run_is_found_in_the_command(tmp_path, monkeypatch, wo
 )
 def test_a_command_that_starts_no_training_stage_is_refused(words):
     with pytest.raises(UserError, match="starts no training stage"):
-        folder_of(words.split())
+        find_stage_folder(words.split())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_command_that_starts_no_training_stage_is_refused(words):
     ],
 )
 def test_the_port_to_wait_for_is_that_of_the_command(words, port):
-    assert port_of(words.split()) == port
+    assert find_launch_port(words.split()) == port
 
 
 def test_help_and_what_is_missing_are_told_without_waiting_for_heavy_libraries(tmp_path):

@@ -12,15 +12,15 @@ from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import (
-    OF_DATA_SHEET,
+    DATA_SHEET_UTILISATION,
     apply_sizing,
-    batch_of,
-    heads_of,
-    in_heads,
+    best_tokens_per_step,
+    choose_heads,
+    round_up_to_heads,
     parse_quantity,
-    shape_of,
-    short,
-    vocabulary_of,
+    read_shape,
+    format_quantity,
+    choose_vocabulary,
 )
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.pretrain import Recipe as Pretrain
@@ -48,15 +48,15 @@ def test_the_model_has_the_parameters_asked_for(wanted):
     model = built(tree)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == pytest.approx(parse_quantity(wanted, "params"), rel=0.05)
-    assert parameters == shape_of(tree).parameters
+    assert parameters == read_shape(tree).parameters
     context = tree["model"]["max_position_embeddings"]
-    assert shape_of(tree).flops_per_token(context) == flops_per_token(model, context)
+    assert read_shape(tree).flops_per_token(context) == flops_per_token(model, context)
 
 
 def test_every_size_from_5m_to_3b_is_met_to_a_twentieth():
     for step in range(200):
         wanted = 5e6 * 600 ** (step / 199)
-        shape = shape_of(apply_sizing({"params": wanted})[0])
+        shape = read_shape(apply_sizing({"params": wanted})[0])
         assert shape.parameters == pytest.approx(wanted, rel=0.05)
         assert 32 <= shape.width / shape.layers <= 128
         assert shape.width % shape.heads == 0 and shape.head_dim % 8 == 0
@@ -65,9 +65,9 @@ def test_every_size_from_5m_to_3b_is_met_to_a_twentieth():
 def test_untied_and_grouped_models_are_counted_as_they_are():
     model = {"tie_word_embeddings": False, "num_key_value_heads": 2}
     tree, _ = apply_sizing({"depth": 4, "model": model})
-    assert sum(p.numel() for p in built(tree).parameters()) == shape_of(tree).parameters
+    assert sum(p.numel() for p in built(tree).parameters()) == read_shape(tree).parameters
     context = tree["model"]["max_position_embeddings"]
-    assert flops_per_token(built(tree), context) == shape_of(tree).flops_per_token(context)
+    assert flops_per_token(built(tree), context) == read_shape(tree).flops_per_token(context)
 
 
 def test_depth_twelve_is_the_shape_of_gpt_2_with_a_vocabulary_that_fits_it():
@@ -75,11 +75,11 @@ def test_depth_twelve_is_the_shape_of_gpt_2_with_a_vocabulary_that_fits_it():
     sizes = tree["model"]
     assert (sizes["num_hidden_layers"], sizes["hidden_size"], sizes["num_attention_heads"]) == (12, 768, 12)
     assert sizes["intermediate_size"] == 2048
-    shape, training = shape_of(tree), tree["pretrain"]["training"]
+    shape, training = read_shape(tree), tree["pretrain"]["training"]
     tokens = training["max_steps"] * tree["pretrain"]["tokens_per_step"]
     assert tokens == pytest.approx(20 * shape.parameters, rel=0.001)
     # The formulas as printed in https://arxiv.org/abs/2503.04715: N without embeddings, D in tokens.
-    assert training["learning_rate"] == pytest.approx(1.79 * shape.inner**-0.713 * tokens**0.307, rel=0.02)
+    assert training["learning_rate"] == pytest.approx(1.79 * shape.inner_parameters**-0.713 * tokens**0.307, rel=0.02)
     assert 2**-0.5 <= tree["pretrain"]["tokens_per_step"] / (0.58 * tokens**0.571) <= 2**0.5
     assert training["weight_decay"] == 0.1
     assert all(reasons.values())
@@ -97,18 +97,18 @@ def test_depth_twelve_is_the_shape_of_gpt_2_with_a_vocabulary_that_fits_it():
 
 def test_the_rules_give_what_their_papers_print():
     # https://arxiv.org/abs/2407.13623, approach 2: 6,144 for 33M at width 512, about 40K for 2.87B at 3,200.
-    assert vocabulary_of(33_000_000, 512) == 6144
-    assert vocabulary_of(2_870_000_000, 3200) == pytest.approx(41_000, rel=0.03)
+    assert choose_vocabulary(33_000_000, 512) == 6144
+    assert choose_vocabulary(2_870_000_000, 3200) == pytest.approx(41_000, rel=0.03)
     # https://arxiv.org/abs/2503.04715: about a million tokens a step for 100B.
-    assert batch_of(1e11) == pytest.approx(1.1e6, rel=0.05)
-    assert [in_heads(width) for width in (65, 512, 513, 2049)] == [128, 512, 640, 2176]
-    assert [heads_of(width) for width in (64, 768, 2048, 96)] == [1, 12, 16, 2]
+    assert best_tokens_per_step(1e11) == pytest.approx(1.1e6, rel=0.05)
+    assert [round_up_to_heads(width) for width in (65, 512, 513, 2049)] == [128, 512, 640, 2176]
+    assert [choose_heads(width) for width in (64, 768, 2048, 96)] == [1, 12, 16, 2]
 
 
 def test_flops_are_spent_on_twenty_tokens_for_each_parameter():
     for budget in (1e15, 1e17, 1e19, 1e21):
         tree, _ = apply_sizing({"flops": budget})
-        shape, context = shape_of(tree), tree["model"]["max_position_embeddings"]
+        shape, context = read_shape(tree), tree["model"]["max_position_embeddings"]
         tokens = tree["pretrain"]["training"]["max_steps"] * tree["pretrain"]["tokens_per_step"]
         assert tokens * shape.flops_per_token(context) == pytest.approx(budget, rel=0.01)
         assert tokens / shape.parameters == pytest.approx(20, rel=0.15)
@@ -116,7 +116,7 @@ def test_flops_are_spent_on_twenty_tokens_for_each_parameter():
 
 def test_hours_are_arithmetic_on_a_named_or_measured_machine():
     named, reasons = apply_sizing({"hours": 24, "machine": "4xrtx4090"})
-    spent, _ = apply_sizing({"flops": 24 * 3600 * 4 * 165.2e12 * OF_DATA_SHEET})
+    spent, _ = apply_sizing({"flops": 24 * 3600 * 4 * 165.2e12 * DATA_SHEET_UTILISATION})
     same = {key: named["pretrain"]["training"][key] for key in ("max_steps", "learning_rate")}
     assert named["model"] == spent["model"]
     assert same == {key: spent["pretrain"]["training"][key] for key in same}
@@ -133,9 +133,9 @@ def test_a_step_divides_among_the_devices_of_the_machine():
 def test_hours_beside_a_size_decide_how_long_it_is_trained():
     tree, reasons = apply_sizing({"params": "125M", "machine": "1xh100"}, hours=2)
     tokens = tree["pretrain"]["training"]["max_steps"] * tree["pretrain"]["tokens_per_step"]
-    per_token = shape_of(tree).flops_per_token(tree["model"]["max_position_embeddings"])
-    assert tokens * per_token == pytest.approx(2 * 3600 * OF_DATA_SHEET * 989.4e12, rel=0.01)
-    assert shape_of(tree).parameters == pytest.approx(125e6, rel=0.05)
+    per_token = read_shape(tree).flops_per_token(tree["model"]["max_position_embeddings"])
+    assert tokens * per_token == pytest.approx(2 * 3600 * DATA_SHEET_UTILISATION * 989.4e12, rel=0.01)
+    assert read_shape(tree).parameters == pytest.approx(125e6, rel=0.05)
     assert "2 hours" in reasons["pretrain.training.max_steps"]
 
 
@@ -195,7 +195,7 @@ def test_a_dial_that_cannot_be_turned_says_why(tree, words):
 def test_an_existing_tokenizer_keeps_its_vocabulary():
     tree, _ = apply_sizing({"depth": 4, "tokenizer": {"use": "gpt2"}, "model": {"vocab_size": 50304}})
     assert "vocab_size" not in tree["tokenizer"]
-    assert shape_of(tree).vocabulary == 50304
+    assert read_shape(tree).vocabulary == 50304
 
 
 def test_a_tree_without_a_dial_is_left_alone():
@@ -266,7 +266,7 @@ def test_the_settings_of_a_stage_hold_the_resolved_values(tmp_path, monkeypatch)
 )
 def test_amounts_are_read_as_people_write_them(text, number):
     assert parse_quantity(text, "params") == number
-    assert parse_quantity(short(number), "params") == pytest.approx(number, rel=0.01)
+    assert parse_quantity(format_quantity(number), "params") == pytest.approx(number, rel=0.01)
 
 
 @pytest.mark.parametrize("text", ["", "M", "-5M", "5Q", "inf", math.nan, None, "1..2", False])

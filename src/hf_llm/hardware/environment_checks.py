@@ -182,8 +182,8 @@ def check_gpu(
 ) -> Finding:
     """Check whether PyTorch has kernels for a GPU of this compute capability, and whether another program fills it.
 
-    `architectures` are those that PyTorch is built for, `free` and `total` bytes of the GPU's memory, and `value` is its
-    description.
+    `value` describes the GPU, `architectures` are those that PyTorch is built for, and `free` and `total` bytes of the
+    GPU's memory.
     """
     if not has_kernels(capability, architectures):
         value += f"; this PyTorch has kernels for {', '.join(architectures)} only"

@@ -35,9 +35,9 @@ def has_bf16(device: str) -> bool:
 def precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
     """Choose TrainingArguments' precision keys.
 
-    They are what the `training` settings of a recipe say, else bf16 where the device has `units` for it. fp16 needs loss
-    scaling, so it is chosen only where the recipe says so. In a launch with `--mixed_precision=fp8` neither is chosen:
-    Trainer would prefer it to the launch's.
+    They are what the `training` settings of a recipe say, else bf16 where the device has `units` for it. fp16 needs
+    loss scaling, so it is chosen only where the recipe says so. In a launch with `--mixed_precision=fp8` neither is
+    chosen: Trainer would prefer it to the launch's.
     """
     from_recipe = {key: bool(settings[key]) for key in ("bf16", "fp16") if settings.get(key) is not None}
     bf16 = units and not launched_in_fp8() and not from_recipe.get("fp16")

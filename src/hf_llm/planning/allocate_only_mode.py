@@ -1,8 +1,8 @@
 """A torch mode that allocates the results of operations and never writes to them.
 
 A page of memory costs something from the first write on. Within the mode each result is allocated by the same
-allocator, in the same order and with autograd's own bookkeeping as in a real step, and its values are left undefined. So
-a process's heap grows as it would in training, at no cost in memory.
+allocator, in the same order and with autograd's own bookkeeping as in a real step, and its values are left undefined.
+So a process's heap grows as it would in training, at no cost in memory.
 """
 
 from typing import Any

@@ -56,7 +56,8 @@ PARTS = (WEIGHTS, COPIES, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOSS, TEMPORARY)
 TRAINING = "forward and backward"
 UPDATE = "optimizer step"
 
-# A training on a CPU takes this share more than its steps tried in AllocateOnlyMode: the mean of benchmarks/planning.py.
+# The share that a training on a CPU takes beyond its steps tried in AllocateOnlyMode: the mean of
+# benchmarks/planning.py.
 CPU_MEMORY_MARGIN = 0.06
 
 

@@ -79,7 +79,7 @@ def write_recipe(goal: Goal, path: Path) -> str:
 
 
 def build_recipe_text(goal: Goal, path: Path) -> str:
-    """Build the recipe as YAML: the first line is the command that runs it, derived values stand below their reasons."""
+    """Build the recipe as YAML: the first line is the command that runs it, and each derived value has its reason."""
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"
 
     sizing_tree = {"name": name, "seed": 42, goal.sizing_key: goal.amount}
