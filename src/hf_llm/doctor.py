@@ -166,15 +166,20 @@ def format_rates(rates: list[Rate]) -> list[str]:
 def _format_products(products: list[Rate]) -> list[str]:
     """Format the table of matrix products: a line for each type, a column for each size."""
     sides = sorted({rate.side for rate in products})
+    dtypes = dict.fromkeys(rate.dtype for rate in products)
+    rate_by_cell = {(rate.dtype, rate.side): rate for rate in products}
+
     heading = f"{'matrix products, GFLOP/s':<26}"
-    heading += "".join(f"{side:>10,}" for side in sides)
+    for side in sides:
+        heading += f"{side:>10,}"
 
     lines = [heading]
-    dtypes = dict.fromkeys(rate.dtype for rate in products)
     for dtype in dtypes:
-        rate_by_side = {rate.side: rate for rate in products if rate.dtype == dtype}
-        figures = [_format_figure(rate_by_side.get(side)) for side in sides]
-        lines.append(f"  {dtype:<24}" + "".join(f"{figure:>10}" for figure in figures))
+        line = f"  {dtype:<24}"
+        for side in sides:
+            figure = _format_figure(rate_by_cell.get((dtype, side)))
+            line += f"{figure:>10}"
+        lines.append(line)
     return lines
 
 

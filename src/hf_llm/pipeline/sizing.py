@@ -230,18 +230,29 @@ class SizingDerivation:
         if self.sizing_key == "depth":
             depth = int(self.amount)
             layers = self.find_written_integer("model.num_hidden_layers") or depth
-            return self._build_shape(layers, round_up_to_heads(ASPECT_RATIO * depth)), f"depth {depth}"
+            width = round_up_to_heads(ASPECT_RATIO * depth)
+            shape = self._build_shape(layers, width)
+            return shape, f"depth {depth}"
 
         if self.sizing_key == "params":
-            return self._find_nearest_shape(self.amount), f"{format_quantity(self.amount)} parameters"
+            shape = self._find_nearest_shape(self.amount)
+            return shape, f"{format_quantity(self.amount)} parameters"
 
-        # 6 x parameters x tokens, then once more with the arithmetic that shape really has (attention comes on top).
         budget = self._flop_budget()
-        first_shape = self._find_nearest_shape(math.sqrt(budget / 6 / TOKENS_PER_PARAMETER))
-        flops_per_token = first_shape.flops_per_token(self._choose_context(first_shape))
-        parameters = math.sqrt(budget * first_shape.parameters / flops_per_token / TOKENS_PER_PARAMETER)
-        reason = f"the best use of {budget:.2g} FLOPs (parameters = tokens / {TOKENS_PER_PARAMETER})"
-        return self._find_nearest_shape(parameters), reason
+        shape = self._choose_shape_for_budget(budget)
+        return shape, f"the best use of {budget:.2g} FLOPs (parameters = tokens / {TOKENS_PER_PARAMETER})"
+
+    def _choose_shape_for_budget(self, budget: float) -> ModelShape:
+        """Choose the shape that sees TOKENS_PER_PARAMETER when `budget` FLOPs are spent."""
+        # A token takes about 6 FLOPs for each parameter.
+        parameters = math.sqrt(budget / 6 / TOKENS_PER_PARAMETER)
+        shape = self._find_nearest_shape(parameters)
+
+        # Once more, with the FLOPs that a token of that shape really takes: attention comes on top.
+        context = self._choose_context(shape)
+        flops_per_token = shape.flops_per_token(context)
+        parameters = math.sqrt(budget * shape.parameters / flops_per_token / TOKENS_PER_PARAMETER)
+        return self._find_nearest_shape(parameters)
 
     def _flop_budget(self) -> float:
         if self.sizing_key == "flops":
@@ -375,7 +386,8 @@ class SizingDerivation:
             return tokens
 
         derived_steps = max(1, round(tokens / tokens_per_step))
-        steps = self.fill_value(training + "max_steps", derived_steps, self._explain_steps(shape, tokens, context))
+        steps_reason = self._explain_steps(shape, tokens, context)
+        steps = self.fill_value(training + "max_steps", derived_steps, steps_reason)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             return tokens  # the recipe's own value does not fit; the stage raises the error
         warmup_steps = min(MAX_WARMUP_STEPS, max(1, round(steps / 20)))
@@ -385,13 +397,14 @@ class SizingDerivation:
         self.fill_value(training + "eval_steps", interval, "ten times in the run, at least every 500 steps")
         self.fill_value(training + "save_steps", interval, "with every evaluation")
 
-        power_of_two = 2 ** round(math.log2(steps * tokens_per_step / 100))
+        training_tokens = steps * tokens_per_step
+        power_of_two = 2 ** round(math.log2(training_tokens / 100))
         self.fill_value(
             "pretrain.evaluation_tokens",
             min(MAX_EVALUATION_TOKENS, max(MIN_EVALUATION_TOKENS, power_of_two)),
             "about a hundredth of the training tokens, 65,536 to 1,048,576",
         )
-        return steps * tokens_per_step
+        return training_tokens
 
     def _explain_steps(self, shape: ModelShape, tokens: float, context: int) -> str:
         tokens_per_parameter = tokens / shape.parameters

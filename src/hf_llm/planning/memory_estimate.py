@@ -208,13 +208,20 @@ def count_parameters(config: PreTrainedConfig, lora: dict[str, Any] | None = Non
     """Count the parameters of a model: trained and frozen, of one layer, and outside of all layers."""
     with torch.device("meta"):
         model = model_of(config, lora=lora)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
+
+    trained = 0
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
 
     # The layers are the longest list of modules.
     module_lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = max(module_lists, key=len, default=[])
-    in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    in_layers = 0
+    for layer in layers:
+        in_layers += sum(parameter.numel() for parameter in layer.parameters())
 
     return ParameterCounts(
         trained=trained,

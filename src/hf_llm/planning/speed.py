@@ -155,8 +155,8 @@ class _TimedModel:
         tokens = torch.randint(0, model.config.vocab_size, (batch, context), generator=generator)
         self.tokens = tokens.to(self.device)
 
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.parameter_count = sum(parameter.numel() for parameter in self.trained)
+        self.trained = _find_trained_parameters(model)
+        self.parameter_count = _count_elements(self.trained)
         self.optimizer = new_optimizer(arguments, model)
 
     def run_step(self) -> tuple[float, float]:
@@ -179,6 +179,14 @@ class _TimedModel:
         return time.perf_counter()
 
 
+def _find_trained_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _count_elements(parameters: list[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
 def measured(
     build: Callable[[PreTrainedConfig], PreTrainedModel],
     config: PreTrainedConfig,
@@ -192,8 +200,7 @@ def measured(
     """Measure the speed of steps of `windows` windows on this host's `devices`, on a few layers and one of them."""
     timing = time_layers(build, config, batch, context, arguments, autocast)
     with torch.device("meta"):
-        model = build(config)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        trained = _count_elements(_find_trained_parameters(build(config)))
 
     layers = config.num_hidden_layers
     windows_per_device = max(1, windows // devices)
