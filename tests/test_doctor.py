@@ -1,4 +1,4 @@
-"""doctor: what it prints and writes, and that what it writes is taken."""
+"""doctor: what it prints and writes, and that what it writes works."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from hf_llm import doctor
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import parse_yaml
-from hf_llm.hardware.devices import Device, device_named, this_machine
+from hf_llm.hardware.devices import Device, detect_hardware, parse_device
 from hf_llm.hardware.environment_checks import Finding
 from hf_llm.hardware.microbenchmarks import Bound, Rate
 from hf_llm.pipeline.run import Run
@@ -25,15 +25,15 @@ def in_an_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_doctor_ends_well_on_this_machine_and_says_what_it_found(capsys):
+def test_doctor_reports_no_problem_on_this_host(capsys):
     doctor.main(["--quick"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ok       Python ") for line in lines)
     assert not any(line.startswith("problem") for line in lines)
 
 
-def test_a_problem_is_exit_code_1_and_stands_with_its_remedy(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "findings", lambda: [Finding("driver", "too old", "problem", "update it")])
+def test_a_problem_is_exit_code_1_and_printed_with_its_remedy(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "check_environment", lambda: [Finding("driver", "too old", "problem", "update it")])
     with pytest.raises(SystemExit) as ended:
         doctor.main(["--quick"])
     assert ended.value.code == 1
@@ -42,7 +42,7 @@ def test_a_problem_is_exit_code_1_and_stands_with_its_remedy(capsys, monkeypatch
     assert "-> update it" in printed
 
 
-def test_json_is_all_that_stands_on_standard_output(capsys):
+def test_json_is_all_of_standard_output(capsys):
     doctor.main(["--quick", "--json", "--accelerate-config", "this_machine.yaml"])
     report = json.loads(capsys.readouterr().out)
     assert {finding["what"] for finding in report["findings"]} >= {"Python", "PyTorch", "libraries"}
@@ -52,7 +52,7 @@ def test_json_is_all_that_stands_on_standard_output(capsys):
 def test_figures_are_a_table_and_refused_ones_are_not_shown():
     rates = [Rate("matmul", 2e11, "float32", 256), Rate("matmul", 2e17, "float32", 512, refused="too fast"),
              Rate("matmul", 5e14, "bfloat16", 512), Rate("copy", 1.5e10), Rate("all-reduce", 1e9, "gloo")]  # fmt: skip
-    lines = doctor.rate_lines(rates)
+    lines = doctor.format_rates(rates)
     assert lines[1].split()[-2:] == ["256", "512"]
     assert lines[2].split() == ["float32", "200", "refused"]
     assert lines[3].split() == ["bfloat16", "500,000"]
@@ -60,22 +60,24 @@ def test_figures_are_a_table_and_refused_ones_are_not_shown():
     assert lines[5].split() == ["all-reduce", "(gloo),", "GB/s", "1"]
 
 
-def test_a_machine_goes_by_name_or_by_how_fast_it_trains():
+def test_the_machine_value_is_a_name_or_the_rate_of_training():
     rates = [Rate("matmul", 4e11, "float32", 256), Rate("training", 2e11, "float32")]
-    assert doctor.machine_line(4, device_named("rtx4090"), rates) == "4xrtx4090"
-    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), rates) == 2e11
-    unbelievable = [Rate("training", 2e17, "float32", refused="too fast")]
-    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), unbelievable) is None
-    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), []) is None
+    assert doctor.choose_machine_value(4, parse_device("rtx4090"), rates) == "4xrtx4090"
+    assert doctor.choose_machine_value(1, Device("cpu", "a CPU", 1), rates) == 2e11
+    refused_rates = [Rate("training", 2e17, "float32", refused="too fast")]
+    assert doctor.choose_machine_value(1, Device("cpu", "a CPU", 1), refused_rates) is None
+    assert doctor.choose_machine_value(1, Device("cpu", "a CPU", 1), []) is None
 
 
-def test_measuring_this_machine_gives_believable_figures(monkeypatch):
-    seconds = doctor.matmul_rates
-    monkeypatch.setattr(doctor, "matmul_rates", lambda place, bounds: seconds(place, bounds, seconds=0.2))
-    monkeypatch.setattr(doctor, "all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
-    rates, problems = doctor.measure(*this_machine())
+def test_rates_measured_on_this_host_are_not_refused(monkeypatch):
+    measure_matmul_rates = doctor.measure_matmul_rates
+    monkeypatch.setattr(
+        doctor, "measure_matmul_rates", lambda device, bounds: measure_matmul_rates(device, bounds, seconds=0.2)
+    )
+    monkeypatch.setattr(doctor, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
+    rates, problems = doctor.measure_rates(*detect_hardware())
     assert not problems
-    by_name = doctor.training_dtype(this_machine()[1]) is not None
+    by_name = doctor.training_dtype(detect_hardware()[1]) is not None
     assert {rate.what for rate in rates} == {"matmul", "copy", "all-reduce"} | (set() if by_name else {"training"})
     best = max(rate.value for rate in rates if rate.what == "matmul")
     assert all(0 < rate.value < best for rate in rates if rate.what == "training")
@@ -83,27 +85,27 @@ def test_measuring_this_machine_gives_believable_figures(monkeypatch):
 
 def test_a_training_faster_than_the_part_is_refused(monkeypatch):
     monkeypatch.setattr(doctor, "training_dtype", lambda device: None)
-    monkeypatch.setattr(doctor, "matmul_rates", lambda place, bounds: [])
-    monkeypatch.setattr(doctor, "all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
+    monkeypatch.setattr(doctor, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(doctor, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
     monkeypatch.setattr(doctor, "matmul_bounds", lambda device: {"float32": Bound(2e11, "its cores")})
-    monkeypatch.setattr(doctor, "training_rate", lambda: Rate("training", 2e17, "float32"))
-    rates, (problem,) = doctor.measure(1, this_machine()[1])
+    monkeypatch.setattr(doctor, "measure_training_rate", lambda: Rate("training", 2e17, "float32"))
+    rates, (problem,) = doctor.measure_rates(1, detect_hardware()[1])
     assert problem.what == "training float32"
     assert "200,000 TFLOP/s is more than 0.2, its cores" in problem.value
-    assert doctor.machine_line(1, Device("cpu", "a CPU", 1), rates) is None
+    assert doctor.choose_machine_value(1, Device("cpu", "a CPU", 1), rates) is None
 
 
-def test_processes_that_do_not_meet_are_told_and_one_process_goes_on(monkeypatch):
+def test_a_failed_all_reduce_is_a_note_where_one_process_trains(monkeypatch):
     def fails(processes, kind):
         raise RuntimeError("Connection refused")
 
-    monkeypatch.setattr(doctor, "matmul_rates", lambda place, bounds: [])
-    monkeypatch.setattr(doctor, "all_reduce_rate", fails)
-    _, (problem,) = doctor.measure(1, this_machine()[1])
+    monkeypatch.setattr(doctor, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(doctor, "measure_all_reduce_rate", fails)
+    _, (problem,) = doctor.measure_rates(1, detect_hardware()[1])
     assert (problem.level, problem.value) == ("note", "Connection refused")
 
 
-def test_the_launch_config_of_this_machine_is_taken_by_accelerate(tmp_path):
+def test_accelerate_reads_the_launch_config_of_this_host(tmp_path):
     doctor.main(["--quick", "--accelerate-config", "configs/this_machine.yaml"])
     (tmp_path / "says.py").write_text("from accelerate import PartialState\nprint(PartialState().device.type)\n")
     done = subprocess.run(
@@ -115,7 +117,7 @@ def test_the_launch_config_of_this_machine_is_taken_by_accelerate(tmp_path):
 
 
 @pytest.mark.slow
-def test_hf_llm_trains_when_launched_with_the_config_of_this_machine(tmp_path):
+def test_hf_llm_trains_when_launched_with_the_config_of_this_host(tmp_path):
     write_inputs(tmp_path)
     doctor.main(["--quick", "--accelerate-config", "this_machine.yaml"])
     assert run_module("hf_llm.tokenize_corpus", "tiny.yaml", folder=tmp_path).returncode == 0
@@ -126,7 +128,7 @@ def test_hf_llm_trains_when_launched_with_the_config_of_this_machine(tmp_path):
 
 
 def test_several_gpus_are_one_process_each(tmp_path):
-    doctor.write_launch_config(tmp_path / "four.yaml", 4, device_named("h100"))
+    doctor.write_launch_config(tmp_path / "four.yaml", 4, parse_device("h100"))
     config = parse_yaml((tmp_path / "four.yaml").read_text())
     assert (config["num_processes"], config["distributed_type"], "use_cpu" in config) == (4, "MULTI_GPU", False)
 
@@ -153,7 +155,7 @@ GOALS = {
 
 
 @pytest.mark.parametrize("goal", GOALS.values(), ids=GOALS)
-def test_a_goal_is_a_whole_recipe_that_every_stage_takes(goal, tmp_path, capsys):
+def test_a_goal_becomes_a_whole_recipe_that_every_stage_reads(goal, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("words " * 1000)
     doctor.main(["--quick", "--recipe=recipes/mine.yaml", *goal])
@@ -190,10 +192,12 @@ def test_a_goal_that_cannot_be_met_says_why(arguments, words, capsys, tmp_path):
     assert not (tmp_path / "x.yaml").exists()
 
 
-@pytest.mark.skipif(doctor.training_dtype(this_machine()[1]) is not None, reason="this machine goes by name")
-def test_hours_on_an_unmeasured_machine_are_refused():
+@pytest.mark.skipif(
+    doctor.training_dtype(detect_hardware()[1]) is not None, reason="the data sheet of this host is known"
+)
+def test_hours_on_an_unmeasured_host_are_refused():
     with pytest.raises(UserError, match="leave out --quick"):
-        doctor.write_goal(doctor.parser().parse_args(["--hours=1", "--recipe=x.yaml"]), None)
+        doctor.write_goal_recipe(doctor.build_parser().parse_args(["--hours=1", "--recipe=x.yaml"]), None)
 
 
 @pytest.mark.slow

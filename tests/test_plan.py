@@ -9,10 +9,10 @@ import torch
 
 from hf_llm import plan
 from hf_llm.core.manifest import write_json, write_manifest
-from hf_llm.hardware.devices import device_named
+from hf_llm.hardware.devices import parse_device
 from hf_llm.pipeline.run import Run
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
-from hf_llm.planning.memory_estimate import Job, Row
+from hf_llm.planning.memory_estimate import EngineEstimate, Job
 from hf_llm.pretrain import Recipe
 from hf_llm.reporting.plan_accuracy import PLAN, keep, score
 from tests.tiny_models import tiny_config
@@ -25,92 +25,97 @@ def recipe(tmp_path, monkeypatch):
     return str(write_inputs(tmp_path, documents=1).relative_to(tmp_path))
 
 
-def test_a_machine_that_is_not_here_is_planned_without_anything(recipe, capsys):
+def test_other_hardware_is_planned_without_writing_anything(recipe, capsys):
     plan.main([recipe, "--gpus", "4xrtx4090", "--price", "0.4/gpu-hour", "--electricity=0.3"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for engine in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-2, offload", "ZeRO-3", "FSDP2", "FSDP2, checkpointing"):
-        assert f"\n  {engine}  " in said
+        assert f"\n  {engine}  " in printed
     for words in ("FLOPs to train on a token", "compute-optimal", "It fits as it is", "tokens per second", "rent"):
-        assert words in said
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "sft", "dpo"]
+        assert words in printed
+    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["base", "sft", "dpo"]
     assert not Path("runs").exists()
 
 
-def test_this_machine_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
+def test_this_host_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path):
     wide = ("--model.hidden_size=192", "--model.max_position_embeddings=256", "--pretrain.tokens_per_step=4096")
     both = [f"--{section}.training.per_device_train_batch_size=16" for section in ("pretrain", "sft")]
     tuned = ("--sft.training.max_length=256", "--sft.lora=null", "--dpo=null")
     done = run_module("hf_llm.plan", recipe, *wide, *both, *tuned, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = done.stdout
-    assert "measured here on 2 of 2 layers" in said
-    base, sft = (float(line.split()[1]) for line in said.splitlines() if line.split()[:1] in (["base"], ["sft"]))
-    assert base == pytest.approx(sft, rel=0.1)  # the C library is not as even as that
-    assert "one process" in said and "program" in said
+    printed = done.stdout
+    assert "measured here on 2 of 2 layers" in printed
+    stage_rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["base"], ["sft"])]
+    base_memory, sft_memory = (float(row[1]) for row in stage_rows)
+    assert base_memory == pytest.approx(sft_memory, rel=0.1)  # the C library is not as even as that
+    assert "one process" in printed
+    assert "program" in printed
     (kept,) = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8")).values()
     assert set(kept) == {"memory, GiB", "tokens per second", "hours"}
     assert all(value > 0 for value in kept.values())
 
 
-def row(engine: str, largest: int, checkpointing: bool = False) -> Row:
-    return Row(engine, checkpointing, Footprint({TRAINING: {WEIGHTS: 2**30}}), largest, 1)
+def estimate(engine: str, max_micro_batch: int, checkpointing: bool = False) -> EngineEstimate:
+    footprint = Footprint({TRAINING: {WEIGHTS: 2**30}})
+    return EngineEstimate(engine, checkpointing, footprint, max_micro_batch, accumulation=1)
 
 
 def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
-    machine = plan.Machine(4, device_named("rtx4090"), here=False)
+    hardware = plan.TargetHardware(4, parse_device("rtx4090"), is_this_host=False)
     job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8}, bf16=True)
-    rows = [row("DDP", 2), row("ZeRO-2", 4), row("DDP", 64, True), row("ZeRO-2", 64, True)]
-    chosen = plan.first_that_fits(rows, job, machine)
-    assert chosen is rows[2]
-    said = plan.advice(rows, chosen, machine)
-    places = [said.index(words) for words in ("DDP has no room", "batch_size=2", "activation_checkpointing", "ZeRO-2")]
-    assert places == sorted(places)
+    estimates = [estimate("DDP", 2), estimate("ZeRO-2", 4), estimate("DDP", 64, True), estimate("ZeRO-2", 64, True)]
+    chosen = plan.find_first_fitting(estimates, job, hardware)
+    assert chosen is estimates[2]
+    advice = plan.advise(estimates, chosen, hardware)
+    remedies = ("DDP has no room", "batch_size=2", "activation_checkpointing", "ZeRO-2")
+    positions = [advice.index(words) for words in remedies]
+    assert positions == sorted(positions)
 
 
 def test_what_fits_nowhere_says_so():
-    machine = plan.Machine(1, device_named("t4"), here=False)
+    hardware = plan.TargetHardware(1, parse_device("t4"), is_this_host=False)
     job = Job(tiny_config(), 128, windows=512, settings={}, bf16=False)
-    rows = [row("one device", 0), row("one device", 0, True)]
-    assert plan.first_that_fits(rows, job, machine) is None
-    assert "take more or larger devices" in plan.advice(rows, None, machine)
+    estimates = [estimate("one device", 0), estimate("one device", 0, True)]
+    assert plan.find_first_fitting(estimates, job, hardware) is None
+    assert "take more or larger devices" in plan.advise(estimates, None, hardware)
 
 
 def test_where_it_fits_nothing_is_advised():
-    rows = [row("one device", 64), row("one device", 64, True)]
-    assert plan.advice(rows, rows[0], plan.Machine(1, device_named("t4"), here=False)) == "It fits as it is."
+    estimates = [estimate("one device", 64), estimate("one device", 64, True)]
+    hardware = plan.TargetHardware(1, parse_device("t4"), is_this_host=False)
+    assert plan.advise(estimates, estimates[0], hardware) == "It fits as it is."
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--gpus=4xrtx4900"], "did you mean"),
-        (["--price=cheap"], "is no price"),
-        (["--pretrain.tokens_per_step=1000"], "is no multiple of 128"),
+        (["--price=cheap"], "is not a price"),
+        (["--pretrain.tokens_per_step=1000"], "is not a multiple of 128"),
         (["--model.hidden_sise=3"], "did you mean"),
         (["--tokenizer.use=openai-community/gpt2"], "--model.vocab_size="),
         (["--score"], "nothing to compare"),
     ],
 )
-def test_what_cannot_be_planned_is_told(recipe, capsys, arguments, words):
+def test_a_recipe_that_cannot_be_planned_is_an_error(recipe, capsys, arguments, words):
     with pytest.raises(SystemExit) as stopped:
         plan.main([recipe, *arguments])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
 
 
-def finished_run(root, tree, predicted):
+def write_finished_run(root, tree, predicted):
     root.mkdir(parents=True)
     keep(root, tree, predicted)
     (root / "base").mkdir()
-    rows = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
-    write_json(root / "base" / "trainer_state.json", {"log_history": rows})
+    log = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
+    write_json(root / "base" / "trainer_state.json", {"log_history": log})
     write_manifest(root / "base", folder="base", headline="", seconds=1800, inputs={}, licenses=[], settings={})
 
 
 def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):
     tree = plan.Run([recipe]).tree
     predicted = {"memory, GiB": 1.9, "tokens per second": 2200.0, "hours": 0.5}
-    finished_run(tmp_path / "runs" / "tiny", tree, predicted)
+    write_finished_run(tmp_path / "runs" / "tiny", tree, predicted)
     plan.main([recipe, "--score"])
     lines = {line.split("  ")[1]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["memory, GiB"][-3:] == ["1.9", "2", "-5%"]
@@ -118,9 +123,10 @@ def test_predicted_stands_beside_actual(tmp_path, recipe, capsys):
     assert lines["hours"][-3:] == ["0.5", "0.5", "+0%"]
 
 
-def test_the_plan_of_another_recipe_is_no_prediction_and_takes_no_ones_place(tmp_path, recipe):
-    root, tree = tmp_path / "runs" / "tiny", plan.Run([recipe]).tree
-    finished_run(root, tree, {"hours": 0.5})
+def test_plans_of_different_recipes_are_kept_side_by_side(tmp_path, recipe):
+    root = tmp_path / "runs" / "tiny"
+    tree = plan.Run([recipe]).tree
+    write_finished_run(root, tree, {"hours": 0.5})
     assert [(entry.what, entry.predicted) for entry in score(root, tree)] == [("hours", 0.5)]
     other = plan.Run([recipe, "--model.hidden_size=64"]).tree
     assert score(root, other) == []
@@ -129,42 +135,43 @@ def test_the_plan_of_another_recipe_is_no_prediction_and_takes_no_ones_place(tmp
 
 
 def test_the_hours_of_all_sessions_count(tmp_path, recipe):
-    root, tree = tmp_path / "runs" / "tiny", plan.Run([recipe]).tree
-    finished_run(root, tree, {"hours": 10.0})
+    root = tmp_path / "runs" / "tiny"
+    tree = plan.Run([recipe]).tree
+    write_finished_run(root, tree, {"hours": 10.0})
     log = [{"step": 1, "loss": 1.0, "device_hours": 9.0}, {"step": 2, "loss": 1.0, "device_hours": 20.0}]
     write_json(root / "base" / "trainer_state.json", {"log_history": log})
     write_manifest(root / "base", seconds=3600, facts={"processes": 2})
     assert [entry.actual for entry in score(root, tree)] == [10.0]
 
 
-def test_where_nothing_fits_on_this_machine_nothing_is_timed(recipe, monkeypatch, capsys):
-    count, device = plan.this_machine()
-    monkeypatch.setattr(plan, "this_machine", lambda: (count, replace(device, memory=2**20)))
+def test_where_nothing_fits_on_this_host_nothing_is_timed(recipe, monkeypatch, capsys):
+    count, device = plan.detect_hardware()
+    monkeypatch.setattr(plan, "detect_hardware", lambda: (count, replace(device, memory=2**20)))
     plan.main([recipe])
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing here fits")
     assert not Path("runs").exists()
 
 
-def test_what_does_not_fit_for_the_timing_goes_by_the_data_sheet(monkeypatch):
-    def full(*_):
+def test_the_data_sheet_serves_where_timing_runs_out_of_memory(monkeypatch):
+    def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(plan, "measured_here", full)
-    machine = plan.Machine(8, device_named("h100"), here=True)
+    monkeypatch.setattr(plan, "measured_here", run_out_of_memory)
+    hardware = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
     job = Job(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
-    assert "data sheet's 989 TFLOP/s in bfloat16" in plan.speed_of(job, machine, row("ZeRO-3", 8)).source
+    assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, hardware, estimate("ZeRO-3", 8)).source
 
 
-def test_a_given_tokenizer_and_a_students_teacher_decide_the_sizes(tiny_life, monkeypatch):
+def test_a_given_tokenizer_and_an_unpruned_model_decide_the_sizes(tiny_life, monkeypatch):
     monkeypatch.chdir(tiny_life)
-    machine = plan.Machine(1, device_named("h100"), here=False)
+    hardware = plan.TargetHardware(1, parse_device("h100"), is_this_host=False)
 
-    def planned(*arguments):
+    def plan_config(*arguments):
         recipe = Run(["tiny.yaml", *arguments]).read(Recipe)
-        return plan.pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, machine).config
+        return plan.build_pretraining_job(plan.Run(["tiny.yaml", *arguments]), recipe, hardware).config
 
     given = ("--name=other", "--pretrain.tokenizer=runs/tiny/tokenizer")
-    assert planned(*given, "--tokenizer.vocab_size=1000").vocab_size == 320
-    student = ("--model={hidden_act: gelu}", "--pretrain.start_from=runs/tiny/base", "--pretrain.keep_layers=[1]")
-    config = planned(*student)
+    assert plan_config(*given, "--tokenizer.vocab_size=1000").vocab_size == 320
+    pruned = ("--model={hidden_act: gelu}", "--pretrain.start_from=runs/tiny/base", "--pretrain.keep_layers=[1]")
+    config = plan_config(*pruned)
     assert (config.num_hidden_layers, config.hidden_size, config.hidden_act) == (1, 32, "gelu")

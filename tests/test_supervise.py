@@ -1,4 +1,4 @@
-"""The supervisor as a person starts it. What it does in each case is in training/test_supervision.py."""
+"""The supervisor as a user starts it. What it does in each case is in training/fault_tolerance/test_supervisor.py."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
-from hf_llm.supervise import folder_of, port_of
+from hf_llm.supervise import find_launch_port, find_stage_folder
 from tests.tiny_recipe import ROOT, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA")
@@ -30,10 +30,10 @@ DATA = os.environ.get("HF_LLM_DATA")
         ),
     ],
 )
-def test_the_folder_of_the_run_is_found_in_the_command(tmp_path, monkeypatch, words, folder):
+def test_find_stage_folder_reads_the_command(tmp_path, monkeypatch, words, folder):
     write_inputs(tmp_path, documents=1)
     monkeypatch.chdir(tmp_path)
-    assert str(folder_of(words.split())) == folder
+    assert str(find_stage_folder(words.split())) == folder
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_folder_of_the_run_is_found_in_the_command(tmp_path, monkeypatch, wo
 )
 def test_a_command_that_starts_no_training_stage_is_refused(words):
     with pytest.raises(UserError, match="starts no training stage"):
-        folder_of(words.split())
+        find_stage_folder(words.split())
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_a_command_that_starts_no_training_stage_is_refused(words):
         ("accelerate launch --main_process_port=0 -m x", 0),
     ],
 )
-def test_the_port_to_wait_for_is_that_of_the_command(words, port):
-    assert port_of(words.split()) == port
+def test_find_launch_port_reads_the_command(words, port):
+    assert find_launch_port(words.split()) == port
 
 
-def test_help_and_what_is_missing_are_told_without_waiting_for_heavy_libraries(tmp_path):
+def test_a_missing_recipe_is_an_error_without_importing_heavy_libraries(tmp_path):
     code = "import sys, hf_llm.supervise; print('torch' in sys.modules, 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
     done = run_module("hf_llm.supervise", "--", sys.executable, "-m", "hf_llm.pretrain", "no.yaml", folder=tmp_path)
@@ -66,7 +66,7 @@ def test_help_and_what_is_missing_are_told_without_waiting_for_heavy_libraries(t
     assert "no recipe at no.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_program_that_is_not_there_is_told(tmp_path):
+def test_a_missing_program_is_an_error(tmp_path):
     write_inputs(tmp_path, documents=1)
     done = run_module("hf_llm.supervise", "--", "acelerate", "-m", "hf_llm.pretrain", "tiny.yaml", folder=tmp_path)
     assert done.returncode == 2
@@ -90,7 +90,7 @@ DDP = [*LAUNCH, "--config_file=accelerate_configs/ddp.yaml", "-m", "hf_llm.pretr
 LONG = ("--pretrain.training.max_steps=200", "--pretrain.training.save_steps=40", "--pretrain.training.eval_steps=200")
 
 
-def start(folder, *words, options=()):
+def start_supervisor(folder, *words, options=()):
     return subprocess.Popen(
         [sys.executable, "-m", "hf_llm.supervise", *options, "--", *words],
         cwd=folder,
@@ -101,30 +101,30 @@ def start(folder, *words, options=()):
     )
 
 
-def until(there, process, seconds=240):
+def wait_until(condition, process, seconds=240):
     end = time.monotonic() + seconds
-    while not there():
+    while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def ranks(supervisor):
-    """The training processes below a supervisor: those whose command begins with the stage."""
+def find_ranks(supervisor):
+    """Find the training processes below a supervisor: those whose command begins with the stage."""
     below = psutil.Process(supervisor.pid).children(recursive=True)
     return sorted(p.pid for p in below if "-m hf_llm.pretrain" in " ".join(p.cmdline()[:4]))
 
 
 @pytest.mark.slow
-def test_accelerate_with_two_processes_one_killed_is_launched_again_and_ends_the_same(prepared):
+def test_a_run_of_two_processes_with_one_killed_is_launched_again_and_ends_the_same(prepared):
     base = prepared / "runs/tiny/base"
-    whole = subprocess.run([*DDP, *LONG], cwd=prepared, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert whole.returncode == 0
+    uninterrupted = subprocess.run([*DDP, *LONG], cwd=prepared, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert uninterrupted.returncode == 0
     expected = file_digest(base / "model.safetensors")
-    base.rename(prepared / "undisturbed")
-    supervisor = start(prepared, *DDP, *LONG)
-    until(lambda: (base / "checkpoint-80").exists(), supervisor)
-    os.kill(ranks(supervisor)[1], signal.SIGKILL)
+    base.rename(prepared / "uninterrupted")
+    supervisor = start_supervisor(prepared, *DDP, *LONG)
+    wait_until(lambda: (base / "checkpoint-80").exists(), supervisor)
+    os.kill(find_ranks(supervisor)[1], signal.SIGKILL)
     output = supervisor.communicate(timeout=240)[0]
     assert supervisor.returncode == 0, output
     assert "supervisor: the launch ended with exit code 1" in output
@@ -140,8 +140,8 @@ def test_accelerate_with_two_processes_one_killed_is_launched_again_and_ends_the
 def test_a_signal_to_the_supervisor_saves_through_accelerate_and_comes_back_as_exit_code(prepared, launcher, number):
     base = prepared / "runs/tiny/base"
     command = DDP if launcher == "two processes" else [*LAUNCH[:3], "--cpu", *DDP[6:]]
-    supervisor = start(prepared, *command, *LONG)
-    until(lambda: (base / "checkpoint-40").exists(), supervisor)
+    supervisor = start_supervisor(prepared, *command, *LONG)
+    wait_until(lambda: (base / "checkpoint-40").exists(), supervisor)
     supervisor.send_signal(number)
     output = supervisor.communicate(timeout=240)[0]
     assert supervisor.returncode == 128 + number, output
@@ -152,23 +152,23 @@ def test_a_signal_to_the_supervisor_saves_through_accelerate_and_comes_back_as_e
 
 
 @pytest.mark.slow
-def test_the_recipes_ddp_timeout_ends_a_job_in_which_a_rank_stands_still(prepared):
+def test_ddp_timeout_ends_a_job_in_which_a_rank_hangs(prepared):
     """SIGSTOP: a rank that neither runs nor dies."""
     base = prepared / "runs/tiny/base"
-    supervisor = start(prepared, *DDP, *LONG, "--pretrain.training.ddp_timeout=8")
-    until(lambda: (base / "checkpoint-40").exists(), supervisor)
+    supervisor = start_supervisor(prepared, *DDP, *LONG, "--pretrain.training.ddp_timeout=8")
+    wait_until(lambda: (base / "checkpoint-40").exists(), supervisor)
     began = time.monotonic()
-    os.kill(ranks(supervisor)[1], signal.SIGSTOP)
-    until(lambda: len(json.loads((base / "logs/supervisor.json").read_text())["attempts"]) == 2, supervisor)
-    print(f"the job ended {time.monotonic() - began:.0f} s after a rank stood still")
+    os.kill(find_ranks(supervisor)[1], signal.SIGSTOP)
+    wait_until(lambda: len(json.loads((base / "logs/supervisor.json").read_text())["attempts"]) == 2, supervisor)
+    print(f"the job ended {time.monotonic() - began:.0f} s after a rank hung")
     output = supervisor.communicate(timeout=240)[0]
     assert supervisor.returncode == 0, output
     assert "more than ddp_timeout = 8 s behind" in output
 
 
 @pytest.mark.slow
-def test_an_error_of_the_users_below_accelerate_is_told_once_and_not_launched_again(prepared):
-    supervisor = start(prepared, *DDP, "--pretrain.training.learning_rate=fast")
+def test_a_user_error_below_accelerate_is_printed_once_and_not_launched_again(prepared):
+    supervisor = start_supervisor(prepared, *DDP, "--pretrain.training.learning_rate=fast")
     output = supervisor.communicate(timeout=240)[0]
     assert supervisor.returncode == 2, output
     assert output.count("error: ") and "learning_rate: 'fast' does not fit" in output
@@ -179,7 +179,7 @@ def test_an_error_of_the_users_below_accelerate_is_told_once_and_not_launched_ag
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(processes):
+def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(processes):
     sizes = ["--minutes", "1", "--kills", "2", "--hidden-size", "64", "--layers", "2"]
     command = [sys.executable, ROOT / "benchmarks/killed_run.py", "--processes", processes, *sizes]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,15 +1,16 @@
-"""Say what a recipe will take before anything is made: parameters, memory, hours, disk, energy, money.
+"""Estimate what a recipe takes before it runs: parameters, memory, hours, disk, energy, cost.
 
-    python -m hf_llm.plan recipes/gpt125m.yaml                    # on this machine, whose speed is measured
+    python -m hf_llm.plan recipes/gpt125m.yaml                    # on this host, whose speed is measured
     python -m hf_llm.plan recipes/gpt125m.yaml --gpus 4xrtx4090 --price 0.4/gpu-hour --electricity 0.3
     python -m hf_llm.plan recipes/quickstart.yaml --score         # once it has run: predicted beside actual
 
-Needs no corpus, no tokenizer and no weights. What is planned for this machine before the pretraining is kept in
+Needs no corpus, no tokenizer and no weights. A plan for this host, made before the pretraining, is kept in
 runs/<name>/plan.json, and the report shows it beside what the run took.
 """
 
 import argparse
 import importlib
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.hardware.devices import Device, parse_machine, this_machine, training_dtype
+from hf_llm.hardware.devices import Device, detect_hardware, parse_hardware, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
 from hf_llm.model.load import context_of
 from hf_llm.model.summary import describe, flops_per_token
@@ -27,195 +28,275 @@ from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import parse_price
 from hf_llm.planning.memory import OPTIMIZER, UPDATE
-from hf_llm.planning.memory_estimate import Job, Row, cpu_row, gpu_rows, model_of, pretraining_config, tensors
-from hf_llm.planning.speed import Speed, measured_here, tokens_per_second
-from hf_llm.planning.stage_plans import PLANNED_FROM_ROWS, Place, Prospect, pretraining, tuning, tuning_memory
-from hf_llm.planning.tables import gib, memory_table, number, score_table, stage_table
+from hf_llm.planning.memory_estimate import (
+    EngineEstimate,
+    Job,
+    estimate_cpu_training,
+    estimate_gpu_engines,
+    model_of,
+    pretraining_config,
+    tensor_bytes,
+)
+from hf_llm.planning.speed import Speed, estimate_speed, measured_here
+from hf_llm.planning.stage_plans import (
+    PLANNED_FROM_ROWS,
+    HardwarePlan,
+    StagePlan,
+    estimate_tuning_memory,
+    plan_pretraining,
+    plan_tuning,
+)
+from hf_llm.planning.tables import format_gib, format_memory_table, format_score_table, format_stage_table, number
 from hf_llm.reporting.plan_accuracy import PLAN, keep, score
 from hf_llm.training.pretraining_trainer import check_checkpointing
 
 
 @dataclass
-class Machine:
-    """What the plan is for. `here` is this machine, whose speed can be measured."""
+class TargetHardware:
+    """The hardware that the plan is for."""
 
     devices: int
     device: Device
-    here: bool
+    is_this_host: bool
+    """Whether it is that of this host, whose speed can be measured."""
 
     @property
-    def kind(self) -> str:
-        """`cuda`, `mps` or `cpu`; every machine that is not here is planned for as one with CUDA."""
-        return device_type() if self.here else "cuda"
+    def device_type(self) -> str:
+        """`cuda`, `mps` or `cpu`; any hardware but this host's is planned for as CUDA devices."""
+        return device_type() if self.is_this_host else "cuda"
 
     @property
     def bf16(self) -> bool:
-        """Whether its devices have units for it."""
-        return has_bf16(device_type()) if self.here else training_dtype(self.device) == "bfloat16"
+        """Whether its devices have units for bf16."""
+        if self.is_this_host:
+            return has_bf16(device_type())
+        return training_dtype(self.device) == "bfloat16"
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    options, rest = parse(list(sys.argv[1:] if argv is None else argv))
-    run = Run(rest)
+    options, recipe_arguments = parse_options(list(sys.argv[1:] if argv is None else argv))
+    run = Run(recipe_arguments)
     if options.score:
-        return say_score(run)
-    recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
-    machine = Machine(*parse_machine(options.gpus), False) if options.gpus else Machine(*this_machine(), True)
-    job = pretraining_job(run, recipe, machine)
-    print_main(f"{run.name} on {machine.devices} x {machine.device.name} with {gib(machine.device.memory)} GiB\n")
-    say_model(job, recipe.pretrain)
+        return print_score(run)
 
-    rows = memory(job, machine)
-    print_main(memory_table(rows))
-    fitting = first_that_fits(rows, job, machine)
-    print_main(advice(rows, fitting, machine))
-    if fitting is None and machine.here:
+    # The model and the hardware
+    recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
+    hardware = choose_hardware(options.gpus)
+    job = build_pretraining_job(run, recipe, hardware)
+    memory = format_gib(hardware.device.memory)
+    print_main(f"{run.name} on {hardware.devices} x {hardware.device.name} with {memory} GiB\n")
+    print_model(job, recipe.pretrain)
+
+    # Memory, and what fits
+    estimates = estimate_memory(job, hardware)
+    print_main(format_memory_table(estimates))
+    fitting = find_first_fitting(estimates, job, hardware)
+    print_main(advise(estimates, fitting, hardware))
+    if fitting is None and hardware.is_this_host:
         return
 
-    row = fitting or rows[0]
-    peaks = tuning_peaks(run, job, machine)
-    speed = speed_of(job, machine, row)
-    rate, prices = speed.tokens_per_second, {"price": options.price, "electricity": options.electricity}
-    print_main(f"\n{number(rate)} tokens per second: {speed.source}\n")
-    place = Place(job.config, row.engine, rate, machine.devices, machine.device, machine.bf16, prices)
-    states = rows[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
-    stages = [pretraining(recipe.pretrain, row.footprint.peak, states, place)]
-    stages += [tuning(folder, run.tree[folder], peak, place) for folder, peak in peaks.items()]
-    print_main(stage_table(stages, options.price is not None, options.electricity is not None))
-    if machine.here and not run.folder("base").exists():
-        keep_plan(run, row, speed, stages[0])
+    # Speed. The memory of the other stages comes first: timing leaves holes in this process's heap.
+    estimate = fitting or estimates[0]
+    tuning_peaks = estimate_tuning_peaks(run, job, hardware)
+    speed = find_speed(job, hardware, estimate)
+    print_main(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
+
+    # The stages
+    hardware_plan = HardwarePlan(
+        config=job.config,
+        engine=estimate.engine,
+        tokens_per_second=speed.tokens_per_second,
+        devices=hardware.devices,
+        device=hardware.device,
+        bf16=hardware.bf16,
+        price=options.price,
+        electricity=options.electricity,
+    )
+    optimizer_bytes = estimates[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
+    stages = [plan_pretraining(recipe.pretrain, estimate.footprint.peak, optimizer_bytes, hardware_plan)]
+    for folder, peak in tuning_peaks.items():
+        stages.append(plan_tuning(folder, run.tree[folder], peak, hardware_plan))
+    print_main(format_stage_table(stages, options.price is not None, options.electricity is not None))
+
+    if hardware.is_this_host and not run.folder("base").exists():
+        keep_plan(run, estimate, speed, stages[0])
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """This command's own options, and the rest: the recipe and its overrides."""
+def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return this command's own options, and the other arguments: the recipe and its overrides."""
     parser = argparse.ArgumentParser(
         "python -m hf_llm.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--gpus", help="another machine than this one, as 4xrtx4090")
+    parser.add_argument("--gpus", help="hardware other than this host's, as 4xrtx4090")
     parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour")
     parser.add_argument("--electricity", type=float, help="price of a kWh")
-    parser.add_argument("--score", action="store_true", help="predicted beside actual, of a run that is over")
-    options, rest = parser.parse_known_args(argv)
-    if not rest:
+    parser.add_argument("--score", action="store_true", help="show predicted beside actual for a finished run")
+    options, recipe_arguments = parser.parse_known_args(argv)
+    if not recipe_arguments:
         parser.error("name a recipe first, as recipes/gpt125m.yaml")
-    options.price = parse_price(options.price) if options.price is not None else None
-    return options, rest
+    if options.price is not None:
+        options.price = parse_price(options.price)
+    return options, recipe_arguments
 
 
-def say_score(run: Run) -> None:
+def print_score(run: Run) -> None:
     """Print predicted beside actual. Raises UserError where one of the two is missing."""
-    found = score(run.root, run.tree)
-    if not found:
+    scores = score(run.root, run.tree)
+    if not scores:
         raise UserError(
             f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN} of the same recipe, which "
             f"`python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
-    print_main(score_table(found))
+    print_main(format_score_table(scores))
 
 
-def pretraining_job(run: Run, recipe: Any, machine: Machine) -> Job:
-    """What of the recipe decides the memory of a pretraining step. Raises UserError for a step of broken windows."""
+def choose_hardware(gpus: str | None) -> TargetHardware:
+    """Return the hardware that `--gpus` names, else this host's."""
+    if gpus:
+        devices, device = parse_hardware(gpus)
+        return TargetHardware(devices, device, is_this_host=False)
+    devices, device = detect_hardware()
+    return TargetHardware(devices, device, is_this_host=True)
+
+
+def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Job:
+    """Collect what of the recipe decides the memory of a pretraining step.
+
+    Raises UserError for a step that is not a whole number of windows on each device.
+    """
     section = recipe.pretrain
     config = pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
     context = context_of(config, section.context)
-    unit = context * machine.devices * section.training.get("per_device_train_batch_size", 1)
-    if section.tokens_per_step % unit:
-        near = -(-section.tokens_per_step // unit) * unit
+
+    smallest_step = context * hardware.devices * section.training.get("per_device_train_batch_size", 1)
+    if section.tokens_per_step % smallest_step:
+        next_multiple = math.ceil(section.tokens_per_step / smallest_step) * smallest_step
         raise UserError(
-            f"pretrain.tokens_per_step: {section.tokens_per_step} is no multiple of {unit}, {context} tokens of "
-            f"context on each of {machine.devices} devices; try {near}"
+            f"pretrain.tokens_per_step: {section.tokens_per_step} is not a multiple of {smallest_step}, {context} "
+            f"tokens of context on each of {hardware.devices} devices; try {next_multiple}"
         )
-    return Job(config, context, section.tokens_per_step // context, section.training, machine.bf16)
+    windows = section.tokens_per_step // context
+    return Job(config, context, windows, section.training, hardware.bf16)
 
 
-def say_model(job: Job, section: Any) -> None:
+def print_model(job: Job, section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
     with torch.device("meta"):
         model = model_of(job.config)
     print_main(describe(model))
-    parameters, flops = model.num_parameters(), flops_per_token(model, job.context)
+
+    parameters = model.num_parameters()
     steps = section.training.get("max_steps")
     if steps and steps > 0:
         tokens = steps * section.tokens_per_step
+        flops = tokens * flops_per_token(model, job.context)
         print_main(
             f"  {number(tokens)} tokens, {tokens / parameters:,.3g} for each parameter; {TOKENS_PER_PARAMETER} "
             f"({number(TOKENS_PER_PARAMETER * parameters)}) are compute-optimal (Chinchilla, "
-            f"https://arxiv.org/abs/2203.15556)\n  {tokens * flops:.3g} FLOPs in all"
+            f"https://arxiv.org/abs/2203.15556)\n  {flops:.3g} FLOPs in all"
         )
     print_main("")
 
 
-def memory(job: Job, machine: Machine) -> list[Row]:
-    """The ways to train, side by side: as the recipe says, and with activation checkpointing where it has it not."""
-    micro = job.micro_batch(machine.devices, machine.kind)
-    if machine.kind == "cpu":
+def estimate_memory(job: Job, hardware: TargetHardware) -> list[EngineEstimate]:
+    """Estimate the engines as the recipe says, and with activation checkpointing where the recipe has none."""
+    micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
+    if hardware.device_type == "cpu":
         use_all_cores()
-        return [cpu_row(job, micro)]
-    asked = bool(job.arguments().activation_checkpointing)
+        return [estimate_cpu_training(job, micro_batch)]
+
+    is_requested = job.build_arguments().activation_checkpointing
     with torch.device("meta"):
         model = model_of(job.config)
-    if asked:
+    if is_requested:
         check_checkpointing(model)
-    ways = [False, True] if model.supports_gradient_checkpointing and not asked else [asked]
-    rows = [row for way in ways for row in gpu_rows(job, machine.devices, machine.device, micro, way)]
-    print_main(f"One device in a step of {micro} x {job.context:,} tokens, and the largest micro-batch that fits:")
-    return rows
+        checkpointing_choices = [True]
+    elif model.supports_gradient_checkpointing:
+        checkpointing_choices = [False, True]
+    else:
+        checkpointing_choices = [False]
+
+    estimates = []
+    for checkpointing in checkpointing_choices:
+        estimates += estimate_gpu_engines(job, hardware.devices, hardware.device, micro_batch, checkpointing)
+    print_main(
+        f"Memory of one device in a step of {micro_batch} x {job.context:,} tokens, and the largest micro-batch that "
+        "fits:"
+    )
+    return estimates
 
 
-def first_that_fits(rows: list[Row], job: Job, machine: Machine) -> Row | None:
-    """The first row, in order of what it costs in speed, that leaves room for the micro-batch planned; else for any."""
-    micro = job.micro_batch(machine.devices, machine.kind)
-    if machine.kind == "cpu":
-        return rows[0] if rows[0].footprint.peak <= machine.device.memory else None
-    return next((row for row in rows if row.largest >= micro), None) or next((row for row in rows if row.largest), None)
+def find_first_fitting(estimates: list[EngineEstimate], job: Job, hardware: TargetHardware) -> EngineEstimate | None:
+    """Find the first estimate, in order of cost in speed, with room for the planned micro-batch, or else for any."""
+    if hardware.device_type == "cpu":
+        fits = estimates[0].footprint.peak <= hardware.device.memory
+        return estimates[0] if fits else None
+
+    micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
+    for least_windows in (micro_batch, 1):
+        for estimate in estimates:
+            if estimate.max_micro_batch >= least_windows:
+                return estimate
+    return None
 
 
-def advice(rows: list[Row], chosen: Row | None, machine: Machine) -> str:
-    """What to change where something does not fit, the cheapest first."""
+def advise(estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardware: TargetHardware) -> str:
+    """Say what to change where something does not fit, the cheapest first."""
     if chosen is None:
         return (
-            f"Nothing here fits into {gib(machine.device.memory)} GiB: take more or larger devices, a shorter context "
-            "(--pretrain.context), or a smaller model."
+            f"Nothing here fits in {format_gib(hardware.device.memory)} GiB: take more or larger devices, a shorter "
+            "context (--pretrain.context), or a smaller model."
         )
-    if chosen is rows[0]:
+    planned = estimates[0]
+    if chosen is planned:
         return "It fits as it is."
+
+    fitting = [estimate for estimate in estimates if estimate.max_micro_batch]
     remedies = []
-    if rows[0].largest:
-        remedies.append(f"--pretrain.training.per_device_train_batch_size={rows[0].largest} (costs nothing much)")
-    if any(row.checkpointing and row.largest for row in rows) and not rows[0].checkpointing:
+    if planned.max_micro_batch:
+        remedies.append(
+            f"--pretrain.training.per_device_train_batch_size={planned.max_micro_batch} (costs almost nothing)"
+        )
+    if not planned.checkpointing and any(estimate.checkpointing for estimate in fitting):
         remedies.append("--pretrain.training.activation_checkpointing=true (a third more arithmetic)")
-    sharded = next((row for row in rows if row.largest and row.engine != rows[0].engine), None)
-    if sharded is not None:
-        remedies.append(f"{sharded.engine} (docs/launching.md; more traffic between the devices)")
-    return f"{rows[0].engine} has no room for that. In order of what it costs: " + "; ".join(remedies) + "."
+    other_engines = [estimate.engine for estimate in fitting if estimate.engine != planned.engine]
+    if other_engines:
+        remedies.append(f"{other_engines[0]} (docs/launching.md; more traffic between the devices)")
+    return f"{planned.engine} has no room for that. In order of cost: " + "; ".join(remedies) + "."
 
 
-def tuning_peaks(run: Run, job: Job, machine: Machine) -> dict[str, int]:
-    """Bytes of one device in each training stage after pretraining that can be planned."""
-    sections = {folder: run.tree[folder] for folder in PLANNED_FROM_ROWS if run.tree.get(folder)}
-    where = (job.config, machine.device, machine.bf16)
-    return {folder: tuning_memory(folder, section, *where) for folder, section in sections.items()}
+def estimate_tuning_peaks(run: Run, job: Job, hardware: TargetHardware) -> dict[str, int]:
+    """Estimate the bytes of one device in each training stage after pretraining that can be planned."""
+    peaks = {}
+    for folder in PLANNED_FROM_ROWS:
+        section = run.tree.get(folder)
+        if section:
+            peaks[folder] = estimate_tuning_memory(folder, section, job.config, hardware.device, hardware.bf16)
+    return peaks
 
 
-def speed_of(job: Job, machine: Machine, row: Row) -> Speed:
-    """Tokens per second: measured here, or from the data sheet, also where one device has no room to try it out."""
-    if machine.here:
+def find_speed(job: Job, hardware: TargetHardware, estimate: EngineEstimate) -> Speed:
+    """Measure the speed on this host, or estimate it from the data sheet.
+
+    The data sheet also serves where one device has no room to try it out.
+    """
+    if hardware.is_this_host:
         try:
-            return measured_here(job, machine.devices, row.checkpointing)
+            return measured_here(job, hardware.devices, estimate.checkpointing)
         except torch.OutOfMemoryError:
             pass
     dtype = str(job.autocast or torch.float32).removeprefix("torch.")
-    return tokens_per_second(job.config, machine.device, job.context, machine.devices, row.checkpointing, dtype)
+    return estimate_speed(job.config, hardware.device, job.context, hardware.devices, estimate.checkpointing, dtype)
 
 
-def keep_plan(run: Run, row: Row, speed: Speed, stage: Prospect) -> None:
-    """Leave what is predicted of the pretraining for the report, which shows it beside what the run took."""
+def keep_plan(run: Run, estimate: EngineEstimate, speed: Speed, stage: StagePlan) -> None:
+    """Keep what is predicted of the pretraining for the report, which shows it beside what the run took."""
     predicted = {
-        "memory, GiB": tensors(row.footprint) / 2**30,
+        "memory, GiB": tensor_bytes(estimate.footprint) / 2**30,
         "tokens per second": speed.tokens_per_second,
         "hours": stage.hours,
     }

@@ -5,7 +5,7 @@ import torch
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.cpu import usable_memory
-from hf_llm.hardware.devices import DEVICES, device_named, known_device, parse_machine, this_device, this_machine
+from hf_llm.hardware.devices import DEVICES, detect_device, detect_hardware, find_device, parse_device, parse_hardware
 
 
 def test_every_row_is_complete_and_in_its_units():
@@ -39,36 +39,36 @@ def test_half_precision_is_never_slower_than_single():
         ("Apple M2", "Apple M2"),
     ],
 )
-def test_a_device_is_found_by_its_key_however_spaced_and_by_its_full_name(key, name):
-    assert device_named(key).name == name
+def test_parse_device_reads_a_key_however_spaced_and_the_full_name(key, name):
+    assert parse_device(key).name == name
 
 
-def test_a_name_that_is_near_gets_a_hint():
+def test_parse_device_hints_at_a_similar_name():
     with pytest.raises(UserError, match="did you mean a100-80gb or"):
-        device_named("a100")
+        parse_device("a100")
     with pytest.raises(UserError, match=r"did you mean .*rtx4090"):
-        device_named("rtx4099")
+        parse_device("rtx4099")
     with pytest.raises(UserError, match="known: b200, "):
-        device_named("abacus")
+        parse_device("abacus")
 
 
-def test_a_machine_is_a_count_and_a_device():
-    assert parse_machine("4xrtx4090") == (4, device_named("rtx4090"))
-    assert parse_machine("8 x H100") == (8, device_named("h100"))
-    assert parse_machine("l4") == (1, device_named("l4"))
+def test_parse_hardware_reads_a_count_and_a_device():
+    assert parse_hardware("4xrtx4090") == (4, parse_device("rtx4090"))
+    assert parse_hardware("8 x H100") == (8, parse_device("h100"))
+    assert parse_hardware("l4") == (1, parse_device("l4"))
 
 
 @pytest.mark.parametrize("text", ["", "4x", "0xrtx4090", "-1xl4", "4.5xl4", "four rtx4090"])
-def test_what_is_no_machine_is_refused(text):
+def test_parse_hardware_refuses_other_texts(text):
     with pytest.raises(UserError):
-        parse_machine(text)
+        parse_hardware(text)
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a GPU is no CPU")
-def test_a_cpu_has_its_name_and_memory_and_no_rates_that_nobody_measured():
-    count, device = this_machine()
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this host trains on a GPU")
+def test_a_detected_cpu_has_its_name_and_memory_and_no_rates():
+    count, device = detect_hardware()
     assert count == 1
-    assert device == this_device()
+    assert device == detect_device()
     assert device.key == "cpu"
     assert device.name
     assert device.memory == usable_memory()
@@ -77,5 +77,5 @@ def test_a_cpu_has_its_name_and_memory_and_no_rates_that_nobody_measured():
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU", "Apple M9"])
-def test_an_unlisted_name_is_not_known(name):
-    assert known_device(name) is None
+def test_find_device_returns_none_for_an_unlisted_name(name):
+    assert find_device(name) is None

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from hf_llm.hardware.peak_flops import listed_peak, measured_peak, peak_of
+from hf_llm.hardware.peak_flops import find_listed_peak, measure_peak, peak_of
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 
@@ -30,7 +30,7 @@ HALF, SINGLE = torch.bfloat16, torch.float32
     ],
 )
 def test_a_known_device_has_its_data_sheets_dense_peak(name, teraflops):
-    peak = listed_peak(name, HALF)
+    peak = find_listed_peak(name, HALF)
     assert peak.flops == pytest.approx(teraflops * 1e12)
     assert not peak.measured
 
@@ -47,35 +47,36 @@ def test_a_known_device_has_its_data_sheets_dense_peak(name, teraflops):
         "Quadro K620",
     ],
 )
-def test_a_relative_of_a_known_device_is_not_taken_for_it(name):
-    assert listed_peak(name, HALF) is None
+def test_a_similar_name_does_not_get_a_known_devices_peak(name):
+    assert find_listed_peak(name, HALF) is None
 
 
 def test_float32_is_tf32_only_where_torch_uses_it():
-    assert listed_peak("NVIDIA H200", SINGLE).flops == pytest.approx(66.9e12)
-    assert listed_peak("NVIDIA H200", SINGLE, tf32=True).flops == pytest.approx(494.7e12)
-    assert listed_peak("Tesla V100-SXM2-16GB", SINGLE, tf32=True).flops == 15.7e12
+    assert find_listed_peak("NVIDIA H200", SINGLE).flops == pytest.approx(66.9e12)
+    assert find_listed_peak("NVIDIA H200", SINGLE, tf32=True).flops == pytest.approx(494.7e12)
+    assert find_listed_peak("Tesla V100-SXM2-16GB", SINGLE, tf32=True).flops == 15.7e12
 
 
 def test_a_device_without_bfloat16_units_has_no_such_peak():
-    assert listed_peak("Tesla T4", HALF) is None
-    assert listed_peak("Tesla T4", torch.float16).flops == 65e12
+    assert find_listed_peak("Tesla T4", HALF) is None
+    assert find_listed_peak("Tesla T4", torch.float16).flops == 65e12
 
 
-def test_a_cpu_is_measured_and_says_so_and_draws_no_random_numbers():
-    before = torch.get_rng_state()
+def test_a_cpus_peak_is_measured_without_drawing_random_numbers():
+    random_state = torch.get_rng_state()
     peak = peak_of(torch.device("cpu"), SINGLE)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(random_state, torch.get_rng_state())
     assert peak.measured
     assert 1e9 < peak.flops < 1e14
     assert "measured" in str(peak)
 
 
 def test_a_measured_rate_is_what_a_matrix_product_takes():
-    peak, left = measured_peak(torch.device("cpu"), SINGLE), torch.full((512, 512), 0.5)
-    torch.mm(left, left)
+    peak = measure_peak(torch.device("cpu"), SINGLE)
+    matrix = torch.full((512, 512), 0.5)
+    torch.mm(matrix, matrix)
     started = time.perf_counter()
     for _ in range(5):
-        torch.mm(left, left)
+        torch.mm(matrix, matrix)
     rate = 5 * 2 * 512**3 / (time.perf_counter() - started)
     assert peak.flops / 20 < rate < peak.flops * 3

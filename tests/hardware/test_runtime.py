@@ -11,7 +11,7 @@ from hf_llm.training.arguments import training_arguments
 
 
 @pytest.mark.parametrize(
-    ("units", "there"),
+    ("units", "expected"),
     [
         ({"avx512_bf16": True}, True),
         ({"amx_bf16": True, "avx512_bf16": False}, True),
@@ -20,9 +20,9 @@ from hf_llm.training.arguments import training_arguments
     ],
     ids=str,
 )
-def test_a_cpu_is_taken_for_what_it_says_of_itself(units, there, monkeypatch):
+def test_has_bf16_reads_the_cpus_capabilities(units, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
-    assert has_bf16("cpu") is there
+    assert has_bf16("cpu") is expected
     assert has_bf16("mps") is False
 
 
@@ -44,7 +44,7 @@ def test_the_recipe_has_the_last_word_on_precision(settings, units, chosen):
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_trainer_is_told_what_the_device_has(units, tmp_path, monkeypatch):
+def test_trainer_gets_the_precision_of_the_device(units, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})

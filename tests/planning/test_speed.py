@@ -5,77 +5,91 @@ from pathlib import Path
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.hardware.devices import device_named
+from hf_llm.hardware.devices import parse_device
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
-from hf_llm.pipeline.sizing import OF_DATA_SHEET
-from hf_llm.planning.memory import with_layers
-from hf_llm.planning.memory_estimate import arguments_for_planning, model_of
-from hf_llm.planning.speed import Timed, measured, timed, tokens_per_second
+from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
+from hf_llm.planning.memory import truncate_layers
+from hf_llm.planning.memory_estimate import build_planning_arguments, model_of
+from hf_llm.planning.speed import StepTiming, estimate_speed, measured, time_layers
 from tests.tiny_models import tiny_config
 
 
-def test_a_device_that_is_not_here_is_reckoned_from_its_data_sheet():
-    config, card = HfLlmConfig(), device_named("rtx4090")
-    found = tokens_per_second(config, card, 2048, devices=4)
-    assert found.tokens_per_second == pytest.approx(4 * OF_DATA_SHEET * 165.2e12 / flops_per_token(config, 2048))
-    assert "165 TFLOP/s" in found.source
-    slower = tokens_per_second(config, card, 2048, devices=4, recompute=True)
-    assert slower.tokens_per_second == pytest.approx(0.75 * found.tokens_per_second)
+def test_estimate_speed_takes_a_share_of_the_data_sheets_rate():
+    config = HfLlmConfig()
+    card = parse_device("rtx4090")
+    speed = estimate_speed(config, card, 2048, devices=4)
+    expected = 4 * DATA_SHEET_UTILISATION * 165.2e12 / flops_per_token(config, 2048)
+    assert speed.tokens_per_second == pytest.approx(expected)
+    assert "165 TFLOP/s" in speed.source
+
+    slower = estimate_speed(config, card, 2048, devices=4, checkpointing=True)
+    assert slower.tokens_per_second == pytest.approx(0.75 * speed.tokens_per_second)
 
 
-def test_a_device_without_published_rates_is_refused():
+def test_estimate_speed_refuses_a_device_without_published_rates():
     with pytest.raises(UserError, match="run this on it"):
-        tokens_per_second(HfLlmConfig(), device_named("apple-m3-max"), 2048)
+        estimate_speed(HfLlmConfig(), parse_device("apple-m3-max"), 2048)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "flops_per_second"),
+    [
+        ("t4", "float16", 65e12),
+        ("t4", "bfloat16", 8.1e12),  # for which it has no units
+        ("rtx4090", "float32", 82.6e12),
+        ("rtx4090", "", 165.2e12),
+    ],
+)
+def test_the_data_sheets_rate_is_that_of_the_type_trained_in(card, dtype, flops_per_second):
+    config = tiny_config()
+    speed = estimate_speed(config, parse_device(card), 128, dtype=dtype)
+    expected = DATA_SHEET_UTILISATION * flops_per_second / flops_per_token(config, 128)
+    assert speed.tokens_per_second == pytest.approx(expected, rel=0.01)
 
 
 def test_seconds_of_windows_layers_and_parameters_add_up():
-    found = Timed(window=0.5, layer=0.25, parameter=1e-6)
-    assert found.tokens_per_second(layers=6, context=100, windows=4, parameters=2_000_000) == 400 / (4 * 2 + 2)
+    timing = StepTiming(window=0.5, layer=0.25, parameter=1e-6)
+    assert timing.tokens_per_second(layers=6, context=100, windows=4, parameters=2_000_000) == 400 / (4 * 2 + 2)
 
 
-def test_a_model_with_fewer_layers_is_otherwise_the_same():
-    config = with_layers(tiny_config(num_hidden_layers=6), 2)
+def test_truncate_layers_changes_nothing_else():
+    deep_config = tiny_config(num_hidden_layers=6)
+    config = truncate_layers(deep_config, 2)
     assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
-    assert model_of(config).num_parameters() < model_of(tiny_config(num_hidden_layers=6)).num_parameters()
+    assert model_of(config).num_parameters() < model_of(deep_config).num_parameters()
 
 
-def test_what_layers_take_is_timed_on_some_of_them():
-    arguments = arguments_for_planning({})
-    found = timed(model_of, tiny_config(num_hidden_layers=12, hidden_size=256, intermediate_size=704), 4, 64, arguments)
-    assert found.window >= 0 and found.layer > 0 and found.parameter > 0
+def test_a_deep_model_is_timed_on_some_of_its_layers():
+    arguments = build_planning_arguments({})
+    config = tiny_config(num_hidden_layers=12, hidden_size=256, intermediate_size=704)
+    timing = time_layers(model_of, config, 4, 64, arguments)
+    assert timing.window >= 0
+    assert timing.layer > 0
+    assert timing.parameter > 0
+
     speed = measured(model_of, tiny_config(num_hidden_layers=12), 4, 64, 8, arguments)
-    assert speed.tokens_per_second > 0 and speed.source.startswith("measured here on 4 of 12 layers")
+    assert speed.tokens_per_second > 0
+    assert speed.source.startswith("measured here on 4 of 12 layers")
 
 
 def test_adapters_are_timed_as_they_are_trained():
-    arguments = arguments_for_planning({})
-    found = timed(partial(model_of, lora={"r": 4, "target_modules": "all-linear"}), tiny_config(), 2, 32, arguments)
-    assert found.parameter > 0
+    build = partial(model_of, lora={"r": 4, "target_modules": "all-linear"})
+    timing = time_layers(build, tiny_config(), 2, 32, build_planning_arguments({}))
+    assert timing.parameter > 0
 
 
 @pytest.mark.slow
-def test_the_speed_of_a_real_training_is_foretold():
+def test_the_speed_of_a_real_training_is_predicted():
     sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
     from planning import CONFIGURATIONS, in_a_process
 
     spec = CONFIGURATIONS["grouped queries, sgd"]
     ratios = []
     for _ in range(5):  # another program on the same cores can spoil one pair, hardly five
-        predicted, actual = (in_a_process(what, spec)["tokens_per_second"] for what in ("predict", "measure"))
+        predicted = in_a_process("predict", spec)["tokens_per_second"]
+        actual = in_a_process("measure", spec)["tokens_per_second"]
         ratios.append(predicted / actual)
         if 0.75 < ratios[-1] < 1.25:
             return
     pytest.fail(f"predicted / actual: {ratios}")
-
-
-def test_the_data_sheets_rate_is_that_of_the_type_trained_in():
-    config = tiny_config()
-    for card, dtype, rate in (
-        ("t4", "float16", 65e12),
-        ("t4", "bfloat16", 8.1e12),  # for which it has no units
-        ("rtx4090", "float32", 82.6e12),
-        ("rtx4090", "", 165.2e12),
-    ):
-        found = tokens_per_second(config, device_named(card), 128, dtype=dtype)
-        assert found.tokens_per_second == pytest.approx(OF_DATA_SHEET * rate / flops_per_token(config, 128), rel=0.01)

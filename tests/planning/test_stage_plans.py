@@ -1,18 +1,18 @@
-"""Hours, evaluations and disk of the stages, before they are made."""
+"""Hours, evaluations and disk of the stages, before they run."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from hf_llm.hardware.devices import device_named
+from hf_llm.hardware.devices import parse_device
 from hf_llm.planning.cost import disk_bytes
-from hf_llm.planning.memory_estimate import sizes
-from hf_llm.planning.stage_plans import Place, evaluations, pretraining, tuning
+from hf_llm.planning.memory_estimate import count_parameters
+from hf_llm.planning.stage_plans import HardwarePlan, StagePlan, count_evaluations, plan_pretraining, plan_tuning
 from tests.tiny_models import tiny_config
 
 
 @pytest.mark.parametrize(
-    ("training", "times"),
+    ("training", "evaluations"),
     [
         ({}, 60),
         ({"logging_steps": 50}, 12),
@@ -22,30 +22,31 @@ from tests.tiny_models import tiny_config
         ({"eval_strategy": "no"}, 1),
     ],
 )
-def test_evaluations_are_counted_as_trainer_makes_them(training, times):
-    assert evaluations(training, 600) == times
+def test_evaluations_are_counted_as_trainer_makes_them(training, evaluations):
+    assert count_evaluations(training, 600) == evaluations
 
 
-def place(engine: str, bf16: bool = False) -> Place:
-    return Place(tiny_config(), engine, 1e6, 8, device_named("h100"), bf16, {})
+def plan_on_eight_cards(engine: str, bf16: bool = False) -> HardwarePlan:
+    return HardwarePlan(tiny_config(), engine, 1e6, 8, parse_device("h100"), bf16)
 
 
-def trained(engine: str, bf16: bool = False, **training):
-    settings = {"max_steps": 100, "save_total_limit": 2, **training}
+def plan_hundred_steps(engine: str, bf16: bool = False) -> StagePlan:
+    settings = {"max_steps": 100, "save_total_limit": 2}
     section = SimpleNamespace(training=settings, tokens_per_step=1000, evaluation_tokens=0)
-    return pretraining(section, 0, 8 * sizes(tiny_config()).trained, place(engine, bf16))
+    optimizer_bytes = 8 * count_parameters(tiny_config()).trained
+    return plan_pretraining(section, 0, optimizer_bytes, plan_on_eight_cards(engine, bf16))
 
 
 def test_the_disk_holds_the_states_of_all_devices_and_what_the_engine_adds():
-    count = sizes(tiny_config()).trained
-    assert trained("DDP").disk == disk_bytes(12 * count, 2, 4 * count)
-    assert trained("FSDP2").disk == disk_bytes(16 * count, 2, 4 * count)
-    assert trained("ZeRO-3, offload").disk == disk_bytes(20 * count, 2, 4 * count)
-    assert trained("ZeRO-1", bf16=True).disk == disk_bytes(16 * count, 2, 2 * count)
+    count = count_parameters(tiny_config()).trained
+    assert plan_hundred_steps("DDP").disk == disk_bytes(12 * count, 2, 4 * count)
+    assert plan_hundred_steps("FSDP2").disk == disk_bytes(16 * count, 2, 4 * count)
+    assert plan_hundred_steps("ZeRO-3, offload").disk == disk_bytes(20 * count, 2, 4 * count)
+    assert plan_hundred_steps("ZeRO-1", bf16=True).disk == disk_bytes(16 * count, 2, 2 * count)
 
 
-def test_adapters_take_little_of_it():
+def test_the_disk_holds_checkpoints_of_the_adapters_alone():
     section = {"lora": {"r": 4, "target_modules": "all-linear"}, "training": {"max_steps": 10}}
-    amount = sizes(tiny_config(), section["lora"])
-    found = tuning("sft", section, 0, place("DDP"))
-    assert found.disk == disk_bytes(12 * amount.trained, 0, 4 * (amount.trained + amount.frozen))
+    counts = count_parameters(tiny_config(), section["lora"])
+    stage = plan_tuning("sft", section, 0, plan_on_eight_cards("DDP"))
+    assert stage.disk == disk_bytes(12 * counts.trained, 0, 4 * (counts.trained + counts.frozen))

@@ -1,4 +1,4 @@
-"""What this process may use of its computer: processor, cores and memory, limits of containers included."""
+"""What this process may use of its host: processor, cores and memory, limits of containers included."""
 
 import math
 import os
@@ -12,49 +12,71 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def processor_name() -> str:
     """The processor as the system names it."""
-    return cpuinfo().get("model name") or platform.processor() or platform.machine()
+    return read_cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def cpuinfo() -> dict[str, str]:
-    """Linux's description of the first core; empty on other systems."""
+def read_cpuinfo() -> dict[str, str]:
+    """Read Linux's description of the first core; empty on other systems."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}
-    first, _, _ = path.read_text(encoding="utf-8").partition("\n\n")
-    lines = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
+
+    first_core, _, _ = path.read_text(encoding="utf-8").partition("\n\n")
+    description = {}
+    for line in first_core.splitlines():
+        key, _, value = line.partition(":")
+        description[key.strip()] = value.strip()
+    return description
 
 
 def usable_cores(cgroups: Path = CGROUPS) -> int:
-    """Cores that this process may keep busy: those of the machine, its affinity mask and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [_quota(text) for text in _limits("cpu.max", cgroups)]
-    quotas += [
-        int(quota) / int(period)
-        for quota, period in zip(
-            _limits("cpu/cpu.cfs_quota_us", cgroups), _limits("cpu/cpu.cfs_period_us", cgroups), strict=False
-        )
-        if int(quota) > 0
-    ]
+    """Count the cores that this process may keep busy: the least of affinity mask and its container's quotas."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+
+    quotas = [_parse_quota(text) for text in _read_limits("cpu.max", cgroups)]
+
+    # cgroup v1: -1 stands for no quota.
+    v1_quotas = _read_limits("cpu/cpu.cfs_quota_us", cgroups)
+    v1_periods = _read_limits("cpu/cpu.cfs_period_us", cgroups)
+    for quota, period in zip(v1_quotas, v1_periods, strict=False):
+        if int(quota) > 0:
+            quotas.append(int(quota) / int(period))
+
     return max(1, math.ceil(min([cores, *quotas])))
 
 
-def _quota(text: str) -> float:
+def _parse_quota(text: str) -> float:
+    """Parse cgroup v2's `cpu.max` (quota and period in microseconds) as a number of cores."""
     quota, period = text.split()
-    return math.inf if quota == "max" else int(quota) / int(period)
+    if quota == "max":
+        return math.inf
+    return int(quota) / int(period)
 
 
 def usable_memory(cgroups: Path = CGROUPS) -> int:
-    """Bytes of memory that this process may hold: the machine's, or its container's limit where that is less."""
-    limits = [int(text) for text in _limits("memory.max", cgroups) if text != "max"]
-    limits += [int(text) for text in _limits("memory/memory.limit_in_bytes", cgroups)]
+    """Count the bytes of memory that this process may hold: the host's, or its container's limit where that is less."""
+    limits = [int(text) for text in _read_limits("memory.max", cgroups) if text != "max"]
+    limits += [int(text) for text in _read_limits("memory/memory.limit_in_bytes", cgroups)]
     return min([psutil.virtual_memory().total, *limits])
 
 
-def _limits(file: str, cgroups: Path) -> list[str]:
-    """What `file` says in this process's control group and all above it (cgroup v2), or in the whole tree (v1)."""
-    own = Path("/proc/self/cgroup")
-    path = own.read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/") if own.exists() else ""
-    folders = [cgroups / path, *(cgroups / path).parents] if path else [cgroups]
-    files = [folder / file for folder in folders if folder.is_relative_to(cgroups)]
-    return [file.read_text(encoding="utf-8").strip() for file in files if file.is_file()]
+def _read_limits(file_name: str, cgroups: Path) -> list[str]:
+    """Read a file of this process's control group and of all above it (cgroup v2), or of the whole tree (v1)."""
+    group = ""
+    own_groups = Path("/proc/self/cgroup")
+    if own_groups.exists():
+        group = own_groups.read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
+
+    folders = [cgroups]
+    if group:
+        folders = [cgroups / group, *(cgroups / group).parents]
+
+    limits = []
+    for folder in folders:
+        path = folder / file_name
+        if folder.is_relative_to(cgroups) and path.is_file():
+            limits.append(path.read_text(encoding="utf-8").strip())
+    return limits

@@ -1,4 +1,4 @@
-"""The energy a training takes, where the machine lets it be read: NVML's counters of GPUs, RAPL's of CPUs."""
+"""The energy a training takes, where the host lets it be read: NVML's counters of GPUs, RAPL's of CPUs."""
 
 import sys
 from collections.abc import Callable
@@ -10,39 +10,46 @@ RAPL = Path("/sys/class/powercap")  # https://docs.kernel.org/power/powercap/pow
 
 
 class EnergyMeter:
-    """Joules that this process answers for since it was made: its GPU's, and of the first process of a machine the
-    CPUs'. `joules()` is 0 where nothing can be read (RAPL is root's alone on most machines)."""
+    """Counts the joules that this process answers for since the meter was made.
 
-    def __init__(self, device: torch.device, first_of_machine: bool, rapl: Path = RAPL):
-        self._gpu = gpu_counter(device)
-        self._packages = rapl_packages(rapl) if first_of_machine else []
-        self._gpu_start = self._gpu_joules()
-        self._last = [_microjoules(package) for package in self._packages]
+    These are its GPU's, and for the first process of a host the CPUs'. What cannot be read counts as 0 (on most hosts
+    RAPL is root's alone).
+    """
+
+    def __init__(self, device: torch.device, first_of_host: bool, rapl: Path = RAPL):
+        self._read_gpu_counter = open_gpu_counter(device)
+        self._packages = rapl_packages(rapl) if first_of_host else []
+        self._gpu_start = self._read_gpu_joules()
+        self._last_microjoules = [_read_microjoules(package) for package in self._packages]
         self._cpu_joules = 0.0
 
     def joules(self) -> float:
-        """Since the meter was made. RAPL's counters wrap around within the hour: to be asked oftener than that."""
-        for number, package in enumerate(self._packages):
-            now = _microjoules(package)
-            passed = now - self._last[number]
-            if passed < 0:
+        """Return the joules since the meter was made.
+
+        RAPL's counters wrap around within the hour: call this more often than that.
+        """
+        for index, package in enumerate(self._packages):
+            now = _read_microjoules(package)
+            passed = now - self._last_microjoules[index]
+            if passed < 0:  # wrapped around
                 passed += int((package / "max_energy_range_uj").read_text())
-            self._last[number] = now
+            self._last_microjoules[index] = now
             self._cpu_joules += passed / 1e6
-        return self._cpu_joules + self._gpu_joules() - self._gpu_start
+        return self._cpu_joules + self._read_gpu_joules() - self._gpu_start
 
-    def _gpu_joules(self) -> float:
-        return self._gpu() if self._gpu else 0.0
+    def _read_gpu_joules(self) -> float:
+        return self._read_gpu_counter() if self._read_gpu_counter else 0.0
 
 
-def gpu_counter(device: torch.device) -> Callable[[], float] | None:
-    """A function that gives a GPU's joules since its driver was loaded (NVML); None where that cannot be read."""
+def open_gpu_counter(device: torch.device) -> Callable[[], float] | None:
+    """Return a function that reads a GPU's joules since its driver was loaded (NVML); None where it cannot be read."""
     if device.type != "cuda":
         return None
     try:
         import pynvml  # nvidia-ml-py, which is not required
     except ImportError:
         return None
+
     try:
         pynvml.nvmlInit()
         identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -50,24 +57,31 @@ def gpu_counter(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:  # an older GPU, or a slice of one
         return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # from mJ
+
+    def read_joules() -> float:
+        millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return millijoules / 1e3
+
+    return read_joules
 
 
 def rapl_packages(root: Path) -> list[Path]:
-    """The folders of the CPU packages whose energy this user may read."""
+    """Find the folders of the CPU packages whose energy this user may read."""
     if not sys.platform.startswith("linux") or not root.is_dir():
         return []
-    found = []
+
+    packages = []
     for package in sorted(root.glob("intel-rapl:[0-9]*")):
-        if package.name.count(":") != 1:  # a part of a package, counted in it
+        is_part_of_package = package.name.count(":") != 1  # and counted in it
+        if is_part_of_package:
             continue
         try:
-            _microjoules(package)
+            _read_microjoules(package)
         except OSError:
             continue
-        found.append(package)
-    return found
+        packages.append(package)
+    return packages
 
 
-def _microjoules(package: Path) -> int:
+def _read_microjoules(package: Path) -> int:
     return int((package / "energy_uj").read_text())

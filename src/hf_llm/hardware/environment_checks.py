@@ -1,4 +1,4 @@
-"""What training finds on this computer: system, GPUs, disk, libraries, and what to do where they do not fit."""
+"""What this host offers to training: system, GPUs, disk, libraries, each with a remedy where it does not fit."""
 
 import ctypes
 import os
@@ -17,8 +17,16 @@ from packaging.requirements import Requirement
 from hf_llm.hardware.cpu import processor_name, usable_cores, usable_memory
 
 GIB = 2**30
-LEAST_DISK, MUCH_DISK = 1 * GIB, 20 * GIB  # a checkpoint of 125M parameters takes 1.5 GB, and two are kept
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+MIN_MEMORY_BYTES = 4 * GIB
+MIN_DISK_BYTES = 1 * GIB
+AMPLE_DISK_BYTES = 20 * GIB  # a checkpoint of 125M parameters takes 1.5 GB, and two are kept
+FIRST_MACOS_WITH_BF16 = 14
+
+# Environment variables that keep the libraries from downloading.
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+# Extras whose libraries no training needs.
+UNCHECKED_EXTRAS = ("test", "benchmarks")
 
 
 @dataclass(frozen=True)
@@ -31,182 +39,222 @@ class Finding:
     remedy: str = ""
 
 
-def findings(runs: Path = Path("runs")) -> list[Finding]:
-    """All there is to say about this computer, in the order of reading."""
+def check_environment(runs: Path = Path("runs")) -> list[Finding]:
+    """Check all there is to check on this host, in the order of reading. `runs` is the folder of the runs."""
     return [
-        *system(),
-        *torch_build(),
-        *gpus(),
-        *disks(runs),
-        *packages(),
-        *compilers(),
-        *hub(os.environ),
-        *platform_notes(platform.system(), platform.release(), platform.mac_ver()[0], os.environ),
+        *check_system(),
+        *check_torch_build(),
+        *check_gpus(),
+        *check_disks(runs),
+        *check_packages(),
+        *check_compilers(),
+        *check_hub(os.environ),
+        *check_platform(platform.system(), platform.release(), platform.mac_ver()[0], os.environ),
     ]
 
 
-def system() -> Iterator[Finding]:
-    """Python, system, processor and memory, as far as this process may use them."""
+def check_system() -> Iterator[Finding]:
+    """Report Python, system, processor and memory, as far as this process may use them."""
     yield Finding("Python", f"{platform.python_version()} ({sys.executable})")
     yield Finding("system", platform.platform(terse=True))
     yield Finding("processor", f"{usable_cores()} cores of {os.cpu_count()}, {processor_name()}")
+
     memory = usable_memory()
-    if memory < 4 * GIB:
-        yield Finding("memory", _gib(memory), "note", "pretraining the quickstart takes 1.3 GiB (docs/performance.md)")
+    if memory < MIN_MEMORY_BYTES:
+        remedy = "pretraining the quickstart takes 1.3 GiB (docs/performance.md)"
+        yield Finding("memory", _format_gib(memory), "note", remedy)
     else:
-        yield Finding("memory", _gib(memory))
+        yield Finding("memory", _format_gib(memory))
 
 
-def torch_build() -> Iterator[Finding]:
-    """PyTorch with its CUDA or ROCm, against the driver that is there."""
-    build = torch.version.cuda or torch.version.hip
-    kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if build else "CPU only"
+def check_torch_build() -> Iterator[Finding]:
+    """Check PyTorch with its CUDA or ROCm against the driver of this host."""
+    if torch.version.cuda:
+        kind = f"CUDA {torch.version.cuda}"
+    elif torch.version.hip:
+        kind = f"ROCm {torch.version.hip}"
+    else:
+        kind = "CPU only"
     yield Finding("PyTorch", f"{torch.__version__}, {kind}")
+
     if torch.version.hip is None:
-        yield driver_against_build(driver_cuda(), torch.version.cuda, torch.cuda.is_available())
+        yield check_driver(read_driver_cuda(), torch.version.cuda, torch.cuda.is_available())
     if torch.cuda.is_available():
         yield Finding("cuDNN", str(torch.backends.cudnn.version()))
     if torch.distributed.is_available():
-        yield backends(torch.cuda.device_count())
+        yield check_backends(torch.cuda.device_count())
 
 
-def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the NVIDIA driver here runs, as (12, 8); None without a driver."""
+def read_driver_cuda() -> tuple[int, int] | None:
+    """Read the newest CUDA that the NVIDIA driver of this host runs, as (12, 8); None without a driver."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
     version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)):
+    error_code = driver.cuDriverGetVersion(ctypes.byref(version))
+    if error_code:
         return None
     return version.value // 1000, version.value % 1000 // 10
 
 
-def driver_against_build(driver: tuple[int, int] | None, build: str | None, available: bool) -> Finding:
-    """Whether the driver runs the CUDA that PyTorch was built with; within a major version an older one does."""
+def check_driver(driver: tuple[int, int] | None, build: str | None, is_available: bool) -> Finding:
+    """Check whether the driver runs the CUDA that PyTorch was built with.
+
+    Within a major version an older driver does. `driver` is what `read_driver_cuda` returns, `build` the CUDA of the
+    PyTorch build (12.8, None for a build without), and `is_available` whether PyTorch finds a GPU.
+    """
     if driver is None:
-        if build and not available:
+        if build and not is_available:
             return Finding("driver", "no NVIDIA driver; training uses the CPU", "note", "install the driver of the GPU")
         return Finding("driver", "no NVIDIA driver")
-    found = f"runs CUDA up to {driver[0]}.{driver[1]}"
+
+    newest_cuda = f"runs CUDA up to {driver[0]}.{driver[1]}"
     if build is None:
         index = f"https://download.pytorch.org/whl/cu{driver[0]}{driver[1]}"
         return Finding(
             "driver",
-            f"{found}, but this PyTorch is built without CUDA: the GPU stays idle",
+            f"{newest_cuda}, but this PyTorch is built without CUDA: the GPU stays idle",
             "problem",
             f"install PyTorch's CUDA build (pytorch.org, Get Started; {index} or an older one)",
         )
-    wanted = tuple(map(int, build.split(".")[:2]))
-    if driver[0] < wanted[0]:
+
+    major, minor = (int(number) for number in build.split(".")[:2])
+    if driver[0] < major:
         remedy = "update the NVIDIA driver, or install the PyTorch build of an older CUDA"
-        return Finding("driver", f"{found}, PyTorch needs {build}", "problem", remedy)
-    if not available:
+        return Finding("driver", f"{newest_cuda}, PyTorch needs {build}", "problem", remedy)
+    if not is_available:
         remedy = "compare `nvidia-smi`, CUDA_VISIBLE_DEVICES and the container's --gpus option"
-        return Finding("driver", f"{found}, yet PyTorch {build} finds no GPU", "problem", remedy)
-    if driver < wanted:
-        note = "works within a major version; update the driver where a kernel is said to be missing"
-        return Finding("driver", f"{found}, PyTorch has {build}", "note", note)
-    return Finding("driver", f"{found}, PyTorch has {build}")
+        return Finding("driver", f"{newest_cuda}, yet PyTorch {build} finds no GPU", "problem", remedy)
+    if driver < (major, minor):
+        remedy = "works within a major version; update the driver if an error says that a kernel is missing"
+        return Finding("driver", f"{newest_cuda}, PyTorch has {build}", "note", remedy)
+    return Finding("driver", f"{newest_cuda}, PyTorch has {build}")
 
 
-def backends(devices: int) -> Finding:
-    """Which backends processes can meet over."""
+def check_backends(devices: int) -> Finding:
+    """Check which backends processes can communicate over; several GPUs need NCCL."""
     from torch import distributed
 
-    has = {
+    availability = {
         "NCCL": distributed.is_nccl_available(),
         "gloo": distributed.is_gloo_available(),
         "MPI": distributed.is_mpi_available(),
     }
-    value = ", ".join(name for name, there in has.items() if there) or "none"
-    if has["NCCL"] and torch.cuda.is_available():
-        value = value.replace("NCCL", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
-    if devices > 1 and not has["NCCL"]:
+    value = ", ".join(name for name, is_available in availability.items() if is_available) or "none"
+    if availability["NCCL"] and torch.cuda.is_available():
+        version = ".".join(map(str, torch.cuda.nccl.version()))
+        value = value.replace("NCCL", f"NCCL {version}")
+
+    if devices > 1 and not availability["NCCL"]:
         return Finding("between processes", value, "problem", "several GPUs need NCCL: use Linux, or WSL on Windows")
     return Finding("between processes", value)
 
 
-def gpus() -> Iterator[Finding]:
-    """Every accelerator: memory, free memory, and what its compute capability allows."""
+def check_gpus() -> Iterator[Finding]:
+    """Check every accelerator: memory, free memory, and what its compute capability allows."""
     if torch.backends.mps.is_available():
-        memory = torch.mps.recommended_max_memory()
-        yield Finding("GPU", f"Apple (Metal), {_gib(memory)} of the memory for it; bfloat16 {_yes(_mps_bfloat16())}")
+        memory = _format_gib(torch.mps.recommended_max_memory())
+        macos_major = int((platform.mac_ver()[0] or "0").split(".")[0])
+        bfloat16 = _format_yes_no(macos_major >= FIRST_MACOS_WITH_BF16)
+        yield Finding("GPU", f"Apple (Metal), {memory} of the memory for it; bfloat16 {bfloat16}")
         return
+
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         capability = (properties.major, properties.minor)
-        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_flash_attention = torch.version.hip is not None or capability >= (8, 0)
         value = (
-            f"{properties.name}, {_gib(total)}, {_gib(free)} free, compute capability {capability[0]}.{capability[1]}: "
-            f"bfloat16 {_yes(bfloat16)}, flash attention {_yes(torch.version.hip is not None or capability >= (8, 0))}"
+            f"{properties.name}, {_format_gib(total)}, {_format_gib(free)} free, "
+            f"compute capability {capability[0]}.{capability[1]}: "
+            f"bfloat16 {_format_yes_no(has_bfloat16)}, flash attention {_format_yes_no(has_flash_attention)}"
         )
-        yield gpu_finding(index, value, capability, torch.cuda.get_arch_list(), free, total)
+        yield check_gpu(index, value, capability, torch.cuda.get_arch_list(), free, total)
+
     if not torch.cuda.device_count():
         yield Finding("GPU", "none; training uses the CPU")
 
 
-def gpu_finding(
-    index: int, value: str, capability: tuple[int, int], built_for: list[str], free: int, total: int
+def check_gpu(
+    index: int, value: str, capability: tuple[int, int], architectures: list[str], free: int, total: int
 ) -> Finding:
-    """Whether PyTorch has kernels for a GPU of this compute capability, and whether another program fills it."""
-    if not has_kernels(capability, built_for):
-        value += f"; this PyTorch has kernels for {', '.join(built_for)} only"
+    """Check whether PyTorch has kernels for a GPU of this compute capability, and whether another program fills it.
+
+    `value` describes the GPU, `architectures` are those that PyTorch is built for, and `free` and `total` bytes of the
+    GPU's memory.
+    """
+    if not has_kernels(capability, architectures):
+        value += f"; this PyTorch has kernels for {', '.join(architectures)} only"
         return Finding(f"GPU {index}", value, "problem", "install a PyTorch build for it (pytorch.org, Get Started)")
     if free < total / 2:
         return Finding(f"GPU {index}", value, "note", "another program holds most of its memory: see `nvidia-smi`")
     return Finding(f"GPU {index}", value)
 
 
-def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a build for `sm_80` (runs on 8.x from 8.0 on) or `compute_80` (on all from there on) runs on a GPU."""
-    own = 10 * capability[0] + capability[1]
-    for arch in built_for:
-        kind, _, number = arch.partition("_")
-        least = int(number.rstrip("af")) if kind in ("sm", "compute") else own
-        if least <= own and (kind != "sm" or least // 10 == capability[0]):
+def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether a build for `architectures` runs on a GPU.
+
+    `sm_80` runs on capability 8.x from 8.0 on, `compute_80` on all from there on. ROCm's names fit any GPU.
+    """
+    if not architectures:
+        return True
+
+    gpu_number = 10 * capability[0] + capability[1]
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        if kind not in ("sm", "compute"):
             return True
-    return not built_for
+        lowest = int(number.rstrip("af"))
+        is_same_major = lowest // 10 == capability[0]
+        if lowest <= gpu_number and (kind == "compute" or is_same_major):
+            return True
+    return False
 
 
-def disks(runs: Path) -> Iterator[Finding]:
-    """Free space where runs and the Hub's downloads go."""
+def check_disks(runs: Path) -> Iterator[Finding]:
+    """Check the free space where runs and the Hub's downloads go."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for what, path in (("disk for runs", runs), ("disk for the Hub's cache", Path(HF_HUB_CACHE))):
         path = path.absolute()
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        yield disk(what, str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK))
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        yield check_disk(what, str(path), shutil.disk_usage(existing).free, os.access(existing, os.W_OK))
 
 
-def disk(what: str, path: str, free: int, writable: bool) -> Finding:
-    """Whether a folder's disk has room for checkpoints."""
-    value = f"{_gib(free)} free at {path}"
-    where = "set HF_HOME to a folder on another disk" if "Hub" in what else "work in a folder on another disk"
-    if not writable:
-        return Finding(what, f"{path} cannot be written to", "problem", where)
-    if free < LEAST_DISK:
-        return Finding(what, value, "problem", f"free some, or {where}")
-    if free < MUCH_DISK:
-        note = f"a checkpoint takes 12 bytes x parameters and at least two are kept; else {where}"
-        return Finding(what, value, "note", note)
+def check_disk(what: str, path: str, free: int, is_writable: bool) -> Finding:
+    """Check whether a folder's disk has room for checkpoints. `free` is in bytes."""
+    value = f"{_format_gib(free)} free at {path}"
+    elsewhere = "work in a folder on another disk"
+    if "Hub" in what:
+        elsewhere = "set HF_HOME to a folder on another disk"
+
+    if not is_writable:
+        return Finding(what, f"{path} cannot be written to", "problem", elsewhere)
+    if free < MIN_DISK_BYTES:
+        return Finding(what, value, "problem", f"free some, or {elsewhere}")
+    if free < AMPLE_DISK_BYTES:
+        remedy = f"a checkpoint takes 12 bytes x parameters and at least two are kept; else {elsewhere}"
+        return Finding(what, value, "note", remedy)
     return Finding(what, value)
 
 
-def packages() -> Iterator[Finding]:
-    """The libraries hf_llm stands on, against the versions it asks for (its own metadata, so pyproject.toml)."""
-    own = metadata.metadata("hf-llm")
-    extras = [extra for extra in own.get_all("Provides-Extra") or [] if extra not in ("test", "benchmarks")]
+def check_packages() -> Iterator[Finding]:
+    """Check hf_llm's libraries against the versions it asks for (its own metadata, so pyproject.toml)."""
+    project = metadata.metadata("hf-llm")
+    extras = [extra for extra in project.get_all("Provides-Extra") or [] if extra not in UNCHECKED_EXTRAS]
+
     good = []
     for line in metadata.requires("hf-llm") or []:
         requirement = Requirement(line)
         marker = requirement.marker
-        optional = marker is not None and not marker.evaluate({"extra": ""})
-        if optional and not any(marker.evaluate({"extra": extra}) for extra in extras):
+        is_optional = marker is not None and not marker.evaluate({"extra": ""})
+        if is_optional and not any(marker.evaluate({"extra": extra}) for extra in extras):
             continue
-        version = _version(requirement.name)
-        finding = package(requirement, version, optional)
+
+        version = _installed_version(requirement.name)
+        finding = check_package(requirement, version, is_optional)
         if finding:
             yield finding
         elif version and requirement.specifier:
@@ -214,60 +262,72 @@ def packages() -> Iterator[Finding]:
     yield Finding("libraries", ", ".join(good))
 
 
-def package(requirement: Requirement, version: str | None, optional: bool) -> Finding | None:
-    """What is wrong with one library; None where it is as asked for, or optional and not there."""
+def check_package(requirement: Requirement, version: str | None, is_optional: bool) -> Finding | None:
+    """Check one library; None where it is as asked for, or optional and not installed."""
     install = f"pip install '{requirement.name}{requirement.specifier}'"
     if version is None:
-        return None if optional else Finding(requirement.name, "not installed", "problem", install)
+        if is_optional:
+            return None
+        return Finding(requirement.name, "not installed", "problem", install)
     if requirement.specifier.contains(version, prereleases=True):
         return None
     value = f"{version}, hf_llm asks for {requirement.specifier}"
-    return Finding(requirement.name, value, "note" if optional else "problem", install)
+    return Finding(requirement.name, value, "note" if is_optional else "problem", install)
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def compilers() -> Iterator[Finding]:
-    """What torch.compile (a C++ compiler) and DeepSpeed's operators (nvcc, ninja) need."""
-    names = [os.environ.get("CXX"), "g++", "clang++", "cl"]
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    yield compiler_finding(compiler, torch.cuda.is_available())
-    if _version("deepspeed") and torch.cuda.is_available():
+def check_compilers() -> Iterator[Finding]:
+    """Check for what torch.compile (a C++ compiler) and DeepSpeed's operators (nvcc, ninja) need."""
+    compiler = None
+    for name in (os.environ.get("CXX"), "g++", "clang++", "cl"):
+        if name and compiler is None:
+            compiler = shutil.which(name)
+    yield check_compiler(compiler, torch.cuda.is_available())
+
+    if _installed_version("deepspeed") and torch.cuda.is_available():
         from torch.utils.cpp_extension import CUDA_HOME
 
         nvcc = CUDA_HOME and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin"))
-        remedy = "only DeepSpeed's fused and offloaded optimizers need it: install the CUDA toolkit, set CUDA_HOME"
-        yield Finding("nvcc", nvcc) if nvcc else Finding("nvcc", "none", "note", remedy)
+        if nvcc:
+            yield Finding("nvcc", nvcc)
+        else:
+            remedy = "only DeepSpeed's fused and offloaded optimizers need it: install the CUDA toolkit, set CUDA_HOME"
+            yield Finding("nvcc", "none", "note", remedy)
 
 
-def compiler_finding(compiler: str | None, cuda: bool) -> Finding:
-    """Pretraining on CUDA compiles the model, so there it has to be; on a CPU it is for those who ask."""
+def check_compiler(compiler: str | None, has_cuda: bool) -> Finding:
+    """Check for a C++ compiler. Pretraining on CUDA compiles the model and needs one; on a CPU only on request."""
     if compiler:
         return Finding("C++ compiler", compiler)
     remedy = "apt install g++ (or your system's compiler); else --pretrain.training.torch_compile=false"
-    return Finding("C++ compiler", "none, torch.compile will fail", "problem" if cuda else "note", remedy)
+    return Finding("C++ compiler", "none, torch.compile will fail", "problem" if has_cuda else "note", remedy)
 
 
-def hub(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether there is a login for the Hub (never the token itself), and whether it is switched off."""
+def check_hub(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Report whether there is a login for the Hub (never the token itself), and whether the Hub is switched off."""
     from huggingface_hub import get_token
 
     if get_token():
         yield Finding("Hugging Face login", "present")
     else:
         yield Finding("Hugging Face login", "none", "note", "only pushing and gated data need one: `hf auth login`")
-    off = [name for name in OFFLINE if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
-    if off:
-        yield Finding("offline", ", ".join(off), "note", "data sets and models come from the local cache alone")
+
+    offline = []
+    for name in OFFLINE_VARIABLES:
+        if environment.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            offline.append(name)
+    if offline:
+        yield Finding("offline", ", ".join(offline), "note", "data sets and models come from the local cache alone")
 
 
-def platform_notes(system: str, release: str, mac: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What is different on Windows, WSL, Colab, Kaggle and Macs; nothing on others."""
+def check_platform(system: str, release: str, macos: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Report what is different on Windows, WSL, Colab, Kaggle and Macs; nothing on others."""
     if system == "Windows":
         yield Finding(
             "Windows",
@@ -291,23 +351,19 @@ def platform_notes(system: str, release: str, mac: str, environment: Mapping[str
         )
     if "KAGGLE_KERNEL_RUN_TYPE" in environment:
         yield Finding("Kaggle", "only /kaggle/working is kept", "note", "start in /kaggle/working, save a version")
-    if system == "Darwin" and mac:
-        old = int(mac.split(".")[0]) < 14
+    if system == "Darwin" and macos:
+        is_old = int(macos.split(".")[0]) < FIRST_MACOS_WITH_BF16
         yield Finding(
             "macOS",
-            f"{mac}; one process trains, without NCCL, DeepSpeed and flash attention",
+            f"{macos}; one process trains, without NCCL, DeepSpeed and flash attention",
             "note",
-            "update to macOS 14 for bfloat16" if old else "hf_llm trains in float32 on Metal",
+            "update to macOS 14 for bfloat16" if is_old else "hf_llm trains in float32 on Metal",
         )
 
 
-def _mps_bfloat16() -> bool:
-    return int((platform.mac_ver()[0] or "0").split(".")[0]) >= 14
+def _format_yes_no(is_true: bool) -> str:
+    return "yes" if is_true else "no"
 
 
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
-
-
-def _gib(size: int) -> str:
+def _format_gib(size: int) -> str:
     return f"{size / GIB:,.1f} GiB"

@@ -6,30 +6,30 @@ import torch
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """GiB of this process: `memory_gib`, the most it has held so far, and `memory_now_gib`.
+    """Read the memory of this process in GiB: `memory_gib`, its peak so far, and `memory_now_gib`.
 
-    On a GPU what tensors take, and `memory_reserved_gib`, the most that torch has taken from the GPU for them; else
-    what is resident. Asks counters that are kept anyway: nothing is synchronised.
+    On a GPU that is what tensors take, and `memory_reserved_gib` is the peak of what torch has taken from the GPU for
+    them; else it is what is resident. The counters are kept anyway: nothing is synchronised.
     """
     if device.type == "cuda":
-        found = {
+        counters = {
             "memory_gib": torch.cuda.max_memory_allocated(device),
             "memory_now_gib": torch.cuda.memory_allocated(device),
             "memory_reserved_gib": torch.cuda.max_memory_reserved(device),
         }
     else:
-        found = {"memory_gib": most_resident(), "memory_now_gib": resident()}
-    return {name: round(value / 2**30, 3) for name, value in found.items()}
+        counters = {"memory_gib": peak_resident_bytes(), "memory_now_gib": resident_bytes()}
+    return {name: round(value / 2**30, 3) for name, value in counters.items()}
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of this process in main memory."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
-def most_resident() -> int:
+def peak_resident_bytes() -> int:
     """Bytes: the most this process has had in main memory."""
     if sys.platform == "win32":
         import psutil
@@ -37,5 +37,6 @@ def most_resident() -> int:
         return psutil.Process().memory_info().peak_wset
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # bytes there, KiB here (getrusage(2))
+    # getrusage(2): bytes on macOS, KiB on Linux.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

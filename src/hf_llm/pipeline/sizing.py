@@ -1,12 +1,13 @@
-"""One dial for a whole pretraining: `depth: 12`, `params: 125M`, `flops: 1e18` or `hours: 2` at the top of a recipe.
+"""One number at the top of a recipe (`depth: 12`, `params: 125M`, `flops: 1e18` or `hours: 2`) -> a whole pretraining.
 
-From it follow the model's shape, vocabulary, tokens, batch, learning rate and the rest, by published rules; what the
-recipe says itself stays, and what follows from it is worked out with that. docs/sizing.md shows the rules side by side.
+From it follow the model's shape, vocabulary, tokens, batch, learning rate and the rest, by published scaling rules.
+What the recipe says itself stays, and what follows from it is worked out with that. docs/sizing.md lists the rules.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,20 +17,33 @@ from hf_llm.core.errors import UserError
 SIZING_KEYS = ("depth", "params", "flops", "hours")
 
 CHINCHILLA = "Chinchilla, https://arxiv.org/abs/2203.15556"
-TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
-ASPECT = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
-# What training keeps of a data sheet's FLOP/s: Llama 3 on H100s 0.38 to 0.43 (https://arxiv.org/abs/2407.21783)
-OF_DATA_SHEET = 0.4
-MOST_LAYERS = 128
-SMALLEST_VOCABULARY = 2048
 STEP_LAW = "Step Law, https://arxiv.org/abs/2503.04715"
-HIGHEST_LEARNING_RATE = 2**-7  # the highest that the runs behind Step Law tried
-SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+STEP_LAW_RUNS = "as the runs behind Step Law"
+
+TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
+ASPECT_RATIO = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
+MIN_ASPECT_RATIO = 32
+MAX_ASPECT_RATIO = 128
+# What training keeps of a data sheet's FLOP/s: Llama 3 on H100s 0.38 to 0.43 (https://arxiv.org/abs/2407.21783)
+DATA_SHEET_UTILISATION = 0.4
+
+MAX_LAYERS = 128
+MIN_VOCABULARY = 2048
+MIN_CONTEXT = 256
+MAX_CONTEXT = 2048
+SIZE_MULTIPLE = 64  # of vocabulary and intermediate size
+MAX_LEARNING_RATE = 2**-7  # the highest that the runs behind Step Law tried
+MAX_WARMUP_STEPS = 2000
+MAX_EVALUATION_INTERVAL = 500  # steps
+MIN_EVALUATION_TOKENS = 1 << 16
+MAX_EVALUATION_TOKENS = 1 << 20
+
+QUANTITY_SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes of an `hf_llm` model with as many key/value heads as heads, unless `key_value_heads` says otherwise."""
+class ModelShape:
+    """The sizes of an `hf_llm` model."""
 
     layers: int
     width: int
@@ -41,107 +55,122 @@ class Shape:
     tied: bool = True
 
     @property
-    def inner(self) -> int:
+    def inner_parameters(self) -> int:
         """Parameters without embeddings and head."""
-        attention = 2 * self.width * self.head_dim * (self.heads + self.key_value_heads) + 2 * self.head_dim
-        return self.layers * (attention + 3 * self.width * self.intermediate + 2 * self.width) + self.width
+        norms = 2 * self.width
+        head_norms = 2 * self.head_dim
+        attention = 2 * self.width * self.head_dim * (self.heads + self.key_value_heads)
+        mlp = 3 * self.width * self.intermediate
+        final_norm = self.width
+        return self.layers * (attention + head_norms + mlp + norms) + final_norm
 
     @property
     def parameters(self) -> int:
         """All parameters, tied embeddings counted once."""
-        return self.inner + self.vocabulary * self.width * (1 if self.tied else 2)
+        matrices = 1 if self.tied else 2
+        return self.inner_parameters + self.vocabulary * self.width * matrices
 
     def flops_per_token(self, context: int) -> int:
         """Forward and backward, as `hf_llm.model.summary.flops_per_token` counts them for a built model."""
-        multiplying = self.inner + self.vocabulary * self.width
-        return 6 * multiplying + 12 * self.layers * self.heads * self.head_dim * context
+        multiplying_parameters = self.inner_parameters + self.vocabulary * self.width
+        return 6 * multiplying_parameters + 12 * self.layers * self.heads * self.head_dim * context
 
 
 def apply_sizing(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """A recipe's tree with all that its dial derives filled in, and why: `{"model.hidden_size": "64 for each ..."}`.
+    """Fill in all that a recipe's sizing key derives.
 
-    With `hours` the tokens are those that `machine` trains on in that time, whatever the size. A tree without a dial
-    comes back as it is. Raises UserError for two dials at once and for values that are none.
+    Returns the filled tree, and the reason of each derived value: `{"model.hidden_size": "64 for each ..."}`. With
+    `hours` the tokens are those that `machine` trains on in that time, whatever the size. A tree without a sizing key
+    comes back as it is. Raises UserError for two sizing keys at once and for values that do not fit.
     """
-    dials = [key for key in SIZING_KEYS if tree.get(key) is not None]
-    if len(dials) > 1:
-        raise UserError(f"{' and '.join(dials)}: one dial at a time; take out all but one (--{dials[0]}=null)")
-    if not dials:
+    keys = [key for key in SIZING_KEYS if tree.get(key) is not None]
+    if len(keys) > 1:
+        raise UserError(f"{' and '.join(keys)}: one sizing key at a time; remove all but one (--{keys[0]}=null)")
+    if not keys:
         if tree.get("machine") is not None:
-            raise UserError(f"machine: is read with one of {', '.join(SIZING_KEYS)}; add one, or take it out")
+            raise UserError(f"machine: is read with one of {', '.join(SIZING_KEYS)}; add one, or remove it")
         return tree, {}
-    return Derivation(tree, dials[0], hours).result()
+    return SizingDerivation(tree, keys[0], hours).derive_values()
 
 
-def shape_of(tree: dict[str, Any]) -> Shape:
-    """The shape of a recipe's tree after `apply_sizing`."""
-    model, tokenizer = tree["model"], tree["tokenizer"]
-    width, heads = model["hidden_size"], model["num_attention_heads"]
-    return Shape(
+def read_shape(tree: dict[str, Any]) -> ModelShape:
+    """Read the shape from a recipe's tree after `apply_sizing`."""
+    model = tree["model"]
+    width = model["hidden_size"]
+    heads = model["num_attention_heads"]
+    vocabulary = model.get("vocab_size")
+    if not vocabulary:
+        vocabulary = round_up(tree["tokenizer"]["vocab_size"], SIZE_MULTIPLE)
+
+    return ModelShape(
         layers=model["num_hidden_layers"],
         width=width,
         heads=heads,
         head_dim=model.get("head_dim") or width // heads,
         key_value_heads=model.get("num_key_value_heads") or heads,
         intermediate=model["intermediate_size"],
-        vocabulary=model.get("vocab_size") or -(-tokenizer["vocab_size"] // 64) * 64,
+        vocabulary=vocabulary,
         tied=model.get("tie_word_embeddings") is not False,
     )
 
 
-class Derivation:
-    """One turn of the dial: works out value after value, each from what is written or was derived before it."""
+class SizingDerivation:
+    """Works out value after value of a recipe, each from what is written or was derived before it."""
 
-    def __init__(self, tree: dict[str, Any], dial: str, hours: float | None = None):
+    def __init__(self, tree: dict[str, Any], sizing_key: str, hours: float | None = None):
         self.tree = deepcopy(tree)
-        for section in ("tokenizer", "model", "pretrain"):
-            self._section(section)
-        self._section("pretrain.training")
-        self.dial = dial
-        self.amount = parse_quantity(tree[dial], dial)
-        self.hours = self.amount if dial == "hours" else hours
+        for section in ("tokenizer", "model", "pretrain", "pretrain.training"):
+            self._get_section(section)
+        self.sizing_key = sizing_key
+        self.amount = parse_quantity(tree[sizing_key], sizing_key)
+        self.hours = self.amount if sizing_key == "hours" else hours
         self.reasons: dict[str, str] = {}
-        self._check()
+        self._check_tree()
 
-    def result(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The filled tree and the reasons, in the order of a recipe."""
-        self.devices, self.rate, self.source = self._machine()
-        shape, why = self._shape()
-        self._fill_shape(shape, why)
+    def derive_values(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the filled tree and the reasons, in the order of a recipe."""
+        self.devices, self.flops_per_second, self.rate_source = self._read_machine()
+        shape, reason = self._choose_shape()
+        self._fill_shape(shape, reason)
         context = self._fill_context(shape)
-        tokens = self._tokens(shape, context)
-        step = self._fill_step(tokens, context)
-        tokens = self._fill_steps(shape, tokens, step, context)
+        tokens = self._choose_tokens(shape, context)
+        tokens_per_step = self._fill_tokens_per_step(tokens, context)
+        tokens = self._fill_steps(shape, tokens, tokens_per_step, context)
         self._fill_optimizer(shape, tokens)
         return self.tree, self.reasons
 
-    def written(self, *keys: str) -> Any:
-        """The first of `keys` that has a value; None where none has (`auto` is no value)."""
+    # Reading and filling the tree
+
+    def find_written(self, *keys: str) -> Any:
+        """Return the first value that is written under one of `keys`; None where none is (`auto` is not a value)."""
         for key in keys:
             section, _, name = key.rpartition(".")
-            value = self._section(section).get(name)
+            value = self._get_section(section).get(name)
             if value is not None and value != "auto":
                 return value
         return None
 
-    def fill(self, key: str, value: Any, reason: str) -> Any:
+    def fill_value(self, key: str, value: Any, reason: str) -> Any:
         """Enter a derived value where the recipe has none. Returns the value that holds."""
-        there = self.written(key)
-        if there is not None:
-            return there
+        written = self.find_written(key)
+        if written is not None:
+            return written
         section, _, name = key.rpartition(".")
-        self._section(section)[name] = value
+        self._get_section(section)[name] = value
         self.reasons[key] = reason
         return value
 
-    def whole(self, *keys: str) -> int | None:
-        """A positive whole number that the recipe writes under one of `keys`."""
-        value = self.written(*keys)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{' or '.join(keys)}: {value!r} does not fit; a positive whole number is wanted")
+    def find_written_integer(self, *keys: str) -> int | None:
+        """Return the positive whole number that the recipe writes under one of `keys`. Raises UserError for others."""
+        value = self.find_written(*keys)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{' or '.join(keys)}: {value!r} does not fit; a positive whole number is expected")
         return value
 
-    def _section(self, path: str) -> dict[str, Any]:
+    def _get_section(self, path: str) -> dict[str, Any]:
+        """Return a section of the tree, adding it where it is missing."""
         section = self.tree
         for name in path.split("."):
             if section.get(name) is None:
@@ -151,248 +180,331 @@ class Derivation:
                 raise UserError(f"{path}: {section!r} does not fit; this section holds keys")
         return section
 
-    def _check(self) -> None:
-        kind = self.written("model.model_type") or "hf_llm"
-        if kind != "hf_llm":
+    def _check_tree(self) -> None:
+        model_type = self.find_written("model.model_type") or "hf_llm"
+        if model_type != "hf_llm":
             raise UserError(
-                f"{self.dial}: the dial shapes hf_llm models, and model.model_type is {kind!r}; take the dial out and "
-                "write the sizes, or take model_type out"
+                f"{self.sizing_key}: sizing shapes hf_llm models, and model.model_type is {model_type!r}; remove "
+                f"{self.sizing_key} and write the sizes, or remove model_type"
             )
-        if self.written("tokenizer.use") and not self.written("model.vocab_size"):
+        if self.find_written("tokenizer.use") and not self.find_written("model.vocab_size"):
             raise UserError(
-                f"{self.dial}: the dial has to know the vocabulary of tokenizer.use; add model.vocab_size, the "
+                f"{self.sizing_key}: sizing needs the vocabulary of tokenizer.use; add model.vocab_size, the "
                 "tokenizer's number of tokens rounded up to a multiple of 64"
             )
-        if self.dial == "depth" and (self.amount != int(self.amount) or self.amount > MOST_LAYERS):
-            raise UserError(f"depth: {self.tree['depth']!r} does not fit; a number of layers from 1 to {MOST_LAYERS}")
+        if self.sizing_key == "depth" and (self.amount != int(self.amount) or self.amount > MAX_LAYERS):
+            raise UserError(
+                f"depth: {self.tree['depth']!r} does not fit; a number of layers from 1 to {MAX_LAYERS} is expected"
+            )
         if self.hours and self.tree.get("machine") is None:
             raise UserError(
                 "hours: needs `machine:` beside it, so that the recipe means the same everywhere: 1xrtx4090, or the "
-                "FLOP/s at which this machine trains; `python -m hf_llm.doctor` prints the line to add"
+                "FLOP/s at which the hardware trains; `python -m hf_llm.doctor` prints the line to add"
             )
 
-    def _machine(self) -> tuple[int, float, str]:
-        """Devices, the FLOP/s that training is reckoned to reach on all together, and where those are from."""
+    def _read_machine(self) -> tuple[int, float, str]:
+        """Return the devices, the FLOP/s that training is expected to reach on all together, and their source."""
         machine = self.tree.get("machine")
         if machine is None:
             return 1, 0.0, ""
-        if re.fullmatch(r"[\d._]+(e\+?\d+)?", str(machine), re.IGNORECASE):
+        is_number = re.fullmatch(r"[\d._]+(e\+?\d+)?", str(machine), re.IGNORECASE)
+        if is_number:
             return 1, parse_quantity(machine, "machine"), "measured"
-        from hf_llm.hardware.devices import parse_machine, training_dtype
 
-        count, device = parse_machine(str(machine))
+        from hf_llm.hardware.devices import parse_hardware, training_dtype  # imports torch
+
+        count, device = parse_hardware(str(machine))
         dtype = training_dtype(device)
         if dtype is None:
             raise UserError(
-                f"machine: {device.name}'s maker publishes no FLOP/s; write what training reaches instead, which "
-                "`python -m hf_llm.doctor` measures there"
+                f"machine: {device.name}'s maker publishes no FLOP/s; write those that training reaches instead, which "
+                "`python -m hf_llm.doctor` measures on it"
             )
-        return count, OF_DATA_SHEET * count * device.flops[dtype], f"{OF_DATA_SHEET:.0%} of {machine}"
+        flops_per_second = DATA_SHEET_UTILISATION * count * device.flops[dtype]
+        return count, flops_per_second, f"{DATA_SHEET_UTILISATION:.0%} of {machine}"
 
-    def _shape(self) -> tuple[Shape, str]:
-        """The model's sizes, and what they were chosen for."""
-        if self.dial == "depth":
+    # The model's shape
+
+    def _choose_shape(self) -> tuple[ModelShape, str]:
+        """Return the model's sizes, and what they were chosen for."""
+        if self.sizing_key == "depth":
             depth = int(self.amount)
-            return self._sized(
-                self.whole("model.num_hidden_layers") or depth, in_heads(ASPECT * depth)
-            ), f"depth {depth}"
-        if self.dial == "params":
-            return self._nearest(self.amount), f"{short(self.amount)} parameters"
-        budget = self._budget()
-        # 6 x parameters x tokens, then once more with the arithmetic that shape really has (attention comes on top).
-        shape = self._nearest(math.sqrt(budget / 6 / TOKENS_PER_PARAMETER))
-        per_token = shape.flops_per_token(self._context(shape))
-        wanted = math.sqrt(budget * shape.parameters / per_token / TOKENS_PER_PARAMETER)
-        return self._nearest(
-            wanted
-        ), f"the best use of {budget:.2g} FLOPs (parameters = tokens / {TOKENS_PER_PARAMETER})"
+            layers = self.find_written_integer("model.num_hidden_layers") or depth
+            width = round_up_to_heads(ASPECT_RATIO * depth)
+            shape = self._build_shape(layers, width)
+            return shape, f"depth {depth}"
 
-    def _budget(self) -> float:
-        if self.dial == "flops":
+        if self.sizing_key == "params":
+            shape = self._find_nearest_shape(self.amount)
+            return shape, f"{format_quantity(self.amount)} parameters"
+
+        budget = self._flop_budget()
+        shape = self._choose_shape_for_budget(budget)
+        return shape, f"the best use of {budget:.2g} FLOPs (parameters = tokens / {TOKENS_PER_PARAMETER})"
+
+    def _choose_shape_for_budget(self, budget: float) -> ModelShape:
+        """Choose the shape that sees TOKENS_PER_PARAMETER when `budget` FLOPs are spent."""
+        # A token takes about 6 FLOPs for each parameter.
+        parameters = math.sqrt(budget / 6 / TOKENS_PER_PARAMETER)
+        shape = self._find_nearest_shape(parameters)
+
+        # Once more, with the FLOPs that a token of that shape really takes: attention comes on top.
+        context = self._choose_context(shape)
+        flops_per_token = shape.flops_per_token(context)
+        parameters = math.sqrt(budget * shape.parameters / flops_per_token / TOKENS_PER_PARAMETER)
+        return self._find_nearest_shape(parameters)
+
+    def _flop_budget(self) -> float:
+        if self.sizing_key == "flops":
             return self.amount
-        return self.hours * 3600 * self.rate
+        return self.hours * 3600 * self.flops_per_second
 
-    def _nearest(self, wanted: float) -> Shape:
-        """The shape nearest to an aspect ratio of 64 among those within 2% of `wanted` parameters; else the nearest."""
+    def _find_nearest_shape(self, parameters: float) -> ModelShape:
+        """Return the shape nearest to the aspect ratio among those within 2% of `parameters`; else the nearest."""
 
-        def cost(shape: Shape) -> tuple[float, float]:
-            off = abs(math.log(shape.parameters / wanted))
-            return max(off, 0.02), abs(math.log(shape.width / shape.layers / ASPECT))
+        def distance(shape: ModelShape) -> tuple[float, float]:
+            parameter_distance = abs(math.log(shape.parameters / parameters))
+            aspect_distance = abs(math.log(shape.width / shape.layers / ASPECT_RATIO))
+            return max(parameter_distance, 0.02), aspect_distance
 
-        best = min(self._shapes(wanted), key=cost)
-        if self.dial != "params":
-            return best  # the budget is met by the tokens
-        best = self._trimmed(best, wanted)
-        if abs(best.parameters / wanted - 1) > 0.05:
+        nearest = min(self._candidate_shapes(parameters), key=distance)
+        if self.sizing_key != "params":
+            return nearest  # the tokens make up the difference to the budget
+
+        nearest = self._adjust_intermediate(nearest, parameters)
+        if abs(nearest.parameters / parameters - 1) > 0.05:
             raise UserError(
-                f"params: no shape that the recipe leaves open has about {short(wanted)} parameters; "
-                f"{short(best.parameters)} is the nearest"
+                f"params: no shape that the recipe leaves open has about {format_quantity(parameters)} parameters; "
+                f"{format_quantity(nearest.parameters)} is the nearest"
             )
-        return best
+        return nearest
 
-    def _trimmed(self, shape: Shape, wanted: float) -> Shape:
-        """The shape with the intermediate size that comes nearest to `wanted`, from twice to four times the width."""
-        if self.whole("model.intermediate_size") or abs(shape.parameters / wanted - 1) < 0.02:
+    def _adjust_intermediate(self, shape: ModelShape, parameters: float) -> ModelShape:
+        """Choose the intermediate size that comes nearest to `parameters`, from twice to four times the width."""
+        is_close = abs(shape.parameters / parameters - 1) < 0.02
+        if self.find_written_integer("model.intermediate_size") or is_close:
             return shape
-        more = (wanted - shape.parameters) / (3 * shape.width * shape.layers)
-        size = round((shape.intermediate + more) / 64) * 64
-        return replace(shape, intermediate=max(2 * shape.width, min(4 * shape.width, size)))
+        missing = (parameters - shape.parameters) / (3 * shape.width * shape.layers)
+        intermediate = round((shape.intermediate + missing) / SIZE_MULTIPLE) * SIZE_MULTIPLE
+        return replace(shape, intermediate=max(2 * shape.width, min(4 * shape.width, intermediate)))
 
-    def _shapes(self, wanted: float) -> Iterator[Shape]:
-        """Every shape with an aspect ratio from 32 to 128 that is not much too large."""
-        layers, width = self.whole("model.num_hidden_layers"), self.whole("model.hidden_size")
-        for depth in [layers] if layers else range(2, MOST_LAYERS + 1):
-            for each in [width] if width else dict.fromkeys(map(in_heads, range(32 * depth, 128 * depth + 1, 64))):
-                shape = self._sized(depth, each)
+    def _candidate_shapes(self, parameters: float) -> Iterator[ModelShape]:
+        """Yield every shape with an aspect ratio from 32 to 128 that is not much larger than `parameters`."""
+        written_layers = self.find_written_integer("model.num_hidden_layers")
+        written_width = self.find_written_integer("model.hidden_size")
+
+        all_layers = [written_layers] if written_layers else range(2, MAX_LAYERS + 1)
+        for layers in all_layers:
+            widths = [written_width] if written_width else _candidate_widths(layers)
+            for width in widths:
+                shape = self._build_shape(layers, width)
                 yield shape
-                if shape.parameters > 2 * wanted:
+                if shape.parameters > 2 * parameters:
                     break
 
-    def _sized(self, layers: int, width: int) -> Shape:
-        width = self.whole("model.hidden_size") or width
-        head_dim = self.whole("model.head_dim")
-        heads = self.whole("model.num_attention_heads") or (max(1, width // head_dim) if head_dim else heads_of(width))
-        shape = Shape(
-            layers,
-            width,
-            heads,
-            head_dim or width // heads,
-            self.whole("model.num_key_value_heads") or heads,
-            self.whole("model.intermediate_size") or intermediate_of(width),
-            0,
-            self.written("model.tie_word_embeddings") is not False,
-        )
-        vocabulary = self.whole("model.vocab_size", "tokenizer.vocab_size") or vocabulary_of(shape.inner, width)
-        return replace(shape, vocabulary=-(-vocabulary // 64) * 64)
+    def _build_shape(self, layers: int, width: int) -> ModelShape:
+        """Build the shape of these layers and width, with the sizes that the recipe writes in place of derived ones."""
+        width = self.find_written_integer("model.hidden_size") or width
+        head_dim = self.find_written_integer("model.head_dim")
+        heads = self.find_written_integer("model.num_attention_heads")
+        if not heads:
+            heads = max(1, width // head_dim) if head_dim else choose_heads(width)
 
-    def _fill_shape(self, shape: Shape, why: str) -> None:
-        if not self.written("tokenizer.use"):
-            self.fill(
+        shape = ModelShape(
+            layers=layers,
+            width=width,
+            heads=heads,
+            head_dim=head_dim or width // heads,
+            key_value_heads=self.find_written_integer("model.num_key_value_heads") or heads,
+            intermediate=self.find_written_integer("model.intermediate_size") or choose_intermediate(width),
+            vocabulary=0,
+            tied=self.find_written("model.tie_word_embeddings") is not False,
+        )
+        vocabulary = self.find_written_integer("model.vocab_size", "tokenizer.vocab_size")
+        if not vocabulary:
+            vocabulary = choose_vocabulary(shape.inner_parameters, width)
+        return replace(shape, vocabulary=round_up(vocabulary, SIZE_MULTIPLE))
+
+    def _fill_shape(self, shape: ModelShape, layers_reason: str) -> None:
+        if not self.find_written("tokenizer.use"):
+            self.fill_value(
                 "tokenizer.vocab_size",
                 shape.vocabulary,
-                f"its parameters grow as the other {short(shape.inner)} to the power of 0.835 "
+                f"its parameters grow as the other {format_quantity(shape.inner_parameters)} to the power of 0.835 "
                 "(https://arxiv.org/abs/2407.13623, approach 2), at least 2,048",
             )
-        ratio = f"width / layers {shape.width / shape.layers:.0f}, near {ASPECT} as nanochat's"
-        self.fill("model.num_hidden_layers", shape.layers, why)
-        self.fill("model.hidden_size", shape.width, f"{ratio}; {short(shape.parameters)} parameters in all")
-        self.fill("model.num_attention_heads", shape.heads, "of 64 numbers each, from width 2,048 on of 128")
-        ratio = "8/3 of the width, as SwiGLU's three matrices want (https://arxiv.org/abs/2002.05202), in steps of 64"
-        if shape.intermediate != intermediate_of(shape.width):
-            ratio += f", then {shape.intermediate / shape.width:.2f} of it to come nearer to the parameters asked for"
-        self.fill("model.intermediate_size", shape.intermediate, ratio)
 
-    def _tokens(self, shape: Shape, context: int) -> float:
-        if self.dial in ("depth", "params") and not self.hours:
+        aspect_ratio = f"width / layers {shape.width / shape.layers:.0f}, near {ASPECT_RATIO} as nanochat's"
+        width_reason = f"{aspect_ratio}; {format_quantity(shape.parameters)} parameters in all"
+        self.fill_value("model.num_hidden_layers", shape.layers, layers_reason)
+        self.fill_value("model.hidden_size", shape.width, width_reason)
+        self.fill_value("model.num_attention_heads", shape.heads, "of 64 numbers each, from width 2,048 on of 128")
+
+        reason = "8/3 of the width, as SwiGLU's three matrices want (https://arxiv.org/abs/2002.05202), in steps of 64"
+        if shape.intermediate != choose_intermediate(shape.width):
+            share = shape.intermediate / shape.width
+            reason += f", then {share:.2f} of it to come nearer to the parameters asked for"
+        self.fill_value("model.intermediate_size", shape.intermediate, reason)
+
+    # The run's context, tokens, steps and optimizer
+
+    def _choose_tokens(self, shape: ModelShape, context: int) -> float:
+        if self.sizing_key in ("depth", "params") and not self.hours:
             return TOKENS_PER_PARAMETER * shape.parameters
-        return self._budget() / shape.flops_per_token(context)
+        return self._flop_budget() / shape.flops_per_token(context)
 
-    def _fill_context(self, shape: Shape) -> int:
-        context = self._context(shape)
-        if not self.written("pretrain.context"):
+    def _fill_context(self, shape: ModelShape) -> int:
+        context = self._choose_context(shape)
+        if not self.find_written("pretrain.context"):
             reason = "a power of two, at most twice the width (attention is a third of the rest then) and 1/8 of a step"
-            self.fill("model.max_position_embeddings", context, f"{reason}, from 256 to 2,048")
+            self.fill_value("model.max_position_embeddings", context, f"{reason}, from 256 to 2,048")
         return context
 
-    def _context(self, shape: Shape) -> int:
-        written = self.whole("pretrain.context", "model.max_position_embeddings")
-        step = batch_of(self._tokens(shape, written or 256))
-        return written or min(2048, max(256, 2 ** int(math.log2(min(2 * shape.width, max(step / 8, 1))))))
+    def _choose_context(self, shape: ModelShape) -> int:
+        written = self.find_written_integer("pretrain.context", "model.max_position_embeddings")
+        tokens_per_step = best_tokens_per_step(self._choose_tokens(shape, written or MIN_CONTEXT))
+        if written:
+            return written
+        limit = min(2 * shape.width, max(tokens_per_step / 8, 1))
+        power_of_two = 2 ** int(math.log2(limit))
+        return min(MAX_CONTEXT, max(MIN_CONTEXT, power_of_two))
 
-    def _fill_step(self, tokens: float, context: int) -> int:
-        best, unit = batch_of(tokens), context * self.devices
-        value = unit * 2 ** max(0, round(math.log2(best / unit)))
+    def _fill_tokens_per_step(self, tokens: float, context: int) -> int:
+        best = best_tokens_per_step(tokens)
+        tokens_of_one_window_each = context * self.devices
+        windows = 2 ** max(0, round(math.log2(best / tokens_of_one_window_each)))
         reason = f"near {best:,.0f} = 0.58 tokens^0.571 ({STEP_LAW}), in windows for each device"
-        self.fill("pretrain.tokens_per_step", value, reason)
-        return self.whole("pretrain.tokens_per_step")
+        self.fill_value("pretrain.tokens_per_step", tokens_of_one_window_each * windows, reason)
+        return self.find_written_integer("pretrain.tokens_per_step")
 
-    def _fill_steps(self, shape: Shape, tokens: float, step: int, context: int) -> float:
+    def _fill_steps(self, shape: ModelShape, tokens: float, tokens_per_step: int, context: int) -> float:
         """Enter steps, warm-up and evaluations. Returns the tokens that the steps come to."""
         training = "pretrain.training."
-        warmup = "a twentieth of the run, at most the 2,000 steps of the runs behind Step Law"
-        if self.written(training + "num_train_epochs") and not self.written(training + "max_steps"):
-            self.fill(training + "warmup_steps", 0.05, warmup)
+        warmup_reason = "a twentieth of the run, at most the 2,000 steps of the runs behind Step Law"
+        if self.find_written(training + "num_train_epochs") and not self.find_written(training + "max_steps"):
+            self.fill_value(training + "warmup_steps", 0.05, warmup_reason)
             return tokens
-        steps = self.fill(training + "max_steps", max(1, round(tokens / step)), self._why_steps(shape, tokens, context))
+
+        derived_steps = max(1, round(tokens / tokens_per_step))
+        steps_reason = self._explain_steps(shape, tokens, context)
+        steps = self.fill_value(training + "max_steps", derived_steps, steps_reason)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            return tokens  # the recipe's own value does not fit; the stage says so
-        self.fill(training + "warmup_steps", min(2000, max(1, round(steps / 20))), warmup)
-        often = min(500, max(1, round(steps / 10)))
-        self.fill(training + "eval_steps", often, "ten times in the run, at least every 500 steps")
-        self.fill(training + "save_steps", often, "with every evaluation")
-        share = min(1 << 20, max(1 << 16, 2 ** round(math.log2(steps * step / 100))))
-        self.fill("pretrain.evaluation_tokens", share, "about a hundredth of the training tokens, 65,536 to 1,048,576")
-        return steps * step
+            return tokens  # the recipe's own value does not fit; the stage raises the error
+        warmup_steps = min(MAX_WARMUP_STEPS, max(1, round(steps / 20)))
+        self.fill_value(training + "warmup_steps", warmup_steps, warmup_reason)
 
-    def _why_steps(self, shape: Shape, tokens: float, context: int) -> str:
-        per_parameter = f"{tokens / shape.parameters:.3g} for each of {short(shape.parameters)} parameters"
-        why = f"{short(tokens)} tokens, {per_parameter}; {TOKENS_PER_PARAMETER} are compute-optimal ({CHINCHILLA})"
-        if self.dial in ("depth", "params") and not self.hours:
-            return why
-        why += f"; {self._budget():.2g} FLOPs at {shape.flops_per_token(context):.2g} a token"
+        interval = min(MAX_EVALUATION_INTERVAL, max(1, round(steps / 10)))
+        self.fill_value(training + "eval_steps", interval, "ten times in the run, at least every 500 steps")
+        self.fill_value(training + "save_steps", interval, "with every evaluation")
+
+        training_tokens = steps * tokens_per_step
+        power_of_two = 2 ** round(math.log2(training_tokens / 100))
+        self.fill_value(
+            "pretrain.evaluation_tokens",
+            min(MAX_EVALUATION_TOKENS, max(MIN_EVALUATION_TOKENS, power_of_two)),
+            "about a hundredth of the training tokens, 65,536 to 1,048,576",
+        )
+        return training_tokens
+
+    def _explain_steps(self, shape: ModelShape, tokens: float, context: int) -> str:
+        tokens_per_parameter = tokens / shape.parameters
+        reason = (
+            f"{format_quantity(tokens)} tokens, {tokens_per_parameter:.3g} for each of "
+            f"{format_quantity(shape.parameters)} parameters; {TOKENS_PER_PARAMETER} are compute-optimal ({CHINCHILLA})"
+        )
+        if self.sizing_key in ("depth", "params") and not self.hours:
+            return reason
+
+        reason += f"; {self._flop_budget():.2g} FLOPs at {shape.flops_per_token(context):.2g} a token"
         if self.hours:
-            why += f", {self.hours:g} hours at {self.rate:.3g} FLOP/s, {self.source}"
-        return why
+            reason += f", {self.hours:g} hours at {self.flops_per_second:.3g} FLOP/s, {self.rate_source}"
+        return reason
 
-    def _fill_optimizer(self, shape: Shape, tokens: float) -> None:
+    def _fill_optimizer(self, shape: ModelShape, tokens: float) -> None:
         training = "pretrain.training."
-        best = 1.79 * shape.inner**-0.713 * tokens**0.307
-        rate = float(f"{min(best, HIGHEST_LEARNING_RATE):.2g}")
-        formula = f"1.79 N^-0.713 D^0.307 ({STEP_LAW}), N {short(shape.inner)} without embeddings, D {short(tokens)}"
-        self.fill(training + "learning_rate", rate, formula + (", at most 2^-7" if best > rate * 1.1 else ""))
-        if not self.written(training + "lr_scheduler_type") and not self.written(training + "lr_scheduler_kwargs"):
-            self.fill(training + "lr_scheduler_type", "cosine_with_min_lr", "as the runs behind Step Law")
-            self.fill(training + "lr_scheduler_kwargs", {"min_lr": 1e-5}, "as the runs behind Step Law")
-        self.fill(training + "weight_decay", 0.1, "as the runs behind Step Law, and DeepSeek LLM's")
+        inner_parameters = shape.inner_parameters
+        best = 1.79 * inner_parameters**-0.713 * tokens**0.307
+        learning_rate = float(f"{min(best, MAX_LEARNING_RATE):.2g}")
+        reason = (
+            f"1.79 N^-0.713 D^0.307 ({STEP_LAW}), N {format_quantity(inner_parameters)} without embeddings, "
+            f"D {format_quantity(tokens)}"
+        )
+        is_limited = best > learning_rate * 1.1
+        if is_limited:
+            reason += ", at most 2^-7"
+        self.fill_value(training + "learning_rate", learning_rate, reason)
+
+        scheduler = self.find_written(training + "lr_scheduler_type")
+        scheduler_settings = self.find_written(training + "lr_scheduler_kwargs")
+        if not scheduler and not scheduler_settings:
+            self.fill_value(training + "lr_scheduler_type", "cosine_with_min_lr", STEP_LAW_RUNS)
+            self.fill_value(training + "lr_scheduler_kwargs", {"min_lr": 1e-5}, STEP_LAW_RUNS)
+        self.fill_value(training + "weight_decay", 0.1, f"{STEP_LAW_RUNS}, and DeepSeek LLM's")
 
 
-def in_heads(width: int) -> int:
-    """The next width of whole heads of 64; from 512 on of pairs of them, which two GPUs can share out."""
+def _candidate_widths(layers: int) -> Iterable[int]:
+    """Return the widths of whole heads for a number of layers, without repetitions."""
+    narrowest = MIN_ASPECT_RATIO * layers
+    widest = MAX_ASPECT_RATIO * layers
+    return dict.fromkeys(map(round_up_to_heads, range(narrowest, widest + 1, 64)))
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Round `value` up to a multiple, exactly for integers of any size."""
+    return (value + multiple - 1) // multiple * multiple
+
+
+def round_up_to_heads(width: int) -> int:
+    """Round up to a width of whole heads of 64; from 512 on of pairs of heads, which two GPUs can share out."""
     unit = 64 if width < 512 else 128
-    return -(-width // unit) * unit
+    return round_up(width, unit)
 
 
-def heads_of(width: int) -> int:
-    """Heads of 64 numbers, from width 2,048 on of 128, or the nearest that divide the width."""
-    heads = max(1, round(width / (64 if width < 2048 else 128)))
-    return next(number for number in range(heads, 0, -1) if width % number == 0)
+def choose_heads(width: int) -> int:
+    """Choose heads of 64 numbers, from width 2,048 on of 128, or the nearest number of heads that divides the width."""
+    head_dim = 64 if width < 2048 else 128
+    heads = max(1, round(width / head_dim))
+    while width % heads:
+        heads -= 1
+    return heads
 
 
-def intermediate_of(width: int) -> int:
-    """8/3 of the width, rounded up to a multiple of 64."""
-    return -(-8 * width // 3 // 64) * 64
+def choose_intermediate(width: int) -> int:
+    """Choose 8/3 of the width, rounded up to a multiple of 64."""
+    return round_up(math.ceil(8 * width / 3), SIZE_MULTIPLE)
 
 
-def vocabulary_of(inner: int, width: int) -> int:
-    """Tokens of the compute-optimal vocabulary for `inner` parameters outside it, to the nearest 256.
+def choose_vocabulary(inner_parameters: int, width: int) -> int:
+    """Choose the compute-optimal number of tokens for the parameters outside the vocabulary, to the nearest 256.
 
     Approach 2 of Tao et al., https://arxiv.org/abs/2407.13623: 6,144 tokens x 512 for 33M, growing as their power of
     0.835; found with 33M to 1.1B and checked at 3B.
     """
-    parameters = 6144 * 512 * (inner / 33e6) ** 0.835
-    return max(SMALLEST_VOCABULARY, round(parameters / width / 256) * 256)
+    vocabulary_parameters = 6144 * 512 * (inner_parameters / 33e6) ** 0.835
+    return max(MIN_VOCABULARY, round(vocabulary_parameters / width / 256) * 256)
 
 
-def batch_of(tokens: float) -> float:
-    """Tokens a step for a run of `tokens`, by Step Law (https://arxiv.org/abs/2503.04715)."""
+def best_tokens_per_step(tokens: float) -> float:
+    """The tokens of a step for a run of `tokens`, by Step Law (https://arxiv.org/abs/2503.04715)."""
     return 0.58 * tokens**0.571
 
 
 def parse_quantity(value: Any, key: str) -> float:
-    """A positive number as people write it: 125M, 1.3B, 1e18, 12. Raises UserError."""
+    """Parse a positive number as people write it: 125M, 1.3B, 1e18, 12. Raises UserError."""
     match = re.fullmatch(r"\s*([\d_.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", str(value).lower())
-    try:
-        found = float(match[1]) * SUFFIXES[match[2]] if match else 0.0
-    except ValueError:
-        found = 0.0
-    if not 0 < found < math.inf or isinstance(value, bool):
-        raise UserError(f"{key}: {value!r} does not fit; a positive number is wanted, as in 12, 125M or 1e18")
-    return found
+    quantity = 0.0
+    if match:
+        with suppress(ValueError):  # 1..2, for one
+            quantity = float(match[1]) * QUANTITY_SUFFIXES[match[2]]
+
+    if not 0 < quantity < math.inf or isinstance(value, bool):
+        raise UserError(f"{key}: {value!r} does not fit; a positive number is expected, as in 12, 125M or 1e18")
+    return quantity
 
 
-def short(number: float) -> str:
-    """125M, 2.5B: three digits with the suffix that recipes take."""
+def format_quantity(value: float) -> str:
+    """Format 125M, 2.5B: three digits with the suffix that recipes take."""
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"

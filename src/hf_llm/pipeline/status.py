@@ -1,6 +1,6 @@
-"""`run_status.json`, the file that tells how a run goes on and how it ended.
+"""`run_status.json`, the file that says at which step a run is and how it ended.
 
-A launcher turns every worker's exit code into its own, so what started the run reads this instead.
+A launcher turns every worker's exit code into its own, so what started the run reads this file instead.
 """
 
 import json
@@ -12,8 +12,13 @@ from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.manifest import write_json
 
 STATUS = "run_status.json"
-RUNNING, FINISHED, PREEMPTED, FAILED = "running", "finished", "preempted", "failed"
-HEARTBEAT_SECONDS = 5.0  # between two words that a run is alive
+HEARTBEAT_SECONDS = 5.0  # the shortest interval between two writes of a running step
+
+# The values of `status`.
+RUNNING = "running"
+FINISHED = "finished"
+PREEMPTED = "preempted"
+FAILED = "failed"
 
 
 def now() -> str:
@@ -22,16 +27,18 @@ def now() -> str:
 
 
 def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
-    """Write `run_status.json`: `status`, the optimizer step reached, and the time. The first process only."""
-    if is_main_process():
-        try:
-            write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now(), **more})
-        except OSError as error:  # on a full disk; what filled it is about to be told, and matters more
-            print_main(f"{STATUS} could not be written: {error}")
+    """Write `run_status.json`: `status`, the optimizer step reached, the time and `more`. The main process only."""
+    if not is_main_process():
+        return
+    try:
+        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now(), **more})
+    except OSError as error:
+        # On a full disk, say. The error that filled it is about to be reported, and matters more.
+        print_main(f"{STATUS} could not be written: {error}")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `run_status.json` says; empty where there is none."""
+    """Read `run_status.json`; empty where the file does not exist."""
     try:
         return json.loads((Path(folder) / STATUS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -39,13 +46,14 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 class Heartbeat:
-    """Says in `run_status.json` that the run is alive and at which step, every `HEARTBEAT_SECONDS` at most."""
+    """Writes in `run_status.json` that the run is alive and at which step, every `HEARTBEAT_SECONDS` at most."""
 
     def __init__(self, folder: Path):
-        self.folder, self._last = folder, time.monotonic()
+        self.folder = folder
+        self._last_write = time.monotonic()
 
     def beat(self, step: int) -> None:
-        """To be called often: after a step, and amid what takes long."""
-        if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
-            self._last = time.monotonic()
+        """Write the status if it is due. Call this often: after a step, and within what takes long."""
+        if time.monotonic() - self._last_write >= HEARTBEAT_SECONDS:
+            self._last_write = time.monotonic()
             write_status(self.folder, RUNNING, step)

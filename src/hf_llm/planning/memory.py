@@ -1,9 +1,10 @@
-"""The memory of a training step, by part, without using any: the real model and optimizer run on tensors without data.
+"""A model and the settings of its training -> the memory of a step by part, without using any.
 
-torch's FakeTensorMode gives the result of each operation its shape and no storage; here every storage is counted from
-the operation that makes it until it is let go. So there is no formula of the activations to go stale: whatever the
-model's code keeps for its backward pass is counted, for any `model_type`. torch has a tracker of this kind for its own
-use, `torch.distributed._tools.MemTracker`, against which tests/planning/test_memory.py checks this one.
+The real model and optimizer run on tensors without data: torch's FakeTensorMode gives the result of each operation its
+shape and no storage. Every storage is counted here from the operation that makes it until it is released. So there is
+no formula of the activations to go stale: whatever the model's code keeps for its backward pass is counted, for any
+`model_type`. torch has a tracker of this kind for its own use, `torch.distributed._tools.MemTracker`, against which
+tests/planning/test_memory.py checks this one.
 """
 
 import copy
@@ -15,16 +16,16 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -32,96 +33,126 @@ from transformers.initialization import no_init_weights
 from transformers.training_args import OptimizerNames
 
 from hf_llm.core.errors import UserError
-from hf_llm.hardware.memory_counters import resident
+from hf_llm.hardware.memory_counters import resident_bytes
 from hf_llm.hardware.runtime import keep_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.model.summary import DECODED, ENCODED
-from hf_llm.planning.allocate_only_mode import Untouched
+from hf_llm.planning.allocate_only_mode import AllocateOnlyMode
 from hf_llm.training.optimizers import new_optimizer
 
-WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "low-precision copies", "gradients", "optimizer"
-ACTIVATIONS, LOSS, TEMPORARY = "activations", "logits and loss", "temporary"
+# The parts of a footprint, in the order in which a plan shows them.
+WEIGHTS = "weights"
+COPIES = "low-precision copies"
+GRADIENTS = "gradients"
+OPTIMIZER = "optimizer"
+ACTIVATIONS = "activations"
+LOSS = "logits and loss"
+TEMPORARY = "temporary"
 PARTS = (WEIGHTS, COPIES, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOSS, TEMPORARY)
-TRAINING, UPDATE = "forward and backward", "optimizer step"
-# What a training on a CPU takes beyond its steps tried on untouched tensors: the mean of benchmarks/planning.py.
-BEYOND = 0.06
+
+# The phases of a step.
+TRAINING = "forward and backward"
+UPDATE = "optimizer step"
+
+# The share that a training on a CPU takes beyond its steps tried in AllocateOnlyMode: the mean of
+# benchmarks/planning.py.
+CPU_MEMORY_MARGIN = 0.06
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by part at the highest moment of each phase of a step. Phases follow one another: they do not add up."""
+    """Bytes by part at the peak of each phase of a step. Phases follow one another: they do not add up."""
 
     phases: dict[str, dict[str, int]]
 
     @property
     def peak(self) -> int:
-        """Bytes at the highest moment of the step."""
+        """Bytes at the peak of the step."""
         return sum(self.parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes by part at that moment."""
+        """Bytes by part at the peak of the step."""
         return max(self.phases.values(), key=lambda parts: sum(parts.values()))
 
 
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, each to a part, and remembers the highest moment.
+@dataclass(slots=True)
+class _CountedStorage:
+    """A live storage, and the part that its bytes are counted to."""
 
-    A storage belongs to the part that is `making` when it is made, until `count` says otherwise.
+    reference: weakref.ref
+    part: str
+    size: int
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all live storages, each to a part, and remembers the peak.
+
+    A storage is counted to `part_of_new_storages` when it is made, until `assign_part` says otherwise.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.making = WEIGHTS
-        self.now: Counter[str] = Counter()
-        self.highest: dict[str, int] = {}
-        self._most = 0
-        self._known: dict[int, list] = {}  # by the storage's id: reference, part, bytes
+        self.part_of_new_storages = WEIGHTS
+        self.live_bytes: Counter[str] = Counter()
+        self.peak_parts: dict[str, int] = {}
+        self._peak_bytes = 0
+        self._storages: dict[int, _CountedStorage] = {}  # by the storage's id
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = operation(*args, **(kwargs or {}))
-        part = self.making
-        if operation is torch.ops.aten._to_copy.default and self.part_of(args[0]) == WEIGHTS:
+
+        # Autocast makes its low-precision copies of the weights by this operation.
+        part = self.part_of_new_storages
+        if operation is torch.ops.aten._to_copy.default and self.get_part(args[0]) == WEIGHTS:
             part = COPIES
+
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage(), part)
+                self._count_storage(tensor.untyped_storage(), part)
         return result
 
-    def part_of(self, tensor: torch.Tensor) -> str | None:
-        """The part to which the storage of `tensor` is counted."""
-        known = self._known.get(id(tensor.untyped_storage()))
-        return known[1] if known else None
+    def get_part(self, tensor: torch.Tensor) -> str | None:
+        """Return the part that the storage of `tensor` is counted to, None for a storage not counted."""
+        storage = self._storages.get(id(tensor.untyped_storage()))
+        return storage.part if storage else None
 
-    def count(self, tensor: torch.Tensor, part: str) -> None:
+    def assign_part(self, tensor: torch.Tensor, part: str) -> None:
         """Count the storage of `tensor` to `part` from now on."""
-        self._see(tensor.untyped_storage(), part)
-        known = self._known[id(tensor.untyped_storage())]
-        self.now[known[1]] -= known[2]
-        self.now[part] += known[2]
-        known[1] = part
+        self._count_storage(tensor.untyped_storage(), part)
+        storage = self._storages[id(tensor.untyped_storage())]
 
-    def start(self, part: str) -> None:
-        """Begin a phase: what is made now belongs to `part`, and the highest moment is the present one."""
-        self.making, self.highest, self._most = part, dict(self.now), self.now.total()
+        self.live_bytes[storage.part] -= storage.size
+        self.live_bytes[part] += storage.size
+        storage.part = part
 
-    def _see(self, storage: torch.UntypedStorage, part: str) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._known or not size:
+    def start_phase(self, part: str) -> None:
+        """Begin a phase: new storages are counted to `part`, and the peak is the present moment."""
+        self.part_of_new_storages = part
+        self.peak_parts = dict(self.live_bytes)
+        self._peak_bytes = self.live_bytes.total()
+
+    def _count_storage(self, storage: torch.UntypedStorage, part: str) -> None:
+        key = id(storage)
+        size = storage.nbytes()
+        if key in self._storages or not size:
             return
-        self._known[key] = [weakref.ref(storage, lambda _: self._forget(key)), part, size]
-        self.now[part] += size
-        if self.now.total() > self._most:
-            self._most, self.highest = self.now.total(), dict(self.now)
 
-    def _forget(self, key: int) -> None:
-        _, part, size = self._known.pop(key)
-        self.now[part] -= size
+        reference = weakref.ref(storage, lambda _: self._release_storage(key))
+        self._storages[key] = _CountedStorage(reference, part, size)
+        self.live_bytes[part] += size
+        if self.live_bytes.total() > self._peak_bytes:
+            self._peak_bytes = self.live_bytes.total()
+            self.peak_parts = dict(self.live_bytes)
+
+    def _release_storage(self, key: int) -> None:
+        storage = self._storages.pop(key)
+        self.live_bytes[storage.part] -= storage.size
 
 
-def footprint(
+def trace_footprint(
     build: Callable[[], PreTrainedModel],
     batch: int,
     context: int,
@@ -129,37 +160,63 @@ def footprint(
     autocast: torch.dtype | None = None,
     accumulate: bool = False,
 ) -> Footprint:
-    """What one step of training the model that `build` makes takes on a GPU, nothing sharded or compiled.
+    """Trace what one training step of the model that `build` makes takes on a GPU, nothing sharded or compiled.
 
     `batch` windows of `context` tokens go forward and backward at a time, on top of the gradients of others where the
     step is to `accumulate`. Of the `arguments` the optimizer and activation checkpointing are obeyed; `autocast` is the
-    type that the matrix products are made in.
+    type of the matrix products.
     """
-    with FakeTensorMode(), patch.dict(LOGITS_AT_ONCE, {"cpu": LOGITS_AT_ONCE["cuda"]}):
-        return steps(build, batch, context, arguments, autocast, accumulate)
+    with FakeTensorMode(), _chunk_logits_as_on_gpu():
+        return trace_steps(build, batch, context, arguments, autocast, accumulate)
 
 
-def extrapolated(
-    build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig, *more: Any, **by_name: Any
+@contextmanager
+def _chunk_logits_as_on_gpu() -> Iterator[None]:
+    """Let the loss of tensors on the CPU hold as many logits at once as on a GPU.
+
+    Tensors without data lie on the CPU, and the loss looks up its chunk by their device.
+    """
+    logits_on_cpu = LOGITS_AT_ONCE["cpu"]
+    LOGITS_AT_ONCE["cpu"] = LOGITS_AT_ONCE["cuda"]
+    try:
+        yield
+    finally:
+        LOGITS_AT_ONCE["cpu"] = logits_on_cpu
+
+
+def extrapolate_footprint(
+    build: Callable[[PreTrainedConfig], PreTrainedModel],
+    config: PreTrainedConfig,
+    batch: int,
+    context: int,
+    arguments: TrainingArguments,
+    autocast: torch.dtype | None = None,
+    accumulate: bool = False,
 ) -> Footprint:
-    """`footprint` of the model of `config`; of a deep one by those of its first 2 and 4 layers, since each layer more
-    takes the same."""
+    """Return `trace_footprint` of the model of `config`.
+
+    Of a deep model the first 2 and 4 layers are traced and the others extrapolated: each further layer takes the same.
+    """
+    step_arguments = (batch, context, arguments, autocast, accumulate)
     layers = config.num_hidden_layers
     if layers <= 4:
-        return footprint(lambda: build(config), *more, **by_name)
-    low, high = (footprint(partial(build, with_layers(config, few)), *more, **by_name).phases for few in (2, 4))
-    phases = {
-        phase: {
-            part: low[phase].get(part, 0) + (size - low[phase].get(part, 0)) * (layers - 2) // 2
-            for part, size in high[phase].items()
-        }
-        for phase in high
-    }
-    return Footprint({phase: _ordered(parts) for phase, parts in phases.items()})
+        return trace_footprint(partial(build, config), *step_arguments)
+
+    two_layers = trace_footprint(partial(build, truncate_layers(config, 2)), *step_arguments).phases
+    four_layers = trace_footprint(partial(build, truncate_layers(config, 4)), *step_arguments).phases
+
+    phases = {}
+    for phase, parts_of_four in four_layers.items():
+        parts = {}
+        for part, size_of_four in parts_of_four.items():
+            size_of_two = two_layers[phase].get(part, 0)
+            parts[part] = size_of_two + (size_of_four - size_of_two) * (layers - 2) // 2
+        phases[phase] = _sort_parts(parts)
+    return Footprint(phases)
 
 
-def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The config of the same model with the first `layers` layers only."""
+def truncate_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """Return the config of the same model with the first `layers` layers only."""
     shallow = copy.deepcopy(config)
     shallow.num_hidden_layers = layers
     for key in ("num_decoder_layers", "decoder_layers"):
@@ -170,74 +227,113 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return shallow
 
 
-def on_this_cpu(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
-    """`footprint` of a training on this machine's CPU, and by how many bytes its process grows for it: the holes in the
-    C library's heap are in that, though not where the system is no Linux, which alone tells the size of a process, and
-    a little (BEYOND) that real trainings have taken on top.
+def on_this_cpu(
+    build: Callable[[], PreTrainedModel],
+    batch: int,
+    context: int,
+    arguments: TrainingArguments,
+    autocast: torch.dtype | None = None,
+    accumulate: bool = False,
+) -> tuple[Footprint, int]:
+    """Estimate the footprint of a training on this host's CPU, and by how many bytes its process grows for it.
 
-    Runs in a fork of this process, whose heap must be as a training's is at its start.
+    The growth holds also what the C library's heap loses between blocks, and CPU_MEMORY_MARGIN that real trainings have
+    taken on top. For that the steps run in a fork of this process, whose heap must be as a training's is at its start.
+    Where no fork can be measured (any platform but Linux) the growth is the footprint's peak.
     """
-    if sys.platform != "linux":
+    step_arguments = (build, batch, context, arguments, autocast, accumulate)
+    if not _can_measure_fork():
         with FakeTensorMode():
-            found = steps(*of_footprint, **by_name)
-        return found, found.peak
-    found, growth = _forked(partial(_untouched_steps, *of_footprint, **by_name))
-    return found, round(growth * (1 + BEYOND))
+            footprint = trace_steps(*step_arguments)
+        return footprint, footprint.peak
+
+    footprint, growth = _run_in_fork(partial(_allocate_steps, *step_arguments))
+    return footprint, round(growth * (1 + CPU_MEMORY_MARGIN))
 
 
 @cache
-def trainer_size() -> int:
-    """Bytes of this process once it has trained: Python, torch and all that Trainer imports, which a fork finds out."""
-    return resident() + (_forked(_growth_by_a_toy) if sys.platform == "linux" else 0)
+def trained_process_bytes() -> int:
+    """Measure the bytes of this process once it has trained: Python, torch and all that Trainer imports.
+
+    A fork trains a toy model for that. Where no fork can be measured, these are the bytes of this process as it is.
+    """
+    present_bytes = resident_bytes()
+    if not _can_measure_fork():
+        return present_bytes
+    return present_bytes + _run_in_fork(_train_toy_model)
 
 
-def _untouched_steps(*of_footprint: Any, **by_name: Any) -> tuple[Footprint, int]:
+def _allocate_steps(*step_arguments: Any) -> tuple[Footprint, int]:
+    """Trace steps in AllocateOnlyMode, and return by how many bytes this process has grown at its peak as well."""
     keep_freed_memory()
-    before = _status("VmSize")
-    with Untouched():
-        found = steps(*of_footprint, **by_name, count=3)
-    return found, _status("VmPeak") - before
+    bytes_before = _read_process_status("VmSize")
+    with AllocateOnlyMode():
+        footprint = trace_steps(*step_arguments, count=3)
+    return footprint, _read_process_status("VmPeak") - bytes_before
 
 
-def _growth_by_a_toy() -> int:
-    before = _status("VmRSS")
+def _train_toy_model() -> int:
+    """Train a model of a few numbers, and return by how many bytes this process has grown."""
+    bytes_before = _read_process_status("VmRSS")
+
     config = HfLlmConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
     )
-    row = torch.zeros(8, dtype=torch.long)
-    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
+    tokens = torch.zeros(8, dtype=torch.long)
+    examples = [{"input_ids": tokens, "labels": tokens}] * 16
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        arguments = TrainingArguments(folder, max_steps=2, use_cpu=True, **quiet)
-        rows = [{"input_ids": row, "labels": row}] * 16
-        Trainer(HfLlmForCausalLM(config), arguments, train_dataset=rows).train()
-    return _status("VmRSS") - before
+        arguments = TrainingArguments(
+            folder,
+            max_steps=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            dataloader_pin_memory=False,
+        )
+        Trainer(HfLlmForCausalLM(config), arguments, train_dataset=examples).train()
+
+    return _read_process_status("VmRSS") - bytes_before
 
 
-def _forked(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a fork of this process. Raises RuntimeError where it fails there."""
-    pipe, end = multiprocessing.get_context("fork").Pipe(duplex=False)
+def _can_measure_fork() -> bool:
+    """Whether this platform can fork a process, and tells the size of its memory in /proc: Linux alone does both."""
+    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
-    def alone() -> None:
-        torch.set_num_threads(1)  # the others of OpenMP's pool have not come along, and would be waited for
-        end.send(work())
 
-    child = multiprocessing.get_context("fork").Process(target=alone)
+def _run_in_fork(work: Callable[[], Any]) -> Any:
+    """Return what `work` returns in a fork of this process.
+
+    Raises RuntimeError where it fails there. To be called only where `_can_measure_fork`.
+    """
+    assert _can_measure_fork()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def send_result() -> None:
+        # The other threads of OpenMP's pool are not in the fork, and would be waited for.
+        torch.set_num_threads(1)
+        sender.send(work())
+
+    child = context.Process(target=send_result)
     child.start()
-    end.close()
+    sender.close()
     try:
-        return pipe.recv()
+        return receiver.recv()
     except EOFError:
-        raise RuntimeError("the process that tried a training step has failed; what it printed says why") from None
+        raise RuntimeError("the process that tried a training step failed; its output above says why") from None
     finally:
         child.join()
 
 
-def _status(key: str) -> int:
-    """Bytes that Linux tells of this process, `VmPeak` of the time since it was forked (proc_pid_status(5))."""
-    return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+def _read_process_status(key: str) -> int:
+    """Read a size of this process from Linux, in bytes (proc_pid_status(5)): `VmPeak` is the peak since its fork."""
+    status = Path("/proc/self/status").read_text()
+    kibibytes = re.search(key + r":\s+(\d+)", status)[1]
+    return int(kibibytes) * 1024
 
 
-def steps(
+def trace_steps(
     build: Callable[[], PreTrainedModel],
     batch: int,
     context: int,
@@ -246,72 +342,112 @@ def steps(
     accumulate: bool = False,
     count: int = 1,
 ) -> Footprint:
-    """As `footprint`, on the tensors of whatever mode is on."""
+    """Trace `count` steps as `trace_footprint` does one, on the tensors of whatever mode is on.
+
+    Raises UserError for an optimizer that cannot run on tensors without data.
+    """
     with LiveStorages() as storages:
-        with no_init_weights():
-            model = build().train()
-        model.tie_weights()  # which belongs to the initialisation
-        if arguments.activation_checkpointing:
-            model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
-        if (head := model.get_output_embeddings()) is not None:
-            head.register_forward_pre_hook(lambda *_: setattr(storages, "making", LOSS))
+        model = _build_for_training(build, arguments)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(lambda p: storages.count(p.grad, GRADIENTS))
+        _register_part_hooks(storages, model, trained)
         optimizer = new_optimizer(arguments, model)
-        for parameter in trained if accumulate and count == 1 else ():  # what micro-batches before have left
-            parameter.grad = torch.empty_like(parameter)
-            storages.count(parameter.grad, GRADIENTS)
+
+        # A single step that accumulates begins with the gradients of the micro-batches before it.
+        if accumulate and count == 1:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+                storages.assign_part(parameter.grad, GRADIENTS)
+        micro_batches = 2 if accumulate and count > 1 else 1
+
         for step in range(count):
-            for _ in range(2 if accumulate and count > 1 else 1):
-                training = _forward_and_backward(storages, model, batch, context, autocast)
-            storages.start(TEMPORARY)
+            for _ in range(micro_batches):
+                training_parts = _run_forward_and_backward(storages, model, batch, context, autocast)
+
+            storages.start_phase(TEMPORARY)
             if arguments.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
-            storages.making = OPTIMIZER if step == 0 else TEMPORARY  # the first step makes the states
-            try:
-                optimizer.step()
-            except DataDependentOutputException:
-                name = OptimizerNames(arguments.optim).value
-                raise UserError(
-                    f"training.optim: what {name} takes is not known before it runs; plan with adamw_torch_fused, "
-                    "which keeps 8 bytes for each parameter (docs/optimizers.md has the others')"
-                ) from None
+            # The first step makes the optimizer's states.
+            storages.part_of_new_storages = OPTIMIZER if step == 0 else TEMPORARY
+            _run_optimizer_step(optimizer, arguments)
             if step == 0:
-                states = storages.now[OPTIMIZER]
-            update = _settled(storages.highest, states)
+                state_bytes = storages.live_bytes[OPTIMIZER]
+            update_parts = _separate_temporary_bytes(storages.peak_parts, state_bytes)
             optimizer.zero_grad()
-    # The states are there from the second step on, also while the model goes forward and backward.
-    return Footprint({TRAINING: _ordered({**training, OPTIMIZER: states}), UPDATE: _ordered(update)})
+
+    # The states exist from the second step on, also while the model goes forward and backward.
+    training_parts = {**training_parts, OPTIMIZER: state_bytes}
+    return Footprint({TRAINING: _sort_parts(training_parts), UPDATE: _sort_parts(update_parts)})
 
 
-def _settled(parts: dict[str, int], states: int) -> dict[str, int]:
-    """What the first optimizer step has made on the way to the states is temporary."""
-    passing = parts.get(OPTIMIZER, 0) - states
-    return {**parts, OPTIMIZER: states, TEMPORARY: parts.get(TEMPORARY, 0) + passing}
+def _build_for_training(build: Callable[[], PreTrainedModel], arguments: TrainingArguments) -> PreTrainedModel:
+    with no_init_weights():
+        model = build().train()
+    model.tie_weights()  # a part of the initialisation
+    if arguments.activation_checkpointing:
+        model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+    return model
 
 
-def _forward_and_backward(
+def _register_part_hooks(storages: LiveStorages, model: PreTrainedModel, trained: list[torch.nn.Parameter]) -> None:
+    """Count what is made from the model's head on to the loss, and what a parameter accumulates to the gradients."""
+
+    def start_loss(*_: Any) -> None:
+        storages.part_of_new_storages = LOSS
+
+    def assign_gradient(parameter: torch.nn.Parameter) -> None:
+        storages.assign_part(parameter.grad, GRADIENTS)
+
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(start_loss)
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(assign_gradient)
+
+
+def _run_forward_and_backward(
     storages: LiveStorages, model: PreTrainedModel, batch: int, context: int, autocast: torch.dtype | None
 ) -> dict[str, int]:
-    """Bytes by part at the highest moment."""
+    """Run one micro-batch, and return the bytes by part at its peak."""
     tokens = torch.zeros(batch, context, dtype=torch.long)
-    storages.start(ACTIVATIONS)
+    storages.start_phase(ACTIVATIONS)
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        loss = model(**model_inputs(model.config, tokens)).loss
-    storages.making = TEMPORARY
+        loss = model(**build_model_inputs(model.config, tokens)).loss
+    storages.part_of_new_storages = TEMPORARY
     loss.backward()
-    return storages.highest
+    return storages.peak_parts
 
 
-def model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a model goes through for windows of `tokens` (B T): an encoder-decoder as much as T5's span corruption
-    leaves of them, and takes out."""
+def _run_optimizer_step(optimizer: Optimizer, arguments: TrainingArguments) -> None:
+    try:
+        optimizer.step()
+    except DataDependentOutputException:
+        name = OptimizerNames(arguments.optim).value
+        raise UserError(
+            f"training.optim: the memory of {name} is not known before it runs; plan with adamw_torch_fused, "
+            "which keeps 8 bytes for each parameter (docs/optimizers.md lists the others)"
+        ) from None
+
+
+def _separate_temporary_bytes(parts: dict[str, int], state_bytes: int) -> dict[str, int]:
+    """Count as temporary what the first optimizer step makes beside the states that it leaves."""
+    passing = parts.get(OPTIMIZER, 0) - state_bytes
+    return {**parts, OPTIMIZER: state_bytes, TEMPORARY: parts.get(TEMPORARY, 0) + passing}
+
+
+def build_model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the inputs with which a model trains on windows of `tokens` (B T).
+
+    An encoder-decoder reads as many tokens as T5's span corruption leaves of a window, and predicts as many as it takes
+    out.
+    """
     if not config.is_encoder_decoder:
         return {"input_ids": tokens, "labels": tokens.clone()}
-    encoded, decoded = (math.ceil(share * tokens.shape[1]) for share in (ENCODED, DECODED))
+
+    encoded = math.ceil(ENCODED * tokens.shape[1])
+    decoded = math.ceil(DECODED * tokens.shape[1])
     return {"input_ids": tokens[:, :encoded], "labels": tokens[:, :decoded].clone()}
 
 
-def _ordered(parts: dict[str, int]) -> dict[str, int]:
+def _sort_parts(parts: dict[str, int]) -> dict[str, int]:
+    """Return the parts that hold anything, in the order of PARTS."""
     return {part: parts[part] for part in PARTS if parts.get(part)}

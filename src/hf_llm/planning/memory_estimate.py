@@ -1,11 +1,12 @@
-"""A training before it is made: the model of a recipe without tokenizer or weights, and what each device would hold."""
+"""A recipe -> what each device would hold in its training: the model is planned without tokenizer or weights."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
@@ -25,16 +26,31 @@ from hf_llm.model.load import (
     one_line,
     untrained,
 )
-from hf_llm.planning.memory import TRAINING, UPDATE, Footprint, extrapolated, on_this_cpu, trainer_size
-from hf_llm.planning.sharded_memory import Sizes, engines
+from hf_llm.planning.memory import (
+    TRAINING,
+    UPDATE,
+    Footprint,
+    extrapolate_footprint,
+    on_this_cpu,
+    trained_process_bytes,
+)
+from hf_llm.planning.sharded_memory import ParameterCounts, estimate_engines
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 from hf_llm.training.optimizers import arguments_of
 
-# Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and what the allocator cannot use.
-CUDA_CONTEXT, FRAGMENTATION = 600 << 20, 0.05
-FRAMEWORK, HOLES, PROGRAM = "framework, fragmentation", "holes in the heap", "program and libraries"
-OBEYED = (
+# Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and the share of memory that the
+# allocator cannot use.
+CUDA_CONTEXT_BYTES = 600 << 20
+FRAGMENTATION_SHARE = 0.05
+
+# Parts of a footprint beside those of hf_llm.planning.memory.
+FRAMEWORK = "framework, fragmentation"
+HOLES = "holes in the heap"
+PROGRAM = "program and libraries"
+
+# The keys of a `training` section that decide memory.
+MEMORY_SETTINGS = (
     "optim",
     "optim_args",
     "optim_target_modules",
@@ -45,63 +61,77 @@ OBEYED = (
 
 
 def planned_config(section: dict[str, Any], vocabulary: int, context: int | None) -> PreTrainedConfig:
-    """The config that `new_model` will make of a `model` section with a tokenizer of `vocabulary` tokens.
+    """Build the config that `new_model` will make of a `model` section with a tokenizer of `vocabulary` tokens.
 
     Raises UserError where the section's keys or values are wrong.
     """
     cls = config_class(section)
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
     check_keys(settings, cls)
-    fitted = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
-    # What the tokenizer will say; a config's own may lie outside of this vocabulary.
-    fitted |= {key: None for key in cls.__dataclass_fields__ if key in ("bos_token_id", "cls_token_id", "sep_token_id")}
-    fitted |= {"pad_token_id": 0, "eos_token_id": 1} | ({"decoder_start_token_id": 0} if cls.is_encoder_decoder else {})
-    return config_of(cls, settings, fitted, context)
+
+    tokenizer_settings = {"vocab_size": math.ceil(vocabulary / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
+    # The tokenizer will set the special tokens; the config's defaults may lie outside of this vocabulary.
+    for key in ("bos_token_id", "cls_token_id", "sep_token_id"):
+        if key in cls.__dataclass_fields__:
+            tokenizer_settings[key] = None
+    tokenizer_settings["pad_token_id"] = 0
+    tokenizer_settings["eos_token_id"] = 1
+    if cls.is_encoder_decoder:
+        tokenizer_settings["decoder_start_token_id"] = 0
+
+    return config_of(cls, settings, tokenizer_settings, context)
 
 
 def pretraining_config(model: dict[str, Any], section: Any, tree: dict[str, Any], tokenizer: Path) -> PreTrainedConfig:
-    """The config of what the pretraining of a recipe makes: of its sections `model` and `pretrain` (`section`), where
-    the run's tokenizer is, or will be, the folder `tokenizer`.
+    """Build the config of the model that a recipe's pretraining makes.
 
-    Raises UserError where the sections are wrong, or need something that is not there yet.
+    `model` and `section` are the recipe's sections `model` and `pretrain`; the run's tokenizer is, or will be, the
+    folder `tokenizer`. Raises UserError where the sections are wrong, or need something that does not exist yet.
     """
     if section.keep_layers is not None:
-        teacher = load_model(section.start_from, objective=None)
-        model = student_section(teacher, model, section.keep_layers)
-    return planned_config(model, vocabulary(tree, tokenizer), section.context)
+        unpruned = load_model(section.start_from, objective=None)
+        model = student_section(unpruned, model, section.keep_layers)
+    return planned_config(model, count_vocabulary(tree, tokenizer), section.context)
 
 
-def vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
-    """The number of tokens: of the tokenizer that `pretrain` names, of the folder `tokenizer` where it is finished,
-    else as the recipe's `tree` has it.
+def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
+    """Return the number of tokens of a recipe's tokenizer.
 
-    Raises UserError where it has not.
+    It is that of the tokenizer that `pretrain` names, of the folder `tokenizer` where it is finished, else what the
+    recipe's `tree` says. Raises UserError where it does not say.
     """
-    given = (tree.get("pretrain") or {}).get("tokenizer")
-    if given is None and read_manifest(tokenizer):
+    named_tokenizer = (tree.get("pretrain") or {}).get("tokenizer")
+    if named_tokenizer is None and read_manifest(tokenizer):
         return len(load_tokenizer(tokenizer))
-    model, section = tree.get("model") or {}, tree.get("tokenizer") or {}
-    if model.get("vocab_size"):
-        return model["vocab_size"]
-    if given is not None:
-        return len(load_tokenizer(given))
-    if section.get("use"):
+
+    model_section = tree.get("model") or {}
+    if model_section.get("vocab_size"):
+        return model_section["vocab_size"]
+    if named_tokenizer is not None:
+        return len(load_tokenizer(named_tokenizer))
+
+    tokenizer_section = tree.get("tokenizer") or {}
+    if tokenizer_section.get("use"):
         raise UserError(
-            f"tokenizer.use: the vocabulary of {section['use']} is known once it is here; make {tokenizer} first "
-            "(python -m hf_llm.train_tokenizer with this recipe), or add --model.vocab_size=..."
+            f"tokenizer.use: the vocabulary of {tokenizer_section['use']} is known once it is downloaded; make "
+            f"{tokenizer} first (python -m hf_llm.train_tokenizer with this recipe), or add --model.vocab_size=..."
         )
-    return section.get("vocab_size") or TokenizerSection().vocab_size
+    return tokenizer_section.get("vocab_size") or TokenizerSection().vocab_size
 
 
-def arguments_for_planning(settings: dict[str, Any], checkpointing: bool | None = None) -> TrainingArguments:
-    """Of a `training` section what decides memory, as TrainingArguments that any machine can construct."""
-    obeyed = {key: value for key, value in settings.items() if key in OBEYED}
-    obeyed.setdefault("activation_checkpointing", settings.get("gradient_checkpointing", False))
+def build_planning_arguments(settings: dict[str, Any], checkpointing: bool | None = None) -> TrainingArguments:
+    """Turn what decides memory in a `training` section into TrainingArguments that any host can construct.
+
+    `checkpointing` overrides the section's activation checkpointing. Raises UserError for values that do not fit.
+    """
+    memory_settings = {key: value for key, value in settings.items() if key in MEMORY_SETTINGS}
+    memory_settings.setdefault("activation_checkpointing", settings.get("gradient_checkpointing", False))
     if checkpointing is not None:
-        obeyed["activation_checkpointing"] = checkpointing
+        memory_settings["activation_checkpointing"] = checkpointing
+
+    planning_settings = {"output_dir": "unused", "use_cpu": True, "report_to": "none", **memory_settings}
     try:
-        settings = {"output_dir": "unused", "use_cpu": True, "report_to": "none", **obeyed}
-        return arguments_of(TrainingArguments, settings)
+        return arguments_of(TrainingArguments, planning_settings)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {one_line(error)}") from error
 
@@ -109,132 +139,201 @@ def arguments_for_planning(settings: dict[str, Any], checkpointing: bool | None 
 def model_of(
     config: PreTrainedConfig, dtype: torch.dtype = torch.float32, lora: dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """A model of `config`, with adapters where there is a `lora` section."""
+    """Build an untrained model of `config`, with adapters where there is a `lora` section."""
     model = untrained(config, dtype)
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model
 
-    # Adapters are made where they belong, and tensors without data cannot be moved (Module._apply would swap them).
-    with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+    with _keep_modules_on_their_device():
         return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
+
+
+@contextmanager
+def _keep_modules_on_their_device() -> Iterator[None]:
+    """Let `torch.nn.Module.to` do nothing.
+
+    peft moves each adapter to the device of the layer that it wraps, where it has been made already. Tensors without
+    data cannot be moved that way: `Module._apply` would swap them for others.
+    """
+    move_module = torch.nn.Module.to
+    torch.nn.Module.to = lambda module, *_, **__: module
+    try:
+        yield
+    finally:
+        torch.nn.Module.to = move_module
 
 
 @dataclass(frozen=True)
 class Job:
-    """What of a stage decides the memory of its steps."""
+    """What of a training stage decides the memory of its steps."""
 
     config: PreTrainedConfig
     context: int
-    windows: int  # of an optimizer step, on all devices together
-    settings: dict[str, Any]  # the `training` section
-    bf16: bool  # whether the devices have units for it
+    windows: int
+    """Windows of an optimizer step, on all devices together."""
+    settings: dict[str, Any]
+    """The `training` section."""
+    bf16: bool
+    """Whether the devices have units for bf16."""
     lora: dict[str, Any] | None = None
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The type in which matrix products are made, None for that of the weights."""
+        """The type of the matrix products, None for that of the weights."""
         return autocast_type(self.settings, self.bf16)
 
-    def arguments(self, checkpointing: bool | None = None) -> TrainingArguments:
-        return arguments_for_planning(self.settings, checkpointing)
+    def build_arguments(self, checkpointing: bool | None = None) -> TrainingArguments:
+        return build_planning_arguments(self.settings, checkpointing)
 
-    def micro_batch(self, devices: int, kind: str) -> int:
-        """The windows of one forward and backward pass as `hf_llm.training.arguments.batch` will choose them."""
-        share = max(1, self.windows // devices)
-        given = self.settings.get("per_device_train_batch_size")
-        return given or largest_divisor(share, max(1, MICRO_BATCH_TOKENS[kind] // self.context))
-
-
-def largest_divisor(number: int, most: int) -> int:
-    """The largest number up to `most` that divides `number`."""
-    return next(n for n in range(min(number, max(1, most)), 0, -1) if number % n == 0)
+    def choose_micro_batch(self, devices: int, device_type: str) -> int:
+        """Choose the windows of one forward and backward pass as `hf_llm.training.arguments.batch` does."""
+        from_recipe = self.settings.get("per_device_train_batch_size")
+        if from_recipe:
+            return from_recipe
+        windows_per_device = max(1, self.windows // devices)
+        fitting_windows = max(1, MICRO_BATCH_TOKENS[device_type] // self.context)
+        return largest_divisor(windows_per_device, fitting_windows)
 
 
-def sizes(config: PreTrainedConfig, lora: dict[str, Any] | None = None) -> Sizes:
-    """Parameters trained and frozen, of one layer, and outside of all layers."""
+def largest_divisor(number: int, limit: int) -> int:
+    """Find the largest number up to `limit` that divides `number`."""
+    for divisor in range(min(number, max(1, limit)), 0, -1):
+        if number % divisor == 0:
+            return divisor
+    raise AssertionError(f"1 divides {number}")
+
+
+def count_parameters(config: PreTrainedConfig, lora: dict[str, Any] | None = None) -> ParameterCounts:
+    """Count the parameters of a model: trained and frozen, of one layer, and outside of all layers."""
     with torch.device("meta"):
         model = model_of(config, lora=lora)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len, default=[])
-    within = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-    return Sizes(trained, everything - trained, within // max(1, len(layers)), everything - within)
+
+    trained = 0
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+
+    # The layers are the longest list of modules.
+    module_lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(module_lists, key=len, default=[])
+    in_layers = 0
+    for layer in layers:
+        in_layers += sum(parameter.numel() for parameter in layer.parameters())
+
+    return ParameterCounts(
+        trained=trained,
+        frozen=total - trained,
+        per_layer=in_layers // max(1, len(layers)),
+        outside_layers=total - in_layers,
+    )
 
 
 @dataclass(frozen=True)
-class Row:
-    """One engine: the footprint of a device at the micro-batch planned, and the largest micro-batch that fits."""
+class EngineEstimate:
+    """One engine: the footprint of a device at the planned micro-batch, and the largest micro-batch that fits."""
 
     engine: str
     checkpointing: bool
     footprint: Footprint
-    largest: int  # windows; 0 where not even one fits
+    max_micro_batch: int
+    """Windows; 0 where not even one fits."""
     accumulation: int
+    """Micro-batches of an optimizer step at the largest one; 0 where none fits."""
 
 
-def gpu_rows(job: Job, devices: int, device: Device, micro: int, checkpointing: bool) -> list[Row]:
-    """The engines side by side on `devices` of a kind."""
-    amount, arguments = sizes(job.config, job.lora), job.arguments(checkpointing)
-    share = max(1, job.windows // devices)
+def estimate_gpu_engines(
+    job: Job, devices: int, device: Device, micro_batch: int, checkpointing: bool
+) -> list[EngineEstimate]:
+    """Estimate each engine for a training on `devices` GPUs of one kind."""
+    counts = count_parameters(job.config, job.lora)
+    arguments = job.build_arguments(checkpointing)
+    windows_per_device = max(1, job.windows // devices)
+    accumulate = windows_per_device > micro_batch
 
-    def found(batch: int) -> dict[str, Footprint]:
-        def of(dtype: torch.dtype, autocast: torch.dtype | None) -> Footprint:
-            build: Callable[[PreTrainedConfig], PreTrainedModel] = partial(model_of, dtype=dtype, lora=job.lora)
-            return extrapolated(build, job.config, batch, job.context, arguments, autocast, share > micro)
+    def extrapolate(windows: int, dtype: torch.dtype, autocast: torch.dtype | None) -> Footprint:
+        build = partial(model_of, dtype=dtype, lora=job.lora)
+        return extrapolate_footprint(build, job.config, windows, job.context, arguments, autocast, accumulate)
 
-        whole = of(torch.float32, job.autocast)
-        half = of(job.autocast, None) if job.autocast and devices > 1 else whole
-        return engines(whole, half, amount, devices, job.autocast is not None)
+    def footprints_by_engine(windows: int) -> dict[str, Footprint]:
+        whole = extrapolate(windows, torch.float32, job.autocast)
+        half = whole
+        if job.autocast and devices > 1:
+            half = extrapolate(windows, job.autocast, None)
+        return estimate_engines(whole, half, counts, devices, job.autocast is not None)
 
-    rows = []
-    for (engine, once), twice in zip(found(micro).items(), found(2 * micro).values(), strict=True):
-        once, twice = with_framework(once), with_framework(twice)
-        most = fitting(device.memory, micro, once, twice)
-        largest = largest_divisor(share, most) if most else 0
-        rows.append(Row(engine, checkpointing, once, largest, share // largest if largest else 0))
-    return rows
+    footprints = footprints_by_engine(micro_batch)
+    footprints_of_double = footprints_by_engine(2 * micro_batch)
+
+    estimates = []
+    for engine in footprints:
+        footprint = add_framework_memory(footprints[engine])
+        footprint_of_double = add_framework_memory(footprints_of_double[engine])
+        fitting_windows = count_fitting_windows(device.memory, micro_batch, footprint, footprint_of_double)
+        max_micro_batch = 0
+        accumulation = 0
+        if fitting_windows:
+            max_micro_batch = largest_divisor(windows_per_device, fitting_windows)
+            accumulation = windows_per_device // max_micro_batch
+        estimates.append(EngineEstimate(engine, checkpointing, footprint, max_micro_batch, accumulation))
+    return estimates
 
 
-def fitting(memory: int, micro: int, once: Footprint, twice: Footprint) -> int:
-    """The windows of a micro-batch that fit into `memory`, by the straight line through the footprints of `micro`
-    windows and twice as many; 0 where not one does."""
-    if sum(once.phases[UPDATE].values()) > memory:
+def count_fitting_windows(memory: int, micro_batch: int, footprint: Footprint, footprint_of_double: Footprint) -> int:
+    """Count the windows of a micro-batch that fit in `memory` bytes; 0 where not one does.
+
+    Read off the straight line through the footprints of `micro_batch` windows and of twice as many.
+    """
+    update_bytes = sum(footprint.phases[UPDATE].values())
+    if update_bytes > memory:
         return 0
-    taken, more = (sum(footprint.phases[TRAINING].values()) for footprint in (once, twice))
-    each = max(1, (more - taken) / micro)
-    return max(0, micro + int((memory - taken) // each))
+
+    training_bytes = sum(footprint.phases[TRAINING].values())
+    training_bytes_of_double = sum(footprint_of_double.phases[TRAINING].values())
+    bytes_per_window = max(1, (training_bytes_of_double - training_bytes) / micro_batch)
+    further_windows = int((memory - training_bytes) // bytes_per_window)
+    return max(0, micro_batch + further_windows)
 
 
-def with_framework(footprint: Footprint) -> Footprint:
-    """With what is assumed of the CUDA context and the allocator's losses."""
+def add_framework_memory(footprint: Footprint) -> Footprint:
+    """Add what is assumed of the CUDA context and the allocator's losses."""
     phases = {}
     for phase, parts in footprint.phases.items():
-        extra = CUDA_CONTEXT + int(FRAGMENTATION * sum(parts.values()))
-        phases[phase] = {**parts, FRAMEWORK: extra}
+        framework_bytes = CUDA_CONTEXT_BYTES + int(FRAGMENTATION_SHARE * sum(parts.values()))
+        phases[phase] = {**parts, FRAMEWORK: framework_bytes}
     return Footprint(phases)
 
 
-def tensors(footprint: Footprint) -> int:
-    """The peak without what is assumed beside the tensors: what torch.cuda.max_memory_allocated will tell."""
+def tensor_bytes(footprint: Footprint) -> int:
+    """The peak without what is assumed beside the tensors, as torch.cuda.max_memory_allocated reports it."""
     return max(sum(parts.values()) - parts.get(FRAMEWORK, 0) for parts in footprint.phases.values())
 
 
-def cpu_row(job: Job, micro: int) -> Row:
-    """A training on this machine's CPU, as `hf_llm.planning.memory.on_this_cpu` tries it."""
+def estimate_cpu_training(job: Job, micro_batch: int) -> EngineEstimate:
+    """Estimate a training in one process on this host's CPU, as `hf_llm.planning.memory` tries it."""
     build = partial(model_of, job.config, lora=job.lora)
-    accumulate = job.windows > micro
-    footprint, growth = on_this_cpu(build, micro, job.context, job.arguments(), job.autocast, accumulate)
+    accumulate = job.windows > micro_batch
+    footprint, growth = on_this_cpu(build, micro_batch, job.context, job.build_arguments(), job.autocast, accumulate)
+
     holes = max(0, growth - footprint.peak)
-    phases = {phase: {**parts, HOLES: holes, PROGRAM: trainer_size()} for phase, parts in footprint.phases.items()}
-    checkpointing = bool(job.arguments().activation_checkpointing)
-    return Row("one process", checkpointing, Footprint(phases), micro, job.windows // micro)
+    phases = {}
+    for phase, parts in footprint.phases.items():
+        phases[phase] = {**parts, HOLES: holes, PROGRAM: trained_process_bytes()}
+
+    checkpointing = bool(job.build_arguments().activation_checkpointing)
+    return EngineEstimate("one process", checkpointing, Footprint(phases), micro_batch, job.windows // micro_batch)
 
 
-def peak_of_tuning(job: Job, batch: int, device: Device) -> int:
-    """Bytes of one device in a step of `batch` windows of a stage that tunes, nothing sharded."""
-    step = (batch, job.context, job.arguments(), job.autocast, job.windows > batch)
+def estimate_tuning_peak(job: Job, micro_batch: int, device: Device) -> int:
+    """Estimate the bytes of one device in a step of a stage after pretraining, nothing sharded."""
+    accumulate = job.windows > micro_batch
+    step_arguments = (micro_batch, job.context, job.build_arguments(), job.autocast, accumulate)
+
     if device.key == "cpu":
-        _, growth = on_this_cpu(partial(model_of, job.config, lora=job.lora), *step)
-        return trainer_size() + growth
-    return with_framework(extrapolated(partial(model_of, lora=job.lora), job.config, *step)).peak
+        _, growth = on_this_cpu(partial(model_of, job.config, lora=job.lora), *step_arguments)
+        return trained_process_bytes() + growth
+
+    footprint = extrapolate_footprint(partial(model_of, lora=job.lora), job.config, *step_arguments)
+    return add_framework_memory(footprint).peak

@@ -1,5 +1,5 @@
-"""How many tokens a second a training will learn from: measured on a few real layers here, or reckoned from a data
-sheet for a device that is not here."""
+"""A training -> its tokens per second: measured on a few real layers on this host, or estimated from a data sheet for
+other hardware."""
 
 import time
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.devices import Device, training_dtype
-from hf_llm.hardware.microbenchmarks import Rate, synchronise
-from hf_llm.hardware.runtime import device_type, freed_memory_kept, has_bf16
+from hf_llm.hardware.microbenchmarks import Rate, synchronize_device
+from hf_llm.hardware.runtime import device_type, has_bf16, retain_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
-from hf_llm.pipeline.sizing import OF_DATA_SHEET
-from hf_llm.planning.memory import model_inputs, with_layers
-from hf_llm.planning.memory_estimate import Job, arguments_for_planning, model_of
+from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
+from hf_llm.planning.memory import build_model_inputs, truncate_layers
+from hf_llm.planning.memory_estimate import Job, build_planning_arguments, model_of
 from hf_llm.training.optimizers import new_optimizer
 
-LAYERS = 4  # of a deeper model that are timed
-FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
-RECOMPUTED = 4 / 3  # arithmetic with activation checkpointing: the forward pass once more
+MAX_TIMED_LAYERS = 4
+TIMED_PASS_FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
+CHECKPOINTING_FLOPS_RATIO = 4 / 3  # activation checkpointing runs the forward pass once more
 
 
 @dataclass(frozen=True)
@@ -34,44 +34,53 @@ class Speed:
     source: str
 
 
-def tokens_per_second(
+def estimate_speed(
     model: PreTrainedConfig | PreTrainedModel,
     device: Device,
     context: int,
     devices: int = 1,
-    recompute: bool = False,
+    checkpointing: bool = False,
     dtype: str = "",
 ) -> Speed:
-    """Reckoned from the data sheet: the FLOPs of a token against a share of what the device can do at most.
+    """Estimate the speed from the data sheet: a share of the device's FLOP/s over the FLOPs of a token.
 
-    The share is the one `hf_llm.pipeline.sizing` states. With `recompute` (activation checkpointing) a token takes
-    a third more. `dtype` is what training computes in (float16), where the device has units for it; else as
-    `training_dtype` says. Raises UserError for a device whose maker publishes no FLOP/s.
+    The share is the one `hf_llm.pipeline.sizing` states. With activation `checkpointing` a token takes a third more.
+    `dtype` is what training computes in (float16), where the device has units for it; else as `training_dtype` says.
+    Raises UserError for a device whose maker publishes no FLOP/s.
     """
-    dtype = dtype if dtype in device.flops else training_dtype(device)
+    if dtype not in device.flops:
+        dtype = training_dtype(device)
     if dtype is None:
         raise UserError(f"no FLOP/s are published for {device.name}; run this on it, and its speed is measured")
-    flops = flops_per_token(model, context) * (RECOMPUTED if recompute else 1)
-    rate = OF_DATA_SHEET * devices * device.flops[dtype] / flops
-    return Speed(rate, f"{OF_DATA_SHEET:.0%} of the data sheet's {device.flops[dtype] / 1e12:,.0f} TFLOP/s in {dtype}")
+
+    flops = flops_per_token(model, context)
+    if checkpointing:
+        flops = flops * CHECKPOINTING_FLOPS_RATIO
+    tokens_per_second = DATA_SHEET_UTILISATION * devices * device.flops[dtype] / flops
+
+    teraflops = device.flops[dtype] / 1e12
+    source = f"{DATA_SHEET_UTILISATION:.0%} of the data sheet's {teraflops:,.0f} TFLOP/s in {dtype}"
+    return Speed(tokens_per_second, source)
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds on one device: of forward and backward of a window without the layers, of one layer for a window, and of
-    the optimizer's step for one parameter."""
+class StepTiming:
+    """Seconds that the pieces of a step take on one device."""
 
     window: float
+    """Forward and backward of one window without the layers."""
     layer: float
+    """Forward and backward of one window in one layer."""
     parameter: float
+    """The optimizer step for one parameter."""
 
     def tokens_per_second(self, layers: int, context: int, windows: int, parameters: int) -> float:
-        """Of a step of `windows` windows, which one device goes through in micro-batches, and one optimizer step."""
-        step = windows * (self.window + layers * self.layer) + parameters * self.parameter
-        return windows * context / step
+        """Tokens per second of steps of `windows` windows in micro-batches, with one optimizer step each."""
+        step_seconds = windows * (self.window + layers * self.layer) + parameters * self.parameter
+        return windows * context / step_seconds
 
 
-def timed(
+def time_layers(
     build: Callable[[PreTrainedConfig], PreTrainedModel],
     config: PreTrainedConfig,
     batch: int,
@@ -79,58 +88,103 @@ def timed(
     arguments: TrainingArguments,
     autocast: torch.dtype | None = None,
     rounds: int = 3,
-) -> Timed:
-    """Train a few layers of the model for a few steps on the device that Trainer would take, and keep the fastest of
-    the `rounds`.
+) -> StepTiming:
+    """Train a few layers of the model for a few steps on the device that Trainer takes, and time the fastest.
 
-    `build` makes the model of a config with other numbers of layers. Micro-batches of `batch` windows of `context`
-    tokens, or fewer where the passes would take long: what a window takes hardly depends on how many go at a time.
+    `build` makes the model of a config with other numbers of layers; a deep and a shallow one tell the time of a layer.
+    Micro-batches have `batch` windows of `context` tokens, or fewer where a pass would take long: the time of a window
+    hardly depends on how many go at a time.
     """
-    deep, shallow = max(2, min(LAYERS, config.num_hidden_layers)), 1
-    batch = max(1, min(batch, int(FLOPS / (context * flops_per_token(with_layers(config, deep), context)))))
-    with freed_memory_kept() if device_type() == "cpu" else nullcontext():  # as a training does
-        runs = [_Run(build(with_layers(config, few)), batch, context, arguments, autocast) for few in (deep, shallow)]
-        for run in runs:
-            run.step()  # the first sets up libraries, memory and the optimizer's states
-        times = [[run.step() for run in runs] for _ in range(rounds)]
-        parameters = runs[0].parameters
-        del run, runs
-    most, least = (min(round_[which][0] for round_ in times) for which in (0, 1))
-    layer = min(max(0.0, most - least) / (deep - shallow), most / deep) / batch  # whatever else the machine did
-    update = min(round_[0][1] for round_ in times) / parameters
-    return Timed(most / batch - deep * layer, layer, update)
+    deep_layers = max(2, min(MAX_TIMED_LAYERS, config.num_hidden_layers))
+    shallow_layers = 1
+    deep_config = truncate_layers(config, deep_layers)
+    shallow_config = truncate_layers(config, shallow_layers)
+    affordable_windows = int(TIMED_PASS_FLOPS / (context * flops_per_token(deep_config, context)))
+    batch = max(1, min(batch, affordable_windows))
+
+    is_cpu = device_type() == "cpu"
+    with retain_freed_memory() if is_cpu else nullcontext():  # as a training does
+        deep = _TimedModel(build(deep_config), batch, context, arguments, autocast)
+        shallow = _TimedModel(build(shallow_config), batch, context, arguments, autocast)
+
+        # The first step sets up libraries, memory and the optimizer's states.
+        deep.run_step()
+        shallow.run_step()
+
+        deep_times = []
+        shallow_times = []
+        for _ in range(rounds):
+            deep_times.append(deep.run_step())
+            shallow_times.append(shallow.run_step())
+
+        parameters = deep.parameter_count
+        del deep, shallow  # their memory goes back with the end of the block
+
+    deep_pass = min(pass_seconds for pass_seconds, _ in deep_times)
+    shallow_pass = min(pass_seconds for pass_seconds, _ in shallow_times)
+    update = min(update_seconds for _, update_seconds in deep_times)
+
+    # Whatever else the host did meanwhile, a layer takes no negative time and no more than its share of the whole.
+    measured_layer = max(0.0, deep_pass - shallow_pass) / (deep_layers - shallow_layers)
+    layer = min(measured_layer, deep_pass / deep_layers) / batch
+    return StepTiming(
+        window=deep_pass / batch - deep_layers * layer,
+        layer=layer,
+        parameter=update / parameters,
+    )
 
 
-class _Run:
-    """A model under training on tokens that mean nothing."""
+class _TimedModel:
+    """A model that is trained on random tokens, step by step."""
 
-    def __init__(self, model, batch, context, arguments, autocast):
-        self.device = device = torch.device(device_type())
-        self.model, self.autocast = model.to(device).train(), autocast
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batch: int,
+        context: int,
+        arguments: TrainingArguments,
+        autocast: torch.dtype | None,
+    ):
+        self.device = torch.device(device_type())
+        self.model = model.to(self.device).train()
+        self.autocast = autocast
         if arguments.activation_checkpointing:
             model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
+
         generator = torch.Generator().manual_seed(0)
-        size = (batch, context)
-        self.tokens = torch.randint(0, model.config.vocab_size, size, generator=generator).to(device)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.trained, self.parameters = trained, sum(parameter.numel() for parameter in trained)
+        tokens = torch.randint(0, model.config.vocab_size, (batch, context), generator=generator)
+        self.tokens = tokens.to(self.device)
+
+        self.trained = _find_trained_parameters(model)
+        self.parameter_count = _count_elements(self.trained)
         self.optimizer = new_optimizer(arguments, model)
 
-    def step(self) -> tuple[float, float]:
-        """Seconds of forward and backward, and of the optimizer's step with the clipping before it."""
-        started = self._now()
+    def run_step(self) -> tuple[float, float]:
+        """Return the seconds of forward and backward, and of the optimizer step with the clipping before it."""
+        started = self._read_clock()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            loss = self.model(**model_inputs(self.model.config, self.tokens)).loss
+            loss = self.model(**build_model_inputs(self.model.config, self.tokens)).loss
         loss.backward()
-        between = self._now()
+
+        passed = self._read_clock()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return between - started, self._now() - between
+        ended = self._read_clock()
 
-    def _now(self) -> float:
-        synchronise(self.device)
+        return passed - started, ended - passed
+
+    def _read_clock(self) -> float:
+        synchronize_device(self.device)
         return time.perf_counter()
+
+
+def _find_trained_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _count_elements(parameters: list[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def measured(
@@ -143,30 +197,52 @@ def measured(
     devices: int = 1,
     autocast: torch.dtype | None = None,
 ) -> Speed:
-    """The speed of steps of `windows` windows on this machine's `devices`, from a few layers timed on one of them."""
-    found = timed(build, config, batch, context, arguments, autocast)
+    """Measure the speed of steps of `windows` windows on this host's `devices`, on a few layers and one of them."""
+    timing = time_layers(build, config, batch, context, arguments, autocast)
     with torch.device("meta"):
-        model = build(config)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = max(1, windows // devices)
-    rate = devices * found.tokens_per_second(config.num_hidden_layers, context, share, trained)
-    layers = min(LAYERS, config.num_hidden_layers)
-    return Speed(rate, f"measured here on {layers} of {config.num_hidden_layers} layers, in micro-batches of {batch}")
+        trained = _count_elements(_find_trained_parameters(build(config)))
+
+    layers = config.num_hidden_layers
+    windows_per_device = max(1, windows // devices)
+    tokens_per_second = devices * timing.tokens_per_second(layers, context, windows_per_device, trained)
+
+    timed_layers = min(MAX_TIMED_LAYERS, layers)
+    source = f"measured here on {timed_layers} of {layers} layers, in micro-batches of {batch}"
+    return Speed(tokens_per_second, source)
 
 
 def measured_here(job: Job, devices: int, checkpointing: bool | None = None) -> Speed:
-    """The speed of a training on this machine's `devices`, from a few layers timed on one of them."""
-    build, micro = partial(model_of, lora=job.lora), job.micro_batch(devices, device_type())
-    arguments = job.arguments(checkpointing)
-    return measured(build, job.config, micro, job.context, job.windows, arguments, devices, job.autocast)
+    """Measure the speed of a training job on this host's `devices`, on a few layers and one of them."""
+    return measured(
+        partial(model_of, lora=job.lora),
+        job.config,
+        job.choose_micro_batch(devices, device_type()),
+        job.context,
+        job.windows,
+        job.build_arguments(checkpointing),
+        devices,
+        job.autocast,
+    )
 
 
-def training_rate() -> Rate:
-    """FLOP/s at which one device here trains a model of quickstart's size, in the precision that it would take."""
-    sizes = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
-    config = HfLlmConfig(**sizes, num_attention_heads=4, max_position_embeddings=256)
-    context, windows, bf16 = 256, 8, has_bf16(device_type())
+def measure_training_rate() -> Rate:
+    """Measure the FLOP/s at which one device of this host trains a model of quickstart's size.
+
+    The precision is the one that training would choose there.
+    """
+    config = HfLlmConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    context = 256
+    windows = 8
+    bf16 = has_bf16(device_type())
     autocast = torch.bfloat16 if bf16 else None
-    speed = measured(model_of, config, windows, context, windows, arguments_for_planning({}), autocast=autocast)
-    value = speed.tokens_per_second * flops_per_token(config, context)
-    return Rate("training", value, "bfloat16" if bf16 else "float32")
+
+    speed = measured(model_of, config, windows, context, windows, build_planning_arguments({}), autocast=autocast)
+    flops_per_second = speed.tokens_per_second * flops_per_token(config, context)
+    return Rate("training", flops_per_second, "bfloat16" if bf16 else "float32")

@@ -1,4 +1,4 @@
-"""The training stages of a recipe, planned: tokens, hours, memory, disk, energy and money of each."""
+"""The training stages of a recipe -> the plan of each: tokens, hours, memory, disk, energy and cost."""
 
 import math
 from dataclasses import dataclass
@@ -9,118 +9,177 @@ from transformers import PreTrainedConfig
 from hf_llm.hardware.devices import Device
 from hf_llm.hardware.runtime import autocast_type
 from hf_llm.pipeline.stages import STAGES
-from hf_llm.planning.cost import Cost, cost, disk_bytes
-from hf_llm.planning.memory_estimate import Job, peak_of_tuning, sizes
+from hf_llm.planning.cost import Cost, disk_bytes, estimate_cost
+from hf_llm.planning.memory_estimate import Job, count_parameters, estimate_tuning_peak
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_bytes
 
-# Stages that can be planned from rows. Those that sample their completions are not: their length is not known before.
+# Stages that can be planned from rows. Those that sample their completions cannot: the length is not known before.
 PLANNED_FROM_ROWS = tuple(stage.folder for stage in STAGES.values() if stage.texts_per_row)
-ENGINES = {"ZeRO": "deepspeed", "FSDP": "fsdp"}  # by the first letters of an engine's name
+
+# The engine that writes the checkpoints, by the first four letters of a planned engine's name.
+CHECKPOINT_ENGINES = {"ZeRO": "deepspeed", "FSDP": "fsdp"}
 
 
 @dataclass(frozen=True)
-class Prospect:
-    """One stage. `tokens` and what follows from them are None where only the data will tell, and the most where rows
-    may be shorter than the context."""
+class StagePlan:
+    """The plan of one stage. Values that follow from its steps are None where only the data decides them."""
 
     folder: str
     steps: int | None
     tokens: int | None
     at_most: bool
+    """Whether tokens and hours are upper limits, as rows may be shorter than the context."""
     hours: float | None
     disk: int | None
+    """Bytes of the stage's folder at its fullest."""
     cost: Cost | None
-    memory: int  # bytes of one device; what the loss of pairs holds beside the model is not in it
+    memory: int
+    """Bytes of one device, without what the loss of pairs holds beside the model."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the stages run: `devices` with one of `hf_llm.planning.sharded_memory.engines`, at pretraining's `rate` in
-    tokens
-    per second. `bf16` is whether the devices have units for it, `prices` are `cost`'s."""
+class HardwarePlan:
+    """The hardware on which the stages are to run, how they are split over it, and what it costs."""
 
     config: PreTrainedConfig
     engine: str
-    rate: float
+    """A name of `hf_llm.planning.sharded_memory.estimate_engines`."""
+    tokens_per_second: float
+    """Of pretraining, on all devices together."""
     devices: int
     device: Device
     bf16: bool
-    prices: dict[str, float | None]
+    """Whether the devices have units for bf16."""
+    price: float | None = None
+    """Of one device for an hour."""
+    electricity: float | None = None
+    """Price of a kWh."""
+
+    def estimate_cost(self, hours: float) -> Cost:
+        return estimate_cost(hours, self.devices, self.device, self.price, self.electricity)
 
 
-def pretraining(section: Any, memory: int, states: int, place: Place) -> Prospect:
-    """Of the `pretrain` section, evaluations and all. `memory` is one device's, `states` are the bytes of the
-    optimizer's on all of them together."""
+def plan_pretraining(section: Any, memory: int, optimizer_bytes: int, hardware: HardwarePlan) -> StagePlan:
+    """Plan the `pretrain` section, its evaluations included.
+
+    `memory` is that of one device, `optimizer_bytes` the optimizer's states on all of them together.
+    """
     steps = section.training.get("max_steps")
     if not steps or steps < 0:
-        return Prospect("base", None, None, False, None, None, None, memory)
-    hours = tokens_worked(section, steps) / place.rate / 3600
-    disk = _disk(place, None, states, section.training)
-    spent = cost(hours, place.devices, place.device, **place.prices)
-    return Prospect("base", steps, steps * section.tokens_per_step, False, hours, disk, spent, memory)
+        return _plan_without_steps("base", memory)
+
+    hours = tokens_worked(section, steps) / hardware.tokens_per_second / 3600
+    return StagePlan(
+        folder="base",
+        steps=steps,
+        tokens=steps * section.tokens_per_step,
+        at_most=False,
+        hours=hours,
+        disk=_estimate_disk_bytes(hardware, None, optimizer_bytes, section.training),
+        cost=hardware.estimate_cost(hours),
+        memory=memory,
+    )
 
 
 def tokens_worked(section: Any, steps: int) -> float:
-    """Tokens that `steps` of the `pretrain` section cost the time of, evaluations and all."""
+    """Count the training tokens that take as long as `steps` of the `pretrain` section with their evaluations."""
     # A forward pass is a third of the arithmetic.
-    return steps * section.tokens_per_step + evaluations(section.training, steps) * section.evaluation_tokens / 3
+    evaluation_tokens = count_evaluations(section.training, steps) * section.evaluation_tokens / 3
+    return steps * section.tokens_per_step + evaluation_tokens
 
 
-def evaluations(training: dict[str, Any], steps: int) -> int:
-    """How often a pretraining of `steps` evaluates: by Trainer's keys, and once at its end."""
+def count_evaluations(training: dict[str, Any], steps: int) -> int:
+    """Count the evaluations of a pretraining of `steps`: those that Trainer's keys ask for, and one at its end."""
     if str(training.get("eval_strategy", "steps")) != "steps":
         return 1
-    every = training.get("eval_steps") or training.get("logging_steps") or 10
-    return math.ceil(steps / (math.ceil(steps * every) if every < 1 else every))
+    interval = training.get("eval_steps") or training.get("logging_steps") or 10
+    if interval < 1:  # a share of all steps
+        interval = math.ceil(steps * interval)
+    return math.ceil(steps / interval)
 
 
-def tuning(folder: str, section: dict[str, Any], memory: int, place: Place) -> Prospect:
-    """Of a section that tunes on rows, every one of which is taken to fill the context. `memory` is what
-    `tuning_memory` says."""
-    training, lora = section.get("training") or {}, section.get("lora")
-    length = training.get("max_length") or place.config.max_position_embeddings
-    micro = training.get("per_device_train_batch_size", 8)
-    batch = micro * training.get("gradient_accumulation_steps", 1) * place.devices
-    steps = training.get("max_steps") or _steps(section, training, batch)
+def plan_tuning(folder: str, section: dict[str, Any], memory: int, hardware: HardwarePlan) -> StagePlan:
+    """Plan a section that tunes on rows, every one of which is taken to fill the context.
+
+    `memory` is what `estimate_tuning_memory` returns.
+    """
+    training = section.get("training") or {}
+    lora = section.get("lora")
+    length = training.get("max_length") or hardware.config.max_position_embeddings
+    micro_batch = training.get("per_device_train_batch_size", 8)
+    rows_per_step = micro_batch * training.get("gradient_accumulation_steps", 1) * hardware.devices
+    steps = training.get("max_steps") or _count_tuning_steps(section, training, rows_per_step)
     if not steps or steps < 0:
-        return Prospect(folder, None, None, False, None, None, None, memory)
-    tokens = steps * batch * length * STAGES[folder].texts_per_row
-    hours = tokens * passes(folder, lora is not None) / place.rate / 3600
-    disk = _disk(place, lora, 8 * sizes(place.config, lora).trained, training)
-    spent = cost(hours, place.devices, place.device, **place.prices)
-    return Prospect(folder, steps, tokens, True, hours, disk, spent, memory)
+        return _plan_without_steps(folder, memory)
+
+    tokens = steps * rows_per_step * length * STAGES[folder].texts_per_row
+    hours = tokens * relative_flops(folder, lora is not None) / hardware.tokens_per_second / 3600
+    optimizer_bytes = 8 * count_parameters(hardware.config, lora).trained  # two moments in float32
+    return StagePlan(
+        folder=folder,
+        steps=steps,
+        tokens=tokens,
+        at_most=True,
+        hours=hours,
+        disk=_estimate_disk_bytes(hardware, lora, optimizer_bytes, training),
+        cost=hardware.estimate_cost(hours),
+        memory=memory,
+    )
 
 
-def tuning_memory(folder: str, section: dict[str, Any], config: PreTrainedConfig, device: Device, bf16: bool) -> int:
-    """Bytes that a step of a section that tunes takes on one device.
+def _plan_without_steps(folder: str, memory: int) -> StagePlan:
+    return StagePlan(
+        folder=folder, steps=None, tokens=None, at_most=False, hours=None, disk=None, cost=None, memory=memory
+    )
 
-    On a CPU to be asked for before anything is timed there: real training leaves holes in this process's heap.
+
+def estimate_tuning_memory(
+    folder: str, section: dict[str, Any], config: PreTrainedConfig, device: Device, bf16: bool
+) -> int:
+    """Estimate the bytes that a step of a section that tunes takes on one device.
+
+    On a CPU, call this before anything is timed there: real training leaves holes in this process's heap.
     """
     training = section.get("training") or {}
     length = training.get("max_length") or config.max_position_embeddings
-    windows = training.get("per_device_train_batch_size", 8) * STAGES[folder].texts_per_row
-    step = windows * training.get("gradient_accumulation_steps", 1)
-    return peak_of_tuning(Job(config, length, step, training, bf16, section.get("lora")), windows, device)
+    micro_batch = training.get("per_device_train_batch_size", 8) * STAGES[folder].texts_per_row
+    windows_per_step = micro_batch * training.get("gradient_accumulation_steps", 1)
+    job = Job(config, length, windows_per_step, training, bf16, section.get("lora"))
+    return estimate_tuning_peak(job, micro_batch, device)
 
 
-def passes(folder: str, lora: bool) -> float:
-    """Arithmetic of a token against pretraining's: forward, back through the activations and to the weights are a third
-    each; frozen weights need no gradient, and a reference goes forward once more."""
-    return (2 / 3 if lora else 1) + (1 / 3 if STAGES[folder].scores_reference else 0)
+def relative_flops(folder: str, lora: bool) -> float:
+    """The arithmetic of a token in a stage, relative to pretraining's.
+
+    The forward pass and the backward passes to the activations and to the weights are a third each. Frozen weights need
+    no gradient, and a reference model goes forward once more.
+    """
+    policy = 2 / 3 if lora else 1
+    reference = 1 / 3 if STAGES[folder].scores_reference else 0
+    return policy + reference
 
 
-def _steps(section: dict[str, Any], training: dict[str, Any], batch: int) -> int | None:
+def _count_tuning_steps(section: dict[str, Any], training: dict[str, Any], rows_per_step: int) -> int | None:
+    """Count the steps from the rows that each source is to give; None where one does not say how many."""
     rows = [source.get("take") for source in section.get("data") or []]
     if not rows or not all(rows):
         return None
-    kept = sum(rows) * (1 - section.get("evaluation_share", 0.05))
-    return math.ceil(kept / batch * training.get("num_train_epochs", 3))
+    training_rows = sum(rows) * (1 - section.get("evaluation_share", 0.05))
+    return math.ceil(training_rows / rows_per_step * training.get("num_train_epochs", 3))
 
 
-def _disk(place: Place, lora: dict | None, states: int, training: dict[str, Any]) -> int:
-    amount, engine = sizes(place.config, lora), ENGINES.get(place.engine[:4], "")
-    width = 2 if engine == "deepspeed" and autocast_type(training, place.bf16) else 4  # which DeepSpeed computes in
-    everything = amount.trained + amount.frozen
-    saved = amount.trained if lora is not None else everything
-    checkpoint = checkpoint_bytes(width * saved, amount.trained, states, engine)
-    return disk_bytes(checkpoint, training.get("save_total_limit") or 0, width * everything)
+def _estimate_disk_bytes(
+    hardware: HardwarePlan, lora: dict | None, optimizer_bytes: int, training: dict[str, Any]
+) -> int:
+    counts = count_parameters(hardware.config, lora)
+    engine = CHECKPOINT_ENGINES.get(hardware.engine[:4], "")
+    all_parameters = counts.trained + counts.frozen
+    saved_parameters = all_parameters if lora is None else counts.trained
+
+    # DeepSpeed holds the weights in the type it computes in.
+    is_half = engine == "deepspeed" and autocast_type(training, hardware.bf16)
+    bytes_per_parameter = 2 if is_half else 4
+
+    checkpoint = checkpoint_bytes(bytes_per_parameter * saved_parameters, counts.trained, optimizer_bytes, engine)
+    kept = training.get("save_total_limit") or 0
+    return disk_bytes(checkpoint, kept, bytes_per_parameter * all_parameters)

@@ -1,78 +1,123 @@
 """A plan as text: tables of aligned columns."""
 
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
-from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, Row
+from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate
 from hf_llm.planning.sharded_memory import BUFFERS
-from hf_llm.planning.stage_plans import Prospect
+from hf_llm.planning.stage_plans import StagePlan
 from hf_llm.reporting.plan_accuracy import Score
 
-SHORT = {
-    WEIGHTS: "weights", COPIES: "copies", GRADIENTS: "gradients", OPTIMIZER: "optimizer", ACTIVATIONS: "activations",
-    LOSS: "loss", TEMPORARY: "temporary", BUFFERS: "buckets", FRAMEWORK: "framework", HOLES: "holes",
+PART_HEADINGS = {
+    WEIGHTS: "weights",
+    COPIES: "copies",
+    GRADIENTS: "gradients",
+    OPTIMIZER: "optimizer",
+    ACTIVATIONS: "activations",
+    LOSS: "loss",
+    TEMPORARY: "temporary",
+    BUFFERS: "buckets",
+    FRAMEWORK: "framework",
+    HOLES: "holes",
     PROGRAM: "program",
-}  # fmt: skip
-LEAST = 2**30 / 200  # bytes that show in two digits
+}
+MIN_SHOWN_BYTES = 2**30 / 200  # 0.01 GiB when rounded
 
 
-def aligned(rows: list[list[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell, the first `left` of them flush left, the rest right."""
+def aligned(rows: list[list[str]], left_columns: int = 1) -> str:
+    """Pad columns to their widest cell: the first `left_columns` of them are flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
     lines = []
     for row in rows:
-        cells = [f"{c:<{w}}" if n < left else f"{c:>{w}}" for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.ljust(width) if index < left_columns else cell.rjust(width))
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def memory_table(rows: list[Row]) -> str:
-    """GiB by part at the highest moment of a step, an engine a line."""
-    order = [*PARTS, BUFFERS, FRAMEWORK, HOLES, PROGRAM]
-    parts = [part for part in order if any(row.footprint.parts.get(part, 0) >= LEAST for row in rows)]
-    lines = [["GiB", *(SHORT[part] for part in parts), "peak", "micro-batch", "x accumulation"]]
-    for row in rows:
-        name = row.engine + (", checkpointing" if row.checkpointing else "")
-        fits = [str(row.largest), str(row.accumulation)] if row.largest else ["does not fit", ""]
-        values = [gib(row.footprint.parts.get(part, 0)) for part in parts]
-        lines.append([name, *values, gib(row.footprint.peak), *fits])
-    return aligned(lines)
+def format_memory_table(estimates: list[EngineEstimate]) -> str:
+    """Tabulate the GiB by part at the peak of a step, an engine a line."""
+    # A column for each part that is large enough to show anywhere.
+    parts = []
+    for part in [*PARTS, BUFFERS, FRAMEWORK, HOLES, PROGRAM]:
+        if any(estimate.footprint.parts.get(part, 0) >= MIN_SHOWN_BYTES for estimate in estimates):
+            parts.append(part)
+    headings = [PART_HEADINGS[part] for part in parts]
+
+    rows = [["GiB", *headings, "peak", "micro-batch", "x accumulation"]]
+    for estimate in estimates:
+        name = estimate.engine
+        if estimate.checkpointing:
+            name += ", checkpointing"
+        sizes = [format_gib(estimate.footprint.parts.get(part, 0)) for part in parts]
+        batches = ["does not fit", ""]
+        if estimate.max_micro_batch:
+            batches = [str(estimate.max_micro_batch), str(estimate.accumulation)]
+        rows.append([name, *sizes, format_gib(estimate.footprint.peak), *batches])
+    return aligned(rows)
 
 
-def stage_table(stages: list[Prospect], priced: bool, powered: bool) -> str:
-    """The training stages of a life, a line each."""
-    head = ["stage", "memory, GiB", "steps", "tokens", "hours", "disk, GiB", "kWh"]
-    lines = [[*head, *(["rent"] if priced else []), *(["electricity"] if powered else [])]]
+def format_stage_table(stages: list[StagePlan], with_rent: bool, with_electricity: bool) -> str:
+    """Tabulate the training stages of a run, a line each, with the costs whose prices are known."""
+    heading = ["stage", "memory, GiB", "steps", "tokens", "hours", "disk, GiB", "kWh"]
+    if with_rent:
+        heading.append("rent")
+    if with_electricity:
+        heading.append("electricity")
+
+    rows = [heading]
     for stage in stages:
-        told, money = ["", "as the data holds", "", "", ""], [None, None]
-        if stage.tokens is not None:
-            most = "<= " if stage.at_most else ""
-            energy = f"{stage.cost.energy:,.1f}" if stage.cost.energy is not None else "not published"
-            told = [f"{stage.steps:,}", most + number(stage.tokens), most + hours(stage.hours), gib(stage.disk), energy]
-            money = [stage.cost.rent, stage.cost.electricity]
-        cells = [f"{value:,.2f}" if value is not None else "" for value in money]
-        cells = cells[: 1 if priced else 0] + (cells[1:] if powered else [])
-        lines.append([stage.folder, gib(stage.memory), *told, *cells])
-    return aligned(lines)
+        row = [stage.folder, format_gib(stage.memory), *_format_training(stage)]
+        if with_rent:
+            row.append(_format_amount(stage.cost and stage.cost.rent))
+        if with_electricity:
+            row.append(_format_amount(stage.cost and stage.cost.electricity))
+        rows.append(row)
+    return aligned(rows)
 
 
-def score_table(scores: list[Score]) -> str:
-    """Predicted beside actual."""
-    rows = [[s.what, f"{s.predicted:,.4g}", f"{s.actual:,.4g}", f"{s.error:+.0%}"] for s in scores]
-    return aligned([["pretraining", "predicted", "actual", "error"], *rows])
+def _format_training(stage: StagePlan) -> list[str]:
+    """Format steps, tokens, hours, disk and energy of a stage."""
+    if stage.tokens is None:
+        return ["", "depends on the data", "", "", ""]
+    limit = "<= " if stage.at_most else ""
+    energy = "not published"
+    if stage.cost.energy is not None:
+        energy = f"{stage.cost.energy:,.1f}"
+    return [
+        f"{stage.steps:,}",
+        limit + number(stage.tokens),
+        limit + format_hours(stage.hours),
+        format_gib(stage.disk),
+        energy,
+    ]
 
 
-def gib(size: int) -> str:
-    """Bytes in GiB, two digits behind the point."""
+def _format_amount(amount: float | None) -> str:
+    return "" if amount is None else f"{amount:,.2f}"
+
+
+def format_score_table(scores: list[Score]) -> str:
+    """Tabulate predicted beside actual."""
+    rows = [["pretraining", "predicted", "actual", "error"]]
+    for score in scores:
+        rows.append([score.what, f"{score.predicted:,.4g}", f"{score.actual:,.4g}", f"{score.error:+.0%}"])
+    return aligned(rows)
+
+
+def format_gib(size: int) -> str:
+    """Format bytes as GiB, with two decimals."""
     return f"{size / 2**30:,.2f}"
 
 
-def hours(value: float) -> str:
-    """Hours as a number that shows something also for minutes."""
-    return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
+def format_hours(hours: float) -> str:
+    """Format hours so that minutes show too."""
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def number(value: float) -> str:
-    """12,345; from a million on 1.2M, 3.4B."""
-    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+    """Format 12,345 in full, from a million on as 1.2M or 3.4B."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if value >= limit:
-            return f"{value / limit:.3g}{letter}"
+            return f"{value / limit:.3g}{suffix}"
     return f"{value:,.0f}"
