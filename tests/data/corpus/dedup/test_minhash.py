@@ -58,7 +58,7 @@ def test_a_signature_does_not_depend_on_the_texts_beside_it(monkeypatch):
     together = signatures(texts, SETTINGS)
     assert together.shape == (100, 112) and together.dtype == np.uint32
     assert np.array_equal(together, np.concatenate([signatures([text], SETTINGS) for text in texts]))
-    monkeypatch.setattr(minhash, "BATCH", 1000)
+    monkeypatch.setattr(minhash, "BATCH_CHARS", 1000)
     assert np.array_equal(together, signatures(texts, SETTINGS))
     assert signatures([], SETTINGS).shape == (0, 112)
 

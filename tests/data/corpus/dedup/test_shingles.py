@@ -20,7 +20,7 @@ def random_texts(seed, count=200):
 
 
 def unspaced(character):
-    return any(first <= ord(character) <= last for first, last in module.UNSPACED)
+    return any(first <= ord(character) <= last for first, last in module.UNSPACED_RANGES)
 
 
 def folded_words(text):
@@ -77,13 +77,13 @@ def test_unicode_is_read_like_ascii():
 def test_a_text_of_many_blocks_is_read_as_one(monkeypatch):
     text = " ".join(random_texts(3, 100))
     whole, spans = word_hashes([text, "last"]), word_spans(text)
-    monkeypatch.setattr(module, "BLOCK", 100)
-    module._powers.cache_clear()
+    monkeypatch.setattr(module, "BLOCK_CHARS", 100)
+    module._base_powers.cache_clear()
     pieces = word_hashes([text, "last"])
     assert np.array_equal(whole.hashes, pieces.hashes) and np.array_equal(whole.bounds, pieces.bounds)
     assert np.array_equal(spans, word_spans(text))
     assert len(word_hashes(["x" * 250]).hashes) == 3  # a word longer than a block is cut
-    module._powers.cache_clear()
+    module._base_powers.cache_clear()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7, 13, 50])

@@ -104,8 +104,8 @@ def test_the_table_is_the_same_for_any_number_of_shards_buffers_and_partitions(t
     documents = random_documents(11)
     tables = []
     for number, (shards, partitions, size) in enumerate([(1, 1, 1 << 20), (5, 7, 1 << 20), (3, 2, 100)]):
-        monkeypatch.setattr(substring, "BATCH", size)
-        monkeypatch.setattr(substring, "BUFFER", size)
+        monkeypatch.setattr(substring, "BATCH_CHARS", size)
+        monkeypatch.setattr(substring, "MAX_BUFFERED_WINDOWS", size)
         (tmp_path / str(number)).mkdir()
         cutter(tmp_path / str(number), documents, 4, shards, partitions)
         tables.append((tmp_path / str(number) / "repeated.npy").read_bytes())
@@ -121,7 +121,7 @@ def test_windows_with_one_hash_and_different_checks_are_told_apart(tmp_path):
     windows.tofile(tmp_path / "a.windows")
     find_repeated([tmp_path / "a.windows"], tmp_path / "a.npy")
     assert np.load(tmp_path / "a.npy").T.tolist() == [[7, 100, 1, 0], [7, 300, 1, 9]]
-    found = Cutter(tmp_path / "a.npy", RepeatedPassages())._rows(
+    found = Cutter(tmp_path / "a.npy", RepeatedPassages())._find_columns(
         np.array([7, 7, 7], np.uint64), np.array([300, 100, 200], np.uint64)
     )
     assert found.tolist() == [1, 0, -1]
