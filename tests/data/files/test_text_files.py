@@ -4,12 +4,12 @@ import lzma
 import pytest
 
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import PIECE_CHARS, code_documents, pieces, text_documents
+from hf_llm.data.files.text_files import PIECE_CHARS, join_into_pieces, read_code_documents, read_text_documents
 
 
 def read(path, max_chars=100_000):
     faults = Faults()
-    return list(text_documents(path, max_chars, faults)), faults
+    return list(read_text_documents(path, max_chars, faults)), faults
 
 
 def test_a_file_that_fits_is_one_document(tmp_path):
@@ -41,13 +41,13 @@ def test_characters_decide_not_bytes(tmp_path, name):
 
 def test_a_heading_is_a_place_to_cut():
     lines = ["text\n"] * 5 + ["## Next\n"] + ["text\n"] * 3
-    assert list(pieces(lines, 1000, 10)) == ["text\n" * 5, "## Next\n" + "text\n" * 3]
+    assert list(join_into_pieces(lines, 1000, 10)) == ["text\n" * 5, "## Next\n" + "text\n" * 3]
 
 
 def test_titles_of_wikitext_and_separators_start_documents():
     lines = [" = Valkyria Chronicles = \n", " \n", "Text .\n", " = = Section = = \n", "More .\n"]
     again = [*lines, " = Tower = \n", "x\n", "<|endoftext|>\n", "y\n"]
-    assert list(pieces(again, 1000, 1000)) == ["".join(lines), " = Tower = \nx\n", "y\n"]
+    assert list(join_into_pieces(again, 1000, 1000)) == ["".join(lines), " = Tower = \nx\n", "y\n"]
 
 
 def test_a_single_endless_line_is_cut_at_spaces(tmp_path):
@@ -98,6 +98,6 @@ def test_code_is_read_whole_or_not_at_all(tmp_path):
     latin.write_bytes(b"# caf\xe9\nx = 1\n")
     binary.write_bytes(b"x\0y")
     faults = Faults()
-    documents = [list(code_documents(path, 1000, faults)) for path in (good, latin, binary)]
+    documents = [list(read_code_documents(path, 1000, faults)) for path in (good, latin, binary)]
     assert documents == [["def f():\n    return 1\n"], [], []]
     assert faults.dropped == {"not UTF-8": 1, "binary": 1}

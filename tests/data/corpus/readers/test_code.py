@@ -4,7 +4,7 @@ import pytest
 
 from hf_llm.data.corpus.readers.code import read
 from hf_llm.data.corpus.sources import Source
-from hf_llm.data.files.git_repos import license_of
+from hf_llm.data.files.git_repos import folder_license
 from hf_llm.data.files.read_errors import Faults
 
 
@@ -84,5 +84,5 @@ def test_the_licence_of_a_repository_is_looked_for_up_to_its_root_and_no_further
     source = Source(license="unknown", git=str(root))
     assert [found.license for found in read(path, Faults(), source, 1000)] == [None]
     (root / "COPYING").write_text("Apache License Version 2.0")
-    license_of.cache_clear()
+    folder_license.cache_clear()
     assert [found.license for found in read(path, Faults(), source, 1000)] == ["Apache-2.0"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import damage_counted, opened
+from hf_llm.data.files.tabular import count_damage, open_file
 from hf_llm.data.files.text_files import cut
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterat
     """The pieces of one book, each with what the header says: title, author, language, release."""
     faults.records += 1
     content = b""
-    with damage_counted(path, faults), opened(path) as file:
+    with count_damage(path, faults), open_file(path) as file:
         content = file.read(BOOK_BYTES + 1)
     if len(content) > BOOK_BYTES:
         return faults.drop(f"larger than {BOOK_BYTES >> 20} MiB", str(path))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.git_repos import machine_made, nearest_license, spdx_line
+from hf_llm.data.files.git_repos import detect_machine_written, find_spdx_identifier, nearest_license
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import code_documents, cut
+from hf_llm.data.files.text_files import cut, read_code_documents
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
@@ -36,11 +36,11 @@ def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterat
     if path.suffix.lower() == ".ipynb":
         yield from _notebook(path, faults, source, max_chars)
         return
-    documents = code_documents(path, max_chars, faults)
+    documents = read_code_documents(path, max_chars, faults)
     first = next(documents, "")
-    if not first or machine_made(first):
+    if not first or detect_machine_written(first):
         return
-    license = spdx_line(first) or _license_near(path, source)
+    license = find_spdx_identifier(first) or _license_near(path, source)
     for text in chain([first], documents):
         yield Found(text, license=license, about=_about(path))
 

@@ -28,7 +28,7 @@ from xml.parsers import expat
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, LINE_BYTES, damage_counted, damaged, file_rows, opened
+from hf_llm.data.files.tabular import COMPRESSED, LINE_BYTES, count_damage, count_damaged_file, file_rows, open_file
 from hf_llm.data.files.text_files import cut
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _post_rows(path: Path, faults: Faults) -> Iterator[dict[str, str]]:
     parser.StartElementHandler = started
     parser.StartDoctypeDeclHandler = refused
     try:
-        with damage_counted(path, faults), opened(path) as file:
+        with count_damage(path, faults), open_file(path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 parser.Parse(chunk)
                 held = 0 if rows else held + len(chunk)
@@ -228,7 +228,7 @@ def _post_rows(path: Path, faults: Faults) -> Iterator[dict[str, str]]:
             parser.Parse(b"", True)
     except (expat.ExpatError, ValueError) as error:
         yield from rows
-        damaged(path, error, faults)
+        count_damaged_file(path, error, faults)
 
 
 def _question(thread: list[dict[str, str]]) -> Found | None:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import damage_counted, opened
+from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree
@@ -48,7 +48,7 @@ _ESCAPED = re.compile(rb"\x1b[$(]")
 
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
     """The document of one HTML file (packed, where its name ends in .gz or another suffix of `rows.COMPRESSED`)."""
-    with damage_counted(path, faults), opened(path) as file:
+    with count_damage(path, faults), open_file(path) as file:
         html = file.read(PAGE_BYTES + 1)
         faults.records += 1
         if len(html) > PAGE_BYTES:

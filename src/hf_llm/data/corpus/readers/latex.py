@@ -16,7 +16,7 @@ from hf_llm.data.corpus.readers.books import decoded_book
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.archives import is_archive, members
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, damage_counted, opened
+from hf_llm.data.files.tabular import COMPRESSED, count_damage, open_file
 from hf_llm.data.files.text_files import cut
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _has_class(path: Path) -> bool:
 def _papers(path: Path, faults: Faults) -> Iterator[dict[str, bytes]]:
     """The LaTeX files of each paper in an archive, by name. A single compressed file is a tar or a .tex file."""
     if not is_archive(path):
-        with damage_counted(path, faults), opened(path) as file:
+        with count_damage(path, faults), open_file(path) as file:
             file.seek(257)
             tarred = file.read(5) == b"ustar"
             file.seek(0)

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, prose
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import damage_counted, opened
+from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
@@ -102,7 +102,7 @@ def _article(page: ElementTree.Element, header: Header) -> Found | None:
 def _pages(path: Path, faults: Faults) -> Iterator[tuple[str, bytes]]:
     """Every page's XML in UTF-8, and the text before the first one."""
     window, before, seen = bytearray(), "", False
-    with damage_counted(path, faults), opened(path) as file:
+    with count_damage(path, faults), open_file(path) as file:
         for chunk in _utf8(file):
             window += chunk
             while True:

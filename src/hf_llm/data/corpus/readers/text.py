@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import text_documents
+from hf_llm.data.files.text_files import read_text_documents
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
     """The pieces of the file."""
-    for text in text_documents(path, max_chars, faults):
+    for text in read_text_documents(path, max_chars, faults):
         yield Found(text)
