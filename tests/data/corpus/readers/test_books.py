@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_llm.data.corpus.readers.books import mended, read, without_page_lines
+from hf_llm.data.corpus.readers.books import join_wrapped_lines, read, remove_page_lines
 from hf_llm.data.files.read_errors import Faults
 
 
@@ -25,7 +25,7 @@ WHOLE = [" ".join(paragraph.split("\n")) for paragraph in PROSE.split("\n\n")]
 
 
 def test_lines_broken_for_the_page_become_paragraphs():
-    assert mended(PROSE.split("\n")) == "\n\n".join(WHOLE) + "\n"
+    assert join_wrapped_lines(PROSE.split("\n")) == "\n\n".join(WHOLE) + "\n"
 
 
 def test_verse_tables_and_indented_blocks_keep_their_lines():
@@ -41,7 +41,7 @@ def test_verse_tables_and_indented_blocks_keep_their_lines():
         "Price list\nof bread\nand wine",
     ]
     text = PROSE + "\n\n" + "\n\n".join(kept) + "\n\n" + PROSE
-    found = mended(text.split("\n"))
+    found = join_wrapped_lines(text.split("\n"))
     for block in kept:
         assert f"\n\n{block}\n\n" in found
     assert found.count(WHOLE[0]) == found.count(WHOLE[1]) == 2
@@ -49,12 +49,12 @@ def test_verse_tables_and_indented_blocks_keep_their_lines():
 
 def test_paragraphs_marked_by_indentation_alone_are_told_apart():
     lines = [line for paragraph in PROSE.split("\n\n") for line in ("   " + paragraph).split("\n")] * 3
-    assert mended(lines) == "\n".join(WHOLE * 3) + "\n"
+    assert join_wrapped_lines(lines) == "\n".join(WHOLE * 3) + "\n"
 
 
 def test_a_text_with_a_line_per_paragraph_stays_as_it_is():
     text = "\n".join(WHOLE * 3) + "\n"
-    assert mended(text.split("\n")) == text
+    assert join_wrapped_lines(text.split("\n")) == text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_word_divided_at_a_lines_end_is_written_as_the_book_writes_it(divided,
         end + " stands at the start of the second line of it, that goes on for as",
         f"long as the first one does, more or less. {elsewhere}",
     ]
-    assert f"full, and {whole} stands at the start" in mended(lines)
+    assert f"full, and {whole} stands at the start" in join_wrapped_lines(lines)
 
 
 def scanned(pages, number=lambda page: f"{page}", header=lambda page: "THE LIFE OF JOHNSON"):
@@ -102,21 +102,21 @@ def scanned(pages, number=lambda page: f"{page}", header=lambda page: "THE LIFE 
 @pytest.mark.parametrize("number", ["{}", "[{}]", "- {} -", "Page {}"])
 def test_page_numbers_and_running_headers_of_a_scan_are_out_and_sentences_go_on(number, between):
     lines, words = scanned(12, lambda page: number.format(page) + between)
-    found = " ".join(mended(without_page_lines(lines)).split())
+    found = " ".join(join_wrapped_lines(remove_page_lines(lines)).split())
     assert found.startswith(words) and "JOHNSON" not in found and not any(c.isdigit() for c in found)
 
 
 def test_a_header_with_the_number_in_its_line_is_out():
     lines, words = scanned(12, lambda page: "", lambda page: f"{page}   LIFE OF" if page % 2 else f"JOHNSON   {page}")
-    found = " ".join(mended(without_page_lines(lines)).split())
+    found = " ".join(join_wrapped_lines(remove_page_lines(lines)).split())
     assert found.startswith(words) and "JOHNSON" not in found
 
 
 def test_numbers_of_chapters_and_of_years_stay():
     chapters = [line for i in range(1, 9) for line in (str(i), "", *PROSE.split("\n"), "")]
-    assert without_page_lines(chapters) == chapters
+    assert remove_page_lines(chapters) == chapters
     years = ["In this year", "1914", "the war", "1918", "was over", "1733"]
-    assert without_page_lines(years) == years
+    assert remove_page_lines(years) == years
 
 
 OLD = """**The Project Gutenberg Etext of The Time Machine, by H. G. Wells**

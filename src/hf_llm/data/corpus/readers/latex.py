@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.books import decoded_book
+from hf_llm.data.corpus.readers.books import decode_book
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.archives import is_archive, members
 from hf_llm.data.files.read_errors import Faults
@@ -156,7 +156,7 @@ def _paper(
     files: dict[str, bytes], where: str, faults: Faults, max_chars: int, folder: Path | None = None
 ) -> Iterator[Found]:
     faults.records += 1
-    texts = {name: text for name, content in files.items() if (text := decoded_book(content)) is not None}
+    texts = {name: text for name, content in files.items() if (text := decode_book(content)) is not None}
     main = _main_file(texts)
     if main is None or "\\" not in texts[main]:
         return faults.drop("no LaTeX", where)
@@ -228,7 +228,7 @@ def _found_file(wanted: str, main: str, including: str, texts: dict[str, str], f
             return name
         path = folder / name if folder else None
         if path and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-            text = decoded_book(path.read_bytes()[:PAPER_BYTES])
+            text = decode_book(path.read_bytes()[:PAPER_BYTES])
             if text is not None:
                 texts[name] = text
                 return name
