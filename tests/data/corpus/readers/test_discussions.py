@@ -6,7 +6,7 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from hf_llm.data.corpus.readers.discussions import html_text, read
+from hf_llm.data.corpus.readers.discussions import convert_html, read
 from hf_llm.data.files.read_errors import Faults
 
 
@@ -166,7 +166,7 @@ def test_entities_are_refused(tmp_path):
     ],
 )
 def test_the_html_of_a_post_becomes_text_with_its_code(body, text):
-    assert html_text(body) == text
+    assert convert_html(body) == text
 
 
 def test_the_same_dump_gives_the_same_threads_and_leaves_no_folder(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers import html
-from hf_llm.data.corpus.readers.html import PageLost, PageReader, decoded, text_of
+from hf_llm.data.corpus.readers.html import PageError, PageReader, decoded, text_of
 from hf_llm.data.files.read_errors import Faults
 
 REAL = Path(os.environ.get("HF_LLM_DATA", "."))
@@ -107,35 +107,35 @@ def test_an_unknown_charset_is_not_trusted():
 
 def test_the_reader_answers_as_the_function_does():
     reader = PageReader()
-    assert reader.text_of(page(foot=BY_SA), "http://a.org/") == text_of(page(foot=BY_SA), "http://a.org/")
-    assert reader.text_of(b"<html></html>") is None
+    assert reader.extract_page(page(foot=BY_SA), "http://a.org/") == text_of(page(foot=BY_SA), "http://a.org/")
+    assert reader.extract_page(b"<html></html>") is None
     reader.stop()
 
 
 def test_a_page_that_takes_too_long_is_lost_alone():
     reader = PageReader(seconds=0.5)
-    with pytest.raises(PageLost, match=r"longer than 0\.5 s"):
-        reader.text_of(b"<html><body>" + b"<div>" * 500_000)
-    assert reader.text_of(page()) is not None
+    with pytest.raises(PageError, match=r"longer than 0\.5 s"):
+        reader.extract_page(b"<html><body>" + b"<div>" * 500_000)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 
 def test_a_page_that_fills_the_memory_is_lost_alone():
     reader = PageReader(memory=600 << 20)
-    assert reader.text_of(page()) is not None
-    with pytest.raises(PageLost, match=r"memory|crashed|in the extractor"):
-        reader.text_of(b"<p>" + b"<b>x" * 2_000_000)
-    assert reader.text_of(page()) is not None
+    assert reader.extract_page(page()) is not None
+    with pytest.raises(PageError, match=r"memory|crashed|in the extractor"):
+        reader.extract_page(b"<p>" + b"<b>x" * 2_000_000)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 
 def test_a_reader_that_was_killed_loses_one_page():
     reader = PageReader()
-    assert reader.text_of(page()) is not None
+    assert reader.extract_page(page()) is not None
     reader.process.kill()
-    with pytest.raises(PageLost, match="crashed"):
-        reader.text_of(page() * 20)
-    assert reader.text_of(page()) is not None
+    with pytest.raises(PageError, match="crashed"):
+        reader.extract_page(page() * 20)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 

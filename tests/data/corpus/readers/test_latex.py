@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from hf_llm.data.corpus.readers.latex import paper, read
+from hf_llm.data.corpus.readers.latex import convert_paper, read
 from hf_llm.data.files.read_errors import Faults
 
 PAPER = r"""% a comment before everything
@@ -197,7 +197,7 @@ def test_inclusions_never_leave_the_folder_and_loops_end(tmp_path):
 )
 def test_macros_without_end_come_to_an_end(definition):
     begun = time.monotonic()
-    text, _ = paper({"a.tex": small("Before. \\a{} After.", definition)}, "a.tex")
+    text, _ = convert_paper({"a.tex": small("Before. \\a{} After.", definition)}, "a.tex")
     assert text.startswith("Before.") and time.monotonic() - begun < 5
 
 
@@ -226,7 +226,7 @@ def test_macros_without_end_come_to_an_end(definition):
     ],
 )  # fmt: skip
 def test_a_construct_becomes_its_text(written, text):
-    assert paper({"a.tex": small(written)}, "a.tex")[0] == text + "\n"
+    assert convert_paper({"a.tex": small(written)}, "a.tex")[0] == text + "\n"
 
 
 def test_latex_nested_without_end_is_counted(tmp_path):

@@ -50,9 +50,17 @@ _SOFT_HYPHEN = "\xad"
 _HYPHENS = ("-", _SOFT_HYPHEN, "¬", "\u2010")
 _DIVIDED = re.compile(rf"([^\W\d_]+(?:-[^\W\d_]+)*)[{''.join(_HYPHENS)}]$")
 
-# Where lines were broken for the page's width.
-MIN_WRAP_WIDTH = 30  # characters; of narrower and wider lines nothing can be said
+# Lines are taken for broken at a page's width if that is between these numbers of characters.
+MIN_WRAP_WIDTH = 30
 MAX_WRAP_WIDTH = 120
+# Shares of that width: of a line with its next word, from which it is full; of a line that breaks within a sentence.
+FULL_LINE_SHARE = 0.88
+LONG_LINE_SHARE = 0.7
+# Shares of a block's lines: full ones, from which it is prose; those that begin with a capital, from which it is verse.
+PROSE_SHARE = 0.7
+VERSE_SHARE = 0.75
+PAGE_BREAK_SHARE = 0.2  # of lines that look like page numbers: those that must stand within a sentence
+RUNNING_LINE_CHARS = 100  # a longer line is not a header or footer
 
 
 def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
@@ -229,7 +237,7 @@ def _find_page_breaks(lines: list[str]) -> set[int]:
         last = _last_line(lines, i)
         line_before = lines[last] if last >= 0 else ""
         within_sentence += not _ends_sentence(line_before)
-    return rising if within_sentence >= 0.2 * len(rising) else set()
+    return rising if within_sentence >= PAGE_BREAK_SHARE * len(rising) else set()
 
 
 def _parse_page_number(line: str) -> int | None:
@@ -250,17 +258,23 @@ def _ends_sentence(line: str) -> bool:
 def remove_running_lines(pages: list[list[str]]) -> list[list[str]]:
     """Remove headers, footers and numbers: what stands at the same end of three pages and of a fifth of all."""
     needed = max(3, len(pages) // 5)
-    tops = [_edge_keys(page, at_top=True) for page in pages]
-    bottoms = [_edge_keys(page, at_top=False) for page in pages]
-    top_counts = Counter(key for keys in tops for key in keys.values())
-    bottom_counts = Counter(key for keys in bottoms for key in keys.values())
+    running_at_top = _find_running_lines(pages, needed, at_top=True)
+    running_at_bottom = _find_running_lines(pages, needed, at_top=False)
 
     kept = []
-    for page, top, bottom in zip(pages, tops, bottoms, strict=True):
-        running = {i for i, key in top.items() if top_counts[key] >= needed}
-        running |= {i for i, key in bottom.items() if bottom_counts[key] >= needed}
+    for page, at_top, at_bottom in zip(pages, running_at_top, running_at_bottom, strict=True):
+        running = at_top | at_bottom
         kept.append([line for i, line in enumerate(page) if i not in running])
     return kept
+
+
+def _find_running_lines(pages: list[list[str]], needed: int, at_top: bool) -> list[set[int]]:
+    """Find, on each page, the lines at one end of it that stand there on at least `needed` pages."""
+    keys_of_pages = [_edge_keys(page, at_top) for page in pages]
+    counts: Counter = Counter()
+    for keys in keys_of_pages:
+        counts.update(keys.values())
+    return [{i for i, key in keys.items() if counts[key] >= needed} for keys in keys_of_pages]
 
 
 def _edge_keys(page: list[str], at_top: bool) -> dict[int, str]:
@@ -270,7 +284,7 @@ def _edge_keys(page: list[str], at_top: bool) -> dict[int, str]:
     keys = {}
     for i in edge:
         line = page[i].strip()
-        if len(line) < 100:
+        if len(line) < RUNNING_LINE_CHARS:
             keys[i] = re.sub(r"\d+|\b[ivxlc]+\b", "#", line.lower())
     return keys
 
@@ -384,17 +398,19 @@ def _is_prose(block: list[str], width: int) -> bool:
 
     full_count = 0
     for line, following in pairwise(block):
-        continues = following[:1].islower() and len(line) > 0.7 * width
-        full_count += bool(_is_full(line, following, width) or continues)
+        breaks_sentence = following[:1].islower() and len(line) > LONG_LINE_SHARE * width
+        if breaks_sentence or _is_full(line, following, width):
+            full_count += 1
+
     capital_count = sum(line.lstrip(" \"'“‘(_")[:1].isupper() for line in block)
-    is_verse = len(block) >= 4 and capital_count >= 0.75 * len(block)
-    return full_count >= 0.7 * (len(block) - 1) and not is_verse
+    is_verse = len(block) >= 4 and capital_count >= VERSE_SHARE * len(block)
+    return full_count >= PROSE_SHARE * (len(block) - 1) and not is_verse
 
 
 def _is_full(line: str, following: str, width: int) -> bool:
     """Whether a line has no room for the first word of the following one."""
     next_word = following.split(None, 1)[0]
-    return len(line) + 1 + len(next_word) > 0.88 * width
+    return len(line) + 1 + len(next_word) > FULL_LINE_SHARE * width
 
 
 def _join_paragraph(lines: list[str], words: Counter) -> str:
