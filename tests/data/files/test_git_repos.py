@@ -74,8 +74,8 @@ def test_in_a_git_folder_only_what_git_knows_of_is_read(repository):
     (repository / "ignored.py").write_text("x = 1\n")
     (repository / "untracked.py").write_text("x = 1\n")
     left_out = Counter()
-    found = repository_files(repository, left_out)
-    assert found == [(repository / name, name) for name in sorted(KEPT)]
+    files = repository_files(repository, left_out)
+    assert files == [(repository / name, name) for name in sorted(KEPT)]
     assert left_out == {reason: len(names) for reason, names in LEFT_OUT.items()}
 
 

@@ -64,8 +64,8 @@ def test_exact_words_are_those_between_white_space():
 
 def test_spans_hold_the_words():
     for text in random_texts(2):
-        found = [text[start:end] for start, end in zip(*word_spans(text), strict=True)]
-        assert [folded_words(word) for word in found] == [[word] for word in folded_words(text)]
+        spans = [text[start:end] for start, end in zip(*word_spans(text), strict=True)]
+        assert [folded_words(word) for word in spans] == [[word] for word in folded_words(text)]
 
 
 def test_unicode_is_read_like_ascii():
@@ -119,11 +119,11 @@ def test_every_text_has_a_shingle():
 def test_hashes_are_the_same_in_every_process():
     code = "from hf_llm.data.corpus.dedup.shingles import shingles; print(shingles(['Eins zwei drei vier fünf'], 5)[0])"
     for seed in ("0", "1"):
-        found = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
             check=True,
         ).stdout
-        assert found.split("[")[1] == str(shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"
+        assert output.split("[")[1] == str(shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"

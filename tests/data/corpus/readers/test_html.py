@@ -28,18 +28,18 @@ def page(head: str = "", body: str = "", foot: str = "") -> bytes:
 
 
 def test_the_main_text_is_kept_and_menus_and_footers_are_not():
-    found = text_of(page(), "http://a.org/river")
-    assert found.text.split("\n") == ["The river", PROSE.strip(), MORE.strip()]
-    assert "Shop" not in found.text
-    assert "Copyright" not in found.text
-    assert (found.url, found.language, found.license) == ("http://a.org/river", "en", None)
-    assert found.about == {"title": "The river", "published": "2021-03-04T05:06:07Z"}
+    document = text_of(page(), "http://a.org/river")
+    assert document.text.split("\n") == ["The river", PROSE.strip(), MORE.strip()]
+    assert "Shop" not in document.text
+    assert "Copyright" not in document.text
+    assert (document.url, document.language, document.license) == ("http://a.org/river", "en", None)
+    assert document.about == {"title": "The river", "published": "2021-03-04T05:06:07Z"}
 
 
 def test_a_page_of_several_articles_gives_all_of_them():
     articles = [f"<article><h2>Day {day}</h2><p>On day {day} {PROSE}</p></article>" for day in range(9)]
-    found = text_of(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
-    assert all(f"On day {day} The river" in found.text for day in range(9))
+    document = text_of(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
+    assert all(f"On day {day} The river" in document.text for day in range(9))
 
 
 def test_a_page_without_text_has_no_document():
@@ -145,11 +145,11 @@ def test_files_are_read_one_document_each_and_the_others_counted(tmp_path):
     (tmp_path / "c.html").write_bytes(b"<html></html>")
     (tmp_path / "d.html.gz").write_bytes(gzip.compress(page())[:-30])
     (tmp_path / "e.html.gz").write_bytes(gzip.compress(b" " * (200 << 20)))
-    faults = Faults()
-    found = [len(list(html.read(path, faults, None, 1000))) for path in sorted(tmp_path.iterdir())]
-    assert found == [1, 1, 0, 0, 0]
-    assert faults.records == 5
-    assert dict(faults.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
+    errors = Faults()
+    counts = [len(list(html.read(path, errors, None, 1000))) for path in sorted(tmp_path.iterdir())]
+    assert counts == [1, 1, 0, 0, 0]
+    assert errors.records == 5
+    assert dict(errors.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
 
 
 def f1(text: str, gold: str) -> float:
