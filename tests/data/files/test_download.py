@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT_SECONDS", 0.01)
     with in_thread(Server()) as running:
         yield running
 
@@ -88,14 +88,14 @@ def test_equal_names_in_different_places_are_different_files(server, tmp_path):
     assert first != second
 
 
-def test_a_cut_connection_is_gone_on_with_where_it_broke_off(server, tmp_path):
+def test_a_cut_connection_is_resumed_where_it_broke_off(server, tmp_path):
     server.faults = ["cut", "cut"]
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, f"bytes={len(CONTENT) // 2}-", f"bytes={len(CONTENT) * 3 // 4}-"]
 
 
-def test_a_download_that_was_killed_goes_on_in_the_next_run(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+def test_a_download_that_was_killed_is_resumed_in_the_next_run(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     server.faults = ["cut"]
     with pytest.raises(UserError, match="what has come is kept"):
         fetch(server.url, tmp_path)
@@ -103,8 +103,8 @@ def test_a_download_that_was_killed_goes_on_in_the_next_run(server, tmp_path, mo
     assert server.asked[-1] == f"bytes={len(CONTENT) // 2}-"
 
 
-def test_a_file_that_changed_meanwhile_is_taken_anew(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+def test_a_file_that_changed_meanwhile_is_downloaded_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     server.faults = ["cut"]
     with pytest.raises(UserError):
         fetch(server.url, tmp_path)
@@ -113,7 +113,7 @@ def test_a_file_that_changed_meanwhile_is_taken_anew(server, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("ranges", "version"), [(False, '"one"'), (True, ""), (True, 'W/"weak"')])
-def test_without_ranges_or_a_version_a_cut_download_starts_anew(server, tmp_path, ranges, version):
+def test_without_ranges_or_a_version_a_cut_download_starts_again(server, tmp_path, ranges, version):
     server.ranges, server.version = ranges, version
     server.faults = ["cut"]
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
@@ -129,7 +129,7 @@ def test_a_part_that_is_whole_already_is_not_downloaded_again(server, tmp_path):
 
 
 def test_a_part_that_is_longer_than_the_file_is_thrown_away(server, tmp_path):
-    part = tmp_path / (download.file_name(server.url) + ".part")
+    part = tmp_path / (download.local_name(server.url) + ".part")
     part.write_bytes(CONTENT + b"more")
     part.with_name(part.name + ".json").write_text('{"version": "\\"one\\""}')
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
@@ -159,17 +159,17 @@ def test_a_refusal_is_an_error_at_once_with_its_remedy(server, tmp_path, code, r
 
 
 def test_nobody_at_the_address_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT_SECONDS", 0.01)
     with in_thread(Server()) as gone:
         address = gone.url
     with pytest.raises(UserError, match=r"could not be downloaded .*refused"):
         fetch(address, tmp_path)
-    with pytest.raises(UserError, match="is no address of the web"):
+    with pytest.raises(UserError, match="is not an address of the web"):
         fetch("file:///etc/hostname", tmp_path)
 
 
 def test_a_full_disk_is_no_reason_to_try_again(server, tmp_path, monkeypatch):
-    part = tmp_path / (download.file_name(server.url) + ".part")
+    part = tmp_path / (download.local_name(server.url) + ".part")
     part.mkdir()  # what cannot be written fails as the disk's fault, not the network's
     (part / "file").touch()
     with pytest.raises(OSError) as caught:
@@ -199,7 +199,7 @@ def test_a_list_that_is_none_is_an_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         segments(Crawl(str(tmp_path / "wet.paths.gz")))
     (tmp_path / "wet.paths.gz").write_bytes(gzip.compress(LIST.encode())[:-9])
-    with pytest.raises(UserError, match="no list of files, one name per line"):
+    with pytest.raises(UserError, match="is not a list of files, one name per line"):
         segments(Crawl(str(tmp_path / "wet.paths.gz")))
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="lists no files"):

@@ -7,13 +7,13 @@ import pytest
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.git_repos import (
     clone,
-    license_in,
-    license_of,
-    machine_made,
+    detect_machine_written,
+    find_spdx_identifier,
+    folder_license,
+    head_commit,
     nearest_license,
+    recognize_license,
     repository_files,
-    revision,
-    spdx_line,
 )
 
 MIT = """MIT License
@@ -74,8 +74,8 @@ def test_in_a_git_folder_only_what_git_knows_of_is_read(repository):
     (repository / "ignored.py").write_text("x = 1\n")
     (repository / "untracked.py").write_text("x = 1\n")
     left_out = Counter()
-    found = repository_files(repository, left_out)
-    assert found == [(repository / name, name) for name in sorted(KEPT)]
+    files = repository_files(repository, left_out)
+    assert files == [(repository / name, name) for name in sorted(KEPT)]
     assert left_out == {reason: len(names) for reason, names in LEFT_OUT.items()}
 
 
@@ -96,7 +96,7 @@ def test_a_repository_is_cloned_once_and_again_where_it_is_half_there(repository
     address = repository.as_uri()
     assert clone(address, folder) == folder
     assert [name for _, name in repository_files(folder)] == sorted(KEPT)
-    assert len(revision(folder)) == 40 and revision(folder) == revision(repository)
+    assert len(head_commit(folder)) == 40 and head_commit(folder) == head_commit(repository)
     (folder / "mark").touch()
     clone(address, folder)
     assert (folder / "mark").exists()  # not fetched again
@@ -109,7 +109,7 @@ def test_a_repository_that_cannot_be_cloned_is_a_clear_error_and_leaves_nothing(
     with pytest.raises(UserError, match=r"nothing.* cannot be cloned: .*\n.*Check the address"):
         clone((tmp_path / "nothing").as_uri(), tmp_path / "clone")
     assert not (tmp_path / "clone").exists()
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="is not an address"):
         clone("--upload-pack=touch /tmp/x", tmp_path / "clone")
 
 
@@ -140,7 +140,7 @@ def test_without_git_the_error_says_what_to_install(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_licence_is_known_by_its_phrases(text, license):
-    assert license_in(text) == license
+    assert recognize_license(text) == license
 
 
 @pytest.mark.skipif(not Path("/usr/share/common-licenses/GPL-3").exists(), reason="needs the licences of Debian")
@@ -150,7 +150,7 @@ def test_whole_texts_of_licences_are_known():
         "Apache-2.0": "Apache-2.0", "MPL-2.0": "MPL-2.0", "BSD": "BSD-3-Clause", "CC0-1.0": "CC0-1.0",
     }  # fmt: skip
     for name, license in expected.items():
-        assert license_in(Path("/usr/share/common-licenses", name).read_text()) == license, name
+        assert recognize_license(Path("/usr/share/common-licenses", name).read_text()) == license, name
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_whole_texts_of_licences_are_known():
 )
 def test_the_licence_of_a_folder_is_read_where_it_is_stated(tmp_path, name, content, license):
     (tmp_path / name).write_text(content)
-    assert license_of(tmp_path) == license
+    assert folder_license(tmp_path) == license
 
 
 def test_the_nearest_licence_up_the_tree_wins(tmp_path):
@@ -181,9 +181,9 @@ def test_the_nearest_licence_up_the_tree_wins(tmp_path):
 
 
 def test_an_spdx_line_names_a_files_own_licence():
-    assert spdx_line("// SPDX-License-Identifier: (GPL-2.0 OR MIT)\nint x;") == "GPL-2.0 OR MIT"
-    assert spdx_line("# SPDX-License-Identifier: Apache-2.0\n\nimport os") == "Apache-2.0"
-    assert spdx_line("int x;") is None
+    assert find_spdx_identifier("// SPDX-License-Identifier: (GPL-2.0 OR MIT)\nint x;") == "GPL-2.0 OR MIT"
+    assert find_spdx_identifier("# SPDX-License-Identifier: Apache-2.0\n\nimport os") == "Apache-2.0"
+    assert find_spdx_identifier("int x;") is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_an_spdx_line_names_a_files_own_licence():
     ],
 )
 def test_what_a_program_wrote_is_known_by_its_mark_or_its_lines(text, reason):
-    assert machine_made(text) == reason
+    assert detect_machine_written(text) == reason
 
 
 def test_this_repository_itself_is_read():
@@ -206,4 +206,4 @@ def test_this_repository_itself_is_read():
     names = [name for _, name in repository_files(root)]
     assert "src/hf_llm/data/files/git_repos.py" in names and "README.md" in names
     assert not any(name.startswith((".git/", "runs/")) for name in names)
-    assert license_of(root) == "Apache-2.0"
+    assert folder_license(root) == "Apache-2.0"

@@ -17,8 +17,8 @@ from hf_llm.data.files.tabular import LINE_BYTES, column, file_rows, hub_rows, h
 
 
 def read(path):
-    faults = Faults()
-    return list(file_rows(path, faults)), faults
+    errors = Faults()
+    return list(file_rows(path, errors)), errors
 
 
 def zstandard(data):
@@ -42,19 +42,19 @@ LINES = b"".join(b'{"n": %d, "text": "%s"}\n' % (i, LETTERS.randbytes(20).hex().
 def test_a_bad_line_is_dropped_alone_and_counted(tmp_path, line, reason):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n' + line + b'\n\n{"text": "two"}')
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert rows == [(1, {"text": "one"}), (4, {"text": "two"})]
-    assert faults.dropped == {reason: 1} and faults.records == 3
-    assert f"{path}, line 2: {reason}" in faults.samples[0]
+    assert errors.dropped == {reason: 1} and errors.records == 3
+    assert f"{path}, line 2: {reason}" in errors.samples[0]
 
 
 def test_a_line_too_long_to_hold_is_dropped_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_llm.data.files.tabular.LINE_BYTES", 100)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + json.dumps({"a": "x" * 1000}) + '\n{"a": 2}\n')
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert rows == [(1, {"a": 1}), (3, {"a": 2})]
-    assert faults.dropped.total() == 1
+    assert errors.dropped.total() == 1
 
 
 def test_every_format_gives_the_same_rows(tmp_path):
@@ -97,17 +97,17 @@ def test_a_database_row_that_is_not_utf8_is_dropped_alone(tmp_path):
     write_database(path, "posts", [{"text": "good", "url": ""}])
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO posts VALUES (CAST(x'ff41' AS TEXT), '')")
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert rows == [(1, {"text": "good", "url": ""})]
-    assert faults.dropped == {"not UTF-8": 1}
+    assert errors.dropped == {"not UTF-8": 1}
 
 
 def test_a_csv_row_with_columns_too_many_is_dropped(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2\n1,2,3\n1\n")
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert [row for _, row in rows] == [{"a": "1", "b": "2"}]
-    assert faults.dropped == {"wrong number of columns": 2}
+    assert errors.dropped == {"wrong number of columns": 2}
 
 
 QUOTED = 'text,n\n"two\nlines, and ""quotes""",1\n\n"no end,2\nfine,3\n5" disk,4\n"end"x,5\n'
@@ -115,26 +115,26 @@ QUOTED = 'text,n\n"two\nlines, and ""quotes""",1\n\n"no end,2\nfine,3\n5" disk,4
 
 def test_a_quote_without_its_end_costs_its_own_line_in_csv(tmp_path):
     (tmp_path / "a.csv").write_text(QUOTED)
-    rows, faults = read(tmp_path / "a.csv")
+    rows, errors = read(tmp_path / "a.csv")
     assert rows == [
         (2, {"text": 'two\nlines, and "quotes"', "n": "1"}),
         (6, {"text": "fine", "n": "3"}),
         (7, {"text": '5" disk', "n": "4"}),
     ]
-    assert faults.dropped == {"a quote without its end": 2} and faults.records == 5
-    assert "a.csv, line 5" in faults.samples[0]
+    assert errors.dropped == {"a quote without its end": 2} and errors.records == 5
+    assert "a.csv, line 5" in errors.samples[0]
 
 
 def test_a_quote_whose_end_is_anothers_beginning_costs_its_own_line(tmp_path):
     (tmp_path / "a.csv").write_text('text,n\n"stray,1\nfine,2\n" x",3\nlast,4\n')
-    rows, faults = read(tmp_path / "a.csv")
-    assert [row["n"] for _, row in rows] == ["2", "3", "4"] and faults.dropped == {"a quote without its end": 1}
+    rows, errors = read(tmp_path / "a.csv")
+    assert [row["n"] for _, row in rows] == ["2", "3", "4"] and errors.dropped == {"a quote without its end": 1}
 
 
 def test_in_tsv_quotes_may_be_characters_like_others(tmp_path):
     (tmp_path / "a.tsv").write_text('text\tn\n"a\tb"\t1\n"Hi," he said\t2\n"no end\t3\nfine\t4\n')
-    rows, faults = read(tmp_path / "a.tsv")
-    assert [row["text"] for _, row in rows] == ["a\tb", '"Hi," he said', '"no end', "fine"] and not faults.dropped
+    rows, errors = read(tmp_path / "a.tsv")
+    assert [row["text"] for _, row in rows] == ["a\tb", '"Hi," he said', '"no end', "fine"] and not errors.dropped
 
 
 COMPRESSIONS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard}
@@ -144,8 +144,8 @@ COMPRESSIONS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "
 def test_json_lines_are_read_through_every_compression(tmp_path, suffix):
     path = tmp_path / f"a.jsonl.{suffix}"
     path.write_bytes(COMPRESSIONS[suffix](LINES))
-    rows, faults = read(path)
-    assert [row["n"] for _, row in rows] == list(range(20_000)) and not faults.dropped
+    rows, errors = read(path)
+    assert [row["n"] for _, row in rows] == list(range(20_000)) and not errors.dropped
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -153,11 +153,11 @@ def test_a_truncated_file_gives_the_lines_before_the_cut(tmp_path, suffix):
     path = tmp_path / f"a.jsonl.{suffix}"
     whole = COMPRESSIONS[suffix](LINES)
     path.write_bytes(whole[: len(whole) * 9 // 10])
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert [row["n"] for _, row in rows] == list(range(len(rows)))
     assert suffix == "bz2" or len(rows) > 10_000  # bzip2 loses the whole block of 900 kB
-    assert faults.dropped == {"damaged file": 1} and str(path) in faults.samples[0]
-    assert faults.records == len(rows) + 1
+    assert errors.dropped == {"damaged file": 1} and str(path) in errors.samples[0]
+    assert errors.records == len(rows) + 1
 
 
 def test_a_gzip_with_broken_bytes_in_the_middle_gives_the_lines_before_them(tmp_path):
@@ -165,19 +165,19 @@ def test_a_gzip_with_broken_bytes_in_the_middle_gives_the_lines_before_them(tmp_
     whole = bytearray(gzip.compress(LINES))
     whole[len(whole) // 2 : len(whole) // 2 + 50] = b"\xff" * 50
     path.write_bytes(whole)
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert len(rows) > 5_000 and [row["n"] for _, row in rows[:5000]] == list(range(5_000))
-    assert faults.dropped["damaged file"] == 1
+    assert errors.dropped["damaged file"] == 1
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.json", "a.db", "a.jsonl.gz", "a.csv.xz"])
 def test_a_file_that_is_not_what_its_name_says_is_one_fault(tmp_path, name):
     (tmp_path / name).write_bytes(b"[{nothing of the kind" * 100)
-    rows, faults = read(tmp_path / name)
-    assert rows == [] and faults.dropped == {"damaged file": 1} and faults.records == 1
-    assert str(tmp_path / name) in faults.samples[0]
+    rows, errors = read(tmp_path / name)
+    assert rows == [] and errors.dropped == {"damaged file": 1} and errors.records == 1
+    assert str(tmp_path / name) in errors.samples[0]
     with pytest.raises(UserError, match=name):
-        faults.check("the source")
+        errors.check("the source")
 
 
 def test_a_truncated_file_of_a_library_is_one_fault_and_rows_before_the_cut_are_kept(tmp_path):
@@ -190,9 +190,9 @@ def test_a_truncated_file_of_a_library_is_one_fault_and_rows_before_the_cut_are_
     (tmp_path / "d.json").write_text(json.dumps(rows))
     for path, kept in zip(sorted(tmp_path.iterdir()), (0, 1000, 0, 1500), strict=True):
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-        found, faults = read(path)
-        assert [row for _, row in found] == rows[: len(found)] and len(found) >= kept, path
-        assert faults.dropped == {"damaged file": 1} and str(path) in faults.samples[0]
+        rows_read, errors = read(path)
+        assert [row for _, row in rows_read] == rows[: len(rows_read)] and len(rows_read) >= kept, path
+        assert errors.dropped == {"damaged file": 1} and str(path) in errors.samples[0]
 
 
 def test_a_file_that_has_vanished_is_the_disks_error_not_a_fault(tmp_path):
@@ -207,14 +207,14 @@ def test_a_json_array_is_read_in_pieces_and_kept_up_to_its_damage(tmp_path, monk
     values = [{"a": "caf\u00e9 [,]", "b": [1, {"c": None}]}, {}, 12345678901, {"a": "\U0001f600" * 9}]
     text = "\ufeff [ " + " ,\n ".join(json.dumps(value, ensure_ascii=False) for value in values) + " ] "
     path.write_text(text, encoding="utf-8")
-    rows, faults = read(path)
+    rows, errors = read(path)
     assert rows == [(1, values[0]), (2, values[1]), (4, values[3])]
-    assert faults.dropped == {"no JSON object": 1} and faults.records == 4
+    assert errors.dropped == {"no JSON object": 1} and errors.records == 4
     for broken in ("[]", '[{"a": 1}, {"a": 2}', '[{"a": 1} {"a": 2}]', '[{"a": 1}, nonsense]', '[{"a": 1},'):
         path.write_text(broken)
-        rows, faults = read(path)
+        rows, errors = read(path)
         assert [row for _, row in rows] == ([] if broken == "[]" else [{"a": 1}, {"a": 2}][: len(rows)])
-        assert faults.dropped["damaged file"] == (broken != "[]")
+        assert errors.dropped["damaged file"] == (broken != "[]")
 
 
 def peak_memory(action):
@@ -233,11 +233,11 @@ def test_a_line_of_200_megabytes_is_dropped_in_bounded_memory(tmp_path, name):
         for _ in range(200):
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n{"text": "next"}\n')
-    found = []
-    assert peak_memory(lambda: found.extend(read(path))) < 3 * LINE_BYTES
-    rows, faults = found
+    result = []
+    assert peak_memory(lambda: result.extend(read(path))) < 3 * LINE_BYTES
+    rows, errors = result
     assert [row["text"] for _, row in rows] == ["next" if name == "a.jsonl" else '{"text": "next"}']
-    assert faults.dropped == {"line longer than 64 MiB": 1}
+    assert errors.dropped == {"line longer than 64 MiB": 1}
 
 
 def test_a_gzip_bomb_is_left_after_a_stated_size(tmp_path, monkeypatch):
@@ -245,12 +245,12 @@ def test_a_gzip_bomb_is_left_after_a_stated_size(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_llm.data.files.tabular.ENDLESS_BYTES", 8 << 20)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "good"}\n') + gzip.compress(bytes(64 << 20), 1))
-    found = []
-    assert peak_memory(lambda: found.extend(read(path))) < 8 << 20
-    rows, faults = found
+    result = []
+    assert peak_memory(lambda: result.extend(read(path))) < 8 << 20
+    rows, errors = result
     assert [row for _, row in rows] == [{"text": "good"}]
-    assert faults.dropped == {"line longer than 1 MiB": 1, "damaged file": 1}
-    assert "does not end within 8 MiB" in faults.samples[1]
+    assert errors.dropped == {"line longer than 1 MiB": 1, "damaged file": 1}
+    assert "does not end within 8 MiB" in errors.samples[1]
 
 
 def test_one_json_object_is_no_rows(tmp_path):
@@ -306,8 +306,8 @@ def test_a_damaged_file_of_a_data_set_is_a_clear_error(hub_folder, tmp_path):
 
 
 def test_the_files_of_a_data_set_can_be_named_by_a_pattern(hub_folder, tmp_path):
-    found = list(hub_rows(f"{hub_folder}/train-0000[13]-*.parquet", None, "train", True, None))
-    assert [row["text"] for _, row in found] == [f"file {n}, row {i}" for n in (1, 3) for i in range(3)]
+    rows = list(hub_rows(f"{hub_folder}/train-0000[13]-*.parquet", None, "train", True, None))
+    assert [row["text"] for _, row in rows] == [f"file {n}, row {i}" for n in (1, 3) for i in range(3)]
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard(b'{"text": "one"}\n{"text": "two"}\n'))  # as The Pile has them
     assert [row["text"] for _, row in hub_rows(f"{tmp_path}/*.zst", None, "train", True, None)] == ["one", "two"]
 

@@ -4,12 +4,12 @@ import lzma
 import pytest
 
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import PIECE_CHARS, code_documents, pieces, text_documents
+from hf_llm.data.files.text_files import PIECE_CHARS, join_into_pieces, read_code_documents, read_text_documents
 
 
 def read(path, max_chars=100_000):
-    faults = Faults()
-    return list(text_documents(path, max_chars, faults)), faults
+    errors = Faults()
+    return list(read_text_documents(path, max_chars, errors)), errors
 
 
 def test_a_file_that_fits_is_one_document(tmp_path):
@@ -23,11 +23,11 @@ def test_a_long_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     path = tmp_path / "a.txt"
     text = "".join(f"Line {i} of a paragraph,\nand its second line.\n\n" for i in range(9000))
     path.write_text(text)
-    documents, faults = read(path)
+    documents, errors = read(path)
     assert "".join(documents) == text
     assert all(document.endswith("\n\n") for document in documents)
     assert max(map(len, documents)) < PIECE_CHARS + 100
-    assert faults.records == 27000 and not faults.dropped
+    assert errors.records == 27000 and not errors.dropped
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
@@ -41,39 +41,39 @@ def test_characters_decide_not_bytes(tmp_path, name):
 
 def test_a_heading_is_a_place_to_cut():
     lines = ["text\n"] * 5 + ["## Next\n"] + ["text\n"] * 3
-    assert list(pieces(lines, 1000, 10)) == ["text\n" * 5, "## Next\n" + "text\n" * 3]
+    assert list(join_into_pieces(lines, 1000, 10)) == ["text\n" * 5, "## Next\n" + "text\n" * 3]
 
 
 def test_titles_of_wikitext_and_separators_start_documents():
     lines = [" = Valkyria Chronicles = \n", " \n", "Text .\n", " = = Section = = \n", "More .\n"]
     again = [*lines, " = Tower = \n", "x\n", "<|endoftext|>\n", "y\n"]
-    assert list(pieces(again, 1000, 1000)) == ["".join(lines), " = Tower = \nx\n", "y\n"]
+    assert list(join_into_pieces(again, 1000, 1000)) == ["".join(lines), " = Tower = \nx\n", "y\n"]
 
 
 def test_a_single_endless_line_is_cut_at_spaces(tmp_path):
     path = tmp_path / "a.txt"
     text = "wörter " * 500_000  # more than three times the buffer of a line, cut within characters
     path.write_text(text, encoding="utf-8")
-    documents, faults = read(path, max_chars=1000)
+    documents, errors = read(path, max_chars=1000)
     assert "".join(documents) == text
     assert max(map(len, documents)) <= 1000
-    assert not faults.dropped
+    assert not errors.dropped
 
 
 def test_a_line_that_is_not_utf8_is_dropped_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbffirst\n" + "caf\u00e9\n".encode("latin-1") + b"third\n")
-    documents, faults = read(path)
+    documents, errors = read(path)
     assert documents == ["first\nthird\n"]
-    assert faults.dropped == {"not UTF-8": 1}
-    assert "a.txt, line 2" in faults.samples[0]
+    assert errors.dropped == {"not UTF-8": 1}
+    assert "a.txt, line 2" in errors.samples[0]
 
 
 def test_a_binary_file_is_no_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"PK\x03\x04\x00\x00")
-    documents, faults = read(path)
-    assert documents == [] and faults.dropped == {"binary": 1}
+    documents, errors = read(path)
+    assert documents == [] and errors.dropped == {"binary": 1}
 
 
 def test_an_empty_file_has_no_documents(tmp_path):
@@ -87,9 +87,9 @@ def test_of_a_truncated_file_the_lines_before_the_cut_are_read(tmp_path, suffix,
     path = tmp_path / f"a.txt.{suffix}"
     text = "".join(f"line {i * i}\n" for i in range(50_000))
     path.write_bytes(compress(text.encode())[:-2000])
-    documents, faults = read(path)
+    documents, errors = read(path)
     assert len("".join(documents)) > len(text) // 2 and text.startswith("".join(documents))
-    assert faults.dropped == {"damaged file": 1} and "a.txt" in faults.samples[0]
+    assert errors.dropped == {"damaged file": 1} and "a.txt" in errors.samples[0]
 
 
 def test_code_is_read_whole_or_not_at_all(tmp_path):
@@ -97,7 +97,7 @@ def test_code_is_read_whole_or_not_at_all(tmp_path):
     good.write_text("def f():\n    return 1\n")
     latin.write_bytes(b"# caf\xe9\nx = 1\n")
     binary.write_bytes(b"x\0y")
-    faults = Faults()
-    documents = [list(code_documents(path, 1000, faults)) for path in (good, latin, binary)]
+    errors = Faults()
+    documents = [list(read_code_documents(path, 1000, errors)) for path in (good, latin, binary)]
     assert documents == [["def f():\n    return 1\n"], [], []]
-    assert faults.dropped == {"not UTF-8": 1, "binary": 1}
+    assert errors.dropped == {"not UTF-8": 1, "binary": 1}

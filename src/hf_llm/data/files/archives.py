@@ -1,12 +1,11 @@
-"""An archive turned into its files, one at a time in a temporary folder, each deleted after use.
+"""Unpack an archive into its files, one at a time in a temporary folder, each deleted after use.
 
-Read: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and one file that is only compressed.
-Left out: folders, links, devices, and names that lead out of the archive. An archive within an archive is handed on as
-the file it is.
+Read: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and a single compressed file. Skipped:
+folders, links, devices, and names that lead out of the archive. An archive within an archive is given as a file.
 
-A member that claims, or turns out, to be larger than `MEMBER_BYTES`, or more than `RATIO` times what it takes up in the
-archive (from `SMALL_BYTES` on), is a bomb: refused and counted by name, and the members after it are read. A compressed
-tar of which more than `RATIO` times its size has been unpacked without an end is left there.
+A member that claims, or turns out, to be larger than `MEMBER_BYTES`, or more than `MAX_RATIO` times its size in the
+archive (from `SMALL_BYTES` on), is a bomb: it is refused and counted by name, and the members after it are read. A
+compressed tar is read no further when more than `MAX_RATIO` times its size has been unpacked without reaching its end.
 """
 
 import io
@@ -23,120 +22,146 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, damage_counted, damaged, opened
+from hf_llm.data.files.tabular import COMPRESSED, count_damage, count_damaged_file, open_file
 
 MEMBER_BYTES = 8 << 30
-RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
+MAX_RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
 SMALL_BYTES = 64 << 20  # no member below this is a bomb, however well it compresses
+CHUNK_BYTES = 1 << 20
+NAME_BYTES = 200  # of a file's name, which every file system takes
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in COMPRESSED))
-_SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
+_COMPRESSION_OF_SHORT_SUFFIX = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
+_FILE_TYPE_BITS = 0o170000  # of the Unix mode in a zip's external attributes
+_REGULAR_FILE = 0o100000
+_ENCRYPTED_FLAG = 1
 
 
-class _Bomb(Exception):
-    """More came out of an archive than may."""
+class _ArchiveBomb(Exception):
+    """More was unpacked from an archive than is allowed."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `members` finds several files in this one, by its name."""
+    """Whether `members` can find several files in this one, by its name."""
     return path.name.lower().endswith((".zip", *_TAR_SUFFIXES))
 
 
-def members(path: Path, faults: Faults, name: str = "") -> Iterator[tuple[str, Path]]:
-    """The name of every file of an archive and where it lies now, in the order of the archive (known by `name`).
+def members(path: Path, errors: Faults, name: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield the name of every file of an archive and the path it is unpacked to, in the order of the archive.
 
-    The file is there until the next one is asked for. Members that are encrypted, bombs or damaged are counted in
-    `faults`; of an archive that is damaged, what stood before the damage is read. Raises OSError where the archive
-    cannot be read or the disk is full.
+    `name` says what kind of archive it is, if not the path's own name. Each file exists until the next one is asked
+    for. Members that are encrypted, bombs or damaged are counted in `errors`; of a damaged archive, what stands before
+    the damage is read. Raises OSError if the archive cannot be read or the disk is full.
     """
     name = (name or path.name).lower()
-    found = _zip if name.endswith(".zip") else _tar if name.endswith(_TAR_SUFFIXES) else _single
+    if name.endswith(".zip"):
+        extract = _extract_zip
+    elif name.endswith(_TAR_SUFFIXES):
+        extract = _extract_tar
+    else:
+        extract = _extract_single_file
     with TemporaryDirectory(prefix="hf_llm-") as folder:
-        yield from found(path, Path(folder), faults)
+        yield from extract(path, Path(folder), errors)
 
 
-def _zip(path: Path, folder: Path, faults: Faults) -> Iterator[tuple[str, Path]]:
+def _extract_zip(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        return damaged(path, error, faults)
+        count_damaged_file(path, error, errors)
+        return
+
     with archive:
         for member in archive.infolist():
-            name = _safe_name(member.filename)
-            linked = (member.external_attr >> 16) & 0o170000 not in (0, 0o100000)
-            if member.is_dir() or linked or name is None:
+            name = _clean_name(member.filename)
+            file_type = (member.external_attr >> 16) & _FILE_TYPE_BITS
+            is_special = file_type not in (0, _REGULAR_FILE)
+            if member.is_dir() or is_special or name is None:
                 continue
+
             where = f"{path}, {name}"
-            faults.records += 1
-            limit = _limit(member.compress_size)
-            if member.flag_bits & 1:
-                faults.drop("encrypted", where)
+            errors.records += 1
+            limit = _size_limit(member.compress_size)
+            if member.flag_bits & _ENCRYPTED_FLAG:
+                errors.drop("encrypted", where)
             elif member.file_size > limit:
-                faults.drop("archive bomb", where, f"{member.file_size:,} bytes")
+                errors.drop("archive bomb", where, f"{member.file_size:,} bytes")
             else:
-                with _member_faults(where, faults), archive.open(member) as source:
-                    yield from _unpacked(source, name, folder, limit)
+                with _count_member_damage(where, errors), archive.open(member) as source:
+                    yield from _write_member(source, name, folder, limit)
 
 
-def _tar(path: Path, folder: Path, faults: Faults) -> Iterator[tuple[str, Path]]:
-    limit = _limit(path.stat().st_size)
+def _extract_tar(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
+    limit = _size_limit(path.stat().st_size)
     try:
-        with damage_counted(path, faults), _stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with (
+            count_damage(path, errors),
+            _open_tar_stream(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
             for member in archive:
-                name = _safe_name(member.name)
+                name = _clean_name(member.name)
                 if not member.isfile() or name is None:
                     continue
-                faults.records += 1
+                errors.records += 1
                 if member.size > limit:
-                    faults.drop("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
+                    errors.drop("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
                 else:
-                    yield from _unpacked(archive.extractfile(member), name, folder, limit)
-            if archive.fileobj.read(1 << 20).strip(b"\0"):  # tarfile ends at a broken header as at the real end
-                damaged(path, ValueError(f"no header of a file at byte {archive.offset:,}"), faults)
-    except (tarfile.TarError, _Bomb) as error:
-        damaged(path, error, faults)
+                    yield from _write_member(archive.extractfile(member), name, folder, limit)
+
+            # tarfile ends at a broken header as it does at the real end, after which there are only zeros.
+            if archive.fileobj.read(CHUNK_BYTES).strip(b"\0"):
+                broken_header = ValueError(f"no header of a file at byte {archive.offset:,}")
+                count_damaged_file(path, broken_header, errors)
+    except (tarfile.TarError, _ArchiveBomb) as error:
+        count_damaged_file(path, error, errors)
 
 
-def _single(path: Path, folder: Path, faults: Faults) -> Iterator[tuple[str, Path]]:
-    faults.records += 1
+def _extract_single_file(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
+    errors.records += 1
+    limit = _size_limit(path.stat().st_size)
     try:
-        with damage_counted(path, faults), opened(path) as source:
-            yield from _unpacked(source, path.stem, folder, _limit(path.stat().st_size))
-    except _Bomb:
-        faults.drop("archive bomb", str(path))
+        with count_damage(path, errors), open_file(path) as source:
+            yield from _write_member(source, path.stem, folder, limit)
+    except _ArchiveBomb:
+        errors.drop("archive bomb", str(path))
 
 
 @contextmanager
-def _member_faults(where: str, faults: Faults) -> Iterator[None]:
+def _count_member_damage(where: str, errors: Faults) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-        faults.drop("damaged file", where, str(error))
-    except _Bomb:
-        faults.drop("archive bomb", where)
+        errors.drop("damaged file", where, str(error))
+    except _ArchiveBomb:
+        errors.drop("archive bomb", where)
 
 
-def _stream(path: Path) -> IO[bytes]:
-    """The tar inside a file, whatever compresses it, which ends in an error where it grows beyond all measure."""
-    short = _SHORT.get(path.suffix.lower())
-    if path.suffix.lower() == ".tar":
+def _open_tar_stream(path: Path) -> IO[bytes]:
+    """Open the tar inside a file, whatever compresses it. Reading raises an error where it grows beyond all measure."""
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
         return open(path, "rb")
-    source = opened(path, short) if short else opened(path)
-    return io.BufferedReader(_Bounded(source, max(RATIO * path.stat().st_size, MEMBER_BYTES)))
+    source = open_file(path, _COMPRESSION_OF_SHORT_SUFFIX.get(suffix))
+    limit = max(MAX_RATIO * path.stat().st_size, MEMBER_BYTES)
+    return io.BufferedReader(_LimitedReader(source, limit))
 
 
-class _Bounded(io.RawIOBase):
+class _LimitedReader(io.RawIOBase):
+    """A stream that raises `_ArchiveBomb` after so many bytes."""
+
     def __init__(self, source: IO[bytes], limit: int):
-        self.source, self.left = source, limit
+        self.source = source
+        self.remaining = limit
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
         chunk = self.source.read(len(buffer))
-        self.left -= len(chunk)
-        if self.left < 0:
-            raise _Bomb("more has been unpacked than any archive of this size holds")
+        self.remaining -= len(chunk)
+        if self.remaining < 0:
+            raise _ArchiveBomb("more has been unpacked than any archive of this size holds")
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
@@ -145,38 +170,43 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _limit(compressed: int) -> int:
-    return min(max(RATIO * compressed, SMALL_BYTES), MEMBER_BYTES)
+def _size_limit(compressed_bytes: int) -> int:
+    """Bytes that a member of so many compressed bytes may unpack to."""
+    return min(max(MAX_RATIO * compressed_bytes, SMALL_BYTES), MEMBER_BYTES)
 
 
-def _unpacked(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterator[tuple[str, Path]]:
-    """Write one member under its own last name into the folder, hand it on, delete it."""
-    place = folder / "member"
-    place.mkdir()
+def _write_member(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterator[tuple[str, Path]]:
+    """Write one member under its own last name into the folder, yield it, delete it."""
+    member_folder = folder / "member"
+    member_folder.mkdir()
     try:
-        target = place / _short(PurePosixPath(name).name)
+        target = member_folder / _shorten_name(PurePosixPath(name).name)
         with open(target, "wb") as out:
             size = 0
-            while chunk := source.read(1 << 20):
+            while chunk := source.read(CHUNK_BYTES):
                 size += len(chunk)
                 if size > limit:
-                    raise _Bomb
+                    raise _ArchiveBomb
                 out.write(chunk)
         yield name, target
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(member_folder)
 
 
-def _short(name: str) -> str:
-    """The name's last part, as long as a system takes it: 200 bytes."""
-    return os.fsencode(name)[-200:].decode("utf-8", "ignore")
+def _shorten_name(name: str) -> str:
+    """Keep the end of a name, with its suffix, as long as every file system takes it."""
+    return os.fsencode(name)[-NAME_BYTES:].decode("utf-8", "ignore")
 
 
-def _safe_name(name: str) -> str | None:
-    """The name with plain slashes; None where it leads out of the archive, or is no file's or macOS's own."""
+def _clean_name(name: str) -> str | None:
+    """Return a member's name with plain slashes; None if it leads out of the archive or is not a file's.
+
+    None also for the files that macOS adds.
+    """
     name = name.replace("\\", "/")
     parts = name.split("/")
-    if ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name or not parts[-1]:
+    leads_out = ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name
+    if leads_out or not parts[-1]:
         return None
     if parts[0] == "__MACOSX" or parts[-1].startswith("._"):
         return None

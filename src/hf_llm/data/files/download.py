@@ -1,4 +1,4 @@
-"""Files of the web brought onto this disk, resumed where they broke off: Common Crawl's segments above all.
+"""Download files of the web to this disk, resumed where they broke off: Common Crawl's segments above all.
 
 Common Crawl lists the files of each crawl in `wet.paths.gz` (text) and `warc.paths.gz` (pages):
 https://data.commoncrawl.org/crawl-data/CC-MAIN-2025-33/wet.paths.gz
@@ -15,20 +15,20 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from hf_llm.core.errors import UserError
 
-ATTEMPTS = 6  # that bring nothing, one after the other; one that brings bytes starts the count anew
-FIRST_WAIT = 1.0  # seconds; doubled with each attempt
-LONGEST_WAIT = 60.0
-TIMEOUT = 60  # seconds without a byte
+MAX_ATTEMPTS = 6  # in a row that bring no bytes; one that brings some starts the count again
+FIRST_WAIT_SECONDS = 1.0  # doubled with each attempt
+MAX_WAIT_SECONDS = 60.0
+TIMEOUT_SECONDS = 60  # without a byte
 CHUNK_BYTES = 1 << 20
 
-_IN_ADDRESSES = "%/:=&?~#+!$,;'@()*[]"  # what an address may hold as it is
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # what a URL may hold as it is
+_TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _REMEDIES = {
     401: "it wants a login, which is not supported; download it yourself and give its `path`",
     403: "the server refuses; you may have fetched too much, try again later",
@@ -39,13 +39,14 @@ _REMEDIES = {
 
 @dataclass
 class Crawl:
-    """`crawl:` of a source: files of a web crawl to download and read."""
+    """Files of a web crawl to download and read: the section `crawl` of a source."""
 
-    paths: str | list[str] = field(
-        metadata={"help": "address or local file of a list such as wet.paths.gz, or the names of the files themselves"}
-    )
-    base: str = field(default="https://data.commoncrawl.org", metadata={"help": "what the names in the list follow"})
-    take: int | None = field(default=None, metadata={"help": "the first so many files of the list; all if left out"})
+    paths: str | list[str]
+    """Address or local file of a list such as wet.paths.gz, or the names of the files themselves."""
+    base: str = "https://data.commoncrawl.org"
+    """Address that the names in the list are appended to."""
+    take: int | None = None
+    """Only the first so many files of the list are read; all if left out."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -57,160 +58,181 @@ class Crawl:
 
 
 def segments(crawl: Crawl) -> list[str]:
-    """The addresses of a crawl's files, in the order of its list. Raises UserError where there is none."""
-    names = crawl.paths if isinstance(crawl.paths, list) else _listed(crawl.paths)
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))[: crawl.take]
+    """List the URLs of a crawl's files, in the order of its list. Raises UserError if there are none."""
+    if isinstance(crawl.paths, list):
+        lines = crawl.paths
+    else:
+        lines = _read_list(crawl.paths)
+    stripped = [line.strip() for line in lines if line.strip()]
+    names = list(dict.fromkeys(stripped))[: crawl.take]
     if not names:
         raise UserError(f"{crawl.paths} lists no files; a list has one name per line")
-    return [urljoin(crawl.base.rstrip("/") + "/", name) for name in names]
+
+    base = crawl.base.rstrip("/") + "/"
+    return [urljoin(base, name) for name in names]
 
 
-def _listed(paths: str) -> list[str]:
+def _read_list(paths: str) -> list[str]:
     if urlsplit(paths).scheme in ("http", "https"):
         with tempfile.TemporaryDirectory() as folder:
-            return _lines(fetch(paths, Path(folder)))
+            return _read_lines(fetch(paths, Path(folder)))
     path = Path(paths).expanduser()
     if not path.is_file():
         raise UserError(f"{paths} does not exist (seen from {Path.cwd()}); correct `crawl.paths`")
-    return _lines(path)
+    return _read_lines(path)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     content = path.read_bytes()
     try:
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").splitlines()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        return content.decode("utf-8").splitlines()
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"{path.name} is no list of files, one name per line ({error}); correct `crawl.paths`"
+            f"{path.name} is not a list of files, one name per line ({error}); correct `crawl.paths`"
         ) from None
 
 
 def fetch(url: str, folder: Path) -> Path:
-    """The file at `url`, whole, in `folder`; downloaded if it is not there.
+    """Download the file at `url` completely to `folder`, unless it is already there. Returns its path.
 
-    What came before an interruption stays in a `.part` file and is gone on with, if the server says that the file has
-    not changed since. Raises UserError where the server refuses or cannot be reached.
+    What came before an interruption stays in a `.part` file, and the download is resumed from it if the server says
+    that the file has not changed since. Raises UserError if the server refuses or cannot be reached.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url} is no address of the web; it starts with https:// or http://")
+        raise UserError(f"{url} is not an address of the web; it starts with https:// or http://")
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / file_name(url)
+    target = folder / local_name(url)
     part = target.with_name(target.name + ".part")
+
     failures = 0
     while not target.exists():
-        before = _size(part)
+        size_before = _file_size(part)
         try:
-            _download(url, part)
+            _download_part(url, part)
             os.replace(part, target)
-            _notes(part).unlink(missing_ok=True)
+            _version_file(part).unlink(missing_ok=True)
         except (OSError, http.client.HTTPException) as error:
-            _refuse_final(url, error)
-            failures = 1 if _size(part) > before else failures + 1
-            if failures == ATTEMPTS:
+            _raise_permanent(url, error)
+            failures = 1 if _file_size(part) > size_before else failures + 1
+            if failures == MAX_ATTEMPTS:
                 raise UserError(
-                    f"{url} could not be downloaded ({_reason(error)}, {ATTEMPTS} times); check the network and run "
-                    "again: what has come is kept"
+                    f"{url} could not be downloaded ({_describe_error(error)}, {MAX_ATTEMPTS} times); check the "
+                    "network and run again: what has come is kept"
                 ) from error
-            time.sleep(_wait(error, failures))
+            time.sleep(_wait_seconds(error, failures))
     return target
 
 
-def file_name(url: str) -> str:
-    """The name of a downloaded file: that of the address, after a digest that tells equal names apart."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name or 'index'}"
+def local_name(url: str) -> str:
+    """Name a downloaded file: as in its URL, after a digest that distinguishes equal names."""
+    last_part = unquote(urlsplit(url).path).rpartition("/")[2]
+    name = re.sub(r"[^\w.-]", "_", last_part) or "index"
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return f"{digest}-{name}"
 
 
-class Cut(OSError):
-    """A body that ended before its length, or after it."""
+class IncompleteDownload(OSError):
+    """A response whose body is not what its headers say."""
 
 
-def _download(url: str, part: Path) -> None:
+def _download_part(url: str, part: Path) -> None:
     """Bring `part` to its full length, from what there is of it if the server still has the same file."""
-    held, validator = _size(part), _validator(part)
+    held_bytes = _file_size(part)
+    version = _read_version(part)
     headers = {"User-Agent": "hf_llm"}
-    if held and validator:
-        headers |= {"Range": f"bytes={held}-", "If-Range": validator}
+    if held_bytes and version:
+        headers |= {"Range": f"bytes={held_bytes}-", "If-Range": version}
+
     try:
-        request = urllib.request.Request(quote(url, safe=_IN_ADDRESSES), headers=headers)
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        request = urllib.request.Request(quote(url, safe=_URL_CHARACTERS), headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if error.headers.get("Content-Range") == f"bytes */{held}":
-                return  # it was whole already
-            part.unlink()
-            raise Cut("the part on the disk is longer than the file") from error
-        raise
-    with answer:
-        start, total = _place(answer)
-        if start not in (0, held):
-            raise Cut(f"bytes from {start:,} came, not from {held:,}")
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{held_bytes}":
+            return  # it was complete already
+        part.unlink()
+        raise IncompleteDownload("the part on the disk is longer than the file") from error
+
+    with response:
+        start, total_bytes = _parse_range(response)
+        if start not in (0, held_bytes):
+            raise IncompleteDownload(f"bytes from {start:,} came, not from {held_bytes:,}")
         if start == 0:
-            held = 0
-            _note(part, answer)
+            held_bytes = 0
+            _write_version(part, response)
         with open(part, "ab" if start else "wb") as file:
-            while chunk := answer.read(CHUNK_BYTES):
+            while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
-                held += len(chunk)
+                held_bytes += len(chunk)
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and held != total:
-        raise Cut(f"{held:,} of {total:,} bytes came")
+
+    if total_bytes is not None and held_bytes != total_bytes:
+        raise IncompleteDownload(f"{held_bytes:,} of {total_bytes:,} bytes came")
 
 
-def _place(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where the body of an answer begins in the file, and how long the file is (None where the server does not say)."""
-    if answer.status != http.client.PARTIAL_CONTENT:
-        length = answer.headers.get("Content-Length")
+def _parse_range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """Return the byte of the file at which the body begins, and the file's length (None if the server does not say)."""
+    if response.status != http.client.PARTIAL_CONTENT:
+        length = response.headers.get("Content-Length")
         return 0, int(length) if length else None
-    place = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if not place:
-        raise Cut("a part of the file came, and the server does not say which")
-    return int(place[1]), int(place[2]) if place[2] != "*" else None
+
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if not content_range:
+        raise IncompleteDownload("a part of the file came, and the server does not say which")
+    start, total = content_range.groups()
+    return int(start), None if total == "*" else int(total)
 
 
-def _note(part: Path, answer: http.client.HTTPResponse) -> None:
-    """Keep beside the part what tells its version: a strong ETag, else when it last changed (RFC 9110, 13.1.5)."""
-    tag = answer.headers.get("ETag", "")
-    version = tag if tag.startswith('"') else answer.headers.get("Last-Modified")
-    part.unlink(missing_ok=True)  # never a new note beside old bytes
-    _notes(part).write_text(json.dumps({"version": version}), encoding="utf-8")
+def _write_version(part: Path, response: http.client.HTTPResponse) -> None:
+    """Write beside the part what tells its version: a strong ETag, else when it last changed (RFC 9110, 13.1.5)."""
+    etag = response.headers.get("ETag", "")
+    version = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+    part.unlink(missing_ok=True)  # never a new version beside old bytes
+    _version_file(part).write_text(json.dumps({"version": version}), encoding="utf-8")
 
 
-def _validator(part: Path) -> str | None:
+def _read_version(part: Path) -> str | None:
     try:
-        return json.loads(_notes(part).read_text(encoding="utf-8"))["version"]
+        return json.loads(_version_file(part).read_text(encoding="utf-8"))["version"]
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _notes(part: Path) -> Path:
+def _version_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _refuse_final(url: str, error: Exception) -> None:
-    """Raise what another attempt would not mend: the server's refusal as UserError, a fault of this disk as it is."""
+def _raise_permanent(url: str, error: Exception) -> None:
+    """Raise an error that another attempt would not mend: a refusal as UserError, an error of this disk as it is."""
     if isinstance(error, urllib.error.HTTPError):
-        if error.code not in _PASSING:
+        if error.code not in _TEMPORARY_STATUS:
             remedy = _REMEDIES.get(error.code, "check the address in a browser")
             raise UserError(f"{url}: HTTP {error.code} {error.reason}: {remedy}") from error
-    elif isinstance(error, OSError) and not isinstance(
-        error, (urllib.error.URLError, ConnectionError, TimeoutError, Cut)
-    ):
+        return
+
+    is_of_network = isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError | IncompleteDownload)
+    if isinstance(error, OSError) and not is_of_network:
         raise error
 
 
-def _wait(error: Exception, failures: int) -> float:
+def _wait_seconds(error: Exception, failures: int) -> float:
     """Seconds to wait: what the server asks for, else twice as long each time."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
-    return min(float(asked) if asked.isdigit() else FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
+    retry_after = ""
+    if isinstance(error, urllib.error.HTTPError):
+        retry_after = error.headers.get("Retry-After", "")
+    seconds = float(retry_after) if retry_after.isdigit() else FIRST_WAIT_SECONDS * 2 ** (failures - 1)
+    return min(seconds, MAX_WAIT_SECONDS)
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return str(getattr(error, "reason", "") or error or type(error).__name__)

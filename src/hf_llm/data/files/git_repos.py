@@ -1,7 +1,7 @@
-"""A code repository, cloned or on this disk, turned into the files people wrote in it, and their licence.
+"""Find the files of a code repository, cloned or on this disk, that people wrote in it, and their licence.
 
-Left out: what others wrote (vendored folders), what a program made (generated, minified, lock files, compiled
-protocols), data, and what is no text.
+Left out: what others wrote (vendored folders), what a program wrote (generated or minified files, lock files, compiled
+protocols), data, and what is not text.
 """
 
 import os
@@ -15,29 +15,32 @@ from pathlib import Path
 from hf_llm.core.errors import UserError
 
 HEAD_BYTES = 32 << 10  # of a file, looked at for marks of a generator
-LONG_LINE = 5_000  # characters; a line as long is no program's, in a file of mostly long lines
-MEAN_LINE = 300
+HEAD_LINES = 20  # where a generator leaves its mark
+SPDX_CHARS = 4096  # of a file, looked at for its SPDX line
+# A file is minified if its longest line and its mean line are longer than this.
+LONGEST_LINE_CHARS = 5_000
+MEAN_LINE_CHARS = 300
 
 FOREIGN_FOLDERS = {
     "node_modules", "vendor", "vendors", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "3rdparty",
     "external", "externals", "extern", "deps", "site-packages", "dist-packages", "venv", "env", "__pycache__", "dist",
     "build", "target", "bower_components", "jspm_packages", "Pods", "Carthage", "Godeps",
 }  # fmt: skip
-INSTALLED_FOLDERS = {  # those of them that no one gives to texts of their own
+INSTALLED_FOLDERS = {  # those of them that nobody uses as a name for texts of their own
     "node_modules", "site-packages", "dist-packages", "__pycache__", "bower_components", "jspm_packages",
 }  # fmt: skip
-_LOCKS = {
+_LOCK_FILES = {
     "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lockb", "poetry.lock", "pdm.lock",
     "pipfile.lock", "uv.lock", "cargo.lock", "composer.lock", "gemfile.lock", "go.sum", "go.work.sum", "flake.lock",
     "mix.lock", "podfile.lock", "packages.lock.json", "gradle.lockfile", "pubspec.lock", "conan.lock",
 }  # fmt: skip
-_MADE = re.compile(
+_GENERATED_NAME = re.compile(
     r"(\.min\.|[-.]bundle\.|_pb2(_grpc)?\.pyi?$|\.pb\.(go|cc|h|c|swift)$|\.g\.dart$|\.designer\.cs$|\.generated\."
     r"|(^|[._-])generated\.\w+$|_generated\.\w+$|\.map$|\.snap$|zz_generated)",
     re.IGNORECASE,
 )
 # Suffixes whose files are data, pictures or programs, whatever is in them.
-_DATA = {
+_DATA_SUFFIXES = {
     ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".svg", ".lock", ".log", ".geojson",
     ".sqlite", ".db", ".pkl", ".npy", ".npz", ".h5", ".bin", ".dat", ".pt", ".onnx", ".safetensors", ".po", ".pot",
     ".png", ".jpg", ".jpeg", ".gif", ".webp", ".ico", ".bmp", ".tif", ".tiff", ".pdf", ".ps", ".eps", ".ttf", ".otf",
@@ -45,7 +48,7 @@ _DATA = {
     ".tar", ".tgz", ".7z", ".rar", ".jar", ".war", ".whl", ".egg", ".so", ".dll", ".dylib", ".exe", ".o", ".a", ".lib",
     ".obj", ".class", ".pyc", ".pyo", ".wasm", ".patch", ".diff", ".pem", ".crt", ".key",
 }  # fmt: skip
-_GENERATED = re.compile(
+_GENERATED_MARK = re.compile(
     r"@generated\b|\bdo not (?:edit|modify)\b|\b(?:auto-?|automatically |machine[- ])generated\b"
     r"|\bgenerated (?:by|from|with) (?:the |an? )?[\w.-]*"
     r"(?:compiler|generator|protoc|swig|cython|bison|flex|thrift|openapi)",
@@ -55,68 +58,77 @@ _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|%|<!--|\"\"\"|'''|\(\*|\{-|rem\b|
 
 
 def clone(url: str, folder: Path) -> Path:
-    """A shallow copy of a repository in `folder`, which is returned. One that is there whole is not fetched again.
+    """Clone a repository, without its history, to `folder`, and return that. A complete clone is not fetched again.
 
-    Raises UserError where there is no git, no such repository or no network.
+    Raises UserError if there is no git, no such repository or no network.
     """
-    done = folder / ".git" / "hf_llm_complete"
-    if done.exists():
+    complete_mark = folder / ".git" / "hf_llm_complete"
+    if complete_mark.exists():
         return folder
     if url.startswith("-"):
-        raise UserError(f"{url} is no address of a repository")
+        raise UserError(f"{url} is not an address of a repository")
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+
     command = ["git", "clone", "--quiet", "--depth=1", "--no-tags", "--single-branch", "--", url, str(folder)]
     # No prompt for a password, no hook, no filter of a large file store.
-    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1", "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh"}
-    ended = _git(command, quiet)
-    if ended.returncode:
+    variables = {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+    }
+    result = _run_git(command, variables)
+    if result.returncode:
         shutil.rmtree(folder, ignore_errors=True)
-        reason = (ended.stderr.strip().splitlines() or ["git says nothing"])[-1]
+        messages = result.stderr.strip().splitlines()
+        reason = messages[-1] if messages else "git says nothing"
         raise UserError(f"{url} cannot be cloned: {reason}\n  Check the address and the network, or use a `path`.")
-    done.touch()
+    complete_mark.touch()
     return folder
 
 
-def revision(root: Path) -> str:
-    """The commit a git folder stands at; empty where it is none."""
-    ended = _git(["git", "-C", str(root), "rev-parse", "HEAD"]) if (root / ".git").exists() else None
-    return ended.stdout.strip() if ended and not ended.returncode else ""
+def head_commit(root: Path) -> str:
+    """Return the commit that is checked out in a git folder; empty if it is not one."""
+    if not (root / ".git").exists():
+        return ""
+    result = _run_git(["git", "-C", str(root), "rev-parse", "HEAD"])
+    return "" if result.returncode else result.stdout.strip()
 
 
 def repository_files(root: Path, left_out: Counter | None = None) -> list[tuple[Path, str]]:
-    """The files of a repository that people wrote there, sorted by name, each with its name relative to `root`.
+    """List the files that people wrote in a repository, sorted by name, each with its name relative to `root`.
 
-    In a git folder those that git knows of, elsewhere all. `left_out` is given the number left out for each reason.
+    In a git folder those that are tracked, elsewhere all. The number left out for each reason is added to `left_out`.
     """
-    names = _tracked(root) if (root / ".git").exists() else _walked(root)
-    found = []
+    is_git_folder = (root / ".git").exists()
+    names = _list_tracked_files(root) if is_git_folder else _walk_folder(root)
+    files = []
     for name in sorted(names):
-        path = root / name
-        reason = _foreign(name) or (None if path.is_file() and not path.is_symlink() else "link") or _made(path)
+        reason = _exclusion_reason(root / name, name)
         if reason is None:
-            found.append((path, name))
+            files.append((root / name, name))
         elif left_out is not None:
             left_out[reason] += 1
-    return found
+    return files
 
 
-def _tracked(root: Path) -> list[str]:
-    ended = _git(["git", "-C", str(root), "ls-files", "-z"])
-    if ended.returncode:
-        raise UserError(f"{root} is no git folder that can be read: {ended.stderr.strip()}")
-    return [name for name in ended.stdout.split("\0") if name]
+def _list_tracked_files(root: Path) -> list[str]:
+    result = _run_git(["git", "-C", str(root), "ls-files", "-z"])
+    if result.returncode:
+        raise UserError(f"{root} is not a git folder that can be read: {result.stderr.strip()}")
+    return [name for name in result.stdout.split("\0") if name]
 
 
-def _walked(root: Path) -> list[str]:
-    found = []
+def _walk_folder(root: Path) -> list[str]:
+    names = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in FOREIGN_FOLDERS]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
-    return found
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
+    return names
 
 
-def _git(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def _run_git(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run git with these environment variables beside the process's own. Raises UserError if it is not installed."""
     try:
         return subprocess.run(
             command,
@@ -133,38 +145,48 @@ def _git(command: list[str], variables: dict[str, str] | None = None) -> subproc
         ) from None
 
 
-def _foreign(name: str) -> str | None:
-    """Why a file is left out for its name alone; None where it is not."""
+def _exclusion_reason(path: Path, name: str) -> str | None:
+    """Return why a file is left out, for its name (relative to the repository), kind or content; None if it is not."""
+    reason = _name_exclusion_reason(name)
+    if reason is not None:
+        return reason
+    if not path.is_file() or path.is_symlink():
+        return "link"
+
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if b"\0" in head:
+        return "binary"
+    return detect_machine_written(head.decode("utf-8", errors="replace"))
+
+
+def _name_exclusion_reason(name: str) -> str | None:
     *folders, file = name.split("/")
     if FOREIGN_FOLDERS.intersection(folders):
         return "vendored or built"
     if any(part.startswith(".") for part in (*folders, file)):
         return "hidden"
-    if file.lower() in _LOCKS or _MADE.search(file):
+    if file.lower() in _LOCK_FILES or _GENERATED_NAME.search(file):
         return "generated"
-    return "data" if Path(file).suffix.lower() in _DATA else None
+    if Path(file).suffix.lower() in _DATA_SUFFIXES:
+        return "data"
+    return None
 
 
-def _made(path: Path) -> str | None:
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    if b"\0" in head:
-        return "binary"
-    return machine_made(head.decode("utf-8", errors="replace"))
-
-
-def machine_made(text: str) -> str | None:
-    """`generated` or `minified` where the start of a file says, or shows, that a program wrote it; else None."""
+def detect_machine_written(text: str) -> str | None:
+    """Return `generated` or `minified` if the start of a file says, or shows, that a program wrote it; else None."""
     lines = text[:HEAD_BYTES].splitlines()
-    if any(_COMMENT.match(line) and _GENERATED.search(line) for line in lines[:20]):
+    if any(_COMMENT.match(line) and _GENERATED_MARK.search(line) for line in lines[:HEAD_LINES]):
         return "generated"
-    longest = max(map(len, lines), default=0)
-    if longest > LONG_LINE and sum(map(len, lines)) / len(lines) > MEAN_LINE:
+
+    line_lengths = [len(line) for line in lines]
+    longest = max(line_lengths, default=0)
+    if longest > LONGEST_LINE_CHARS and sum(line_lengths) / len(lines) > MEAN_LINE_CHARS:
         return "minified"
     return None
 
 
-# A licence and phrases that all stand in its text, the more special before the more general.
+# A licence and phrases that all stand in its text, the more specific before the more general.
 _LICENSES = (
     ("Apache-2.0", ("apache license", "version 2.0")),
     ("MPL-2.0", ("mozilla public license", "2.0")),
@@ -205,51 +227,67 @@ _SPDX_NAMES = {name.lower(): name for name, _ in _LICENSES} | {
 
 
 @lru_cache(maxsize=4096)
-def license_of(folder: Path) -> str:
-    """The SPDX identifier of the licence that the files of one folder state; `unknown` where none is recognised.
+def folder_license(folder: Path) -> str:
+    """Return the SPDX identifier of the licence that the files of one folder state; `unknown` if none is recognised.
 
-    Read are LICENSE, COPYING and their like, then pyproject.toml, Cargo.toml, package.json and setup.cfg.
+    Reads LICENSE, COPYING and their like, then pyproject.toml, Cargo.toml, package.json and setup.cfg.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     except OSError:
         return "unknown"
+
     for name in names:
-        if _LICENSE_FILE.fullmatch(name) and (found := license_in(_start(folder / name))):
-            return found
+        if not _LICENSE_FILE.fullmatch(name):
+            continue
+        license = recognize_license(_read_head(folder / name))
+        if license:
+            return license
+
     for name, pattern in _DECLARED.items():
-        if name in names and (match := pattern.search(_start(folder / name))):
-            return _SPDX_NAMES.get(match[1].strip().lower(), match[1].strip())
+        if name not in names:
+            continue
+        match = pattern.search(_read_head(folder / name))
+        if match:
+            declared = match[1].strip()
+            return _SPDX_NAMES.get(declared.lower(), declared)
     return "unknown"
 
 
 def nearest_license(path: Path, top: Path) -> str:
-    """The licence stated nearest to a file, in its folder or one above it up to `top`; `unknown` where none is."""
+    """Return the licence stated nearest to a file, in its folder or above it up to `top`; `unknown` if there is none.
+
+    The search also ends at the root of a git repository.
+    """
     for folder in path.parents:
-        if (found := license_of(folder)) != "unknown":
-            return found
+        license = folder_license(folder)
+        if license != "unknown":
+            return license
         if folder == top or (folder / ".git").exists():
             break
     return "unknown"
 
 
-def license_in(text: str) -> str | None:
-    """The SPDX identifier of a licence's text by phrases that stand in it; None where no known one is."""
+def recognize_license(text: str) -> str | None:
+    """Return the SPDX identifier of a licence's text, recognised by its phrases; None if it is not a known one."""
     plain = " ".join(text.lower().split())
     for name, phrases in _LICENSES:
         if all(phrase in plain for phrase in phrases):
             return name
-    if gnu := _GNU.search(plain):  # the first that is named: they all name one another later
-        return f"{_GNU_NAMES[gnu[1]]}-{gnu[2] if '.' in gnu[2] else gnu[2] + '.0'}"
-    return spdx_line(text)
+
+    gnu = _GNU.search(plain)  # the first that is named: they all name one another later
+    if gnu:
+        version = gnu[2] if "." in gnu[2] else f"{gnu[2]}.0"
+        return f"{_GNU_NAMES[gnu[1]]}-{version}"
+    return find_spdx_identifier(text)
 
 
-def spdx_line(text: str) -> str | None:
-    """The licence a source file names for itself in an `SPDX-License-Identifier:` line near its start."""
-    match = _SPDX.search(text[:4096])
+def find_spdx_identifier(text: str) -> str | None:
+    """Return the licence a source file names for itself in an `SPDX-License-Identifier:` line near its start."""
+    match = _SPDX.search(text[:SPDX_CHARS])
     return match[1].strip("()") if match else None
 
 
-def _start(path: Path) -> str:
+def _read_head(path: Path) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read(HEAD_BYTES)

@@ -20,7 +20,7 @@ def random_texts(seed, count=200):
 
 
 def unspaced(character):
-    return any(first <= ord(character) <= last for first, last in module.UNSPACED)
+    return any(first <= ord(character) <= last for first, last in module.UNSPACED_RANGES)
 
 
 def folded_words(text):
@@ -64,8 +64,8 @@ def test_exact_words_are_those_between_white_space():
 
 def test_spans_hold_the_words():
     for text in random_texts(2):
-        found = [text[start:end] for start, end in zip(*word_spans(text), strict=True)]
-        assert [folded_words(word) for word in found] == [[word] for word in folded_words(text)]
+        spans = [text[start:end] for start, end in zip(*word_spans(text), strict=True)]
+        assert [folded_words(word) for word in spans] == [[word] for word in folded_words(text)]
 
 
 def test_unicode_is_read_like_ascii():
@@ -77,13 +77,13 @@ def test_unicode_is_read_like_ascii():
 def test_a_text_of_many_blocks_is_read_as_one(monkeypatch):
     text = " ".join(random_texts(3, 100))
     whole, spans = word_hashes([text, "last"]), word_spans(text)
-    monkeypatch.setattr(module, "BLOCK", 100)
-    module._powers.cache_clear()
+    monkeypatch.setattr(module, "BLOCK_CHARS", 100)
+    module._base_powers.cache_clear()
     pieces = word_hashes([text, "last"])
     assert np.array_equal(whole.hashes, pieces.hashes) and np.array_equal(whole.bounds, pieces.bounds)
     assert np.array_equal(spans, word_spans(text))
     assert len(word_hashes(["x" * 250]).hashes) == 3  # a word longer than a block is cut
-    module._powers.cache_clear()
+    module._base_powers.cache_clear()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7, 13, 50])
@@ -119,11 +119,11 @@ def test_every_text_has_a_shingle():
 def test_hashes_are_the_same_in_every_process():
     code = "from hf_llm.data.corpus.dedup.shingles import shingles; print(shingles(['Eins zwei drei vier fünf'], 5)[0])"
     for seed in ("0", "1"):
-        found = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
             check=True,
         ).stdout
-        assert found.split("[")[1] == str(shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"
+        assert output.split("[")[1] == str(shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"

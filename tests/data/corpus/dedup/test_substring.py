@@ -14,7 +14,7 @@ DATA = os.environ.get("HF_LLM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
 
 
-def cutter(folder, documents, words, shards=1, partitions=3):
+def build_cutter(folder, documents, words, shards=1, partitions=3):
     settings = RepeatedPassages(words)
     for shard in range(shards):
         write_windows(documents[shard::shards], folder, f"shard-{shard}", partitions, settings)
@@ -54,14 +54,14 @@ def test_the_words_cut_are_those_brute_force_finds(tmp_path, words, shards):
     documents = random_documents(words)
     if words == 50:
         documents += [(order // 3, f"{text} {text} {text} x") for order, text in documents]
-    made = cutter(tmp_path, documents, words, shards)
+    passage_cutter = build_cutter(tmp_path, documents, words, shards)
     expected = brute_force(documents, words)
     assert any(map(any, expected.values()))
     for order, text in documents:
-        assert made.repeated_words(order, text).tolist() == expected[order]
-        left, passages = made.cut(order, text)
+        assert passage_cutter.repeated_words(order, text).tolist() == expected[order]
+        remaining, passages = passage_cutter.cut(order, text)
         kept = [word for word, cut in zip(text.split(), expected[order], strict=True) if not cut]
-        assert left.split() == kept
+        assert remaining.split() == kept
         assert sum(len(passage.split()) for passage in passages) == sum(expected[order])
 
 
@@ -73,41 +73,41 @@ def test_a_shared_passage_stays_in_the_document_that_takes_precedence(tmp_path):
         (5, f"{shared}"),
         (7, f"Only part: {shared.removesuffix(' word49')} stands here."),
     ]
-    made = cutter(tmp_path, documents, 50, shards=2)
-    assert made.cut(*documents[0]) == ("Before it.\n\nAfter it, more.", [shared])
-    assert made.cut(*documents[1]) == (documents[1][1], [])
-    assert made.cut(*documents[2]) == ("", [shared])
-    assert made.cut(*documents[3]) == (documents[3][1], [])
+    passage_cutter = build_cutter(tmp_path, documents, 50, shards=2)
+    assert passage_cutter.cut(*documents[0]) == ("Before it.\n\nAfter it, more.", [shared])
+    assert passage_cutter.cut(*documents[1]) == (documents[1][1], [])
+    assert passage_cutter.cut(*documents[2]) == ("", [shared])
+    assert passage_cutter.cut(*documents[3]) == (documents[3][1], [])
 
 
 def test_a_passage_said_twice_in_one_document_is_said_once(tmp_path):
     passage = " ".join(f"word{i}" for i in range(60))
     text = f"{passage}\nand again:\n{passage}\nthe end"
-    assert cutter(tmp_path, [(1, text)], 50).cut(1, text) == (f"{passage}\nand again:\nthe end", [passage])
+    assert build_cutter(tmp_path, [(1, text)], 50).cut(1, text) == (f"{passage}\nand again:\nthe end", [passage])
 
 
 def test_characters_are_words_where_no_spaces_are_written(tmp_path):
     shared = "".join(chr(0x4E00 + i) for i in range(50))
     documents = [(1, f"甲乙{shared}丙丁"), (2, f"戊己{shared}庚辛"), (3, f"子{shared[:-1]}丑")]
-    made = cutter(tmp_path, documents, 50)
-    assert made.cut(*documents[0])[1] == [] and made.cut(*documents[2])[1] == []
-    assert made.cut(*documents[1]) == ("戊己庚辛", [shared])
+    passage_cutter = build_cutter(tmp_path, documents, 50)
+    assert passage_cutter.cut(*documents[0])[1] == [] and passage_cutter.cut(*documents[2])[1] == []
+    assert passage_cutter.cut(*documents[1]) == ("戊己庚辛", [shared])
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "a few words"])
 def test_documents_too_short_to_repeat_are_left_alone(tmp_path, text):
-    made = cutter(tmp_path, [(1, text), (2, text)], 50)
-    assert made.cut(2, text) == (text, [])
+    passage_cutter = build_cutter(tmp_path, [(1, text), (2, text)], 50)
+    assert passage_cutter.cut(2, text) == (text, [])
 
 
 def test_the_table_is_the_same_for_any_number_of_shards_buffers_and_partitions(tmp_path, monkeypatch):
     documents = random_documents(11)
     tables = []
     for number, (shards, partitions, size) in enumerate([(1, 1, 1 << 20), (5, 7, 1 << 20), (3, 2, 100)]):
-        monkeypatch.setattr(substring, "BATCH", size)
-        monkeypatch.setattr(substring, "BUFFER", size)
+        monkeypatch.setattr(substring, "BATCH_CHARS", size)
+        monkeypatch.setattr(substring, "MAX_BUFFERED_WINDOWS", size)
         (tmp_path / str(number)).mkdir()
-        cutter(tmp_path / str(number), documents, 4, shards, partitions)
+        build_cutter(tmp_path / str(number), documents, 4, shards, partitions)
         tables.append((tmp_path / str(number) / "repeated.npy").read_bytes())
         assert not list((tmp_path / str(number)).glob("*.tmp"))
     assert tables[0] == tables[1] == tables[2]
@@ -121,10 +121,10 @@ def test_windows_with_one_hash_and_different_checks_are_told_apart(tmp_path):
     windows.tofile(tmp_path / "a.windows")
     find_repeated([tmp_path / "a.windows"], tmp_path / "a.npy")
     assert np.load(tmp_path / "a.npy").T.tolist() == [[7, 100, 1, 0], [7, 300, 1, 9]]
-    found = Cutter(tmp_path / "a.npy", RepeatedPassages())._rows(
+    columns = Cutter(tmp_path / "a.npy", RepeatedPassages())._find_columns(
         np.array([7, 7, 7], np.uint64), np.array([300, 100, 200], np.uint64)
     )
-    assert found.tolist() == [1, 0, -1]
+    assert columns.tolist() == [1, 0, -1]
 
 
 def real_documents():
@@ -146,8 +146,8 @@ def test_real_text_is_cut_as_a_suffix_array_says(tmp_path):
     documents = sorted(real_documents())
     words, numbers = [], {}
     for i, (_, text) in enumerate(documents):
-        found = [text[start:end] for start, end in zip(*word_spans(text, folded=False), strict=True)]
-        words += [numbers.setdefault(word, len(numbers)) for word in found] + [-1 - i]
+        words_of_text = [text[start:end] for start, end in zip(*word_spans(text, folded=False), strict=True)]
+        words += [numbers.setdefault(word, len(numbers)) for word in words_of_text] + [-1 - i]
     words = np.array(words)
     words[words < 0] = len(numbers) - 1 - words[words < 0]  # every document ends in a word of its own
     order = divsufsort.divsufsort(words)
@@ -157,10 +157,10 @@ def test_real_text_is_cut_as_a_suffix_array_says(tmp_path):
     cut = np.zeros(len(words), bool)
     for start in order[order != first]:
         cut[start : start + 50] = True
-    made = cutter(tmp_path, documents, 50, shards=3)
-    found = [np.append(made.repeated_words(*document), False) for document in documents]
+    passage_cutter = build_cutter(tmp_path, documents, 50, shards=3)
+    repeated = [np.append(passage_cutter.repeated_words(*document), False) for document in documents]
     assert cut.sum() > 1000
-    assert np.array_equal(np.concatenate(found), cut)
+    assert np.array_equal(np.concatenate(repeated), cut)
 
 
 def test_settings_are_checked():

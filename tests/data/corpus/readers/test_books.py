@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_llm.data.corpus.readers.books import mended, read, without_page_lines
+from hf_llm.data.corpus.readers.books import join_wrapped_lines, read, remove_page_lines
 from hf_llm.data.files.read_errors import Faults
 
 
-def book(path, max_chars=10_000_000):
-    faults = Faults()
-    return list(read(path, faults, None, max_chars)), faults
+def read_book(path, max_chars=10_000_000):
+    errors = Faults()
+    return list(read(path, errors, None, max_chars)), errors
 
 
 PROSE = """It was a bright cold day in the old town, and the clocks of every
@@ -25,7 +25,7 @@ WHOLE = [" ".join(paragraph.split("\n")) for paragraph in PROSE.split("\n\n")]
 
 
 def test_lines_broken_for_the_page_become_paragraphs():
-    assert mended(PROSE.split("\n")) == "\n\n".join(WHOLE) + "\n"
+    assert join_wrapped_lines(PROSE.split("\n")) == "\n\n".join(WHOLE) + "\n"
 
 
 def test_verse_tables_and_indented_blocks_keep_their_lines():
@@ -41,20 +41,20 @@ def test_verse_tables_and_indented_blocks_keep_their_lines():
         "Price list\nof bread\nand wine",
     ]
     text = PROSE + "\n\n" + "\n\n".join(kept) + "\n\n" + PROSE
-    found = mended(text.split("\n"))
+    joined = join_wrapped_lines(text.split("\n"))
     for block in kept:
-        assert f"\n\n{block}\n\n" in found
-    assert found.count(WHOLE[0]) == found.count(WHOLE[1]) == 2
+        assert f"\n\n{block}\n\n" in joined
+    assert joined.count(WHOLE[0]) == joined.count(WHOLE[1]) == 2
 
 
 def test_paragraphs_marked_by_indentation_alone_are_told_apart():
     lines = [line for paragraph in PROSE.split("\n\n") for line in ("   " + paragraph).split("\n")] * 3
-    assert mended(lines) == "\n".join(WHOLE * 3) + "\n"
+    assert join_wrapped_lines(lines) == "\n".join(WHOLE * 3) + "\n"
 
 
 def test_a_text_with_a_line_per_paragraph_stays_as_it_is():
     text = "\n".join(WHOLE * 3) + "\n"
-    assert mended(text.split("\n")) == text
+    assert join_wrapped_lines(text.split("\n")) == text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_word_divided_at_a_lines_end_is_written_as_the_book_writes_it(divided,
         end + " stands at the start of the second line of it, that goes on for as",
         f"long as the first one does, more or less. {elsewhere}",
     ]
-    assert f"full, and {whole} stands at the start" in mended(lines)
+    assert f"full, and {whole} stands at the start" in join_wrapped_lines(lines)
 
 
 def scanned(pages, number=lambda page: f"{page}", header=lambda page: "THE LIFE OF JOHNSON"):
@@ -102,21 +102,21 @@ def scanned(pages, number=lambda page: f"{page}", header=lambda page: "THE LIFE 
 @pytest.mark.parametrize("number", ["{}", "[{}]", "- {} -", "Page {}"])
 def test_page_numbers_and_running_headers_of_a_scan_are_out_and_sentences_go_on(number, between):
     lines, words = scanned(12, lambda page: number.format(page) + between)
-    found = " ".join(mended(without_page_lines(lines)).split())
-    assert found.startswith(words) and "JOHNSON" not in found and not any(c.isdigit() for c in found)
+    joined = " ".join(join_wrapped_lines(remove_page_lines(lines)).split())
+    assert joined.startswith(words) and "JOHNSON" not in joined and not any(c.isdigit() for c in joined)
 
 
 def test_a_header_with_the_number_in_its_line_is_out():
     lines, words = scanned(12, lambda page: "", lambda page: f"{page}   LIFE OF" if page % 2 else f"JOHNSON   {page}")
-    found = " ".join(mended(without_page_lines(lines)).split())
-    assert found.startswith(words) and "JOHNSON" not in found
+    joined = " ".join(join_wrapped_lines(remove_page_lines(lines)).split())
+    assert joined.startswith(words) and "JOHNSON" not in joined
 
 
 def test_numbers_of_chapters_and_of_years_stay():
     chapters = [line for i in range(1, 9) for line in (str(i), "", *PROSE.split("\n"), "")]
-    assert without_page_lines(chapters) == chapters
+    assert remove_page_lines(chapters) == chapters
     years = ["In this year", "1914", "the war", "1918", "was over", "1733"]
-    assert without_page_lines(years) == years
+    assert remove_page_lines(years) == years
 
 
 OLD = """**The Project Gutenberg Etext of The Time Machine, by H. G. Wells**
@@ -166,16 +166,16 @@ licence
 def test_old_and_new_marks_of_gutenberg_are_known(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(OLD.format(prose=PROSE))
-    (found,), _ = book(path)
-    assert found.text == "The Time Machine\n\n" + "\n\n".join(WHOLE) + "\n"
-    assert found.about == {"title": "The Time Machine", "author": "H. G. Wells"}
+    (document,), _ = read_book(path)
+    assert document.text == "The Time Machine\n\n" + "\n\n".join(WHOLE) + "\n"
+    assert document.about == {"title": "The Time Machine", "author": "H. G. Wells"}
     path.write_text(NEW.format(prose=PROSE), encoding="utf-8")
-    (found,), _ = book(path)
-    assert found.text == "FAUST\n\n" + "\n\n".join(WHOLE) + "\n"
-    assert found.about["title"] == "Faust: Eine Tragödie [erster Teil]"
-    assert found.about["author"] == "Johann Wolfgang von Goethe"
-    assert found.about["release"] == "January 1, 2000"
-    assert (found.language, found.url) == ("de", "https://www.gutenberg.org/ebooks/2229")
+    (document,), _ = read_book(path)
+    assert document.text == "FAUST\n\n" + "\n\n".join(WHOLE) + "\n"
+    assert document.about["title"] == "Faust: Eine Tragödie [erster Teil]"
+    assert document.about["author"] == "Johann Wolfgang von Goethe"
+    assert document.about["release"] == "January 1, 2000"
+    assert (document.language, document.url) == ("de", "https://www.gutenberg.org/ebooks/2229")
 
 
 @pytest.mark.parametrize(
@@ -187,27 +187,27 @@ def test_a_book_in_another_encoding_is_read(tmp_path, encoding, named):
     text = (head if named else "") + "Voilà, l’été “brûlé”.\n".replace("’", "'" if encoding != "cp1252" else "’")
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode(encoding, errors="ignore"))
-    (found,), faults = book(path)
-    assert "Voilà, l" in found.text and "été" in found.text and "�" not in found.text and not faults.dropped
+    (document,), errors = read_book(path)
+    assert "Voilà, l" in document.text and "été" in document.text and "�" not in document.text and not errors.dropped
 
 
 def test_a_file_that_is_no_book_is_counted(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"PK\x03\x04\0\0")
-    assert book(tmp_path / "a.txt") == ([], Faults(1, {"binary": 1}, {"binary": [f"{tmp_path}/a.txt: binary"]}))
+    assert read_book(tmp_path / "a.txt") == ([], Faults(1, {"binary": 1}, {"binary": [f"{tmp_path}/a.txt: binary"]}))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(PROSE.encode() * 100)[:-20])
-    assert book(tmp_path / "b.txt.gz")[1].dropped == {"damaged file": 1}
+    assert read_book(tmp_path / "b.txt.gz")[1].dropped == {"damaged file": 1}
     monkeypatch.setattr("hf_llm.data.corpus.readers.books.BOOK_BYTES", 100)
     (tmp_path / "c.txt").write_text(PROSE)
-    assert book(tmp_path / "c.txt")[1].dropped.total() == 1
-    assert book(tmp_path / "c.txt")[0] == []
+    assert read_book(tmp_path / "c.txt")[1].dropped.total() == 1
+    assert read_book(tmp_path / "c.txt")[0] == []
 
 
 def test_a_long_book_comes_in_pieces_that_lose_nothing(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join([PROSE] * 100))
-    found, _ = book(path, max_chars=20_000)
-    assert len(found) > 3
-    assert "".join(piece.text for piece in found) == "\n\n".join(WHOLE * 100) + "\n"
+    pieces, _ = read_book(path, max_chars=20_000)
+    assert len(pieces) > 3
+    assert "".join(piece.text for piece in pieces) == "\n\n".join(WHOLE * 100) + "\n"
 
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="real data: set HF_LLM_DATA")
@@ -219,11 +219,11 @@ def test_a_long_book_comes_in_pieces_that_lose_nothing(tmp_path):
     ],
 )
 def test_real_books_become_paragraphs(name, start, end, paragraph):
-    (found,), faults = book(Path(os.environ["HF_LLM_DATA"]) / "gutenberg" / f"{name}.txt")
-    assert found.text.startswith(start) and found.text.endswith(end) and not faults.dropped
-    assert "PROJECT GUTENBERG" not in found.text and "Gutenberg-tm" not in found.text
-    lines = found.text.split("\n")
+    (document,), errors = read_book(Path(os.environ["HF_LLM_DATA"]) / "gutenberg" / f"{name}.txt")
+    assert document.text.startswith(start) and document.text.endswith(end) and not errors.dropped
+    assert "PROJECT GUTENBERG" not in document.text and "Gutenberg-tm" not in document.text
+    lines = document.text.split("\n")
     assert any(line.startswith(paragraph) and len(line) > 290 for line in lines)
     broken = sum(a[-1:].isalpha() and b[:1].islower() and a[0] != " " for a, b in pairwise(lines))
     assert broken <= 5  # of 3,300 and 22,000 lines
-    assert found.language == "en" and found.about["author"] in ("Lewis Carroll", "Herman Melville")
+    assert document.language == "en" and document.about["author"] in ("Lewis Carroll", "Herman Melville")

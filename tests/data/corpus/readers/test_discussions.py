@@ -6,16 +6,16 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from hf_llm.data.corpus.readers.discussions import html_text, read
+from hf_llm.data.corpus.readers.discussions import convert_html, read
 from hf_llm.data.files.read_errors import Faults
 
 
-def discussions(path, max_chars=100_000):
-    faults = Faults()
-    return list(read(path, faults, None, max_chars)), faults
+def read_discussions(path, max_chars=100_000):
+    errors = Faults()
+    return list(read(path, errors, None, max_chars)), errors
 
 
-def lines(path, rows):
+def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -42,24 +42,24 @@ def test_comments_of_reddit_join_their_submission_as_a_tree_wherever_they_stand(
         comment("c6", "t1_unknown", "answer to what the file does not hold", 50),
         comment("x1", "t3_s3", "of another thread", 60, link="s3"),
     ]
-    found, faults = discussions(lines(tmp_path / "a.jsonl", rows))
-    assert [thread.text.split("\n\n") for thread in found] == [
+    threads, errors = read_discussions(write_rows(tmp_path / "a.jsonl", rows))
+    assert [thread.text.split("\n\n") for thread in threads] == [
         ["Which book?", "I look for & want one.", "first > best", "answer to the first", "answer to what is gone",
          "second", "answer to what the file does not hold"],
         ["Alone"],
         ["of another thread"],
     ]  # fmt: skip
-    assert found[0].url == "https://www.reddit.com/r/books/comments/s1/"
-    assert found[0].about == {"subreddit": "books", "comments": 5}
-    assert "somebody" not in found[0].text
-    assert faults.records == 9 and not faults.dropped
+    assert threads[0].url == "https://www.reddit.com/r/books/comments/s1/"
+    assert threads[0].about == {"subreddit": "books", "comments": 5}
+    assert "somebody" not in threads[0].text
+    assert errors.records == 9 and not errors.dropped
 
 
 def test_a_thread_of_which_all_is_deleted_is_no_document_and_loops_end(tmp_path):
     rows = [submission("s1", "[deleted by user]", "[removed]"), comment("c1", "t3_s1", "[removed]", 1)]
-    assert discussions(lines(tmp_path / "a.jsonl", rows))[0] == []
+    assert read_discussions(write_rows(tmp_path / "a.jsonl", rows))[0] == []
     loop = [comment("c1", "t1_c2", "a", 1), comment("c2", "t1_c1", "b", 2), comment("c3", "t3_s1", "c", 3)]
-    assert [thread.text for thread in discussions(lines(tmp_path / "b.jsonl", loop))[0]] == ["c"]
+    assert [thread.text for thread in read_discussions(write_rows(tmp_path / "b.jsonl", loop))[0]] == ["c"]
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_a_thread_of_which_all_is_deleted_is_no_document_and_loops_end(tmp_path)
     ],
 )  # fmt: skip
 def test_a_row_that_is_a_conversation_becomes_lines(tmp_path, row, text):
-    found, faults = discussions(lines(tmp_path / "a.jsonl", [row]))
-    assert [thread.text for thread in found] == [text] and not faults.dropped
+    threads, errors = read_discussions(write_rows(tmp_path / "a.jsonl", [row]))
+    assert [thread.text for thread in threads] == [text] and not errors.dropped
 
 
 def test_a_row_of_no_known_form_is_counted(tmp_path):
     rows = [{"messages": [{"role": "user", "content": "Hi"}]}, {"text": "no discussion"}, {"messages": [{"a": 1}]}]
-    found, faults = discussions(lines(tmp_path / "a.jsonl", rows))
-    assert len(found) == 1 and faults.dropped == {"no known form of a discussion": 2}
+    threads, errors = read_discussions(write_rows(tmp_path / "a.jsonl", rows))
+    assert len(threads) == 1 and errors.dropped == {"no known form of a discussion": 2}
 
 
 def posts_xml(posts):
@@ -111,14 +111,14 @@ OTHERS = [{"Id": 1, "PostTypeId": 5, "Body": "<p>about a tag</p>"}, {"Id": 2, "P
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_question_and_its_answers_are_one_document(tmp_path, order):
     (tmp_path / "Posts.xml").write_text(posts_xml([*OTHERS, QUESTION, *ANSWERS][::order]), encoding="utf-8")
-    (found,), faults = discussions(tmp_path / "Posts.xml")
-    assert found.text == (
+    (thread,), errors = read_discussions(tmp_path / "Posts.xml")
+    assert thread.text == (
         "How to <sort> a list?\n\nI have `x = [2, 1]` & want it sorted.\n\n```\nprint(x)\n  # <here>\n```\n\n"
         "- fast\n- stable\n\nAccepted.\n\nMost votes.\n\nWorst."
     )
-    assert found.about == {"tags": ["python", "list"], "score": 12, "answers": 3}
-    assert found.license == "cc-by-sa-3.0"  # of the newest of its posts
-    assert faults.records == 6 and not faults.dropped
+    assert thread.about == {"tags": ["python", "list"], "score": 12, "answers": 3}
+    assert thread.license == "cc-by-sa-3.0"  # of the newest of its posts
+    assert errors.records == 6 and not errors.dropped
 
 
 @pytest.mark.parametrize(
@@ -134,24 +134,24 @@ def test_a_question_and_its_answers_are_one_document(tmp_path, order):
 def test_the_licence_of_a_post_is_what_it_states_or_that_of_its_date(tmp_path, attributes, license):
     post = {"Id": 1, "PostTypeId": 1, "Title": "T", "Body": "<p>B</p>", **attributes}
     (tmp_path / "Posts.xml").write_text(posts_xml([post]), encoding="utf-8")
-    assert discussions(tmp_path / "Posts.xml")[0][0].license == license
+    assert read_discussions(tmp_path / "Posts.xml")[0][0].license == license
 
 
 def test_a_truncated_dump_gives_what_stands_before_the_cut(tmp_path):
     many = [{**QUESTION, "Id": i, "Title": f"Question {i}?"} for i in range(1, 2000)]
     text = posts_xml(many)
     (tmp_path / "Posts.xml").write_text(text[: len(text) // 2], encoding="utf-8")
-    found, faults = discussions(tmp_path / "Posts.xml")
-    assert 900 < len(found) < 1100 and faults.dropped == {"damaged file": 1}
+    threads, errors = read_discussions(tmp_path / "Posts.xml")
+    assert 900 < len(threads) < 1100 and errors.dropped == {"damaged file": 1}
     (tmp_path / "Posts.xml.bz2").write_bytes(bz2.compress(text.encode())[:-100])
-    assert discussions(tmp_path / "Posts.xml.bz2")[1].dropped == {"damaged file": 1}
+    assert read_discussions(tmp_path / "Posts.xml.bz2")[1].dropped == {"damaged file": 1}
 
 
 def test_entities_are_refused(tmp_path):
     bomb = '<?xml version="1.0"?><!DOCTYPE p [<!ENTITY a "aaaa"><!ENTITY b SYSTEM "file:///etc/passwd">]>'
     (tmp_path / "Posts.xml").write_text(bomb + '<posts><row Id="1" PostTypeId="1" Title="&a;" Body="&a;"/></posts>')
-    found, faults = discussions(tmp_path / "Posts.xml")
-    assert found == [] and faults.dropped == {"damaged file": 1} and "document type" in faults.samples[0]
+    threads, errors = read_discussions(tmp_path / "Posts.xml")
+    assert threads == [] and errors.dropped == {"damaged file": 1} and "document type" in errors.samples[0]
 
 
 @pytest.mark.parametrize(
@@ -166,16 +166,16 @@ def test_entities_are_refused(tmp_path):
     ],
 )
 def test_the_html_of_a_post_becomes_text_with_its_code(body, text):
-    assert html_text(body) == text
+    assert convert_html(body) == text
 
 
 def test_the_same_dump_gives_the_same_threads_and_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     rows = [comment(f"c{i}", "t3_s1", f"text {i}", i % 7, link=f"s{i % 50}") for i in range(1000)]
-    path = lines(tmp_path / "a.jsonl", rows)
-    assert discussions(path) == discussions(path)
-    assert len(discussions(path)[0]) == 50
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    assert read_discussions(path) == read_discussions(path)
+    assert len(read_discussions(path)[0]) == 50
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
@@ -184,9 +184,9 @@ def test_the_same_dump_gives_the_same_threads_and_leaves_no_folder(tmp_path, mon
     ("name", "count"), [("sharegpt/sharegpt_zh_200.jsonl", 200), ("mtbench101/mtbench101_part1.jsonl", 500)]
 )
 def test_real_conversations_are_read(name, count):
-    found, faults = discussions(Path(os.environ["HF_LLM_DATA"]) / name, 10_000_000)
-    assert len(found) == count and not faults.dropped
-    assert all("User: " in chat.text and "Assistant: " in chat.text for chat in found)
+    threads, errors = read_discussions(Path(os.environ["HF_LLM_DATA"]) / name, 10_000_000)
+    assert len(threads) == count and not errors.dropped
+    assert all("User: " in chat.text and "Assistant: " in chat.text for chat in threads)
 
 
 def test_the_parts_of_a_message_are_one_text(tmp_path):
@@ -197,5 +197,5 @@ def test_the_parts_of_a_message_are_one_text(tmp_path):
     ]
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "I see."}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    [found] = read(tmp_path / "a.jsonl", Faults(), None, 1000)
-    assert found.text == "User: Look\nhere\n\nAssistant: I see."
+    [thread] = read(tmp_path / "a.jsonl", Faults(), None, 1000)
+    assert thread.text == "User: Look\nhere\n\nAssistant: I see."

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers import html
-from hf_llm.data.corpus.readers.html import PageLost, PageReader, decoded, text_of
+from hf_llm.data.corpus.readers.html import PageError, PageReader, decoded, text_of
 from hf_llm.data.files.read_errors import Faults
 
 REAL = Path(os.environ.get("HF_LLM_DATA", "."))
@@ -28,18 +28,18 @@ def page(head: str = "", body: str = "", foot: str = "") -> bytes:
 
 
 def test_the_main_text_is_kept_and_menus_and_footers_are_not():
-    found = text_of(page(), "http://a.org/river")
-    assert found.text.split("\n") == ["The river", PROSE.strip(), MORE.strip()]
-    assert "Shop" not in found.text
-    assert "Copyright" not in found.text
-    assert (found.url, found.language, found.license) == ("http://a.org/river", "en", None)
-    assert found.about == {"title": "The river", "published": "2021-03-04T05:06:07Z"}
+    document = text_of(page(), "http://a.org/river")
+    assert document.text.split("\n") == ["The river", PROSE.strip(), MORE.strip()]
+    assert "Shop" not in document.text
+    assert "Copyright" not in document.text
+    assert (document.url, document.language, document.license) == ("http://a.org/river", "en", None)
+    assert document.about == {"title": "The river", "published": "2021-03-04T05:06:07Z"}
 
 
 def test_a_page_of_several_articles_gives_all_of_them():
     articles = [f"<article><h2>Day {day}</h2><p>On day {day} {PROSE}</p></article>" for day in range(9)]
-    found = text_of(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
-    assert all(f"On day {day} The river" in found.text for day in range(9))
+    document = text_of(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
+    assert all(f"On day {day} The river" in document.text for day in range(9))
 
 
 def test_a_page_without_text_has_no_document():
@@ -107,35 +107,35 @@ def test_an_unknown_charset_is_not_trusted():
 
 def test_the_reader_answers_as_the_function_does():
     reader = PageReader()
-    assert reader.text_of(page(foot=BY_SA), "http://a.org/") == text_of(page(foot=BY_SA), "http://a.org/")
-    assert reader.text_of(b"<html></html>") is None
+    assert reader.extract_page(page(foot=BY_SA), "http://a.org/") == text_of(page(foot=BY_SA), "http://a.org/")
+    assert reader.extract_page(b"<html></html>") is None
     reader.stop()
 
 
 def test_a_page_that_takes_too_long_is_lost_alone():
     reader = PageReader(seconds=0.5)
-    with pytest.raises(PageLost, match=r"longer than 0\.5 s"):
-        reader.text_of(b"<html><body>" + b"<div>" * 500_000)
-    assert reader.text_of(page()) is not None
+    with pytest.raises(PageError, match=r"longer than 0\.5 s"):
+        reader.extract_page(b"<html><body>" + b"<div>" * 500_000)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 
 def test_a_page_that_fills_the_memory_is_lost_alone():
     reader = PageReader(memory=600 << 20)
-    assert reader.text_of(page()) is not None
-    with pytest.raises(PageLost, match=r"memory|crashed|in the extractor"):
-        reader.text_of(b"<p>" + b"<b>x" * 2_000_000)
-    assert reader.text_of(page()) is not None
+    assert reader.extract_page(page()) is not None
+    with pytest.raises(PageError, match=r"memory|crashed|in the extractor"):
+        reader.extract_page(b"<p>" + b"<b>x" * 2_000_000)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 
 def test_a_reader_that_was_killed_loses_one_page():
     reader = PageReader()
-    assert reader.text_of(page()) is not None
+    assert reader.extract_page(page()) is not None
     reader.process.kill()
-    with pytest.raises(PageLost, match="crashed"):
-        reader.text_of(page() * 20)
-    assert reader.text_of(page()) is not None
+    with pytest.raises(PageError, match="crashed"):
+        reader.extract_page(page() * 20)
+    assert reader.extract_page(page()) is not None
     reader.stop()
 
 
@@ -145,11 +145,11 @@ def test_files_are_read_one_document_each_and_the_others_counted(tmp_path):
     (tmp_path / "c.html").write_bytes(b"<html></html>")
     (tmp_path / "d.html.gz").write_bytes(gzip.compress(page())[:-30])
     (tmp_path / "e.html.gz").write_bytes(gzip.compress(b" " * (200 << 20)))
-    faults = Faults()
-    found = [len(list(html.read(path, faults, None, 1000))) for path in sorted(tmp_path.iterdir())]
-    assert found == [1, 1, 0, 0, 0]
-    assert faults.records == 5
-    assert dict(faults.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
+    errors = Faults()
+    counts = [len(list(html.read(path, errors, None, 1000))) for path in sorted(tmp_path.iterdir())]
+    assert counts == [1, 1, 0, 0, 0]
+    assert errors.records == 5
+    assert dict(errors.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
 
 
 def f1(text: str, gold: str) -> float:

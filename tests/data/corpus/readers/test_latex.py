@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from hf_llm.data.corpus.readers.latex import paper, read
+from hf_llm.data.corpus.readers.latex import convert_paper, read
 from hf_llm.data.files.read_errors import Faults
 
 PAPER = r"""% a comment before everything
@@ -97,12 +97,12 @@ Done now.
 """
 
 
-def papers(path, max_chars=100_000):
-    faults = Faults()
-    return list(read(path, faults, None, max_chars)), faults
+def read_papers(path, max_chars=100_000):
+    errors = Faults()
+    return list(read(path, errors, None, max_chars)), errors
 
 
-def archive(files, gz=True):
+def pack_archive(files, gz=True):
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name, text in files.items():
@@ -113,23 +113,23 @@ def archive(files, gz=True):
     return gzip.compress(content.getvalue()) if gz else content.getvalue()
 
 
-def small(body, preamble=""):
+def small_paper(body, preamble=""):
     return f"\\documentclass{{article}}\n{preamble}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
 
 
 def test_a_paper_becomes_its_prose_with_headings_and_formulas(tmp_path):
     path = tmp_path / "paper.tex"
     path.write_text(PAPER, encoding="utf-8")
-    (found,), faults = papers(path)
-    assert found.text == TEXT
-    assert found.about == {"title": "On the Nature of Things", "author": "Ada Lövelace, Kurt Gödel"}
-    assert faults.records == 1 and not faults.dropped
+    (document,), errors = read_papers(path)
+    assert document.text == TEXT
+    assert document.about == {"title": "On the Nature of Things", "author": "Ada Lövelace, Kurt Gödel"}
+    assert errors.records == 1 and not errors.dropped
 
 
 @pytest.mark.parametrize("packed", ["folder", "paper.tar.gz", "2101.00001.gz", "paper.zip", "paper.tar"])
 def test_the_files_of_a_paper_are_put_together_into_one_document(tmp_path, packed):
     files = {
-        "ms/main.tex": small("\\input{intro}\n\\include{sections/two.tex}\n\\input other", "\\input{macros}"),
+        "ms/main.tex": small_paper("\\input{intro}\n\\include{sections/two.tex}\n\\input other", "\\input{macros}"),
         "ms/intro.tex": "First \\name part.",
         "ms/sections/two.tex": "Second part. \\input{sections/three}",
         "ms/sections/three.tex": "Third part.",
@@ -142,7 +142,7 @@ def test_the_files_of_a_paper_are_put_together_into_one_document(tmp_path, packe
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-        found = [paper for path in sorted(tmp_path.rglob("*.tex")) for paper in papers(path)[0]]
+        documents = [document for path in sorted(tmp_path.rglob("*.tex")) for document in read_papers(path)[0]]
     else:
         path = tmp_path / packed
         if packed.endswith("zip"):
@@ -152,26 +152,26 @@ def test_the_files_of_a_paper_are_put_together_into_one_document(tmp_path, packe
                 for name, text in files.items():
                     out.writestr(name, text)
         else:
-            path.write_bytes(archive(files, gz=packed.endswith("gz")))
-        found, faults = papers(path)
-        assert not faults.dropped
-    assert [paper.text for paper in found] == ["First big part. Second part. Third part. Last part.\n"]
+            path.write_bytes(pack_archive(files, gz=packed.endswith("gz")))
+        documents, errors = read_papers(path)
+        assert not errors.dropped
+    assert [document.text for document in documents] == ["First big part. Second part. Third part. Last part.\n"]
 
 
 def test_a_single_gzipped_file_and_a_month_of_arxiv_are_papers(tmp_path):
-    one = gzip.compress(small("The first paper.").encode())
+    one = gzip.compress(small_paper("The first paper.").encode())
     (tmp_path / "0101001.gz").write_bytes(one)
-    assert [paper.text for paper in papers(tmp_path / "0101001.gz")[0]] == ["The first paper.\n"]
+    assert [document.text for document in read_papers(tmp_path / "0101001.gz")[0]] == ["The first paper.\n"]
     month = {
         "0101/0101001.gz": one,
-        "0101/0101002.gz": archive({"a.tex": small("The \\input{b}"), "b.tex": "second paper."}),
+        "0101/0101002.gz": pack_archive({"a.tex": small_paper("The \\input{b}"), "b.tex": "second paper."}),
         "0101/0101003.pdf": b"%PDF-1.4",
         "0101/0101004.gz": gzip.compress(b"%auto-ignore\nThis paper has been withdrawn."),
     }
-    (tmp_path / "arXiv_src_0101_001.tar").write_bytes(archive(month, gz=False))
-    found, faults = papers(tmp_path / "arXiv_src_0101_001.tar")
-    assert [paper.text for paper in found] == ["The first paper.\n", "The second paper.\n"]
-    assert faults.dropped == {"no LaTeX": 1}
+    (tmp_path / "arXiv_src_0101_001.tar").write_bytes(pack_archive(month, gz=False))
+    documents, errors = read_papers(tmp_path / "arXiv_src_0101_001.tar")
+    assert [document.text for document in documents] == ["The first paper.\n", "The second paper.\n"]
+    assert errors.dropped == {"no LaTeX": 1}
 
 
 def test_inclusions_never_leave_the_folder_and_loops_end(tmp_path):
@@ -180,10 +180,10 @@ def test_inclusions_never_leave_the_folder_and_loops_end(tmp_path):
     folder.mkdir()
     (folder / "link.tex").symlink_to(tmp_path / "secret.tex")
     secrets = f"\\input{{../secret}} \\input{{{tmp_path}/secret.tex}} \\input{{link}}"
-    (folder / "a.tex").write_text(small(f"Text. {secrets} \\input{{b}}"))
+    (folder / "a.tex").write_text(small_paper(f"Text. {secrets} \\input{{b}}"))
     (folder / "b.tex").write_text("B \\input{a} \\input{b}")
-    (found,), _ = papers(folder / "a.tex")
-    assert found.text == "Text. B\n"
+    (document,), _ = read_papers(folder / "a.tex")
+    assert document.text == "Text. B\n"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_inclusions_never_leave_the_folder_and_loops_end(tmp_path):
 )
 def test_macros_without_end_come_to_an_end(definition):
     begun = time.monotonic()
-    text, _ = paper({"a.tex": small("Before. \\a{} After.", definition)}, "a.tex")
+    text, _ = convert_paper({"a.tex": small_paper("Before. \\a{} After.", definition)}, "a.tex")
     assert text.startswith("Before.") and time.monotonic() - begun < 5
 
 
@@ -226,32 +226,33 @@ def test_macros_without_end_come_to_an_end(definition):
     ],
 )  # fmt: skip
 def test_a_construct_becomes_its_text(written, text):
-    assert paper({"a.tex": small(written)}, "a.tex")[0] == text + "\n"
+    assert convert_paper({"a.tex": small_paper(written)}, "a.tex")[0] == text + "\n"
 
 
 def test_latex_nested_without_end_is_counted(tmp_path):
-    (tmp_path / "a.tex").write_text(small("\\section{" * 5000))
-    found, faults = papers(tmp_path / "a.tex")
-    assert found == [] and faults.dropped == {"LaTeX nested too deep": 1}
+    (tmp_path / "a.tex").write_text(small_paper("\\section{" * 5000))
+    documents, errors = read_papers(tmp_path / "a.tex")
+    assert documents == [] and errors.dropped == {"LaTeX nested too deep": 1}
 
 
 def test_a_paper_in_latin_1_is_read(tmp_path):
-    (tmp_path / "a.tex").write_bytes(small("Un café.").encode("latin-1"))
-    assert papers(tmp_path / "a.tex")[0][0].text == "Un café.\n"
+    (tmp_path / "a.tex").write_bytes(small_paper("Un café.").encode("latin-1"))
+    assert read_papers(tmp_path / "a.tex")[0][0].text == "Un café.\n"
 
 
 def test_a_truncated_archive_gives_the_files_before_the_cut(tmp_path):
-    whole = archive({"a.tex": small("Whole. \\input{b}"), "b.tex": "x" * 10}, gz=False)
+    whole = pack_archive({"a.tex": small_paper("Whole. \\input{b}"), "b.tex": "x" * 10}, gz=False)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole[:1500]))
-    found, faults = papers(tmp_path / "a.tar.gz")
-    assert [paper.text for paper in found] == ["Whole.\n"]
-    (tmp_path / "b.gz").write_bytes(gzip.compress(small("text " * 1000).encode())[:-20])
-    found, faults = papers(tmp_path / "b.gz")
-    assert found == [] and faults.dropped == {"damaged file": 1}
+    documents, errors = read_papers(tmp_path / "a.tar.gz")
+    assert [document.text for document in documents] == ["Whole.\n"]
+    (tmp_path / "b.gz").write_bytes(gzip.compress(small_paper("text " * 1000).encode())[:-20])
+    documents, errors = read_papers(tmp_path / "b.gz")
+    assert documents == [] and errors.dropped == {"damaged file": 1}
 
 
 def test_a_long_paper_comes_in_pieces(tmp_path):
-    (tmp_path / "a.tex").write_text(small("\n\n".join(f"Paragraph {i} of it." for i in range(3000)), "\\title{T}"))
-    found, _ = papers(tmp_path / "a.tex", max_chars=20_000)
-    assert len(found) > 3 and {piece.about["title"] for piece in found} == {"T"}
-    assert "Paragraph 2999 of it." in found[-1].text
+    body = "\n\n".join(f"Paragraph {i} of it." for i in range(3000))
+    (tmp_path / "a.tex").write_text(small_paper(body, "\\title{T}"))
+    documents, _ = read_papers(tmp_path / "a.tex", max_chars=20_000)
+    assert len(documents) > 3 and {piece.about["title"] for piece in documents} == {"T"}
+    assert "Paragraph 2999 of it." in documents[-1].text

@@ -35,22 +35,22 @@ def dump(*pages: str) -> str:
 
 def read(path: Path, content: bytes) -> tuple[list[Found], Faults]:
     path.write_bytes(content)
-    faults = Faults()
-    return list(mediawiki.read(path, faults, None, 100_000)), faults
+    errors = Faults()
+    return list(mediawiki.read(path, errors, None, 100_000)), errors
 
 
-def titles(found: list[Found]) -> list[str]:
-    return [one.about["title"] for one in found]
+def titles(documents: list[Found]) -> list[str]:
+    return [document.about["title"] for document in documents]
 
 
 def test_an_article_becomes_a_document_that_says_what_it_is(tmp_path):
     text = "[[Datei:a.jpg|mini]]'''Zürich''' &amp; der [[See]].&lt;ref&gt;x&lt;/ref&gt; [[Kategorie:Ort]]"
-    (found,), faults = read(tmp_path / "a.xml", dump(page("Zürich (Ort)", text, 12)).encode())
-    assert found.text == "Zürich & der See."
-    assert found.url == "https://de.wikipedia.org/wiki/Z%C3%BCrich_(Ort)"
-    assert (found.language, found.license) == ("de", None)
-    assert found.about == {"title": "Zürich (Ort)", "page": 12, "revision": 77, "date": "2024-05-06T07:08:09Z"}
-    assert (faults.records, faults.dropped.total()) == (1, 0)
+    (document,), errors = read(tmp_path / "a.xml", dump(page("Zürich (Ort)", text, 12)).encode())
+    assert document.text == "Zürich & der See."
+    assert document.url == "https://de.wikipedia.org/wiki/Z%C3%BCrich_(Ort)"
+    assert (document.language, document.license) == ("de", None)
+    assert document.about == {"title": "Zürich (Ort)", "page": 12, "revision": 77, "date": "2024-05-06T07:08:09Z"}
+    assert (errors.records, errors.dropped.total()) == (1, 0)
 
 
 def test_redirects_other_namespaces_and_disambiguation_pages_are_no_documents(tmp_path):
@@ -64,9 +64,9 @@ def test_redirects_other_namespaces_and_disambiguation_pages_are_no_documents(tm
         page("S", "var a", extra="").replace("wikitext", "javascript"),
     ]
     kept = [page("G", "Good."), page("2001: H", "About a film.", space=""), page("I", "I.{{disambiguation needed}}")]
-    found, faults = read(tmp_path / "a.xml", dump(*others, *kept).encode())
-    assert titles(found) == ["G", "2001: H", "I"]
-    assert (faults.records, faults.dropped.total()) == (10, 0)
+    documents, errors = read(tmp_path / "a.xml", dump(*others, *kept).encode())
+    assert titles(documents) == ["G", "2001: H", "I"]
+    assert (errors.records, errors.dropped.total()) == (10, 0)
 
 
 @pytest.mark.parametrize("pack", [bytes, bz2.compress, gzip.compress], ids=["plain", "bzip2", "gzip"])
@@ -74,33 +74,33 @@ def test_redirects_other_namespaces_and_disambiguation_pages_are_no_documents(tm
 def test_dumps_are_read_in_each_encoding_and_packing(tmp_path, encoding, pack):
     suffix = {bytes: ".xml", bz2.compress: ".xml.bz2", gzip.compress: ".xml.gz"}[pack]
     content = pack(dump(page("Zürich", "Ein Ort – schön."), page("Köln", "Auch 漢字 𝄞.")).encode(encoding))
-    found, faults = read(tmp_path / f"a{suffix}", content)
-    assert [(one.about["title"], one.text) for one in found] == [
+    documents, errors = read(tmp_path / f"a{suffix}", content)
+    assert [(document.about["title"], document.text) for document in documents] == [
         ("Zürich", "Ein Ort – schön."),
         ("Köln", "Auch 漢字 𝄞."),
     ]
-    assert not faults.dropped
+    assert not errors.dropped
 
 
 def test_a_broken_page_is_lost_alone(tmp_path):
     broken = page("B", "x").replace("</title>", "</titel>")
     content = dump(page("A", "Good."), broken, page("C", "Bad byte: \0"), page("D", "Good."), page("E", "{{x}}"))
-    found, faults = read(
+    documents, errors = read(
         tmp_path / "a.xml", content.encode() + page("F", "Good \udcff").encode("utf-8", "surrogateescape")
     )
-    assert titles(found) == ["A", "D"]
-    assert dict(faults.dropped) == {"malformed XML": 3, "no_text": 1}
-    assert faults.records == 6
+    assert titles(documents) == ["A", "D"]
+    assert dict(errors.dropped) == {"malformed XML": 3, "no_text": 1}
+    assert errors.records == 6
 
 
 def test_entities_are_refused(tmp_path):
     bomb = '<!DOCTYPE m [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>' + dump(page("A", "&b;"), page("C", "Good."))
-    found, faults = read(tmp_path / "a.xml", bomb.encode())
-    assert titles(found) == ["C"]
-    assert dict(faults.dropped) == {"malformed XML": 1}
+    documents, errors = read(tmp_path / "a.xml", bomb.encode())
+    assert titles(documents) == ["C"]
+    assert dict(errors.dropped) == {"malformed XML": 1}
     outside = page("A", "x").replace("<page>", '<page><!DOCTYPE p [<!ENTITY f SYSTEM "file:///etc/hostname">]>')
-    found, faults = read(tmp_path / "a.xml", dump(outside).encode())
-    assert (found, dict(faults.dropped)) == ([], {"malformed XML": 1})
+    documents, errors = read(tmp_path / "a.xml", dump(outside).encode())
+    assert (documents, dict(errors.dropped)) == ([], {"malformed XML": 1})
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, gzip.compress], ids=["bzip2", "gzip"])
@@ -108,16 +108,16 @@ def test_a_truncated_dump_gives_the_pages_before_the_damage(tmp_path, pack):
     words = [" ".join(str(number * n) for n in range(4000)) for number in range(100)]
     content = pack(dump(*[page(str(number), text) for number, text in enumerate(words)]).encode())
     path = tmp_path / ("a.xml.bz2" if pack is bz2.compress else "a.xml.gz")
-    found, faults = read(path, content[: len(content) * 3 // 4])
-    assert titles(found) == [str(number) for number in range(len(found))]
-    assert 50 < len(found) < 100
-    assert dict(faults.dropped) == {"damaged file": 1}
+    documents, errors = read(path, content[: len(content) * 3 // 4])
+    assert titles(documents) == [str(number) for number in range(len(documents))]
+    assert 50 < len(documents) < 100
+    assert dict(errors.dropped) == {"damaged file": 1}
 
 
 def test_a_truncated_plain_dump_counts_the_page_that_is_cut(tmp_path):
-    found, faults = read(tmp_path / "a.xml", dump(page("A", "Good."), page("B", "Cut."))[:-60].encode())
-    assert titles(found) == ["A"]
-    assert dict(faults.dropped) == {"truncated page": 1}
+    documents, errors = read(tmp_path / "a.xml", dump(page("A", "Good."), page("B", "Cut."))[:-60].encode())
+    assert titles(documents) == ["A"]
+    assert dict(errors.dropped) == {"truncated page": 1}
 
 
 def test_memory_stays_bounded_however_long_a_page_is(tmp_path, monkeypatch):
@@ -125,13 +125,13 @@ def test_memory_stays_bounded_however_long_a_page_is(tmp_path, monkeypatch):
     content = dump(page("A", "Good."), page("B", "x" * (80 << 20)), page("C", "Good.")).encode()
     (tmp_path / "a.xml.bz2").write_bytes(bz2.compress(content))
     del content
-    faults = Faults()
+    errors = Faults()
     tracemalloc.start()
-    found = list(mediawiki.read(tmp_path / "a.xml.bz2", faults, None, 100_000))
+    documents = list(mediawiki.read(tmp_path / "a.xml.bz2", errors, None, 100_000))
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
-    assert titles(found) == ["A", "C"]
-    assert dict(faults.dropped) == {"page longer than 4 MiB": 1}
+    assert titles(documents) == ["A", "C"]
+    assert dict(errors.dropped) == {"page longer than 4 MiB": 1}
 
 
 def test_an_empty_dump_and_one_of_rubbish_give_nothing(tmp_path):
@@ -141,16 +141,17 @@ def test_an_empty_dump_and_one_of_rubbish_give_nothing(tmp_path):
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="needs the folder of real data, HF_LLM_DATA")
 @pytest.mark.parametrize(
-    ("name", "records", "documents"),
+    ("name", "record_count", "document_count"),
     [
         ("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2", 206, 98),
         ("enwiki-table-markup.xml.bz2", 5, 5),
         ("tinywiki-latest-pages-articles.xml", 8, 6),
     ],
 )
-def test_real_dumps_leave_no_markup(name, records, documents):
-    faults = Faults()
-    found = list(mediawiki.read(REAL / "wikidump" / name, faults, None, 100_000))
-    assert (faults.records, len(found), faults.dropped.total()) == (records, documents, 0)
-    for one in found:
-        assert not re.search(r"\{\{|\}\}|\[\[|\]\]|\{\||<ref|'''|</\w+>|&[a-z]+;", one.text), one.about["title"]
+def test_real_dumps_leave_no_markup(name, record_count, document_count):
+    errors = Faults()
+    documents = list(mediawiki.read(REAL / "wikidump" / name, errors, None, 100_000))
+    assert (errors.records, len(documents), errors.dropped.total()) == (record_count, document_count, 0)
+    for document in documents:
+        markup = re.search(r"\{\{|\}\}|\[\[|\]\]|\{\||<ref|'''|</\w+>|&[a-z]+;", document.text)
+        assert not markup, document.about["title"]

@@ -17,7 +17,7 @@ WORDS = (
 )
 
 
-def pdf(pages, trailer="", title=""):
+def build_pdf(pages, trailer="", title=""):
     """A PDF of pages of lines, in one font."""
     escapes = {ord(c): "\\" + c for c in "()\\"}
     info = f"<< /Title ({title}) /Author (A. Writer) >>"
@@ -43,7 +43,7 @@ def pdf(pages, trailer="", title=""):
     return out + table + end.encode()
 
 
-def wrapped(text, width=80, divided=True):
+def wrap_lines(text, width=80, divided=True):
     """Lines of a width, long words divided at their ends as a typesetter does."""
     lines, line = [], ""
     for word in text.split():
@@ -60,74 +60,74 @@ def wrapped(text, width=80, divided=True):
     return [*lines, line]
 
 
-def documents(path, max_chars=100_000):
-    faults = Faults()
-    return list(read(path, faults, None, max_chars)), faults
+def read_pdf(path, max_chars=100_000):
+    errors = Faults()
+    return list(read(path, errors, None, max_chars)), errors
 
 
 def test_lines_and_divided_words_and_pages_become_paragraphs(tmp_path):
-    lines = wrapped(PROSE)
+    lines = wrap_lines(PROSE)
     assert sum(line.endswith("-") for line in lines) > 50
     pages = [
         ["Journal of Clocks, vol. 3" if number % 2 else "On Bells", *lines[start : start + 12], str(number)]
         for number, start in enumerate(range(0, len(lines), 12), 100)
     ]
-    (tmp_path / "a.pdf").write_bytes(pdf(pages, title="On Bells"))
-    (found,), faults = documents(tmp_path / "a.pdf")
-    assert found.text.split() == PROSE.split()
-    assert found.about == {"title": "On Bells", "author": "A. Writer", "pages": len(pages)}
-    assert faults.records == 1 and not faults.dropped
+    (tmp_path / "a.pdf").write_bytes(build_pdf(pages, title="On Bells"))
+    (document,), errors = read_pdf(tmp_path / "a.pdf")
+    assert document.text.split() == PROSE.split()
+    assert document.about == {"title": "On Bells", "author": "A. Writer", "pages": len(pages)}
+    assert errors.records == 1 and not errors.dropped
 
 
 def test_paragraphs_and_lists_are_told_apart(tmp_path):
     lines = [
-        *wrapped(WORDS, 70),
-        *wrapped(WORDS, 70),
+        *wrap_lines(WORDS, 70),
+        *wrap_lines(WORDS, 70),
         "• a first item of the list that is long enough to fill the line, so",
         "goes on",
         "• a second",
     ]
-    (tmp_path / "a.pdf").write_bytes(pdf([lines]))
-    (found,), _ = documents(tmp_path / "a.pdf")
-    assert found.text.split("\n")[:2] == [WORDS.strip(), WORDS.strip()]
-    assert "\n• a first item" in found.text and found.text.endswith("\n• a second\n")
+    (tmp_path / "a.pdf").write_bytes(build_pdf([lines]))
+    (document,), _ = read_pdf(tmp_path / "a.pdf")
+    assert document.text.split("\n")[:2] == [WORDS.strip(), WORDS.strip()]
+    assert "\n• a first item" in document.text and document.text.endswith("\n• a second\n")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (pdf([["secret"]], f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O <{'ab' * 32}> /U <{'cd' * 32}> >> "
+        (build_pdf([["secret"]], f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O <{'ab' * 32}> /U <{'cd' * 32}> >> "
              "/ID [<00><00>]"), "encrypted PDF"),
         (b"%PDF-1.4 and then nothing of the kind", "broken PDF"),
-        (pdf([WORDS.split(". ")] * 9)[:3000], "broken PDF"),
+        (build_pdf([WORDS.split(". ")] * 9)[:3000], "broken PDF"),
         (b"", "broken PDF"),
-        (pdf([[], ["7"], []]), "PDF without text"),
+        (build_pdf([[], ["7"], []]), "PDF without text"),
     ],
 )  # fmt: skip
 def test_a_pdf_that_gives_no_text_is_counted(tmp_path, content, reason):
     (tmp_path / "a.pdf").write_bytes(content)
-    found, faults = documents(tmp_path / "a.pdf")
-    assert found == [] and faults.dropped == {reason: 1} and "a.pdf" in faults.samples[0]
+    documents, errors = read_pdf(tmp_path / "a.pdf")
+    assert documents == [] and errors.dropped == {reason: 1} and "a.pdf" in errors.samples[0]
 
 
 def test_a_title_that_is_no_text_costs_the_title_alone(tmp_path):
-    content = pdf([wrapped(PROSE)[:30]]).replace(b"/Title ()", b"/Title <FEFFD8000041>")
+    content = build_pdf([wrap_lines(PROSE)[:30]]).replace(b"/Title ()", b"/Title <FEFFD8000041>")
     (tmp_path / "a.pdf").write_bytes(content)
-    found = list(read(tmp_path / "a.pdf", faults := Faults(), None, 100_000))
-    assert len(found) == 1 and "title" not in found[0].about and not faults.dropped
+    documents = list(read(tmp_path / "a.pdf", errors := Faults(), None, 100_000))
+    assert len(documents) == 1 and "title" not in documents[0].about and not errors.dropped
 
 
 def test_a_pdf_too_large_is_counted_and_one_that_vanished_is_the_disks_error(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_llm.data.corpus.readers.pdf.PDF_BYTES", 1 << 20)
     (tmp_path / "a.pdf").write_bytes(bytes(2 << 20))
-    assert documents(tmp_path / "a.pdf")[1].dropped == {"PDF larger than 1 MiB": 1}
+    assert read_pdf(tmp_path / "a.pdf")[1].dropped == {"PDF larger than 1 MiB": 1}
     with pytest.raises(FileNotFoundError):
-        documents(tmp_path / "none.pdf")
+        read_pdf(tmp_path / "none.pdf")
 
 
 @pytest.mark.skipif(not Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf").exists(), reason="a real PDF")
 def test_a_real_pdf_becomes_paragraphs():
-    (found,), faults = documents(Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf"))
-    assert not faults.dropped and found.about["pages"] == 17
-    assert "\nShared MIME-info Database\n2" not in found.text
-    assert "if they exist, and in this order). Information found in a directory is added to" in found.text
+    (document,), errors = read_pdf(Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf"))
+    assert not errors.dropped and document.about["pages"] == 17
+    assert "\nShared MIME-info Database\n2" not in document.text
+    assert "if they exist, and in this order). Information document in a directory is added to" in document.text

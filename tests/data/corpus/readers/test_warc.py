@@ -39,10 +39,10 @@ def pages(count: int) -> list[bytes]:
 
 
 def read(path: Path, *parts: bytes) -> tuple[list[str], Faults]:
-    """The last part of the address of every document, and the faults, of an archive of these parts."""
+    """The last part of the address of every document, and the errors, of an archive of these parts."""
     path.write_bytes(b"".join(parts))
-    faults = Faults()
-    return [found.url.rpartition("/")[2] for found in warc.read(path, faults, None, 100_000)], faults
+    errors = Faults()
+    return [document.url.rpartition("/")[2] for document in warc.read(path, errors, None, 100_000)], errors
 
 
 def zipped(*records: bytes) -> list[bytes]:
@@ -51,10 +51,10 @@ def zipped(*records: bytes) -> list[bytes]:
 
 def test_a_page_becomes_a_document_that_says_where_it_is_from(tmp_path):
     (tmp_path / "a.warc").write_bytes(record(http(page(1)), url="http://a.org/1"))
-    (found,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
-    assert found.text.strip() == f"1: {PROSE * 5}".strip()
-    assert (found.url, found.license) == ("http://a.org/1", None)
-    assert found.about == {
+    (document,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
+    assert document.text.strip() == f"1: {PROSE * 5}".strip()
+    assert (document.url, document.license) == ("http://a.org/1", None)
+    assert document.about == {
         "record": "<urn:uuid:1>",
         "date": "2024-04-25T16:24:44Z",
         "title": "Page 1",
@@ -72,15 +72,15 @@ def test_only_text_that_was_found_is_a_document_and_the_rest_is_no_fault(tmp_pat
         record(http(page(8), status="HTTP/1.1 301 Moved")),
         record(http(b"\x89PNG", "image/png")),
     ]
-    names, faults = read(tmp_path / "a.warc", *others, *pages(1), record(b"Plain words.\n", "conversion"))
+    names, errors = read(tmp_path / "a.warc", *others, *pages(1), record(b"Plain words.\n", "conversion"))
     assert names == ["0", ""]
-    assert (faults.records, faults.dropped.total()) == (2, 0)
+    assert (errors.records, errors.dropped.total()) == (2, 0)
 
 
 def test_plain_text_is_taken_as_it_stands(tmp_path):
     (tmp_path / "a.warc").write_bytes(record(http("Zwölf Bücher\n\n  <b>".encode("latin-1"), "text/plain")))
-    (found,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
-    assert found.text == "Zwölf Bücher\n\n  <b>"
+    (document,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
+    assert document.text == "Zwölf Bücher\n\n  <b>"
 
 
 @pytest.mark.parametrize(
@@ -96,41 +96,41 @@ def test_plain_text_is_taken_as_it_stands(tmp_path):
     ids=["gzip", "brotli", "deflate", "chunked", "gzip, stored unpacked", "brotli and chunked, stored unpacked"],
 )
 def test_a_body_is_unpacked_as_its_header_says_or_taken_as_it_is(tmp_path, body, extra):
-    names, faults = read(tmp_path / "a.warc", record(http(body, extra=extra), url="http://a.org/x"))
+    names, errors = read(tmp_path / "a.warc", record(http(body, extra=extra), url="http://a.org/x"))
     assert names == ["x"]
-    assert not faults.dropped
+    assert not errors.dropped
 
 
 def test_a_body_that_unpacks_without_end_is_one_fault(tmp_path):
     bomb = gzip.compress(b" " * (300 << 20))
     one = record(http(bomb, extra="Content-Encoding: gzip\r\n"))
     tracemalloc.start()
-    names, faults = read(tmp_path / "a.warc", *pages(1), one, *pages(2)[1:])
+    names, errors = read(tmp_path / "a.warc", *pages(1), one, *pages(2)[1:])
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
     assert names == ["0", "1"]
-    assert dict(faults.dropped) == {"page longer than 8 MiB": 1}
+    assert dict(errors.dropped) == {"page longer than 8 MiB": 1}
 
 
 def test_a_damaged_member_is_lost_alone(tmp_path):
     members = zipped(*pages(6))
     members[2] = members[2][:40] + b"\0\xff" * 20 + members[2][80:]
     members[4] = b"XXXX" + members[4][4:]
-    names, faults = read(tmp_path / "a.warc.gz", *members)
+    names, errors = read(tmp_path / "a.warc.gz", *members)
     assert names == ["0", "1", "3", "5"]
-    assert faults.records == 6
-    assert faults.dropped.total() == 2
-    assert all("damaged gzip member" in reason for reason in faults.dropped)
+    assert errors.records == 6
+    assert errors.dropped.total() == 2
+    assert all("damaged gzip member" in reason for reason in errors.dropped)
 
 
 def test_a_truncated_archive_gives_what_stands_before_the_end(tmp_path):
     whole = b"".join(zipped(*pages(4)))
-    names, faults = read(tmp_path / "a.warc.gz", whole[:-60])
+    names, errors = read(tmp_path / "a.warc.gz", whole[:-60])
     assert names == ["0", "1", "2"]
-    assert dict(faults.dropped) == {"truncated gzip member": 1}
-    names, faults = read(tmp_path / "a.warc", b"".join(pages(4))[:-60])
+    assert dict(errors.dropped) == {"truncated gzip member": 1}
+    names, errors = read(tmp_path / "a.warc", b"".join(pages(4))[:-60])
     assert names == ["0", "1", "2"]
-    assert dict(faults.dropped) == {"truncated record": 1}
+    assert dict(errors.dropped) == {"truncated record": 1}
 
 
 @pytest.mark.parametrize("pack", [lambda *records: records, zipped], ids=["plain", "gzip"])
@@ -140,31 +140,31 @@ def test_after_a_wrong_length_reading_goes_on_at_the_next_record(tmp_path, lengt
     right = int(re.search(rb"Content-Length: (\d+)", records[2])[1])
     wrong = length if isinstance(length, str) else right + length
     records[2] = records[2].replace(b"Content-Length: %d" % right, f"Content-Length: {wrong}".encode())
-    names, faults = read(tmp_path / "a.warc", *pack(*records))
+    names, errors = read(tmp_path / "a.warc", *pack(*records))
     assert names == ["0", "1", "3", "4"]
-    assert faults.dropped.total() == 1
+    assert errors.dropped.total() == 1
 
 
 def test_a_malformed_http_header_is_one_fault(tmp_path):
     bad = record(http(page(1), status="HTP\0 garbage"))
-    names, faults = read(tmp_path / "a.warc", *pages(1), bad, *pages(2)[1:])
+    names, errors = read(tmp_path / "a.warc", *pages(1), bad, *pages(2)[1:])
     assert names == ["0", "1"]
-    assert dict(faults.dropped) == {"malformed HTTP header": 1}
+    assert dict(errors.dropped) == {"malformed HTTP header": 1}
 
 
 def test_rubbish_between_records_and_a_file_of_rubbish(tmp_path):
     first, second = pages(2)
-    names, faults = read(tmp_path / "a.warc", first, b"rubbish " * 9, b"\r\n\r\n", second)
+    names, errors = read(tmp_path / "a.warc", first, b"rubbish " * 9, b"\r\n\r\n", second)
     assert names == ["1"]  # no telling where the first one ends
-    assert faults.dropped.total() == 1
-    names, faults = read(tmp_path / "b.warc", os.urandom(3 << 20))
+    assert errors.dropped.total() == 1
+    names, errors = read(tmp_path / "b.warc", os.urandom(3 << 20))
     assert names == []
-    assert (faults.records, dict(faults.dropped)) == (1, {"no WARC record": 1})
+    assert (errors.records, dict(errors.dropped)) == (1, {"no WARC record": 1})
 
 
 def test_an_empty_file_is_no_fault(tmp_path):
-    names, faults = read(tmp_path / "a.warc.gz", b"")
-    assert (names, faults.records) == ([], 0)
+    names, errors = read(tmp_path / "a.warc.gz", b"")
+    assert (names, errors.records) == ([], 0)
 
 
 def test_an_endless_record_is_passed_over_in_bounded_memory(tmp_path):
@@ -172,31 +172,31 @@ def test_an_endless_record_is_passed_over_in_bounded_memory(tmp_path):
     path = tmp_path / "a.warc"
     path.write_bytes(b"".join([*pages(1), endless, *pages(2)[1:]]))
     tracemalloc.start()
-    names, faults = [], Faults()
-    names = [found.url[-1] for found in warc.read(path, faults, None, 100_000)]
+    names, errors = [], Faults()
+    names = [document.url[-1] for document in warc.read(path, errors, None, 100_000)]
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
     assert names == ["0", "1"]
-    assert dict(faults.dropped) == {"record longer than 64 MiB": 1}
+    assert dict(errors.dropped) == {"record longer than 64 MiB": 1}
 
 
 def test_a_member_of_zeros_is_left_in_bounded_memory(tmp_path):
     bomb = gzip.compress(record(b"\0" * (100 << 20)))
     path = tmp_path / "a.warc.gz"
     path.write_bytes(b"".join([*zipped(*pages(1)), bomb, *zipped(*pages(2)[1:])]))
-    faults = Faults()
+    errors = Faults()
     tracemalloc.start()
-    names = [found.url[-1] for found in warc.read(path, faults, None, 100_000)]
+    names = [document.url[-1] for document in warc.read(path, errors, None, 100_000)]
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
     assert names == ["0", "1"]
-    assert faults.dropped.total() == 1
+    assert errors.dropped.total() == 1
 
 
 def test_one_member_may_hold_the_whole_archive(tmp_path):
-    names, faults = read(tmp_path / "a.warc.gz", gzip.compress(b"".join(pages(5))))
+    names, errors = read(tmp_path / "a.warc.gz", gzip.compress(b"".join(pages(5))))
     assert names == ["0", "1", "2", "3", "4"]
-    assert not faults.dropped
+    assert not errors.dropped
 
 
 def test_chunks_of_any_size_give_the_same_records(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_chunks_of_any_size_give_the_same_records(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="needs the folder of real data, HF_LLM_DATA")
 @pytest.mark.parametrize(
-    ("name", "documents", "dropped"),
+    ("name", "document_count", "dropped"),
     [
         ("dolma-sample-0000.warc.gz", 22, 0),
         ("resiliparse-warcfile.warc.gz", 16, 0),
@@ -222,11 +222,11 @@ def test_chunks_of_any_size_give_the_same_records(tmp_path, monkeypatch):
         ("warcio-example-trunc.warc", 0, 1),
     ],
 )
-def test_real_archives(name, documents, dropped):
-    faults = Faults()
-    found = list(warc.read(REAL / "warc" / name, faults, None, 100_000))
-    assert (len(found), faults.dropped.total()) == (documents, dropped)
-    assert all(one.text.strip() and one.url.startswith("http") for one in found)
+def test_real_archives(name, document_count, dropped):
+    errors = Faults()
+    documents = list(warc.read(REAL / "warc" / name, errors, None, 100_000))
+    assert (len(documents), errors.dropped.total()) == (document_count, dropped)
+    assert all(document.text.strip() and document.url.startswith("http") for document in documents)
 
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="needs the folder of real data, HF_LLM_DATA")
@@ -237,6 +237,6 @@ def test_a_real_archive_with_any_one_member_damaged_loses_that_one(tmp_path):
     sound = list(warc.records(REAL / "warc" / "dolma-sample-0000.warc.gz", Faults()))
     for at in starts[::7]:
         (tmp_path / "a.warc.gz").write_bytes(whole[: at + 60] + b"\xff" * 30 + whole[at + 90 :])
-        faults = Faults()
-        assert len(list(warc.records(tmp_path / "a.warc.gz", faults))) == len(sound) - 1
-        assert faults.dropped.total() == 1
+        errors = Faults()
+        assert len(list(warc.records(tmp_path / "a.warc.gz", errors))) == len(sound) - 1
+        assert errors.dropped.total() == 1

@@ -1,160 +1,198 @@
-"""Near-duplicates by MinHash and locality-sensitive hashing (Broder, 1997; Indyk and Motwani, 1998).
+"""Find near-duplicates by MinHash and locality-sensitive hashing (Broder, 1997; Indyk and Motwani, 1998).
 
-`signatures` turns texts into numbers whose share in common estimates the Jaccard similarity of the texts' sets of word
-n-grams. `representatives` finds the documents whose signatures agree in a band, compares what it finds over the whole
-signature, and names for every document the one that stands for it.
+`signatures` turns each text into numbers; the share of equal numbers in two signatures estimates the Jaccard similarity
+of the texts' sets of word n-grams. `representatives` finds the documents whose signatures agree in a band, compares
+their whole signatures, and names for every document the one that is kept in its place.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hf_llm.data.corpus.dedup.shingles import batches, mix, shingles
+from hf_llm.data.corpus.dedup.shingles import mix_bits, shingles, split_into_batches
 
-BATCH = 1 << 19  # characters whose shingles are permuted at a time; they stay in a core's cache
-ROWS = 1 << 16  # signatures read at a time
-PAIRS = 1 << 14  # pairs compared at a time
-LEADERS = 16  # documents of a band's bucket that the others of the bucket are compared with
+BATCH_CHARS = 1 << 19  # characters whose shingles are permuted at a time; they stay in a core's cache
+SIGNATURES_PER_READ = 1 << 16
+PAIRS_PER_COMPARISON = 1 << 14
+MAX_LEADERS = 16  # documents of a band's bucket that the others of the bucket are compared with
 
 
 @dataclass
 class NearDuplicates:
-    """Documents that share most of their words in a row: one of each group stays.
+    """Of each group of documents that share most of their word n-grams, one is kept.
 
-    A pair of similarity s meets in one of the bands with probability 1 - (1 - s^rows)^bands: 0.977 at 0.8 here.
+    Two documents of similarity s agree in at least one band with probability 1 - (1 - s^rows)^bands: 0.977 for s = 0.8
+    with the default values.
     """
 
-    words: int = field(default=5, metadata={"help": "words in a shingle"})
+    words: int = 5
+    """Words in a shingle (the n of the word n-grams)."""
     bands: int = 16
-    rows: int = field(default=7, metadata={"help": "hashes in a band"})
-    threshold: float = field(default=0.7, metadata={"help": "estimated similarity from which two documents are one"})
+    """Bands of a signature: documents that agree in one of them are compared."""
+    rows: int = 7
+    """Hashes in a band."""
+    threshold: float = 0.7
+    """Estimated similarity from which two documents count as duplicates of each other."""
 
     def __post_init__(self) -> None:
         for name in ("words", "bands", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it has to be at least 1")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; it is a share between 0 and 1")
 
     @property
     def hashes(self) -> int:
-        """Numbers in a signature."""
+        """Hashes in a signature."""
         return self.bands * self.rows
 
 
 def signatures(texts: list[str], settings: NearDuplicates) -> np.ndarray:
-    """The MinHash signature of every text: uint32 (texts, bands * rows)."""
-    factors, offsets = _permutations(settings.hashes)
-    out = np.empty((len(texts), settings.hashes), np.uint32)
-    for first, batch in batches(texts, BATCH):
-        hashes, starts = shingles(batch, settings.words)
-        values = (hashes >> np.uint64(32)).astype(np.uint32)
+    """Compute the MinHash signature of every text: uint32 (texts, bands * rows)."""
+    factors, offsets = _draw_permutations(settings.hashes)
+    result = np.empty((len(texts), settings.hashes), np.uint32)
+
+    for first_text, batch in split_into_batches(texts, BATCH_CHARS):
+        shingle_hashes, starts = shingles(batch, settings.words)
+        values = (shingle_hashes >> np.uint64(32)).astype(np.uint32)
         permuted = np.empty_like(values)
-        least = np.empty((settings.hashes, len(batch)), np.uint32)
+        minima = np.empty((settings.hashes, len(batch)), np.uint32)
         for i in range(settings.hashes):
             np.multiply(values, factors[i], out=permuted)
             np.add(permuted, offsets[i], out=permuted)
-            np.minimum.reduceat(permuted, starts, out=least[i])
-        out[first : first + len(batch)] = least.T
-    return out
+            np.minimum.reduceat(permuted, starts, out=minima[i])
+        result[first_text : first_text + len(batch)] = minima.T
+    return result
 
 
 def representatives(files: list[Path], order: np.ndarray, settings: NearDuplicates) -> np.ndarray:
-    """The document that stands for each document: the first, by `order`, of its group of near-duplicates.
+    """Find the document that is kept for each document: the first, by `order`, of its group of near-duplicates.
 
     `files` hold signatures, N rows in all, as `numpy.save` writes them; the document of row i takes precedence over
     another with a larger `order`, int64 or uint64 (N,) without ties. Returns row numbers, int64 (N,): a document's own
     where it is kept. The groups depend on the signatures and `order` alone, not on how the rows lie in files. Memory:
     128 bytes a document at most, beside a fixed 30 MB; the files are read by memory map, once for each band.
     """
-    rows = _Signatures(files)
-    assert len(order) == rows.count
-    by_rank = np.argsort(order)  # documents are known by their rank in the order of precedence from here on
-    root = np.arange(rows.count)
+    table = _SignatureFiles(files)
+    assert len(order) == table.count
+
+    # From here on a document is known by its rank in the order of precedence.
+    by_rank = np.argsort(order)
+    root = np.arange(table.count)
     for band in range(settings.bands):
-        keys = rows.keys(slice(band * settings.rows, (band + 1) * settings.rows))[by_rank]
-        for first, second in _similar(keys, root, rows, by_rank, settings.threshold):
-            _unite(root, first, second)
-    out = np.empty_like(root)
-    out[by_rank] = by_rank[root]
-    return out
+        columns = slice(band * settings.rows, (band + 1) * settings.rows)
+        band_keys = table.hash_columns(columns)[by_rank]
+        for first, second in _find_similar_pairs(band_keys, root, table, by_rank, settings.threshold):
+            _unite_groups(root, first, second)
+
+    kept = np.empty_like(root)
+    kept[by_rank] = by_rank[root]
+    return kept
 
 
-class _Signatures:
+class _SignatureFiles:
     """The rows of several files of signatures as one array that stays on the disk."""
 
     def __init__(self, files: list[Path]):
         self.files = files
-        self.bounds = np.cumsum([0, *(len(_load(path)) for path in files)])
+        lengths = [len(_map_signatures(path)) for path in files]
+        self.bounds = np.cumsum([0, *lengths])
         self.count = int(self.bounds[-1])
 
-    def keys(self, columns: slice) -> np.ndarray:
-        """One number for what each signature has in these columns: uint64 (N,)."""
+    def hash_columns(self, columns: slice) -> np.ndarray:
+        """Hash what each signature has in these columns to one number: uint64 (N,)."""
         keys = np.zeros(self.count, np.uint64)
-        for path, start in zip(self.files, self.bounds, strict=False):
-            signatures = _load(path)
-            for first in range(0, len(signatures), ROWS):
-                block = np.array(signatures[first : first + ROWS, columns], np.uint64)
-                part = keys[start + first : start + first + len(block)]
+        for path, file_start in zip(self.files, self.bounds, strict=False):
+            file_rows = _map_signatures(path)
+            for first in range(0, len(file_rows), SIGNATURES_PER_READ):
+                block = np.array(file_rows[first : first + SIGNATURES_PER_READ, columns], np.uint64)
+                start = file_start + first
+                block_keys = keys[start : start + len(block)]  # a view: changed in place
                 for column in block.T:
-                    part ^= column
-                    mix(part)
+                    block_keys ^= column
+                    mix_bits(block_keys)
         return keys
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The signatures of these rows: uint32 (rows, hashes)."""
-        file = np.searchsorted(self.bounds, rows, side="right") - 1
-        out = None
-        for number in np.unique(file):
-            signatures, here = _load(self.files[number]), file == number
-            if out is None:
-                out = np.empty((len(rows), signatures.shape[1]), np.uint32)
-            out[here] = signatures[rows[here] - self.bounds[number]]
-        return out
+    def read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Read the signatures of these rows: uint32 (rows, hashes)."""
+        file_numbers = np.searchsorted(self.bounds, rows, side="right") - 1
+        result = None
+        for number in np.unique(file_numbers):
+            file_rows = _map_signatures(self.files[number])
+            in_file = file_numbers == number
+            if result is None:
+                result = np.empty((len(rows), file_rows.shape[1]), np.uint32)
+            result[in_file] = file_rows[rows[in_file] - self.bounds[number]]
+        return result
 
 
-def _similar(
-    keys: np.ndarray, root: np.ndarray, rows: _Signatures, by_rank: np.ndarray, threshold: float
+def _find_similar_pairs(
+    keys: np.ndarray, root: np.ndarray, table: _SignatureFiles, by_rank: np.ndarray, threshold: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of ranks, int64 (pairs,) twice, that have a key in common and are similar enough.
+    """Yield pairs of ranks, int64 (pairs,) twice, that have a key in common and are similar enough.
 
-    Of the documents of one key, all are compared with the first; those unlike it with the first of them, and so on.
+    All documents with one key are compared with the first of them; those that are not similar to it are compared with
+    the first of the remaining ones, and so on, at most MAX_LEADERS times.
     """
-    members, bucket = _buckets(keys)
-    for _ in range(LEADERS):
+    members, bucket = _find_shared_buckets(keys)
+    for _ in range(MAX_LEADERS):
         if not len(members):
             return
-        starts = np.append(True, bucket[1:] != bucket[:-1])
-        leaders = members[starts][np.cumsum(starts)[~starts] - 1]
-        members, bucket = members[~starts], bucket[~starts]
-        alike = root[leaders] == root[members]
-        new = np.flatnonzero(~alike)
-        for part in np.array_split(new, -(-len(new) // PAIRS) or 1):
-            left, right = (rows.take(by_rank[which[part]]) for which in (leaders, members)) if len(part) else ((), ())
-            alike[part] = np.mean(np.equal(left, right), axis=-1) >= threshold if len(part) else False
-        found = new[alike[new]]
-        yield leaders[found], members[found]
-        members, bucket = members[~alike], bucket[~alike]
+
+        # Split each bucket into its first member, the leader, and the others, each beside its leader.
+        is_leader = np.append(True, bucket[1:] != bucket[:-1])
+        leader_numbers = np.cumsum(is_leader)[~is_leader] - 1
+        leaders = members[is_leader][leader_numbers]
+        members = members[~is_leader]
+        bucket = bucket[~is_leader]
+
+        # Members of the leader's group already need no comparison.
+        is_similar = root[leaders] == root[members]
+        compared = np.flatnonzero(~is_similar)
+        if len(compared):
+            part_count = math.ceil(len(compared) / PAIRS_PER_COMPARISON)
+            for part in np.array_split(compared, part_count):
+                leader_rows = table.read_rows(by_rank[leaders[part]])
+                member_rows = table.read_rows(by_rank[members[part]])
+                similarity = np.mean(np.equal(leader_rows, member_rows), axis=-1)
+                is_similar[part] = similarity >= threshold
+
+        new_pairs = compared[is_similar[compared]]
+        yield leaders[new_pairs], members[new_pairs]
+        members = members[~is_similar]
+        bucket = bucket[~is_similar]
 
 
-def _buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ranks whose key is not theirs alone, and that key, ordered by key and rank: int64 and uint64 (members,)."""
+def _find_shared_buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the ranks that share their key with others, ordered by key and rank.
+
+    Returns the ranks, int64 (members,), and their keys, uint64 (members,).
+    """
     ranks = np.argsort(keys, kind="stable")
     keys = keys[ranks]
-    same = keys[1:] == keys[:-1]
-    shared = np.append(same, False) | np.append(False, same) if len(keys) else same
-    return ranks[shared], keys[shared]
+    same_as_next = keys[1:] == keys[:-1]
+    if len(keys):
+        is_shared = np.append(same_as_next, False) | np.append(False, same_as_next)
+    else:
+        is_shared = same_as_next
+    return ranks[is_shared], keys[is_shared]
 
 
-def _unite(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+def _unite_groups(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
     """Join the groups of each pair, in place. `root` names the first document of every document's group."""
     while len(first):
-        first, second = root[first], root[second]
-        apart = first != second
-        first, second = first[apart], second[apart]
+        first = root[first]
+        second = root[second]
+        is_apart = first != second
+        first = first[is_apart]
+        second = second[is_apart]
         np.minimum.at(root, np.maximum(first, second), np.minimum(first, second))
+
+        # Point every document to the top of its chain.
         while True:
             above = root[root]
             if np.array_equal(above, root):
@@ -162,12 +200,15 @@ def _unite(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
             root[:] = above
 
 
-def _permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Odd factors and offsets of `count` permutations x -> factor * x + offset modulo 2^32: uint32 (count,), twice."""
-    numbers = mix(np.arange(1, 2 * count + 1, dtype=np.uint64)) >> np.uint64(32)
+def _draw_permutations(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `count` permutations x -> factor * x + offset modulo 2^32.
+
+    Returns their odd factors and their offsets: uint32 (count,), twice.
+    """
+    numbers = mix_bits(np.arange(1, 2 * count + 1, dtype=np.uint64)) >> np.uint64(32)
     factors, offsets = numbers.astype(np.uint32).reshape(2, count)
     return factors | np.uint32(1), offsets
 
 
-def _load(path: Path) -> np.ndarray:
+def _map_signatures(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")

@@ -1,12 +1,12 @@
-"""Texts into hashes of their words and of every run of n words: what all duplicate steps and decontamination compare.
+"""Turn texts into hashes of their words and of their word n-grams, which deduplication and decontamination compare.
 
 A text is hashed once, in numpy, whole batches at a time. A word's hash is a difference of prefix sums of a polynomial
-over its characters (Karp and Rabin, 1987) modulo 2^64, mixed by splitmix64's finaliser; the hash of n words comes from
-those of n/2 words, so runs of 50 words cost little more than runs of 5. Nothing depends on the machine, the number of
-workers or PYTHONHASHSEED; the tables of characters are those of Python's `unicodedata`.
+over its characters (Karp and Rabin, 1987) modulo 2^64, mixed by splitmix64's finaliser; the hash of n words is computed
+from the hashes of n/2 words, so n-grams of 50 words cost little more than n-grams of 5. Nothing depends on the machine,
+the number of workers or PYTHONHASHSEED; the tables of characters are those of Python's `unicodedata`.
 
-Two readings of a text: `folded`, where case is folded and everything that is no letter, mark or digit parts words, and
-exact, where only white space does. In scripts written without spaces every character is a word of its own.
+A text can be read in two ways. Folded: case is folded, and everything except letters, marks and digits separates words.
+Exact: only white space separates words. In scripts written without spaces every character is a word of its own.
 """
 
 import unicodedata
@@ -17,12 +17,12 @@ from functools import cache
 import numpy as np
 import xxhash
 
-BLOCK = 1 << 16  # characters hashed at a time: the arrays of a block stay in a core's cache
-BASE = 0x9E3779B97F4A7C15
-MASK = (1 << 64) - 1
+BLOCK_CHARS = 1 << 16  # characters hashed at a time: the arrays of a block stay in a core's cache
+HASH_BASE = 0x9E3779B97F4A7C15
+CODE_POINTS = 0x110000
 
-# Kana, Han, Thai, Lao, Myanmar, Khmer: first and last code point of what is written without spaces.
-UNSPACED = (
+# Kana, Han, Thai, Lao, Myanmar, Khmer: first and last code point of the scripts written without spaces.
+UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
     (0x1780, 0x17FF),
@@ -35,19 +35,20 @@ UNSPACED = (
     (0xFF66, 0xFF9F),
     (0x20000, 0x3FFFF),
 )
+_FIRST_UNSPACED = UNSPACED_RANGES[0][0]
 _LAST_NAMED = 0x1FFFF  # beyond it are Han characters, tags and private use: no case and no punctuation
 
 
 @dataclass
 class Words:
-    """The words of several texts, one after the other."""
+    """The hashed words of several texts, one text after the other."""
 
     hashes: np.ndarray  # uint64 (words,)
     bounds: np.ndarray  # int64 (texts + 1,): words bounds[i] to bounds[i + 1] are those of text i
 
 
-def mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser, in place: every bit of the input moves every bit of the output. uint64 (n,)."""
+def mix_bits(values: np.ndarray) -> np.ndarray:
+    """Apply splitmix64's finaliser in place: every input bit affects every output bit. uint64 (n,)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values ^= values >> np.uint64(shift)
         values *= np.uint64(factor)
@@ -56,186 +57,245 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def word_hashes(texts: list[str], folded: bool = True) -> Words:
-    """The hash of every word of every text."""
-    hashes, counts = [], np.zeros(len(texts) + 1, np.int64)
-    for numbers, pieces in _blocks(texts):
-        codes = code_points(" ".join(pieces))
-        found, starts = _hash_block(codes, folded)
-        hashes.append(found)
-        edges = np.cumsum([0, *(len(piece) + 1 for piece in pieces)])
-        np.add.at(counts, np.asarray(numbers) + 1, np.diff(np.searchsorted(starts, edges)))
-    return Words(np.concatenate(hashes) if hashes else np.zeros(0, np.uint64), np.cumsum(counts))
+    """Hash every word of every text."""
+    hashes = []
+    word_counts = np.zeros(len(texts) + 1, np.int64)  # the words of text i are counted at i + 1
+
+    for text_numbers, pieces in _pack_blocks(texts):
+        codes = encode_code_points(" ".join(pieces))
+        block_hashes, starts = _hash_block(codes, folded)
+        hashes.append(block_hashes)
+
+        # In the block every piece is followed by one space.
+        piece_lengths = [len(piece) + 1 for piece in pieces]
+        piece_bounds = np.cumsum([0, *piece_lengths])
+        words_per_piece = np.diff(np.searchsorted(starts, piece_bounds))
+        np.add.at(word_counts, np.asarray(text_numbers) + 1, words_per_piece)
+
+    all_hashes = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    return Words(all_hashes, np.cumsum(word_counts))
 
 
 def word_spans(text: str, folded: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """First character of every word of a text and the one after its last: int64 (words,), twice."""
-    starts, ends, position = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for piece in _pieces(text):
-        codes = code_points(piece)
-        inside, first = _letters(codes, np.take(_values(folded), codes, mode="clip"))
-        last = inside & np.append(~inside[1:] | first[1:], True)
-        starts.append(np.flatnonzero(first) + position)
-        ends.append(np.flatnonzero(last) + position + 1)
-        position += len(piece)
+    """Find the first character of every word of a text, and the one after its last: int64 (words,), twice."""
+    starts = [np.zeros(0, np.int64)]
+    ends = [np.zeros(0, np.int64)]
+    offset = 0
+    for piece in _split_long_text(text):
+        codes = encode_code_points(piece)
+        values = np.take(_character_values(folded), codes, mode="clip")
+        in_word, is_first = _mark_words(codes, values)
+
+        # A character is the last of its word if the next one is outside of words or starts another word.
+        next_ends_word = np.append(~in_word[1:] | is_first[1:], True)
+        is_last = in_word & next_ends_word
+
+        starts.append(np.flatnonzero(is_first) + offset)
+        ends.append(np.flatnonzero(is_last) + offset + 1)
+        offset += len(piece)
     return np.concatenate(starts), np.concatenate(ends)
 
 
 def windows(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hash of every run of `length` words that lies in one text.
+    """Hash every run of `length` words that lies within one text.
 
-    Returns the hashes, uint64 (runs,), and where each starts in `words.hashes`, int64 (runs,).
+    Returns the hashes, uint64 (runs,), and the index in `words.hashes` at which each run starts, int64 (runs,).
     """
-    counts = np.maximum(np.diff(words.bounds) - length + 1, 0)
-    ends = np.cumsum(counts)
-    places = np.arange(counts.sum()) + np.repeat(words.bounds[:-1] - ends + counts, counts)
-    return mix(_runs(words.hashes, length)[places]), places
+    runs_per_text = np.maximum(np.diff(words.bounds) - length + 1, 0)
+    run_ends = np.cumsum(runs_per_text)
+
+    # Runs are numbered through all texts; shifted by its text's offset, a run's number is its first word's index.
+    word_offsets = words.bounds[:-1] - run_ends + runs_per_text
+    places = np.arange(runs_per_text.sum()) + np.repeat(word_offsets, runs_per_text)
+
+    return mix_bits(_hash_runs(words.hashes, length)[places]), places
 
 
 def shingles(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hash of every run of `length` folded words of every text: at least one for each text.
+    """Hash every run of `length` folded words of every text: at least one shingle for each text.
 
-    A text of fewer words is one shingle, one without any word (rows of dashes, say) is the shingle of its characters.
-    Returns hashes, uint64 (shingles,), and where each text's start, int64 (texts,).
+    A text of fewer words is one shingle; a text without any word (rows of dashes, for example) is the shingle of its
+    characters. Returns the hashes, uint64 (shingles,), and the index of each text's first one, int64 (texts,).
     """
     words = word_hashes(texts)
-    counts = np.diff(words.bounds)
-    hashes, _ = windows(words, length)
-    if (counts >= length).all():
-        return hashes, words.bounds[:-1] - np.arange(len(texts)) * (length - 1)
-    starts = np.append(0, np.cumsum(np.maximum(counts - length + 1, 1)))
-    everything = np.empty(starts[-1], np.uint64)
-    short = np.flatnonzero(counts < length)
-    long = np.ones(len(everything), bool)
-    long[starts[short]] = False
-    everything[long] = hashes
-    for count in np.unique(counts[short]):
-        which = np.flatnonzero(counts == count)
-        everything[starts[which]] = (
-            mix(_runs(words.hashes, count)[words.bounds[which]])
-            if count
-            else [xxhash.xxh3_64_intdigest(texts[i].encode("utf-8", "surrogatepass")) for i in which]
-        )
-    return everything, starts[:-1]
+    word_counts = np.diff(words.bounds)
+    run_hashes, _ = windows(words, length)
+    if (word_counts >= length).all():
+        return run_hashes, words.bounds[:-1] - np.arange(len(texts)) * (length - 1)
+
+    shingles_per_text = np.maximum(word_counts - length + 1, 1)
+    starts = np.append(0, np.cumsum(shingles_per_text))
+    short_texts = np.flatnonzero(word_counts < length)
+
+    # The texts that are long enough have the runs' hashes, in their order.
+    is_run = np.ones(starts[-1], bool)
+    is_run[starts[short_texts]] = False
+    all_hashes = np.empty(starts[-1], np.uint64)
+    all_hashes[is_run] = run_hashes
+
+    for count in np.unique(word_counts[short_texts]):
+        same_count = np.flatnonzero(word_counts == count)
+        if count:
+            first_words = words.bounds[same_count]
+            short_hashes = mix_bits(_hash_runs(words.hashes, count)[first_words])
+        else:
+            short_hashes = [_hash_characters(texts[i]) for i in same_count]
+        all_hashes[starts[same_count]] = short_hashes
+    return all_hashes, starts[:-1]
 
 
-def batches(texts: list[str], characters: int) -> Iterator[tuple[int, list[str]]]:
-    """The texts in batches of about so many characters, each with the number of its first text."""
-    start, size = 0, 0
+def split_into_batches(texts: list[str], max_chars: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the texts in batches of at most `max_chars` characters, each with the index of its first text.
+
+    A longer text is a batch by itself.
+    """
+    start = 0
+    size = 0
     for number, text in enumerate(texts):
-        if size and size + len(text) > characters:
+        if size and size + len(text) > max_chars:
             yield start, texts[start:number]
-            start, size = number, 0
+            start = number
+            size = 0
         size += len(text)
     if start < len(texts):
         yield start, texts[start:]
 
 
-def code_points(text: str) -> np.ndarray:
-    """The characters of a text: uint32 (characters,)."""
+def encode_code_points(text: str) -> np.ndarray:
+    """Convert a text to its code points: uint32 (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def _runs(hashes: np.ndarray, length: int) -> np.ndarray:
-    """The hash of every run of `length` of the hashes, by doubling. uint64 (n - length + 1,)."""
+def _hash_characters(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def _hash_runs(hashes: np.ndarray, length: int) -> np.ndarray:
+    """Hash every run of `length` of the hashes, by doubling. uint64 (n - length + 1,)."""
     if len(hashes) < length:
         return np.zeros(0, np.uint64)
-    out = hashes
-    for bit in f"{length:b}"[1:]:
-        half = len(hashes) - len(out) + 1
-        out = _join(out[:-half], out[half:])
-        if bit == "1":
-            out = _join(out[:-1], hashes[2 * half :])
-    return out.copy() if out is hashes else out
+
+    # `runs` holds the runs of a length that grows to `length`: each binary digit of it doubles the length, and a
+    # digit of 1 adds one more word.
+    runs = hashes
+    for digit in f"{length:b}"[1:]:
+        run_length = len(hashes) - len(runs) + 1
+        runs = _combine_hashes(runs[:-run_length], runs[run_length:])
+        if digit == "1":
+            runs = _combine_hashes(runs[:-1], hashes[2 * run_length :])
+    return runs.copy() if runs is hashes else runs
 
 
-def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The hash of two things said one after the other; not linear, so that no two orders or splits cancel out."""
-    joined = left * np.uint64(BASE)
-    joined ^= joined >> np.uint64(32)
-    joined += right
-    joined *= np.uint64(0xD6E8FEB86659FD93)
-    return joined
+def _combine_hashes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Hash two runs that follow each other; not linear, so that no two orders or splits cancel out."""
+    combined = left * np.uint64(HASH_BASE)
+    combined ^= combined >> np.uint64(32)
+    combined += right
+    combined *= np.uint64(0xD6E8FEB86659FD93)
+    return combined
 
 
 def _hash_block(codes: np.ndarray, folded: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the words of a block, uint64, and the characters they start at, int64."""
-    values = np.take(_values(folded), codes, mode="clip")
-    _, first = _letters(codes, values)
-    starts = np.flatnonzero(first)
-    powers, inverses = _powers()
+    """Hash the words of a block. Returns the hashes, uint64, and the characters the words start at, int64."""
+    values = np.take(_character_values(folded), codes, mode="clip")
+    _, is_first = _mark_words(codes, values)
+    starts = np.flatnonzero(is_first)
+    powers, inverse_powers = _base_powers()
+
+    # Prefix sums of value[i] * BASE^i. The sum over a word, divided by BASE^start, does not depend on its position.
+    # What stands between two words has the value 0, so a word's sum may run to the start of the next word.
     values *= powers[: len(codes)]
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(values, out=sums[1:])
-    return mix(np.diff(sums[np.append(starts, len(codes))]) * inverses[starts]), starts
+    prefix_sums = np.zeros(len(codes) + 1, np.uint64)
+    np.cumsum(values, out=prefix_sums[1:])
+    word_sums = np.diff(prefix_sums[np.append(starts, len(codes))])
+    return mix_bits(word_sums * inverse_powers[starts]), starts
 
 
-def _letters(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which characters belong to words, and which of them start one: bool (characters,), twice."""
-    inside = values != 0
-    first = inside.copy()
-    first[1:] &= ~inside[:-1]
-    if len(codes) and codes.max() >= UNSPACED[0][0]:
-        alone = np.take(_unspaced(), codes, mode="clip") & inside
-        first |= alone
-        first[1:] |= alone[:-1] & inside[1:]
-    return inside, first
+def _mark_words(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the characters that belong to words, and those of them that start one: bool (characters,), twice."""
+    in_word = values != 0
+    is_first = in_word.copy()
+    is_first[1:] &= ~in_word[:-1]
+
+    if len(codes) and codes.max() >= _FIRST_UNSPACED:
+        is_unspaced = np.take(_unspaced_characters(), codes, mode="clip") & in_word
+        is_first |= is_unspaced
+        is_first[1:] |= is_unspaced[:-1] & in_word[1:]
+    return in_word, is_first
 
 
-def _blocks(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
-    """Texts, or pieces of long ones, that have at most BLOCK characters with a space after each."""
-    numbers, pieces, size = [], [], 0
+def _pack_blocks(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
+    """Pack texts, or pieces of long ones, into blocks of at most BLOCK_CHARS characters with a space after each.
+
+    Yields the numbers of the texts and the pieces.
+    """
+    text_numbers = []
+    pieces = []
+    size = 0
     for number, text in enumerate(texts):
-        for piece in _pieces(text):
-            if pieces and size + len(piece) + 1 > BLOCK:
-                yield numbers, pieces
-                numbers, pieces, size = [], [], 0
-            numbers.append(number)
+        for piece in _split_long_text(text):
+            if pieces and size + len(piece) + 1 > BLOCK_CHARS:
+                yield text_numbers, pieces
+                text_numbers = []
+                pieces = []
+                size = 0
+            text_numbers.append(number)
             pieces.append(piece)
             size += len(piece) + 1
     if pieces:
-        yield numbers, pieces
+        yield text_numbers, pieces
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces of fewer than BLOCK characters that end at white space (a longer word is cut)."""
+def _split_long_text(text: str) -> Iterator[str]:
+    """Split a text into pieces of fewer than BLOCK_CHARS characters that end at white space (a longer word is cut)."""
     start = 0
-    while len(text) - start >= BLOCK:
-        end = start + BLOCK - 1
+    while len(text) - start >= BLOCK_CHARS:
+        longest_end = start + BLOCK_CHARS - 1
+        end = longest_end
         while end > start and not text[end - 1].isspace():
             end -= 1
-        end = end if end > start else start + BLOCK - 1
+        if end == start:
+            end = longest_end
         yield text[start:end]
         start = end
     yield text[start:] if start else text
 
 
 @cache
-def _powers() -> tuple[np.ndarray, np.ndarray]:
-    """BASE^i and BASE^-i modulo 2^64: uint64 (BLOCK,), twice."""
-    return tuple(
-        np.cumprod(np.append(np.uint64(1), np.full(BLOCK - 1, factor, np.uint64)))
-        for factor in (BASE, pow(BASE, -1, 1 << 64))
-    )
+def _base_powers() -> tuple[np.ndarray, np.ndarray]:
+    """Compute HASH_BASE^i and HASH_BASE^-i modulo 2^64: uint64 (BLOCK_CHARS,), twice."""
+    inverse_base = pow(HASH_BASE, -1, 1 << 64)
+    return _consecutive_powers(HASH_BASE), _consecutive_powers(inverse_base)
+
+
+def _consecutive_powers(factor: int) -> np.ndarray:
+    factors = np.full(BLOCK_CHARS - 1, factor, np.uint64)
+    return np.cumprod(np.append(np.uint64(1), factors))
 
 
 @cache
-def _values(folded: bool) -> np.ndarray:
-    """A random number for every code point, the same for those that are read alike; 0 where words part. uint64."""
-    kept = np.arange(0x110000, dtype=np.uint64)
-    parts = np.zeros(len(kept), bool)
+def _character_values(folded: bool) -> np.ndarray:
+    """Draw a random number for every code point: uint64 (CODE_POINTS,).
+
+    Characters that are read alike have the same one; those that separate words have 0.
+    """
+    characters = np.arange(CODE_POINTS, dtype=np.uint64)
+    is_separator = np.zeros(len(characters), bool)
     for code in range(_LAST_NAMED + 1):
         character = chr(code)
         if folded:
-            kept[code] = _fold(character)
-            parts[code] = unicodedata.category(character)[0] not in "LMN"
+            characters[code] = _fold_case(character)
+            is_separator[code] = unicodedata.category(character)[0] not in "LMN"  # letters, marks, numbers
         else:
-            parts[code] = character.isspace()
-    values = mix(kept + np.uint64(1))
-    values[parts] = 0
+            is_separator[code] = character.isspace()
+
+    values = mix_bits(characters + np.uint64(1))
+    values[is_separator] = 0
     return values
 
 
-def _fold(character: str) -> int:
+def _fold_case(character: str) -> int:
+    """Return the code point of a character without its case, where that is a single one."""
     for folded in (character.casefold(), character.lower()):
         if len(folded) == 1:
             return ord(folded)
@@ -243,9 +303,9 @@ def _fold(character: str) -> int:
 
 
 @cache
-def _unspaced() -> np.ndarray:
-    """Whether a code point is a word by itself: bool."""
-    alone = np.zeros(0x110000, bool)
-    for first, last in UNSPACED:
-        alone[first : last + 1] = True
-    return alone
+def _unspaced_characters() -> np.ndarray:
+    """Mark the code points that are words by themselves: bool (CODE_POINTS,)."""
+    is_unspaced = np.zeros(CODE_POINTS, bool)
+    for first, last in UNSPACED_RANGES:
+        is_unspaced[first : last + 1] = True
+    return is_unspaced

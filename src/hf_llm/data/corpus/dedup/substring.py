@@ -1,41 +1,43 @@
-"""Passages that stand in several places of a corpus, found exactly, and cut out of all but the first.
+"""Find passages that stand in several places of a corpus, exactly, and cut them out everywhere but at the first place.
 
 Lee et al. (2022, arXiv 2107.06499) find them with a suffix array of the whole corpus in memory. A passage of at least
-n words repeats exactly where some window of n words repeats, so here every window is hashed and written to one of
-several partitions of the hashes, each partition is searched by itself for hashes that come twice, and a word is cut
-where it stands in a window that stands earlier too. Words are compared as they are written, the white space between
-them is not.
+n words repeats exactly where a window of n words repeats, so in this module every window is hashed and written to one
+of several partitions of the hashes; each partition is searched by itself for hashes that occur twice; and a word is cut
+if it stands in a window that also stands earlier. Words are compared as they are written; the white space between them
+is not compared.
 
     write_windows    one task per shard of documents
     find_repeated    one task per partition
     merge_repeated   once
     Cutter           one per task that cuts
 
-Two different windows are taken for the same with probability 2^-96: for all pairs of 10^10 windows together (60 GB of
-English), less than 10^-9.
+Two different windows are taken for the same one with probability 2^-96: for all pairs of 10^10 windows together (60 GB
+of English), less than 10^-9.
 """
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from hf_llm.core.atomic_io import whole
-from hf_llm.data.corpus.dedup.shingles import Words, mix, windows, word_hashes, word_spans
+from hf_llm.data.corpus.dedup.shingles import Words, mix_bits, windows, word_hashes, word_spans
 
-BATCH = 1 << 19  # characters hashed at a time
-BUFFER = 1 << 20  # windows held before they are written
+BATCH_CHARS = 1 << 19  # characters hashed at a time
+MAX_BUFFERED_WINDOWS = 1 << 20  # windows held before they are written
 WINDOW = np.dtype([("hash", "<u8"), ("order", "<u8"), ("check", "<u4"), ("word", "<u4")])  # 24 bytes on the disk
 HASH, CHECK, ORDER, WORD = range(4)  # rows of a table of repeated windows
 
 
 @dataclass
 class RepeatedPassages:
-    """Passages of so many words that stand word for word elsewhere are cut out, all but the first."""
+    """Passages of this many words that also stand elsewhere, word for word, are cut out everywhere but at the first."""
 
-    words: int = field(default=50, metadata={"help": "the shortest passage (a character of Chinese or Thai is a word)"})
+    words: int = 50
+    """Words in the shortest passage that is cut (in Chinese or Thai a character is a word)."""
 
     def __post_init__(self) -> None:
         if self.words < 2:
@@ -48,20 +50,22 @@ def write_windows(
     """Write every window of the documents to `folder/<name>.<partition>.windows`, one file for each partition.
 
     A document is its order (uint64, unique; the smaller takes precedence) and its text. Takes 24 bytes a word on the
-    disk and about 120 MB of memory. The files have their names only when all of it is written.
+    disk and about 120 MB of memory. The files get their names only when all of them have been written.
     """
     files = [folder / f"{name}.{number:05d}.windows" for number in range(partitions)]
     with ExitStack() as stack:
         unfinished = [stack.enter_context(whole(path)) for path in files]
         for path in unfinished:
             path.write_bytes(b"")
-        held = []
-        for batch in _batched(documents):
-            held.append(_windows_of(batch, settings))
-            if sum(map(len, held)) >= BUFFER:
-                _append(np.concatenate(held), unfinished)
-                held = []
-        _append(np.concatenate([np.zeros(0, WINDOW), *held]), unfinished)
+
+        buffered = []
+        for batch in _split_into_batches(documents):
+            buffered.append(_hash_documents(batch, settings))
+            if sum(map(len, buffered)) >= MAX_BUFFERED_WINDOWS:
+                _append_to_partitions(np.concatenate(buffered), unfinished)
+                buffered = []
+        last = np.concatenate([np.zeros(0, WINDOW), *buffered])
+        _append_to_partitions(last, unfinished)
 
 
 def find_repeated(files: list[Path], output: Path) -> None:
@@ -71,133 +75,207 @@ def find_repeated(files: list[Path], output: Path) -> None:
     Takes 16 bytes of memory for each window of the partition and 80 for each that repeats.
     """
     files = [path for path in files if path.stat().st_size]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(np.memmap(path, WINDOW, "r")["hash"].copy() for path in files)])
-    hashes.sort()
-    twice = hashes[1:][hashes[1:] == hashes[:-1]]
-    del hashes
-    parts = (np.memmap(path, WINDOW, "r") for path in files)  # one file open at a time
-    found = np.concatenate([np.zeros(0, WINDOW), *(part[_among(part["hash"], twice)] for part in parts)])
-    found = found[np.lexsort((found["word"], found["order"], found["check"], found["hash"]))]
-    same = (found["hash"][1:] == found["hash"][:-1]) & (found["check"][1:] == found["check"][:-1])
-    first = ~np.append(False, same) & np.append(same, False) if len(found) else np.zeros(0, bool)
-    table = np.stack([found[column][first].astype(np.uint64) for column in ("hash", "check", "order", "word")])
+    candidates = _read_windows(files, _find_repeated_hashes(files))
+    candidates = _sort_windows(candidates)
+    first_windows = candidates[_starts_repetition(candidates)]
+    columns = [first_windows[name].astype(np.uint64) for name in ("hash", "check", "order", "word")]
     with whole(output) as temporary, open(temporary, "wb") as file:
-        np.save(file, table)
+        np.save(file, np.stack(columns))
+
+
+def _find_repeated_hashes(files: list[Path]) -> np.ndarray:
+    """Find the hashes that occur more than once, sorted (a hash that occurs n times stands there n - 1 times)."""
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(_map_windows(path)["hash"].copy() for path in files)])
+    hashes.sort()
+    return hashes[1:][hashes[1:] == hashes[:-1]]
+
+
+def _read_windows(files: list[Path], sorted_hashes: np.ndarray) -> np.ndarray:
+    """Read the windows whose hash is one of these, one file open at a time: WINDOW (windows,)."""
+    chosen = [np.zeros(0, WINDOW)]
+    for path in files:
+        file_windows = _map_windows(path)
+        chosen.append(file_windows[_is_in_sorted(file_windows["hash"], sorted_hashes)])
+        del file_windows
+    return np.concatenate(chosen)
+
+
+def _sort_windows(unsorted: np.ndarray) -> np.ndarray:
+    """Sort windows by hash, check, document and word."""
+    keys = [unsorted[name] for name in ("word", "order", "check", "hash")]  # numpy sorts by the last key first
+    return unsorted[np.lexsort(keys)]
+
+
+def _starts_repetition(sorted_windows: np.ndarray) -> np.ndarray:
+    """Mark each window that equals the next one and not the one before: bool (windows,)."""
+    if not len(sorted_windows):
+        return np.zeros(0, bool)
+    same_hash = sorted_windows["hash"][1:] == sorted_windows["hash"][:-1]
+    same_check = sorted_windows["check"][1:] == sorted_windows["check"][:-1]
+    same_as_next = same_hash & same_check
+    equals_previous = np.append(False, same_as_next)
+    equals_next = np.append(same_as_next, False)
+    return equals_next & ~equals_previous
 
 
 def merge_repeated(files: list[Path], output: Path) -> None:
     """Put the tables of `find_repeated`, in the order of their partitions, into one file for `Cutter`."""
-    edges = np.cumsum([0, *(np.load(path, mmap_mode="r").shape[1] for path in files)])
+    lengths = [np.load(path, mmap_mode="r").shape[1] for path in files]
+    bounds = np.cumsum([0, *lengths])
     with whole(output) as temporary:
-        merged = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(edges[-1])))
-        for path, start, end in zip(files, edges, edges[1:], strict=False):
+        merged = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(bounds[-1])))
+        for path, (start, end) in zip(files, pairwise(bounds), strict=True):
             table = np.load(path, mmap_mode="r")
-            assert not start or not len(table[HASH]) or merged[HASH, start - 1] < table[HASH, 0], "out of order"
+            if start and len(table[HASH]):
+                assert merged[HASH, start - 1] < table[HASH, 0], "out of order"
             merged[:, start:end] = table
         merged.flush()
         del merged
 
 
 class Cutter:
-    """Cuts out of documents what stands earlier in the corpus, by the file of `merge_repeated`."""
+    """Cuts out of documents the passages that stand earlier in the corpus, by the file of `merge_repeated`."""
 
     def __init__(self, path: Path, settings: RepeatedPassages):
-        self.table = np.asarray(np.load(path, mmap_mode="r"))  # asarray: memory-mapped still, indexed faster
+        self.table = np.asarray(np.load(path, mmap_mode="r"))  # asarray: still memory-mapped, but faster to index
         self.settings = settings
 
     def cut(self, order: int, text: str) -> tuple[str, list[str]]:
-        """What is left of a document, and the passages cut out. Takes what `write_windows` was given."""
-        cut = self.repeated_words(order, text)
-        if not cut.any():
+        """Cut a document given as it was to `write_windows`. Returns the remaining text and the passages cut out."""
+        is_repeated = self.repeated_words(order, text)
+        if not is_repeated.any():
             return text, []
+
+        # Runs of repeated words as (first word, word after the last), and then as spans of characters.
+        run_bounds = np.flatnonzero(np.diff(is_repeated, prepend=False, append=False)).reshape(-1, 2)
         starts, ends = word_spans(text, folded=False)
-        edges = np.flatnonzero(np.diff(cut, prepend=False, append=False)).reshape(-1, 2)
-        spans = [(int(starts[first]), int(ends[last - 1])) for first, last in edges]
-        return _without(text, spans), [text[start:end] for start, end in spans]
+        spans = [(int(starts[first]), int(ends[stop - 1])) for first, stop in run_bounds]
+
+        passages = [text[start:end] for start, end in spans]
+        return _remove_spans(text, spans), passages
 
     def repeated_words(self, order: int, text: str) -> np.ndarray:
-        """Which words of a document are to be cut: bool (words,)."""
+        """Mark the words of a document that are to be cut: bool (words,)."""
         words = word_hashes([text], folded=False)
         hashes, places = windows(words, self.settings.words)
-        likely = np.flatnonzero(_among(hashes, self.table[HASH]))
-        if not len(likely):
+        candidates = np.flatnonzero(_is_in_sorted(hashes, self.table[HASH]))
+        if not len(candidates):
             return np.zeros(len(words.hashes), bool)
-        rows = self._rows(hashes[likely], _checks(words, self.settings)[likely])
-        rows, places = rows[rows >= 0], places[likely[rows >= 0]]
-        earlier = (self.table[ORDER, rows] != np.uint64(order)) | (self.table[WORD, rows] != places.astype(np.uint64))
-        depth = np.zeros(len(words.hashes) + 1, np.int64)
-        np.add.at(depth, places[earlier], 1)
-        np.add.at(depth, places[earlier] + self.settings.words, -1)
-        return np.cumsum(depth[:-1]) > 0
 
-    def _rows(self, hashes: np.ndarray, checks: np.ndarray) -> np.ndarray:
-        """The column of the table each window stands in, -1 for none: int64 (windows,). All hashes are in the table."""
-        rows = np.searchsorted(self.table[HASH], hashes)
+        # The windows that are in the table, each beside its column there.
+        checks = _check_hashes(words, self.settings)[candidates]
+        columns = self._find_columns(hashes[candidates], checks)
+        is_known = columns >= 0
+        columns = columns[is_known]
+        places = places[candidates[is_known]]
+
+        # A window repeats unless it is itself the first occurrence.
+        other_document = self.table[ORDER, columns] != np.uint64(order)
+        other_word = self.table[WORD, columns] != places.astype(np.uint64)
+        repeated_places = places[other_document | other_word]
+
+        # How many repeated windows cover each word: +1 where one begins, -1 after its end.
+        changes = np.zeros(len(words.hashes) + 1, np.int64)
+        np.add.at(changes, repeated_places, 1)
+        np.add.at(changes, repeated_places + self.settings.words, -1)
+        return np.cumsum(changes[:-1]) > 0
+
+    def _find_columns(self, hashes: np.ndarray, checks: np.ndarray) -> np.ndarray:
+        """Find the column of the table each window stands in, -1 for none: int64 (windows,).
+
+        All hashes are in the table.
+        """
+        columns = np.searchsorted(self.table[HASH], hashes)
         while True:  # a second time only where two windows that repeat have one hash
-            wrong = np.flatnonzero((rows >= 0) & (self.table[CHECK, rows] != checks))
+            wrong = np.flatnonzero((columns >= 0) & (self.table[CHECK, columns] != checks))
             if not len(wrong):
-                return rows
-            rows[wrong] += 1
-            same = rows[wrong] < self.table.shape[1]
-            same[same] = self.table[HASH, rows[wrong[same]]] == hashes[wrong[same]]
-            rows[wrong[~same]] = -1
+                return columns
+
+            # Move on by one column, as long as that has the same hash.
+            columns[wrong] += 1
+            has_same_hash = columns[wrong] < self.table.shape[1]
+            inside = wrong[has_same_hash]
+            has_same_hash[has_same_hash] = self.table[HASH, columns[inside]] == hashes[inside]
+            columns[wrong[~has_same_hash]] = -1
 
 
-def _batched(documents: Iterable[tuple[int, str]]) -> Iterable[list[tuple[int, str]]]:
-    batch, size = [], 0
+def _split_into_batches(documents: Iterable[tuple[int, str]]) -> Iterable[list[tuple[int, str]]]:
+    batch = []
+    size = 0
     for order, text in documents:
         batch.append((order, text))
         size += len(text)
-        if size >= BATCH:
+        if size >= BATCH_CHARS:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch
 
 
-def _windows_of(batch: list[tuple[int, str]], settings: RepeatedPassages) -> np.ndarray:
-    """WINDOW (windows,)."""
-    words = word_hashes([text for _, text in batch], folded=False)
+def _hash_documents(batch: list[tuple[int, str]], settings: RepeatedPassages) -> np.ndarray:
+    """Hash the windows of documents: WINDOW (windows,)."""
+    texts = [text for _, text in batch]
+    orders = np.array([order for order, _ in batch], np.uint64)
+    words = word_hashes(texts, folded=False)
     hashes, places = windows(words, settings.words)
-    document = np.searchsorted(words.bounds, places, side="right") - 1
-    out = np.empty(len(hashes), WINDOW)
-    out["hash"], out["check"] = hashes, _checks(words, settings)
-    out["order"] = np.array([order for order, _ in batch], np.uint64)[document]
-    out["word"] = places - words.bounds[document]
-    return out
+    document_numbers = np.searchsorted(words.bounds, places, side="right") - 1
+
+    result = np.empty(len(hashes), WINDOW)
+    result["hash"] = hashes
+    result["check"] = _check_hashes(words, settings)
+    result["order"] = orders[document_numbers]
+    result["word"] = places - words.bounds[document_numbers]
+    return result
 
 
-def _checks(words: Words, settings: RepeatedPassages) -> np.ndarray:
-    """Of every window another hash, of 32 bits: uint64 (windows,)."""
-    other = Words(mix(~words.hashes), words.bounds)
-    return windows(other, settings.words)[0] >> np.uint64(32)
+def _check_hashes(words: Words, settings: RepeatedPassages) -> np.ndarray:
+    """Compute a second hash of every window, of 32 bits: uint64 (windows,)."""
+    other_words = Words(mix_bits(~words.hashes), words.bounds)
+    hashes, _ = windows(other_words, settings.words)
+    return hashes >> np.uint64(32)
 
 
-def _append(found: np.ndarray, files: list[Path]) -> None:
-    """Each window goes to the file of its range of hashes."""
-    partition = ((found["hash"] >> np.uint64(32)) * np.uint64(len(files))) >> np.uint64(32)
-    found = found[np.argsort(partition, kind="stable")]
-    counts = np.bincount(partition.astype(np.int64), minlength=len(files))
+def _append_to_partitions(new_windows: np.ndarray, files: list[Path]) -> None:
+    """Append each window to the file of its range of hashes."""
+    high_bits = new_windows["hash"] >> np.uint64(32)
+    partitions = (high_bits * np.uint64(len(files))) >> np.uint64(32)
+    new_windows = new_windows[np.argsort(partitions, kind="stable")]
+    counts = np.bincount(partitions.astype(np.int64), minlength=len(files))
     for path, end, count in zip(files, np.cumsum(counts), counts, strict=True):
         if count:
             with open(path, "ab") as file:
-                found[end - count : end].tofile(file)
+                new_windows[end - count : end].tofile(file)
 
 
-def _among(hashes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Which hashes are in `chosen`, which is sorted: bool (hashes,)."""
-    if not len(chosen):
+def _map_windows(path: Path) -> np.ndarray:
+    return np.memmap(path, WINDOW, "r")
+
+
+def _is_in_sorted(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
+    """Mark the hashes that are among `sorted_hashes`: bool (hashes,)."""
+    if not len(sorted_hashes):
         return np.zeros(len(hashes), bool)
-    return chosen[np.minimum(np.searchsorted(chosen, hashes), len(chosen) - 1)] == hashes
+    nearest = np.minimum(np.searchsorted(sorted_hashes, hashes), len(sorted_hashes) - 1)
+    return sorted_hashes[nearest] == hashes
 
 
-def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text without these spans; of the white space around one, the wider break stays."""
-    edges = [0, *(edge for span in spans for edge in span), len(text)]
-    out, *parts = [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    for part in parts:
-        left, right = out.rstrip(), part.lstrip()
-        gaps = out[len(left) :], part[: len(part) - len(right)]
-        widest = max(gaps, key=lambda gap: (gap.count("\n"), len(gap)))
-        out = left + (widest if left and right else "") + right
-    return out
+def _remove_spans(text: str, spans: list[tuple[int, int]]) -> str:
+    """Remove these spans from the text; of the white space around each, the wider break is kept."""
+    parts = []
+    position = 0
+    for start, end in spans:
+        parts.append(text[position:start])
+        position = end
+    parts.append(text[position:])
+
+    result = parts[0]
+    for part in parts[1:]:
+        before = result.rstrip()
+        after = part.lstrip()
+        gap_before = result[len(before) :]
+        gap_after = part[: len(part) - len(after)]
+        widest = max(gap_before, gap_after, key=lambda gap: (gap.count("\n"), len(gap)))
+        gap = widest if before and after else ""
+        result = before + gap + after
+    return result

@@ -1,6 +1,6 @@
-"""Files of programs turned into documents: each whole, with its language and the licence nearest to it.
+"""Turn source files into documents: each whole, with its programming language and the licence nearest to it.
 
-Notebooks give their cells, the prose ones as comments, without outputs. What a program wrote is left out.
+Notebooks give their cells, without outputs, those of prose as comments. What a program wrote is left out.
 """
 
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.git_repos import machine_made, nearest_license, spdx_line
+from hf_llm.data.files.git_repos import detect_machine_written, find_spdx_identifier, nearest_license
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import code_documents, cut
+from hf_llm.data.files.text_files import cut, read_code_documents
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
 
-LANGUAGES = {
+LANGUAGES_BY_SUFFIX = {
     ".py": "Python", ".pyi": "Python", ".ipynb": "Python", ".c": "C", ".h": "C", ".cc": "C++", ".cpp": "C++",
     ".cxx": "C++", ".hpp": "C++", ".cu": "CUDA", ".cuh": "CUDA", ".java": "Java", ".kt": "Kotlin", ".scala": "Scala",
     ".js": "JavaScript", ".jsx": "JavaScript", ".mjs": "JavaScript", ".ts": "TypeScript", ".tsx": "TypeScript",
@@ -28,52 +28,63 @@ LANGUAGES = {
     ".zig": "Zig", ".dart": "Dart", ".vue": "Vue", ".svelte": "Svelte", ".html": "HTML", ".md": "Markdown",
     ".rst": "reStructuredText", ".toml": "TOML", ".yaml": "YAML", ".yml": "YAML", ".cmake": "CMake", ".tex": "TeX",
 }  # fmt: skip
-_BY_NAME = {"makefile": "Makefile", "dockerfile": "Dockerfile", "cmakelists.txt": "CMake"}
+_LANGUAGES_BY_NAME = {"makefile": "Makefile", "dockerfile": "Dockerfile", "cmakelists.txt": "CMake"}
 
 
-def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """One file of a program, in pieces where it is longer than `max_chars`; no UTF-8 text, no document."""
+def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """Yield one source file, in pieces if it is longer than `max_chars`. A file that is not UTF-8 is dropped."""
     if path.suffix.lower() == ".ipynb":
-        yield from _notebook(path, faults, source, max_chars)
+        yield from _read_notebook(path, errors, source, max_chars)
         return
-    documents = code_documents(path, max_chars, faults)
-    first = next(documents, "")
-    if not first or machine_made(first):
+
+    texts = read_code_documents(path, max_chars, errors)
+    first_text = next(texts, "")
+    if not first_text or detect_machine_written(first_text):
         return
-    license = spdx_line(first) or _license_near(path, source)
-    for text in chain([first], documents):
-        yield Found(text, license=license, about=_about(path))
+
+    license = find_spdx_identifier(first_text) or _find_license(path, source)
+    for text in chain([first_text], texts):
+        yield Found(text, license=license, about=_describe_file(path))
 
 
-def _notebook(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    faults.records += 1
+def _read_notebook(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    errors.records += 1
     try:
         notebook = json.loads(path.read_bytes())
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        faults.drop("no notebook", str(path), str(error))
+        errors.drop("no notebook", str(path), str(error))
         return
-    texts = [text if kind == "code" else _as_comment(text) for kind, text in cells if text.strip() and kind != "raw"]
-    if texts:
-        license = _license_near(path, source)
-        for piece in cut("\n\n".join(texts) + "\n", max_chars):
-            yield Found(piece, license=license, about=_about(path))
+
+    texts = []
+    for cell_type, text in cells:
+        if not text.strip() or cell_type == "raw":
+            continue
+        texts.append(text if cell_type == "code" else _comment_out(text))
+    if not texts:
+        return
+
+    license = _find_license(path, source)
+    for piece in cut("\n\n".join(texts) + "\n", max_chars):
+        yield Found(piece, license=license, about=_describe_file(path))
 
 
-def _as_comment(text: str) -> str:
+def _comment_out(text: str) -> str:
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
 
-def _about(path: Path) -> dict[str, str]:
-    language = _BY_NAME.get(path.name.lower(), LANGUAGES.get(path.suffix.lower()))
+def _describe_file(path: Path) -> dict[str, str]:
+    language = _LANGUAGES_BY_NAME.get(path.name.lower()) or LANGUAGES_BY_SUFFIX.get(path.suffix.lower())
     return {"programming_language": language} if language else {}
 
 
-def _license_near(path: Path, source: "Source") -> str | None:
-    """The licence file nearest to a file within its source; None where there is none: the source's own holds."""
+def _find_license(path: Path, source: "Source") -> str | None:
+    """Find the licence stated nearest to a file within its source; None if there is none: the source's applies."""
     if source.git:
         top = Path(path.anchor)  # the search ends at the repository's root
     else:
         top = Path(source.path or path.parent).expanduser()
-    found = nearest_license(path, top if top.is_dir() else path.parent)
-    return None if found == "unknown" else found
+        if not top.is_dir():
+            top = path.parent
+    license = nearest_license(path, top)
+    return None if license == "unknown" else license

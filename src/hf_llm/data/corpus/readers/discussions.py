@@ -1,4 +1,4 @@
-"""Dumps of conversations turned into documents, one per thread.
+"""Turn dumps of conversations into documents, one per thread.
 
 | file | is | a document is |
 |--|--|--|
@@ -7,9 +7,9 @@
 | .jsonl, .json | rows with `messages`, `conversations`, `dialog`, `turns` ... | a conversation, `name: text` lines |
 | .jsonl, .json | rows with `title` and `posts` | a thread of a forum |
 
-What was deleted or removed is left out, and names of people too, except where a row itself is a conversation. Posts of
-one thread are brought together in a database in a temporary folder: memory is bounded by its cache of `CACHE_BYTES` and
-the largest thread, the disk by twice the texts of the file.
+What was deleted or removed is left out, and so are names of people, except where a row itself is a conversation. Posts
+of one thread are brought together in a database in a temporary folder: memory is bounded by its cache of `CACHE_BYTES`
+and the largest thread, the disk by twice the texts of the file.
 """
 
 import html
@@ -28,7 +28,7 @@ from xml.parsers import expat
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, LINE_BYTES, damage_counted, damaged, file_rows, opened
+from hf_llm.data.files.tabular import LINE_BYTES, count_damage, count_damaged_file, file_rows, kind, open_file
 from hf_llm.data.files.text_files import cut
 
 if TYPE_CHECKING:
@@ -37,28 +37,32 @@ if TYPE_CHECKING:
 CACHE_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 
-_GONE = {"[deleted]", "[removed]", "[deleted by user]", "[ removed by reddit ]"}
-_TURNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "history", "utterances")
-_SPEAKER = ("role", "from", "speaker", "author", "name", "user", "sender")
-_SAID = ("content", "value", "text", "body", "message", "utterance")
+_DELETED_TEXTS = {"[deleted]", "[removed]", "[deleted by user]", "[ removed by reddit ]"}
+_TURN_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "history", "utterances")
+_POST_COLUMNS = ("posts", "comments", "replies")
+_SPEAKER_KEYS = ("role", "from", "speaker", "author", "name", "user", "sender")
+_TEXT_KEYS = ("content", "value", "text", "body", "message", "utterance")
 _ROLES = {"human": "User", "gpt": "Assistant", "user": "User", "assistant": "Assistant", "system": "System",
           "prompter": "User", "chatgpt": "Assistant", "bot": "Assistant"}  # fmt: skip
 
+# Values of PostTypeId in Posts.xml; others are wikis of tags and notes of elections.
+_QUESTION = "1"
+_ANSWER = "2"
 
-def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The threads of a dump. Rows of no known form are counted."""
-    kind = Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
-    with TemporaryDirectory(prefix="hf_llm-") as folder, closing(_Posts(Path(folder) / "posts.db")) as posts:
-        if kind == ".xml":
-            threads = _stack_exchange(path, faults, posts)
+
+def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """Yield the threads of a dump. Rows of no known form are counted."""
+    with TemporaryDirectory(prefix="hf_llm-") as folder, closing(_PostStore(Path(folder) / "posts.db")) as posts:
+        if kind(path) == ".xml":
+            threads = _read_stack_exchange(path, errors, posts)
         else:
-            threads = _rows(path, faults, posts)
-        for found in threads:
-            for text in cut(found.text, max_chars):
-                yield Found(text, found.url, found.license, found.language, dict(found.about))
+            threads = _read_rows(path, errors, posts)
+        for thread in threads:
+            for text in cut(thread.text, max_chars):
+                yield Found(text, thread.url, thread.license, thread.language, dict(thread.about))
 
 
-class _Posts:
+class _PostStore:
     """Posts by thread, on the disk: added in any order, given back thread by thread."""
 
     def __init__(self, path: Path):
@@ -70,11 +74,11 @@ class _Posts:
         self.database.execute("BEGIN")
         self.count = 0
 
-    def add(self, thread: str, post: dict) -> None:
+    def add_post(self, thread: str, post: dict) -> None:
         self.count += 1
         self.database.execute("INSERT INTO posts VALUES (?, ?, ?)", (thread, self.count, json.dumps(post)))
 
-    def threads(self) -> Iterator[list[dict]]:
+    def read_threads(self) -> Iterator[list[dict]]:
         rows = self.database.execute("SELECT thread, post FROM posts ORDER BY thread, number")  # merged on the disk
         for _, group in groupby(rows, key=lambda row: row[0]):
             yield [json.loads(post) for _, post in group]
@@ -83,175 +87,259 @@ class _Posts:
         self.database.close()
 
 
-def _rows(path: Path, faults: Faults, posts: _Posts) -> Iterator[Found]:
-    """Conversations as they come, then the threads of what belongs together."""
-    for number, row in file_rows(path, faults):
+def _read_rows(path: Path, errors: Faults, posts: _PostStore) -> Iterator[Found]:
+    """Yield the conversations in the order of the file, then the threads of Reddit."""
+    for number, row in file_rows(path, errors):
         if isinstance(row.get("body"), str) and "link_id" in row:
-            posts.add(str(row["link_id"]).removeprefix("t3_"), _reddit_post(row))
-        elif isinstance(row.get("title"), str) and "selftext" in row:
-            posts.add(str(row.get("id", f"line {number}")), _reddit_post(row))
-        elif (text := _conversation(row)) is not None:
-            if text:
-                url = row.get("url")
-                yield Found(text, url=url if isinstance(url, str) else "", about={"line": number})
-        else:
-            faults.drop("no known form of a discussion", f"{path}, line {number}", ", ".join(map(str, row)))
-    for thread in posts.threads():
-        if found := _reddit_thread(thread):
-            yield found
+            thread = str(row["link_id"]).removeprefix("t3_")
+            posts.add_post(thread, _convert_reddit_post(row))
+            continue
+        if isinstance(row.get("title"), str) and "selftext" in row:
+            thread = str(row.get("id", f"line {number}"))
+            posts.add_post(thread, _convert_reddit_post(row))
+            continue
+
+        text = _join_conversation(row)
+        if text is None:
+            columns = ", ".join(map(str, row))
+            errors.drop("no known form of a discussion", f"{path}, line {number}", columns)
+        elif text:
+            url = row.get("url")
+            yield Found(text, url=url if isinstance(url, str) else "", about={"line": number})
+
+    for thread_posts in posts.read_threads():
+        document = _join_reddit_thread(thread_posts)
+        if document:
+            yield document
 
 
-def _reddit_post(row: dict) -> dict:
-    said = row["body"] if "link_id" in row else row["selftext"]
-    said = said if isinstance(said, str) else ""
+def _convert_reddit_post(row: dict) -> dict:
+    """Return what is needed of a comment (with a `link_id`) or a submission; the title of a comment is None."""
+    is_comment = "link_id" in row
+    text = row["body"] if is_comment else row["selftext"]
+    title = row.get("title")
+    has_title = isinstance(title, str) and not is_comment
     return {
         "id": str(row.get("id", "")),
-        "title": html.unescape(row["title"]) if isinstance(row.get("title"), str) and "link_id" not in row else None,
-        "text": "" if said.strip().lower() in _GONE else html.unescape(said).strip(),
+        "title": html.unescape(title) if has_title else None,
+        "text": _clean_reddit_text(text),
         "parent": str(row.get("parent_id", "")).removeprefix("t1_"),
-        "created": _number(row.get("created_utc")),
+        "created": _parse_number(row.get("created_utc")),
         "subreddit": str(row.get("subreddit") or ""),
         "url": str(row.get("permalink") or ""),
     }
 
 
-def _reddit_thread(thread: list[dict]) -> Found | None:
-    """The submission, then the comments in the order of the tree. Answers to what is gone stay in its place."""
+def _clean_reddit_text(text: object) -> str:
+    """Return the text of a post; empty if it was deleted or is not a string."""
+    if not isinstance(text, str) or _is_deleted(text):
+        return ""
+    return html.unescape(text).strip()
+
+
+def _join_reddit_thread(thread: list[dict]) -> Found | None:
+    """Join the submission and the comments, in the order of their tree. Replies to what was deleted stay in its place.
+
+    Returns None if there is no text.
+    """
     submission = next((post for post in thread if post["title"] is not None), None)
-    comments = sorted(
-        (post for post in thread if post["title"] is None), key=lambda post: (post["created"], post["id"])
-    )
-    known = {post["id"] for post in comments}
-    answers: dict[str, list[dict]] = {}
-    for post in comments:
-        answers.setdefault(post["parent"] if post["parent"] in known else "", []).append(post)
-    texts, left = [], [*reversed(answers.pop("", []))]
-    while left:
-        post = left.pop()
-        texts.append(post["text"])
-        left += reversed(answers.pop(post["id"], []))
-    if submission and submission["title"].strip().lower() not in _GONE:
+    comments = [post for post in thread if post["title"] is None]
+    comments.sort(key=lambda post: (post["created"], post["id"]))
+    texts = [comment["text"] for comment in _order_as_tree(comments)]
+    if submission and not _is_deleted(submission["title"]):
         texts = [submission["title"].strip(), submission["text"], *texts]
     text = "\n\n".join(filter(None, texts))
     if not text:
         return None
+
     first = submission or comments[0]
-    url = f"https://www.reddit.com{first['url']}" if first["url"].startswith("/") else first["url"]
-    about = {"subreddit": first["subreddit"], "comments": sum(bool(post["text"]) for post in comments)}
+    url = first["url"]
+    if url.startswith("/"):
+        url = f"https://www.reddit.com{url}"
+    comment_count = sum(bool(comment["text"]) for comment in comments)
+    about = {"subreddit": first["subreddit"], "comments": comment_count}
     return Found(text, url=url, about={key: value for key, value in about.items() if value})
 
 
-def _number(value: object) -> int:
-    """A number as dumps write it, in quotes or not; 0 where it is none."""
+def _order_as_tree(comments: list[dict]) -> list[dict]:
+    """Order comments so that each is followed by its replies. One whose parent is not among them is at the top.
+
+    Comments that are only replies to one another, in a circle, are left out.
+    """
+    ids = {comment["id"] for comment in comments}
+    replies: dict[str, list[dict]] = {}
+    for comment in comments:
+        parent = comment["parent"] if comment["parent"] in ids else ""
+        replies.setdefault(parent, []).append(comment)
+
+    ordered = []
+    stack = replies.pop("", [])[::-1]
+    while stack:
+        comment = stack.pop()
+        ordered.append(comment)
+        stack += reversed(replies.pop(comment["id"], []))
+    return ordered
+
+
+def _parse_number(value: object) -> int:
+    """Parse a number as dumps write it, in quotes or not; 0 if it is not one."""
     try:
         return int(float(value or 0))
     except (TypeError, ValueError, OverflowError):
         return 0
 
 
-def _conversation(row: dict) -> str | None:
-    """The `name: text` lines of a chat, or a thread's posts; empty where nothing is said, None for another form."""
-    turns = next((row[key] for key in _TURNS if isinstance(row.get(key), list)), None)
+def _join_conversation(row: dict) -> str | None:
+    """Join a chat to `name: text` lines, or the posts of a thread. Empty if there is no text, None for another form."""
+    turns = _first_list(row, _TURN_COLUMNS)
     if turns is not None:
-        lines = [line for turn in turns if (line := _turn(turn))]
-        return "\n\n".join(lines) if lines or not turns else None
-    posts = next((row[key] for key in ("posts", "comments", "replies") if isinstance(row.get(key), list)), None)
+        lines = [line for line in map(_format_turn, turns) if line]
+        if turns and not lines:
+            return None
+        return "\n\n".join(lines)
+
+    posts = _first_list(row, _POST_COLUMNS)
     if posts is None:
         return None
-    said = [post if isinstance(post, str) else _first(post, _SAID) for post in posts if isinstance(post, str | dict)]
-    opening = [row.get("title"), row.get("text") or row.get("body")]
-    return "\n\n".join(text.strip() for text in [*opening, *said] if isinstance(text, str) and _is_said(text))
+    texts = [row.get("title"), row.get("text") or row.get("body")]
+    for post in posts:
+        if isinstance(post, str):
+            texts.append(post)
+        elif isinstance(post, dict):
+            texts.append(_first_string(post, _TEXT_KEYS))
+    return "\n\n".join(text.strip() for text in texts if isinstance(text, str) and _has_text(text))
 
 
-def _turn(turn: object) -> str:
+def _format_turn(turn: object) -> str:
+    """Format a turn of a chat as `name: text`; empty if it has no text."""
     if isinstance(turn, str):
-        return turn.strip() if _is_said(turn) else ""
+        return turn.strip() if _has_text(turn) else ""
     if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn):
-        turn = {"name": turn[0], "text": turn[1]}
+        name, text = turn
+        return _format_line(name, text)
     if not isinstance(turn, dict):
         return ""
-    if isinstance(turn.get("content"), list):  # [{"type": "text", "text": "Hi"}]: OpenAI's parts
-        parts = [_first(part, _SAID) for part in turn["content"] if isinstance(part, dict)]
-        turn = {**turn, "content": "\n".join(filter(None, parts))}
-    said, name = _first(turn, _SAID), _first(turn, _SPEAKER)
-    if not said:  # {"user": "Hello", "bot": "Hi"}
-        pairs = [(_ROLES[key], text) for key, text in turn.items() if key in _ROLES and isinstance(text, str)]
-        return "\n\n".join(f"{name}: {text.strip()}" for name, text in pairs)
-    if not _is_said(said):
+
+    if isinstance(turn.get("content"), list):
+        turn = {**turn, "content": _join_content_parts(turn["content"])}
+    text = _first_string(turn, _TEXT_KEYS)
+    if not text:
+        return _format_pair(turn)
+    return _format_line(_first_string(turn, _SPEAKER_KEYS), text)
+
+
+def _format_line(name: str, text: str) -> str:
+    if not _has_text(text):
         return ""
-    return f"{_ROLES.get(name.lower(), name)}: {said.strip()}" if name else said.strip()
+    if not name:
+        return text.strip()
+    return f"{_ROLES.get(name.lower(), name)}: {text.strip()}"
 
 
-def _first(row: dict, keys: tuple[str, ...]) -> str:
+def _format_pair(turn: dict) -> str:
+    """Format a question and its answer in one row: `{"user": "Hello", "bot": "Hi"}`."""
+    lines = []
+    for key, text in turn.items():
+        if key in _ROLES and isinstance(text, str):
+            lines.append(f"{_ROLES[key]}: {text.strip()}")
+    return "\n\n".join(lines)
+
+
+def _join_content_parts(parts: list) -> str:
+    """Join the texts of a message in OpenAI's parts: `[{"type": "text", "text": "Hi"}]`."""
+    texts = [_first_string(part, _TEXT_KEYS) for part in parts if isinstance(part, dict)]
+    return "\n".join(filter(None, texts))
+
+
+def _first_string(row: dict, keys: tuple[str, ...]) -> str:
     return next((row[key] for key in keys if isinstance(row.get(key), str)), "")
 
 
-def _is_said(text: str) -> bool:
-    return bool(text.strip()) and text.strip().lower() not in _GONE
+def _first_list(row: dict, keys: tuple[str, ...]) -> list | None:
+    return next((row[key] for key in keys if isinstance(row.get(key), list)), None)
 
 
-def _stack_exchange(path: Path, faults: Faults, posts: _Posts) -> Iterator[Found]:
-    for post in _post_rows(path, faults):
-        kind, thread = post.get("PostTypeId"), post.get("Id") if post.get("PostTypeId") == "1" else post.get("ParentId")
-        if kind in ("1", "2") and thread and post.get("Body"):  # others are wikis of tags and notes of elections
-            posts.add(thread, post)
-    for thread in posts.threads():
-        if found := _question(thread):
-            yield found
+def _has_text(text: str) -> bool:
+    return bool(text.strip()) and not _is_deleted(text)
 
 
-def _post_rows(path: Path, faults: Faults) -> Iterator[dict[str, str]]:
-    """The attributes of every <row>, streamed. A document type, and with it every entity, is refused."""
+def _is_deleted(text: str) -> bool:
+    return text.strip().lower() in _DELETED_TEXTS
+
+
+def _read_stack_exchange(path: Path, errors: Faults, posts: _PostStore) -> Iterator[Found]:
+    for post in _read_post_rows(path, errors):
+        post_type = post.get("PostTypeId")
+        thread = post.get("Id") if post_type == _QUESTION else post.get("ParentId")
+        if post_type in (_QUESTION, _ANSWER) and thread and post.get("Body"):
+            posts.add_post(thread, post)
+    for thread_posts in posts.read_threads():
+        document = _join_question(thread_posts)
+        if document:
+            yield document
+
+
+def _read_post_rows(path: Path, errors: Faults) -> Iterator[dict[str, str]]:
+    """Yield the attributes of every <row>, streamed. A document type, and with it every entity, is refused."""
     rows: list[dict[str, str]] = []
-    held = 0  # bytes since the last row: the parser keeps them
+    bytes_since_row = 0  # the parser keeps them
     parser = expat.ParserCreate()
 
-    def started(name: str, attributes: dict[str, str]) -> None:
+    def start_element(name: str, attributes: dict[str, str]) -> None:
         if name == "row":
-            faults.records += 1
+            errors.records += 1
             rows.append(attributes)
 
-    def refused(*_: Any) -> None:
+    def refuse_document_type(*_: Any) -> None:
         raise ValueError("it declares a document type; entities are not expanded")
 
-    parser.StartElementHandler = started
-    parser.StartDoctypeDeclHandler = refused
+    parser.StartElementHandler = start_element
+    parser.StartDoctypeDeclHandler = refuse_document_type
     try:
-        with damage_counted(path, faults), opened(path) as file:
+        with count_damage(path, errors), open_file(path) as file:
             while chunk := file.read(CHUNK_BYTES):
                 parser.Parse(chunk)
-                held = 0 if rows else held + len(chunk)
-                if held > LINE_BYTES:
+                bytes_since_row = 0 if rows else bytes_since_row + len(chunk)
+                if bytes_since_row > LINE_BYTES:
                     raise ValueError(f"no row ends within {LINE_BYTES >> 20} MiB")
                 yield from rows
                 rows.clear()
             parser.Parse(b"", True)
     except (expat.ExpatError, ValueError) as error:
         yield from rows
-        damaged(path, error, faults)
+        count_damaged_file(path, error, errors)
 
 
-def _question(thread: list[dict[str, str]]) -> Found | None:
-    """A question and its answers: the accepted one, then by score. Answers alone are none of a document."""
-    question = next((post for post in thread if post["PostTypeId"] == "1"), None)
+def _join_question(thread: list[dict[str, str]]) -> Found | None:
+    """Join a question and its answers: the accepted one, then by score. None for answers without their question."""
+    question = next((post for post in thread if post["PostTypeId"] == _QUESTION), None)
     if question is None:
         return None
-    accepted = question.get("AcceptedAnswerId")
-    answers = [post for post in thread if post["PostTypeId"] == "2"]
-    answers.sort(key=lambda post: (post.get("Id") != accepted, -_number(post.get("Score")), _number(post.get("Id"))))
-    bodies = [html_text(post["Body"]) for post in [question, *answers]]
-    text = "\n\n".join(filter(None, [question.get("Title", "").strip(), *bodies]))
+
+    def precedence(answer: dict[str, str]) -> tuple[bool, int, int]:
+        is_accepted = answer.get("Id") == question.get("AcceptedAnswerId")
+        return not is_accepted, -_parse_number(answer.get("Score")), _parse_number(answer.get("Id"))
+
+    answers = [post for post in thread if post["PostTypeId"] == _ANSWER]
+    answers.sort(key=precedence)
+    posts = [question, *answers]
+    title = question.get("Title", "").strip()
+    bodies = [convert_html(post["Body"]) for post in posts]
+    text = "\n\n".join(filter(None, [title, *bodies]))
+
     tags = re.findall(r"[^<>|]+", question.get("Tags", ""))
-    about = {"tags": tags, "score": _number(question.get("Score")), "answers": len(answers)}
-    licenses = sorted(filter(None, map(_license, [question, *answers])))
-    return Found(text, license=licenses[-1] if licenses else None, about=about)
+    about = {"tags": tags, "score": _parse_number(question.get("Score")), "answers": len(answers)}
+    return Found(text, license=_newest_license(posts), about=about)
 
 
-def _license(post: dict[str, str]) -> str | None:
-    """The licence a post states, or the one of its date (https://stackoverflow.com/help/licensing).
+def _newest_license(posts: list[dict[str, str]]) -> str | None:
+    """Return the newest licence of a thread, which applies: each version allows adaptations under a later one."""
+    licenses = [_find_license(post) for post in posts]
+    return max(filter(None, licenses), default=None)
 
-    Of a thread the newest holds: each version allows what is made from it to go under a later one.
-    """
+
+def _find_license(post: dict[str, str]) -> str | None:
+    """Return the licence a post states, or the one of its date (https://stackoverflow.com/help/licensing)."""
     if post.get("ContentLicense"):
         return post["ContentLicense"].strip().lower().replace(" ", "-")
     try:
@@ -260,56 +348,68 @@ def _license(post: dict[str, str]) -> str | None:
         return None
     if date < datetime(2011, 4, 8, tzinfo=UTC):
         return "cc-by-sa-2.5"
-    return "cc-by-sa-3.0" if date < datetime(2018, 5, 2, tzinfo=UTC) else "cc-by-sa-4.0"
+    if date < datetime(2018, 5, 2, tzinfo=UTC):
+        return "cc-by-sa-3.0"
+    return "cc-by-sa-4.0"
 
 
-class _Text(HTMLParser):
-    """The text of a post: paragraphs, lists and quotations as lines, code between fences and back quotes."""
+class _PostParser(HTMLParser):
+    """Collects the text of a post: paragraphs, lists and quotations as lines, code between fences and back quotes."""
+
+    PARAGRAPH_TAGS = ("p", "h1", "h2", "h3", "h4", "blockquote", "ul", "ol")
+    BLOCK_TAGS = (*PARAGRAPH_TAGS, "hr", "div", "table", "tr")  # which start a new paragraph
+    HIDDEN_TAGS = ("script", "style")
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.out: list[str] = []
-        self.fenced = 0
-        self.hidden = 0
+        self.parts: list[str] = []
+        self.fence_depth = 0
+        self.hidden_depth = 0
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         if tag == "pre":
-            self.out.append("\n\n```\n")
-            self.fenced += 1
-        elif tag == "code" and not self.fenced:
-            self.out.append("`")
+            self.parts.append("\n\n```\n")
+            self.fence_depth += 1
+        elif tag == "code" and not self.fence_depth:
+            self.parts.append("`")
         elif tag == "li":
-            self.out.append("\n- ")
+            self.parts.append("\n- ")
         elif tag == "br":
-            self.out.append("\n")
-        elif tag in ("script", "style"):
-            self.hidden += 1
-        elif tag in ("p", "h1", "h2", "h3", "h4", "blockquote", "ul", "ol", "hr", "div", "table", "tr"):
-            self.out += [] if self.out[-1:] == ["\n- "] else ["\n\n"]
+            self.parts.append("\n")
+        elif tag in self.HIDDEN_TAGS:
+            self.hidden_depth += 1
+        elif tag in self.BLOCK_TAGS:
+            opens_list_item = self.parts[-1:] == ["\n- "]
+            if not opens_list_item:
+                self.parts.append("\n\n")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "pre" and self.fenced:
-            self.fenced -= 1
-            self.out.append("```\n\n" if "".join(self.out[-1:]).endswith("\n") else "\n```\n\n")
-        elif tag == "code" and not self.fenced:
-            self.out.append("`")
-        elif tag in ("script", "style"):
-            self.hidden = max(0, self.hidden - 1)
-        elif tag in ("p", "h1", "h2", "h3", "h4", "blockquote", "ul", "ol"):
-            self.out.append("\n\n")
+        if tag == "pre" and self.fence_depth:
+            self.fence_depth -= 1
+            ends_in_newline = bool(self.parts) and self.parts[-1].endswith("\n")
+            self.parts.append("```\n\n" if ends_in_newline else "\n```\n\n")
+        elif tag == "code" and not self.fence_depth:
+            self.parts.append("`")
+        elif tag in self.HIDDEN_TAGS:
+            self.hidden_depth = max(0, self.hidden_depth - 1)
+        elif tag in self.PARAGRAPH_TAGS:
+            self.parts.append("\n\n")
 
     def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.out.append(data if self.fenced else re.sub(r"\s+", " ", data))
+        if self.hidden_depth:
+            return
+        self.parts.append(data if self.fence_depth else re.sub(r"\s+", " ", data))
 
 
-def html_text(body: str) -> str:
-    """The text of the HTML of a post."""
-    parser = _Text()
+def convert_html(body: str) -> str:
+    """Convert the HTML of a post to text."""
+    parser = _PostParser()
     parser.feed(body)
     parser.close()
-    parts = re.split(r"(```\n.*?\n```)", "".join(parser.out), flags=re.DOTALL)
-    for i in range(0, len(parts), 2):  # what is not between fences
+
+    # Blank lines are removed outside of the fences, which are every second part.
+    parts = re.split(r"(```\n.*?\n```)", "".join(parser.parts), flags=re.DOTALL)
+    for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"[ \t]*\n[ \t]*", "\n", parts[i])
         parts[i] = re.sub(r"\n{3,}", "\n\n", parts[i])
     return re.sub(r"\n{3,}(?=```)|(?<=```)\n{3,}", "\n\n", "".join(parts)).strip()

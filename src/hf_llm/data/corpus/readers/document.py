@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Found:
-    """One document as a reader finds it, before any cleaning.
+    """One document as a reader yields it, before any cleaning.
 
-    `license` and `language` are empty where the file itself says nothing: then the source's hold. `about` holds what
-    else the file says of the document (title, author, date, record): plain JSON values, small.
+    `license` and `language` are empty if the file itself does not state them: then the source's apply. `about` holds
+    what else the file says of the document (title, author, date, record): plain JSON values, small.
     """
 
     text: str

@@ -1,10 +1,10 @@
-"""HTML pages: the text of the main part of each, without menus, adverts, comments and footers.
+"""Extract the main text of HTML pages, without menus, adverts, comments and footers.
 
-The text is trafilatura's, set to precision and to its fast way. Where that is less than half of what resiliparse holds
-for the main part, resiliparse's is taken: trafilatura has then found one article of several, or nothing
+The text is trafilatura's, in its fast mode and in favour of precision. Where that is less than half of what resiliparse
+takes for the main part, resiliparse's is used: trafilatura has then found one article of several, or nothing
 (`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table).
 
-Pages are read in a process of their own, which a page can crash, fill or keep busy: only that page is lost then.
+Pages are read in a process of their own, which a page can crash, fill or keep busy: then only that page is lost.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import damage_counted, opened
+from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree
@@ -30,49 +30,56 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 8 << 20  # Common Crawl cuts pages at 5 MiB
 PAGE_SECONDS = 60  # a page takes about 10 milliseconds
-PAGE_MEMORY = 4 << 30  # bytes of address space of the process that reads pages, where the system can limit it
+PAGE_MEMORY_BYTES = 4 << 30  # address space of the process that reads pages, where the system can limit it
+TITLE_CHARS = 300
+DATE_CHARS = 40
+EXIT_CODE_OF_TIMEOUT = 1  # of the process that reads pages
 
 _CREATIVE_COMMONS = re.compile(
     r"//(?:www\.)?creativecommons\.org/(?:licenses/(?P<terms>by(?:-nc)?(?:-sa|-nd)?)|publicdomain/(?P<zero>zero))"
     r"/(?P<version>\d\.\d)(?:/(?P<country>[a-z]{2})\b)?"
 )
-_DATES = (
+_DATE_SELECTORS = (
     'meta[property="article:published_time"]',
     'meta[itemprop="datePublished"]',
     'meta[name="date"]',
     'meta[name="dc.date"]',
 )
-# Encodings that are ASCII to the eye: they say what they mean by escape sequences.
-_ESCAPED = re.compile(rb"\x1b[$(]")
+# The start of an escape sequence, by which encodings made of ASCII (ISO-2022) say which characters follow.
+_ESCAPE_SEQUENCE = re.compile(rb"\x1b[$(]")
 
 
-def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The document of one HTML file (packed, where its name ends in .gz or another suffix of `rows.COMPRESSED`)."""
-    with damage_counted(path, faults), opened(path) as file:
+def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """Yield the document of one HTML file, which may be compressed (`tabular.COMPRESSED`)."""
+    with count_damage(path, errors), open_file(path) as file:
         html = file.read(PAGE_BYTES + 1)
-        faults.records += 1
+        errors.records += 1
         if len(html) > PAGE_BYTES:
-            faults.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
-        elif found := page_document(html, str(path), faults):
-            yield found
+            errors.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
+            return
+        document = extract_in_subprocess(html, str(path), errors)
+        if document:
+            yield document
 
 
-def page_document(html: bytes, where: str, faults: Faults, url: str = "", charset: str | None = None) -> Found | None:
-    """The document of a page, read in the process for pages; None, counted in `faults`, where it has none."""
+def extract_in_subprocess(
+    html: bytes, where: str, errors: Faults, url: str = "", charset: str | None = None
+) -> Found | None:
+    """Extract the document of a page in the process for pages; None, counted in `errors`, if there is none."""
     try:
-        found = _reader().text_of(html, url, charset)
-    except PageLost as error:
-        faults.drop(str(error), where)
+        document = _get_page_reader().extract_page(html, url, charset)
+    except PageError as error:
+        errors.drop(str(error), where)
         return None
-    if found is None:
-        faults.drop("no_text", where)
-    return found
+    if document is None:
+        errors.drop("no_text", where)
+    return document
 
 
 def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | None:
-    """The main text of a page and what the page says of itself; None where there is no text.
+    """Extract the main text of a page and what the page says of itself; None if there is no text.
 
-    `charset` is what the server said. Runs in this process: for pages one trusts.
+    `charset` is the one the server named. Runs in the calling process: only for pages that are trusted.
     """
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
@@ -81,8 +88,9 @@ def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | N
     page = decoded(html, charset)
     if not page.strip():
         return None
+
     tree = HTMLTree.parse(page)
-    whole = extract_plain_text(
+    main_part = extract_plain_text(
         tree,
         preserve_formatting=True,
         main_content=True,
@@ -92,23 +100,26 @@ def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | N
         post_meta=False,
     )
     text = extract(page, fast=True, favor_precision=True, include_comments=False) or ""
-    if 2 * _letters(text) < _letters(whole):
-        text = "\n".join(line.strip() for line in whole.splitlines())
-    return Found(text, url, _license(tree), _language(tree), _about(tree)) if text.strip() else None
+    if 2 * _count_letters(text) < _count_letters(main_part):
+        text = "\n".join(line.strip() for line in main_part.splitlines())
+    if not text.strip():
+        return None
+    return Found(text, url, _find_license(tree), _find_language(tree), _find_metadata(tree))
 
 
 def decoded(data: bytes, charset: str | None = None) -> str:
-    """The text of bytes from the web: UTF-8 where they are that, else as the server, the page or the bytes tell.
+    """Decode bytes from the web: as UTF-8 if they are that, else as the server, the page or the bytes tell.
 
     Single wrong bytes become U+FFFD: a page cut within a character is not one in another encoding.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
     try:
-        if not _ESCAPED.search(data):
+        if not _ESCAPE_SEQUENCE.search(data):
             return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         pass
+
     encoding = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
     encoding = encoding or detect_encoding(data, from_html_meta=True) or "utf-8"
     try:
@@ -117,40 +128,48 @@ def decoded(data: bytes, charset: str | None = None) -> str:
         return data.decode("windows-1252", "replace")
 
 
-def _letters(text: str) -> int:
+def _count_letters(text: str) -> int:
+    """Count the characters that are not white space."""
     return sum(map(len, text.split()))
 
 
-def _language(tree: "HTMLTree") -> str:
-    """The language the page claims: `en` of `<html lang="en-US">`."""
-    page = tree.document and tree.document.query_selector("html")
-    stated = (page and page.getattr("lang")) or ""
+def _find_language(tree: "HTMLTree") -> str:
+    """Return the language the page claims: `en` of `<html lang="en-US">`."""
+    html = tree.document.query_selector("html") if tree.document else None
+    stated = (html.getattr("lang") if html else None) or ""
     code = stated.strip().lower().replace("_", "-").split("-")[0]
-    return code if code.isalpha() and 2 <= len(code) <= 3 else ""
+    is_language_code = code.isalpha() and 2 <= len(code) <= 3
+    return code if is_language_code else ""
 
 
-def _about(tree: "HTMLTree") -> dict:
+def _find_metadata(tree: "HTMLTree") -> dict:
+    """Return the page's title and its date of publication, if it states them."""
     about = {}
-    if title := " ".join((tree.title or "").split()):
-        about["title"] = title[:300]
-    for selector in _DATES:
-        if (meta := tree.head and tree.head.query_selector(selector)) and meta.getattr("content"):
-            about["published"] = meta.getattr("content").strip()[:40]
+    title = " ".join((tree.title or "").split())
+    if title:
+        about["title"] = title[:TITLE_CHARS]
+    for selector in _DATE_SELECTORS:
+        meta = tree.head and tree.head.query_selector(selector)
+        date = meta and meta.getattr("content")
+        if date:
+            about["published"] = date.strip()[:DATE_CHARS]
             break
     return about
 
 
-def _license(tree: "HTMLTree") -> str | None:
-    """The Creative Commons licence that the page states by `rel="license"`; None where it states several or none.
+def _find_license(tree: "HTMLTree") -> str | None:
+    """Return the Creative Commons licence that the page states by `rel="license"`; None if it states several or none.
 
-    A licence inside a figure is the picture's.
+    A licence inside a figure is that of the picture.
     """
-    links = tree.document.query_selector_all('a[rel~="license"], link[rel~="license"]') if tree.document else []
-    stated = {_spdx(link.getattr("href") or "") for link in links if not _in_figure(link)}
-    return stated.pop() if len(stated) == 1 else None
+    if not tree.document:
+        return None
+    links = tree.document.query_selector_all('a[rel~="license"], link[rel~="license"]')
+    licenses = {_spdx_identifier(link.getattr("href") or "") for link in links if not _is_in_figure(link)}
+    return licenses.pop() if len(licenses) == 1 else None
 
 
-def _in_figure(node: object) -> bool:
+def _is_in_figure(node: object) -> bool:
     while node is not None:
         if node.tag in ("figure", "figcaption"):
             return True
@@ -158,7 +177,8 @@ def _in_figure(node: object) -> bool:
     return False
 
 
-def _spdx(address: str) -> str | None:
+def _spdx_identifier(address: str) -> str | None:
+    """Return the identifier of the Creative Commons licence at an address, None if it is not one."""
     match = _CREATIVE_COMMONS.search(address.lower())
     if not match:
         return None
@@ -166,41 +186,47 @@ def _spdx(address: str) -> str | None:
     return "-".join(filter(None, [name, match["version"], match["country"]]))
 
 
-class PageLost(Exception):
+class PageError(Exception):
     """A page that could not be read, and why."""
 
 
 class PageReader:
     """A process that reads pages for this one, each in at most so many seconds and bytes of memory."""
 
-    def __init__(self, seconds: float = PAGE_SECONDS, memory: int = PAGE_MEMORY) -> None:
+    def __init__(self, seconds: float = PAGE_SECONDS, memory: int = PAGE_MEMORY_BYTES) -> None:
         self.seconds = seconds
         self.memory = memory
         self.owner = os.getpid()
         self.process: subprocess.Popen | None = None
 
-    def text_of(self, html: bytes, url: str = "", charset: str | None = None) -> Found | None:
-        """As the function of that name. Raises PageLost where the page ended the process or a library failed on it."""
+    def extract_page(self, html: bytes, url: str = "", charset: str | None = None) -> Found | None:
+        """Extract the main text of a page, as `text_of` does, in the process.
+
+        Raises PageError if the page ended the process or a library failed on it.
+        """
         if self.process is None:
             self._start()
         try:
             _send(self.process.stdin, (html, url, charset))
-            answer = _received(self.process.stdout)
+            answer = _receive(self.process.stdout)
         except (EOFError, BrokenPipeError):
             code = self.process.wait()
             self.stop()
-            slow = f"page took longer than {self.seconds} s"
-            raise PageLost(slow if code == 1 else "page crashed the extractor") from None
+            if code == EXIT_CODE_OF_TIMEOUT:
+                reason = f"page took longer than {self.seconds} s"
+            else:
+                reason = "page crashed the extractor"
+            raise PageError(reason) from None
         if isinstance(answer, str):
-            raise PageLost(answer)
+            raise PageError(answer)
         return answer
 
     def _start(self) -> None:
-        call = f"from hf_llm.data.corpus.readers import html; html.serve({self.seconds}, {self.memory})"
+        call = f"from hf_llm.data.corpus.readers import html; html.serve_pages({self.seconds}, {self.memory})"
         command = [sys.executable, "-c", call]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            _received(self.process.stdout)
+            _receive(self.process.stdout)
         except EOFError:
             code = self.process.wait()
             self.stop()
@@ -219,8 +245,8 @@ class PageReader:
 _page_reader: PageReader | None = None
 
 
-def _reader() -> PageReader:
-    """This process's reader of pages; a process made by fork starts its own."""
+def _get_page_reader() -> PageReader:
+    """Return this process's reader of pages; a forked process starts its own."""
     global _page_reader
     if _page_reader is None or _page_reader.owner != os.getpid():
         _page_reader = PageReader()
@@ -228,26 +254,33 @@ def _reader() -> PageReader:
     return _page_reader
 
 
-def serve(seconds: float, memory: int) -> None:
-    """Answer pages from standard input on standard output until the input ends: the process behind PageReader."""
+def serve_pages(seconds: float, memory: int) -> None:
+    """Answer pages from standard input on standard output until the input ends: the process behind PageReader.
+
+    An answer is the document, None if the page has no text, or the reason why it could not be read.
+    """
     import logging
 
     # What trafilatura gives up is counted by the caller, page by page.
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    pages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not get between the answers
-    text_of(b"<html><body><p>ready</p></body></html>")
+
+    # Standard output is for the answers alone: what a library prints goes to standard error.
+    pages = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    text_of(b"<html><body><p>ready</p></body></html>")  # loads the libraries before the memory is limited
     _limit_memory(memory)
     _send(answers, None)
-    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    while page := _next_page(pages):
+    null_file = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    while page := _receive_page(pages):
         # Ends the process with code 1, even in the middle of C code.
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=null_file)
         try:
             answer = text_of(*page)
         except MemoryError:
             answer = "page needs too much memory"
-        except Exception as error:  # any fault of a library is a fault of this page
+        except Exception as error:  # whatever a library raises is an error of this page
             answer = f"{type(error).__name__} in the extractor"
         faulthandler.cancel_dump_traceback_later()
         _send(answers, answer)
@@ -257,12 +290,13 @@ def _limit_memory(memory: int) -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, hard_limit))
 
 
-def _next_page(pages: IO[bytes]) -> tuple | None:
+def _receive_page(pages: IO[bytes]) -> tuple | None:
     try:
-        return _received(pages)
+        return _receive(pages)
     except EOFError:
         return None
 
@@ -272,5 +306,5 @@ def _send(pipe: IO[bytes], message: object) -> None:
     pipe.flush()
 
 
-def _received(pipe: IO[bytes]) -> object:
+def _receive(pipe: IO[bytes]) -> object:
     return pickle.load(pipe)

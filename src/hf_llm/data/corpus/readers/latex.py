@@ -1,34 +1,39 @@
-"""Papers in LaTeX turned into text: one document per paper, prose with headings, mathematics as it is written.
+"""Turn papers in LaTeX into text: one document per paper, prose with headings, mathematics as it is written.
 
 A paper is a .tex file, or an archive of one (arXiv's .tar.gz, or its single gzipped file). An archive whose members are
 archives, as arXiv's monthly ones, is as many papers. Files that the main file includes are put in their places; macros
-the paper defines are expanded; comments, the preamble, citations, labels, pictures and the bibliography are left out,
-captions and footnotes kept. Only Python's regular expressions: pylatexenc turns formulas into look-alike characters
-and does not know a paper's own macros.
+that the paper defines are expanded; comments, the preamble, citations, labels, pictures and the bibliography are
+removed; captions and footnotes are kept. This uses only Python's regular expressions: pylatexenc turns formulas into
+look-alike characters and does not know a paper's own macros.
 """
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.books import decoded_book
+from hf_llm.data.corpus.readers.books import decode_book
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.files.archives import is_archive, members
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, damage_counted, opened
+from hf_llm.data.files.tabular import COMPRESSED, count_damage, open_file
 from hf_llm.data.files.text_files import cut
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
 
 PAPER_BYTES = 32 << 20  # of LaTeX in one paper
-INCLUSIONS = 500  # files put in place, and ...
-EXPANSION_CHARS = 4 << 20  # ... characters, 50 more for each macro, written for macros in one paper: more is a loop
-EXPANSION_DEPTH = 30
+CLASS_BYTES = 100_000  # of a file, in which its document class stands
+AUTHOR_CHARS = 500
+MAX_INCLUSIONS = 500  # of files, in one paper; more is a loop
+# Macros are expanded in one paper up to so many characters, and 50 more for each macro; more is a loop.
+EXPANSION_CHARS = 4 << 20
+CHARS_PER_MACRO = 50
+MAX_EXPANSION_DEPTH = 30
 
-_TEX = {".tex", ".ltx", ".latex"}
-_MAIN = re.compile(r"^[^%\n]*\\document(?:class|style)\b", re.MULTILINE)
+_TEX_SUFFIXES = {".tex", ".ltx", ".latex"}
+_DOCUMENT_CLASS = re.compile(r"^[^%\n]*\\document(?:class|style)\b", re.MULTILINE)
 _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*?(?:\n[ \t]*|$)")
 _INCLUDE = re.compile(r"\\(?:input|include|subfile)\s*(?:\{([^}]*)\}|([\w./-]+))")
 _DEFINITION = re.compile(
@@ -41,20 +46,28 @@ _MATH = re.compile(
     r"|\\begin\{((?:equation|align|gather|multline|eqnarray|math|displaymath|flalign|alignat)\*?)\}(.+?)\\end\{\5\}",
     re.DOTALL,
 )
-_HELD = re.compile("\x02(\\d+)\x03")  # where a formula or a program was, which is put back at the end
+# Where a formula or a program was, which is put back at the end.
+_PLACEHOLDER = re.compile("\x02(\\d+)\x03")
 
-_WITHOUT_TEXT = ("tikzpicture", "pgfpicture", "thebibliography", "filecontents", "picture", "comment", "CCSXML")
-_FLOATS = ("figure", "table", "wrapfigure", "wraptable", "sidewaystable", "sidewaysfigure", "algorithm", "SCfigure")
+_ENVIRONMENTS_WITHOUT_TEXT = (
+    "tikzpicture", "pgfpicture", "thebibliography", "filecontents", "picture", "comment", "CCSXML",
+)  # fmt: skip
+_FLOAT_ENVIRONMENTS = (
+    "figure", "table", "wrapfigure", "wraptable", "sidewaystable", "sidewaysfigure", "algorithm", "SCfigure",
+)  # fmt: skip
 _VERBATIM = re.compile(
     r"\\begin\{(verbatim|lstlisting|minted)\*?\}(?:\[[^\]]*\])?(?:\{\w+\})?(.*?)\\end\{\1\*?\}", re.DOTALL
 )
+# LaTeX that is written into the text as it stands: a per cent sign in it is not a comment.
+_ADDRESS_OR_PROGRAM = re.compile(r"\\(?:url|href)\{[^}\n]*\}|\\(?:verb|lstinline)\*?([^\w\s{]).*?\1")
+_INLINE_PROGRAM = re.compile(r"\\(?:verb|lstinline)\*?([^\w\s{])(.*?)\1")
 _ITEM = re.compile(r"\s*\\item\b\s*(?:\[([^\]]*)\])?\s*")
 _STATEMENT = re.compile(
     r"\\begin\{(proof|theorem|lemma|proposition|corollary|definition|remark|example)\}(?:\[([^\]]*)\])?"
 )
-_HEADING = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph", "subparagraph")
-# Commands that go with all their arguments.
-_DROPPED = {
+_HEADING_COMMANDS = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph", "subparagraph")
+# Commands that are removed with all their arguments.
+_DROPPED_COMMANDS = {
     "cite", "citep", "citet", "citealp", "citealt", "citeauthor", "citeyear", "citeyearpar", "Citet", "Citep", "nocite",
     "parencite", "textcite", "autocite", "footcite", "ref", "eqref", "pageref", "autoref", "cref", "Cref", "nameref",
     "vref", "label", "index", "includegraphics", "bibliography", "bibliographystyle", "vspace", "hspace", "input",
@@ -67,14 +80,15 @@ _DROPPED = {
     "authorrunning", "authornote", "ccsdesc", "acmConference", "acmDOI", "acmISBN", "setcopyright", "copyrightyear",
     "acmYear", "linespread", "renewenvironment", "IEEEauthorblockA", "corref", "fntext", "ead",
 }  # fmt: skip
-# Of these the last argument is text, those before it are not.
-_LAST_IS_TEXT = {"textcolor", "colorbox", "resizebox", "scalebox", "href", "hypertarget", "raisebox", "parbox"}
+# Commands whose last argument is text, those before it are not.
+_LAST_ARGUMENT_IS_TEXT = {"textcolor", "colorbox", "resizebox", "scalebox", "href", "hypertarget", "raisebox", "parbox"}
+_SYMBOL = re.compile(r"\\[%&#$_{} ,;:!/@-]|~|``|''|-{2,3}|[{}]|\\(?=\s|$)")
 _SYMBOLS = {
     "\\%": "%", "\\&": "&", "\\#": "#", "\\$": "$", "\\_": "_", "\\{": "{", "\\}": "}", "\\ ": " ", "\\,": " ",
     "\\;": " ", "\\:": " ", "\\!": "", "\\/": "", "\\-": "", "\\@": "", "~": " ", "``": "“", "''": "”", "---": "—",
     "--": "–", "{": "", "}": "", "\\": "",
 }  # fmt: skip
-_NAMED = {
+_CHARACTER_COMMANDS = {
     "ldots": "…", "dots": "…", "textellipsis": "…", "ss": "ß", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ", "o": "ø",
     "O": "Ø", "aa": "å", "AA": "Å", "l": "ł", "L": "Ł", "i": "ı", "j": "ȷ", "S": "§", "P": "¶", "copyright": "©",
     "pounds": "£", "euro": "€", "textendash": "–", "textemdash": "—", "textbackslash": "\\", "textasciitilde": "~",
@@ -92,363 +106,505 @@ _ACCENT = re.compile(
     r"\\(?:(['`^\"~=.])\s*|([uvHckrdb])(?![A-Za-z])\s*)(?:\{\s*(\\[ij]|[A-Za-z])\s*\}|(\\[ij]\b|[A-Za-z]))"
 )
 _COMMAND = re.compile(r"\\([A-Za-z@]+)\*?[ \t]*")
+_OPTIONAL_ARGUMENTS = re.compile(r"(?:\[[^\]\n]{0,200}\])+")
+_DEFAULT_ARGUMENT = re.compile(r"\s*\[([^\]]*)\]")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The pieces of each paper at a path, with its title and authors.
+@dataclass
+class _Macro:
+    """A macro that the paper defines."""
+
+    argument_count: int
+    default: str | None  # of the first argument, which is optional then
+    body: str
+
+
+def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """Yield the pieces of each paper at a path, with its title and authors.
 
     A .tex file that is part of another's paper gives nothing: it is read with that one. What holds no LaTeX at all
     (arXiv's withdrawn papers, those in PDF alone) is counted.
     """
     if is_archive(path) or path.suffix.lower() in COMPRESSED:
-        for files in _papers(path, faults):
-            yield from _paper(files, str(path), faults, max_chars)
-    elif _is_part(path):
-        return
-    else:
-        folder = path.parent
-        files = {path.relative_to(folder).as_posix(): path.read_bytes()[:PAPER_BYTES]}
-        yield from _paper(files, str(path), faults, max_chars, folder)
+        for files in _read_papers(path, errors):
+            yield from _convert_files(files, str(path), errors, max_chars)
+    elif not _is_part_of_paper(path):
+        files = {path.name: path.read_bytes()[:PAPER_BYTES]}
+        yield from _convert_files(files, str(path), errors, max_chars, path.parent)
 
 
-def _is_part(path: Path) -> bool:
+def _is_part_of_paper(path: Path) -> bool:
     """Whether a file without a document class lies beside or below one that has it."""
-    if _has_class(path):
+    if _has_document_class(path):
         return False
-    beside = [*path.parent.glob("*.tex"), *path.parent.parent.glob("*.tex")]
-    return any(_has_class(other) for other in beside if other != path and other.is_file())
+    neighbours = [*path.parent.glob("*.tex"), *path.parent.parent.glob("*.tex")]
+    return any(_has_document_class(other) for other in neighbours if other != path and other.is_file())
 
 
-def _has_class(path: Path) -> bool:
+def _has_document_class(path: Path) -> bool:
     with open(path, "rb") as file:
-        return bool(_MAIN.search(file.read(100_000).decode("latin-1")))
+        start = file.read(CLASS_BYTES).decode("latin-1")
+    return bool(_DOCUMENT_CLASS.search(start))
 
 
-def _papers(path: Path, faults: Faults) -> Iterator[dict[str, bytes]]:
-    """The LaTeX files of each paper in an archive, by name. A single compressed file is a tar or a .tex file."""
-    if not is_archive(path):
-        with damage_counted(path, faults), opened(path) as file:
-            file.seek(257)
-            tarred = file.read(5) == b"ustar"
-            file.seek(0)
-            if not tarred:
-                yield {path.stem: file.read(PAPER_BYTES)}
-                return
-            yield from _papers_of(path, faults, f"paper.tar{path.suffix}")
+def _read_papers(path: Path, errors: Faults) -> Iterator[dict[str, bytes]]:
+    """Yield the LaTeX files of each paper in an archive, by name. A single compressed file is a tar or a .tex file."""
+    if is_archive(path):
+        yield from _read_archive(path, errors, path.name)
         return
-    yield from _papers_of(path, faults, path.name)
+
+    with count_damage(path, errors), open_file(path) as file:
+        file.seek(257)
+        is_tar = file.read(5) == b"ustar"
+        file.seek(0)
+        if is_tar:
+            yield from _read_archive(path, errors, f"paper.tar{path.suffix}")
+        else:
+            yield {path.stem: file.read(PAPER_BYTES)}
 
 
-def _papers_of(path: Path, faults: Faults, known_as: str) -> Iterator[dict[str, bytes]]:
-    files, size = {}, 0
-    for name, file in members(path, faults, known_as):
+def _read_archive(path: Path, errors: Faults, archive_name: str) -> Iterator[dict[str, bytes]]:
+    """Yield the papers of the archives within an archive, then the paper of its own LaTeX files."""
+    files = {}
+    size = 0
+    for name, file in members(path, errors, archive_name):
         suffix = PurePosixPath(name).suffix.lower()
         if is_archive(file) or suffix in COMPRESSED:
-            yield from _papers(file, faults)
-        elif suffix in _TEX and size < PAPER_BYTES:
+            yield from _read_papers(file, errors)
+        elif suffix in _TEX_SUFFIXES and size < PAPER_BYTES:
             files[name] = file.read_bytes()[:PAPER_BYTES]
             size += len(files[name])
     if files:
         yield files
 
 
-def _paper(
-    files: dict[str, bytes], where: str, faults: Faults, max_chars: int, folder: Path | None = None
+def _convert_files(
+    files: dict[str, bytes], where: str, errors: Faults, max_chars: int, folder: Path | None = None
 ) -> Iterator[Found]:
-    faults.records += 1
-    texts = {name: text for name, content in files.items() if (text := decoded_book(content)) is not None}
-    main = _main_file(texts)
+    """Yield the pieces of the paper that these files hold."""
+    errors.records += 1
+    texts = {}
+    for name, content in files.items():
+        text = decode_book(content)
+        if text is not None:
+            texts[name] = text
+
+    main = _choose_main_file(texts)
     if main is None or "\\" not in texts[main]:
-        return faults.drop("no LaTeX", where)
+        errors.drop("no LaTeX", where)
+        return
     try:
-        text, about = paper(texts, main, folder)
+        text, about = convert_paper(texts, main, folder)
     except RecursionError:
-        return faults.drop("LaTeX nested too deep", where)
+        errors.drop("LaTeX nested too deep", where)
+        return
     for piece in cut(text, max_chars):
         yield Found(piece, about=dict(about))
 
 
-def _main_file(texts: dict[str, str]) -> str | None:
-    """The file with a document class and the most text below it; the longest one where none has it."""
-    mains = [name for name, text in texts.items() if _MAIN.search(text) and "\\begin{document}" in text]
-    candidates = mains or [name for name, text in texts.items() if _MAIN.search(text)] or list(texts)
-    return max(candidates, key=lambda name: (-name.count("/"), len(texts[name]), name), default=None)
+def _choose_main_file(texts: dict[str, str]) -> str | None:
+    """Choose the file with a document class and the most text, of those nearest to the top; the longest if none has."""
+    with_class = [name for name, text in texts.items() if _DOCUMENT_CLASS.search(text)]
+    with_body = [name for name in with_class if "\\begin{document}" in texts[name]]
+    candidates = with_body or with_class or list(texts)
+
+    def precedence(name: str) -> tuple[int, int, str]:
+        depth = name.count("/")
+        return -depth, len(texts[name]), name
+
+    return max(candidates, key=precedence, default=None)
 
 
-def paper(texts: dict[str, str], main: str, folder: Path | None = None) -> tuple[str, dict[str, str]]:
-    """The plain text of a paper and its title and authors. Files not in `texts` are looked for in `folder`."""
-    source = _with_inclusions(texts, main, folder)
+def convert_paper(texts: dict[str, str], main: str, folder: Path | None = None) -> tuple[str, dict[str, str]]:
+    """Convert a paper to plain text, and return that with its title and authors.
+
+    `texts` are its files by name, `main` the name of the main one; files not in `texts` are looked for in `folder`.
+    """
+    source = _insert_included_files(texts, main, folder)
+    macros = _find_macros(source)
     body = source.partition("\\begin{document}")[2] or source
     body = body.split("\\end{document}")[0]
-    macros = _macros(source)
-    body = _without_definitions(body)
-    about = {key: found for key in ("title", "author") if (found := _plain(_argument_of(key, source), macros))}
-    abstract = "" if "\\begin{abstract}" in body else _argument_of("abstract", source)
-    body = _without(("title", "author", "abstract"), body)
-    parts = [about.get("title", ""), about.get("author", ""), _plain(abstract, macros), _plain(body, macros)]
-    if "author" in about:
-        about["author"] = about["author"].replace("\n", ", ")[:500]
+    body = _remove_definitions(body)
+
+    title = _to_plain_text(_find_argument("title", source), macros)
+    author = _to_plain_text(_find_argument("author", source), macros)
+    abstract = ""
+    if "\\begin{abstract}" not in body:
+        abstract = _to_plain_text(_find_argument("abstract", source), macros)
+    body = _to_plain_text(_remove_commands(("title", "author", "abstract"), body), macros)
+
+    about = {}
+    if title:
+        about["title"] = title
+    if author:
+        about["author"] = author.replace("\n", ", ")[:AUTHOR_CHARS]
+    parts = [title, author, abstract, body]
     return "\n\n".join(part for part in parts if part) + "\n", about
 
 
-def _with_inclusions(texts: dict[str, str], main: str, folder: Path | None) -> str:
-    """The main file without comments, each included file in its place, once on the way down and never from outside."""
-    left = INCLUSIONS
+def _insert_included_files(texts: dict[str, str], main: str, folder: Path | None) -> str:
+    """Return the main file without comments, with each included file in its place.
 
-    def expanded(name: str, above: tuple[str, ...]) -> str:
-        nonlocal left
-        text = _COMMENT.sub(r"\1", _without_verbatim_percent(texts[name]).replace("\r\n", "\n"))
+    A file is never included within itself, and never from outside of the folder.
+    """
+    remaining_inclusions = MAX_INCLUSIONS
 
-        def put(match: re.Match) -> str:
-            nonlocal left
-            found = _found_file(match[1] or match[2], main, name, texts, folder)
-            left -= 1
-            return expanded(found, (*above, found)) if found and found not in above and left > 0 else ""
+    def expand_file(name: str, including: tuple[str, ...]) -> str:
+        text = _escape_percent_signs(texts[name]).replace("\r\n", "\n")
+        text = _COMMENT.sub(r"\1", text)
 
-        return _INCLUDE.sub(put, text)
+        def expand_inclusion(match: re.Match) -> str:
+            nonlocal remaining_inclusions
+            wanted = match[1] or match[2]
+            included = _find_included_file(wanted, main, name, texts, folder)
+            remaining_inclusions -= 1
+            if not included or included in including or remaining_inclusions <= 0:
+                return ""
+            return expand_file(included, (*including, included))
 
-    return expanded(main, (main,))
+        return _INCLUDE.sub(expand_inclusion, text)
+
+    return expand_file(main, (main,))
 
 
-def _without_verbatim_percent(text: str) -> str:
-    """Per cent signs of programs and addresses escaped, so that they are no comments."""
-    text = _VERBATIM.sub(lambda match: re.sub(r"(?<!\\)%", r"\\%", match[0]), text)
-    written = r"\\(?:url|href)\{[^}\n]*\}|\\(?:verb|lstinline)\*?([^\w\s{]).*?\1"
-    return re.sub(written, lambda match: re.sub(r"(?<!\\)%", r"\\%", match[0]), text)
+def _escape_percent_signs(text: str) -> str:
+    """Escape the per cent signs of programs and addresses, so that they are not read as comments."""
+
+    def escape(match: re.Match) -> str:
+        return re.sub(r"(?<!\\)%", r"\\%", match[0])
+
+    text = _VERBATIM.sub(escape, text)
+    return _ADDRESS_OR_PROGRAM.sub(escape, text)
 
 
-def _found_file(wanted: str, main: str, including: str, texts: dict[str, str], folder: Path | None) -> str | None:
-    """The key in `texts` of an included file, read from the folder where need be; None where there is none inside."""
+def _find_included_file(
+    wanted: str, main: str, including: str, texts: dict[str, str], folder: Path | None
+) -> str | None:
+    """Find the key in `texts` of an included file, which is read from the folder if need be; None if there is none."""
     wanted = wanted.strip().strip('"')
     if not wanted or wanted.startswith("/") or ".." in wanted.split("/"):
         return None
-    beside = [PurePosixPath(name).parent / wanted for name in (main, including)]
-    for name in [f"{place}{suffix}" for place in (wanted, *beside) for suffix in ("", ".tex")]:
-        if name in texts:
-            return name
-        path = folder / name if folder else None
-        if path and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-            text = decoded_book(path.read_bytes()[:PAPER_BYTES])
-            if text is not None:
-                texts[name] = text
+
+    beside_main = PurePosixPath(main).parent / wanted
+    beside_including = PurePosixPath(including).parent / wanted
+    for place in (wanted, beside_main, beside_including):
+        for suffix in ("", ".tex"):
+            name = f"{place}{suffix}"
+            if name in texts or (folder and _read_included_file(name, texts, folder)):
                 return name
     return None
 
 
-def _macros(source: str) -> dict[str, tuple[int, str | None, str]]:
-    """Of each macro the paper defines: how many arguments it takes, the default of the first, what it stands for."""
+def _read_included_file(name: str, texts: dict[str, str], folder: Path) -> bool:
+    """Read a file of the folder into `texts`; False if there is none inside of it, or it is not text."""
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        return False
+    text = decode_book(path.read_bytes()[:PAPER_BYTES])
+    if text is None:
+        return False
+    texts[name] = text
+    return True
+
+
+def _find_macros(source: str) -> dict[str, _Macro]:
+    """Find the macros the paper defines, by name."""
     macros = {}
     for match in _DEFINITION.finditer(source):
-        body, _ = _group(source, match.end())
+        body, _ = _read_group(source, match.end())
         if "DeclareMathOperator" in match[0]:
             body = f"\\operatorname{{{body}}}"
+        name = match[1] or match[2]
+        argument_count = int(match[3] or 0)
         default = match[4][1:-1] if match[4] else None
-        macros[match[1] or match[2]] = (int(match[3] or 0), default, body)
+        macros[name] = _Macro(argument_count, default, body)
+
     for match in _SHORT_DEFINITION.finditer(source):
-        macros[match[1]] = (len(match[2]) // 2, None, _group(source, match.end())[0])
-    return {name: macro for name, macro in macros.items() if name not in _HEADING and name not in _DROPPED}
+        name, parameters = match.groups()  # #1#2...
+        body, _ = _read_group(source, match.end())
+        macros[name] = _Macro(len(parameters) // 2, None, body)
+
+    for name in (*_HEADING_COMMANDS, *_DROPPED_COMMANDS):
+        macros.pop(name, None)
+    return macros
 
 
-def _without_definitions(body: str) -> str:
+def _remove_definitions(body: str) -> str:
     for pattern in (_DEFINITION, _SHORT_DEFINITION):
-        out, at = [], 0
+        parts = []
+        position = 0
         for match in pattern.finditer(body):
-            if match.start() >= at:
-                out.append(body[at : match.start()])
-                at = _group(body, match.end())[1]
-        body = "".join([*out, body[at:]])
+            if match.start() >= position:  # else it stands within another definition
+                parts.append(body[position : match.start()])
+                _, position = _read_group(body, match.end())
+        body = "".join([*parts, body[position:]])
     return body
 
 
-def _expanded(text: str, macros: dict[str, tuple[int, str | None, str]]) -> str:
-    """The text with the paper's own macros put in, as far as `EXPANSION_CHARS` go."""
+def _expand_macros(text: str, macros: dict[str, _Macro]) -> str:
+    """Expand the paper's own macros in the text, up to `EXPANSION_CHARS`."""
     if not macros:
         return text
-    pattern = re.compile(r"\\(" + "|".join(sorted(map(re.escape, macros), key=len, reverse=True)) + r")(?![A-Za-z])")
-    left = EXPANSION_CHARS
+    longest_first = sorted(map(re.escape, macros), key=len, reverse=True)
+    pattern = re.compile(r"\\(" + "|".join(longest_first) + r")(?![A-Za-z])")
+    remaining_chars = EXPANSION_CHARS
 
-    def expanded(text: str, depth: int) -> str:
-        nonlocal left
-        out, at = [], 0
-        while match := pattern.search(text, at):
-            out.append(text[at : match.start()])
-            body, at = _called(text, match.end(), *macros[match[1]])
-            left -= len(body) + 50
-            if depth < EXPANSION_DEPTH and left > 0:
-                out.append(expanded(body, depth + 1))
-        return "".join([*out, text[at:]])
+    def expand(text: str, depth: int) -> str:
+        nonlocal remaining_chars
+        parts = []
+        position = 0
+        while match := pattern.search(text, position):
+            parts.append(text[position : match.start()])
+            body, position = _call_macro(macros[match[1]], text, match.end())
+            remaining_chars -= len(body) + CHARS_PER_MACRO
+            if depth < MAX_EXPANSION_DEPTH and remaining_chars > 0:
+                parts.append(expand(body, depth + 1))
+        return "".join([*parts, text[position:]])
 
-    return expanded(text, 0)
-
-
-def _called(text: str, at: int, count: int, default: str | None, body: str) -> tuple[str, int]:
-    """What a macro stands for with the arguments that follow a place, and where they end."""
-    values = []
-    if default is not None:
-        optional = re.compile(r"\s*\[([^\]]*)\]").match(text, at)
-        values.append(optional[1] if optional else default)
-        at = optional.end() if optional else at
-    while len(values) < count:
-        value, at = _argument(text, at)
-        values.append(value)
-    body = re.sub(r"#(\d)", lambda match: values[int(match[1]) - 1] if 0 < int(match[1]) <= count else "", body)
-    named = not count and re.search(r"\\[A-Za-z]+$", body)  # `\name x` with \name as `\alpha` is not `\alphax`
-    return body + (" " if named and text[at : at + 1].isalpha() else ""), at
+    return expand(text, 0)
 
 
-def _argument(text: str, at: int) -> tuple[str, int]:
-    """The argument that starts at a place, a group or one character, and where it ends."""
-    while at < len(text) and text[at] in " \t\n":
-        at += 1
-    if text[at : at + 1] == "{":
-        return _group(text, at)
-    command = re.match(r"\\(?:[A-Za-z]+|.)", text[at : at + 40])
-    return (command[0], at + command.end()) if command else (text[at : at + 1], at + 1)
+def _call_macro(macro: _Macro, text: str, position: int) -> tuple[str, int]:
+    """Return a macro's body with the arguments that follow the position, and where they end."""
+    arguments = []
+    if macro.default is not None:
+        optional = _DEFAULT_ARGUMENT.match(text, position)
+        if optional:
+            arguments.append(optional[1])
+            position = optional.end()
+        else:
+            arguments.append(macro.default)
+    while len(arguments) < macro.argument_count:
+        argument, position = _read_argument(text, position)
+        arguments.append(argument)
+
+    def insert_argument(match: re.Match) -> str:
+        number = int(match[1])
+        return arguments[number - 1] if 0 < number <= macro.argument_count else ""
+
+    body = re.sub(r"#(\d)", insert_argument, macro.body)
+    # With \name defined as `\alpha`, `\name x` must not become `\alphax`.
+    ends_in_command = not macro.argument_count and re.search(r"\\[A-Za-z]+$", body)
+    if ends_in_command and text[position : position + 1].isalpha():
+        body += " "
+    return body, position
 
 
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+def _read_argument(text: str, position: int) -> tuple[str, int]:
+    """Read the argument at a position, a group, a command or one character. Returns it and where it ends."""
+    while position < len(text) and text[position] in " \t\n":
+        position += 1
+    if text[position : position + 1] == "{":
+        return _read_group(text, position)
+    command = re.match(r"\\(?:[A-Za-z]+|.)", text[position : position + 40])
+    if command:
+        return command[0], position + command.end()
+    return text[position : position + 1], position + 1
 
 
-def _group(text: str, at: int) -> tuple[str, int]:
-    """What stands between the brace at a place and the one that closes it, and where that ends."""
+def _read_group(text: str, position: int) -> tuple[str, int]:
+    """Read what stands between the brace at a position and the one that closes it. Returns it and where that ends."""
     depth = 0
-    for match in _BRACES.finditer(text, at):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
+    for match in _BRACES.finditer(text, position):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
         if depth == 0:
-            return text[at + 1 : match.start()], match.end()
-    return text[at + 1 :], len(text)
+            return text[position + 1 : match.start()], match.end()
+    return text[position + 1 :], len(text)
 
 
-def _argument_of(command: str, text: str) -> str:
-    match = re.search(rf"\\{command}\s*(?:\[[^\]]*\])?\s*(?=\{{)", text)
-    return _group(text, match.end())[0] if match else ""
+def _find_argument(command: str, text: str) -> str:
+    """Return the argument of the first of these commands, empty if there is none."""
+    match = _search_command(command, text)
+    if not match:
+        return ""
+    argument, _ = _read_group(text, match.end())
+    return argument
 
 
-def _without(commands: tuple[str, ...], text: str) -> str:
+def _search_command(command: str, text: str) -> re.Match | None:
+    """Find the first place where a command with an argument in braces stands; the match ends before the brace."""
+    return re.search(rf"\\{command}\s*(?:\[[^\]]*\])?\s*(?=\{{)", text)
+
+
+def _remove_commands(commands: tuple[str, ...], text: str) -> str:
     for command in commands:
-        while match := re.search(rf"\\{command}\s*(?:\[[^\]]*\])?\s*(?=\{{)", text):
-            text = text[: match.start()] + text[_group(text, match.end())[1] :]
+        while match := _search_command(command, text):
+            _, end = _read_group(text, match.end())
+            text = text[: match.start()] + text[end:]
     return text
 
 
-def _plain(text: str, macros: dict) -> str:
-    """LaTeX as plain text; formulas and programs are held aside and put back as they were written."""
+def _to_plain_text(text: str, macros: dict[str, _Macro]) -> str:
+    """Convert LaTeX to plain text; formulas and programs are held aside and put back as they were written."""
     held: list[str] = []
 
     def hold(written: str) -> str:
         held.append(written)
         return f"\x02{len(held) - 1}\x03"
 
+    def hold_program(match: re.Match) -> str:
+        program = match[2].strip("\n").replace("\\%", "%")
+        return "\n\n" + hold(program) + "\n\n"
+
+    def hold_inline_program(match: re.Match) -> str:
+        return hold(match[2].replace("\\%", "%"))
+
     text = re.sub("[\x02\x03]", "", text)
-    text = _VERBATIM.sub(lambda match: "\n\n" + hold(match[2].strip("\n").replace("\\%", "%")) + "\n\n", text)
-    text = re.sub(r"\\(?:verb|lstinline)\*?([^\w\s{])(.*?)\1", lambda match: hold(match[2].replace("\\%", "%")), text)
-    text = _MATH.sub(lambda match: _formula(match, hold), _expanded(text, macros))
-    text = _tidy(_words(_environments(text)))
-    while _HELD.search(text):
-        text = _HELD.sub(lambda match: held[int(match[1])], text)
+    text = _VERBATIM.sub(hold_program, text)
+    text = _INLINE_PROGRAM.sub(hold_inline_program, text)
+    text = _expand_macros(text, macros)
+    text = _MATH.sub(lambda match: _format_formula(match, hold), text)
+    text = _convert_environments(text)
+    text = _convert_commands(text)
+    text = _join_paragraphs(text)
+    while _PLACEHOLDER.search(text):  # a program may stand within a formula
+        text = _PLACEHOLDER.sub(lambda match: held[int(match[1])], text)
     return text
 
 
-def _formula(match: re.Match, hold: Callable[[str], str]) -> str:
-    """A formula between single dollar signs in a line, on a line of its own between double ones."""
-    inline = match[2] or match[3]
-    written = inline or match[1] or match[4] or match[6]
-    written = re.sub(r"\\(?:label|tag)\*?\{[^}]*\}|\\(?:nonumber|notag)\b", "", written)
-    written = " ".join(written.split())
-    if not written:
+def _format_formula(match: re.Match, hold: Callable[[str], str]) -> str:
+    """Format a formula: between single dollar signs within a line, between double ones on a line of its own."""
+    display, inline, inline_bracketed, display_bracketed, environment, environment_body = match.groups()
+    inline = inline or inline_bracketed
+    formula = inline or display or display_bracketed or environment_body
+    formula = re.sub(r"\\(?:label|tag)\*?\{[^}]*\}|\\(?:nonumber|notag)\b", "", formula)
+    formula = " ".join(formula.split())
+    if not formula:
         return ""
     if inline:
-        return hold(f"${written}$")
-    if match[5] and ("&" in written or "\\\\" in written):
-        written = f"\\begin{{aligned}} {written} \\end{{aligned}}"
-    return "\n\n" + hold(f"$${written}$$") + "\n\n"
+        return hold(f"${formula}$")
+    has_alignment = "&" in formula or "\\\\" in formula
+    if environment and has_alignment:
+        formula = f"\\begin{{aligned}} {formula} \\end{{aligned}}"
+    return "\n\n" + hold(f"$${formula}$$") + "\n\n"
 
 
-def _environments(text: str) -> str:
-    """Pictures and the bibliography out, of figures and tables the captions kept, lists with marks."""
-    for name in _WITHOUT_TEXT:
+def _convert_environments(text: str) -> str:
+    """Remove pictures and the bibliography, keep the captions of figures and tables, mark the items of lists."""
+    for name in _ENVIRONMENTS_WITHOUT_TEXT:
         text = re.sub(rf"\\begin\{{{name}\*?\}}.*?\\end\{{{name}\*?\}}", "", text, flags=re.DOTALL)
-    floats = "|".join(_FLOATS)
-    text = re.sub(rf"\\begin\{{((?:{floats})\*?)\}}.*?\\end\{{\1\}}", _captions, text, flags=re.DOTALL)
+    floats = "|".join(_FLOAT_ENVIRONMENTS)
+    text = re.sub(rf"\\begin\{{((?:{floats})\*?)\}}.*?\\end\{{\1\}}", _keep_captions, text, flags=re.DOTALL)
     text = re.sub(r"\\begin\{((?:tabular|longtable|array|tabularx)\*?)\}.*?\\end\{\1\}", "", text, flags=re.DOTALL)
     text = re.sub(r"\\begin\{abstract\}", "\n\nAbstract\n\n", text)
-    text = _STATEMENT.sub(_statement, text)
-    text = _ITEM.sub(lambda match: "\n- " + (f"{match[1]} " if match[1] else ""), text)
+    text = _STATEMENT.sub(_format_statement, text)
+    text = _ITEM.sub(_format_item, text)
     return re.sub(r"\\(?:begin|end)\s*\{[^}]*\}(?:\[[^\]]*\])?(?:\{[\d.]+\\(?:text|line)width\})?", "\n\n", text)
 
 
-def _statement(match: re.Match) -> str:
-    return f"\n\n{match[1].capitalize()}{f' ({match[2]})' if match[2] else ''}. "
+def _format_statement(match: re.Match) -> str:
+    kind, name = match.groups()
+    heading = kind.capitalize()
+    if name:
+        heading += f" ({name})"
+    return f"\n\n{heading}. "
 
 
-def _captions(match: re.Match) -> str:
-    text, found = match[0], []
-    for caption in re.finditer(r"\\caption\*?\s*(?:\[[^\]]*\])?\s*(?=\{)", text):
-        found.append(_group(text, caption.end())[0])
-    return "\n\n" + "\n\n".join(found) + "\n\n"
+def _format_item(match: re.Match) -> str:
+    label = match[1]
+    return f"\n- {label} " if label else "\n- "
 
 
-def _words(text: str) -> str:
-    """Commands out, their text kept; headings on lines of their own; accents and signs as characters."""
-    text = _ACCENT.sub(_accented, text)
+def _keep_captions(match: re.Match) -> str:
+    text = match[0]
+    captions = []
+    for command in re.finditer(r"\\caption\*?\s*(?:\[[^\]]*\])?\s*(?=\{)", text):
+        caption, _ = _read_group(text, command.end())
+        captions.append(caption)
+    return "\n\n" + "\n\n".join(captions) + "\n\n"
+
+
+def _convert_commands(text: str) -> str:
+    """Replace commands by their text, headings by lines of their own, accents and symbols by characters."""
+    text = _ACCENT.sub(_compose_accent, text)
     text = re.sub(r"\\\\(?:\[[^\]]*\])?", "\n", text)
-    out, at = [], 0
-    while match := _COMMAND.search(text, at):
-        out.append(text[at : match.start()])
-        kept, at = _command(text, match)
-        out.append(kept)
-    text = "".join([*out, text[at:]])
-    text = re.sub(r"\\[%&#$_{} ,;:!/@-]|~|``|''|-{2,3}|[{}]|\\(?=\s|$)", lambda match: _SYMBOLS[match[0]], text)
-    return text
+    parts = []
+    position = 0
+    while match := _COMMAND.search(text, position):
+        parts.append(text[position : match.start()])
+        replacement, position = _convert_command(text, match)
+        parts.append(replacement)
+    text = "".join([*parts, text[position:]])
+    return _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
 
 
-def _command(text: str, match: re.Match) -> tuple[str, int]:
-    """What stands for a command, and where the text goes on."""
-    name, at = match[1], match.end()
-    if name in _HEADING:
-        _, at = _optional(text, at)
-        title, at = _argument(text, at)
-        return f"\n\n{_words(title).strip()}\n\n", at
-    if name in _DROPPED or name in _LAST_IS_TEXT:
-        arguments = []
-        while True:
-            optional, at = _optional(text, at)
-            if not optional and text[at : at + 1] != "{":
-                break
-            if not optional:
-                argument, at = _group(text, at)
-                arguments.append(argument)
-        return (_words(arguments[-1]) if arguments and name in _LAST_IS_TEXT else ""), at
-    if name in _NAMED:
-        return _NAMED[name], at
+def _convert_command(text: str, match: re.Match) -> tuple[str, int]:
+    """Return what replaces a command, and the position at which the text continues."""
+    name = match[1]
+    position = match.end()
+    if name in _HEADING_COMMANDS:
+        _, position = _skip_optional_arguments(text, position)
+        title, position = _read_argument(text, position)
+        return f"\n\n{_convert_commands(title).strip()}\n\n", position
+    if name in _DROPPED_COMMANDS or name in _LAST_ARGUMENT_IS_TEXT:
+        arguments, position = _read_all_arguments(text, position)
+        if arguments and name in _LAST_ARGUMENT_IS_TEXT:
+            return _convert_commands(arguments[-1]), position
+        return "", position
+    if name in _CHARACTER_COMMANDS:
+        return _CHARACTER_COMMANDS[name], position
     if name == "footnote":
-        note, at = _argument(text, at)
-        return f" ({_words(note).strip()})", at
-    return "", _optional(text, at)[1]  # the text of its arguments stays, the braces go
+        note, position = _read_argument(text, position)
+        return f" ({_convert_commands(note).strip()})", position
+
+    # The text of an unknown command's arguments stays; their braces are removed later.
+    _, position = _skip_optional_arguments(text, position)
+    return "", position
 
 
-def _optional(text: str, at: int) -> tuple[bool, int]:
-    """Whether arguments in brackets stand at a place, and where they end."""
-    match = re.compile(r"(?:\[[^\]\n]{0,200}\])+").match(text, at)
-    return bool(match), match.end() if match else at
+def _read_all_arguments(text: str, position: int) -> tuple[list[str], int]:
+    """Read all arguments in braces at a position, past those in brackets. Returns them and where they end."""
+    arguments = []
+    while True:
+        has_optional, position = _skip_optional_arguments(text, position)
+        if has_optional:
+            continue
+        if text[position : position + 1] != "{":
+            return arguments, position
+        argument, position = _read_group(text, position)
+        arguments.append(argument)
 
 
-def _accented(match: re.Match) -> str:
+def _skip_optional_arguments(text: str, position: int) -> tuple[bool, int]:
+    """Return whether arguments in brackets stand at a position, and where they end."""
+    match = _OPTIONAL_ARGUMENTS.match(text, position)
+    if not match:
+        return False, position
+    return True, match.end()
+
+
+def _compose_accent(match: re.Match) -> str:
     import unicodedata
 
+    accent = match[1] or match[2]
     letter = (match[3] or match[4]).strip("\\")
-    return unicodedata.normalize("NFC", letter + _ACCENTS[match[1] or match[2]])
+    return unicodedata.normalize("NFC", letter + _ACCENTS[accent])
 
 
-def _tidy(text: str) -> str:
-    """Paragraphs as lines, one blank line between them, no space left by what was taken out."""
+def _join_paragraphs(text: str) -> str:
+    """Join each paragraph to one line, with a blank line between two, and close the gaps of what was removed."""
     paragraphs = []
     for block in re.split(r"\n[ \t]*\n\s*", text):
-        joined = ""
-        for line in filter(None, (" ".join(line.split()) for line in block.split("\n"))):
-            joined += (("\n" if line.startswith("- ") else " ") if joined else "") + line
-        joined = re.sub(r"(?:\s*\(\s*[,;]*\s*\)|\s*\[\s*[,;]*\s*\])(?=[\s.,;:]|$)", "", joined)
-        joined = re.sub(r" +([.,;:)])", r"\1", joined)
-        if re.search(r"\w", joined):
-            paragraphs.append(joined)
+        paragraph = _join_lines(block)
+        paragraph = re.sub(r"(?:\s*\(\s*[,;]*\s*\)|\s*\[\s*[,;]*\s*\])(?=[\s.,;:]|$)", "", paragraph)
+        paragraph = re.sub(r" +([.,;:)])", r"\1", paragraph)
+        if re.search(r"\w", paragraph):
+            paragraphs.append(paragraph)
     return "\n\n".join(paragraphs)
+
+
+def _join_lines(block: str) -> str:
+    """Join the lines of a block by spaces; the items of a list stay on lines of their own."""
+    joined = ""
+    for line in block.split("\n"):
+        line = " ".join(line.split())
+        if not line:
+            continue
+        if joined:
+            joined += "\n" if line.startswith("- ") else " "
+        joined += line
+    return joined

@@ -1,6 +1,6 @@
-"""MediaWiki XML dumps (plain, gzip or bzip2; UTF-8 or UTF-16) to one document for each article.
+"""Turn MediaWiki XML dumps (plain, gzip or bzip2; UTF-8 or UTF-16) into one document for each article.
 
-The dump is cut into pages as it streams by, and each page is parsed by itself: a broken page is lost alone. A document
+The dump is cut into pages while it is read, and each page is parsed by itself: a broken page is lost alone. A document
 type is never read, so the entities it may define are undefined: nothing expands.
 Format: https://www.mediawiki.org/xml/export-0.11.xsd
 """
@@ -16,18 +16,21 @@ from xml.etree import ElementTree
 from hf_llm.data.corpus.readers.document import Found
 from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, prose
 from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import damage_counted, opened
+from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
 
-PAGE_BYTES = 32 << 20  # of XML; a longer page is passed over, not held in memory
+PAGE_BYTES = 32 << 20  # of XML; a longer page is dropped, not held in memory
+HEADER_BYTES = 1 << 20  # kept before the first page; a header is far shorter
 CHUNK_BYTES = 1 << 20
+EXCERPT_BYTES = 80
 
-_OPEN, _CLOSE = b"<page>", b"</page>"
+_OPEN = b"<page>"
+_CLOSE = b"</page>"
 _LANGUAGE = re.compile(r'<mediawiki\b[^>]*\bxml:lang="([A-Za-z-]+)"')
-_BASE = re.compile(r"<base>\s*([^<\s]+)\s*</base>")
-_NAMESPACE = re.compile(r'<namespace key="(-2|6|14)"[^>]*>([^<]+)</namespace>')
+_BASE_URL = re.compile(r"<base>\s*([^<\s]+)\s*</base>")
+_FILE_OR_CATEGORY_NAMESPACE = re.compile(r'<namespace key="(-2|6|14)"[^>]*>([^<]+)</namespace>')
 _ANY_NAMESPACE = re.compile(r'<namespace key="-?[1-9]\d*"[^>]*>([^<]+)</namespace>')
 _REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
 _DISAMBIGUATION = re.compile(
@@ -39,50 +42,59 @@ _DISAMBIGUATION = re.compile(
 )
 
 
-def read(path: Path, faults: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
-    """The articles of a dump, in its order: namespace 0, neither redirects nor disambiguation pages."""
-    header: Header | None = None
-    for number, (before, page) in enumerate(_pages(path, faults), 1):
-        header = header or Header(before)
-        faults.records += 1
+def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+    """Yield the articles of a dump, in its order: namespace 0, neither redirects nor disambiguation pages."""
+    header: DumpHeader | None = None
+    for number, (xml_before, page) in enumerate(_split_pages(path, errors), 1):
+        header = header or DumpHeader(xml_before)
+        errors.records += 1
         where = f"{path}, page {number}"
         try:
             element = ElementTree.fromstring(page)
         except ElementTree.ParseError as error:
-            faults.drop("malformed XML", where, str(error))
+            errors.drop("malformed XML", where, str(error))
             continue
-        found = _article(element, header)
-        if found and found.text:
-            yield found
-        elif found:
-            faults.drop("no_text", where, found.about["title"])
+
+        document = _convert_page(element, header)
+        if document is None:
+            continue
+        if document.text:
+            yield document
+        else:
+            errors.drop("no_text", where, document.about["title"])
 
 
-class Header:
+class DumpHeader:
     """What the beginning of a dump says of the wiki."""
 
     def __init__(self, xml: str):
-        language, base = _LANGUAGE.search(xml), _BASE.search(xml)
+        language = _LANGUAGE.search(xml)
         self.language = language[1].lower() if language else ""
-        self.base = base[1].rpartition("/")[0] + "/" if base else ""
-        own = {name.strip().lower() for _, name in _NAMESPACE.findall(xml)}
-        self.dropped_links = FILES_AND_CATEGORIES | own
+
+        main_page_url = _BASE_URL.search(xml)
+        self.base_url = main_page_url[1].rpartition("/")[0] + "/" if main_page_url else ""
+
+        own_names = {name.strip().lower() for _, name in _FILE_OR_CATEGORY_NAMESPACE.findall(xml)}
+        self.dropped_links = FILES_AND_CATEGORIES | own_names
         self.namespaces = {name.strip().lower() for name in _ANY_NAMESPACE.findall(xml)}
 
     def is_article(self, page: ElementTree.Element, title: str) -> bool:
-        """Whether the page stands in the main namespace; dumps before 2012 tell it by the title alone."""
+        """Whether the page is in the main namespace; dumps before 2012 tell it by the title alone."""
         number = page.findtext("ns")
-        if number is None:
-            prefix, colon, _ = title.partition(":")
-            return not colon or prefix.strip().lower() not in self.namespaces
-        return number.strip() == "0"
+        if number is not None:
+            return number.strip() == "0"
+        prefix, colon, _ = title.partition(":")
+        return not colon or prefix.strip().lower() not in self.namespaces
 
-    def url(self, title: str) -> str:
-        return self.base + quote(title.replace(" ", "_"), safe="/:(),!*'@;") if self.base else ""
+    def page_url(self, title: str) -> str:
+        """Return the address of a page, empty if the dump does not say where the wiki is."""
+        if not self.base_url:
+            return ""
+        return self.base_url + quote(title.replace(" ", "_"), safe="/:(),!*'@;")
 
 
-def _article(page: ElementTree.Element, header: Header) -> Found | None:
-    """The document of a page; None where it is no article."""
+def _convert_page(page: ElementTree.Element, header: DumpHeader) -> Found | None:
+    """Make the document of a page; None if it is not an article."""
     title = page.findtext("title", "").strip()
     if not header.is_article(page, title) or page.find("redirect") is not None:
         return None
@@ -92,49 +104,80 @@ def _article(page: ElementTree.Element, header: Header) -> Found | None:
         return None
     if revision.findtext("model", "wikitext") != "wikitext":
         return None
-    about = {"title": title}
-    for name, element, tag in (("page", page, "id"), ("revision", revision, "id"), ("date", revision, "timestamp")):
-        if value := element.findtext(tag):
-            about[name] = int(value) if tag == "id" else value
-    return Found(prose(markup, header.dropped_links), header.url(title), language=header.language, about=about)
+
+    about: dict[str, str | int] = {"title": title}
+    page_id = page.findtext("id")
+    if page_id:
+        about["page"] = int(page_id)
+    revision_id = revision.findtext("id")
+    if revision_id:
+        about["revision"] = int(revision_id)
+    date = revision.findtext("timestamp")
+    if date:
+        about["date"] = date
+    text = prose(markup, header.dropped_links)
+    return Found(text, header.page_url(title), language=header.language, about=about)
 
 
-def _pages(path: Path, faults: Faults) -> Iterator[tuple[str, bytes]]:
-    """Every page's XML in UTF-8, and the text before the first one."""
-    window, before, seen = bytearray(), "", False
-    with damage_counted(path, faults), opened(path) as file:
-        for chunk in _utf8(file):
+def _split_pages(path: Path, errors: Faults) -> Iterator[tuple[str, bytes]]:
+    """Yield the text before the first page, and each page's XML in UTF-8."""
+    window = bytearray()
+    header = ""
+    has_header = False
+    with count_damage(path, errors), open_file(path) as file:
+        for chunk in _read_utf8(file):
             window += chunk
             while True:
                 start = window.find(_OPEN)
                 end = window.find(_CLOSE, start) if start >= 0 else -1
-                if not seen and start >= 0:
-                    before, seen = window[max(0, start - (1 << 20)) : start].decode("utf-8", "replace"), True
+                if not has_header and start >= 0:
+                    header_start = max(0, start - HEADER_BYTES)
+                    header = window[header_start:start].decode("utf-8", "replace")
+                    has_header = True
                 if end < 0:
                     break
-                yield before, bytes(window[start : end + len(_CLOSE)])
-                del window[: end + len(_CLOSE)]
+                end += len(_CLOSE)
+                yield header, bytes(window[start:end])
+                del window[:end]
+
+            # What remains is no whole page: bound it.
             if start < 0:
-                del window[: -(1 << 20)]  # a header is far shorter
+                del window[:-HEADER_BYTES]
             elif len(window) - start > PAGE_BYTES:
-                faults.records += 1
-                faults.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path), bytes(window[start : start + 80]))
+                excerpt = bytes(window[start : start + EXCERPT_BYTES])
+                errors.records += 1
+                errors.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path), excerpt)
                 del window[: -len(_OPEN)]
-        if seen and (cut := window.find(_OPEN)) >= 0:
-            faults.records += 1
-            faults.drop("truncated page", str(path), bytes(window[cut : cut + 80]))
+
+        last_start = window.find(_OPEN) if has_header else -1
+        if last_start >= 0:
+            excerpt = bytes(window[last_start : last_start + EXCERPT_BYTES])
+            errors.records += 1
+            errors.drop("truncated page", str(path), excerpt)
 
 
-def _utf8(file: IO[bytes]) -> Iterator[bytes]:
-    """The file's bytes as they come, in UTF-8. What can be read before damage is given before the error is raised."""
+def _read_utf8(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of the file as they come, in UTF-8: those before damage, then the error is raised."""
     chunk = file.read1(CHUNK_BYTES)
-    if chunk[:2] not in (b"\xff\xfe", b"\xfe\xff") and chunk[:2] not in (b"<\0", b"\0<"):
+    encoding = _detect_utf16(chunk)
+    if encoding is None:
         while chunk:
             yield chunk
             chunk = file.read1(CHUNK_BYTES)
         return
-    name = "utf-16" if chunk[:1] in b"\xff\xfe" else "utf-16-le" if chunk[:1] == b"<" else "utf-16-be"
-    decoder = codecs.getincrementaldecoder(name)("replace")
+
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
     while chunk:
         yield decoder.decode(chunk).encode("utf-8", "replace")
         chunk = file.read1(CHUNK_BYTES)
+
+
+def _detect_utf16(start: bytes) -> str | None:
+    """Return the name of the UTF-16 encoding of a file that starts with these bytes; None if it is not in one."""
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if start[:2] == b"<\0":
+        return "utf-16-le"
+    if start[:2] == b"\0<":
+        return "utf-16-be"
+    return None

@@ -1,7 +1,9 @@
-"""Wiki markup to prose: templates, tables, references, files, categories and tags out; links keep their words.
+"""Turn wiki markup into prose: templates, tables, references, files, categories and tags are removed; links keep their
+words.
 
-One pass over the brackets, innermost first, then line by line. No template is expanded: this needs the whole wiki. Some
-whose words belong to the sentence (`{{convert|5|km}}`, `{{lang|fr|mot}}`) leave those words.
+The brackets are replaced in one pass, innermost first; then the text is cleaned line by line. No template is expanded,
+since that needs the whole wiki. Some whose words belong to the sentence (`{{convert|5|km}}`, `{{lang|fr|mot}}`) leave
+those words.
 Markup: https://www.mediawiki.org/wiki/Help:Formatting, https://en.wikipedia.org/wiki/Help:Wikitext
 """
 
@@ -9,18 +11,19 @@ import calendar
 import html
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
-# Namespaces whose links are no words of the text; every wiki knows the English names beside its own.
+# Namespaces whose links are not words of the text; every wiki knows the English names beside its own.
 FILES_AND_CATEGORIES = frozenset({"file", "image", "media", "category"})
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-# Left out with all they hold. An opening tag that is never closed is left out alone.
-_DROPPED = (
+# Tags that are removed with all they hold. An opening tag that is never closed is removed alone.
+_DROPPED_TAGS = (
     "ref|references|gallery|timeline|imagemap|score|graph|hiero|inputbox|mapframe|maplink|templatestyles|categorytree|"
     "dynamicpagelist|section|includeonly|templatedata|indicator|charinsert|ce|chem"
 )
-_DROPPED_EMPTY = re.compile(rf"<(?:{_DROPPED})\b[^<>]*/>", re.IGNORECASE)
-_DROPPED_FULL = re.compile(rf"<({_DROPPED})\b[^<>]*>(?:(?!<\1\b).)*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_EMPTY_DROPPED_TAG = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^<>]*/>", re.IGNORECASE)
+_DROPPED_ELEMENT = re.compile(rf"<({_DROPPED_TAGS})\b[^<>]*>(?:(?!<\1\b).)*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _VERBATIM = re.compile(
     r"<(math|nowiki|pre|code|source|syntaxhighlight)\b[^<>]*(?<!/)>((?:(?!<\1\b).)*?)</\1\s*>",
     re.IGNORECASE | re.DOTALL,
@@ -40,14 +43,15 @@ _WEB_LINK = re.compile(
     r"\[(?:https?:|ftp:|mailto:)?//[^\s\[\]]+[ \t]*([^\[\]\n]*)\]|\[mailto:[^\s\[\]]+[ \t]*([^\[\]\n]*)\]"
 )
 _QUOTES = re.compile(r"'{2,}")
-_SWITCH = re.compile(r"__[A-Z]{3,}__")
+_MAGIC_WORD = re.compile(r"__[A-Z]{3,}__")
 _HEADING = re.compile(r"^(={1,6})[ \t]*(.*?)[ \t]*\1[ \t]*$")
 _LIST = re.compile(r"^([*#:;]+)[ \t]*")
 _EMPTY_PARENTHESES = re.compile(r"[ \t]*[(（][\s,;:–-]*[)）]")
 _OPENED_WITH_COMMA = re.compile(r"([(（])[ \t]*[,;:][ \t,;:]*")
 _SPACE_BEFORE_MARK = re.compile(r"[ \t]+([,.;:!?)])(?=\s|$)")
 _SPACES = re.compile(r"[ \t\u00a0]{2,}|\u00a0")
-_MARKUP_LEFT = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||</?ref\b[^<>]*>?", re.IGNORECASE)
+_REMAINING_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||</?ref\b[^<>]*>?", re.IGNORECASE)
+_NAMED_ARGUMENT = re.compile(r"\s*[\w -]+=")
 _LANGUAGE_LINK = re.compile(r"^(?:[a-z]{2,3}|simple|[a-z]{2,3}-[a-z-]+):", re.ASCII)
 # Sections at the end of an English article that hold nothing but links.
 _APPENDICES = {
@@ -56,101 +60,132 @@ _APPENDICES = {
 }  # fmt: skip
 
 
+# Verbatim text is held aside: a placeholder of these private characters and a number stands in its place.
+_PLACEHOLDER_START = "\ue000"
+_PLACEHOLDER_END = "\ue001"
+_PLACEHOLDER = re.compile(f"{_PLACEHOLDER_START}(\\d+){_PLACEHOLDER_END}")
+
+MAX_BRACKET_DEPTH = 100  # of brackets inside brackets; those further in are removed
+_CLOSED_BY = {"{{": "}}", "[[": "]]", "{|": "|}"}
+_OPENED_BY = {closer: opener for opener, closer in _CLOSED_BY.items()}
+
+
+@dataclass
+class _OpenBracket:
+    """A bracket that is not closed yet, and the text since then."""
+
+    opener: str
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        return "".join(self.parts)
+
+
 def prose(markup: str, dropped_links: Collection[str] = FILES_AND_CATEGORIES) -> str:
-    """The prose of a page's markup: paragraphs, headings and list items, each on its line.
+    """Convert a page's markup to its prose: paragraphs, headings and list items, each on its line.
 
     `dropped_links`: lower-case names of the namespaces of files and categories in the wiki's own language.
     """
     held: list[str] = []
 
-    def hold(match: re.Match) -> str:
-        held.append(_verbatim(match[1].lower(), match[2]))
-        return f"\ue000{len(held) - 1}\ue001"
+    def hold_verbatim(match: re.Match) -> str:
+        held.append(_convert_verbatim(match[1].lower(), match[2]))
+        return f"{_PLACEHOLDER_START}{len(held) - 1}{_PLACEHOLDER_END}"
 
-    text = _COMMENT.sub("", markup.replace("\ue000", "").replace("\ue001", ""))
-    text = _VERBATIM.sub(hold, text)
-    text = _without_dropped(text)
-    text = _resolved(text, dropped_links)
+    text = markup.replace(_PLACEHOLDER_START, "").replace(_PLACEHOLDER_END, "")
+    text = _COMMENT.sub("", text)
+    text = _VERBATIM.sub(hold_verbatim, text)
+    text = _remove_dropped_tags(text)
+    text = _replace_brackets(text, dropped_links)
+
     text = _WEB_LINK.sub(r"\1", text)
-    text = _TAG.sub("", _BREAK.sub("\n", _POWER.sub(r"^\1", text)))
-    text = _SWITCH.sub("", _QUOTES.sub("", text))
-    text = _MARKUP_LEFT.sub("", html.unescape(_TAG.sub("", html.unescape(text))))
-    text = re.sub("\ue000(\\d+)\ue001", lambda match: held[int(match[1])], text)
-    return _lines(text)
+    text = _POWER.sub(r"^\1", text)
+    text = _BREAK.sub("\n", text)
+    text = _TAG.sub("", text)
+    text = _QUOTES.sub("", text)
+    text = _MAGIC_WORD.sub("", text)
+
+    # Tags may be written with entities, and entities with entities.
+    text = _TAG.sub("", html.unescape(text))
+    text = _REMAINING_MARKUP.sub("", html.unescape(text))
+
+    text = _PLACEHOLDER.sub(lambda match: held[int(match[1])], text)
+    return _clean_lines(text)
 
 
-def _verbatim(tag: str, content: str) -> str:
-    """What stays of a tag whose content is no markup. LaTeX's double braces are set apart: `{ {`."""
+def _convert_verbatim(tag: str, content: str) -> str:
+    """Return what remains of a tag whose content is not markup. Double braces in LaTeX are set apart: `{ {`."""
     content = html.unescape(content)
-    if tag == "math":
-        latex = " ".join(content.split()).replace("{{", "{ {").replace("}}", "} }")
-        return f"${latex}$" if latex else ""
-    return content
+    if tag != "math":
+        return content
+    latex = " ".join(content.split()).replace("{{", "{ {").replace("}}", "} }")
+    return f"${latex}$" if latex else ""
 
 
-def _without_dropped(text: str) -> str:
-    text = _DROPPED_EMPTY.sub("", text)
+def _remove_dropped_tags(text: str) -> str:
+    text = _EMPTY_DROPPED_TAG.sub("", text)
     while True:  # a reference may stand inside a gallery, and a gallery inside a reference
-        text, count = _DROPPED_FULL.subn("", text)
+        text, count = _DROPPED_ELEMENT.subn("", text)
         if not count:
             return text
 
 
-def _resolved(text: str, dropped_links: Collection[str]) -> str:
-    """The text without `{{...}}`, `{|...|}` and `[[...]]`, each replaced by what remains of it."""
-    stack: list[tuple[str, list[str]]] = [("", [])]
+def _replace_brackets(text: str, dropped_links: Collection[str]) -> str:
+    """Replace each `{{...}}`, `{|...|}` and `[[...]]` by what remains of it."""
+    stack = [_OpenBracket("")]
     position = 0
     for match in _BRACKETS.finditer(text):
-        stack[-1][1].append(text[position : match.start()])
+        stack[-1].parts.append(text[position : match.start()])
         position = match.end()
         token = match[0].strip(" \t:*#;")
-        if token in _CLOSED_BY:
-            if len(stack) < _DEPTH:
-                stack.append((token, []))
-        else:
-            _close(stack, _OPENED_BY[token], dropped_links)
-    stack[-1][1].append(text[position:])
+        if token in _OPENED_BY:
+            _close_bracket(stack, _OPENED_BY[token], dropped_links)
+        elif len(stack) < MAX_BRACKET_DEPTH:
+            stack.append(_OpenBracket(token))
+
+    stack[-1].parts.append(text[position:])
     while len(stack) > 1:
-        opener, parts = stack.pop()
-        stack[-1][1].append(_unclosed(opener, "".join(parts)))
-    return "".join(stack[0][1])
+        _close_unclosed(stack)
+    return stack[0].content
 
 
-_DEPTH = 100  # of brackets inside brackets; those further in are left out
-_CLOSED_BY = {"{{": "}}", "[[": "]]", "{|": "|}"}
-_OPENED_BY = {closer: opener for opener, closer in _CLOSED_BY.items()}
-
-
-def _close(stack: list[tuple[str, list[str]]], opener: str, dropped_links: Collection[str]) -> None:
-    """End the innermost open bracket of this kind, and with it those inside it that nobody closed."""
+def _close_bracket(stack: list[_OpenBracket], opener: str, dropped_links: Collection[str]) -> None:
+    """Close the innermost open bracket of this kind, and with it those inside it that nobody closed."""
     depth = len(stack) - 1
-    while depth and stack[depth][0] != opener:
-        if stack[depth][0] == "{|":  # no link or template reaches out of a table
+    while depth and stack[depth].opener != opener:
+        if stack[depth].opener == "{|":  # no link or template reaches out of a table
             return
         depth -= 1
     if not depth:
         return
+
     while len(stack) - 1 > depth:
-        inner, parts = stack.pop()
-        stack[-1][1].append(_unclosed(inner, "".join(parts)))
-    content = "".join(stack.pop()[1])
+        _close_unclosed(stack)
+    content = stack.pop().content
     if opener == "{{":
-        replaced = _template(content)
+        replacement = _replace_template(content)
+    elif opener == "[[":
+        replacement = _replace_link(content, dropped_links)
     else:
-        replaced = _link(content, dropped_links) if opener == "[[" else ""
-    stack[-1][1].append(replaced)
+        replacement = ""
+    stack[-1].parts.append(replacement)
 
 
-def _unclosed(opener: str, content: str) -> str:
-    """What is kept after a bracket that nobody closes: all but a template's paragraph or a table's rows."""
-    if opener == "[[":
-        return content
-    if opener == "{{":
-        return content.partition("\n\n")[2]
-    return "\n".join(line for line in content.split("\n")[1:] if not line.lstrip().startswith(("|", "!")))
+def _close_unclosed(stack: list[_OpenBracket]) -> None:
+    """Close the innermost bracket, which nobody closed: keep all but a template's paragraph or a table's rows."""
+    bracket = stack.pop()
+    if bracket.opener == "[[":
+        kept = bracket.content
+    elif bracket.opener == "{{":
+        kept = bracket.content.partition("\n\n")[2]
+    else:
+        lines = bracket.content.split("\n")[1:]
+        kept = "\n".join(line for line in lines if not line.lstrip().startswith(("|", "!")))
+    stack[-1].parts.append(kept)
 
 
-def _link(content: str, dropped_links: Collection[str]) -> str:
+def _replace_link(content: str, dropped_links: Collection[str]) -> str:
     target, bar, label = content.partition("|")
     target = target.strip()
     namespace = target.partition(":")[0].strip().lower().replace("_", " ")
@@ -163,97 +198,134 @@ def _link(content: str, dropped_links: Collection[str]) -> str:
     return target.lstrip(":").lstrip("#").replace("_", " ")
 
 
-def _template(content: str) -> str:
-    """The words a template leaves in the sentence; mostly none."""
+def _replace_template(content: str) -> str:
+    """Return the words a template leaves in the sentence; mostly none."""
     name, *arguments = content.split("|")
-    words = _WORDS.get(name.strip().lower().replace("_", " "))
-    if words is None:
-        language = name.strip().lower()
-        words = _first if language.startswith("lang-") else None
-    plain = [argument.strip() for argument in arguments if not re.match(r"\s*[\w -]+=", argument)]
-    return words(plain) if words else ""
+    name = name.strip().lower()
+    select_words = _WORDS_OF_TEMPLATES.get(name.replace("_", " "))
+    if select_words is None and name.startswith("lang-"):
+        select_words = _first_argument
+    if select_words is None:
+        return ""
+    positional = [argument.strip() for argument in arguments if not _NAMED_ARGUMENT.match(argument)]
+    return select_words(positional)
 
 
-def _first(arguments: list[str]) -> str:
+def _first_argument(arguments: list[str]) -> str:
     return arguments[0] if arguments else ""
 
 
-def _second(arguments: list[str]) -> str:
+def _second_argument(arguments: list[str]) -> str:
     return arguments[1] if len(arguments) > 1 else ""
 
 
-def _measure(arguments: list[str]) -> str:
-    """`5|km|mi` is 5 km; `5|to|8|km` is 5 to 8 km."""
+def _format_measure(arguments: list[str]) -> str:
+    """Format a measure: `5|km|mi` is 5 km; `5|to|8|km` is 5 to 8 km."""
     ranges = {"-": "–", "–": "–", "to": " to ", "and": " and ", "or": " or ", "x": " x ", "by": " by "}
     if len(arguments) > 3 and arguments[1] in ranges:
-        return f"{arguments[0]}{ranges[arguments[1]]}{arguments[2]} {arguments[3]}"
+        low, word, high, unit = arguments[:4]
+        return f"{low}{ranges[word]}{high} {unit}"
     return " ".join(arguments[:2])
 
 
-def _date(arguments: list[str]) -> str:
-    """Year, month and day in the order they are read: 30 June 2015."""
-    month = [calendar.month_name[int(text)] if text in _MONTHS else text for text in arguments[1:2]]
+def _format_date(arguments: list[str]) -> str:
+    """Format year, month and day in the order they are read: 30 June 2015."""
+    month = [calendar.month_name[int(text)] if text in _MONTH_NUMBERS else text for text in arguments[1:2]]
     return " ".join([*arguments[2:3], *month, *arguments[:1]])
 
 
-_MONTHS = {f"{number:{width}}" for number in range(1, 13) for width in ("", "02")}
-_OF_FIRST = (
+def _format_as_of(arguments: list[str]) -> str:
+    return f"As of {_format_date(arguments)}"
+
+
+def _format_circa(arguments: list[str]) -> str:
+    return f"c. {_first_argument(arguments)}".rstrip()
+
+
+def _always(word: str) -> Callable[[list[str]], str]:
+    """Make a function that returns this word whatever the arguments."""
+    return lambda arguments: word
+
+
+_MONTH_NUMBERS = {f"{number:{width}}" for number in range(1, 13) for width in ("", "02")}
+_TEMPLATES_OF_FIRST_ARGUMENT = (
     "nowrap", "nobr", "small", "smaller", "big", "lang-en", "abbr", "quote", "blockquote", "cquote", "centered", "em",
     "strong", "not a typo", "as written", "transl", "keypress", "code", "mvar", "math", "smallcaps", "visible anchor",
 )  # fmt: skip
-_WORDS: dict[str, Callable[[list[str]], str]] = {
-    **dict.fromkeys(_OF_FIRST, _first),
-    **dict.fromkeys(("lang", "tooltip", "color", "font color", "langnf"), _second),
-    **dict.fromkeys(("convert", "cvt"), _measure),
+# By the name of a template, what its positional arguments become.
+_WORDS_OF_TEMPLATES: dict[str, Callable[[list[str]], str]] = {
+    **dict.fromkeys(_TEMPLATES_OF_FIRST_ARGUMENT, _first_argument),
+    **dict.fromkeys(("lang", "tooltip", "color", "font color", "langnf"), _second_argument),
+    **dict.fromkeys(("convert", "cvt"), _format_measure),
     **dict.fromkeys(("val", "formatnum", "nts", "gaps"), " ".join),
-    **dict.fromkeys(("c.", "circa"), lambda arguments: f"c. {_first(arguments)}".rstrip()),
+    **dict.fromkeys(("c.", "circa"), _format_circa),
     **dict.fromkeys(("frac", "sfrac"), "/".join),
-    "as of": lambda arguments: f"As of {_date(arguments)}",
-    "!": lambda arguments: "|",
-    "=": lambda arguments: "=",
-    **dict.fromkeys(("snd", "spaced ndash", "spnd", "ndash"), lambda arguments: " – "),
-    **dict.fromkeys(("mdash", "em dash"), lambda arguments: "—"),
-    **dict.fromkeys(("nbsp", "space", "spaces"), lambda arguments: " "),
-    **dict.fromkeys(("'", "'s"), lambda arguments: "'"),
+    "as of": _format_as_of,
+    "!": _always("|"),
+    "=": _always("="),
+    **dict.fromkeys(("snd", "spaced ndash", "spnd", "ndash"), _always(" – ")),
+    **dict.fromkeys(("mdash", "em dash"), _always("—")),
+    **dict.fromkeys(("nbsp", "space", "spaces"), _always(" ")),
+    **dict.fromkeys(("'", "'s"), _always("'")),
 }
 
 
-def _lines(text: str) -> str:
-    """The text line by line: list items marked, headings bare, those with nothing below them left out."""
-    kept: list[tuple[int, str]] = []  # the level of a heading (0: a line of text), and the line
-    skipped = 0  # level of the appendix whose lines are left out
+@dataclass
+class _Line:
+    """A line of the prose."""
+
+    text: str
+    heading_level: int = 0  # 0: not a heading
+
+
+def _clean_lines(text: str) -> str:
+    """Mark list items, bare the headings, and remove headings with nothing below them and appendices."""
+    kept: list[_Line] = []
+    appendix_level = 0  # of the heading of the appendix whose lines are removed
     for line in text.split("\n"):
         heading = _HEADING.match(line.strip())
-        if heading:
-            level, title = len(heading[1]), _smooth(heading[2])
-            if skipped and level > skipped:
-                continue
-            skipped = level if title.lower() in _APPENDICES else 0
-            while kept and kept[-1][0] >= level:
-                kept.pop()
-            if title and not skipped:
-                kept += [(0, ""), (level, title)]
-        elif not skipped:
-            _keep_line(kept, line)
-    while kept and (kept[-1][0] or not kept[-1][1]):
+        if not heading:
+            if not appendix_level:
+                _keep_line(kept, line)
+            continue
+
+        level = len(heading[1])
+        title = _close_gaps(heading[2])
+        if appendix_level and level > appendix_level:
+            continue
+        appendix_level = level if title.lower() in _APPENDICES else 0
+        while kept and kept[-1].heading_level >= level:
+            kept.pop()
+        if title and not appendix_level:
+            kept += [_Line(""), _Line(title, level)]
+
+    while kept and (kept[-1].heading_level or not kept[-1].text):
         kept.pop()
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(line for _, line in kept)).strip()
+    joined = "\n".join(line.text for line in kept)
+    return re.sub(r"\n{3,}", "\n\n", joined).strip()
 
 
-def _keep_line(kept: list[tuple[int, str]], line: str) -> None:
+def _keep_line(kept: list[_Line], line: str) -> None:
+    """Add a line of text, unless it holds only punctuation, or is blank and follows a heading."""
     marks = _LIST.match(line)
-    words = _smooth(line[marks.end() :] if marks else line.rstrip())
-    if not words.strip(" -–—,.;:|*#()[]{}!/\\"):
-        if not (kept and kept[-1][0]) and not line.strip():  # a blank line after a heading says nothing
-            kept.append((0, ""))
-    elif marks and marks[1].strip(":;"):
-        kept.append((0, "  " * (len(marks[1]) - 1) + "- " + words))
-    else:
-        kept.append((0, words))
+    words = _close_gaps(line[marks.end() :] if marks else line.rstrip())
+    has_words = bool(words.strip(" -–—,.;:|*#()[]{}!/\\"))
+    if not has_words:
+        follows_heading = bool(kept) and kept[-1].heading_level > 0
+        if not line.strip() and not follows_heading:
+            kept.append(_Line(""))
+        return
+
+    is_list_item = bool(marks) and bool(marks[1].strip(":;"))
+    if is_list_item:
+        indent = "  " * (len(marks[1]) - 1)
+        words = f"{indent}- {words}"
+    kept.append(_Line(words))
 
 
-def _smooth(line: str) -> str:
-    """The line without the holes that left-out markup leaves: `( , )`, doubled spaces, a space before a full stop."""
+def _close_gaps(line: str) -> str:
+    """Close the gaps that removed markup leaves: `( , )`, doubled spaces, a space before a full stop."""
     line = _SPACES.sub(" ", line)
-    line = _OPENED_WITH_COMMA.sub(r"\1", _EMPTY_PARENTHESES.sub("", line))
+    line = _EMPTY_PARENTHESES.sub("", line)
+    line = _OPENED_WITH_COMMA.sub(r"\1", line)
     return _SPACE_BEFORE_MARK.sub(r"\1", line).strip()
