@@ -115,13 +115,14 @@ def new_optimizer(arguments: TrainingArguments, model: PreTrainedModel) -> Optim
 def low_rank_class(arguments: TrainingArguments, model: PreTrainedModel, decayed: set[nn.Parameter]) -> tuple:
     """Return class and settings of GaLore or APOLLO; `decayed` are the parameters whose weights decay.
 
-    Trainer's own groups for them decay nothing. Its checkpoints of them cannot be loaded: torch refuses the objects
-    that project, unless it is told that their classes are safe.
+    Trainer's own groups for them decay nothing. Its checkpoints of them cannot be loaded, since torch refuses the
+    objects that project; here their classes are registered as safe.
     """
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
 
-    module_members = vars(sys.modules[cls.__module__]).values()
-    projectors = [kind for kind in module_members if isinstance(kind, type) and kind.__name__.endswith("Projector")]
+    module = sys.modules[cls.__module__]
+    classes = [member for member in vars(module).values() if isinstance(member, type)]
+    projectors = [kind for kind in classes if kind.__name__.endswith("Projector")]
     torch.serialization.add_safe_globals(projectors)
 
     groups = []

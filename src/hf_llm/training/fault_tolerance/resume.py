@@ -141,7 +141,7 @@ def _end_training(trainer: Trainer) -> TrainOutput:
 
 
 def failure_context(trainer: Trainer) -> str:
-    """Return where a training is, as a note for an error: step, process, and whether it may have waited in vain."""
+    """Return where a training is, as a note for an error: step, process, and what a timeout may mean."""
     args = trainer.args
     text = f"This was in or after step {trainer.state.global_step + 1}, in process {args.process_index}"
     if args.world_size == 1:
