@@ -31,7 +31,7 @@ def test_several_processes_stop_before_they_meet_where_something_is_missing(prep
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--pretrain.tokens_per_step=1000", "tokens_per_step: 1000 is no multiple of 128"),
+        ("--pretrain.tokens_per_step=1000", "tokens_per_step: 1000 is not a multiple of 128"),
         ("--pretrain.training.gradient_accumulation_steps=4", "gradient_accumulation_steps: leave it out"),
         ("--pretrain.training.hub_token=hf_secretsecret", "hub_token: a recipe is saved with every output"),
         ("--pretrain.training.max_step=4", "max_step: no such key; did you mean max_steps?"),

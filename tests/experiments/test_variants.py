@@ -74,7 +74,7 @@ def test_every_wrong_value_is_named_before_anything_is_made():
     with pytest.raises(UserError) as error:
         varied("model.positions=alibi,rotary,circular", "pretrain.tokens_per_step=1024,1000")
     said = str(error.value)
-    assert "rotary" in said and "circular" in said and "1000 is no multiple" in said
+    assert "rotary" in said and "circular" in said and "1000 is not a multiple" in said
 
 
 def test_sizes_that_contradict_each_other_are_named():

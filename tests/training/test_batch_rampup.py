@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,30 +11,50 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TrainerCallback
 
 from hf_llm.core.errors import UserError
-from hf_llm.training.batch_rampup import BatchWarmup, ContextWarmup, Warmup, cut, lengths_of, updates_of, warm_up
+from hf_llm.training.batch_rampup import (
+    BatchRampup,
+    ContextWarmup,
+    Warmup,
+    cut_windows,
+    lengths_of,
+    updates_of,
+    warm_up,
+)
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import launch, losses, prepare, run_module
-from tests.training.fault_tolerance.faults import kill_in_step, run, tiny_trainer
+from tests.training.fault_tolerance.faults import Ended, Fault, kill_in_step, tiny_trainer
+from tests.training.fault_tolerance.faults import run as run_trainer
 
 STEP = 8 * 16  # tokens: 4 micro-batches of 2 windows of 16
 SHAPE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "logging_steps": 1}
 
 
-def warm(trainer, context=None, batch=None):
+def pretraining_trainer(folder: Path, z_loss: float = 0.0, **changes: Any) -> PretrainingTrainer:
+    """`tiny_trainer` as the Trainer that ramp-ups are for."""
+    plain = tiny_trainer(folder, **changes)
+    data = {"train_dataset": plain.train_dataset, "eval_dataset": plain.eval_dataset}
+    return PretrainingTrainer(plain.model, plain.args, z_loss=z_loss, **data)
+
+
+def run(folder: Path, *faults: Fault, **changes: Any) -> Ended:
+    return run_trainer(folder, *faults, build=pretraining_trainer, **changes)
+
+
+def ramp_up(trainer, context=None, batch=None):
     warm_up(trainer, 16, STEP, context, batch)
 
 
-smaller = partial(warm, batch=Warmup(STEP // 4, 6))
-smaller_for_long = partial(warm, batch=Warmup(STEP // 4, 100))
-both = partial(warm, context=Warmup(4, 6), batch=Warmup(STEP // 4, 6))
+smaller = partial(ramp_up, batch=Warmup(STEP // 4, 6))
+smaller_for_long = partial(ramp_up, batch=Warmup(STEP // 4, 100))
+both = partial(ramp_up, context=Warmup(4, 6), batch=Warmup(STEP // 4, 6))
 
 
 def test_each_size_has_an_equal_part_of_the_steps():
-    assert [Warmup(128, 9).divisor(step, 1024) for step in range(11)] == [8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1]
-    assert [Warmup(512, 5).divisor(step, 1024) for step in range(6)] == [2, 2, 2, 2, 2, 1]
-    assert [Warmup(1024, 5).divisor(step, 1024) for step in range(2)] == [1, 1]
+    assert [Warmup(128, 9).step_divisor(step, 1024) for step in range(11)] == [8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1]
+    assert [Warmup(512, 5).step_divisor(step, 1024) for step in range(6)] == [2, 2, 2, 2, 2, 1]
+    assert [Warmup(1024, 5).step_divisor(step, 1024) for step in range(2)] == [1, 1]
     assert lengths_of(1024, Warmup(128, 9)) == [128, 256, 512, 1024]
     assert lengths_of(1024, None) == [1024]
     assert updates_of(4096, Warmup(1024, 9)) == 4 and updates_of(4096, None) == 1
@@ -49,15 +70,15 @@ def test_what_does_not_double_to_the_end_is_refused_with_what_does(start):
 
 def test_a_window_is_cut_into_rows_in_its_order():
     batch = {"input_ids": torch.arange(16).reshape(2, 8), "labels": torch.arange(16).reshape(2, 8)}
-    assert cut(batch, 2)["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
-    assert torch.equal(cut(batch, 2)["labels"], cut(batch, 2)["input_ids"])
+    assert cut_windows(batch, 2)["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert torch.equal(cut_windows(batch, 2)["labels"], cut_windows(batch, 2)["input_ids"])
 
 
 @pytest.mark.parametrize("positions", ["rope", "alibi", "learned", "none"])
 def test_rows_of_a_cut_window_do_not_see_each_other(positions):
     model = tiny_model(positions=positions)
     ids = torch.randint(0, 256, (2, 32))
-    whole = model(**cut({"input_ids": ids, "labels": ids}, 4)).loss
+    whole = model(**cut_windows({"input_ids": ids, "labels": ids}, 4)).loss
     alone = [model(input_ids=row[None], labels=row[None]).loss for row in ids.reshape(-1, 8)]
     assert whole.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-6)
 
@@ -93,10 +114,10 @@ class Seen(TrainerCallback):
         self.updates[-1] += 1
 
 
-def trained(folder: Path, **warmups) -> tuple[Seen, SimpleNamespace]:
+def trained(folder: Path, **rampups) -> tuple[Seen, SimpleNamespace]:
     """What a training of 7 steps has seen, and its log."""
-    trainer = tiny_trainer(folder, **SHAPE, max_steps=7, save_strategy="no")
-    warm(trainer, **warmups)
+    trainer = pretraining_trainer(folder, **SHAPE, max_steps=7, save_strategy="no")
+    ramp_up(trainer, **rampups)
     seen = Seen(trainer)
     trainer.add_callback(seen)
     trainer.train()
@@ -107,7 +128,7 @@ def tokens(seen):
     return [torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist() for batches, _ in seen.batches]
 
 
-def test_the_tokens_and_their_order_are_those_without_a_warmup(tmp_path):
+def test_the_tokens_and_their_order_are_those_without_a_rampup(tmp_path):
     plain, _ = trained(tmp_path / "plain")
     warmed, state = trained(tmp_path / "warm", context=Warmup(4, 6), batch=Warmup(STEP // 4, 4))
     assert tokens(warmed) == tokens(plain)
@@ -131,27 +152,27 @@ def test_an_update_is_what_a_whole_step_of_its_tokens_would_be(tmp_path):
 def test_so_it_is_with_terms_added_to_the_loss(tmp_path):
     same = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "label_smoothing_factor": 0.1}
 
-    def learnt(name: str, steps: int, batch: Warmup | None, **changes) -> tuple[PretrainingTrainer, list[float]]:
-        plain = tiny_trainer(tmp_path / name, **SHAPE | same | {"save_strategy": "no", "max_steps": steps} | changes)
-        trainer = PretrainingTrainer(plain.model, plain.args, z_loss=1e-2, train_dataset=plain.train_dataset)
-        warm(trainer, batch=batch)
+    def train(name: str, steps: int, batch: Warmup | None, **changes) -> tuple[PretrainingTrainer, list[float]]:
+        settings = SHAPE | same | {"save_strategy": "no", "max_steps": steps} | changes
+        trainer = pretraining_trainer(tmp_path / name, z_loss=1e-2, **settings)
+        ramp_up(trainer, batch=batch)
         trainer.train()
         return trainer, [entry["objective"] for entry in trainer.state.log_history if "objective" in entry]
 
-    warmed, found = learnt("warm", 3, Warmup(STEP // 4, 100))
-    whole, each = learnt("whole", 12, None, gradient_accumulation_steps=1)
+    warmed, objectives = train("warm", 3, Warmup(STEP // 4, 100))
+    whole, each = train("whole", 12, None, gradient_accumulation_steps=1)
     assert all(map(torch.equal, warmed.model.state_dict().values(), whole.model.state_dict().values()))
-    assert found == pytest.approx([sum(each[start : start + 4]) / 4 for start in (0, 4, 8)], rel=1e-5)
+    assert objectives == pytest.approx([sum(each[start : start + 4]) / 4 for start in (0, 4, 8)], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The outcome of a run with both warm-ups that nothing befell."""
+    """The outcome of an uninterrupted run with both ramp-ups."""
     return run(tmp_path_factory.mktemp("alone") / "base", both, **SHAPE).outcome
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_a_killed_warmup_goes_on_exactly(tmp_path, alone, step):
+def test_a_killed_rampup_resumes_exactly(tmp_path, alone, step):
     run(tmp_path / "base", both, partial(kill_in_step, step=step), **SHAPE, save_steps=1)
     again = run(tmp_path / "base", both, **SHAPE, save_steps=1)
     assert f"resuming at step {step - 1}" in again.output
@@ -171,7 +192,7 @@ def test_two_processes_make_the_same_updates_as_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "zero2", "zero3", "fsdp2"])
-def test_every_engine_warms_up_as_one_process_does(tiny_life, tmp_path, config):
+def test_every_engine_ramps_up_as_one_process_does(tiny_life, tmp_path, config):
     warmups = (
         "context_warmup={start: 32, steps: 6}",
         "batch_warmup={start: 256, steps: 6}",
@@ -181,7 +202,7 @@ def test_every_engine_warms_up_as_one_process_does(tiny_life, tmp_path, config):
     alone, launched = prepare(tiny_life, tmp_path / "alone"), prepare(tiny_life, tmp_path / "launched")
     done = run_module(*command, folder=alone)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "from step 4 on: updates of 512 tokens, 2 a step" in done.stdout
+    assert "from step 4 on: updates of 512 tokens, 2 per step" in done.stdout
     done = launch(config, *command, folder=launched)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (losses(folder / "runs/tiny/base") for folder in (alone, launched))
@@ -230,7 +251,7 @@ def test_more_updates_in_a_step_are_no_spike(tmp_path):
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path)
+    trainer = pretraining_trainer(tmp_path)
     trainer.model.config.is_encoder_decoder = True
     with pytest.raises(UserError, match="context_warmup: an encoder-decoder"):
         ContextWarmup(trainer, Warmup(4, 6), 16)
@@ -239,4 +260,4 @@ def test_what_cannot_be_cut_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"context_warmup does not run .* in a pipeline"):
         ContextWarmup(trainer, Warmup(4, 6), 16)
     with pytest.raises(UserError, match="batch_warmup does not run in a pipeline"):
-        BatchWarmup(trainer, Warmup(64, 6), STEP)
+        BatchRampup(trainer, Warmup(64, 6), STEP)

@@ -12,7 +12,7 @@ from transformers.utils import PushInProgress
 
 from hf_llm.core.errors import UserError
 from hf_llm.training import hub_upload
-from hf_llm.training.hub_upload import create_repository, end_uploads, push
+from hf_llm.training.hub_upload import create_repository, upload_model_folder, wait_for_uploads
 from tests.stand_in_hub import running_hub
 from tests.training.fault_tolerance.faults import run, start, tiny_trainer
 
@@ -25,7 +25,7 @@ def hub(monkeypatch):
     with running_hub() as hub:
         to_hub(hub.url, monkeypatch.setattr)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(hub_upload, "PAUSES", (0, 0))
+        monkeypatch.setattr(hub_upload, "RETRY_PAUSES_SECONDS", (0, 0))
         monkeypatch.setattr(hub_upload, "SILENCE_SECONDS", 2.0)
         yield hub
         huggingface_hub.close_session()
@@ -46,7 +46,7 @@ def finished_model(folder):
 def test_a_hub_that_is_out_of_order_for_a_while_is_tried_again(hub, tmp_path, capsys):
     hub.repositories["ada/tiny"] = {}
     hub.next_commits = [503, 500]
-    push("ada/tiny", finished_model(tmp_path / "base"))
+    upload_model_folder("ada/tiny", finished_model(tmp_path / "base"))
     assert "config.json" in hub.repositories["ada/tiny"]
     assert capsys.readouterr().out.count("the Hub does not answer") == 2
 
@@ -55,17 +55,17 @@ def test_one_that_stays_so_is_an_error_with_the_command_for_later(hub, tmp_path)
     hub.repositories["ada/tiny"] = {}
     hub.next_commits = [503] * 9
     with pytest.raises(UserError, match=r"(?s)the model is finished in .*hf upload ada/tiny"):
-        push("ada/tiny", finished_model(tmp_path / "base"))
+        upload_model_folder("ada/tiny", finished_model(tmp_path / "base"))
     assert len(hub.next_commits) == 6  # three tries
 
 
 def test_one_that_never_answers_is_not_waited_for_without_end(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_upload, "PAUSES", ())
+    monkeypatch.setattr(hub_upload, "RETRY_PAUSES_SECONDS", ())
     hub.repositories["ada/tiny"] = {}
     hub.silent.set()
     try:
         with pytest.raises(UserError, match="its upload to ada/tiny failed"):
-            push("ada/tiny", finished_model(tmp_path / "base"))
+            upload_model_folder("ada/tiny", finished_model(tmp_path / "base"))
         assert hub.unanswered == 1
     finally:
         hub.silent.clear()
@@ -82,7 +82,7 @@ def pushing_trainer(folder, url, silence, **changes):
     """A tiny trainer that pushes every checkpoint to the Hub at `url`, and says when the training has ended."""
     to_hub(url)
     hub_upload.SILENCE_SECONDS = silence
-    huggingface_hub.set_client_factory(hub_upload.impatient_client)
+    huggingface_hub.set_client_factory(hub_upload.create_http_client)
     return tiny_trainer(folder, push_to_hub=True, hub_model_id="ada/tiny", **changes)
 
 
@@ -115,10 +115,10 @@ def test_a_training_ends_and_is_saved_while_the_hub_keeps_a_push_waiting(undistu
 def test_a_push_of_a_checkpoint_that_failed_is_told_in_the_end(tmp_path, capsys):
     trainer = tiny_trainer(tmp_path)
     trainer.push_in_progress = None
-    end_uploads(trainer)
+    wait_for_uploads(trainer)
     failed = Future()
     failed.set_exception(OSError("no route to host"))
     trainer.push_in_progress = PushInProgress([failed])
-    end_uploads(trainer)
+    wait_for_uploads(trainer)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "upload" in line]
     assert line == "the upload of a checkpoint failed, which harms nothing: no route to host"

@@ -1,6 +1,7 @@
 """Muon against torch's own, on whole matrices and on parts of them; what it is for, and where it is refused."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
 from hf_llm.training import muon
-from hf_llm.training.muon import Muon, check_muon, matrices_of, of_partition, orthogonal
+from hf_llm.training.muon import Muon, check_muon, matrices_of, orthogonalize_matrices, orthogonalize_partition
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import launch, losses, run_module
 from tests.variants import CHANGES
@@ -78,15 +79,17 @@ def test_embeddings_positions_and_head_of_stock_models_are_not_muons():
 def test_orthogonal_matrices_have_singular_values_around_one_and_the_size_of_adamws_updates(units, monkeypatch):
     monkeypatch.setattr(muon, "has_bf16", lambda device: units)
     for shape in ((32, 64), (64, 32), (3, 32, 48)):
-        found = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-        values = torch.linalg.svdvals(found / (0.2 * max(shape[-2:]) ** 0.5))
+        orthogonal = orthogonalize_matrices(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        values = torch.linalg.svdvals(orthogonal / (0.2 * max(shape[-2:]) ** 0.5))
         assert values.min() > 0.5 and values.max() < 1.3
-        assert found.square().mean().sqrt() == pytest.approx(0.2, rel=0.2)
+        assert orthogonal.square().mean().sqrt() == pytest.approx(0.2, rel=0.2)
 
 
 def test_stacked_matrices_are_made_orthogonal_one_by_one():
     stack = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(orthogonal(stack), torch.stack([orthogonal(matrix) for matrix in stack]))
+    torch.testing.assert_close(
+        orthogonalize_matrices(stack), torch.stack([orthogonalize_matrices(matrix) for matrix in stack])
+    )
 
 
 def test_a_parameter_without_gradient_stays_as_it_is():
@@ -119,16 +122,16 @@ def in_parts(rank: int, file: str) -> None:
 
     whole = stepped([weight.clone() for weight in weights], gradients)
     shards = stepped(*([distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in ts] for ts in (weights, gradients)))
-    for found, expected in zip(shards, whole, strict=True):
-        torch.testing.assert_close(found.full_tensor(), expected)
+    for shard, expected in zip(shards, whole, strict=True):
+        torch.testing.assert_close(shard.full_tensor(), expected)
 
     row = torch.cat([gradient.flatten() for gradient in gradients])
-    size = -(-len(row) // 4) * 2  # ZeRO pads
+    size = math.ceil(len(row) / 4) * 2  # ZeRO pads
     row = torch.nn.functional.pad(row, (0, 2 * size - len(row)))
-    found = of_partition(row[rank * size : (rank + 1) * size], SHAPES)
-    expected = torch.cat([orthogonal(gradient).flatten() for gradient in gradients])
+    partition = orthogonalize_partition(row[rank * size : (rank + 1) * size], SHAPES)
+    expected = torch.cat([orthogonalize_matrices(gradient).flatten() for gradient in gradients])
     expected = torch.nn.functional.pad(expected, (0, 2 * size - len(expected)))
-    torch.testing.assert_close(found, expected[rank * size : (rank + 1) * size])
+    torch.testing.assert_close(partition, expected[rank * size : (rank + 1) * size])
     dist.destroy_process_group()
 
 
@@ -165,7 +168,7 @@ STEPS = tuple(
 )
 
 
-def go_on(prepared, run) -> None:
+def check_resume(prepared, run) -> None:
     """Run to the end, then again from the middle: the same losses and the same bits."""
     base = prepared / "runs/tiny/base"
     whole, curve = file_digest(base / "model.safetensors"), losses(base)
@@ -187,7 +190,7 @@ def test_a_training_goes_on_from_a_checkpoint_exactly(prepared):
 
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
-    go_on(prepared, run)
+    check_resume(prepared, run)
 
 
 @pytest.mark.slow
@@ -213,6 +216,6 @@ def test_two_processes_learn_what_one_does_and_go_on_exactly(prepared, config, o
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     for key in ("loss", "objective", "grad_norm", "eval_loss"):
-        found, expected = (losses(prepared / "runs" / name / "base", key) for name in ("tiny", "alone"))
-        assert found == pytest.approx(expected, abs=1e-3), key
-    go_on(prepared, run)
+        by_two, by_one = (losses(prepared / "runs" / name / "base", key) for name in ("tiny", "alone"))
+        assert by_two == pytest.approx(by_one, abs=1e-3), key
+    check_resume(prepared, run)

@@ -4,13 +4,13 @@ from transformers import BertConfig, BertForMaskedLM, TrainerCallback, TrainingA
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.corruption import CorruptedWindows, MaskedTokens
-from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch, words_of
+from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, regular_token_mask, tell_epoch
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("model", "found"),
+    ("model", "expected"),
     [
         ({}, Objective("causal")),
         ({"model_type": "llama"}, Objective("causal")),
@@ -24,9 +24,9 @@ from tests.tiny_models import tiny_tokenizer
         ({"model_type": "bart"}, Objective("span_corruption", 0.15, 3.0)),
     ],
 )
-def test_the_objective_follows_from_the_model_type(model, found):
-    assert objective_in({"model": model}) == found
-    assert objective_in({"model": model, "pretrain": {"objective": found.kind}}) == found
+def test_the_objective_follows_from_the_model_type(model, expected):
+    assert objective_in({"model": model}) == expected
+    assert objective_in({"model": model, "pretrain": {"objective": expected.kind}}) == expected
 
 
 def test_a_section_changes_what_the_papers_say():
@@ -39,11 +39,11 @@ def test_a_section_changes_what_the_papers_say():
 @pytest.mark.parametrize(
     ("model", "objective", "words"),
     [
-        ({}, "masked", "masked is nothing a hf_llm can learn, it learns causal; .* bert"),
-        ({"model_type": "llama"}, "span_corruption", "nothing a llama can learn.* t5"),
-        ({"model_type": "t5"}, "masked", "nothing a t5 can learn"),
-        ({"model_type": "t5"}, "causal", "nothing a t5 can learn.*hf_llm, llama"),
-        ({"model_type": "bert"}, "causal", "bert sees what stands after each token; write model.is_decoder: true"),
+        ({}, "masked", "a hf_llm cannot be trained on masked, only on causal; .* bert"),
+        ({"model_type": "llama"}, "span_corruption", "a llama cannot be trained on span_corruption.* t5"),
+        ({"model_type": "t5"}, "masked", "a t5 cannot be trained on masked"),
+        ({"model_type": "t5"}, "causal", "a t5 cannot be trained on causal.*hf_llm, llama"),
+        ({"model_type": "bert"}, "causal", "bert sees the tokens after each token; also write model.is_decoder: true"),
         ({"model_type": "bert"}, "mask", "'mask' is unknown; one of causal, masked, span_corruption"),
         ({"model_type": "bert"}, {"share": 1.5}, "share is 1.5"),
         ({"model_type": "bert"}, {"mean_span": 3}, "`mean_span` belongs to span_corruption"),
@@ -53,7 +53,7 @@ def test_a_section_changes_what_the_papers_say():
         ({"model_type": "brt"}, "masked", "did you mean bert"),
     ],
 )
-def test_what_a_model_cannot_learn_is_an_error_that_says_what_can(model, objective, words):
+def test_what_a_model_cannot_be_trained_on_is_an_error_that_says_what_can(model, objective, words):
     with pytest.raises(UserError, match=words):
         objective_in({"model": model, "pretrain": {"objective": objective}})
 
@@ -68,7 +68,7 @@ def test_a_tokenizer_gets_as_many_sentinels_as_the_context_needs():
 
 def test_words_are_all_but_the_special_tokens():
     tokenizer = tiny_tokenizer()
-    words = words_of(tokenizer)
+    words = regular_token_mask(tokenizer)
     assert len(words) == len(tokenizer) == 260
     assert not words[tokenizer.all_special_ids].any() and words.sum() == 260 - len(set(tokenizer.all_special_ids))
 
@@ -123,7 +123,7 @@ def trained(folder, workers, resume=False, dropout=0.1, **arguments):
     return seen.rows, trainer
 
 
-def test_a_training_gone_on_with_takes_the_same_tokens_out_with_any_number_of_workers(tmp_path):
+def test_a_resumed_training_takes_the_same_tokens_out_with_any_number_of_workers(tmp_path):
     whole, trainer = trained(tmp_path / "run", workers=0)
     assert len(whole) == 8
     assert isinstance(trainer.train_dataset, CorruptedWindows) and int(trainer.train_dataset._epoch) == 2

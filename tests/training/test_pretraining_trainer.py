@@ -142,7 +142,7 @@ def test_a_model_without_activation_checkpointing_is_named(tmp_path):
     sizes = {"embedding_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     model = AutoModelForMaskedLM.from_config(AlbertConfig(vocab_size=64, **sizes))
     arguments = TrainingArguments(tmp_path, activation_checkpointing=True, use_cpu=True, report_to="none")
-    with pytest.raises(UserError, match="AlbertForMaskedLM has none"):
+    with pytest.raises(UserError, match="AlbertForMaskedLM does not support it"):
         PretrainingTrainer(model, arguments)
 
 

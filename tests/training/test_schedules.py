@@ -47,7 +47,7 @@ def test_every_schedule_is_held_to_the_stages(windows, capsys):
     assert with_decay({"max_steps": 9}, windows, 10) == {"max_steps": 9}
     assert not capsys.readouterr().out
     assert with_decay({"max_steps": 18}, windows, 10) == {"max_steps": 18}
-    assert "stages end after 9 of 18 steps, and begin again with the first" in capsys.readouterr().out
+    assert "stages end after 9 of 18 steps, and start again with the first" in capsys.readouterr().out
     assert with_decay({"max_steps": -1}, windows, 10) == {"max_steps": -1}
 
 
@@ -57,12 +57,12 @@ def rates(folder, steps=100, **settings) -> list[float]:
     arguments = training_arguments(TrainingArguments, given, folder, 0, "pretrain")
     trainer = PretrainingTrainer(tiny_model(), arguments)
     trainer.create_optimizer_and_scheduler(steps)
-    found = []
+    learning_rates = []
     for _ in range(steps + 1):
-        found.append(trainer._get_learning_rate())
+        learning_rates.append(trainer._get_learning_rate())
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
-    return found
+    return learning_rates
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def rates(folder, steps=100, **settings) -> list[float]:
         ("warmup_stable_decay", {"num_decay_steps": 50, "decay_type": "linear"}, 4e-3, 0.0),
     ],
 )
-@pytest.mark.parametrize("max_steps", [100, -1])  # given, or found out from epochs
+@pytest.mark.parametrize("max_steps", [100, -1])  # given, or derived from epochs
 def test_rates_are_those_promised(tmp_path, kind, settings, at_80, at_the_end, max_steps):
     given = {"lr_scheduler_kwargs": settings} if settings else {}
-    found = rates(tmp_path, lr_scheduler_type=kind, max_steps=max_steps, **given)
-    assert found[0] == 0 and found[5] == pytest.approx(5e-3) and found[10] == 1e-2
-    assert found[80] == pytest.approx(at_80, rel=1e-4)
-    assert found[100] == pytest.approx(at_the_end, abs=1e-9)
+    each = rates(tmp_path, lr_scheduler_type=kind, max_steps=max_steps, **given)
+    assert each[0] == 0 and each[5] == pytest.approx(5e-3) and each[10] == 1e-2
+    assert each[80] == pytest.approx(at_80, rel=1e-4)
+    assert each[100] == pytest.approx(at_the_end, abs=1e-9)
 
 
 def test_muon_and_adamw_follow_one_schedule(tmp_path):

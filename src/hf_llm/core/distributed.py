@@ -1,4 +1,4 @@
-"""What one process finds out, all processes act on."""
+"""Let one process of a launch do something for all of them, and join the processes of a launch on CPUs."""
 
 import os
 from collections.abc import Callable
@@ -14,25 +14,31 @@ from hf_llm.core.errors import UserError
 T = TypeVar("T")
 
 
-def on_main(find_out: Callable[[], T]) -> T:
-    """Call `find_out` in the first process alone; its result is returned, its UserError raised, in every process."""
-    found: list = [None, None]
+def run_on_main(function: Callable[[], T]) -> T:
+    """Call `function` in the first process only. In every process, return its result or raise its UserError."""
+    result = None
+    user_error = None
     if is_main_process():
         try:
-            found[0] = find_out()
+            result = function()
         except UserError as error:
-            found[1] = error
+            user_error = error
+
     if torch.distributed.is_initialized():
-        broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+        outcome = [result, user_error]
+        broadcast_object_list(outcome)
+        result, user_error = outcome
+
+    if user_error is not None:
+        raise user_error
+    return result
 
 
-def meet(seconds: float) -> None:
-    """Join the processes of a launch on CPUs; to wait for one of them ends with an error after `seconds`.
+def init_cpu_process_group(timeout_seconds: float) -> None:
+    """Join the processes of a launch on CPUs over gloo; a wait for one of them fails after `timeout_seconds`.
 
-    Trainer would join them itself, but forgets its `ddp_timeout` where `use_cpu` is set.
+    Trainer would join them itself, but ignores its `ddp_timeout` where `use_cpu` is set.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))

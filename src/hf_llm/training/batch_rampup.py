@@ -1,17 +1,16 @@
-"""What grows over the first steps of a pretraining: the tokens of an optimizer update, and those of a sequence.
+"""Ramp-ups over the first steps of a pretraining: of the tokens in an optimizer update, and of those in a sequence.
 
 A step takes `tokens_per_step` tokens from the first to the last: steps, learning rate, data and checkpoints are what
-they are without a warm-up, and a resume stays exact. Within a step the batch warm-up makes several updates, the context
-warm-up cuts every window into several shorter ones. Both grow in powers of two, each size for an equal part of the
-warm-up's steps.
+they are without a ramp-up, and a resume stays exact. Within a step the batch-size ramp-up (`pretrain.batch_warmup`)
+makes several optimizer updates; the sequence-length ramp-up (`pretrain.context_warmup`) cuts every window into several
+shorter ones. Both sizes grow in powers of two, and each size lasts for an equal part of the ramp-up's steps.
 
 A smaller batch at first: https://arxiv.org/abs/2005.14165 (table 2.1), https://arxiv.org/abs/1812.06162. Shorter
 sequences: https://arxiv.org/abs/2108.06084, https://arxiv.org/abs/2310.00576, https://arxiv.org/abs/2503.15450.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial, wraps
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,159 +20,204 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import launched_layout
 
-CONTEXT, BATCH = "pretrain.context_warmup", "pretrain.batch_warmup"
+CONTEXT_KEY = "pretrain.context_warmup"
+BATCH_KEY = "pretrain.batch_warmup"
 
 
 @dataclass
 class Warmup:
-    """A number of tokens that doubles until it is what the recipe says elsewhere."""
+    """A number of tokens that doubles until it reaches the size that the recipe gives elsewhere."""
 
-    start: int = field(metadata={"help": "tokens in the first step"})
-    steps: int = field(metadata={"help": "until it is full grown"})
+    start: int
+    """Tokens in the first step."""
+    steps: int
+    """Steps until the full size is reached."""
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.steps < 1:
             raise ValueError(f"start and steps are above 0; got {self.start} and {self.steps}")
 
-    def first_divisor(self, end: int, key: str) -> int:
-        """What `end` is divided by at first. Raises UserError, naming `key`, unless that is a power of two."""
-        ratio, rest = divmod(end, self.start)
-        if rest or ratio & (ratio - 1):
-            possible = [str(end >> doublings) for doublings in range(1, 9) if end % (1 << doublings) == 0]
-            raise UserError(
-                f"{key}.start: {self.start} does not become {end} by doublings; "
-                + (f"one of {', '.join(possible)} does" if possible else f"{end} is odd")
-            )
-        return ratio
+    def initial_divisor(self, full_size: int, key: str) -> int:
+        """Return what `full_size` is divided by in the first step.
 
-    def divisor(self, step: int, end: int) -> int:
-        """What `end` is divided by in `step`, from 0."""
-        doublings = (end // self.start).bit_length() - 1
-        return 1 << max(0, doublings - step * doublings // self.steps)
+        Raises UserError, naming the recipe's `key`, unless that is a power of two.
+        """
+        ratio, remainder = divmod(full_size, self.start)
+        is_power_of_two = ratio & (ratio - 1) == 0
+        if remainder == 0 and is_power_of_two:
+            return ratio
+
+        possible_starts = [str(full_size >> power) for power in range(1, 9) if full_size % (1 << power) == 0]
+        remedy = f"{full_size} is odd"
+        if possible_starts:
+            remedy = f"one of {', '.join(possible_starts)} does"
+        raise UserError(f"{key}.start: {self.start} does not become {full_size} by doublings; {remedy}")
+
+    def step_divisor(self, step: int, full_size: int) -> int:
+        """Return what `full_size` is divided by in `step`, counted from 0."""
+        doublings = (full_size // self.start).bit_length() - 1
+        doublings_done = step * doublings // self.steps
+        return 1 << max(0, doublings - doublings_done)
 
 
 def warm_up(
     trainer: Trainer, context: int, tokens_per_step: int, context_warmup: Warmup | None, batch_warmup: Warmup | None
 ) -> None:
-    """Let a trainer of windows of `context` tokens begin with shorter ones, or with smaller updates. Raises UserError
-    where a warm-up does not divide them, or the launch does not allow it."""
+    """Let a PretrainingTrainer, whose windows have `context` tokens, start with shorter windows or smaller updates.
+
+    Raises UserError where a ramp-up does not divide them, or the launch does not allow it.
+    """
     if context_warmup is not None:
-        trainer.add_callback(ContextWarmup(trainer, context_warmup, context))
+        trainer.context_rampup = ContextWarmup(trainer, context_warmup, context)
+        trainer.add_callback(trainer.context_rampup)
     if batch_warmup is not None:
-        trainer.add_callback(BatchWarmup(trainer, batch_warmup, tokens_per_step))
+        trainer.batch_rampup = BatchRampup(trainer, batch_warmup, tokens_per_step)
+        trainer.add_callback(trainer.batch_rampup)
 
 
-def lengths_of(context: int, warmup: Warmup | None) -> list[int]:
-    """The lengths that sequences will have, the shortest first."""
-    shortest = 1 if warmup is None else warmup.first_divisor(context, CONTEXT)
-    return [context >> doublings for doublings in reversed(range(shortest.bit_length()))]
+def lengths_of(context: int, rampup: Warmup | None) -> list[int]:
+    """Return the lengths that sequences will have, the shortest first."""
+    divisor = 1
+    if rampup is not None:
+        divisor = rampup.initial_divisor(context, CONTEXT_KEY)
+    return [context >> power for power in reversed(range(divisor.bit_length()))]
 
 
-def updates_of(tokens_per_step: int, warmup: Warmup | None) -> int:
-    """How many updates the first step makes."""
-    return 1 if warmup is None else warmup.first_divisor(tokens_per_step, BATCH)
+def updates_of(tokens_per_step: int, rampup: Warmup | None) -> int:
+    """Return how many optimizer updates the first step makes."""
+    if rampup is None:
+        return 1
+    return rampup.initial_divisor(tokens_per_step, BATCH_KEY)
 
 
 class ContextWarmup(TrainerCallback):
-    """Cuts the windows of the first steps into shorter ones of equal length, as soon as they are fetched."""
+    """Cut the windows of the first steps into shorter ones of equal length, as soon as they are fetched.
 
-    def __init__(self, trainer: Trainer, warmup: Warmup, context: int):
-        warmup.first_divisor(context, CONTEXT)
+    PretrainingTrainer fetches through `cut_batches`; as a callback, this prints each new length.
+    """
+
+    def __init__(self, trainer: Trainer, rampup: Warmup, context: int):
+        rampup.initial_divisor(context, CONTEXT_KEY)  # raises UserError where the windows cannot be cut
+
         layout = launched_layout()
         if layout.context * layout.sequence * layout.pipeline > 1:
             raise UserError(
-                f"{CONTEXT} does not run where a window is spread over processes, or in a pipeline; leave "
+                f"{CONTEXT_KEY} does not run where a window is spread over processes, or in a pipeline; leave "
                 "it out, or launch with ddp, zero2, zero3 or fsdp2"
             )
         if trainer.model.config.is_encoder_decoder:
-            raise UserError(f"{CONTEXT}: an encoder-decoder's windows cannot be cut; leave it out")
-        self._divisor = partial(warmup.divisor, end=context)
-        self._context, self._said = context, 0
-        self._state = lambda: trainer.state
-        trainer.get_batch_samples = self._cut(trainer.get_batch_samples)
+            raise UserError(f"{CONTEXT_KEY}: an encoder-decoder's windows cannot be cut; leave it out")
 
-    def _cut(self, fetch: Callable) -> Callable:
-        @wraps(fetch)
-        def get_batch_samples(batches: Iterator[dict], *args: Any, **kwargs: Any) -> tuple[list, Any]:
-            divisor = self._divisor(self._state().global_step)
-            return fetch(map(partial(cut, divisor=divisor), batches), *args, **kwargs)
+        self._trainer = trainer
+        self._rampup = rampup
+        self._context = context
+        self._printed_length = 0
 
-        return get_batch_samples
+    def cut_batches(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield `batches` with their windows cut as the coming step has them."""
+        divisor = self._rampup.step_divisor(self._trainer.state.global_step, self._context)
+        return (cut_windows(batch, divisor) for batch in batches)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        length = self._context // self._divisor(state.global_step)
-        if length != self._said:
+        length = self._context // self._rampup.step_divisor(state.global_step, self._context)
+        if length != self._printed_length:
             print_main(f"from step {state.global_step + 1} on: sequences of {length:,} tokens")
-            self._said = length
+            self._printed_length = length
 
 
-def cut(batch: dict[str, torch.Tensor], divisor: int) -> dict[str, torch.Tensor]:
-    """Each row of a batch of windows (B T) as `divisor` rows (B * divisor, T / divisor)."""
+def cut_windows(batch: dict[str, torch.Tensor], divisor: int) -> dict[str, torch.Tensor]:
+    """Cut each row of a batch of windows (B T) into `divisor` rows (B * divisor, T / divisor)."""
     return {name: values.reshape(-1, values.shape[-1] // divisor) for name, values in batch.items()}
 
 
-class BatchWarmup(TrainerCallback):
-    """Makes several optimizer updates in each of the first steps, each of an equal part of its micro-batches.
+class BatchRampup(TrainerCallback):
+    """Make several optimizer updates in each of the first steps, each from an equal part of its micro-batches.
 
-    An update goes through all that Trainer's own goes through: clipping, callbacks (so that guards judge it), DDP's and
-    DeepSpeed's reduction. The learning rate follows the steps.
+    An update goes through all that Trainer's own goes through: clipping, callbacks (so that guards test it), DDP's and
+    DeepSpeed's reduction. The learning rate follows the steps. PretrainingTrainer runs every micro-batch through
+    `run_micro_batch`.
     """
 
-    def __init__(self, trainer: Trainer, warmup: Warmup, tokens_per_step: int):
+    def __init__(self, trainer: Trainer, rampup: Warmup, tokens_per_step: int):
         if launched_layout().pipeline > 1:
-            raise UserError(f"{BATCH} does not run in a pipeline, whose steps are whole; leave it out")
-        self.trainer, self._said, self._batches = trainer, 0, 0
-        self._divisor, self._tokens = partial(warmup.divisor, end=tokens_per_step), tokens_per_step
-        trainer.training_step = self._shared(trainer.training_step)
+            raise UserError(f"{BATCH_KEY} does not run in a pipeline, whose steps are whole; leave it out")
 
-    def _share(self) -> int:
-        """Micro-batches of an update; all of the step where an epoch ends in it, with fewer."""
-        trainer, whole = self.trainer, self.trainer.args.gradient_accumulation_steps
-        if trainer.current_gradient_accumulation_steps != whole:
-            return trainer.current_gradient_accumulation_steps
-        return whole // self._divisor(trainer.state.global_step)
+        self._trainer = trainer
+        self._rampup = rampup
+        self._tokens_per_step = tokens_per_step
+        self._printed_updates = 0
+        self._micro_batches = 0  # of the present step, so far
 
-    def _shared(self, step: Callable) -> Callable:
-        @wraps(step)
-        def training_step(model: torch.nn.Module, inputs: dict, items: torch.Tensor | int | None = None):
-            trainer, share, whole = self.trainer, self._share(), self.trainer.current_gradient_accumulation_steps
-            self._batches += 1
-            if share == whole:
-                return step(model, inputs, items)
-            trainer.accelerator.gradient_state._set_sync_gradients(self._batches % share == 0)
-            # The mean is over the tokens of this update, and its part of the step's loss, which Trainer sums up.
-            trainer.current_gradient_accumulation_steps = share
-            loss = step(model, inputs, None if items is None else items * share / whole)
-            trainer.current_gradient_accumulation_steps = whole
-            return loss * share / whole
+    def run_micro_batch(
+        self,
+        training_step: Callable[..., torch.Tensor],
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Run Trainer's `training_step` on a micro-batch of a smaller update; return its part of the step's loss."""
+        per_step = self._trainer.current_gradient_accumulation_steps
+        per_update = self._micro_batches_per_update()
+        self._micro_batches += 1
+        if per_update == per_step:
+            return training_step(model, inputs, num_items_in_batch)
 
-        return training_step
+        ends_update = self._micro_batches % per_update == 0
+        self._trainer.accelerator.gradient_state._set_sync_gradients(ends_update)
+
+        # The gradient is of the mean over this update's tokens. The loss returned is its part of the mean over the
+        # step's tokens, since Trainer sums up what it gets.
+        items_in_update = None
+        if num_items_in_batch is not None:
+            items_in_update = num_items_in_batch * per_update / per_step
+        self._trainer.current_gradient_accumulation_steps = per_update
+        loss = training_step(model, inputs, items_in_update)
+        self._trainer.current_gradient_accumulation_steps = per_step
+        return loss * per_update / per_step
+
+    def _micro_batches_per_update(self) -> int:
+        """Return the micro-batches of an update: all of the step where an epoch ends in it, with fewer than usual."""
+        per_full_step = self._trainer.args.gradient_accumulation_steps
+        per_step = self._trainer.current_gradient_accumulation_steps
+        if per_step != per_full_step:
+            return per_step
+        return per_full_step // self._updates_in_step(self._trainer.state.global_step)
+
+    def _updates_in_step(self, step: int) -> int:
+        return self._rampup.step_divisor(step, self._tokens_per_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self._batches, updates = 0, self._divisor(state.global_step)
-        if updates != self._said:
-            print_main(
-                f"from step {state.global_step + 1} on: updates of {self._tokens // updates:,} tokens, {updates} a step"
-            )
-            self._said = updates
-        self._announce()
+        self._micro_batches = 0
+        updates = self._updates_in_step(state.global_step)
+        if updates != self._printed_updates:
+            tokens = self._tokens_per_step // updates
+            print_main(f"from step {state.global_step + 1} on: updates of {tokens:,} tokens, {updates} per step")
+            self._printed_updates = updates
+        self._set_gradient_sync()
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if self._batches % self._share() == 0:
-            self._update()
-        self._announce()
+        if self._micro_batches % self._micro_batches_per_update() == 0:
+            self._update_weights()
+        self._set_gradient_sync()
 
-    def _announce(self) -> None:
-        """Let the coming micro-batch's gradients be reduced over the processes where an update follows it."""
-        follows = (self._batches + 1) % self._share() == 0
-        self.trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = follows
+    def _set_gradient_sync(self) -> None:
+        """Let the next micro-batch's gradients be reduced over the processes where an update follows it."""
+        update_follows = (self._micro_batches + 1) % self._micro_batches_per_update() == 0
+        self._trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = update_follows
 
-    def _update(self) -> None:
-        """What Trainer does at the end of a step, but for the schedule."""
-        trainer, model = self.trainer, self.trainer.model_wrapped
-        args, state, handler = trainer.args, trainer.state, trainer.callback_handler
-        norm = trainer._clip_grad_norm(model) if args.max_grad_norm > 0 else None
-        trainer._get_grad_norm(model, grad_norm=norm)
+    def _update_weights(self) -> None:
+        """Do what Trainer does at the end of a step, except for the learning-rate schedule."""
+        trainer = self._trainer
+        args = trainer.args
+        state = trainer.state
+        handler = trainer.callback_handler
+        model = trainer.model_wrapped
+
+        grad_norm = None
+        if args.max_grad_norm > 0:
+            grad_norm = trainer._clip_grad_norm(model)
+        trainer._get_grad_norm(model, grad_norm=grad_norm)
+
         trainer.control = handler.on_pre_optimizer_step(args, state, trainer.control)
         trainer.optimizer.step()
         trainer.control = handler.on_optimizer_step(args, state, trainer.control)

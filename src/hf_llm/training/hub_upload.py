@@ -1,4 +1,4 @@
-"""Model folders to the Hub. Rights are checked before training, and a failed upload costs nothing but the upload."""
+"""Upload model folders to the Hub. Rights are checked before training; a failed upload costs only the upload."""
 
 import time
 from collections.abc import Callable
@@ -16,19 +16,27 @@ from hf_llm.core.errors import UserError
 
 T = TypeVar("T")
 
-FAILURES = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError)  # the last is what a failed large file raises
-PAUSES = (2, 10, 30)  # seconds before each new try
+UPLOAD_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError)  # RuntimeError: a large file failed
+RETRY_PAUSES_SECONDS = (2, 10, 30)  # before each new try
 SILENCE_SECONDS = 120.0  # without a byte from the Hub; huggingface_hub would wait for ever
-LEFT_HERE = ["checkpoint-*", "logs/*", "rows/*", "*.tmp", "run_status.json"]
+IGNORED_FILES = ["checkpoint-*", "logs/*", "rows/*", "*.tmp", "run_status.json"]  # patterns of what is not uploaded
 
 
 def create_repository(arguments: TrainingArguments, where: str) -> None:
-    """Create the repository that `arguments` name, or find it there: so a wrong name or token is known at once."""
-    name = arguments.hub_model_id or f"{Path(arguments.output_dir).parent.name}-{Path(arguments.output_dir).name}"
-    set_client_factory(impatient_client)
+    """Create the repository that `arguments` name, unless it exists, and put its full name into `arguments`.
+
+    Called before training, so that a wrong name or token is known at once. Raises UserError, naming the recipe section
+    `where`, where the repository cannot be written to.
+    """
+    folder = Path(arguments.output_dir)
+    name = arguments.hub_model_id or f"{folder.parent.name}-{folder.name}"
+
+    set_client_factory(create_http_client)
     try:
-        repository = retried(lambda: HfApi().create_repo(name, private=arguments.hub_private_repo, exist_ok=True))
-    except (*FAILURES, HFValidationError, LocalTokenNotFoundError) as error:
+        repository = call_with_retries(
+            lambda: HfApi().create_repo(name, private=arguments.hub_private_repo, exist_ok=True)
+        )
+    except (*UPLOAD_ERRORS, HFValidationError, LocalTokenNotFoundError) as error:
         raise UserError(
             f"{where}.training.hub_model_id: {name} cannot be pushed to: {' '.join(str(error).split())}\n"
             "  Log in with `hf auth login` or set HF_TOKEN (with write access), or take push_to_hub out."
@@ -36,65 +44,66 @@ def create_repository(arguments: TrainingArguments, where: str) -> None:
     arguments.hub_model_id = repository.repo_id
 
 
-def push(repository: str, folder: Path) -> None:
+def upload_model_folder(repository: str, folder: Path) -> None:
     """Upload a finished model folder, without its checkpoints. Raises UserError with the command that does it later."""
-    set_client_factory(impatient_client)
+    set_client_factory(create_http_client)
     try:
-        url = retried(
+        url = call_with_retries(
             lambda: HfApi().upload_folder(
                 repo_id=repository,
                 folder_path=folder,
                 commit_message="Finished model",
-                ignore_patterns=list(LEFT_HERE),
+                ignore_patterns=list(IGNORED_FILES),
                 delete_patterns=["training_args.bin"],  # pushed by Trainer beside each checkpoint
             )
         )
-    except FAILURES as error:
-        excluded = " ".join(f"--exclude '{pattern}'" for pattern in LEFT_HERE)
+    except UPLOAD_ERRORS as error:
+        exclude_options = " ".join(f"--exclude '{pattern}'" for pattern in IGNORED_FILES)
         raise UserError(
             f"the model is finished in {folder}, but its upload to {repository} failed: "
-            f"{' '.join(str(error).split())}\n  Upload it later with: hf upload {repository} {folder} {excluded}"
+            f"{' '.join(str(error).split())}\n  Upload it later with: hf upload {repository} {folder} {exclude_options}"
         ) from None
     print_main(f"pushed: {url}")
 
 
-def put_off_waiting(trainer: Trainer) -> None:
-    """Let the end of a training not wait for the upload of a checkpoint: nothing is saved yet that has to be."""
-    trainer._finish_current_push = lambda: None
+def wait_for_uploads(trainer: Trainer) -> None:
+    """Wait until Trainer has uploaded its checkpoints, which must not arrive after the finished model.
 
-
-def end_uploads(trainer: Trainer) -> None:
-    """Wait for the checkpoint that Trainer is still uploading, which must not come after the finished model."""
+    A failed upload is printed; it is no reason to stop.
+    """
     if trainer.push_in_progress is None:
         return
     for job in trainer.push_in_progress.jobs:
-        error = job.exception()
+        error = job.exception()  # waits for the job's end
         if error is not None:
             print_main(f"the upload of a checkpoint failed, which harms nothing: {' '.join(str(error).split())}")
 
 
-def impatient_client() -> httpx2.Client:
-    """huggingface_hub's HTTP client, with an end to waiting."""
+def create_http_client() -> httpx2.Client:
+    """Create huggingface_hub's HTTP client, with a timeout of `SILENCE_SECONDS`."""
     client = default_client_factory()
     client.timeout = httpx2.Timeout(SILENCE_SECONDS)
     return client
 
 
-def retried(call: Callable[[], T]) -> T:
-    """`call()`, tried again after each of `PAUSES` where the Hub could not be reached or was out of order."""
-    for pause in PAUSES:
+def call_with_retries(call: Callable[[], T]) -> T:
+    """Return `call()`; after a transient error wait for each of `RETRY_PAUSES_SECONDS` in turn and try again."""
+    for pause in RETRY_PAUSES_SECONDS:
         try:
             return call()
         except (httpx2.HTTPError, RuntimeError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             print_main(f"the Hub does not answer ({' '.join(str(error).split())}); trying again in {pause} s")
             time.sleep(pause)
     return call()
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether a failed request may succeed later: no connection, no answer, too many requests, or a server's fault."""
+def is_transient(error: Exception) -> bool:
+    """Whether a failed request may succeed later: no connection, no answer, too many requests, or a server's error."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return isinstance(error, httpx2.TransportError) or (error.__cause__ is not None and may_pass(error.__cause__))
+        status = error.response.status_code
+        return status in (408, 429) or status >= 500
+    if isinstance(error, httpx2.TransportError):
+        return True
+    return error.__cause__ is not None and is_transient(error.__cause__)

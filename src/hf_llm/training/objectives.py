@@ -1,10 +1,10 @@
-"""`pretrain.objective`: what a model learns from raw text, which follows from its `model_type` where nothing is said.
+"""`pretrain.objective`: what a model is trained to predict from raw text; by default it follows from `model_type`.
 
 `causal` predicts each token from those before it, `masked` the tokens hidden in a text (BERT, ModernBERT, ALBERT ...),
-`span_corruption` the gaps of a text, which a decoder writes (T5 ...). docs/objectives.md has the table.
+`span_corruption` the spans taken out of a text, which a decoder writes (T5 ...). docs/objectives.md has the table.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,30 +19,35 @@ from hf_llm.parallel.layout import launched_layout
 from hf_llm.tokenization.sentinel_tokens import gap_tokens, mask_of, sentinels_of
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
-USUAL_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}
+DEFAULT_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}
 MODERNBERT_SHARE = 0.3
-MEAN_SPAN = 3.0
-ACCURACY = {MASKED: "masked_accuracy", SPAN_CORRUPTION: "target_accuracy"}
+MEAN_SPAN_TOKENS = 3.0
+
+ACCURACY_KEYS = {MASKED: "masked_accuracy", SPAN_CORRUPTION: "target_accuracy"}
 HEADLINES = {
     CAUSAL: "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}",
-    MASKED: "{eval_masked_accuracy:.1%} of the masked tokens right, loss {eval_loss:.3f}",
-    SPAN_CORRUPTION: "{eval_target_accuracy:.1%} of the gaps' tokens right, loss {eval_loss:.3f}",
+    MASKED: "masked-token accuracy {eval_masked_accuracy:.1%}, loss {eval_loss:.3f}",
+    SPAN_CORRUPTION: "span accuracy {eval_target_accuracy:.1%}, loss {eval_loss:.3f}",
 }
+MODEL_TYPE_EXAMPLES = {CAUSAL: "hf_llm, llama, gpt2 ...", MASKED: "bert, modernbert ...", SPAN_CORRUPTION: "t5 ..."}
 
 
 @dataclass
 class Objective:
-    """The `pretrain.objective` section; what is left out follows from the model."""
+    """The `pretrain.objective` section; what is not given follows from the model."""
 
     kind: Literal["causal", "masked", "span_corruption"] | None = None
-    share: float | None = field(default=None, metadata={"help": "of the tokens, that are hidden or taken out"})
-    mean_span: float | None = field(default=None, metadata={"help": "tokens of a gap; of span_corruption"})
+    """What the model predicts: causal, masked or span_corruption; by default what its model_type can."""
+    share: float | None = None
+    """Share of the tokens that are masked or taken out; by default the paper's."""
+    mean_span: float | None = None
+    """Mean length of a span in tokens, for span_corruption; by default the paper's."""
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}; it lies between 0 and 1")
         if self.mean_span is not None and self.mean_span < 1:
-            raise ValueError(f"mean_span is {self.mean_span}; a gap has one token at least")
+            raise ValueError(f"mean_span is {self.mean_span}; a span has at least one token")
         if self.kind == CAUSAL and self.share is not None:
             raise ValueError("`share` belongs to masked and span_corruption; a causal model predicts every token")
         if self.kind in (CAUSAL, MASKED) and self.mean_span is not None:
@@ -50,80 +55,99 @@ class Objective:
 
     @property
     def headline(self) -> str:
-        """The manifest's line, a format string over the numbers of an evaluation."""
+        """The manifest's headline, a format string over the metrics of an evaluation."""
         return HEADLINES[self.kind]
 
     def corruption(self, tokenizer: PreTrainedTokenizerBase, context: int) -> MaskedTokens | CorruptedSpans | None:
-        """What takes tokens out of windows of `context` tokens; None where the model predicts all of them.
+        """Build what takes tokens out of windows of `context` tokens; None where the model predicts all of them.
 
         Raises UserError for a tokenizer that has no token to put in their place.
         """
         if self.kind == CAUSAL:
             return None
         if self.kind == MASKED:
-            return MaskedTokens(mask_of(tokenizer), words_of(tokenizer), self.share)
+            return MaskedTokens(mask_of(tokenizer), regular_token_mask(tokenizer), self.share)
+
         sentinels = np.array(sentinels_of(tokenizer), np.int64)
-        found = CorruptedSpans(sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, self.share, self.mean_span)
-        found.check(context)
-        return found
+        corruption = CorruptedSpans(
+            sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, self.share, self.mean_span
+        )
+        corruption.check(context)
+        return corruption
 
     def tokens(self, context: int | None) -> list[str]:
-        """The special tokens that a tokenizer needs for this, with windows of `context` tokens if that is known."""
-        spans = round((context or 0) * (self.share or 0) / (self.mean_span or 1)) + 1
-        return gap_tokens(mask=self.kind == MASKED, sentinels=spans if self.kind == SPAN_CORRUPTION else 0)
+        """Return the special tokens that a tokenizer needs for this objective.
+
+        `context` is the length of a window in tokens, None where it is not known yet.
+        """
+        sentinels = 0
+        if self.kind == SPAN_CORRUPTION:
+            spans_in_window = round((context or 0) * (self.share or 0) / (self.mean_span or 1))
+            sentinels = spans_in_window + 1  # one to spare for rounding
+        return gap_tokens(mask=self.kind == MASKED, sentinels=sentinels)
 
 
 def objective_in(tree: dict[str, Any]) -> Objective:
-    """What the recipe `tree` asks a model to learn, the papers' values filled in.
+    """Return the objective of a recipe `tree`, the papers' values filled in.
 
-    Raises UserError where the model_type cannot learn it.
+    Raises UserError where a model of its model_type cannot be trained on it.
     """
-    pretrain, section = tree.get("pretrain") or {}, model_section(tree)
-    wanted, usual = _read(pretrain.get("objective")), usual_objective(section)
-    name = section.get("model_type", "hf_llm")
-    if wanted.kind not in (None, usual):
-        remedy = "leave it out, or choose a model_type that can: "
-        remedy += {MASKED: "bert, modernbert ...", SPAN_CORRUPTION: "t5 ...", CAUSAL: "hf_llm, llama, gpt2 ..."}[
-            wanted.kind
-        ]
-        if usual == MASKED and wanted.kind == CAUSAL:
-            remedy = f"{name} sees what stands after each token; write model.is_decoder: true as well where it can"
-        raise UserError(f"pretrain.objective: {wanted.kind} is nothing a {name} can learn, it learns {usual}; {remedy}")
+    section = model_section(tree)
+    model_type = section.get("model_type", "hf_llm")
+    pretrain = tree.get("pretrain") or {}
+    objective = _parse_objective(pretrain.get("objective"))
+    trainable_kind = usual_objective(section)
+    if objective.kind not in (None, trainable_kind):
+        remedy = f"leave it out, or choose a model_type that can: {MODEL_TYPE_EXAMPLES[objective.kind]}"
+        if trainable_kind == MASKED and objective.kind == CAUSAL:
+            remedy = f"{model_type} sees the tokens after each token; also write model.is_decoder: true where it can"
+        raise UserError(
+            f"pretrain.objective: a {model_type} cannot be trained on {objective.kind}, only on {trainable_kind}; "
+            f"{remedy}"
+        )
+
     try:
-        return filled_in(wanted, usual, name)
+        return filled_in(objective, trainable_kind, model_type)
     except ValueError as error:
         raise UserError(f"pretrain.objective: {error}") from None
 
 
 def filled_in(objective: Objective, kind: str, model_type: str) -> Objective:
-    """An objective of this `kind`, with the papers' values where it says nothing. Raises ValueError for settings that
-    are another kind's."""
-    found = replace(objective, kind=kind)
-    if kind != CAUSAL and found.share is None:
-        found = replace(found, share=MODERNBERT_SHARE if model_type == "modernbert" else USUAL_SHARE[kind])
-    if kind == SPAN_CORRUPTION and found.mean_span is None:
-        found = replace(found, mean_span=MEAN_SPAN)
-    return found
+    """Return `objective` as one of this `kind`, with the papers' values for what it leaves open.
+
+    Raises ValueError for settings that belong to another kind.
+    """
+    objective = replace(objective, kind=kind)
+    if kind != CAUSAL and objective.share is None:
+        share = MODERNBERT_SHARE if model_type == "modernbert" else DEFAULT_SHARE[kind]
+        objective = replace(objective, share=share)
+    if kind == SPAN_CORRUPTION and objective.mean_span is None:
+        objective = replace(objective, mean_span=MEAN_SPAN_TOKENS)
+    return objective
 
 
 def model_section(tree: dict[str, Any]) -> dict[str, Any]:
-    """The `model` section; of a student that names no model_type, with its teacher's."""
-    section, pretrain = tree.get("model") or {}, tree.get("pretrain") or {}
-    teacher = pretrain.get("start_from")
-    if "model_type" in section or pretrain.get("keep_layers") is None or teacher is None:
+    """Return the recipe's `model` section; for a layer-pruned model that names no model_type, with the larger one's."""
+    section = tree.get("model") or {}
+    pretrain = tree.get("pretrain") or {}
+    larger_model = pretrain.get("start_from")
+    if "model_type" in section or pretrain.get("keep_layers") is None or larger_model is None:
         return section
-    check_exists(teacher)
+
+    check_exists(larger_model)
     try:
-        config = AutoConfig.from_pretrained(teacher, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(larger_model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"pretrain.start_from: {teacher}: no model to load: {one_line(error)}") from error
+        raise UserError(f"pretrain.start_from: {larger_model}: cannot load the model: {one_line(error)}") from error
     return {"is_decoder": getattr(config, "is_decoder", False), **section, "model_type": config.model_type}
 
 
-def _read(given: str | dict | Objective | None) -> Objective:
-    if isinstance(given, Objective):
-        return given
-    settings = given if isinstance(given, dict) else {"kind": given}
+def _parse_objective(value: str | dict | Objective | None) -> Objective:
+    """Build an Objective from a recipe's value: a kind alone, or a section. Raises UserError for what it is not."""
+    if isinstance(value, Objective):
+        return value
+
+    settings = value if isinstance(value, dict) else {"kind": value}
     if settings.get("kind") not in (None, *HEADLINES):
         raise UserError(f"pretrain.objective: {settings['kind']!r} is unknown; one of {', '.join(HEADLINES)}")
     try:
@@ -132,52 +156,64 @@ def _read(given: str | dict | Objective | None) -> Objective:
         raise UserError(f"pretrain.objective: {error}") from None
 
 
-def words_of(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """(vocabulary,) bool: which ids are no special tokens."""
-    found = np.ones(len(tokenizer), bool)
-    found[tokenizer.all_special_ids] = False
-    return found
+def regular_token_mask(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return (vocabulary,) bool: which ids are not special tokens."""
+    is_regular = np.ones(len(tokenizer), bool)
+    is_regular[tokenizer.all_special_ids] = False
+    return is_regular
 
 
 def corrupted(windows: Dataset, corruption: MaskedTokens | CorruptedSpans | None, seed: int) -> Dataset:
-    """`windows` with tokens taken out as the objective has it; as they are without a `corruption`.
+    """Wrap `windows` so that tokens are taken out as the objective has it; without a `corruption` return them as is.
 
     Raises UserError where the launch cuts windows in pieces, each of which would lack what the other has.
     """
+    if corruption is None:
+        return windows
+
     layout = launched_layout()
-    if corruption is not None and layout.context * layout.sequence > 1:
+    if layout.context * layout.sequence > 1:
         raise UserError(
             "context and sequence parallelism are for causal models; launch with ddp, zero2, zero3 or fsdp2 of "
             "accelerate_configs/"
         )
-    return windows if corruption is None else CorruptedWindows(windows, corruption, seed)
+    return CorruptedWindows(windows, corruption, seed)
 
 
 def measures(objective: Objective) -> dict[str, Any]:
-    """What Trainer takes to measure, in an evaluation, the share of the tokens taken out that the model puts back."""
+    """Return Trainer's arguments that measure the token accuracy in an evaluation; none for a causal model.
+
+    The accuracy is the share of the tokens taken out that the model predicts.
+    """
     if objective.kind == CAUSAL:
         return {}
 
-    def accuracy(found: EvalPrediction) -> dict[str, float]:
-        counted = found.label_ids != IGNORED
-        return {ACCURACY[objective.kind]: float((found.predictions == found.label_ids)[counted].mean())}
+    def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+        is_counted = prediction.label_ids != IGNORED
+        is_correct = prediction.predictions == prediction.label_ids
+        return {ACCURACY_KEYS[objective.kind]: float(is_correct[is_counted].mean())}
 
-    return {"compute_metrics": accuracy, "preprocess_logits_for_metrics": best_tokens}
+    return {"compute_metrics": compute_accuracy, "preprocess_logits_for_metrics": likeliest_tokens}
 
 
-def best_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """(B, T) the likeliest token of each place, by logits (B, T, vocabulary), which would fill the memory if kept."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+def likeliest_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+    """Return (B, T) the likeliest token at each position, by logits (B, T, vocabulary).
+
+    Trainer keeps what this returns for all of an evaluation; all logits would fill the memory.
+    """
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    return logits.argmax(-1)
 
 
 def tell_epoch(trainer: Trainer) -> None:
-    """Make a trainer tell its corrupted windows the epoch, from which follows what is taken out of them."""
+    """Let a trainer pass the epoch on to its corrupted windows, where it has such."""
     if isinstance(trainer.train_dataset, CorruptedWindows):
-        trainer.add_callback(NextEpoch(trainer.train_dataset))
+        trainer.add_callback(EpochCallback(trainer.train_dataset))
 
 
-class NextEpoch(TrainerCallback):
-    """Tells the training data the epoch, from which follows what is taken out, also where a training goes on."""
+class EpochCallback(TrainerCallback):
+    """Sets the epoch of corrupted windows, which decides what is taken out of them; also after a resume."""
 
     def __init__(self, windows: CorruptedWindows):
         self.windows = windows

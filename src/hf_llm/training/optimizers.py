@@ -1,4 +1,4 @@
-"""Optimizers by Trainer's own names, and Muon: what each needs, and what Trainer leaves out when it makes one.
+"""Optimizers by Trainer's own names, and Muon: check what each needs, and build what Trainer leaves out.
 
 docs/optimizers.md says when to use which.
 """
@@ -19,91 +19,116 @@ from hf_llm.training.muon import MUON, Muon, check_muon, matrices_of
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-LOW_RANK = ("galore", "apollo")
-IN_BACKWARD = ("layerwise", "lomo")  # how the names of those end that make their steps amid the backward pass
-ON_SHARDS = ("adamw_torch", "sgd")  # how the names of those begin that know DTensors
-INSIDE_LAYERS = r".*\.\d+\..*"  # the names of modules below a numbered one
-IN_EXTRA = ("torchao", "bitsandbytes", "galore_torch")  # packages of hf-llm[optimizers]
+LOW_RANK_PREFIXES = ("galore", "apollo")
+IN_BACKWARD_SUFFIXES = ("layerwise", "lomo")  # of optimizers that step during the backward pass
+DTENSOR_PREFIXES = ("adamw_torch", "sgd")  # of optimizers that can step on DTensors
+MODULES_INSIDE_LAYERS = r".*\.\d+\..*"  # a pattern for the names of modules below a numbered one
+PACKAGES_OF_EXTRA = ("torchao", "bitsandbytes", "galore_torch")  # installed by hf-llm[optimizers]
 
 
 def arguments_of(cls: type[Arguments], settings: dict[str, Any]) -> Arguments:
-    """`cls(**settings)`, where `optim` may be muon, and GaLore and APOLLO project the matrices inside layers.
+    """Build `cls(**settings)`, where `optim` may be muon, and GaLore and APOLLO project the matrices inside layers.
 
-    Raises ValueError for an optimizer that there is not, and whatever `cls` raises.
+    Raises ValueError for an unknown optimizer, and whatever `cls` raises.
     """
     name = str(settings.get("optim", MUON))
-    known = [MUON, *(kind.value for kind in OptimizerNames)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(f"optim: there is no {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
-    if name.startswith(LOW_RANK):
-        settings = {"optim_target_modules": INSIDE_LAYERS, **settings}
+    known_names = [MUON, *(kind.value for kind in OptimizerNames)]
+    if name not in known_names:
+        hint = f"known: {', '.join(known_names)}"
+        nearest = difflib.get_close_matches(name, known_names, 1)
+        if nearest:
+            hint = f"did you mean {nearest[0]}?"
+        raise ValueError(f"optim: {name!r} is not an optimizer; {hint}")
+
+    if name.startswith(LOW_RANK_PREFIXES):
+        settings = {"optim_target_modules": MODULES_INSIDE_LAYERS, **settings}
     if settings.get("optim") != MUON:
         return cls(**settings)
+
+    # `cls` refuses a name that Trainer does not know, but takes it as an attribute.
     arguments = cls(**{key: value for key, value in settings.items() if key != "optim"})
     arguments.optim = MUON
     return arguments
 
 
 def check_optimizer(arguments: TrainingArguments, where: str) -> None:
-    """Raise UserError where the optimizer's package is not installed, or it cannot train the stage launched here."""
+    """Raise UserError where the optimizer's package is not installed, or it cannot train in this launch.
+
+    `where` is the recipe section of the stage.
+    """
     if arguments.optim == MUON:
-        return check_muon(where)
-    name, key = OptimizerNames(arguments.optim).value, f"{where}.training.optim"
-    if name.endswith(IN_BACKWARD):
+        check_muon(where)
+        return
+
+    name = OptimizerNames(arguments.optim).value
+    key = f"{where}.training.optim"
+    if name.endswith(IN_BACKWARD_SUFFIXES):
         raise UserError(
-            f"{key}: {name} changes weights amid the backward pass, where no bad step can be dropped and no gradient "
+            f"{key}: {name} changes weights during the backward pass, where no bad step can be dropped and no gradient "
             "clipped; use galore_adamw or adafactor"
         )
-    if uses("FSDP") or launched_layout().splits_layers:
-        if not name.startswith(ON_SHARDS):
-            raise UserError(
-                f"{key}: {name} makes no step on the parts of weights that FSDP and tensor parallelism leave it; use "
-                "adamw_torch_fused, adamw_torch_8bit or muon, or launch with ddp or zero2 of accelerate_configs/"
-            )
-    if name.startswith(LOW_RANK) and uses("DEEPSPEED"):
+
+    has_sharded_weights = uses("FSDP") or launched_layout().splits_layers
+    if has_sharded_weights and not name.startswith(DTENSOR_PREFIXES):
+        raise UserError(
+            f"{key}: {name} cannot step on the parts of weights that FSDP and tensor parallelism give it; use "
+            "adamw_torch_fused, adamw_torch_8bit or muon, or launch with ddp or zero2 of accelerate_configs/"
+        )
+    if name.startswith(LOW_RANK_PREFIXES) and uses("DEEPSPEED"):
         raise UserError(
             f"{key}: {name} projects whole matrices, which DeepSpeed cuts up; launch with ddp of accelerate_configs/, "
             "or use muon or adamw_torch_8bit"
         )
+
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments)
     except ImportError as error:
-        ours = any(package in str(error) for package in IN_EXTRA)
-        remedy = "pip install 'hf-llm[optimizers]'" if ours else " ".join(str(error).split())
+        remedy = " ".join(str(error).split())
+        if any(package in str(error) for package in PACKAGES_OF_EXTRA):
+            remedy = "pip install 'hf-llm[optimizers]'"
         raise UserError(f"{key}: {name} needs a package that is not installed: {remedy}") from None
     except ValueError:
-        pass  # it asks for the model, which is not there yet
+        pass  # it asks for the model, which is not built yet
 
 
 def optimizer_class(arguments: TrainingArguments, model: PreTrainedModel | None) -> tuple[Any, dict[str, Any]]:
-    """What `Trainer.get_optimizer_cls_and_kwargs` gives: the class and its settings, of Muon too."""
+    """Return the optimizer's class and its settings, as `Trainer.get_optimizer_cls_and_kwargs` does; also Muon's."""
     if arguments.optim != MUON:
         return Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    settings = {"lr": arguments.learning_rate, "betas": (arguments.adam_beta1, arguments.adam_beta2)}
-    return Muon, {**settings, "eps": arguments.adam_epsilon, "matrices": matrices_of(model)}
+    settings = {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+        "matrices": matrices_of(model),
+    }
+    return Muon, settings
 
 
 def new_optimizer(arguments: TrainingArguments, model: PreTrainedModel) -> Optimizer:
-    """The optimizer of all of a model's parameters that are trained, weight decay left out."""
+    """Build the optimizer of all trained parameters of a model, without weight decay."""
     cls, settings = optimizer_class(arguments, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return cls(settings.pop("params", [{"params": trained}]), **settings)
+    groups = settings.pop("params", [{"params": trained}])
+    return cls(groups, **settings)
 
 
-def low_rank_optimizer(arguments: TrainingArguments, model: PreTrainedModel, decayed: set[nn.Parameter]) -> tuple:
-    """Class and settings of GaLore or APOLLO; `decayed` are the parameters whose weights decay.
+def low_rank_class(arguments: TrainingArguments, model: PreTrainedModel, decayed: set[nn.Parameter]) -> tuple:
+    """Return class and settings of GaLore or APOLLO; `decayed` are the parameters whose weights decay.
 
-    Trainer's own groups for them decay nothing, and cannot be loaded from a checkpoint: torch refuses the objects that
-    project, unless it is told that their classes are safe.
+    Trainer's own groups for them decay nothing. Its checkpoints of them cannot be loaded, since torch refuses the
+    objects that project; here their classes are registered as safe.
     """
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    module = vars(sys.modules[cls.__module__]).values()
-    projectors = [kind for kind in module if isinstance(kind, type) and kind.__name__.endswith("Projector")]
+
+    module = sys.modules[cls.__module__]
+    classes = [member for member in vars(module).values() if isinstance(member, type)]
+    projectors = [kind for kind in classes if kind.__name__.endswith("Projector")]
     torch.serialization.add_safe_globals(projectors)
+
     groups = []
     for group in settings["params"]:
-        for decays in (True, False):
-            members = [parameter for parameter in group["params"] if (parameter in decayed) == decays]
-            groups.append({**group, "params": members, "weight_decay": arguments.weight_decay if decays else 0.0})
+        with_decay = [parameter for parameter in group["params"] if parameter in decayed]
+        without_decay = [parameter for parameter in group["params"] if parameter not in decayed]
+        groups.append({**group, "params": with_decay, "weight_decay": arguments.weight_decay})
+        groups.append({**group, "params": without_decay, "weight_decay": 0.0})
     return cls, {**settings, "params": groups}

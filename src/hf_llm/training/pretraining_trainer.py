@@ -1,5 +1,6 @@
-"""A Trainer with what pretraining needs beyond transformers' own: terms of the loss beside cross-entropy."""
+"""A Trainer for pretraining: loss terms beside cross-entropy, ramp-ups, and optimizers that Trainer does not know."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,15 +15,16 @@ from hf_llm.core.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.training.optimizers import LOW_RANK, low_rank_optimizer, optimizer_class
-from hf_llm.training.schedules import schedule_settings
+from hf_llm.training.batch_rampup import BatchRampup, ContextWarmup
+from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
+from hf_llm.training.schedules import complete_scheduler_kwargs
 
 
 class PretrainingTrainer(Trainer):
-    """Trainer for a model that learns from raw text.
+    """Trainer for a model that is trained on raw text.
 
     Label smoothing (`args.label_smoothing_factor`) and `z_loss` are in the gradient and not in the loss that is logged,
-    which stays comparable with evaluations and other runs; the value of what is trained for is logged beside it, as
+    which stays comparable with evaluations and other runs; the value that is minimized is logged beside it, as
     `objective`. Trainer's own label smoothing holds all logits, and logs the smoothed loss.
     """
 
@@ -33,39 +35,75 @@ class PretrainingTrainer(Trainer):
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
         if args.activation_checkpointing:
             check_checkpointing(model)
+
         super().__init__(model, args, **more)
         self.label_smoother = None
-        # Trainer counts GPT-2's labels as if each predicted itself.
+        # Trainer counts GPT-2's labels as if each position predicted its own token.
         self._loss_shifts_labels |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        # What the terms have added to the loss: in this step, and in the steps since the last log and their number.
-        self._step, self._sum, self._steps = torch.zeros(3, device=args.device)
+
+        # Set by `batch_rampup.add_rampup_callbacks`; None without a ramp-up.
+        self.context_rampup: ContextWarmup | None = None
+        self.batch_rampup: BatchRampup | None = None
+
+        # What the terms have added to the loss: in this step so far, and in the steps since the last log entry, with
+        # the number of these steps.
+        self._added_in_step = torch.zeros((), device=args.device)
+        self._added_since_log = torch.zeros((), device=args.device)
+        self._steps_since_log = torch.zeros((), device=args.device)
+
+    # ---- optimizer and schedule
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
-        """Trainer's, which knows no Muon."""
+        """Override Trainer's, which does not know Muon."""
         return optimizer_class(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Trainer's, which goes by name and type, less what has one dimension: Mamba's last norm is a `norm_f`."""
-        shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in model.named_parameters()}
-        return [name for name in super().get_decay_parameter_names(model) if len(shapes.get(name, ())) >= 2]
+        """Return Trainer's names, without parameters of one dimension.
+
+        Trainer goes by name and type, and so would decay Mamba's last norm, which is called `norm_f`.
+        """
+        dimensions = {}
+        for name, parameter in model.named_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty tensor in its place
+            dimensions[name] = len(shape)
+        return [name for name in super().get_decay_parameter_names(model) if dimensions.get(name, 0) >= 2]
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Trainer's; where an optimizer does not take its settings, a UserError that says why."""
+        """Create the optimizer. Raises UserError where it does not take its settings."""
         model = self.model if model is None else model
         try:
-            if self.optimizer is None and self.args.optim.startswith(LOW_RANK):
-                names = self.get_decay_parameter_names(model)
-                decayed = {parameter for name, parameter in model.named_parameters() if name in names}
-                self.optimizer_cls_and_kwargs = low_rank_optimizer(self.args, model, decayed)
+            if self.optimizer is None and self.args.optim.startswith(LOW_RANK_PREFIXES):
+                decayed_names = self.get_decay_parameter_names(model)
+                decayed = {parameter for name, parameter in model.named_parameters() if name in decayed_names}
+                self.optimizer_cls_and_kwargs = low_rank_class(self.args, model, decayed)
             return super().create_optimizer(model)
         except (ValueError, TypeError) as error:
             raise UserError(f"pretrain.training.optim: {' '.join(str(error).split())}") from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Trainer's, with the schedule's settings completed now that the number of steps is known."""
-        self.args.lr_scheduler_kwargs = schedule_settings(self.args, num_training_steps)
+        """Create the schedule, its settings completed now that the number of steps is known."""
+        self.args.lr_scheduler_kwargs = complete_scheduler_kwargs(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- a step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict], num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
+        """Fetch the micro-batches of a step, their windows cut while the sequence length ramps up."""
+        if self.context_rampup is not None:
+            epoch_iterator = self.context_rampup.cut_batches(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Run a micro-batch forward and backward; while the batch size ramps up, as part of a smaller update."""
+        training_step = super().training_step
+        if self.batch_rampup is None:
+            return training_step(model, inputs, num_items_in_batch)
+        return self.batch_rampup.run_micro_batch(training_step, model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -74,78 +112,105 @@ class PretrainingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Trainer's; in training with the gradient of the terms, and each micro-batch counted by its tokens."""
-        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        own = isinstance(bare, HfLlmForCausalLM)
-        if not model.training or launched_layout().sequence > 1 or (own and not self.terms):
+        """Compute Trainer's loss; in training with the gradient of the terms, each micro-batch weighted by its tokens.
+
+        Evaluations get Trainer's loss unchanged.
+        """
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        is_own_model = isinstance(unwrapped, HfLlmForCausalLM)
+        needs_only_trainers_loss = is_own_model and not self.terms
+        if not model.training or launched_layout().sequence > 1 or needs_only_trainers_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
-        scale = self.accelerator.num_processes // self.get_tp_size() if shared else 1  # Trainer multiplies a loss by it
-        if own:
+
+        # Trainer multiplies a loss by the processes that share the count of tokens.
+        scale = 1
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            scale = self.accelerator.num_processes // self.get_tp_size()
+
+        if is_own_model:
             loss, outputs = super().compute_loss(model, {**inputs, **self.terms}, True, num_items_in_batch)
             added = outputs.objective * scale - loss.detach()
         else:
-            loss, added, outputs = self._loss_of_stock_model(model, inputs, num_items_in_batch, scale)
-        batches = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        self.note(added / batches, self.accelerator.sync_gradients)
+            loss, added, outputs = self._compute_stock_loss(model, inputs, num_items_in_batch, scale)
+
+        # Without a count of tokens a step's loss is the mean of its micro-batches' losses.
+        parts = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        self.record_added_loss(added / parts, self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
-    def _loss_of_stock_model(
+    def _compute_stock_loss(
         self, model: nn.Module, inputs: dict[str, Any], items: torch.Tensor | int | None, scale: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Loss, what the terms add to it, and the outputs; a mixture of experts is balanced by its own loss.
+        """Return the loss of a stock model of transformers, what the terms add to it, and the model's outputs.
 
-        BERT, ALBERT, DistilBERT and T5 take the number of items and leave it unread, so no model is told it: each gives
-        its mean, which is weighed here.
+        BERT, ALBERT, DistilBERT and T5 accept the number of items and ignore it, so no model is given it: each returns
+        its mean, which is weighted here. A mixture of experts is balanced by its own auxiliary loss.
         """
-        shift, config = self._loss_shifts_labels, self.model.config
-        balanced = hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef")
-        outputs = model(**inputs, **({"output_router_logits": True} if balanced else {}))
-        here = (inputs["labels"][:, int(shift) :] != -100).sum()
-        share = scale if items is None else scale * here / items
-        loss, added = outputs.loss, torch.zeros_like(outputs.loss)
-        if balanced and outputs.get("aux_loss") is not None:  # for the gradient alone: the loss stays nats per token
+        config = self.model.config
+        has_router_loss = hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef")
+        router_arguments = {"output_router_logits": True} if has_router_loss else {}
+        outputs = model(**inputs, **router_arguments)
+
+        loss = outputs.loss
+        if has_router_loss and outputs.get("aux_loss") is not None:
+            # Subtracts the value and keeps the gradient: the logged loss stays nats per token.
             loss = loss - config.router_aux_loss_coef * outputs.aux_loss.detach().to(loss.device)
-        loss = loss * share
+
+        first_label = int(self._loss_shifts_labels)
+        label_count = (inputs["labels"][:, first_label:] != -100).sum()
+        weight = scale
+        if items is not None:
+            weight = scale * label_count / items
+        loss = loss * weight
+
+        added = torch.zeros_like(outputs.loss)
         if self.terms:
-            added = added_by(self.terms, outputs.logits, inputs["labels"], shift) * share
-            loss = loss + (added - added.detach())
+            shift = self._loss_shifts_labels
+            added = compute_added_loss(self.terms, outputs.logits, inputs["labels"], shift) * weight
+            loss = loss + (added - added.detach())  # the gradient without the value
         return loss, added.detach(), outputs
 
-    def note(self, added: torch.Tensor, ends_step: bool) -> None:
-        """Remember for the log what the terms have `added` to the loss, unless that is not finite."""
-        self._step += added
+    def record_added_loss(self, added: torch.Tensor, ends_step: bool) -> None:
+        """Remember for the log what the terms have `added` to the loss of a step, unless that is not finite."""
+        self._added_in_step += added
         if ends_step:
-            finite = self._step.isfinite()
-            self._sum += torch.where(finite, self._step, 0)
-            self._steps += finite
-            self._step.zero_()
+            is_finite = self._added_in_step.isfinite()
+            self._added_since_log += torch.where(is_finite, self._added_in_step, 0)
+            self._steps_since_log += is_finite
+            self._added_in_step.zero_()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, with the `objective` beside a training's loss."""
+        """Log, with the `objective` beside the loss of training."""
         if self.terms and "loss" in logs:
-            added = nested_gather(self._sum / self._steps.clamp(min=1), self.args.parallel_mode).mean()
-            logs["objective"] = logs["loss"] + added.item()
-            self._sum.zero_(), self._steps.zero_()
+            mean_added = self._added_since_log / self._steps_since_log.clamp(min=1)
+            mean_added = nested_gather(mean_added, self.args.parallel_mode).mean()
+            logs["objective"] = logs["loss"] + mean_added.item()
+            self._added_since_log.zero_()
+            self._steps_since_log.zero_()
         super().log(logs, start_time)
 
 
 def check_checkpointing(model: PreTrainedModel) -> None:
-    """Raise UserError for a model that cannot compute its activations again instead of keeping them."""
+    """Raise UserError for a model that cannot recompute its activations instead of keeping them."""
     if not model.supports_gradient_checkpointing:
-        raise UserError(f"pretrain.training.activation_checkpointing: {type(model).__name__} has none; leave it out")
+        raise UserError(
+            f"pretrain.training.activation_checkpointing: {type(model).__name__} does not support it; leave it out"
+        )
 
 
-def added_by(
+def compute_added_loss(
     terms: dict[str, float],
     logits: torch.Tensor,  # B T V
     labels: torch.Tensor,  # B T
     shift: bool,
 ) -> torch.Tensor:
-    """What label smoothing and z-loss add to the mean cross-entropy of a stock model, which gives its logits; `shift`
-    where each predicts the label after it."""
+    """Return what label smoothing and z-loss add to the mean cross-entropy of a stock model's logits.
+
+    `shift` says that each position predicts the label after it.
+    """
     if shift:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        logits = logits[:, :-1]
+        labels = labels[:, 1:]
     weights = {"label_smoothing": 0.0, "z_loss": 0.0, **terms}
-    objective, plain = training_objective(logits.float().flatten(0, 1), labels.flatten(), **weights)
-    return (objective - plain) / (labels != -100).sum()
+    objective, cross_entropy = training_objective(logits.float().flatten(0, 1), labels.flatten(), **weights)
+    return (objective - cross_entropy) / (labels != -100).sum()

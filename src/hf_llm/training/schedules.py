@@ -1,5 +1,6 @@
-"""What a learning-rate schedule of Trainer's is given beyond the recipe: where its decay begins, how far it goes."""
+"""Complete a learning-rate schedule of Trainer's: when its decay begins, and how low it goes."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,74 +10,91 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.token_dataset import TokenWindows
 
+MIN_LR_RATE = 0.1  # of the peak, where a cosine with a minimum ends
+DECAY_SHARE = 0.2  # of the steps, in which warmup_stable_decay goes down (https://arxiv.org/abs/2405.18392)
+KINDS_WITH_MINIMUM = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
+
 
 def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
-    """`settings` of TrainingArguments; the decay of a warmup_stable_decay schedule, where they leave it open, lasts as
-    long as the curriculum's last stage. Raises UserError where training ends before that stage, and says where it goes
-    on after it."""
-    once, given = -(-len(windows) // windows_per_step), settings.get("lr_scheduler_kwargs") or {}
-    steps = settings["max_steps"] if settings.get("max_steps", 0) > 0 else once
-    last = decay_steps(windows, windows_per_step, steps)
-    if last is None:
+    """Return `settings` of TrainingArguments, with a decay that lasts as long as the curriculum's last stage.
+
+    The decay is that of a warmup_stable_decay schedule, where `settings` leave it open; other settings are returned as
+    they are. Prints where training continues beyond the curriculum's last stage; raises UserError where it ends before
+    that stage.
+    """
+    steps_of_curriculum = math.ceil(len(windows) / windows_per_step)
+    steps = steps_of_curriculum
+    if settings.get("max_steps", 0) > 0:
+        steps = settings["max_steps"]
+
+    num_decay_steps = decay_steps(windows, windows_per_step, steps)
+    if num_decay_steps is None:
         return settings
-    if steps > once:
+
+    if steps > steps_of_curriculum:
         print_main(
-            f"corpus.curriculum: its stages end after {once:,} of {steps:,} steps, and begin again with the first. "
-            f"With --pretrain.training.max_steps={once} training ends with the last stage"
+            f"corpus.curriculum: its stages end after {steps_of_curriculum:,} of {steps:,} steps, and start again with "
+            f"the first. With --pretrain.training.max_steps={steps_of_curriculum} training ends with the last stage"
         )
-    if settings.get("lr_scheduler_type") != "warmup_stable_decay" or "num_decay_steps" in given:
+
+    scheduler_kwargs = settings.get("lr_scheduler_kwargs") or {}
+    if settings.get("lr_scheduler_type") != "warmup_stable_decay" or "num_decay_steps" in scheduler_kwargs:
         return settings
-    return {**settings, "lr_scheduler_kwargs": {**given, "num_decay_steps": last}}
+    return {**settings, "lr_scheduler_kwargs": {**scheduler_kwargs, "num_decay_steps": num_decay_steps}}
 
 
 def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) -> int | None:
-    """The steps from the beginning of the curriculum's last stage to the end of training; None without a curriculum.
+    """Return the steps from the start of the curriculum's last stage to the end of training; None without a curriculum.
 
-    They are the decay of a warmup_stable_decay schedule, which so falls on the data that the last stage chose. Raises
+    As the decay of a warmup_stable_decay schedule they let it fall on the data that the last stage chose. Raises
     UserError where training ends before that stage.
     """
     if not windows.in_stages:
         return None
-    first = -(-windows.last_stage // windows_per_step)
-    if first >= max_steps:
-        seen = max_steps * windows_per_step * windows.length
+
+    first_step = math.ceil(windows.last_stage / windows_per_step)
+    if first_step >= max_steps:
+        tokens_seen = max_steps * windows_per_step * windows.length
+        tokens_before_stage = windows.last_stage * windows.length
         raise UserError(
-            f"pretrain.training.max_steps: {max_steps} steps are {seen:,} tokens, and the last stage of "
-            f"corpus.curriculum begins after {windows.last_stage * windows.length:,}; set corpus.max_tokens={seen}, so "
+            f"pretrain.training.max_steps: {max_steps} steps are {tokens_seen:,} tokens, and the last stage of "
+            f"corpus.curriculum begins after {tokens_before_stage:,}; set corpus.max_tokens={tokens_seen}, so "
             "that the stages share what training sees"
         )
-    return max_steps - first
+    return max_steps - first_step
 
 
-LOWEST = 0.1  # of the peak, where a cosine ends
-DECAY = 0.2  # of the steps, in which warmup_stable_decay goes down (https://arxiv.org/abs/2405.18392)
-TO_LOWEST = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
-
-
-def schedule_settings(arguments: TrainingArguments, steps: int) -> dict[str, Any]:
-    """`arguments.lr_scheduler_kwargs` for a training of `steps`, with what Trainer has no default for."""
-    settings, kind = dict(arguments.lr_scheduler_kwargs or {}), arguments.lr_scheduler_type
-    if kind in TO_LOWEST and not settings.keys() & {"min_lr", "min_lr_rate"}:
-        settings["min_lr_rate"] = LOWEST
+def complete_scheduler_kwargs(arguments: TrainingArguments, steps: int) -> dict[str, Any]:
+    """Return `arguments.lr_scheduler_kwargs` for a training of `steps`, with what Trainer has no default for."""
+    kind = arguments.lr_scheduler_type
+    scheduler_kwargs = dict(arguments.lr_scheduler_kwargs or {})
+    if kind in KINDS_WITH_MINIMUM and not scheduler_kwargs.keys() & {"min_lr", "min_lr_rate"}:
+        scheduler_kwargs["min_lr_rate"] = MIN_LR_RATE
     if kind == SchedulerType.WARMUP_STABLE_DECAY:
-        settings.setdefault("num_decay_steps", round(DECAY * steps))
-    return settings
+        scheduler_kwargs.setdefault("num_decay_steps", round(DECAY_SHARE * steps))
+    return scheduler_kwargs
 
 
 def check_schedule(arguments: TrainingArguments, where: str) -> None:
-    """Complete the schedule's settings, but for a decay that depends on a number of steps not known yet.
+    """Complete the schedule's settings in place, except for a decay that depends on a number of steps not known yet.
 
-    Raises UserError where the schedule does not take them.
+    Raises UserError, naming the recipe section `where`, for settings that the schedule does not take.
     """
-    kind, key = arguments.lr_scheduler_type, f"{where}.training.lr_scheduler_kwargs"
+    kind = arguments.lr_scheduler_type
+    key = f"{where}.training.lr_scheduler_kwargs"
+    scheduler_kwargs = complete_scheduler_kwargs(arguments, arguments.max_steps)
+
+    # Only building a schedule tells whether it takes its settings; an optimizer of one number is enough for that.
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
-    settings = schedule_settings(arguments, arguments.max_steps)
     try:
-        get_scheduler(kind, optimizer, 0, 100, scheduler_specific_kwargs=settings)
+        get_scheduler(kind, optimizer, 0, 100, scheduler_specific_kwargs=scheduler_kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {' '.join(str(error).split())}") from None
-    if arguments.max_steps <= 0 and kind == SchedulerType.WARMUP_STABLE_DECAY:
+
+    steps_are_unknown = arguments.max_steps <= 0
+    if steps_are_unknown and kind == SchedulerType.WARMUP_STABLE_DECAY:
+        # Pretraining completes the settings again once it knows the steps (PretrainingTrainer.create_scheduler).
         if where != "pretrain" and "num_decay_steps" not in (arguments.lr_scheduler_kwargs or {}):
             raise UserError(f"{key}: {kind} needs num_decay_steps, or training.max_steps, of which it takes a fifth")
         return
-    arguments.lr_scheduler_kwargs = settings or arguments.lr_scheduler_kwargs
+    arguments.lr_scheduler_kwargs = scheduler_kwargs or arguments.lr_scheduler_kwargs

@@ -1,4 +1,7 @@
-"""The one ending all training stages share: resume, train, evaluate, save, card, manifest, push."""
+"""The end of every training stage: resume, train, evaluate, save, write manifest and model card, push.
+
+It turns a Trainer that is ready to run into a finished model folder that `from_pretrained` opens.
+"""
 
 import gc
 import shutil
@@ -14,114 +17,148 @@ from hf_llm.core.recipe import plain
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.reporting.model_card import model_card
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
-from hf_llm.training.fault_tolerance.resume import train
-from hf_llm.training.hub_upload import end_uploads, push
+from hf_llm.training.fault_tolerance.resume import train_with_guards
+from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ROWS = "rows"  # what the stages that tune on rows share between processes, in a stage's folder until it is finished
+# The folder, inside a stage's output until the stage is complete, where post-training caches its tokenized rows.
+ROWS = "rows"
 
 
 def finish(
     trainer: Trainer,
-    making: StageOutput,
+    output: StageOutput,
     run: Run,
     headline: str,
     measure: Callable[[], dict[str, Any]] | None = None,
     spikes: Spikes | None = None,
     **facts: Any,
 ) -> None:
-    """Train to the end under all guards, then make `making.path` a model folder that `from_pretrained` opens.
+    """Train to the end under all guards, then turn `output.path` into a model folder that `from_pretrained` opens.
 
-    `headline` is a format string over the evaluation's numbers, as "{eval_loss:.3f} loss", and over those that
-    `measure` finds on the model that is saved (in the first process); `spikes` says which updates to skip, none where
-    it is left out; `facts` go into the manifest.
+    `headline` is a format string over the metrics of the last evaluation, as in "{eval_loss:.3f} loss", and over those
+    that `measure` returns for the saved model (it is called in the first process only). `spikes` says which updates to
+    skip; None skips none. `facts` go into the manifest.
     """
-    args, folder = trainer.args, making.path
-    train(trainer, fingerprint=fingerprint(trainer, making), spikes=spikes)
+    train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     metrics = last_evaluation(trainer) or trainer.evaluate()
-    save(trainer, folder)
+
+    save_model_folder(trainer, output.path)
     trainer.save_state()
+
     if is_main_process():
-        shutil.rmtree(folder / ROWS, ignore_errors=True)
+        shutil.rmtree(output.path / ROWS, ignore_errors=True)
         if measure is not None:
             metrics = {**metrics, **measure()}
-        inputs = [run.root / name for name in making.inputs if (run.root / name).exists()]
-        facts |= {"steps": trainer.state.global_step, "metrics": metrics, "processes": args.world_size}
-        facts["arguments"] = plain(args.to_dict())  # which hides tokens
-        making.complete(headline.format(**metrics), licenses_of(*inputs) + facts.pop("licenses", []), **facts)
-        (folder / "README.md").write_text(model_card(folder, trainer.hub_model_id), encoding="utf-8")
-    leave(trainer)
-    if args.push_to_hub and is_main_process():
-        end_uploads(trainer)
-        push(trainer.hub_model_id, folder)
+        _complete_output(trainer, output, run, headline, metrics, facts)
+
+    shut_down_process_group(trainer)
+    if trainer.args.push_to_hub and is_main_process():
+        wait_for_uploads(trainer)
+        upload_model_folder(trainer.hub_model_id, output.path)
 
 
-def leave(trainer: Trainer) -> None:
-    """Take the processes of a launch apart: all together, and with nothing left to do for the interpreter's exit.
+def _complete_output(
+    trainer: Trainer, output: StageOutput, run: Run, headline: str, metrics: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Write the manifest and the model card of a saved model."""
+    input_folders = [run.root / name for name in output.inputs]
+    input_folders = [folder for folder in input_folders if folder.exists()]
+    licenses = licenses_of(*input_folders) + facts.pop("licenses", [])
 
-    A process that leaves first closes connections another still listens on. What wraps the model (DDP, DeepSpeed's
-    engine) holds the process group and its threads, and is part of reference cycles, which would be freed as late as
-    at the interpreter's exit, where a thread that asks for the interpreter ends in an abort.
+    facts["steps"] = trainer.state.global_step
+    facts["metrics"] = metrics
+    facts["processes"] = trainer.args.world_size
+    facts["arguments"] = plain(trainer.args.to_dict())  # `to_dict` hides tokens
+    output.complete(headline.format(**metrics), licenses, **facts)
+
+    card = model_card(output.path, trainer.hub_model_id)
+    (output.path / "README.md").write_text(card, encoding="utf-8")
+
+
+def shut_down_process_group(trainer: Trainer) -> None:
+    """End the process group of a launch: in all processes at once, and before the interpreter exits.
+
+    A process that leaves first closes connections that another still listens on. What wraps the model (DDP, DeepSpeed's
+    engine) holds the process group and its threads, and is part of reference cycles. Those would be freed as late as
+    the interpreter's exit, where a thread that asks for the interpreter ends in an abort; so they are collected now.
     """
     trainer.accelerator.wait_for_everyone()
-    trainer.model_wrapped = trainer.deepspeed = None
+    trainer.model_wrapped = None
+    trainer.deepspeed = None
     trainer.accelerator.free_memory()
     gc.collect()
     trainer.accelerator.end_training()
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
-    """The evaluation of the model that the training ends with, if there was one: that of the last step, or of the best
-    where `load_best_model_at_end` has brought it back."""
-    entries = (entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
-    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    return next((entry for entry in entries if entry["step"] == (best or trainer.state.global_step)), None)
+    """Return the log entry that evaluated the final model; None where there is none.
+
+    The final model is that of the last step, or of the best step where `load_best_model_at_end` has brought it back.
+    """
+    final_step = trainer.state.global_step
+    if trainer.args.load_best_model_at_end:
+        final_step = trainer.state.best_global_step or final_step
+
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == final_step:
+            return entry
+    return None
 
 
-def fingerprint(trainer: Trainer, making: StageOutput) -> dict[str, Any]:
-    """What must be the same for a checkpoint of this training to be continued."""
-    args = trainer.args
-    return {
-        "settings": digest_of(making.settings),
-        **{f"input {name}": value for name, value in making.inputs.items()},
-        "samples per step": trainer.get_total_train_batch_size(args),
-        "training samples": len(trainer.train_dataset),
-        **({"rows": trainer.rows_digest} if hasattr(trainer, "rows_digest") else {}),
-    }
+def training_fingerprint(trainer: Trainer, output: StageOutput) -> dict[str, Any]:
+    """Return what must not differ between a checkpoint and the training that resumes from it."""
+    fingerprint = {"settings": digest_of(output.settings)}
+    for name, digest in output.inputs.items():
+        fingerprint[f"input {name}"] = digest
+    fingerprint["samples per step"] = trainer.get_total_train_batch_size(trainer.args)
+    fingerprint["training samples"] = len(trainer.train_dataset)
+    if hasattr(trainer, "rows_digest"):
+        fingerprint["rows"] = trainer.rows_digest
+    return fingerprint
 
 
-def save(trainer: Trainer, folder: Path) -> None:
-    """Save the whole model and its tokenizer to `folder`; a LoRA adapter is merged, and kept beside in `adapter/`."""
+def save_model_folder(trainer: Trainer, folder: Path) -> None:
+    """Save the whole model and its tokenizer to `folder`; a LoRA adapter is merged, and also kept in `adapter/`."""
     from peft import PeftModel
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     model = getattr(model, "policy", model)  # PPO trains a policy together with its critic, which is not kept
-    if not isinstance(model, PeftModel):
-        trainer.save_model(str(folder), _internal_call=True)  # no push yet
-    else:
-        trainer.save_model(str(folder / "adapter"), _internal_call=True)
+
+    if isinstance(model, PeftModel):
+        trainer.save_model(str(folder / "adapter"), _internal_call=True)  # an internal call pushes nothing yet
         if is_main_process():
-            save_merged(model, folder)
+            save_merged_adapter(model, folder)
             trainer.processing_class.save_pretrained(folder)
+    else:
+        trainer.save_model(str(folder), _internal_call=True)
+
     if is_main_process():
-        # A pickle of this machine's settings: of no use to who downloads the model, and a risk to load.
-        for stray in (folder / "training_args.bin", folder / "adapter" / "training_args.bin"):
-            stray.unlink(missing_ok=True)
+        # A pickle of this machine's settings: of no use to whoever downloads the model, and a risk to load.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        (folder / "adapter" / "training_args.bin").unlink(missing_ok=True)
 
 
-def save_merged(trained: "PeftModel", folder: Path) -> None:
-    """Write base + `folder/adapter` as one model, both loaded anew: so it works however a launcher split them."""
+def save_merged_adapter(trained: "PeftModel", folder: Path) -> None:
+    """Save base model + `folder/adapter` as one model in `folder`.
+
+    Both are loaded again from disk, so it does not matter how a launcher has split the trained ones.
+    """
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from hf_llm.model.load import load_model, load_reward_model
 
-    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would split the base over processes that are not here
-    adapter = trained.peft_config["default"]
-    load = load_reward_model if adapter.task_type == "SEQ_CLS" else load_model
-    base = load(adapter.base_model_name_or_path)
+    # Under ZeRO-3 transformers would split the base model over processes that do not take part in this.
+    unset_hf_deepspeed_config()
+
+    adapter_config = trained.peft_config["default"]
+    is_reward_model = adapter_config.task_type == "SEQ_CLS"
+    load_base = load_reward_model if is_reward_model else load_model
+    base = load_base(adapter_config.base_model_name_or_path)
+
     merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
     if merged.can_generate():
         merged.generation_config = trained.generation_config

@@ -17,6 +17,7 @@ from hf_llm.hardware.peak_flops import Peak
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks import throughput
 from hf_llm.training.batch_rampup import ContextWarmup, Warmup
+from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.monitoring.tiny_training import Clock, Rows
 
 LENGTHS = [5, 6, 7, 8, 1, 2, 3, 4]  # 36 tokens that are no padding, of 8 x 8
@@ -122,9 +123,10 @@ def test_mfu_says_what_it_is_measured_against(make_trainer, clock, monkeypatch, 
 
 def test_where_the_length_changes_mfu_counts_the_flops_of_each(make_trainer, clock, monkeypatch):
     monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", False))
-    trainer = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
+    plain = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
+    trainer = PretrainingTrainer(plain.model, plain.args, train_dataset=plain.train_dataset)
     trainer.add_callback(clock)
-    ContextWarmup(trainer, Warmup(2, 2), 8)  # lengths 2, 4, 8
+    trainer.context_rampup = ContextWarmup(trainer, Warmup(2, 2), 8)  # lengths 2, 4, 8
     watch(trainer, flops_per_token={2: 20_000, 4: 30_000, 8: 40_000})
     trainer.train()
     assert logged(trainer, "mfu") == [8 * 30_000 / 1e6]

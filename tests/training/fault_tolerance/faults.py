@@ -27,9 +27,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from hf_llm.core.distributed import meet
+from hf_llm.core.distributed import init_cpu_process_group
 from hf_llm.core.errors import command
-from hf_llm.training.fault_tolerance.resume import train
+from hf_llm.training.fault_tolerance.resume import train_with_guards
 
 STEPS, EVERY = 12, 4  # optimizer steps of a run, and between its checkpoints
 Fault = Callable[[Trainer], None]
@@ -192,8 +192,8 @@ def launcher(folder: Path, faults: tuple[Fault, ...], processes: int, changes: d
 def run(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Ended:
     """Train into `folder` under `faults` and wait for the end.
 
-    `changes` are those of TrainingArguments, `fingerprint`, `keep` and `spikes` of `train`, environment `variables`,
-    and `build`, which makes another trainer than `tiny_trainer`.
+    `changes` are those of TrainingArguments, `fingerprint`, `keep` and `spikes` of `train_with_guards`, environment
+    `variables`, and `build`, which makes another trainer than `tiny_trainer`.
     """
     return start(folder, *faults, processes=processes, **changes).end()
 
@@ -226,7 +226,7 @@ def child(
     processes: int,
     port: int,
 ) -> None:
-    """What each process does: its output to `log`, `train`, the outcome of rank 0 written beside the folder."""
+    """What each process does: its output to `log`, the training, the outcome of rank 0 written beside the folder."""
     gc.freeze()  # Trainer collects garbage before it trains: half a second over all that was imported
     os.environ.update(variables)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -235,7 +235,7 @@ def child(
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
-        meet(changes.get("ddp_timeout", 20))
+        init_cpu_process_group(changes.get("ddp_timeout", 20))
     command(partial(_train, folder, faults, changes))()
 
 
@@ -246,7 +246,7 @@ def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[st
     trainer = changes.pop("build", tiny_trainer)(folder, **changes)
     for fault in faults:
         fault(trainer)
-    train(trainer, fingerprint=fingerprint, keep=keep, spikes=spikes)
+    train_with_guards(trainer, fingerprint=fingerprint, keep=keep, spikes=spikes)
     if os.environ.get("RANK", "0") == "0":
         outcome = {"weights": digest(trainer.model), "history": history(trainer.state), "read": Sequences.read}
         folder.with_name(folder.name + ".outcome.json").write_text(json.dumps(outcome))
@@ -392,7 +392,7 @@ def kill_in_save(trainer: Trainer, step: int, file: str, when: str = "amid") -> 
 
 
 def kill_in_rotation(trainer: Trainer, files: int) -> None:
-    """kill -9 when the rotation has deleted `files` files of the oldest checkpoint (its seal is the first)."""
+    """kill -9 when the rotation has deleted `files` files of the oldest checkpoint (its manifest is the first)."""
     unlink, deleted = os.unlink, []
 
     def counted(path: Any, *args: Any, **kwargs: Any) -> None:

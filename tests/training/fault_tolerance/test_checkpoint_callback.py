@@ -43,7 +43,7 @@ def test_kill_9_at_every_write_of_a_save_loses_that_save_alone(undisturbed, tmp_
     again = run(folder)
     finished = (file, when) == ("manifest.json", "after")
     assert f"resuming at step {8 if finished else 4} from" in again.output
-    assert ("checkpoint-8 is set aside as checkpoint-8.incomplete: it was cut off" in again.output) != finished
+    assert ("checkpoint-8 is quarantined as checkpoint-8.incomplete: it was cut off" in again.output) != finished
     assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
     assert again.outcome["history"] == undisturbed.ended.outcome["history"]
 
@@ -52,7 +52,7 @@ def test_kill_9_in_the_first_save_of_all_means_a_start_and_says_so(undisturbed, 
     folder = tmp_path / "base"
     assert run(folder, partial(kill_in_save, step=4, file="optimizer.pt")).code == -9
     again = run(folder)
-    assert "checkpoint-4 is set aside" in again.output
+    assert "checkpoint-4 is quarantined" in again.output
     assert "starting" in again.output
     assert again.outcome == undisturbed.ended.outcome
 
@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_written_stops_the_run_and_leaves_no_half_checkpoi
     ended = run(folder, partial(largest_file, step=6, size=size))
     assert ended.code == 2
     assert "checkpoint-8 could not be written" in ended.output
-    assert "the same command goes on from step 4" in ended.output
+    assert "the same command resumes from step 4" in ended.output
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert json.loads((folder / "run_status.json").read_text())["status"] == "failed"
     assert run(folder).outcome["weights"] == undisturbed.ended.outcome["weights"]

@@ -6,14 +6,14 @@ import pytest
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.training.fault_tolerance.checkpoints import (
+    all_checkpoints,
     check_fingerprint,
-    checkpoints,
     complete_checkpoints,
+    delete_old_checkpoints,
     fault,
-    newest_whole,
-    rotate,
+    latest_valid_checkpoint,
+    recorded_bytes,
     seal,
-    size_of,
 )
 
 FILES = {"model.safetensors": 5000, "optimizer.pt": 9000, "trainer_state.json": 300, "global_step4/rank_1.pt": 700}
@@ -36,7 +36,7 @@ def names(folder):
 def test_a_sealed_checkpoint_is_whole_and_knows_its_size(tmp_path):
     checkpoint = make(tmp_path, 4)
     assert fault(checkpoint) is None
-    assert size_of(checkpoint) == sum(FILES.values())
+    assert recorded_bytes(checkpoint) == sum(FILES.values())
     assert read_manifest(checkpoint)["step"] == 4
 
 
@@ -63,20 +63,20 @@ def test_truncated_missing_and_foreign_files_are_found_and_named(tmp_path):
             f"{name} has {FILES[name] - 1:,} bytes and had {FILES[name]:,} when it was saved",
         )
         shutil.copy(other / name, checkpoint / name)
-        assert fault(checkpoint) == ("corrupt", f"{name} differs from what was saved (its digest does not fit)")
+        assert fault(checkpoint) == ("corrupt", f"{name} differs from what was saved (its digest does not match)")
         (checkpoint / name).unlink()
         assert fault(checkpoint) == ("corrupt", f"{name} is missing")
 
 
-def test_the_newest_whole_one_is_chosen_and_newer_ones_set_aside_with_a_reason(tmp_path, capsys):
+def test_the_newest_whole_one_is_chosen_and_newer_ones_quarantined_with_a_reason(tmp_path, capsys):
     for step in (4, 8, 12, 100):
         make(tmp_path, step, sealed=step != 100)
     (tmp_path / "checkpoint-12" / "optimizer.pt").unlink()
-    assert newest_whole(tmp_path).name == "checkpoint-8"
+    assert latest_valid_checkpoint(tmp_path).name == "checkpoint-8"
     assert names(tmp_path) == ["checkpoint-100.incomplete", "checkpoint-12.corrupt", "checkpoint-4", "checkpoint-8"]
     printed = capsys.readouterr().out
-    assert "checkpoint-12 is set aside as checkpoint-12.corrupt: optimizer.pt is missing" in printed
-    assert "checkpoint-100 is set aside as checkpoint-100.incomplete: it was cut off while being written" in printed
+    assert "checkpoint-12 is quarantined as checkpoint-12.corrupt: optimizer.pt is missing" in printed
+    assert "checkpoint-100 is quarantined as checkpoint-100.incomplete: it was cut off while being written" in printed
 
 
 def test_none_good_is_an_error_with_every_reason_that_moves_nothing_twice_over(tmp_path):
@@ -85,15 +85,15 @@ def test_none_good_is_an_error_with_every_reason_that_moves_nothing_twice_over(t
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
     for _ in range(2):
         with pytest.raises(UserError, match=r"(?s)checkpoint-8: it was cut off.*checkpoint-4: optimizer.pt is missing"):
-            newest_whole(tmp_path)
+            latest_valid_checkpoint(tmp_path)
         assert names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
 
 
 def test_no_checkpoint_and_a_first_save_cut_off_both_mean_a_start(tmp_path, capsys):
-    assert newest_whole(tmp_path) is None
+    assert latest_valid_checkpoint(tmp_path) is None
     for _ in range(2):
         make(tmp_path, 4, sealed=False)
-        assert newest_whole(tmp_path) is None
+        assert latest_valid_checkpoint(tmp_path) is None
         assert names(tmp_path) == ["checkpoint-4.incomplete"]
         assert "cut off" in capsys.readouterr().out
 
@@ -104,7 +104,7 @@ def test_rotation_keeps_two_at_least_and_the_best_and_clears_what_was_cut_off(tm
     make(tmp_path, 24, sealed=False)  # under way
     (tmp_path / "checkpoint-2.incomplete").mkdir()
     (tmp_path / "checkpoint-2.corrupt").mkdir()
-    rotate(tmp_path, keep=1, best=tmp_path / "checkpoint-4")
+    delete_old_checkpoints(tmp_path, keep=1, best=tmp_path / "checkpoint-4")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-16", "checkpoint-20"]
     assert names(tmp_path) == [
         "checkpoint-16",
@@ -118,8 +118,8 @@ def test_rotation_keeps_two_at_least_and_the_best_and_clears_what_was_cut_off(tm
 def test_rotation_never_counts_one_that_is_not_sealed(tmp_path):
     for step in (4, 8, 12):
         make(tmp_path, step, sealed=step != 12)
-    rotate(tmp_path, keep=2)
-    assert len(checkpoints(tmp_path)) == 3
+    delete_old_checkpoints(tmp_path, keep=2)
+    assert len(all_checkpoints(tmp_path)) == 3
 
 
 def test_a_changed_fingerprint_is_refused_with_old_and_new_values(tmp_path):

@@ -13,7 +13,7 @@ COARSE = Spikes(sigma=50, window=8)  # for trainings of twelve steps, which diff
 
 
 def steps(recent, losses, norm=1.0):
-    return [recent.judge(loss, norm) for loss in losses]
+    return [recent.find_outlier(loss, norm) for loss in losses]
 
 
 def usual(count, seed=0, mean=3.0):
@@ -24,8 +24,8 @@ def usual(count, seed=0, mean=3.0):
 def test_usual_steps_pass_and_one_far_above_them_does_not():
     recent = RecentSteps(Spikes())
     assert not any(steps(recent, usual(1000)))
-    assert recent.judge(4.5, 1.0).startswith("loss 4.5 is above 3.")
-    assert recent.judge(3.0, 20.0).startswith("gradient norm 20 is above")
+    assert recent.find_outlier(4.5, 1.0).startswith("loss 4.5 is above 3.")
+    assert recent.find_outlier(3.0, 20.0).startswith("gradient norm 20 is above")
     assert not any(steps(recent, [0.5, *usual(10)]))  # what falls is no spike
 
 
@@ -45,30 +45,30 @@ def test_one_spike_hides_none_of_those_that_follow():
 def test_a_new_level_of_the_loss_is_taken_for_usual_after_a_few_steps():
     recent = RecentSteps(Spikes())
     steps(recent, usual(128))
-    found = steps(recent, usual(60, seed=1, mean=5.0))  # 20 deviations higher
-    assert found[0] and 5 < sum(map(bool, found)) < 20
-    assert not any(found[20:])
+    outliers = steps(recent, usual(60, seed=1, mean=5.0))  # 20 deviations higher
+    assert outliers[0] and 5 < sum(map(bool, outliers)) < 20
+    assert not any(outliers[20:])
 
 
 def test_what_is_not_finite_is_never_remembered():
     recent = RecentSteps(SOON)
     steps(recent, usual(8))
-    before = recent.state()
+    before = recent.state_dict()
     for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (3.0, math.nan), (3.0, math.inf)):
-        assert recent.judge(loss, norm) == ""
-    assert recent.state() == before
+        assert recent.find_outlier(loss, norm) == ""
+    assert recent.state_dict() == before
 
 
 def test_a_loss_that_hardly_moves_makes_no_spike_of_a_small_change():
     recent = RecentSteps(SOON)
     assert not any(steps(recent, [2.0] * 20 + [2.1]))
-    assert recent.judge(2.5, 1.0)
+    assert recent.find_outlier(2.5, 1.0)
 
 
 def test_its_memory_survives_being_written_down():
     recent, other = RecentSteps(SOON), RecentSteps(SOON)
     steps(recent, usual(20))
-    other.recall(recent.state())
+    other.load_state_dict(recent.state_dict())
     assert steps(other, usual(20, seed=3)) == steps(recent, usual(20, seed=3))
 
 

@@ -93,7 +93,7 @@ def test_kill_9_during_the_save_of_a_preemption_falls_back(undisturbed, tmp_path
     stopped = partial(signal_in_step, step=6)
     assert run(folder, stopped, partial(kill_in_save, step=6, file="optimizer.pt")).code == -9
     again = run(folder)
-    assert "checkpoint-6 is set aside as checkpoint-6.incomplete" in again.output
+    assert "checkpoint-6 is quarantined as checkpoint-6.incomplete" in again.output
     assert same(again, undisturbed.ended.outcome)
 
 
@@ -106,7 +106,7 @@ def test_a_second_signal_amid_the_save_of_a_preemption_falls_back(undisturbed, t
     os.kill(started.processes[0].pid, second)
     assert started.end().code == -second
     again = run(folder)
-    assert "checkpoint-6 is set aside as checkpoint-6.incomplete" in again.output
+    assert "checkpoint-6 is quarantined as checkpoint-6.incomplete" in again.output
     assert same(again, undisturbed.ended.outcome)
 
 

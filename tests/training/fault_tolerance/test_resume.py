@@ -54,7 +54,7 @@ def test_kill_9_in_a_step_costs_the_steps_since_the_last_save_and_changes_nothin
     assert again.output.count(f"resuming at step {EVERY} from") == 1
     assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
     assert again.outcome["history"] == undisturbed.ended.outcome["history"]
-    # 8 sequences a step: what was learnt before is not even read (nor the two of the check at the start)
+    # 8 sequences a step: what was trained on before is not even read (nor the two of the check at the start)
     assert again.outcome["read"] == undisturbed.ended.outcome["read"] - 8 * EVERY - 2
 
 
@@ -68,12 +68,12 @@ def test_the_same_command_after_the_end_trains_no_further(undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["flip", "cut", "lost", "mixed"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_gone_on_from(undisturbed, tmp_path, kind):
+def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_resumed_from(undisturbed, tmp_path, kind):
     folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
     shutil.rmtree(folder / "checkpoint-12")
     name = partial_damage(folder / "checkpoint-8", kind)
     again = run(folder)
-    assert f"checkpoint-8 is set aside as checkpoint-8.corrupt: {name}" in again.output
+    assert f"checkpoint-8 is quarantined as checkpoint-8.corrupt: {name}" in again.output
     assert "resuming at step 4 from" in again.output
     assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
     assert again.outcome["history"] == undisturbed.ended.outcome["history"]
@@ -96,7 +96,7 @@ def test_another_fingerprint_is_refused(undisturbed, tmp_path):
     assert "data: was 'a', is 'b'" in again.output
 
 
-def test_resume_from_checkpoint_goes_back_and_sets_the_newer_ones_aside(undisturbed, tmp_path):
+def test_resume_from_checkpoint_rolls_back_and_quarantines_the_newer_ones(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
     again = run(folder, resume_from_checkpoint=str(folder / "checkpoint-4"), keep=9)
     assert "resuming at step 4" in again.output
@@ -105,12 +105,14 @@ def test_resume_from_checkpoint_goes_back_and_sets_the_newer_ones_aside(undistur
     assert left == ["checkpoint-12", "checkpoint-12.undone", "checkpoint-4", "checkpoint-8", "checkpoint-8.undone"]
 
 
-def test_after_going_back_the_same_command_goes_on_and_not_back_again(undisturbed, tmp_path):
+def test_after_a_rollback_the_same_command_resumes_and_does_not_roll_back_again(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed.folder, tmp_path / "base")
     back = {"resume_from_checkpoint": str(folder / "checkpoint-4"), "keep": 9}
     assert run(folder, partial(kill_in_step, step=11), **back).code == -9
     again = run(folder, **back)
-    assert "checkpoint-8 was made since resume_from_checkpoint went back, and is gone on from" in again.output
+    assert (
+        "checkpoint-8 was made since the rollback to resume_from_checkpoint; resuming from it instead" in again.output
+    )
     assert "resuming at step 8" in again.output
     assert again.outcome["weights"] == undisturbed.ended.outcome["weights"]
 
@@ -179,7 +181,7 @@ def test_fewer_processes_go_on_with_a_word_unless_the_optimizer_is_split_among_t
     checkpoint.mkdir()
     seal(checkpoint, processes=2, engine="torch")
     check_engine(checkpoint, {"processes": 1, "engine": "torch"})
-    assert "2 processes saved, 1 go on" in capsys.readouterr().out
+    assert "2 processes saved, 1 continue" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved by torch with 2 processes; this launch is ZeRO-2 with 2"):
         check_engine(checkpoint, {"processes": 2, "engine": "ZeRO-2"})
     seal(checkpoint, processes=2, engine="ZeRO-2")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
-from hf_llm.training.fault_tolerance.supervisor import RECORD, Supervisor, wait_for_port, whereabouts
+from hf_llm.training.fault_tolerance.supervisor import RECORD, Supervisor, process_identity, wait_for_port
 from tests.training.fault_tolerance.faults import (
     hang_in_step,
     kill_in_save,
@@ -46,12 +46,12 @@ def outcomes(folder):
 
 
 def outcome(folder):
-    found = json.loads(folder.with_name(folder.name + ".outcome.json").read_text())
-    return [found["weights"], found["history"]]
+    written = json.loads(folder.with_name(folder.name + ".outcome.json").read_text())
+    return [written["weights"], written["history"]]
 
 
-def expected(found):
-    return [found["weights"], found["history"]]
+def expected(outcome):
+    return [outcome["weights"], outcome["history"]]
 
 
 def test_after_each_kill_9_it_is_launched_again_and_ends_as_if_nothing_had_been(undisturbed, tmp_path):
@@ -89,7 +89,7 @@ def test_a_run_that_hangs_is_killed_and_goes_on_and_the_step_is_named(undisturbe
     folder = tmp_path / "base"
     assert supervised(folder, [partial(hang_in_step, step=7)], hang_seconds=3).run() == 0
     assert outcome(folder) == expected(undisturbed.ended.outcome)
-    assert "no step was made for 3 s after step 6, so it was killed; it goes on from step 4" in capsys.readouterr().out
+    assert "no step was made for 3 s after step 6, so it was killed; it resumes from step 4" in capsys.readouterr().out
 
 
 def test_where_one_of_two_ranks_hangs_the_other_ends_the_job_at_ddp_timeout_and_names_the_step(
@@ -234,7 +234,7 @@ def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_n
     first = script("import time; time.sleep(3600)")
     process = psutil.Process(first.pid)
     (folder / "logs").mkdir(parents=True)
-    written = {"status": "running", "attempts": [], "supervisor": {**whereabouts(), "pid": first.pid}}
+    written = {"status": "running", "attempts": [], "supervisor": {**process_identity(), "pid": first.pid}}
     written["supervisor"]["since"] = process.create_time()
     (folder / RECORD).write_text(json.dumps(written))
     second = Supervisor(folder, lambda variables: script("pass", variables))
@@ -262,7 +262,7 @@ def test_one_on_another_machine_is_alive_as_long_as_its_training_writes_its_stat
     assert second.run() == 0
 
 
-def test_after_a_damaged_checkpoint_was_set_aside_new_ones_count_again(tmp_path):
+def test_after_a_damaged_checkpoint_was_quarantined_new_ones_count_again(tmp_path):
     folder, code = tmp_path / "base", "raise SystemExit(1)"
     steps = iter([8, 4, 6, 8, 8, 8])  # what the newest checkpoint is after each launch
 
@@ -333,7 +333,7 @@ def test_it_waits_until_the_port_is_free():
 
 def test_the_record_is_where_neither_digests_nor_uploads_look():
     from hf_llm.core.manifest import SKIPPED
-    from hf_llm.training.hub_upload import LEFT_HERE
+    from hf_llm.training.hub_upload import IGNORED_FILES
 
     assert Path(RECORD).parts[0] in SKIPPED
-    assert any(Path(RECORD).match(pattern) for pattern in LEFT_HERE)
+    assert any(Path(RECORD).match(pattern) for pattern in IGNORED_FILES)

@@ -1,4 +1,5 @@
-"""A save that ends with a whole checkpoint or with none: room asked for first, sealed last, the oldest deleted then."""
+"""Make every save end with a valid checkpoint or with none: check the disk first, write the manifest last, and only
+then delete the oldest checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -12,158 +13,213 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import SaveStrategy
 
 from hf_llm.core.console import is_main_process
-from hf_llm.core.distributed import on_main
+from hf_llm.core.distributed import run_on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import FILE, read_manifest
 from hf_llm.parallel.layout import keep_own_class, launched_layout
 from hf_llm.training.fault_tolerance.checkpoints import (
     checkpoint_bytes,
     complete_checkpoints,
-    delete,
-    rotate,
+    delete_checkpoint,
+    delete_old_checkpoints,
+    recorded_bytes,
     seal,
-    size_of,
     step_of,
 )
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps
 
+# How libraries say that the disk or the quota is exhausted.
+DISK_FULL_MESSAGES = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")
 
-class NothingLeft(Exception):
-    """The checkpoint to go on from is that of the last step."""
+
+class AlreadyComplete(Exception):
+    """The checkpoint to resume from is that of the last step, so there is nothing to train."""
 
 
 class SaveGuard(TrainerCallback):
-    """Guards every save of a Trainer. `identity` goes into each manifest, and what the `recent` steps were, for a
-    resume; `keep` checkpoints are kept, two or more."""
+    """Guard every save of a Trainer.
+
+    `identity` goes into each checkpoint's manifest, and so do the `recent` steps, for a resume. `keep` checkpoints are
+    kept, two or more.
+    """
 
     def __init__(self, trainer: Trainer, identity: dict[str, Any], keep: int, recent: RecentSteps):
-        self.trainer, self.identity, self.keep, self.recent = trainer, identity, keep, recent
-        self.resumed: Path | None = None  # the checkpoint that is gone on from
-        self.saving: Path | None = None  # the checkpoint under way
-        self.needed = 0  # bytes it will take
+        self.trainer = trainer
+        self.identity = identity
+        self.keep = keep
+        self.recent = recent
+        self.resumed_from: Path | None = None  # a checkpoint
+        self.saving_to: Path | None = None  # the checkpoint that is being written
+        self.bytes_needed = 0  # for that checkpoint
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         keep_own_class(self.trainer.model)
-        self.recent.clear()
-        state.train_batch_size = args.train_batch_size  # which a resume takes from the checkpoint
-        if self.resumed:
-            # Trainer forgets the losses since its last log entry; with them, the next entry is what it would have been.
-            manifest = read_manifest(self.resumed)
-            self.recent.recall(manifest["recent steps"])
-            window = manifest["loss since last log"]
-            losses, rank = window["per process"], args.process_index
-            mean = sum(losses) / len(losses)
-            self.trainer._tr_loss.fill_(losses[rank] if len(losses) == args.world_size else mean)
-            self.trainer._globalstep_last_logged = window["after step"]
+        self.recent.forget_steps()
+        state.train_batch_size = args.train_batch_size  # a resume takes it from the checkpoint
+        if self.resumed_from:
+            self._restore_loss_since_log(args)
         if state.global_step >= state.max_steps:  # Trainer would make one step too many
-            raise NothingLeft
+            raise AlreadyComplete
+
+    def _restore_loss_since_log(self, args: TrainingArguments) -> None:
+        """Restore the losses since the last log entry, and the steps that outliers are compared with.
+
+        Trainer forgets them; with them, the next log entry is what it would have been without an interruption.
+        """
+        manifest = read_manifest(self.resumed_from)
+        self.recent.load_state_dict(manifest["recent steps"])
+
+        saved = manifest["loss since last log"]
+        losses = saved["per process"]
+        mean_loss = sum(losses) / len(losses)
+        has_same_processes = len(losses) == args.world_size
+        self.trainer._tr_loss.fill_(losses[args.process_index] if has_same_processes else mean_loss)
+        self.trainer._globalstep_last_logged = saved["after step"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if control.should_save:
-            self._prepare(state)
+            self._prepare_save(state)
 
     on_epoch_end = on_step_end
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self.saving = None
+        self.saving_to = None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if args.save_strategy == SaveStrategy.BEST:  # which decides after this whether to save
-            self._prepare(state)
+        if args.save_strategy == SaveStrategy.BEST:  # Trainer decides after this event whether to save
+            self._prepare_save(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         losses = self.trainer.accelerator.gather(self.trainer._tr_loss.reshape(1)).tolist()
         self.trainer.accelerator.wait_for_everyone()
-        if is_main_process():
-            window = {"after step": self.trainer._globalstep_last_logged, "per process": losses}
-            folder = Path(args.output_dir)
-            entries = {**self.identity, "loss since last log": window, "recent steps": self.recent.state()}
-            seal(folder / f"checkpoint-{state.global_step}", **entries)
-            rotate(folder, self.keep, state.best_model_checkpoint and Path(state.best_model_checkpoint))
-        self.saving = None
 
-    def _prepare(self, state: TrainerState) -> None:
-        folder = Path(self.trainer.args.output_dir)
-        if not self._all_finite():
+        if is_main_process():
+            folder = Path(args.output_dir)
+            entries = {
+                **self.identity,
+                "loss since last log": {"after step": self.trainer._globalstep_last_logged, "per process": losses},
+                "recent steps": self.recent.state_dict(),
+            }
+            seal(folder / f"checkpoint-{state.global_step}", **entries)
+
+            best = None
+            if state.best_model_checkpoint:
+                best = Path(state.best_model_checkpoint)
+            delete_old_checkpoints(folder, self.keep, best)
+        self.saving_to = None
+
+    def _prepare_save(self, state: TrainerState) -> None:
+        """Raise UserError where the checkpoint that comes next would be bad, or would not fit on the disk."""
+        if not self._is_all_finite():
             raise UserError(
                 f"weights or optimizer states are not finite at step {state.global_step}, so no checkpoint is made of "
-                f"them; {self._remedy()}"
+                f"them; {self._resume_hint()}"
             )
-        self.saving = folder / f"checkpoint-{state.global_step}"
-        on_main(self._check_room)
+        self.saving_to = Path(self.trainer.args.output_dir) / f"checkpoint-{state.global_step}"
+        run_on_main(self._check_disk_space)
 
-    def _all_finite(self) -> bool:
-        states = [value for values in self.trainer.optimizer.state.values() for value in values.values()]
-        tensors = [*self.trainer.model.parameters(), *(value for value in states if torch.is_tensor(value))]
-        tensors = [part.detach() for tensor in tensors for part in parts_of(tensor)]
-        tensors = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-        size = torch.nn.utils.get_total_norm(tensors, norm_type=1)  # of which, unlike the 2-norm, nothing overflows
-        bad = (~torch.isfinite(size)).int().to(self.trainer.args.device)
-        return not reduce(bad, "max").item()
+    def _is_all_finite(self) -> bool:
+        """Whether all weights and optimizer states are finite, in every process."""
+        tensors = list(self.trainer.model.parameters())
+        for parameter_state in self.trainer.optimizer.state.values():
+            tensors += [value for value in parameter_state.values() if torch.is_tensor(value)]
 
-    def _check_room(self) -> None:
+        plain_tensors = [part.detach() for tensor in tensors for part in parts_of(tensor)]
+        plain_tensors = [tensor for tensor in plain_tensors if tensor.is_floating_point() and tensor.numel()]
+        norm = torch.nn.utils.get_total_norm(plain_tensors, norm_type=1)  # unlike the 2-norm, it does not overflow
+        is_bad = (~torch.isfinite(norm)).int().to(self.trainer.args.device)
+        return not reduce(is_bad, "max").item()
+
+    def _check_disk_space(self) -> None:
         """Raise UserError where the disk has less room than the checkpoint will take."""
-        (self.saving / FILE).unlink(missing_ok=True)
-        sealed = complete_checkpoints(self.saving.parent)
-        # The state of the Trainer, with its history, grows a little from save to save.
-        self.needed = size_of(sealed[-1]) * 21 // 20 if sealed else first_size(self.trainer)
-        if shutil.disk_usage(self.saving.parent).free < self.needed:
-            raise UserError(self.no_room())
+        (self.saving_to / FILE).unlink(missing_ok=True)
 
-    def no_room(self) -> str:
-        """What to tell the user when the checkpoint under way does not fit."""
-        free = shutil.disk_usage(self.saving.parent).free
+        complete = complete_checkpoints(self.saving_to.parent)
+        if complete:
+            # 5% more: the state of the Trainer, with its history, grows a little from save to save.
+            self.bytes_needed = recorded_bytes(complete[-1]) * 21 // 20
+        else:
+            self.bytes_needed = estimate_first_checkpoint_bytes(self.trainer)
+
+        if shutil.disk_usage(self.saving_to.parent).free < self.bytes_needed:
+            raise UserError(self._disk_full_message())
+
+    def _disk_full_message(self) -> str:
+        free = shutil.disk_usage(self.saving_to.parent).free
         return (
-            f"no space left for {self.saving}: it takes about {self.needed:,} bytes, and {free:,} are free. "
-            f"Checkpoints made before are as they were.\n  Free some space, or set save_steps higher; {self._remedy()}"
+            f"no space left for {self.saving_to}: it takes about {self.bytes_needed:,} bytes, and {free:,} are free. "
+            "Checkpoints made before are unchanged.\n"
+            f"  Free some space, or set save_steps higher; {self._resume_hint()}"
         )
 
-    def after_failure(self, error: BaseException) -> UserError | None:
-        """The UserError that tells what `error`, raised while writing a checkpoint, means; the half one is deleted.
+    def explain_write_error(self, error: BaseException) -> UserError | None:
+        """Return the UserError for `error`, raised while a checkpoint was written; delete the incomplete checkpoint.
 
-        The full disk comes as OSError, as several RuntimeErrors of torch's zip writer, or as safetensors' own error.
-        None where nothing was being written, or where another process was waited for in vain.
+        A full disk comes as OSError, as one of several RuntimeErrors of torch's zip writer, or as safetensors' own
+        error. Returns None where nothing was being written, or where the error is another process's.
         """
-        if self.saving is None or not _is_of_writing(error):
+        if self.saving_to is None or not _is_write_error(error):
             return None
-        if not self.saving.exists():
-            return UserError(self.no_room()) if _says_full(error) else None
-        delete(self.saving)
-        if _says_full(error) or shutil.disk_usage(self.saving.parent).free < self.needed:
-            return UserError(self.no_room())
-        return UserError(f"{self.saving} could not be written: {error}\n  Once that is mended, {self._remedy()}")
+        if not self.saving_to.exists():
+            return UserError(self._disk_full_message()) if _is_disk_full_error(error) else None
 
-    def _remedy(self) -> str:
-        sealed = [path for path in complete_checkpoints(self.trainer.args.output_dir) if path != self.saving]
-        return f"the same command goes on from step {step_of(sealed[-1])}." if sealed else "there is no checkpoint yet."
+        delete_checkpoint(self.saving_to)
+        is_disk_full = shutil.disk_usage(self.saving_to.parent).free < self.bytes_needed
+        if _is_disk_full_error(error) or is_disk_full:
+            return UserError(self._disk_full_message())
+        return UserError(
+            f"{self.saving_to} could not be written: {error}\n  Once that is repaired, {self._resume_hint()}"
+        )
+
+    def _resume_hint(self) -> str:
+        checkpoints = complete_checkpoints(self.trainer.args.output_dir)
+        usable = [path for path in checkpoints if path != self.saving_to]
+        if not usable:
+            return "there is no checkpoint yet."
+        return f"the same command resumes from step {step_of(usable[-1])}."
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that one is made of: a quantised optimizer state of codes and scales, a DTensor of a shard."""
+    """Return the plain tensors that a tensor is made of.
+
+    A quantised optimizer state is made of codes and scales, a DTensor of a shard.
+    """
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
-    parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # a DTensor's mesh is among them
+    names, _ = tensor.__tensor_flatten__()
+    parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is among them
     return [plain for part in parts if isinstance(part, torch.Tensor) for plain in parts_of(part)]
 
 
-def first_size(trainer: Trainer) -> int:
-    """Bytes that the first checkpoint will take, estimated: with two moments for each trained parameter, and stages of
-    a pipeline that are alike."""
+def estimate_first_checkpoint_bytes(trainer: Trainer) -> int:
+    """Estimate the bytes of a training's first checkpoint.
+
+    Assumes two float32 moments for each trained parameter, and pipeline stages that are alike.
+    """
     from peft import PeftModel
 
-    trained = weights = 0
+    is_adapter = isinstance(trainer.model, PeftModel)
+    trained = 0
+    weight_bytes = 0
     for parameter in trainer.model.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor in its place
-        trained += count * parameter.requires_grad
-        if parameter.requires_grad or not isinstance(trainer.model, PeftModel):
-            weights += count * parameter.element_size()
-    engine = "deepspeed" if trainer.is_deepspeed_enabled else "fsdp" if trainer.is_fsdp_enabled else ""
-    return launched_layout().pipeline * checkpoint_bytes(weights, trained, 8 * trained, engine)
+        if parameter.requires_grad:
+            trained += count
+        if parameter.requires_grad or not is_adapter:
+            weight_bytes += count * parameter.element_size()
+
+    engine = ""
+    if trainer.is_deepspeed_enabled:
+        engine = "deepspeed"
+    elif trainer.is_fsdp_enabled:
+        engine = "fsdp"
+    return launched_layout().pipeline * checkpoint_bytes(weight_bytes, trained, 8 * trained, engine)
 
 
-def _is_of_writing(error: BaseException) -> bool:
-    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)  # torch's zip writer
+def _is_write_error(error: BaseException) -> bool:
+    is_of_zip_writer = "inline_container" in str(error)  # the C++ file of torch's zip writer
+    return isinstance(error, OSError | SafetensorError) or is_of_zip_writer
 
 
-def _says_full(error: BaseException) -> bool:
-    return any(text in str(error) for text in ("No space left", "os error 28", "Disk quota exceeded", "os error 122"))
+def _is_disk_full_error(error: BaseException) -> bool:
+    return any(message in str(error) for message in DISK_FULL_MESSAGES)

@@ -1,7 +1,8 @@
-"""Checkpoint folders that are whole or set aside: sealed when finished, verified before use, rotated without a gap.
+"""Checkpoint folders that are either valid or quarantined: verified before use, old ones deleted without a gap.
 
 `checkpoint-N` counts only while it holds a `manifest.json`, which is written last: sizes and digests of every file, and
-what the training was. One without it was cut off while being written; one that differs from it has been damaged since.
+what the training was. A checkpoint without one was cut off while being written; one that differs from its manifest has
+been damaged since.
 """
 
 import json
@@ -15,121 +16,154 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import FILE, digest_of, file_digest, file_digests, read_manifest, versions, write_json
 
-INCOMPLETE, CORRUPT, UNDONE = "incomplete", "corrupt", "undone"  # what follows the name of one set aside
+# What follows the name of a quarantined checkpoint.
+INCOMPLETE = "incomplete"
+CORRUPT = "corrupt"
+UNDONE = "undone"
+
+MIN_CHECKPOINTS_KEPT = 2
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Every `checkpoint-N` in `folder`, whole or not, by step."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of)
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Return every `checkpoint-N` in `folder`, complete or not, by step."""
+    paths = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=step_of)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Every sealed `checkpoint-N` in `folder`, by step. Says nothing about damage since."""
-    return [path for path in checkpoints(folder) if (path / FILE).exists()]
+    """Return every `checkpoint-N` in `folder` that has a manifest, by step. It may have been damaged since."""
+    return [path for path in all_checkpoints(folder) if (path / FILE).exists()]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step a checkpoint's name tells."""
+    """Return the optimizer step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") -> int:
-    """Bytes of one checkpoint: `weights` (of adapters only theirs) and the optimizer's `states`, of all processes.
+    """Estimate the bytes of one checkpoint from what it holds of all processes.
 
-    The engines "fsdp" and "deepspeed" write the weights once more, the latter a float32 copy of the `trained` ones too.
+    `weights` are the bytes of the weights (of adapters only theirs), `states` those of the optimizer's states, and
+    `trained` is the number of trained parameters. The engines "fsdp" and "deepspeed" write the weights once more, the
+    latter a float32 copy of the trained ones too.
     """
-    return weights * (2 if engine else 1) + states + (4 * trained if engine == "deepspeed" else 0)
+    total = weights + states
+    if engine:
+        total += weights
+    if engine == "deepspeed":
+        total += 4 * trained
+    return total
 
 
 def seal(checkpoint: Path, **entries: Any) -> None:
-    """Bring every file of `checkpoint` to the disk, then write its manifest with `entries` and the files' digests."""
+    """Flush every file of `checkpoint` to the disk, then write its manifest: `entries` and the files' digests."""
     for path in checkpoint.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+
     manifest = {"step": step_of(checkpoint), **entries, "versions": versions(), "files": file_digests(checkpoint)}
     write_json(checkpoint / FILE, {**manifest, "digest": digest_of(manifest)})
 
 
-def size_of(checkpoint: Path) -> int:
-    """Bytes of all files of a sealed checkpoint."""
+def recorded_bytes(checkpoint: Path) -> int:
+    """Return the bytes of all files in a checkpoint's manifest."""
     return sum(size for size, _ in read_manifest(checkpoint)["files"].values())
 
 
 def fault(checkpoint: Path) -> tuple[str, str] | None:
-    """Read every byte: None where the checkpoint is as it was sealed, else (`INCOMPLETE` or `CORRUPT`, the reason)."""
+    """Read every byte of a checkpoint and compare it with its manifest.
+
+    Returns None for a valid checkpoint, else `INCOMPLETE` or `CORRUPT` and the reason.
+    """
     try:
         manifest = read_manifest(checkpoint)
-    except ValueError:  # no JSON, or no UTF-8
-        return CORRUPT, f"{FILE} is no readable JSON"
+    except ValueError:  # not JSON, or not UTF-8
+        return CORRUPT, f"cannot parse {FILE} as JSON"
     if manifest is None:
         return INCOMPLETE, f"it was cut off while being written (it has no {FILE})"
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
         return CORRUPT, f"{FILE} has been changed since it was written"
-    for name, (size, digest) in manifest["files"].items():
+
+    for name, (recorded_size, recorded_digest) in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return CORRUPT, f"{name} is missing"
-        if path.stat().st_size != size:
-            return CORRUPT, f"{name} has {path.stat().st_size:,} bytes and had {size:,} when it was saved"
-        if file_digest(path) != digest:
-            return CORRUPT, f"{name} differs from what was saved (its digest does not fit)"
+        size = path.stat().st_size
+        if size != recorded_size:
+            return CORRUPT, f"{name} has {size:,} bytes and had {recorded_size:,} when it was saved"
+        if file_digest(path) != recorded_digest:
+            return CORRUPT, f"{name} differs from what was saved (its digest does not match)"
     return None
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies, the bad ones after it set aside; None where there has never been one.
+def latest_valid_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that verifies, and quarantine the bad ones after it.
 
-    Raises UserError with every reason, and moves nothing, where checkpoints were finished and none of them is good.
+    Returns None where there has never been a complete one. Raises UserError with every reason, and moves nothing, where
+    checkpoints were completed and none of them is valid.
     """
-    bad = []
-    for checkpoint in reversed(checkpoints(folder)):
-        found = fault(checkpoint)
-        if found is None:
-            for worse, (kind, reason) in bad:
-                set_aside(worse, kind, reason)
+    bad_checkpoints = []  # newest first: checkpoint, kind, reason
+    for checkpoint in reversed(all_checkpoints(folder)):
+        verification_error = fault(checkpoint)
+        if verification_error is None:
+            for bad_checkpoint, kind, reason in bad_checkpoints:
+                quarantine(bad_checkpoint, kind, reason)
             return checkpoint
-        bad.append((checkpoint, found))
-    if len(bad) == 1 and bad[0][1][0] == INCOMPLETE:  # the first save of all: there was nothing before it to lose
-        set_aside(bad[0][0], *bad[0][1])
+        bad_checkpoints.append((checkpoint, *verification_error))
+
+    if not bad_checkpoints:
         return None
-    if bad:
-        reasons = [f"  {checkpoint.name}: {reason}" for checkpoint, (_, reason) in bad]
-        raise UserError(
-            "\n".join([f"none of the checkpoints in {folder} can be gone on from:", *reasons])
-            + "\n  Put a good copy back in place, or move them away to train from the beginning."
-        )
-    return None
+
+    first_checkpoint, first_kind, first_reason = bad_checkpoints[0]
+    if len(bad_checkpoints) == 1 and first_kind == INCOMPLETE:
+        # The very first save was cut off: nothing was saved before it that could be lost.
+        quarantine(first_checkpoint, first_kind, first_reason)
+        return None
+
+    reasons = [f"  {checkpoint.name}: {reason}" for checkpoint, _, reason in bad_checkpoints]
+    raise UserError(
+        "\n".join([f"none of the checkpoints in {folder} can be resumed from:", *reasons])
+        + "\n  Put a good copy back in place, or move them away to train from the beginning."
+    )
 
 
-def set_aside(checkpoint: Path, kind: str, reason: str) -> None:
-    """Rename a checkpoint to `<name>.<kind>`, so that nothing resumes from it, and say why."""
-    aside = checkpoint.with_name(f"{checkpoint.name}.{kind}")
-    if aside.exists():  # of an earlier attempt at the same step
-        shutil.rmtree(aside)
-    checkpoint.rename(aside)
-    print_main(f"{checkpoint.name} is set aside as {aside.name}: {reason}")
+def quarantine(checkpoint: Path, kind: str, reason: str) -> None:
+    """Rename a checkpoint to `<name>.<kind>`, so that nothing resumes from it, and print why."""
+    new_path = checkpoint.with_name(f"{checkpoint.name}.{kind}")
+    if new_path.exists():  # of an earlier attempt at the same step
+        shutil.rmtree(new_path)
+    checkpoint.rename(new_path)
+    print_main(f"{checkpoint.name} is quarantined as {new_path.name}: {reason}")
 
 
-def rotate(folder: Path, keep: int, best: Path | None = None) -> None:
-    """Delete all but the newest `keep` sealed checkpoints and `best`; of unfinished ones, all before the newest sealed.
+def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) -> None:
+    """Delete all but the newest `keep` complete checkpoints (at least two) and `best`.
 
-    The seal goes first: a kill halfway leaves a folder that is known to be incomplete.
+    Of incomplete ones, all before the newest complete one are deleted, and the quarantined ones.
     """
-    sealed = complete_checkpoints(folder)
-    if not sealed:
+    complete = complete_checkpoints(folder)
+    if not complete:
         return
-    kept = {path.resolve() for path in [*sealed[-max(2, keep) :], *([best] if best else [])]}
-    for checkpoint in checkpoints(folder):
-        if checkpoint.resolve() not in kept and step_of(checkpoint) < step_of(sealed[-1]):
-            delete(checkpoint)
-    for aside in Path(folder).glob(f"checkpoint-*.{INCOMPLETE}"):
-        delete(aside)
+
+    kept = complete[-max(MIN_CHECKPOINTS_KEPT, keep) :]
+    if best:
+        kept.append(best)
+    kept_paths = {path.resolve() for path in kept}
+
+    newest_step = step_of(complete[-1])
+    for checkpoint in all_checkpoints(folder):
+        if checkpoint.resolve() not in kept_paths and step_of(checkpoint) < newest_step:
+            delete_checkpoint(checkpoint)
+    for quarantined in Path(folder).glob(f"checkpoint-*.{INCOMPLETE}"):
+        delete_checkpoint(quarantined)
 
 
-def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, its seal first. What cannot be deleted is reported and left."""
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint; what cannot be deleted is printed and stays.
+
+    The manifest goes first: a kill halfway leaves a folder that is known to be incomplete.
+    """
     try:
         (checkpoint / FILE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
@@ -139,16 +173,17 @@ def delete(checkpoint: Path) -> None:
 
 def check_fingerprint(checkpoint: Path, fingerprint: dict[str, Any]) -> None:
     """Raise UserError, with old and new values, where `checkpoint` belongs to a training with another fingerprint."""
-    old, new = read_manifest(checkpoint)["fingerprint"], as_json(fingerprint)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if changed:
-        lines = [f"  {key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in changed]
+    old = read_manifest(checkpoint)["fingerprint"]
+    new = convert_to_json(fingerprint)
+    changed_keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed_keys:
+        changes = [f"  {key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in changed_keys]
         raise UserError(
-            "\n".join([f"{checkpoint} belongs to another training:", *lines])
-            + "\n  Take the change back, or train under another name, or move the checkpoints away to start anew."
+            "\n".join([f"{checkpoint} belongs to another training:", *changes])
+            + "\n  Undo the change, or train under another name, or move the checkpoints away to start from scratch."
         )
 
 
-def as_json(value: Any) -> Any:
-    """A plain value as it will be when it has been written to JSON and read again."""
+def convert_to_json(value: Any) -> Any:
+    """Return a plain value as it will be after it has been written to JSON and read again."""
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Whether a training's data are the same when they are read again, as after a resume."""
+"""Test whether a training's data are the same when they are read again, as after a resume."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -13,55 +13,71 @@ from transformers import Trainer
 from hf_llm.core.console import print_main
 
 
-def check_repeatable(trainer: Trainer) -> None:
-    """Say so where the first item, or the batch that is made of it, differs between two draws under different seeds.
+def warn_of_random_data(trainer: Trainer) -> None:
+    """Print a warning where the first item, or the batch made of it, differs between two seeds.
 
-    A resume then learns from other data than the run that nothing befell. All random states are put back.
+    A resumed training then sees other data than an uninterrupted one. All random states are restored.
     """
-    data, collate = trainer.train_dataset, trainer.data_collator
+    random_part = _find_random_part(trainer)
+    if random_part:
+        print_main(
+            f"the data draw random numbers: {random_part} each time. The training continues, but after an interruption "
+            "it will not be the one it would have been. Draw from a generator seeded with the item's index for that."
+        )
+
+
+def _find_random_part(trainer: Trainer) -> str:
+    """Return which of data set and collator depends on the seed, as a phrase; "" where none does."""
+    data = trainer.train_dataset
+    collate = trainer.data_collator
     if isinstance(data, IterableDataset):
-        return
+        return ""
+
+    # As Trainer does it: columns that the model does not take are dropped by the data set or by the collator.
     if isinstance(data, Dataset):
         data = trainer._remove_unused_columns(data, description="training")
     else:
         collate = trainer._get_collator_with_removed_columns(collate, description="training")
-    items = [drawn(lambda: data[0], seed) for seed in (0, 1)]
-    if not same(*items):
-        found = f"{type(data).__name__}[0] is another item"
-    elif type(trainer).get_train_dataloader is not Trainer.get_train_dataloader:  # PPO collates the rows' numbers
-        return
-    elif not same(*(drawn(lambda: collate([items[0]]), seed) for seed in (0, 1))):
-        found = f"the batch that {type(trainer.data_collator).__name__} makes of item 0 is another"
-    else:
-        return
-    print_main(
-        f"the data draw random numbers: {found} each time. The training goes on, but after an interruption it will not "
-        "be the one it would have been. Draw from a generator seeded with the item's index for that."
-    )
+
+    first_item = call_with_seed(lambda: data[0], seed=0)
+    first_item_again = call_with_seed(lambda: data[0], seed=1)
+    if not are_equal(first_item, first_item_again):
+        return f"{type(data).__name__}[0] is another item"
+
+    has_own_dataloader = type(trainer).get_train_dataloader is not Trainer.get_train_dataloader
+    if has_own_dataloader:  # PPO collates the rows' numbers
+        return ""
+
+    batch = call_with_seed(lambda: collate([first_item]), seed=0)
+    batch_again = call_with_seed(lambda: collate([first_item]), seed=1)
+    if not are_equal(batch, batch_again):
+        return f"the batch that {type(trainer.data_collator).__name__} makes of item 0 is another"
+    return ""
 
 
-def drawn(draw: Callable[[], Any], seed: int) -> Any:
-    """What `draw()` returns with the generators of Python, numpy and torch (on the CPU) at `seed`, put back after."""
-    python, array = random.getstate(), numpy.random.get_state()
+def call_with_seed(function: Callable[[], Any], seed: int) -> Any:
+    """Return `function()` with the generators of Python, numpy and torch (on the CPU) at `seed`; restore them after."""
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
             numpy.random.seed(seed)
             torch.default_generator.manual_seed(seed)
-            return draw()
+            return function()
     finally:
-        random.setstate(python)
-        numpy.random.set_state(array)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
 
 
-def same(one: Any, other: Any) -> bool:
+def are_equal(first: Any, second: Any) -> bool:
     """Whether two items or batches hold the same values."""
-    if isinstance(one, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, numpy.ndarray):
-        return numpy.array_equal(one, other)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    if isinstance(first, torch.Tensor):
+        return first.shape == second.shape and torch.equal(first, second)
+    if isinstance(first, numpy.ndarray):
+        return numpy.array_equal(first, second)
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(are_equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(are_equal, first, second))
+    return first == second

@@ -1,4 +1,4 @@
-"""Stages as processes of their own: on every GPU where they train, and there started again after a fault."""
+"""Run stages as processes of their own: on every GPU where they train, and relaunched there after a failure."""
 
 import ctypes
 import importlib
@@ -13,35 +13,41 @@ from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import Child, Supervisor, exit_code
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 
 
 def run_stage(folder: str, argv: list[str]) -> int:
-    """Run the stage that makes `folder` to its end. Returns its exit code. One that trains is supervised."""
-    start = partial(launch, folder, argv)
-    return Supervisor(Run(argv).root / folder, start).run() if folder in MODELS else wait(start({}))
+    """Run the stage that makes `folder` to its end and return its exit code. A stage that trains is supervised."""
+    start_process = partial(start_stage_process, folder, argv)
+    if folder in MODELS:
+        return Supervisor(Run(argv).root / folder, start_process).run()
+    return wait_for_exit(start_process({}))
 
 
-def launch(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
-    """Start a stage, on every GPU where it trains.
+def start_stage_process(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
+    """Start a stage, on every GPU where it trains, with `variables` added to its environment.
 
     On Linux without a GPU it is a process forked from this one, whose imports it shares; a forked process could use
     neither CUDA nor Metal.
     """
-    module, gpus = STAGES[folder].module, gpu_count()
-    if gpus or sys.platform != "linux":
-        several = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
-        several = several if gpus > 1 and folder in MODELS else []
-        return subprocess.Popen([sys.executable, "-m", *several, module, *argv], env={**os.environ, **variables})
-    process = multiprocessing.get_context("fork").Process(target=forked, args=(module, argv, variables))
-    process.start()
-    return process
+    module = STAGES[folder].module
+    gpus = gpu_count()
+    if not gpus and sys.platform == "linux":
+        process = multiprocessing.get_context("fork").Process(target=run_forked_stage, args=(module, argv, variables))
+        process.start()
+        return process
+
+    launcher = []
+    if gpus > 1 and folder in MODELS:
+        launcher = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
+    return subprocess.Popen([sys.executable, "-m", *launcher, module, *argv], env={**os.environ, **variables})
 
 
-def forked(module: str, argv: list[str], variables: dict[str, str]) -> None:
-    """Be a stage, in a process forked from this one, that answers signals as one started by itself.
+def run_forked_stage(module: str, argv: list[str], variables: dict[str, str]) -> None:
+    """Run a stage in a process forked from this one, which answers signals as one started by itself.
 
-    It is killed with the process it was forked from: nobody could find it later, for it has that one's environment.
+    It is killed when the process it was forked from dies: nobody could find it later, for it has that one's
+    environment.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(variables)
@@ -50,18 +56,21 @@ def forked(module: str, argv: list[str], variables: dict[str, str]) -> None:
     importlib.import_module(module).main(argv)
 
 
-def wait(process: Child) -> int:
-    """The exit code of a process. Ctrl-C reaches it too: this waits until it has saved its work."""
+def wait_for_exit(process: Child) -> int:
+    """Return the exit code of a process. Ctrl-C reaches that process too: this waits until it has saved its work."""
     while True:
         try:
-            process.wait() if isinstance(process, subprocess.Popen) else process.join()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
+            else:
+                process.join()
             return exit_code(process)
         except KeyboardInterrupt:
             continue
 
 
 def gpu_count() -> int:
-    """The number of CUDA devices of this machine."""
+    """Return the number of CUDA devices of this machine."""
     import torch
 
     return torch.cuda.device_count()

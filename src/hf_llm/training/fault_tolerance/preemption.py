@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and Ctrl-C granted at the end of the step."""
+"""React to SIGTERM and Ctrl-C at the end of a step, instead of in the middle of it."""
 
 import os
 import signal
@@ -12,56 +12,79 @@ from hf_llm.core.console import is_main_process
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-# Slurm, and Ctrl-C in a terminal, signal the launcher and the workers, and the launcher then signals the workers again.
+# A second signal within this time is taken for the first one's echo: Slurm, and Ctrl-C in a terminal, signal the
+# launcher and the workers, and the launcher then signals the workers again.
 ECHO_SECONDS = 1.5
 
 
-class StopSignals:
-    """Within `with`: the first SIGTERM or SIGINT is noted in `received`; a later one does what it does without us."""
+class SignalListener:
+    """Within `with`: record SIGTERM and SIGINT instead of dying of them.
 
-    def __init__(self) -> None:
-        self.received = 0  # the signal's number
-        self.granted = False  # all is saved and this process about to end: a rank may be told so only now
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
+    The first signal is in `received`. A second one, later than `ECHO_SECONDS`, sets `received_again`; with
+    `die_at_second` it also does to this process what it would have done without the listener. `message` is printed by
+    the main process at the first signal, the signal's name before it.
+    """
 
-    def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+    def __init__(self, message: str = "", die_at_second: bool = False) -> None:
+        self.received = 0
+        """The number of the first signal; 0 before it."""
+        self.received_again = False
+        """Whether a second signal has come that is not the first one's echo."""
+        self.ignores_sigterm_at_exit = False
+        """Set once all is saved and this process is about to end: a late SIGTERM must not kill it any more."""
+
+        self._message = message
+        self._die_at_second = die_at_second
+        self._received_at = 0.0
+        self._previous_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalListener":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            if not (self.granted and number == signal.SIGTERM):
-                signal.signal(number, handler)
+        for number, handler in self._previous_handlers.items():
+            if self.ignores_sigterm_at_exit and number == signal.SIGTERM:
+                continue
+            signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
-            self.received, self._since = number, time.monotonic()
-            if is_main_process():  # past Python's buffer, in whose use this may be called
-                os.write(1, b"told to stop: saving at the end of this step; once more stops at once\n")
-        elif time.monotonic() - self._since > ECHO_SECONDS:
-            signal.signal(number, self._before[number])
-            os.kill(os.getpid(), number)
+            self._received_at = time.monotonic()  # before `received`, as an echo may interrupt this handler too
+            self.received = number
+            if self._message and is_main_process():
+                # Past Python's output buffer, which this handler may have interrupted.
+                line = f"received {signal.Signals(number).name}: {self._message}\n"
+                os.write(1, line.encode())
+            return
+
+        if time.monotonic() - self._received_at > ECHO_SECONDS:
+            self.received_again = True
+            if self._die_at_second:
+                signal.signal(number, self._previous_handlers[number])
+                os.kill(os.getpid(), number)
 
 
-def outlive_by_workers(loader: "DataLoader") -> None:
-    """Let `loader`'s worker processes end quietly at a SIGTERM sent to all processes of a job, Ctrl-C included.
+def let_workers_exit_quietly(loader: "DataLoader") -> None:
+    """Let the worker processes of `loader` exit without an error at a signal sent to all processes of a job.
 
     torch raises in the training process where a worker dies of a signal, in the middle of the step that is to be saved.
-    A step's batches are all there before it begins, so the workers are not needed for its end.
+    A step's batches are all fetched before it begins, so the workers are not needed for its end. SIGINT is ignored, as
+    the training process ends its workers itself.
     """
     loader = getattr(loader, "dl", loader)  # for sequence parallelism DeepSpeed wraps accelerate's
     loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps torch's
     if loader.num_workers:
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
 
 
-def _start_worker(before: Any, worker: int) -> None:
-    signal.signal(signal.SIGTERM, _leave)
+def _init_worker(previous_init: Any, worker: int) -> None:
+    signal.signal(signal.SIGTERM, _exit_worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if before is not None:
-        before(worker)
+    if previous_init is not None:
+        previous_init(worker)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_worker(number: int, frame: FrameType | None) -> None:
     os._exit(0)

@@ -1,7 +1,6 @@
-"""An unmodified Trainer, trained so that no fault costs more than the steps since the last save, and none goes unseen.
+"""Train an unmodified Trainer so that no failure costs more than the steps since the last save, and none goes unseen.
 
-The guards are Trainer callbacks. docs/reliability.md lists the faults, what happens, and the test of
-each.
+The guards are Trainer callbacks. docs/reliability.md lists the failures, what happens, and the test of each.
 """
 
 import os
@@ -15,174 +14,232 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_llm.core.console import print_main
-from hf_llm.core.distributed import on_main
+from hf_llm.core.distributed import run_on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, write_status
-from hf_llm.training.auto_batch_size import fitted
-from hf_llm.training.fault_tolerance.checkpoint_callback import NothingLeft, SaveGuard
+from hf_llm.training.fault_tolerance.auto_batch_size import train_with_auto_batch_size
+from hf_llm.training.fault_tolerance.checkpoint_callback import AlreadyComplete, SaveGuard
 from hf_llm.training.fault_tolerance.checkpoints import (
+    MIN_CHECKPOINTS_KEPT,
     UNDONE,
-    as_json,
+    all_checkpoints,
     check_fingerprint,
-    checkpoints,
     complete_checkpoints,
+    convert_to_json,
     fault,
-    newest_whole,
-    set_aside,
+    latest_valid_checkpoint,
+    quarantine,
     step_of,
 )
-from hf_llm.training.fault_tolerance.determinism import check_repeatable
+from hf_llm.training.fault_tolerance.determinism import warn_of_random_data
 from hf_llm.training.fault_tolerance.loss_spikes import Spikes
-from hf_llm.training.fault_tolerance.preemption import StopSignals
+from hf_llm.training.fault_tolerance.preemption import SignalListener
 from hf_llm.training.fault_tolerance.step_guard import StepGuard
-from hf_llm.training.hub_upload import put_off_waiting
+
+# The key of a checkpoint's manifest for the checkpoint that its training was rolled back to, if any.
+ROLLED_BACK_TO = "went back to"
 
 
-def train(trainer: Trainer, *, fingerprint: dict[str, Any], keep: int = 2, spikes: Spikes | None = None) -> TrainOutput:
-    """Resume from the newest whole checkpoint of `trainer.args.output_dir`, or start; train to the end, guarded.
+def train_with_guards(
+    trainer: Trainer,
+    *,
+    fingerprint: dict[str, Any],
+    keep: int = MIN_CHECKPOINTS_KEPT,
+    spikes: Spikes | None = None,
+) -> TrainOutput:
+    """Resume from the newest valid checkpoint of `trainer.args.output_dir`, or start, and train to the end.
 
-    `fingerprint` names what must be the same for a checkpoint to be gone on from. `args.save_total_limit`, or `keep`,
-    complete checkpoints are kept, never fewer than two. `spikes` says which updates to skip, none where it is left out.
-    Told to stop (SIGTERM, Ctrl-C) it saves and raises SystemExit with 128 + the signal's number, so that nothing
-    follows as if the training were finished. Raises UserError where the checkpoints are bad, or another training's, the
-    disk is full, or loss or gradient stay other than finite.
+    `fingerprint` is what must not differ for a checkpoint to be resumed from. `args.save_total_limit`, or `keep`,
+    complete checkpoints are kept, never fewer than two. `spikes` says which updates to skip; None skips none.
+
+    After SIGTERM or Ctrl-C it saves and raises SystemExit with 128 + the signal's number, so that nothing follows as if
+    the training were finished. Raises UserError where the checkpoints are bad, or another training's, the disk is full,
+    or loss or gradient stay other than finite.
     """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
+    args = trainer.args
+    folder = Path(args.output_dir)
     check_launch(trainer)
     prepare_arguments(trainer)
-    keep, args.save_total_limit = max(2, args.save_total_limit or keep), None
-    identity = {
-        "fingerprint": as_json(fingerprint),
-        "processes": args.world_size,
-        "engine": engine(trainer),
-        "went back to": args.resume_from_checkpoint,
-    }
-    checkpoint = on_main(lambda: choose(folder, identity, args.resume_from_checkpoint))
-    check_shared(trainer, checkpoint)
-    if checkpoint is None:
-        check_repeatable(trainer)
-    step = step_of(checkpoint) if checkpoint else 0
-    print_main(f"resuming at step {step} from {checkpoint}" if checkpoint else f"starting; checkpoints go to {folder}")
+    keep = max(MIN_CHECKPOINTS_KEPT, args.save_total_limit or keep)
+    args.save_total_limit = None  # SaveGuard deletes old checkpoints
 
-    with StopSignals() as signals:
-        steps = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
-        saves = SaveGuard(trainer, identity, keep, steps.recent)
-        write_status(folder, RUNNING, step)
+    identity = {
+        "fingerprint": convert_to_json(fingerprint),
+        "processes": args.world_size,
+        "engine": engine_name(trainer),
+        ROLLED_BACK_TO: args.resume_from_checkpoint,
+    }
+    checkpoint = run_on_main(lambda: select_checkpoint(folder, identity, args.resume_from_checkpoint))
+    check_shared_storage(trainer, checkpoint)
+
+    if checkpoint is None:
+        warn_of_random_data(trainer)
+        first_step = 0
+        print_main(f"starting; checkpoints go to {folder}")
+    else:
+        first_step = step_of(checkpoint)
+        print_main(f"resuming at step {first_step} from {checkpoint}")
+
+    with SignalListener("saving at the end of this step; a second signal stops at once", die_at_second=True) as signals:
+        step_guard = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
+        save_guard = SaveGuard(trainer, identity, keep, step_guard.recent)
+        write_status(folder, RUNNING, first_step)
+
         try:
-            output = fitted(trainer, partial(guarded, trainer, steps, saves), checkpoint)
+            train = partial(_run_trainer, trainer, step_guard, save_guard)
+            output = train_with_auto_batch_size(trainer, train, checkpoint)
         except (Exception, KeyboardInterrupt) as error:
-            error.add_note(place(trainer))
-            told = saves.after_failure(error)
-            write_status(folder, FAILED, trainer.state.global_step, error=str(told or error))
-            if told:
-                raise told from error
+            error.add_note(failure_context(trainer))
+            user_error = save_guard.explain_write_error(error)
+            write_status(folder, FAILED, trainer.state.global_step, error=str(user_error or error))
+            if user_error:
+                raise user_error from error
             raise
-        # A signal that came after the last step's agreement is in no process's books yet.
-        stopping = steps.agree_to_stop()
-        signals.granted = bool(stopping)
-    write_status(folder, PREEMPTED if stopping else FINISHED, trainer.state.global_step)
-    if stopping:
-        print_main(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
-        raise SystemExit(128 + stopping)
+
+        # A signal that came after the processes agreed on the last update is not known to all of them yet.
+        stop_signal = step_guard.agree_to_stop()
+        signals.ignores_sigterm_at_exit = bool(stop_signal)
+
+    write_status(folder, PREEMPTED if stop_signal else FINISHED, trainer.state.global_step)
+    if stop_signal:
+        print_main(f"stopped at step {trainer.state.global_step}; the same command resumes from there")
+        raise SystemExit(128 + stop_signal)
     return output
 
 
-def guarded(trainer: Trainer, steps: StepGuard, saves: SaveGuard, checkpoint: Path | None) -> TrainOutput:
-    """`trainer.train` from `checkpoint` with the guards added behind all other callbacks, and taken away after."""
-    saves.resumed, args = checkpoint, trainer.args
-    args.eval_on_start = args.eval_on_start and checkpoint is None  # or a resume would log that evaluation anew
-    for guard in (steps, saves):
-        trainer.add_callback(guard)
+def _run_trainer(
+    trainer: Trainer, step_guard: StepGuard, save_guard: SaveGuard, checkpoint: Path | None
+) -> TrainOutput:
+    """Call `trainer.train` from `checkpoint`, with the guards as its last callbacks; remove them afterwards."""
+    args = trainer.args
+    if checkpoint is not None:
+        args.eval_on_start = False  # or a resume would log that evaluation again
+    save_guard.resumed_from = checkpoint
+
+    trainer.add_callback(step_guard)
+    trainer.add_callback(save_guard)
     try:
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except NothingLeft:
-        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-            trainer._load_best_model()
-        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-        trainer.is_in_train = False
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return TrainOutput(trainer.state.global_step, losses[-1] if losses else float("nan"), {})
+    except AlreadyComplete:
+        return _end_training(trainer)
     finally:
-        for guard in (steps, saves):
-            trainer.remove_callback(guard)
+        trainer.remove_callback(step_guard)
+        trainer.remove_callback(save_guard)
 
 
-def place(trainer: Trainer) -> str:
-    """Where a training is, to be told beside an error."""
+def _end_training(trainer: Trainer) -> TrainOutput:
+    """Do what Trainer does after its last step, for a training that a checkpoint has completed."""
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
+    trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    trainer.is_in_train = False
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    last_loss = losses[-1] if losses else float("nan")
+    return TrainOutput(trainer.state.global_step, last_loss, {})
+
+
+def failure_context(trainer: Trainer) -> str:
+    """Return where a training is, as a note for an error: step, process, and what a timeout may mean."""
     args = trainer.args
-    where = f"This was in or after step {trainer.state.global_step + 1}, in process {args.process_index}"
+    text = f"This was in or after step {trainer.state.global_step + 1}, in process {args.process_index}"
     if args.world_size == 1:
-        return f"{where}."
+        return f"{text}."
     return (
-        f"{where} of {args.world_size}. If it waited for another in vain, that one has died, or hangs, or is more than "
-        f"ddp_timeout = {args.ddp_timeout} s behind."
+        f"{text} of {args.world_size}. If it timed out waiting for another process, that one has died, or hangs, or is "
+        f"more than ddp_timeout = {args.ddp_timeout} s behind."
     )
 
 
-def choose(folder: Path, identity: dict[str, Any], wanted: str | None) -> Path | None:
-    """The checkpoint to go on from: `wanted` (newer ones are set aside), or the newest whole one; None for a start.
+def select_checkpoint(folder: Path, identity: dict[str, Any], requested: str | None) -> Path | None:
+    """Return the checkpoint to resume from; None to start from scratch.
 
-    A newest one that was made after going back to `wanted` is gone on from: the same command may be given again.
+    That is `requested` (newer ones are quarantined), or the newest valid one. A newest one that was made after rolling
+    back to `requested` is resumed from: the same command may be given again.
     """
-    if wanted and not has_gone_back(folder, wanted):
-        checkpoint = roll_back(folder, Path(wanted))
+    if requested and not has_rolled_back(folder, requested):
+        checkpoint = roll_back(folder, Path(requested))
     else:
-        checkpoint = newest_whole(folder)
+        checkpoint = latest_valid_checkpoint(folder)
+
     if checkpoint:
         check_fingerprint(checkpoint, identity["fingerprint"])
         check_engine(checkpoint, identity)
     return checkpoint
 
 
-def has_gone_back(folder: Path, wanted: str) -> bool:
-    """Whether the newest good checkpoint was made since the training went back to `wanted`; says so."""
+def has_rolled_back(folder: Path, requested: str) -> bool:
+    """Whether the newest valid checkpoint was made since the training was rolled back to `requested`; prints so."""
     for checkpoint in reversed(complete_checkpoints(folder)):
-        if fault(checkpoint) is None:
-            since = read_manifest(checkpoint)["went back to"] == wanted
-            if since:
-                print_main(f"{checkpoint.name} was made since resume_from_checkpoint went back, and is gone on from")
-            return since
+        if fault(checkpoint) is not None:
+            continue
+        is_newer = read_manifest(checkpoint)[ROLLED_BACK_TO] == requested
+        if is_newer:
+            print_main(
+                f"{checkpoint.name} was made since the rollback to resume_from_checkpoint; resuming from it instead"
+            )
+        return is_newer
     return False
 
 
-def roll_back(folder: Path, wanted: Path) -> Path:
-    """Set every checkpoint newer than `wanted` aside, once it is known to be whole."""
-    if wanted.resolve() not in [path.resolve() for path in checkpoints(folder)]:
+def roll_back(folder: Path, requested: Path) -> Path:
+    """Quarantine every checkpoint newer than `requested`, and return that.
+
+    Raises UserError where it is not a valid checkpoint of `folder`.
+    """
+    known_paths = [path.resolve() for path in all_checkpoints(folder)]
+    if requested.resolve() not in known_paths:
         raise UserError(
-            f"resume_from_checkpoint: {wanted} is no checkpoint of {folder}; leave it out to go on from the newest"
+            f"resume_from_checkpoint: {requested} is not a checkpoint of {folder}; leave it out to resume from the "
+            "newest"
         )
-    found = fault(wanted)
-    if found:
-        raise UserError(f"resume_from_checkpoint: {wanted} cannot be gone on from: {found[1]}")
-    for newer in checkpoints(folder):
-        if step_of(newer) > step_of(wanted):
-            set_aside(newer, UNDONE, f"resume_from_checkpoint goes back to step {step_of(wanted)}")
-    return wanted
+    verification_error = fault(requested)
+    if verification_error:
+        _, reason = verification_error
+        raise UserError(f"resume_from_checkpoint: {requested} cannot be resumed from: {reason}")
+
+    step = step_of(requested)
+    for checkpoint in all_checkpoints(folder):
+        if step_of(checkpoint) > step:
+            quarantine(checkpoint, UNDONE, f"resume_from_checkpoint rolls back to step {step}")
+    return requested
 
 
 def check_engine(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Refuse a checkpoint in another engine's format; say what a changed number of processes means."""
-    was = read_manifest(checkpoint)
-    old, new = (was["engine"], was["processes"]), (identity["engine"], identity["processes"])
-    if old[0] != new[0] or (old != new and new[0].startswith("ZeRO")):
+    """Raise UserError for a checkpoint in another engine's format; print what another number of processes means."""
+    manifest = read_manifest(checkpoint)
+    old_engine = manifest["engine"]
+    old_processes = manifest["processes"]
+    engine = identity["engine"]
+    processes = identity["processes"]
+    if (old_engine, old_processes) == (engine, processes):
+        return
+
+    if old_engine != engine or engine.startswith("ZeRO"):
         raise UserError(
-            f"{checkpoint} was saved by {old[0]} with {old[1]} processes; this launch is {new[0]} with {new[1]}, which "
-            f"cannot read its optimizer.\n  Launch it as before (--num_processes={old[1]}, the same engine), or start "
-            "another training from the weights in it."
+            f"{checkpoint} was saved by {old_engine} with {old_processes} processes; this launch is {engine} with "
+            f"{processes}, which cannot read its optimizer.\n  Launch it as before "
+            f"(--num_processes={old_processes}, the same engine), or start another training from the weights in it."
         )
-    if old != new:
-        print_main(f"{old[1]} processes saved, {new[1]} go on: the same data in the same order, other dropout masks")
+    print_main(
+        f"{old_processes} processes saved, {processes} continue: the same data in the same order, other dropout masks"
+    )
 
 
-def engine(trainer: Trainer) -> str:
-    """Who lays out the optimizer's state in a checkpoint: `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, under
-    tensor and pipeline parallelism) or `torch` (one process, or DDP)."""
+def engine_name(trainer: Trainer) -> str:
+    """Return who lays out the optimizer's state in a checkpoint.
+
+    `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, under tensor and pipeline parallelism), or `torch` (one
+    process, or DDP).
+    """
     if trainer.is_deepspeed_enabled:
         return f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
     if trainer.is_distributed_loading_by_transformers:
         return "DCP"
-    return "FSDP" if trainer.is_fsdp_enabled else "torch"
+    if trainer.is_fsdp_enabled:
+        return "FSDP"
+    return "torch"
 
 
 def check_launch(trainer: Trainer) -> None:
@@ -199,26 +256,33 @@ def check_launch(trainer: Trainer) -> None:
             f"{trainer.args.n_gpu} GPUs and one process: nn.DataParallel is slow and not guarded. Launch one "
             "process per GPU:\n"
             f"  accelerate launch --multi_gpu --num_processes={trainer.args.n_gpu} -m hf_llm.<stage> <recipe>\n"
-            "  or show it one of them: CUDA_VISIBLE_DEVICES=0"
+            "  or let it see only one of them: CUDA_VISIBLE_DEVICES=0"
         )
 
 
 def prepare_arguments(trainer: Trainer) -> None:
-    """Refuse what would make checkpoints that cannot be gone on from, and keep the Hub's token out of them."""
+    """Refuse what would make checkpoints that cannot be resumed, and keep the Hub's token out of them."""
     args = trainer.args
     if args.save_only_model:
         raise UserError(
-            "save_only_model: a checkpoint without optimizer and random states cannot be gone on from; take it out"
+            "save_only_model: a checkpoint without optimizer and random states cannot be resumed; take it out"
         )
-    if args.hub_token:  # Trainer writes its arguments, token and all, to training_args.bin in every checkpoint
-        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
-    put_off_waiting(trainer)
+    if args.hub_token:
+        # Trainer writes its arguments, token and all, to training_args.bin in every checkpoint.
+        os.environ["HF_TOKEN"] = args.hub_token
+        args.hub_token = None
+
     args.logging_nan_inf_filter = False  # it logs a NaN as 0 or as the mean of the losses before
 
+    # The end of training does not wait for the upload of a checkpoint, since the model is not saved yet;
+    # `hub_upload.wait_for_uploads` waits once it is. Replaced on the instance, as the trainer may be anyone's (TRL's).
+    trainer._finish_current_push = lambda: None
 
-def check_shared(trainer: Trainer, checkpoint: Path | None) -> None:
+
+def check_shared_storage(trainer: Trainer, checkpoint: Path | None) -> None:
     """Raise UserError in every process where one of them, on another machine, does not see the checkpoint."""
-    if checkpoint and trainer.args.world_size > 1:
-        blind = torch.tensor(int(not checkpoint.is_dir()), device=trainer.args.device)
-        if reduce(blind, "sum").item():
-            raise UserError(f"{checkpoint} is not seen by every process; the run's folder must lie on shared storage")
+    if checkpoint is None or trainer.args.world_size == 1:
+        return
+    is_missing = torch.tensor(int(not checkpoint.is_dir()), device=trainer.args.device)
+    if reduce(is_missing, "sum").item():
+        raise UserError(f"{checkpoint} is not seen by every process; the run's folder must lie on shared storage")

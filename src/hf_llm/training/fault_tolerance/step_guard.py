@@ -1,4 +1,4 @@
-"""What is asked at every optimizer step: are loss and gradient finite and usual, has any process been told to stop?"""
+"""Check at every optimizer update: are loss and gradient finite and usual, has any process received a signal?"""
 
 import signal
 from collections.abc import Callable
@@ -16,59 +16,78 @@ from hf_llm.core.errors import UserError
 from hf_llm.pipeline.status import Heartbeat
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, Spikes
-from hf_llm.training.fault_tolerance.preemption import StopSignals, outlive_by_workers
+from hf_llm.training.fault_tolerance.preemption import SignalListener, let_workers_exit_quietly
+
+MAX_BAD_UPDATES_IN_A_ROW = 5
 
 
 class StepGuard(TrainerCallback):
-    """Drops an update that is not finite or stands out, and saves and stops where any process has been told to stop.
+    """Drop an update that is not finite or is an outlier; save and stop once any process has received a signal.
 
     A step may make several updates, each of a part of its micro-batches (`hf_llm.training.batch_rampup`); each is
-    judged.
+    tested.
 
-    All processes agree on it in one all-reduce of five numbers before each optimizer step, and read it in one device
+    All processes agree in one all-reduce of five numbers before each optimizer update, and read them in one device
     synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
-    step counts for schedule and data. After `patience` steps in a row that are not finite the training stops with a
-    UserError. DeepSpeed has stepped, or skipped the step by itself, before Trainer asks; then the skip is counted only,
-    and `spikes` are not looked for.
+    step counts for schedule and data. After `patience` updates in a row that are not finite the training stops with a
+    UserError. DeepSpeed has made its update, or skipped it by itself, before Trainer asks; then the skip is counted
+    only, and outliers are not looked for.
     """
 
-    def __init__(self, trainer: Trainer, signals: StopSignals, spikes: Spikes, patience: int = 5):
-        self.trainer, self.signals, self.patience = trainer, signals, patience
+    def __init__(
+        self, trainer: Trainer, signals: SignalListener, spikes: Spikes, patience: int = MAX_BAD_UPDATES_IN_A_ROW
+    ):
+        self.trainer = trainer
+        self.signals = signals
+        self.patience = patience
         self.recent = RecentSteps(Spikes(sigma=None) if trainer.is_deepspeed_enabled else spikes)
-        self.stopping = 0  # the signal all processes agreed on
-        self.skipped = self.in_a_row = 0
-        self._dropped, self._log_is_due = "", False  # why this step's update is dropped
-        self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
-        self._norm: torch.Tensor | float = 0.0  # of this update's gradients, before clipping
-        self._batches = 0  # micro-batches since the last update
-        # Callbacks never see it, and afterwards it is clipped.
-        trainer._get_grad_norm = self._kept(trainer._get_grad_norm)
-        trainer.training_step = self._counted(trainer.training_step)
+        self.stop_signal = 0  # the one that all processes agreed on
+        self.skipped = 0  # updates, over all of the training
+        self.bad_in_a_row = 0  # updates that are not finite
 
-    def _kept(self, norm_of: Callable) -> Callable:
-        @wraps(norm_of)
+        self._drop_reason = ""  # why this step's update is dropped
+        self._log_is_due = False  # the log entry of a dropped step is put off to the next
+        self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
+        self._grad_norm: torch.Tensor | float = 0.0  # of this update, before clipping
+        self._micro_batches = 0  # since the last update
+
+        # Callbacks see neither the gradient norm before clipping nor the micro-batches, and the trainer may be anyone's
+        # (TRL's too), so these two methods are replaced on the instance. docs/reliability.md lists what replaces what.
+        trainer._get_grad_norm = self._keep_grad_norm(trainer._get_grad_norm)
+        trainer.training_step = self._count_micro_batches(trainer.training_step)
+
+    def _keep_grad_norm(self, get_norm: Callable) -> Callable:
+        @wraps(get_norm)
         def get_grad_norm(*args: Any, **kwargs: Any) -> torch.Tensor | float | None:
-            norm = norm_of(*args, **kwargs)
-            self._norm = 0.0 if norm is None else norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norm = get_norm(*args, **kwargs)
+            if norm is None:
+                self._grad_norm = 0.0
+            elif isinstance(norm, DTensor):
+                self._grad_norm = norm.full_tensor()
+            else:
+                self._grad_norm = norm
             return norm
 
         return get_grad_norm
 
-    def _counted(self, step: Callable) -> Callable:
-        @wraps(step)
+    def _count_micro_batches(self, run_step: Callable) -> Callable:
+        @wraps(run_step)
         def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-            self._batches += 1
-            return step(*args, **kwargs)
+            self._micro_batches += 1
+            return run_step(*args, **kwargs)
 
         return training_step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
-        self.in_a_row, self._dropped, self._log_is_due = 0, "", False
-        outlive_by_workers(kwargs["train_dataloader"])
+        self.bad_in_a_row = 0
+        self._drop_reason = ""
+        self._log_is_due = False
+        let_workers_exit_quietly(kwargs["train_dataloader"])
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self._loss_before, self._batches, self._dropped = self.trainer._tr_loss.clone(), 0, ""
+        self._drop_reason = ""
+        self._begin_update()
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._heartbeat.beat(state.global_step)
@@ -76,48 +95,77 @@ class StepGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ):
-        part = self._batches / self.trainer.current_gradient_accumulation_steps  # of the step
-        bad, loss, norm = self._agree()
-        self.in_a_row = self.in_a_row + 1 if bad else 0
-        reason = "loss or gradient not finite" if bad else self.recent.judge(loss / part, norm)
-        if reason:
-            self._dropped = reason
-            self._drop(state, part)
-        self._loss_before, self._batches = self.trainer._tr_loss.clone(), 0
+        share_of_step = self._micro_batches / self.trainer.current_gradient_accumulation_steps
+        is_bad, loss, grad_norm = self._reduce_checks()
 
-    def _agree(self) -> tuple[bool, float, float]:
-        """Whether this update is finite in every process, its part of the step's loss, its gradient norm; sets
-        `stopping`."""
-        told = [float(self.signals.received == number) for number in (signal.SIGTERM, signal.SIGINT)]
+        self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad else 0
+        if is_bad:
+            reason = "loss or gradient not finite"
+        else:
+            reason = self.recent.find_outlier(loss / share_of_step, grad_norm)
+        if reason:
+            self._drop_reason = reason
+            self._drop_update(state, share_of_step)
+
+        self._begin_update()
+
+    def _begin_update(self) -> None:
+        self._loss_before = self.trainer._tr_loss.clone()
+        self._micro_batches = 0
+
+    def _reduce_checks(self) -> tuple[bool, float, float]:
+        """Let all processes agree on this update, and on whether to stop (`stop_signal`).
+
+        Returns whether the update is not finite in any process, its part of the step's loss, and its gradient norm.
+        """
         loss = self.trainer._tr_loss - self._loss_before
-        known = [self._not_finite(), *told, loss, self._norm]
-        known = torch.stack([torch.as_tensor(value, dtype=loss.dtype, device=loss.device) for value in known])
-        bad, terminate, interrupt, loss, norm = reduce(known, "mean").tolist()
-        self.stopping = int(signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0)
-        return bool(bad), loss, norm
+        checks = [
+            self._is_not_finite(),
+            float(self.signals.received == signal.SIGTERM),
+            float(self.signals.received == signal.SIGINT),
+            loss,
+            self._grad_norm,
+        ]
+        checks = torch.stack([torch.as_tensor(value, dtype=loss.dtype, device=loss.device) for value in checks])
+        bad_share, sigterm_share, sigint_share, loss, grad_norm = reduce(checks, "mean").tolist()
+
+        self.stop_signal = 0
+        if sigterm_share:
+            self.stop_signal = int(signal.SIGTERM)
+        elif sigint_share:
+            self.stop_signal = int(signal.SIGINT)
+        return bool(bad_share), loss, grad_norm
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if self._dropped:
-            self._report(state, control)
+        if self._drop_reason:
+            self._report_dropped_update(state, control)
         elif self._log_is_due:
-            control.should_log, self._log_is_due = True, False
+            control.should_log = True
+            self._log_is_due = False
+
         self._heartbeat.beat(state.global_step)
-        if self.stopping:
-            control.should_save = control.should_training_stop = True
+        if self.stop_signal:
+            control.should_save = True
+            control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        if self.stopping and state.epoch % 1:  # Trainer ends the epoch although it goes on after the resume
-            control.should_log = control.should_evaluate = control.should_save = False
+        is_inside_epoch = state.epoch % 1 != 0
+        if self.stop_signal and is_inside_epoch:  # Trainer ends the epoch, although it continues after the resume
+            control.should_log = False
+            control.should_evaluate = False
+            control.should_save = False
 
     def agree_to_stop(self) -> int:
-        """The signal any process has received so far, 0 for none; all processes call it together."""
-        wish = torch.tensor(max(self.stopping, self.signals.received), device=self.trainer.args.device)
+        """Return the signal that any process has received so far, 0 for none; all processes call it together."""
+        own_signal = max(self.stop_signal, self.signals.received)
+        wish = torch.tensor(own_signal, device=self.trainer.args.device)
         return reduce(wish, "max").item()
 
-    def _not_finite(self) -> torch.Tensor:
-        """0-dimensional int tensor on the device: 1 where this process's loss or gradient is not finite, else 0."""
+    def _is_not_finite(self) -> torch.Tensor:
+        """Return a 0-dimensional int tensor on the device: 1 where this process's loss or gradient is not finite."""
         trainer = self.trainer
         bad = ~torch.isfinite(trainer._tr_loss)
+
         if trainer.is_deepspeed_enabled:
             if not trainer.args.fp16:
                 bad = bad | trainer.accelerator.optimizer_step_was_skipped
@@ -129,34 +177,43 @@ class StepGuard(TrainerCallback):
             bad = bad | ~torch.isfinite(norm).to(bad.device)
         return bad.int()
 
-    def _drop(self, state: TrainerState, part: float) -> None:
+    def _drop_update(self, state: TrainerState, share_of_step: float) -> None:
+        """Take the update's gradient and loss away. Raises UserError where DeepSpeed has applied it already."""
         trainer = self.trainer
         if trainer.is_deepspeed_enabled and not trainer.accelerator.optimizer_step_was_skipped:
             raise UserError(
                 f"the loss of step {state.global_step + 1} is not finite, and DeepSpeed made the step all the same, so "
-                f"the weights are lost. {self._last_good()}"
+                f"the weights are lost. {self._last_good_checkpoint()}"
             )
+
         for parameter in trainer.model.parameters():
             parameter.grad = None
-        # Trainer means the loss over the steps made: it would stay NaN for good, and a dropped one count as 0
+        # Trainer logs the mean loss of the steps made. With this update's loss it would stay NaN for good; with the
+        # update counted among the steps, its loss would count as 0.
         trainer._tr_loss.copy_(self._loss_before)
-        trainer._globalstep_last_logged += part
-        trainer._initial_global_step += part
+        trainer._globalstep_last_logged += share_of_step
+        trainer._initial_global_step += share_of_step
         self.skipped += 1
 
-    def _report(self, state: TrainerState, control: TrainerControl) -> None:
-        """Log `skipped_steps`; put off this step's own log, which would hold the gradient norm that is not finite."""
+    def _report_dropped_update(self, state: TrainerState, control: TrainerControl) -> None:
+        """Log `skipped_steps`; put off this step's own log entry, whose gradient norm may not be finite.
+
+        Raises UserError after too many updates in a row that are not finite.
+        """
         self._log_is_due = self._log_is_due or control.should_log
         Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # not TRL's, which empties its metrics into it
         control.should_log = False
-        print_main(f"step {state.global_step}: {self._dropped}, update dropped ({self.skipped} so far)")
-        if self.in_a_row >= self.patience:
+        print_main(f"step {state.global_step}: {self._drop_reason}, update dropped ({self.skipped} so far)")
+
+        if self.bad_in_a_row >= self.patience:
             raise UserError(
-                f"loss or gradient was not finite in {self.in_a_row} steps in a row, up to step {state.global_step}; "
-                f"none of them changed the weights. {self._last_good()}\n"
+                f"loss or gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
+                f"{state.global_step}; none of them changed the weights. {self._last_good_checkpoint()}\n"
                 "  Look at the data of these steps, lower the learning rate or max_grad_norm, or leave fp16 for bf16."
             )
 
-    def _last_good(self) -> str:
-        sealed = complete_checkpoints(self.trainer.args.output_dir)
-        return f"The last good checkpoint is {sealed[-1]}." if sealed else "There is no checkpoint yet."
+    def _last_good_checkpoint(self) -> str:
+        complete = complete_checkpoints(self.trainer.args.output_dir)
+        if not complete:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {complete[-1]}."

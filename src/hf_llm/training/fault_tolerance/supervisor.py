@@ -1,7 +1,7 @@
-"""A training started again after a fault, from outside its launcher, until it has finished or nothing moves any more.
+"""Relaunch a training after a failure, from outside its launcher, until it has finished or makes no more progress.
 
 Restarts inside the launchers (`--max_restarts` of torchrun and accelerate) do not work reliably in torch 2.13. From
-outside, all of a launch is ended before the same command goes on from the newest checkpoint.
+outside, all processes of a launch are ended before the same command resumes from the newest checkpoint.
 """
 
 import json
@@ -23,17 +23,24 @@ from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import write_json
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, now, read_status
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, step_of
-from hf_llm.training.fault_tolerance.preemption import ECHO_SECONDS
+from hf_llm.training.fault_tolerance.preemption import SignalListener
 
-REFUSED, GAVE_UP = "refused", "gave up"  # beside the ends that run_status.json knows
+# How a launch, or its supervisor, can end beside what run_status.json knows.
+REFUSED = "refused"
+GAVE_UP = "gave up"
+
 RECORD = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
-MAX_RELAUNCHES, HANG_SECONDS = 3, 1800.0
+MAX_RELAUNCHES = 3  # without a new checkpoint
+HANG_SECONDS = 1800.0  # without a step, after which a run counts as hanging
 POLL_SECONDS = 0.2
-TORCHRUN_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-STOP_SECONDS = 600.0  # for what a launcher that was told to stop has left behind, and that is still saving
+SHUTDOWN_TIMEOUT_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun kills its processes so long after a signal
+STOP_SECONDS = 600.0  # to wait, after a signal, for processes that are still saving
 SILENT_SECONDS = 60.0  # after which a training on another machine counts as dead; it writes its status every five
 CLOCK_SECONDS = 5.0  # by which the system's clock may have been set while a process ran
-KILL_SECONDS = 60.0  # until a killed process must be gone, and until its port must be free
+KILL_SECONDS = 60.0  # to wait for a killed process to be gone, and for its port to be free
+
+# Every process that a launcher has started has one of these in its environment.
+LAUNCHER_VARIABLES = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}
 
 Child = subprocess.Popen | BaseProcess
 
@@ -45,20 +52,22 @@ class Attempt:
     began: str
     from_step: int
     ended: str = ""
-    exit_code: int | None = None  # the launcher's; negative: the signal that killed it
-    step: int = 0  # the last one that the run has told of
+    exit_code: int | None = None
+    """The launcher's; negative: the signal that killed it."""
+    step: int = 0
+    """The last step in the run's status."""
     checkpoint: int = 0
     outcome: str = RUNNING
     reason: str = ""
 
 
 class Supervisor:
-    """Launches a training into `folder`, and again after a crash, a killed process or a hang.
+    """Launch a training into `folder`, and again after a crash, a killed process or a hang.
 
-    `launch` starts it, with these variables added to its environment. It is not started again once it has finished,
-    was told to stop, or ended with a UserError, nor after `max_relaunches` launches that led to no new checkpoint.
-    A run that has begun to train and makes no step for `hang_seconds` counts as hanging. Between two launches the
-    last one's processes are killed, and TCP `port` has to be free. Every launch is in `logs/supervisor.json`.
+    `launch` starts it, with these variables added to its environment. It is not relaunched once it has finished, has
+    received a signal, or has ended with a UserError, nor after `max_relaunches` launches that led to no new checkpoint.
+    A run that has begun to train and makes no step for `hang_seconds` counts as hanging. Between two launches the last
+    one's processes are killed, and TCP `port` has to be free. Every launch is recorded in `logs/supervisor.json`.
     """
 
     def __init__(
@@ -69,154 +78,203 @@ class Supervisor:
         hang_seconds: float = HANG_SECONDS,
         port: int | None = None,
     ):
-        self.folder, self.launch, self.port = Path(folder), launch, port
-        self.max_relaunches, self.hang_seconds = max_relaunches, hang_seconds
+        self.folder = Path(folder)
+        self.launch = launch
+        self.max_relaunches = max_relaunches
+        self.hang_seconds = hang_seconds
+        self.port = port
+        # Launchers hide the exit code of a UserError; the stage writes its message to this file. The file's name in the
+        # environment also marks every process of this run's launches.
         self.user_error = self.folder.resolve() / "logs" / "user_error.txt"
         self.attempts: list[dict[str, Any]] = []  # of earlier supervisors too
 
     def run(self) -> int:
-        """Supervise to the end. Returns 0 for finished, 128 + the signal for told to stop, 2 for a UserError, else 1.
+        """Supervise to the end.
 
-        Raises UserError where another supervisor is at work, or a process cannot be ended.
+        Returns 0 for finished, 128 + the signal for stopped by a signal, 2 for a UserError, else 1. Raises UserError
+        where another supervisor is at work, or a process cannot be ended.
         """
-        self._claim()
-        best, in_vain = newest_step(self.folder), 0
-        with Told() as told:
-            while (attempt := self._attempt(told)).outcome == FAILED:
-                in_vain = 0 if attempt.checkpoint > best else in_vain + 1
-                best = attempt.checkpoint  # fewer steps than before where a damaged one was set aside
-                if in_vain > self.max_relaunches:
-                    break
-                print_main(f"supervisor: {attempt.reason}; {self._going_on(attempt, in_vain)}")
-                self._record(RUNNING)
-                wait_for_port(self.port)
-        return self._end(attempt, told, in_vain)
+        self._claim_run()
+        last_checkpoint = newest_checkpoint_step(self.folder)
+        relaunches_without_progress = 0
 
-    def _claim(self) -> None:
-        """Note this process as the run's supervisor, and kill what a supervisor that was killed has left running."""
+        with SignalListener() as signals:
+            while True:
+                attempt = self._run_attempt(signals)
+                if attempt.outcome != FAILED:
+                    break
+
+                if attempt.checkpoint > last_checkpoint:
+                    relaunches_without_progress = 0
+                else:
+                    relaunches_without_progress += 1
+                last_checkpoint = attempt.checkpoint  # a lower step than before where a damaged one was quarantined
+                if relaunches_without_progress > self.max_relaunches:
+                    break
+
+                plan = self._describe_relaunch(attempt, relaunches_without_progress)
+                print_main(f"supervisor: {attempt.reason}; {plan}")
+                self._write_record(RUNNING)
+                wait_for_port(self.port)
+
+        return self._finish(attempt, signals, relaunches_without_progress)
+
+    def _claim_run(self) -> None:
+        """Take the run over from an earlier supervisor, and kill what one that was killed has left running.
+
+        Raises UserError where another supervisor is still at work.
+        """
         path = self.folder / RECORD
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attempts": []}
-        other = before.get("supervisor")
-        if before.get("status") == RUNNING and other != whereabouts() and (is_alive(other) or self._goes_on_at(other)):
+        record = {"attempts": []}
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+
+        other = record.get("supervisor")
+        is_foreign = record.get("status") == RUNNING and other != process_identity()
+        if is_foreign and (is_alive(other) or self._is_training_elsewhere(other)):
             raise UserError(
                 f"{self.folder} is supervised already, by process {other['pid']} on {other['host']}; a second training "
                 "would write beside the first. Wait for it, or stop it (kill it once, and it saves)"
             )
-        self.attempts = before["attempts"]
-        left = family(None, self.user_error)
-        if left:
-            print_main(f"supervisor: {len(left)} processes of an earlier launch still run; they are killed")
-            kill(left)
 
-    def _goes_on_at(self, other: dict[str, Any]) -> bool:
+        self.attempts = record["attempts"]
+        leftovers = launched_processes(None, self.user_error)
+        if leftovers:
+            print_main(f"supervisor: {len(leftovers)} processes of an earlier launch still run; they are killed")
+            kill_processes(leftovers)
+
+    def _is_training_elsewhere(self, other: dict[str, Any]) -> bool:
         """Whether a training supervised on another machine wrote its status a moment ago."""
-        return other["host"] != socket.gethostname() and time.time_ns() - stamp(self.folder) < SILENT_SECONDS * 10**9
+        silent_nanoseconds = time.time_ns() - status_time_ns(self.folder)
+        return other["host"] != socket.gethostname() and silent_nanoseconds < SILENT_SECONDS * 10**9
 
-    def _attempt(self, told: "Told") -> Attempt:
+    def _run_attempt(self, signals: SignalListener) -> Attempt:
+        """Launch the training once, wait for its end, and end all of its processes."""
         self.user_error.unlink(missing_ok=True)
-        attempt = Attempt(now(), newest_step(self.folder))
+        attempt = Attempt(began=now(), from_step=newest_checkpoint_step(self.folder))
         self.attempts.append(asdict(attempt))
-        self._record(RUNNING)
-        before = stamp(self.folder)
-        # A torchrun that is told to stop kills its processes after this many seconds.
-        patience = os.environ.get(TORCHRUN_PATIENCE, str(int(STOP_SECONDS)))
-        child = self.launch({USER_ERROR_FILE: str(self.user_error), TORCHRUN_PATIENCE: patience})
-        hung = self._watch(child, told, before)
-        end = time.monotonic() + STOP_SECONDS
-        while told.received and not told.insisted and time.monotonic() < end and family(child, self.user_error):
-            time.sleep(POLL_SECONDS)
+        self._write_record(RUNNING)
+
+        status_time_before = status_time_ns(self.folder)
+        shutdown_timeout = os.environ.get(SHUTDOWN_TIMEOUT_VARIABLE, str(int(STOP_SECONDS)))
+        child = self.launch({USER_ERROR_FILE: str(self.user_error), SHUTDOWN_TIMEOUT_VARIABLE: shutdown_timeout})
+        hangs = self._wait_for_launch(child, signals, status_time_before)
+
+        self._wait_for_saves(child, signals)
         if exit_code(child) is None:
-            kill(family(child, self.user_error), child)
-        kill(family(None, self.user_error))
-        status = read_status(self.folder) if stamp(self.folder) != before else {}
-        attempt.ended, attempt.exit_code = now(), exit_code(child)
-        attempt.step, attempt.checkpoint = status.get("step", 0), newest_step(self.folder)
-        attempt.outcome, attempt.reason = self._judge(attempt, status, told, hung)
+            kill_processes(launched_processes(child, self.user_error), child)
+        kill_processes(launched_processes(None, self.user_error))
+
+        status = {}
+        if status_time_ns(self.folder) != status_time_before:
+            status = read_status(self.folder)
+        attempt.ended = now()
+        attempt.exit_code = exit_code(child)
+        attempt.step = status.get("step", 0)
+        attempt.checkpoint = newest_checkpoint_step(self.folder)
+        attempt.outcome, attempt.reason = self._judge_attempt(attempt, status, signals, hangs)
         self.attempts[-1] = asdict(attempt)
         return attempt
 
-    def _watch(self, child: Child, told: "Told", before: int) -> bool:
-        """Wait for the launcher's end, and pass a signal on. True where the run hangs: then it still runs."""
-        seen, since, training, passed_on = before, time.monotonic(), False, False
-        while exit_code(child) is None and not told.insisted:
+    def _wait_for_launch(self, child: Child, signals: SignalListener, status_time_before: int) -> bool:
+        """Wait for the launcher's end, and forward a signal once. Return True where the run hangs; it is still running.
+
+        A second signal ends the wait.
+        """
+        last_status_time = status_time_before
+        last_change = time.monotonic()
+        is_training = False
+        is_signal_forwarded = False
+
+        while exit_code(child) is None and not signals.received_again:
             time.sleep(POLL_SECONDS)
-            if told.received and not passed_on:
-                tell(child, self.user_error, told.received)
-                passed_on = True
-            if (latest := stamp(self.folder)) != seen:
-                seen, since = latest, time.monotonic()
-                training = read_status(self.folder).get("status") == RUNNING
-            if training and time.monotonic() - since > self.hang_seconds:
+            if signals.received and not is_signal_forwarded:
+                forward_signal(child, self.user_error, signals.received)
+                is_signal_forwarded = True
+
+            status_time = status_time_ns(self.folder)
+            if status_time != last_status_time:
+                last_status_time = status_time
+                last_change = time.monotonic()
+                is_training = read_status(self.folder).get("status") == RUNNING
+            if is_training and time.monotonic() - last_change > self.hang_seconds:
                 return True
         return False
 
-    def _judge(self, attempt: Attempt, status: dict[str, Any], told: "Told", hung: bool) -> tuple[str, str]:
-        """The outcome of an attempt, and the reason where it was not simply to finish."""
+    def _wait_for_saves(self, child: Child, signals: SignalListener) -> None:
+        """After a signal, wait for processes that outlive their launcher because they are still saving."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while signals.received and not signals.received_again and time.monotonic() < deadline:
+            if not launched_processes(child, self.user_error):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _judge_attempt(
+        self, attempt: Attempt, status: dict[str, Any], signals: SignalListener, hangs: bool
+    ) -> tuple[str, str]:
+        """Return the outcome of an attempt, and the reason where it has not finished."""
         if attempt.exit_code == 0:
             return FINISHED, ""
+
         if attempt.exit_code == 2 or self.user_error.exists():
-            text = self.user_error.read_text(encoding="utf-8") if self.user_error.exists() else status.get("error", "")
-            return REFUSED, text
-        if told.received or status.get("status") == PREEMPTED:
-            return PREEMPTED, "told to stop"
-        if hung:
+            message = status.get("error", "")
+            if self.user_error.exists():
+                message = self.user_error.read_text(encoding="utf-8")
+            return REFUSED, message
+
+        if signals.received:
+            return PREEMPTED, f"received {signal.Signals(signals.received).name}"
+        if status.get("status") == PREEMPTED:
+            return PREEMPTED, "stopped by a signal"
+
+        if hangs:
             return FAILED, f"no step was made for {self.hang_seconds:.0f} s after step {attempt.step}, so it was killed"
-        where = f"in or after step {attempt.step + 1}" if status else "before the training began"
-        reason = f"the launch ended with exit code {attempt.exit_code} {where}"
-        return FAILED, f"{reason}: {status['error']}" if "error" in status else reason
 
-    def _going_on(self, attempt: Attempt, in_vain: int) -> str:
-        place = f"from step {attempt.checkpoint}" if attempt.checkpoint else "from the start"
-        in_vain_too = f" (relaunch {in_vain} of {self.max_relaunches} without a new checkpoint)" if in_vain else ""
-        return f"it goes on {place}{in_vain_too}"
+        when = f"in or after step {attempt.step + 1}" if status else "before the training began"
+        reason = f"the launch ended with exit code {attempt.exit_code} {when}"
+        if "error" in status:
+            reason = f"{reason}: {status['error']}"
+        return FAILED, reason
 
-    def _end(self, attempt: Attempt, told: "Told", in_vain: int) -> int:
+    def _describe_relaunch(self, attempt: Attempt, relaunches_without_progress: int) -> str:
+        start = "it starts from the beginning"
+        if attempt.checkpoint:
+            start = f"it resumes from step {attempt.checkpoint}"
+        if not relaunches_without_progress:
+            return start
+        return f"{start} (relaunch {relaunches_without_progress} of {self.max_relaunches} without a new checkpoint)"
+
+    def _finish(self, attempt: Attempt, signals: SignalListener, relaunches_without_progress: int) -> int:
+        """Record how the last attempt ended, and return the supervisor's exit code."""
         self.user_error.unlink(missing_ok=True)
-        self._record(GAVE_UP if attempt.outcome == FAILED else attempt.outcome)
+        self._write_record(GAVE_UP if attempt.outcome == FAILED else attempt.outcome)
+
         if attempt.outcome == FAILED:
-            print_main(f"supervisor: {attempt.reason}; {in_vain} launches led to no new checkpoint, so this is the end")
+            print_main(
+                f"supervisor: {attempt.reason}; giving up, as {relaunches_without_progress} launches led to no new "
+                "checkpoint"
+            )
             return 1
-        return {FINISHED: 0, REFUSED: 2, PREEMPTED: 128 + (told.received or signal.SIGTERM)}[attempt.outcome]
+        if attempt.outcome == REFUSED:
+            return 2
+        if attempt.outcome == PREEMPTED:
+            return 128 + (signals.received or signal.SIGTERM)
+        return 0
 
-    def _record(self, status: str) -> None:
-        write_json(
-            self.folder / RECORD,
-            {"status": status, "time": now(), "supervisor": whereabouts(), "attempts": self.attempts},
-        )
-
-
-class Told:
-    """Within `with`: the first SIGTERM or SIGINT is noted in `received`, another one after a while in `insisted`."""
-
-    def __init__(self) -> None:
-        self.received, self.insisted = 0, False
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Told":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        if not self.received:
-            self.received, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > ECHO_SECONDS:
-            self.insisted = True
+    def _write_record(self, status: str) -> None:
+        record = {"status": status, "time": now(), "supervisor": process_identity(), "attempts": self.attempts}
+        write_json(self.folder / RECORD, record)
 
 
-def newest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint in `folder`, 0 where there is none."""
-    sealed = complete_checkpoints(folder)
-    return step_of(sealed[-1]) if sealed else 0
+def newest_checkpoint_step(folder: Path) -> int:
+    """Return the step of the newest complete checkpoint in `folder`, 0 where there is none."""
+    complete = complete_checkpoints(folder)
+    return step_of(complete[-1]) if complete else 0
 
 
-def stamp(folder: Path) -> int:
-    """When `run_status.json` was written last: equal stamps, same file. 0 where there is none."""
+def status_time_ns(folder: Path) -> int:
+    """Return when `run_status.json` was last written, in nanoseconds; 0 where there is none."""
     try:
         return (folder / STATUS).stat().st_mtime_ns
     except FileNotFoundError:
@@ -224,81 +282,85 @@ def stamp(folder: Path) -> int:
 
 
 def exit_code(child: Child) -> int | None:
-    """The exit code of a process; None while it runs, negative where a signal killed it."""
+    """Return the exit code of a process; None while it runs, negative where a signal killed it."""
     return child.poll() if isinstance(child, subprocess.Popen) else child.exitcode
 
 
-def whereabouts() -> dict[str, Any]:
-    """What tells this process from all others, here and on other machines."""
+def process_identity() -> dict[str, Any]:
+    """Return what tells this process from all others, here and on other machines."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": psutil.Process().create_time()}
 
 
-def is_alive(process: dict[str, Any]) -> bool:
-    """Whether the process of a `whereabouts` still runs, as far as can be seen from this machine."""
+def is_alive(identity: dict[str, Any]) -> bool:
+    """Whether the process of a `process_identity` still runs, as far as this machine can see."""
     try:
-        created = psutil.Process(process["pid"]).create_time()
+        created = psutil.Process(identity["pid"]).create_time()
     except psutil.NoSuchProcess:
         return False
-    # The moment is reckoned from that of the boot, which moves with the system's clock.
-    return process["host"] == socket.gethostname() and abs(created - process["since"]) < CLOCK_SECONDS
+    # psutil computes this time from the boot's, which moves with the system's clock.
+    is_same_process = abs(created - identity["since"]) < CLOCK_SECONDS
+    return identity["host"] == socket.gethostname() and is_same_process
 
 
-def environment(process: psutil.Process) -> dict[str, str]:
-    """The variables a process was started with; none where it is gone or another user's."""
+def process_environment(process: psutil.Process) -> dict[str, str]:
+    """Return the variables a process was started with; none where it is gone or another user's."""
     try:
         return process.environ()
     except (psutil.Error, OSError):
         return {}
 
 
-def family(child: Child | None, mark: Path) -> list[psutil.Process]:
-    """All live processes of a launch: those below `child`, and those with `mark` in their environment.
+def launched_processes(child: Child | None, mark: Path) -> list[psutil.Process]:
+    """Return all live processes of a launch: `child` and those below it, and those with `mark` in their environment.
 
     torchrun gives each worker a session of its own, and one whose parent was killed has lost its place in the tree.
     """
-    found: dict[int, psutil.Process] = {}
+    processes: dict[int, psutil.Process] = {}
     if child is not None and exit_code(child) is None:
-        found |= {process.pid: process for process in below(child.pid)}
+        for process in process_tree(child.pid):
+            processes[process.pid] = process
+
     for process in psutil.process_iter():
-        if environment(process).get(USER_ERROR_FILE) == str(mark):
-            found[process.pid] = process
-    return list(found.values())
+        if process_environment(process).get(USER_ERROR_FILE) == str(mark):
+            processes[process.pid] = process
+    return list(processes.values())
 
 
-def below(pid: int) -> list[psutil.Process]:
-    """A process and all below it; none where it is gone."""
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it; none where it is gone."""
     try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def tell(child: Child, mark: Path, number: int) -> None:
-    """Send the signal to the training processes themselves; where no launcher has started any, to `child`.
+def forward_signal(child: Child, mark: Path, number: int) -> None:
+    """Send a signal to the training processes themselves; where no launcher has started any, to `child`.
 
-    torchrun, told itself, would kill them after a while (TORCHRUN_PATIENCE), and accelerate would not wait for its only
-    one.
+    torchrun, sent it itself, would kill them after a while (`SHUTDOWN_TIMEOUT_VARIABLE`), and accelerate would not wait
+    for its only one.
     """
-    launched = {
-        process.pid: process
-        for process in family(child, mark)
-        if {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(environment(process))
-    }
-    ranks = [process for process in launched.values() if parent(process) not in launched]
-    for process in ranks or below(child.pid)[:1]:
-        send(process, number)
+    launched = {}
+    for process in launched_processes(child, mark):
+        if LAUNCHER_VARIABLES & set(process_environment(process)):
+            launched[process.pid] = process
+
+    # Their children, such as data workers, have inherited the variables.
+    ranks = [process for process in launched.values() if parent_pid(process) not in launched]
+    for process in ranks or process_tree(child.pid)[:1]:
+        send_signal(process, number)
 
 
-def parent(process: psutil.Process) -> int:
-    """The id of a process's parent; 0 where the process is gone."""
+def parent_pid(process: psutil.Process) -> int:
+    """Return the id of a process's parent; 0 where the process is gone."""
     try:
         return process.ppid()
     except psutil.NoSuchProcess:
         return 0
 
 
-def send(process: psutil.Process, number: int) -> None:
+def send_signal(process: psutil.Process, number: int) -> None:
     """Send a signal to a process, which may be gone."""
     try:
         process.send_signal(number)
@@ -306,27 +368,38 @@ def send(process: psutil.Process, number: int) -> None:
         return
 
 
-def kill(processes: list[psutil.Process], child: Child | None = None) -> None:
-    """End `processes`, `child` among them, and return when they are gone. Raises UserError where one does not go."""
+def kill_processes(processes: list[psutil.Process], child: Child | None = None) -> None:
+    """Kill `processes`, `child` among them, and return when they are gone. Raises UserError where one stays."""
     for process in processes:
-        send(process, signal.SIGKILL)
-    if child is not None:  # waited for by no one else, who would take its exit code
-        child.wait() if isinstance(child, subprocess.Popen) else child.join()
-    _, left = psutil.wait_procs(processes, KILL_SECONDS)
-    if left:
+        send_signal(process, signal.SIGKILL)
+
+    # Waited for as a child first: psutil would take its exit code.
+    if isinstance(child, subprocess.Popen):
+        child.wait()
+    elif child is not None:
+        child.join()
+
+    _, survivors = psutil.wait_procs(processes, KILL_SECONDS)
+    if survivors:
         raise UserError(
-            f"process {left[0].pid} does not end though it was killed, as when a disk or a GPU does not answer; once "
-            "it is gone (or the machine restarted), the same command goes on"
+            f"process {survivors[0].pid} does not end though it was killed, as when a disk or a GPU does not answer; "
+            "once it is gone (or the machine restarted), the same command resumes"
         )
 
 
 def wait_for_port(port: int | None) -> None:
-    """Return when nothing listens on TCP `port` of this machine, or after a while: the launcher says it best then."""
-    end = time.monotonic() + KILL_SECONDS
-    while port and time.monotonic() < end:
+    """Return when nothing listens on TCP `port` of this machine.
+
+    Returns after `KILL_SECONDS` too; the launcher then says best what is wrong.
+    """
+    if not port:
+        return
+    deadline = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < deadline:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                return probe.bind(("", port))
+                probe.bind(("", port))
+                return
             except OSError:
                 time.sleep(POLL_SECONDS)

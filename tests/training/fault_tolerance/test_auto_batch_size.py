@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_llm.core.errors import UserError
-from hf_llm.training.auto_batch_size import check_fitting
+from hf_llm.training.fault_tolerance.auto_batch_size import check_auto_batch_size
 from tests.training.fault_tolerance.faults import STEPS, kill_in_step, run
 
 ALL = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8}
@@ -39,8 +39,8 @@ def by_two(tmp_path_factory):
 
 def test_what_does_not_fit_is_halved_and_the_training_is_the_one_of_the_smaller_micro_batch(tmp_path, by_two):
     done = run(tmp_path / "base", partial(too_small, rows=2), **FITTING)
-    assert "out of memory in step 1 with a micro-batch of 8: again with 4, accumulated 2 times" in done.output
-    assert "out of memory in step 1 with a micro-batch of 4: again with 2, accumulated 4 times" in done.output
+    assert "out of memory in step 1 with a micro-batch of 8: trying again with 4, accumulated 2 times" in done.output
+    assert "out of memory in step 1 with a micro-batch of 4: trying again with 2, accumulated 4 times" in done.output
     assert done.code == 0 and done.outcome["weights"] == by_two["weights"]
     assert done.outcome["history"] == by_two["history"]
 
@@ -74,7 +74,7 @@ def test_an_evaluation_that_does_not_fit_is_halved_too(tmp_path):
 def test_not_one_row_fits(tmp_path):
     done = run(tmp_path / "base", partial(too_small, rows=0), **FITTING)
     assert done.code == 2
-    assert "out of memory in step 1 with a micro-batch of one row; shorten the context" in done.output
+    assert "out of memory in step 1 with a micro-batch of one example; shorten the context" in done.output
 
 
 def test_without_the_setting_the_error_is_torchs_own(tmp_path):
@@ -109,10 +109,10 @@ def test_a_limit_of_the_operating_system_is_met(tmp_path, by_two):
 
 
 def test_what_cannot_have_it_is_refused(monkeypatch):
-    check_fitting({}, "ppo")
-    check_fitting({"auto_find_batch_size": True}, "sft")
+    check_auto_batch_size({}, "ppo")
+    check_auto_batch_size({"auto_find_batch_size": True}, "sft")
     with pytest.raises(UserError, match=r"grpo\.training.auto_find_batch_size: this stage samples"):
-        check_fitting({"auto_find_batch_size": True}, "grpo")
+        check_auto_batch_size({"auto_find_batch_size": True}, "grpo")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"sft\.training.auto_find_batch_size: with several processes"):
-        check_fitting({"auto_find_batch_size": True}, "sft")
+        check_auto_batch_size({"auto_find_batch_size": True}, "sft")
