@@ -29,7 +29,7 @@ from hf_llm.data.chat.formats import (
     prompt_reader,
     trees,
 )
-from hf_llm.data.corpus.sources import FORMATS, Source, files_under, parts_of
+from hf_llm.data.files.file_formats import FORMATS, files_under
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import file_rows, hub_rows, unreadable
 
@@ -281,6 +281,7 @@ def _rows(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int
 def _documents(source: ConversationSource, faults: Faults) -> Iterator[Row]:
     """The texts below a folder, read as the corpus reads them (docs/sources.md)."""
     from hf_llm.data.corpus.reader_step import Read
+    from hf_llm.data.corpus.sources import Source, parts_of
 
     parts = parts_of([Source(license=source.license, path=source.documents)])
     read = Read(parts, _DOCUMENT_CHARS)
