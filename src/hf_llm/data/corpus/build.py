@@ -19,7 +19,7 @@ import xxhash
 
 from hf_llm.core.atomic_io import ROW_GROUP, write_text
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus.clean_pass import MODELS_FOLDER, clean_part
+from hf_llm.data.corpus.clean_pass import MODELS_FOLDER, clean_read_task
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
     cut_shard,
@@ -152,7 +152,7 @@ def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, nam
     """Clean the documents of every read task. Raises UserError for a source that is mostly unreadable."""
     tasks = {work / f"{name}.json": (section, task, work, name) for name, task in zip(names, read_tasks, strict=True)}
     sizes = [task.bytes for task in read_tasks]
-    results = run_tasks(tasks, clean_part, sizes, "cleaning", Executor(section.executor, section.cluster))
+    results = run_tasks(tasks, clean_read_task, sizes, "cleaning", Executor(section.executor, section.cluster))
 
     faults_of_sources: dict[str, Faults] = {}
     for task, result in zip(read_tasks, results, strict=True):

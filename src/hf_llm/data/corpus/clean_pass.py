@@ -33,7 +33,7 @@ ORDER = ("id", "position", "url", "metadata")  # of equal documents the first is
 MODELS_FOLDER = "learned"
 
 
-def clean_part(section: Corpus, task: ReadTask, work: Path, name: str) -> dict:
+def clean_read_task(section: Corpus, task: ReadTask, work: Path, name: str) -> dict:
     """Read, normalize and filter the documents of a read task; those that are kept are written to files `name`.
 
     Returns what passed each step, the read errors, and the names of the files.

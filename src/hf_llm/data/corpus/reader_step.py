@@ -51,7 +51,7 @@ class Read(PipelineStep):
         return (_make_document(task, raw) for raw in raw_documents)
 
     def _read_installed(self, task: ReadTask) -> Iterator[Found]:
-        for text, license, about in python_docs.documents(task.item, task.files):
+        for text, license, about in python_docs.read_documentation(task.item, task.files):
             self.faults.records += 1
             for number, piece in enumerate(cut(text, self.max_chars)):
                 yield Found(piece, license=license, about={**about, "piece": number})

@@ -18,11 +18,8 @@ TERMINAL_PUNCTUATION = frozenset(
 )
 
 _MARKS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
-_CONTROL_RANGES = (
-    (0x00, 0x09),
-    (0x0B, 0x20),
-    (0x7F, 0xA0),
-)  # first, and the one after the last: all but tab, line feed
+# Control characters but tab and line feed: the first of each range, and the one after its last.
+_CONTROL_RANGES = ((0x00, 0x09), (0x0B, 0x20), (0x7F, 0xA0))
 _CONTROLS = "".join(chr(code) for first, end in _CONTROL_RANGES for code in range(first, end))
 
 PUNCTUATION = frozenset(_MARKS + _CONTROLS) | TERMINAL_PUNCTUATION
