@@ -115,7 +115,8 @@ def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:
     """Train the filters that have a model and index the evaluation sets, in `models`. Returns what was measured."""
     models.mkdir(exist_ok=True)
     measured = {}
-    for rules in [section.rules, *(source.rules for source in section.sources if source.rules)]:
+    rules_of_sources = [source.rules for source in section.sources if source.rules]
+    for rules in [section.rules, *rules_of_sources]:
         measured |= train_filters(rules, models)
     if section.decontaminate:
         section.decontaminate.prepare(models)
@@ -127,7 +128,9 @@ def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_
 
     What only the later passes read is not in it: so clean documents are reused when that changes.
     """
-    model_digests = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(models.iterdir())}
+    model_digests = {}
+    for path in sorted(models.iterdir()):
+        model_digests[path.name] = xxhash.xxh3_64_hexdigest(path.read_bytes())
     for_all_tasks = [
         made_with,
         model_digests,
@@ -150,15 +153,18 @@ def _digest(value: object) -> str:
 
 def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, names: list[str]) -> list[dict]:
     """Clean the documents of every read task. Raises UserError for a source that is mostly unreadable."""
-    tasks = {work / f"{name}.json": (section, task, work, name) for name, task in zip(names, read_tasks, strict=True)}
-    sizes = [task.bytes for task in read_tasks]
-    results = run_tasks(tasks, clean_read_task, sizes, "cleaning", Executor(section.executor, section.cluster))
+    tasks = {}
+    for name, read_task in zip(names, read_tasks, strict=True):
+        tasks[work / f"{name}.json"] = (section, read_task, work, name)
+    sizes = [read_task.bytes for read_task in read_tasks]
+    executor = Executor(section.executor, section.cluster)
+    results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
 
     faults_of_sources: dict[str, Faults] = {}
-    for task, result in zip(read_tasks, results, strict=True):
+    for read_task, result in zip(read_tasks, results, strict=True):
         counted = result["faults"]
-        faults = faults_of_sources.setdefault(task.label, Faults())
-        faults.add(Faults(counted["records"], Counter(counted["dropped"]), counted["examples"]))
+        faults = Faults(counted["records"], Counter(counted["dropped"]), counted["examples"])
+        faults_of_sources.setdefault(read_task.label, Faults()).add(faults)
     for label, faults in faults_of_sources.items():
         faults.check(f"corpus source {label}")
     return results
@@ -175,18 +181,22 @@ def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: 
     def run_per_shard(title: str, work_function: Callable[..., dict], *arguments: object) -> None:
         tasks = {}
         for number in range(shard_count):
-            tasks[folder / f"{title}-{number:05d}.json"] = (*arguments, folder, number, shard_count)
-        passes[title] = run_tasks(tasks, work_function, [size // shard_count] * shard_count, title, executor)
+            result_file = folder / f"{title}-{number:05d}.json"
+            tasks[result_file] = (*arguments, folder, number, shard_count)
+        sizes = [size // shard_count] * shard_count
+        passes[title] = run_tasks(tasks, work_function, sizes, title, executor)
 
     def run_once(title: str, work_function: Callable[..., dict], *arguments: object) -> None:
         tasks = {folder / f"{title}.json": arguments}
         passes[title] = run_tasks(tasks, work_function, [size], title, Executor())
 
-    if section.deduplicate.near:
-        run_once("near-duplicates", find_near_duplicates, section.deduplicate.near, files, folder)
+    near = section.deduplicate.near
+    if near:
+        run_once("near-duplicates", find_near_duplicates, near, files, folder)
     run_per_shard("sharding", write_shard, section, files)
-    if section.deduplicate.substring:
-        run_per_shard("windows", write_shard_windows, section.deduplicate.substring)
+    passages = section.deduplicate.substring
+    if passages:
+        run_per_shard("windows", write_shard_windows, passages)
         run_per_shard("repetitions", find_repeated_windows)
         run_once("gathering", merge_repeated_windows, folder, shard_count)
         run_per_shard("cutting", cut_shard, section)
@@ -208,7 +218,8 @@ def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
     needed_bytes = text_bytes * ratio
 
     # What a run that was interrupted has written already is not needed again.
-    written_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    written_bytes = sum(path.stat().st_size for path in files)
     free_bytes = shutil.disk_usage(folder).free + written_bytes
     if needed_bytes > free_bytes:
         raise UserError(

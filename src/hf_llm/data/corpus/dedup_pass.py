@@ -78,20 +78,27 @@ def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) 
     ids, positions, sizes = _read_identities(files)
     if len(ids):
         # From the first in precedence to the last: the earliest source, the longest text, the smallest id.
-        ranked = np.lexsort((ids[:, 1], ids[:, 0], -sizes, positions))
+        high_half = ids[:, 0]
+        low_half = ids[:, 1]
+        ranked = np.lexsort((low_half, high_half, -sizes, positions))
         order = np.empty(len(ids), np.int64)
         order[ranked] = np.arange(len(ids))
+
         signature_files = [signature_file(file) for file in files]
         keepers = ids[representatives(signature_files, order, near)]
     else:
         keepers = ids
 
-    is_dropped = (keepers != ids).any(axis=1)
     # Equal texts have equal ids: each pair once, sorted by the id that is dropped.
-    pairs = np.unique(np.concatenate([ids[is_dropped], keepers[is_dropped]], axis=1), axis=0)
-    columns = {"id": _format_ids(pairs[:, :2]), "kept": _format_ids(pairs[:, 2:])}
+    is_dropped = (keepers != ids).any(axis=1)
+    pairs = np.concatenate([ids[is_dropped], keepers[is_dropped]], axis=1)
+    pairs = np.unique(pairs, axis=0)
+
+    dropped_ids = _format_ids(pairs[:, :2])
+    kept_ids = _format_ids(pairs[:, 2:])
     schema = pyarrow.schema([("id", pyarrow.string()), ("kept", pyarrow.string())])
-    write_table(pyarrow.table(columns, schema=schema), folder / NEAR)
+    table = pyarrow.table({"id": dropped_ids, "kept": kept_ids}, schema=schema)
+    write_table(table, folder / NEAR)
     return {"documents": len(ids), "left_out": len(pairs)}
 
 
@@ -107,7 +114,8 @@ def _read_identities(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndar
     sizes = [np.empty(0, np.int64)]
     for file in files:
         table = pyarrow.parquet.read_table(file, columns=["id", "position", "size"])
-        halves = np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), ">u8").reshape(-1, 2)
+        digits = "".join(table["id"].to_pylist())
+        halves = np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 2)
         ids.append(halves.astype(np.uint64))
         positions.append(table["position"].to_numpy())
         sizes.append(table["size"].to_numpy())
@@ -125,10 +133,7 @@ def write_shard(section: Corpus, files: list[Path], work: Path, number: int, cou
     have equal ids, so a shard is made slice by slice, and one slice of it is in memory.
     """
     task = ShardTask(section, work, number, count, DroppedRecords(work, f"shard-{number:05d}"))
-    slices = (
-        _drop_duplicates(task, files, _match_id_range(number * SLICES_PER_SHARD + i, count * SLICES_PER_SHARD))
-        for i in range(SLICES_PER_SHARD)
-    )
+    slices = _read_slices(task, files)
     if section.deduplicate.substring:
         with table_writer(work / _uncut_file(number), cleaned_schema()) as write:
             for table in slices:
@@ -139,6 +144,14 @@ def write_shard(section: Corpus, files: list[Path], work: Path, number: int, cou
     return {**counts, "flows": task.flows, "rejected": task.dropped.close()}
 
 
+def _read_slices(task: ShardTask, files: list[Path]) -> Iterator["pyarrow.Table"]:
+    """Yield the documents of a shard, slice by slice, without copies and near-duplicates."""
+    slice_count = task.count * SLICES_PER_SHARD
+    first = task.number * SLICES_PER_SHARD
+    for number in range(first, first + SLICES_PER_SHARD):
+        yield _drop_duplicates(task, files, _match_id_range(number, slice_count))
+
+
 def _drop_duplicates(task: ShardTask, files: list[Path], in_slice: "Expression") -> "pyarrow.Table":
     """Read the documents of a slice, sorted, without copies and near-duplicates."""
     import pyarrow
@@ -146,9 +159,11 @@ def _drop_duplicates(task: ShardTask, files: list[Path], in_slice: "Expression")
 
     table = cleaned_schema().empty_table()
     if files:
-        documents = pyarrow.dataset.dataset([str(file) for file in files], schema=table.schema)
+        paths = [str(file) for file in files]
+        documents = pyarrow.dataset.dataset(paths, schema=table.schema)
         table = documents.to_table(filter=in_slice, fragment_readahead=1)
-    table = table.sort_by([(column, "ascending") for column in ORDER]).combine_chunks()
+    sort_keys = [(column, "ascending") for column in ORDER]
+    table = table.sort_by(sort_keys).combine_chunks()
     task.count_kept("before", table)
 
     ids = table["id"].to_pylist()
@@ -158,9 +173,13 @@ def _drop_duplicates(task: ShardTask, files: list[Path], in_slice: "Expression")
 
     if task.section.deduplicate.near:
         pairs = pyarrow.dataset.dataset(task.work / NEAR).to_table(filter=in_slice)
-        keepers = dict(zip(pairs["id"].to_pylist(), pairs["kept"].to_pylist(), strict=True))
+        dropped_ids = pairs["id"].to_pylist()
+        kept_ids = pairs["kept"].to_pylist()
+        keepers = dict(zip(dropped_ids, kept_ids, strict=True))
+
         kept = [keepers.get(id, "") for id in table["id"].to_pylist()]
-        table = task.drop_rows(table, [bool(id) for id in kept], "near_duplicates", "near_duplicate", kept)
+        is_near_duplicate = [bool(id) for id in kept]
+        table = task.drop_rows(table, is_near_duplicate, "near_duplicates", "near_duplicate", kept)
         task.count_kept("near_duplicates", table)
     return table
 

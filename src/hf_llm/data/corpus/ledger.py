@@ -43,7 +43,13 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
     for name, lengths in _sum_lists(last, "lengths").items():
         sources[name]["lengths"] = lengths
 
-    samples = [result["rejected"]["samples"] for results in (cleaned, *shard_passes) for result in results]
+    samples = []
+    seconds = {}
+    for results in (cleaned, *shard_passes):
+        samples += [result["rejected"]["samples"] for result in results]
+    for name, results in passes.items():
+        seconds[name] = round(sum(result["seconds"] for result in results), 1)
+
     return {
         "sources": sources,
         "splits": _sum_counts(last, "splits"),
@@ -51,30 +57,38 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
         "languages": _sum_counts(last, "languages"),
         "samples": merge_samples(samples),
         "cut_characters": sum(result.get("cut_characters", 0) for result in last),
-        "seconds": {name: round(sum(result["seconds"] for result in results), 1) for name, results in passes.items()},
+        "seconds": seconds,
     }
 
 
 def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:
     """Add what one read task has read and what its filters have kept to the entry of its source."""
-    new_entry = {"license": task.source.license, "rules": {}, "unreadable": {}, "lengths": []}
+    license = task.source.license
+    new_entry = {"license": license, "rules": {}, "unreadable": {}, "lengths": []}
     entry = sources.setdefault(task.label, new_entry)
+
     # Sources may have one name, and different licences.
-    if task.source.license not in entry["license"].split(", "):
-        entry["license"] += f", {task.source.license}"
+    known_licenses = entry["license"].split(", ")
+    if license not in known_licenses:
+        entry["license"] += f", {license}"
 
+    unreadable = entry["unreadable"]
     for reason, examples in result["faults"]["examples"].items():
-        earlier = entry["unreadable"].get(reason, [])
-        entry["unreadable"][reason] = [*earlier, *examples][:EXAMPLES]
+        all_examples = unreadable.get(reason, []) + examples
+        unreadable[reason] = all_examples[:EXAMPLES]
 
-    stats_by_rule = {stats["rule"]: stats for stats in result["flows"][:-1]}  # the last step writes
+    filter_stats = result["flows"][:-1]  # the last step writes
+    stats_by_rule = {stats["rule"]: stats for stats in filter_stats}
     previous: dict = {}
     for name in rule_order[task.label]:
         stats = stats_by_rule.get(name)
         if stats is None:
             # A rule that judges other tasks of this source only has kept all of this one.
-            stats = _empty_counts() | {"documents": previous["documents"], "bytes": previous["bytes"]}
-        _add_stats(entry["rules"].setdefault(name, _empty_counts()), stats)
+            stats = _empty_counts()
+            stats["documents"] = previous["documents"]
+            stats["bytes"] = previous["bytes"]
+        total = entry["rules"].setdefault(name, _empty_counts())
+        _add_stats(total, stats)
         previous = stats
 
 
@@ -102,14 +116,17 @@ def _order_rules(tasks: list[ReadTask], cleaned: list[dict]) -> dict[str, list[s
 
 def _add_shard_pass(sources: dict[str, dict], results: list[dict]) -> None:
     """Add the rules of one of the later passes, whose tasks say what each rule has kept of every source."""
-    rules = list(dict.fromkeys(rule for result in results for rule in result["flows"]))
+    kept_by_task = [result["flows"] for result in results]
+    rules = list(dict.fromkeys(rule for kept in kept_by_task for rule in kept))
     for rule in rules:
-        if rule == "before":
+        if rule == "before":  # what the pass has read
             continue
-        kept = _sum_counts([result["flows"] for result in results], rule)
+        kept = _sum_counts(kept_by_task, rule)
         for label, entry in sources.items():
-            counts = _empty_counts() | kept.get(label, {})
-            previous = list(entry["rules"].values())[-1]
+            counts = _empty_counts()
+            counts |= kept.get(label, {})
+
+            *_, previous = entry["rules"].values()
             dropped = previous["documents"] - counts["documents"]
             if dropped > 0:
                 counts["dropped"] = {_REASONS[rule]: dropped}

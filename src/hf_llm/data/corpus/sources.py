@@ -153,27 +153,36 @@ def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, 
     both code and data (rows, pages, papers) only what there is more of, and its prose. What is left out is printed.
     """
     if format:
-        return files_under(path, NAMED_FORMATS.get(format) or FORMATS[format], archives=True)
+        suffixes = NAMED_FORMATS.get(format) or FORMATS[format]
+        return files_under(path, suffixes, archives=True)
 
-    files = files_under(path, set().union(*FORMATS.values()), archives=True)
+    all_suffixes = set().union(*FORMATS.values())
+    files = files_under(path, all_suffixes, archives=True)
     formats = {file: detect_format(file) for file, _ in files}
-    code = [file for file, name in formats.items() if name == "code"]
-    data = [file for file, name in formats.items() if name not in ("code", "text", None) or is_archive(file)]
-    programs = [file for file in code if kind(file) not in STYLE_SHEETS]
+
+    code = set()
+    data = set()
+    for file, file_format in formats.items():
+        if file_format == "code":
+            code.add(file)
+        if file_format not in ("code", "text", None) or is_archive(file):
+            data.add(file)
+
+    programs = {file for file in code if kind(file) not in STYLE_SHEETS}
     is_code_folder = bool(programs) and _measure_files(programs) >= _measure_files(data)
 
     left_out = set()
     if code and data:
-        left_out = set(data if is_code_folder else code)
+        left_out = data if is_code_folder else code
         _print_left_out(path, left_out, len(files) - len(left_out), is_code_folder)
 
-    if is_code_folder:
-        return [(file, name) for file, name in files if formats[file] in ("code", "text") and not is_vendored(name)]
-    return [(file, name) for file, name in files if file not in left_out]
+    if not is_code_folder:
+        return [(file, name) for file, name in files if file not in left_out]
+    return [(file, name) for file, name in files if formats[file] in ("code", "text") and not is_vendored(name)]
 
 
-def _measure_files(files: list[Path]) -> tuple[int, int]:
-    """Return how many files there are, and their bytes: by the first, then by the second there is more of one kind."""
+def _measure_files(files: set[Path]) -> tuple[int, int]:
+    """Return how many files there are, and their bytes: there is more of one kind by the first, then by the second."""
     return len(files), sum(file.stat().st_size for file in files)
 
 

@@ -97,11 +97,13 @@ def run_tasks(
     does not stop the others; the errors are raised together when all have been tried. Returns the results in the order
     of the tasks. `weights` (bytes) drive the progress bar.
     """
-    missing = [path for path in tasks if not path.exists()]
     weight = dict(zip(tasks, weights, strict=True))
-    with tqdm(total=sum(weights), desc=title, unit="B", unit_scale=True) as bar:
-        bar.update(sum(weights) - sum(weight[path] for path in missing))
-        to_run = {path: tasks[path] for path in missing}
+    total_weight = sum(weights)
+    to_run = {path: arguments for path, arguments in tasks.items() if not path.exists()}
+    missing_weight = sum(weight[path] for path in to_run)
+
+    with tqdm(total=total_weight, desc=title, unit="B", unit_scale=True) as bar:
+        bar.update(total_weight - missing_weight)
         if executor.kind == "local":
             finished = _run_locally(to_run, work, bar, executor.cluster.workers)
         else:
@@ -109,7 +111,7 @@ def run_tasks(
         for path in finished:
             bar.update(weight[path])
 
-    _raise_task_errors(missing)
+    _raise_task_errors(list(to_run))
     lost = [path.name for path in tasks if not path.exists()]
     if lost:
         raise UserError(f"{title}: {len(lost)} of {len(tasks)} tasks left no result ({lost[0]} ...); {executor.remedy}")

@@ -179,10 +179,12 @@ def _fit_weights(bad: list[numpy.ndarray], good: list[numpy.ndarray]) -> numpy.n
         for index in random.permutation(total):
             label, importance, slots = examples[index]
             scale = len(slots) ** -0.5
-            predicted = _sigmoid(weights[slots].sum() * scale)
-            gradient = importance * scale * (predicted - label)
+            logit = weights[slots].sum() * scale
+            gradient = importance * scale * (_sigmoid(logit) - label)
+
             squares[slots] += gradient**2
-            weights[slots] -= LEARNING_RATE * gradient / numpy.sqrt(squares[slots])
+            root_squares = numpy.sqrt(squares[slots])
+            weights[slots] -= LEARNING_RATE * gradient / root_squares
     return weights.astype(numpy.float32)
 
 

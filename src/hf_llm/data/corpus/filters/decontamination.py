@@ -95,9 +95,10 @@ class Decontaminate:
 
         Raises UserError for a set that cannot be read or has no text to search for.
         """
-        files_of_sets = [files_under(each.path, FORMATS["rows"]) if each.path else [] for each in self.against]
+        files_of_sets = [_list_files(evaluation_set) for evaluation_set in self.against]
         digests = [[_digest_file(path) for path, _ in files] for files in files_of_sets]
-        key = xxhash.xxh3_128_hexdigest(json.dumps([asdict(self), digests]).encode())
+        state = json.dumps([asdict(self), digests])
+        key = xxhash.xxh3_128_hexdigest(state.encode())
         if (folder / REPORT).exists() and _read_report(folder)["key"] == key:
             return
 
@@ -154,13 +155,15 @@ class DecontaminationFilter(Filter):
 
         text = document.text
         words = word_hashes([text])
-        for first, count, item in chain(self._index.find_runs(words), self._index.find_whole_texts(words)):
+        matches = chain(self._index.find_runs(words), self._index.find_whole_texts(words))
+        for first, count, item in matches:
             starts, ends = word_spans(text)
             start = starts[first]
             end = ends[first + count - 1]
             shared = " ".join(text[start:end].split())
             if any(map(str.isalpha, shared)):  # numbers in a row are anyone's
-                return Verdict("evaluation_text", f"{self._index.labels[item]}: {shared!r}")
+                label = self._index.labels[item]
+                return Verdict("evaluation_text", f"{label}: {shared!r}")
         return KEPT
 
 
@@ -221,6 +224,12 @@ class _HashSet:
         yield from zip(likely[is_known].tolist(), rows[is_known].tolist(), strict=True)
 
 
+def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
+    if evaluation_set.path is None:
+        return []
+    return files_under(evaluation_set.path, FORMATS["rows"])
+
+
 def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
     """Yield every row of a set with its label, which explanations show."""
     if evaluation_set.hub:
@@ -230,11 +239,18 @@ def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> 
 
     faults = Faults()
     for path, name in files:
-        for index, (number, row) in enumerate(file_rows(path, faults)):
-            if index == 0 and any(len(str(key).split()) > MAX_HEADER_WORDS for key in row):
-                yield f"{name}, row 0", {"": list(row)}  # a CSV without a header: its first row was taken for the names
+        is_first = True
+        for number, row in file_rows(path, faults):
+            if is_first and not _has_header(row):
+                yield f"{name}, row 0", {"": list(row)}
+            is_first = False
             yield f"{name}, row {number}", _select_columns(row, evaluation_set)
     faults.check(f"corpus.decontaminate: {evaluation_set.name}")
+
+
+def _has_header(row: dict) -> bool:
+    """Whether the keys of a row are names of columns: in a CSV without a header they are the texts of its first row."""
+    return all(len(str(key).split()) <= MAX_HEADER_WORDS for key in row)
 
 
 def _select_columns(row: dict, evaluation_set: EvaluationSet) -> dict:
@@ -278,37 +294,49 @@ def _index_set(
     """
     words = word_hashes(list(texts))
     lengths = np.diff(words.bounds)
-    rows_of_text = np.array([len(rows) for rows in texts.values()], np.int64)
+    is_long = lengths >= settings.ngram
+    is_too_short = lengths < settings.min_words
+    row_counts = np.array([len(rows) for rows in texts.values()], np.int64)
     first_row = np.array([rows[0] for rows in texts.values()], np.int64)
 
-    # A whole text is the form of the set where it stands in many rows, and in most of them or is a short one.
-    is_frequent = rows_of_text > MAX_SHARED_ROWS
-    is_form = is_frequent & ((rows_of_text > row_count / 2) | (lengths < settings.ngram))
+    # A text is the form of the set if it stands in many rows, and either in most of them or is not a long one.
+    is_frequent = row_counts > MAX_SHARED_ROWS
+    is_in_most_rows = row_counts > row_count / 2
+    is_form = is_frequent & (is_in_most_rows | ~is_long)
 
     # Long texts are searched for by their runs; one that has only common runs is form, too.
     hashes, places = windows(words, settings.ngram)
     text_of_run = np.searchsorted(words.bounds, places, side="right") - 1
     runs, is_distinctive = _select_distinctive_runs(hashes, text_of_run, is_form[text_of_run], first_row)
-    is_long = lengths >= settings.ngram
     is_form |= is_long & ~is_distinctive
 
     # Shorter ones are searched for as a whole.
-    is_too_short = lengths < settings.min_words
     is_short = ~is_too_short & ~is_long & ~is_form
-    whole_texts = np.empty(int(is_short.sum()), WHOLE_TEXT)
-    for row, number in enumerate(np.flatnonzero(is_short)):
-        start, end = words.bounds[number : number + 2]
-        begin_hash = _hash_words(words.hashes[start : start + settings.min_words])
-        text_hash = _hash_words(words.hashes[start:end])
-        whole_texts[row] = (begin_hash, end - start, text_hash, first_row[number])
+    short_texts = np.flatnonzero(is_short)
+    whole_texts = _hash_whole_texts(words, short_texts, settings.min_words)
+    whole_texts["item"] = first_row[short_texts]
 
+    is_found_by_runs = is_long & ~is_form
+    is_ignored_form = is_form & ~is_too_short
     counts = {
-        "long": int((is_long & ~is_form).sum()),
+        "long": int(is_found_by_runs.sum()),
         "short": int(is_short.sum()),
         "too_short": int(is_too_short.sum()),
-        "form": int((is_form & ~is_too_short).sum()),
+        "form": int(is_ignored_form.sum()),
     }
     return {"runs": runs, "whole": whole_texts}, counts
+
+
+def _hash_whole_texts(words: Words, numbers: np.ndarray, min_words: int) -> np.ndarray:
+    """Hash the texts of these numbers: WHOLE_TEXT (texts,), their items not yet filled in."""
+    whole_texts = np.zeros(len(numbers), WHOLE_TEXT)
+    for row, number in enumerate(numbers):
+        start = words.bounds[number]
+        end = words.bounds[number + 1]
+        whole_texts["begin"][row] = _hash_words(words.hashes[start : start + min_words])
+        whole_texts["words"][row] = end - start
+        whole_texts["hash"][row] = _hash_words(words.hashes[start:end])
+    return whole_texts
 
 
 def _select_distinctive_runs(
@@ -323,11 +351,12 @@ def _select_distinctive_runs(
     which texts have one, bool (texts,).
     """
     # Equal runs are put side by side, those of one row next to each other.
-    order = np.lexsort((first_row[texts], hashes))
+    rows = first_row[texts]
+    order = np.lexsort((rows, hashes))
     hashes = hashes[order]
+    rows = rows[order]
     texts = texts[order]
     is_form = is_form[order]
-    rows = first_row[texts]
 
     is_first_of_hash = _differs_from_previous(hashes)
     is_first_of_row = is_first_of_hash | _differs_from_previous(rows)

@@ -33,7 +33,7 @@ class Language(FilterSettings):
         unknown = [language for language in self.keep if language not in FASTTEXT_LANGUAGES]
         if unknown:
             raise ValueError(
-                f"keep: the model does not know {unknown}; write ISO 639-1 codes where there are any: en, de, zh"
+                f"keep: {unknown} are not languages of the model; write ISO 639-1 codes where there are any: en, de, zh"
             )
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence is {self.min_confidence}, it lies between 0 and 1")

@@ -126,7 +126,8 @@ def bits_per_byte(counts: numpy.ndarray, text: str) -> float:
 
     # Where hashed counts collide, a context may be counted less often than what follows it.
     probability = numpy.minimum(probability, 1)
-    return float(-numpy.log2(probability).mean(dtype=numpy.float64))
+    mean_log = numpy.log2(probability).mean(dtype=numpy.float64)
+    return float(-mean_log)
 
 
 def _count_ngrams(texts: list[str]) -> numpy.ndarray:
