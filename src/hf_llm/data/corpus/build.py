@@ -59,19 +59,23 @@ def make_corpus(section: Corpus, folder: Path, key: str, made_with: str = "") ->
     validation empty, and for a disk that is too small.
     """
     work = folder / "work"
-    if not (folder / LEDGER).exists():
+    ledger_file = folder / LEDGER
+    if not ledger_file.exists():
         work.mkdir(exist_ok=True)
         if not (work / LEDGER).exists():
             ledger = _run_passes(section, work, key, made_with)
             write_text(work / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False))
-
-        # What is missing has been moved by a run that was killed here. The ledger comes last: it says all is complete.
-        for name in ("data", "rejected", MODELS_FOLDER):
-            if (work / name).exists():
-                os.replace(work / name, folder / name)
-        os.replace(work / LEDGER, folder / LEDGER)
+        _move_finished(work, folder)
     shutil.rmtree(work, ignore_errors=True)
-    return json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+    return json.loads(ledger_file.read_text(encoding="utf-8"))
+
+
+def _move_finished(work: Path, folder: Path) -> None:
+    """Move the finished corpus from `work` to its folder, the ledger last: where that is, the corpus is complete."""
+    for name in ("data", "rejected", MODELS_FOLDER):
+        if (work / name).exists():  # else it was moved by a run that was killed here
+            os.replace(work / name, folder / name)
+    os.replace(work / LEDGER, folder / LEDGER)
 
 
 def corpus_files(folder: Path, split: str) -> list[Path]:
@@ -155,16 +159,18 @@ def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, nam
     """Clean the documents of every read task. Raises UserError for a source that is mostly unreadable."""
     tasks = {}
     for name, read_task in zip(names, read_tasks, strict=True):
-        tasks[work / f"{name}.json"] = (section, read_task, work, name)
+        result_file = work / f"{name}.json"
+        tasks[result_file] = (section, read_task, work, name)
     sizes = [read_task.bytes for read_task in read_tasks]
     executor = Executor(section.executor, section.cluster)
     results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
 
     faults_of_sources: dict[str, Faults] = {}
     for read_task, result in zip(read_tasks, results, strict=True):
+        total = faults_of_sources.setdefault(read_task.label, Faults())
         counted = result["faults"]
-        faults = Faults(counted["records"], Counter(counted["dropped"]), counted["examples"])
-        faults_of_sources.setdefault(read_task.label, Faults()).add(faults)
+        dropped = Counter(counted["dropped"])
+        total.add(Faults(counted["records"], dropped, counted["examples"]))
     for label, faults in faults_of_sources.items():
         faults.check(f"corpus source {label}")
     return results
@@ -262,17 +268,18 @@ def _gather_files(work: Path, shard_folder: Path, passes: dict[str, list[dict]])
 
 def _check_not_empty(section: Corpus, ledger: dict) -> None:
     """Raise UserError where a split that has a share has no documents."""
-    total = sum(counts["documents"] for counts in ledger["splits"].values())
-    for name in NAMES:
-        if not getattr(section.split, name) or name in ledger["splits"]:
-            continue
+    empty_splits = [name for name in NAMES if getattr(section.split, name) and name not in ledger["splits"]]
+    if not empty_splits:
+        return
 
-        problem = f"the corpus has {total:,} documents"
-        if total:
-            problem += f", none of them in {name}"
-        remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
-        lines = [f"{problem}: {remedy}. Documents kept by each rule:"]
-        for label, entry in ledger["sources"].items():
-            kept = ", ".join(f"{rule} {counts['documents']:,}" for rule, counts in entry["rules"].items())
-            lines.append(f"  {label}: {kept}")
-        raise UserError("\n".join(lines))
+    total = sum(counts["documents"] for counts in ledger["splits"].values())
+    problem = f"the corpus has {total:,} documents"
+    if total:
+        problem += f", none of them in {empty_splits[0]}"
+    remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
+
+    lines = [f"{problem}: {remedy}. Documents kept by each rule:"]
+    for label, entry in ledger["sources"].items():
+        kept = [f"{rule} {counts['documents']:,}" for rule, counts in entry["rules"].items()]
+        lines.append(f"  {label}: {', '.join(kept)}")
+    raise UserError("\n".join(lines))

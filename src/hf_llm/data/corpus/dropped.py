@@ -188,17 +188,20 @@ def _open_dropped(folder: Path) -> "pyarrow.dataset.Dataset | None":
 def _describe_kept(row: dict, split: str, folder: Path) -> str:
     import pyarrow.compute as compute
 
-    facts = f"{len(row['text']):,} characters, source {row['source']}, licence {row['license']}"
+    characters = len(row["text"])
+    facts = f"{characters:,} characters, source {row['source']}, licence {row['license']}"
     if row["language"]:
         facts += f", language {row['language']}"
+    url = row["url"] or "(no url)"
     lines = [
         f"{row['id']}  kept, in {split}: {facts}",
-        f"    {row['url'] or '(no url)'}  {row['metadata']}",
+        f"    {url}  {row['metadata']}",
     ]
 
     dropped = _open_dropped(folder)
     if dropped is not None:
-        copies = dropped.to_table(filter=compute.field("kept") == row["id"]).slice(0, MAX_COPIES_SHOWN)
+        is_copy = compute.field("kept") == row["id"]
+        copies = dropped.to_table(filter=is_copy).slice(0, MAX_COPIES_SHOWN)
         for copy in copies.to_pylist():
             lines.append(f"    kept instead of {copy['id']} ({copy['reason']}) of {copy['source']} {copy['url']}")
     return "\n".join(lines)

@@ -95,13 +95,17 @@ def train_classifier(settings: Classifier, good: Iterable[str], bad: Iterable[st
 
     bad_scores = numpy.array([good_probability(weights, slots) for slots in bad_held_out])
     good_scores = numpy.array([good_probability(weights, slots) for slots in good_held_out])
+    bad_accuracy = (bad_scores < 0.5).mean()
+    good_accuracy = (good_scores >= 0.5).mean()
+    accuracy = float((bad_accuracy + good_accuracy) / 2)
     auc = float(_compute_auc(bad_scores, good_scores))
-    accuracy = float(((bad_scores < 0.5).mean() + (good_scores >= 0.5).mean()) / 2)
-    report = {"accuracy": accuracy, "auc": auc, "good": len(good_scores), "bad": len(bad_scores)}
+
+    bad_count = len(bad_scores)
+    good_count = len(good_scores)
+    report = {"accuracy": accuracy, "auc": auc, "good": good_count, "bad": bad_count}
 
     # Two standard deviations above the AUC of a coin (that of the Mann-Whitney statistic where both kinds are alike).
-    text_count = len(bad_scores) + len(good_scores)
-    deviation = (text_count / (12 * len(bad_scores) * len(good_scores))) ** 0.5
+    deviation = ((bad_count + good_count) / (12 * bad_count * good_count)) ** 0.5
     chance = 0.5 + 2 * deviation
     if auc < chance:
         raise UserError(
@@ -169,10 +173,10 @@ def _fit_weights(bad: list[numpy.ndarray], good: list[numpy.ndarray]) -> numpy.n
     weights = numpy.zeros(1 << FEATURE_BITS)
     squares = numpy.full(1 << FEATURE_BITS, 1e-6)
     total = len(bad) + len(good)
-    bad_importance = total / (2 * len(bad))
-    good_importance = total / (2 * len(good))
-    examples = [(0.0, bad_importance, slots) for slots in bad]
-    examples += [(1.0, good_importance, slots) for slots in good]
+    examples = []
+    for label, texts in ((0.0, bad), (1.0, good)):
+        importance = total / (2 * len(texts))
+        examples += [(label, importance, slots) for slots in texts]
 
     random = numpy.random.default_rng(0)
     for _ in range(EPOCHS):

@@ -75,34 +75,41 @@ class GopherQualityFilter(Filter):
             return self._check_lines(lines) or KEPT
 
         words = split_words(text)
+        word_count = len(words)
         # Punctuation, figures, and words like "n't": few different ones, looked at one by one below.
         other_words = Counter(word for word in words if not word.isalpha())
         verdict = (
-            self._check_length(words, other_words) or self._check_symbols(text, len(words)) or self._check_lines(lines)
+            self._check_length(words, other_words) or self._check_symbols(text, word_count) or self._check_lines(lines)
         )
-        if verdict is None and words:
-            verdict = self._check_letters(other_words, len(words)) or self._check_stop_words(words)
+        if verdict is None and word_count:
+            verdict = self._check_letters(other_words, word_count) or self._check_stop_words(words)
         return verdict or KEPT
 
     def _check_length(self, words: list[str], other_words: Counter) -> Verdict | None:
         """Judge how many words there are and how long they are, those that are all punctuation left out."""
-        settings = self.settings
-        symbols = {word: count for word, count in other_words.items() if not word.strip(_PUNCTUATION)}
+        word_count = len(words)
+        characters = sum(map(len, words))
+        for word, count in other_words.items():
+            is_symbol = not word.strip(_PUNCTUATION)
+            if is_symbol:
+                word_count -= count
+                characters -= count * len(word)
 
-        word_count = len(words) - sum(symbols.values())
-        if settings.min_words and word_count < settings.min_words:
-            return Verdict("gopher_short_doc", f"{word_count} words, at least {settings.min_words} are asked for")
-        if settings.max_words and word_count > settings.max_words:
-            return Verdict("gopher_long_doc", f"{word_count} words, at most {settings.max_words} are allowed")
+        min_words = self.settings.min_words
+        max_words = self.settings.max_words
+        if min_words and word_count < min_words:
+            return Verdict("gopher_short_doc", f"{word_count} words, at least {min_words} are asked for")
+        if max_words and word_count > max_words:
+            return Verdict("gopher_long_doc", f"{word_count} words, at most {max_words} are allowed")
 
-        symbol_characters = sum(len(word) * count for word, count in symbols.items())
-        characters = sum(map(len, words)) - symbol_characters
         mean_length = characters / word_count if word_count else 0.0
-        if settings.min_mean_word_length and mean_length < settings.min_mean_word_length:
-            detail = f"words of {mean_length:.2f} letters, at least {settings.min_mean_word_length}"
+        min_length = self.settings.min_mean_word_length
+        max_length = self.settings.max_mean_word_length
+        if min_length and mean_length < min_length:
+            detail = f"words of {mean_length:.2f} letters, at least {min_length}"
             return Verdict("gopher_below_avg_threshold", detail)
-        if settings.max_mean_word_length and mean_length > settings.max_mean_word_length:
-            detail = f"words of {mean_length:.2f} letters, at most {settings.max_mean_word_length}"
+        if max_length and mean_length > max_length:
+            detail = f"words of {mean_length:.2f} letters, at most {max_length}"
             return Verdict("gopher_above_avg_threshold", detail)
         return None
 

@@ -112,9 +112,10 @@ class SpamFilter(Filter):
                 return Verdict("placeholder_text", f"{share:.0%} of the words are placeholders")
 
         word_count = sum(count for word, count in counts.items() if word[0].isalnum())
+        max_count = settings.max_keyword * word_count
         for word, count in counts.most_common(MOST_COMMON_WORDS):
-            if count < MIN_KEYWORD_COUNT or count <= settings.max_keyword * word_count:
-                return None  # and so are all that follow, which are rarer
+            if count < MIN_KEYWORD_COUNT or count <= max_count:
+                return None  # the words that follow are rarer still
             is_noun = len(word) >= MIN_KEYWORD_LETTERS and word.isalpha() and word not in _FREQUENT
             if is_noun:
                 return Verdict("keyword_stuffing", f"{word!r} is {count} of {word_count} words")
