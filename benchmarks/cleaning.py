@@ -26,9 +26,9 @@ import numpy
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from hf_llm.data.corpus import word_tokenizer
-from hf_llm.data.corpus.filter_pipeline import Rules
-from hf_llm.data.corpus.filters import classifier
+from hf_llm.data.corpus.config import Rules
+from hf_llm.data.corpus.filter_pipeline import make_filter_steps, train_filters
+from hf_llm.data.corpus.filters import classifier, word_tokenizer
 from hf_llm.data.corpus.filters.adult import Adult
 from hf_llm.data.corpus.filters.c4 import C4
 from hf_llm.data.corpus.filters.classifier import Classifier
@@ -38,8 +38,8 @@ from hf_llm.data.corpus.filters.gopher_repetition import GopherRepetition
 from hf_llm.data.corpus.filters.language import Language
 from hf_llm.data.corpus.filters.perplexity import Perplexity
 from hf_llm.data.corpus.filters.spam import Spam
-from hf_llm.data.corpus.filters.trained_filter import held_out
-from hf_llm.data.corpus.normalize import Normalise, normalised
+from hf_llm.data.corpus.filters.trained_filter import is_held_out
+from hf_llm.data.corpus.normalize import TextNormalizer, normalize_text
 from hf_llm.data.corpus.pii import Redaction
 
 DATA = Path(os.environ["HF_LLM_DATA"])
@@ -84,7 +84,7 @@ def stripped(path: Path) -> str:
 
 def ours() -> list[PipelineStep]:
     rules = Rules(gopher_repetition=GopherRepetition(), gopher_quality=GopherQuality(), c4=C4(), fineweb=FineWeb())
-    return [Normalise(), *rules.steps(Path())]
+    return [TextNormalizer(), *make_filter_steps(rules, Path())]
 
 
 def stock() -> list[PipelineStep]:
@@ -117,7 +117,7 @@ def timed(steps: list[PipelineStep], texts: list[str]) -> tuple[float, list[floa
     """Seconds in all, and in each step."""
     from datatrove.utils.text import split_into_parts
 
-    word_tokenizer._chunks.cache_clear()
+    word_tokenizer._chunk_words.cache_clear()
     split_into_parts.cache_clear()
     start = time.perf_counter()
     survivors(steps, texts)
@@ -146,7 +146,7 @@ def agreement(by_source: dict[str, list[str]]) -> None:
     """The same filters on the same normalised documents: who survives, and with what text."""
     print(f"\n{'survivors':16} {'documents':>10} {'datatrove':>10} {'ours':>6} {'same':>6} {'same text':>10}")
     for name, texts in by_source.items():
-        clean = [normalised(text) for text in texts]
+        clean = [normalize_text(text) for text in texts]
         theirs, our = survivors(stock()[1:], clean), survivors(ours()[1:], clean)
         same = theirs.keys() & our.keys()
         equal = sum(theirs[key] == our[key] for key in same)
@@ -166,17 +166,17 @@ def rates(by_source: dict[str, list[str]]) -> None:
         spam=Spam(),
         adult=Adult(),
     )
-    steps = rules.steps(Path())
+    steps = make_filter_steps(rules, Path())
     print(f"\n{'dropped':18} " + " ".join(f"{name:>14}" for name in by_source) + "  most common reasons")
     for step in steps:
         reasons, line = Counter(), ""
         for texts in by_source.values():
-            found = [step.filter(Document(text=normalised(text), id="", metadata={})) for text in texts]
+            found = [step.filter(Document(text=normalize_text(text), id="", metadata={})) for text in texts]
             dropped = [result[1] for result in found if result is not True]
             reasons.update(dropped)
             line += f" {len(dropped) / len(texts):14.1%}"
         print(f"{step.name:18}{line}  " + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3)))
-    redaction = Rules(pii=Redaction()).steps(Path())
+    redaction = make_filter_steps(Rules(pii=Redaction()), Path())
     survivors(redaction, [text for texts in by_source.values() for text in texts])
     print("redacted: " + ", ".join(f"{n} {int(s.total)}" for n, s in redaction[0].stats.stats.items() if "_" in n))
 
@@ -191,11 +191,11 @@ def learnt(by_source: dict[str, list[str]]) -> None:
         good, bad = (str(path) for path in paths.values())
         rules = Rules(perplexity=Perplexity(good=good), classifier=Classifier(good=good, bad=bad))
         start = time.perf_counter()
-        reports = rules.prepare(Path(folder, "learnt"))
-        print(f"\nlearnt in {time.perf_counter() - start:.1f} s")
+        reports = train_filters(rules, Path(folder, "models"))
+        print(f"\ntrained in {time.perf_counter() - start:.1f} s")
         for name, report in reports.items():
             print(f"{name:11} " + ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
-        for step in rules.steps(Path(folder, "learnt")):
+        for step in make_filter_steps(rules, Path(folder, "models")):
             shares, size, begin = [], 0, time.perf_counter()
             for name, texts in by_source.items():
                 kept = [step.filter(Document(text=text, id="", metadata={})) is True for text in texts]
@@ -204,7 +204,8 @@ def learnt(by_source: dict[str, list[str]]) -> None:
             rate = size / 1e6 / (time.perf_counter() - begin)
             print(f"{step.name:11} keeps {', '.join(shares)}; {rate:.0f} MB/s")
         if find_spec("sklearn"):
-            reference(*([normalised(row["text"]) for row in map(json.loads, path.open())] for path in paths.values()))
+            texts = [[normalize_text(row["text"]) for row in map(json.loads, path.open())] for path in paths.values()]
+            reference(*texts)
 
 
 def pieces(text: str, size: int) -> list[str]:
@@ -218,13 +219,13 @@ def reference(good: list[str], bad: list[str]) -> None:
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
     texts = list(dict.fromkeys(good)) + list(dict.fromkeys(bad))
-    found = [classifier.features(text) for text in texts]
+    found = [classifier.hash_features(text) for text in texts]
     values = numpy.concatenate([numpy.full(len(each), len(each) ** -0.5) for each in found])
     bounds = numpy.cumsum([0, *map(len, found)])
     matrix = csr_matrix((values, numpy.concatenate(found), bounds), (len(texts), 1 << classifier.FEATURE_BITS))
     kind = set(good)
     labels = numpy.array([text in kind for text in texts])
-    unseen = numpy.array([held_out(text) for text in texts])
+    unseen = numpy.array([is_held_out(text) for text in texts])
     model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000).fit(matrix[~unseen], labels[~unseen])
     scores = model.predict_proba(matrix[unseen])[:, 1]
     accuracy = balanced_accuracy_score(labels[unseen], scores >= 0.5)

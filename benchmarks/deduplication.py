@@ -405,18 +405,18 @@ def measure_decontamination() -> None:
         settings = Decontaminate(against, min_words=words)
         with tempfile.TemporaryDirectory() as folder:
             settings.prepare(Path(folder))
-            step = settings.step(Path(folder))
+            document_filter = settings.make_filter(Path(folder))
             start = time.process_time()
-            made = list(documents(texts))
-            dropped = [document for document in made if step.filter(document) is not True]
+            verdicts = [document_filter.filter(document) for document in documents(texts)]
+            dropped = [verdict for verdict in verdicts if not verdict.is_kept]
             speed = size / (time.process_time() - start)
             short, too_short = (
                 sum(each[name] for each in evaluation_sets(Path(folder))) for name in ("short", "too_short")
             )
         print(f"  min_words {words}: {short} short texts sought, {too_short} not; ", end="")
         print(f"{len(dropped)} documents dropped, {speed:.0f} MB/s")
-        for document in dropped[:5]:
-            print(f"    {document.metadata['because']}")
+        for verdict in dropped[:5]:
+            print(f"    {verdict.detail}")
 
 
 PARTS = {

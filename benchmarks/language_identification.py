@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
-from hf_llm.data.corpus.filters.language import FASTTEXT_LANGUAGES, identify
+from hf_llm.data.corpus.filters.language import FASTTEXT_LANGUAGES, identify_languages
 
 DATA = Path(os.environ["HF_LLM_DATA"], "langid")
 Identify = Callable[[list[str]], list[tuple[str, float]]]
@@ -58,7 +58,7 @@ def lingua(low_accuracy: bool) -> Identify:
 
 
 def candidates(only: list[str]) -> dict[str, Callable[[], Identify]]:
-    known = {"fasttext": lambda: identify}
+    known = {"fasttext": lambda: identify_languages}
     if find_spec("py3langid"):
         known["py3langid"] = py3langid
     if find_spec("lingua"):

@@ -126,7 +126,7 @@ def test_what_became_of_a_document_is_told(capsys):
     rows += [{"text": "short", "url": "https://example.org/short"}, {**rows[7], "url": "https://example.org/copy"}]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     argv = ["--corpus.sources=[{path: texts, license: mit}, {path: a.jsonl, license: cc0-1.0}]"]
-    assert "is not finished" in fails(capsys, *argv, "--explain=https://example.org/7")
+    assert "is not complete" in fails(capsys, *argv, "--explain=https://example.org/7")
     main(["tiny.yaml", *argv])
     capsys.readouterr()
 
@@ -137,13 +137,13 @@ def test_what_became_of_a_document_is_told(capsys):
     story = told("https://example.org/7")
     assert "kept, in " in story and "source a.jsonl, licence cc0-1.0" in story
     assert "kept instead of" in story and "(duplicate) of a.jsonl https://example.org/copy" in story
-    assert "left out by length, too_short" in told("https://example.org/short")
+    assert "dropped by length, too_short" in told("https://example.org/short")
     copy = told("https://example.org/copy")
-    assert "left out by exact_duplicates, duplicate" in copy
-    kept = copy.rpartition("kept is ")[2].strip()
+    assert "dropped by exact_duplicates, duplicate" in copy
+    kept = copy.rpartition("kept in its place: ")[2].strip()
     assert told(kept[:12]).startswith(kept)
     assert "0007.txt" in told("0007.txt")
-    assert "knows no document 'nowhere'" in fails(capsys, *argv, "--explain=nowhere")
+    assert "has no document 'nowhere'" in fails(capsys, *argv, "--explain=nowhere")
 
 
 @pytest.mark.slow

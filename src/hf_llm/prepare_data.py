@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import digest_of, versions
-from hf_llm.data.corpus.build import Corpus, make_corpus
+from hf_llm.data.corpus.build import make_corpus
+from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dropped import explain
 from hf_llm.pipeline.run import read_run
 

@@ -10,12 +10,12 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digests
 from hf_llm.data.corpus import build as corpus_module
 from hf_llm.data.corpus import clean_pass
-from hf_llm.data.corpus.build import Corpus, Deduplicate, check_space, corpus_files, corpus_texts, make_corpus
-from hf_llm.data.corpus.clean_pass import clean_part
+from hf_llm.data.corpus.build import check_space, corpus_files, corpus_texts, make_corpus
+from hf_llm.data.corpus.clean_pass import clean_read_task
+from hf_llm.data.corpus.config import Corpus, Deduplicate, Rules, Source
 from hf_llm.data.corpus.dedup.substring import RepeatedPassages
-from hf_llm.data.corpus.filter_pipeline import Rules
 from hf_llm.data.corpus.filters.gopher_quality import GopherQuality
-from hf_llm.data.corpus.sources import Source, parts_of
+from hf_llm.data.corpus.sources import parts_of
 from hf_llm.data.corpus.splits import NAMES, Split
 
 WORDS = ("red", "fox", "river", "stone", "child", "tower", "answers", "follows", "paints", "golden", "crow", "baker")
@@ -51,10 +51,10 @@ def test_datasets_opens_the_corpus(tmp_path):
 
     rows = [{"text": text, "url": f"https://example.org/{i}"} for i, text in enumerate(texts(200))]
     ledger = made(tmp_path / "corpus", jsonl(tmp_path / "a.jsonl", rows))
-    found = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(found[name]) for name in NAMES} == {n: ledger["splits"][n]["documents"] for n in NAMES}
-    assert found["train"].column_names == ["id", "text", "source", "license", "language", "url", "metadata"]
-    row = found["train"][0]
+    data_set = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(data_set[name]) for name in NAMES} == {n: ledger["splits"][n]["documents"] for n in NAMES}
+    assert data_set["train"].column_names == ["id", "text", "source", "license", "language", "url", "metadata"]
+    row = data_set["train"][0]
     line = int(row["url"].rpartition("/")[2]) + 1
     assert row["source"] == "a.jsonl" and row["license"] == "cc0-1.0"
     assert json.loads(row["metadata"]) == {"file": "a.jsonl", "line": line}
@@ -93,7 +93,7 @@ def test_adding_documents_moves_none_of_the_others(tmp_path):
 def test_the_split_has_its_shares():
     counts = {name: 0 for name in NAMES}
     for i in range(10_000):
-        counts[Split(0.7, 0.2, 0.1).of(str(i))] += 1
+        counts[Split(0.7, 0.2, 0.1).choose_split(str(i))] += 1
     assert abs(counts["train"] - 7000) < 200 and abs(counts["validation"] - 2000) < 200
     with pytest.raises(ValueError, match="add up to 1"):
         Split(0.8, 0.1, 0.2)
@@ -136,7 +136,7 @@ def test_a_file_that_vanishes_while_the_corpus_is_made_is_named(tmp_path, name):
     [part] = parts_of([Source(license="mit", path=str(tmp_path))])
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
-        clean_part(Corpus(sources=[part.source]), part, tmp_path, "part")
+        clean_read_task(Corpus(sources=[part.source]), part, tmp_path, "part")
 
 
 def test_what_was_read_is_kept_when_another_file_vanishes(tmp_path, monkeypatch):
@@ -144,10 +144,10 @@ def test_what_was_read_is_kept_when_another_file_vanishes(tmp_path, monkeypatch)
         (tmp_path / name).mkdir()
         jsonl(tmp_path / name / "x.jsonl", texts(100, seed=ord(name)))
     sources = [Source(license="mit", path=str(tmp_path / name)) for name in ("a", "b", "c")]
-    found = parts_of(sources)
+    tasks = parts_of(sources)
     (tmp_path / "b" / "x.jsonl").rename(tmp_path / "away")
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "parts_of", lambda sources: found)  # it vanished after the parts were listed
+        patch.setattr(corpus_module, "parts_of", lambda sources: tasks)  # it vanished after the tasks were listed
         with pytest.raises(UserError, match=r"b/x\.jsonl cannot be read"):
             made(tmp_path / "corpus", *sources)
     assert len(list((tmp_path / "corpus" / "work").glob("*.json"))) == 2
@@ -181,7 +181,8 @@ def test_a_few_bad_rows_are_counted_and_many_are_an_error(tmp_path):
     source = Source(license="unknown", path=str(path))
     ledger = made(tmp_path / "c", source)["sources"]["a.jsonl"]
     assert ledger["rules"]["read"]["dropped"] == {"malformed JSON": 1, "no JSON object": 1, "text is no text": 2}
-    assert {reason: len(found) for reason, found in ledger["unreadable"].items()} == ledger["rules"]["read"]["dropped"]
+    examples = {reason: len(lines) for reason, lines in ledger["unreadable"].items()}
+    assert examples == ledger["rules"]["read"]["dropped"]
     path.write_text("\n".join([*lines, *["{"] * 15]))
     with pytest.raises(UserError, match=r"corpus source a\.jsonl: 15 of 110 records are unreadable"):
         made(tmp_path / "d", source)
@@ -211,7 +212,7 @@ def test_a_passage_that_repeats_stays_in_one_document(tmp_path):
     assert rule["bytes"] < ledger["sources"]["a.jsonl"]["rules"]["exact_duplicates"]["bytes"] - 39 * len(passage)
 
 
-def test_too_small_a_disk_is_told_before_anything_is_read(tmp_path):
+def test_too_small_a_disk_is_an_error_before_anything_is_read(tmp_path):
     [part] = parts_of([jsonl(tmp_path / "a.jsonl", texts(5))])
     large = replace(part, bytes=10**15)
     with pytest.raises(UserError, match=r"GB free; a corpus of 1,000,000\.0 GB of text takes about"):
@@ -219,7 +220,7 @@ def test_too_small_a_disk_is_told_before_anything_is_read(tmp_path):
     check_space([part], tmp_path, Corpus(sources=[part.source]))
 
 
-def test_what_an_interrupted_run_has_made_is_not_asked_for_again(tmp_path, monkeypatch):
+def test_space_that_an_interrupted_run_has_used_is_not_needed_again(tmp_path, monkeypatch):
     [part] = parts_of([jsonl(tmp_path / "a.jsonl", texts(5))])
     (tmp_path / "work").mkdir()
     monkeypatch.setattr(corpus_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=part.bytes - 10))
@@ -229,9 +230,9 @@ def test_what_an_interrupted_run_has_made_is_not_asked_for_again(tmp_path, monke
     check_space([part], tmp_path / "work", Corpus(sources=[part.source]))
 
 
-def test_documents_are_not_cleaned_again_for_what_only_follows(tmp_path, monkeypatch):
+def test_documents_are_not_cleaned_again_when_only_later_passes_change(tmp_path, monkeypatch):
     cleaned = []
-    monkeypatch.setattr(corpus_module, "clean_part", lambda *a: cleaned.append(a[1].label) or clean_part(*a))
+    monkeypatch.setattr(corpus_module, "clean_read_task", lambda *a: cleaned.append(a[1].label) or clean_read_task(*a))
     sources = [jsonl(tmp_path / f"{name}.jsonl", texts(100, seed)) for seed, name in enumerate("ab")]
     with pytest.raises(UserError, match="none of them in test"):
         made(tmp_path / "c", *sources, key="1", split=Split(0.5, 0.499999999, 0.000000001))
@@ -256,7 +257,7 @@ def test_names_and_addresses_with_halves_of_characters_are_written(tmp_path):
     assert sum(counts["documents"] for counts in ledger["splits"].values()) == 101
 
 
-def test_a_row_without_the_column_is_left_out_where_the_first_has_it(tmp_path):
+def test_a_row_without_the_column_is_dropped_where_the_first_has_it(tmp_path):
     rows = [{"text": text} for text in texts(100)]
     ledger = made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", [*rows[:50], {"title": "x"}, *rows[50:]]))
     assert "line 51" in ledger["sources"]["a.jsonl"]["unreadable"]["no column text"][0]
@@ -281,12 +282,12 @@ def test_files_of_one_name_size_and_time_are_all_read(tmp_path, monkeypatch):
     assert sum(counts["documents"] for counts in ledger["splits"].values()) == 120
 
 
-def test_code_is_not_judged_by_rules_for_prose(tmp_path):
+def test_code_is_not_filtered_by_rules_for_prose(tmp_path):
     prose, code = Rules(gopher_quality=GopherQuality()), Source(license="mit", path=str(tmp_path), format="code")
     section = Corpus(sources=[code], rules=prose)
-    assert section.rules_of(code) == Rules()
-    assert section.rules_of(Source(license="mit", path="a")) == prose
-    assert section.rules_of(Source(license="mit", path="a", rules=Rules())) == Rules()
+    assert section.select_rules(code) == Rules()
+    assert section.select_rules(Source(license="mit", path="a")) == prose
+    assert section.select_rules(Source(license="mit", path="a", rules=Rules())) == Rules()
 
 
 @pytest.mark.parametrize(("rows", "message"), [([], "has 0 documents"), (["too short"], "length 0")])

@@ -5,7 +5,8 @@ import json
 import dask.dataframe
 import pytest
 
-from hf_llm.data.corpus.sources import Source, parts_of
+from hf_llm.data.corpus.config import Source
+from hf_llm.data.corpus.sources import parts_of
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import file_rows
 
@@ -28,8 +29,8 @@ def test_a_corpus_opens_as_a_data_frame(corpus):
 def test_what_a_data_frame_wrote_is_a_source(corpus, tmp_path):
     frame = dask.dataframe.read_parquet(corpus / "data/train-*.parquet").repartition(npartitions=3)
     frame.to_parquet(tmp_path / "frame", write_metadata_file=False)
-    parts = parts_of([Source(path=str(tmp_path / "frame"), license="unknown")])
-    files = [name for part in parts for _, name in part.files]
+    tasks = parts_of([Source(path=str(tmp_path / "frame"), license="unknown")])
+    files = [name for task in tasks for _, name in task.files]
     assert len(files) == 3
-    found = sorted(row["text"] for name in files for _, row in file_rows(tmp_path / "frame" / name, Faults()))
-    assert found == sorted(frame["text"].compute())
+    texts = sorted(row["text"] for name in files for _, row in file_rows(tmp_path / "frame" / name, Faults()))
+    assert texts == sorted(frame["text"].compute())

@@ -9,9 +9,9 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digests
-from hf_llm.data.corpus.build import Corpus, make_corpus
-from hf_llm.data.corpus.executors import Cluster, Executor
-from hf_llm.data.corpus.sources import Source
+from hf_llm.data.corpus.build import make_corpus
+from hf_llm.data.corpus.config import Cluster, Corpus, Source
+from hf_llm.data.corpus.executors import Executor
 from hf_llm.data.corpus.task_runner import run_tasks
 
 # What a Slurm login node has, as far as datatrove asks: `sbatch` runs the tasks of an array one after the other.
@@ -89,9 +89,9 @@ def test_the_faults_of_tasks_come_back_from_slurm(tmp_path, login_node):
 
 def test_slurm_needs_a_partition_and_a_login_node(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cluster: \{partition"):
-        Executor("slurm")
+        Corpus(sources=[Source(license="mit", path="a")], executor="slurm")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no `sbatch` here"):
+    with pytest.raises(UserError, match="this host has no `sbatch`"):
         run_tasks({tmp_path / "a.json": (1,)}, os._exit, [1], "t", Executor("slurm", Cluster(partition="cpu")))
 
 

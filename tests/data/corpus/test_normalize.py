@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_llm.data.corpus.normalize import normalised
+from hf_llm.data.corpus.normalize import normalize_text
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from hf_llm.data.corpus.normalize import normalised
     ],
 )
 def test_a_text_is_brought_to_one_form(text, expected):
-    assert normalised(text) == expected
+    assert normalize_text(text) == expected
 
 
 def test_what_is_normalised_stays_as_it_is_and_can_be_written():
@@ -31,6 +31,6 @@ def test_what_is_normalised_stays_as_it_is_and_can_be_written():
     if data := os.environ.get("HF_LLM_DATA"):
         texts += [line for path in Path(data, "langid").rglob("*.txt") for line in path.open(encoding="utf-8")][:2000]
     for text in texts:
-        once = normalised(text)
-        assert normalised(once) == once
+        once = normalize_text(text)
+        assert normalize_text(once) == once
         once.encode("utf-8")

@@ -2,7 +2,14 @@ import json
 import sys
 from pathlib import Path
 
-from hf_llm.data.corpus.python_docs import documents, entries, file_groups, first_sentence, rendered, topics
+from hf_llm.data.corpus.python_docs import (
+    entries,
+    file_groups,
+    first_sentence,
+    read_documentation,
+    render_docstrings,
+    topics,
+)
 
 SOURCE = b'''"""A module. It has more to say.
 
@@ -26,14 +33,14 @@ async def fetch(url):
 
 
 def test_docstrings_are_found_with_names_and_signatures():
-    found = [(entry.name, entry.kind, entry.signature) for entry in entries(SOURCE, "shapes")]
-    assert found == [
+    names = [(entry.name, entry.kind, entry.signature) for entry in entries(SOURCE, "shapes")]
+    assert names == [
         ("shapes", "module", ""),
         ("shapes.Shape", "class", ""),
         ("shapes.Shape.area", "def", "area(self, scale: float=1.0, *, unit='m')"),
         ("shapes.fetch", "def", "fetch(url)"),
     ]
-    text = rendered(entries(SOURCE, "shapes"))
+    text = render_docstrings(entries(SOURCE, "shapes"))
     assert text.startswith("# shapes\n\nA module. It has more to say.")
     assert "## shapes.Shape.area(self, scale: float=1.0, *, unit='m')\n\nThe area in\nsquare units." in text
 
@@ -52,7 +59,7 @@ def test_the_standard_library_is_read_without_importing_it():
     before = set(sys.modules)
     [[*files]] = file_groups("standard_library", 1 << 40)
     json_files = tuple((str(path), name) for path, name in files if name == "json/__init__.py")
-    source, docstrings = documents("standard_library", json_files)
+    source, docstrings = read_documentation("standard_library", json_files)
     assert source.text == Path(json.__file__).read_text(encoding="utf-8")
     assert docstrings.text.startswith("# json\n\nJSON (JavaScript Object Notation)")
     assert docstrings.metadata == {"module": "json"}
@@ -66,7 +73,7 @@ def test_packages_are_whole_in_their_group_and_carry_their_licence():
     assert len(groups) > 10
     assert sum(map(len, homes)) == len(set.union(*homes))
     files = tuple((str(path), name) for group in groups for path, name in group if name.startswith("yaml/"))
-    texts = list(documents("packages", files))
+    texts = list(read_documentation("packages", files))
     assert texts and {text.license for text in texts} == {"mit"}
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus.sources import PART_BYTES, Source, corpus_files, parts_of
+from hf_llm.data.corpus.config import Source
+from hf_llm.data.corpus.sources import PART_BYTES, list_source_files, parts_of
 
 
 def write(folder, *names):
@@ -28,32 +29,32 @@ def test_a_wrong_source_says_what_is_wrong(keys, message):
 
 def test_a_folder_is_read_to_its_depth_and_in_order(tmp_path):
     write(tmp_path, "b.txt", "a/z.md", "a/b/c.jsonl", "image.png", ".hidden.txt", ".git/x.txt")
-    assert [name for _, name in corpus_files(str(tmp_path))] == ["a/b/c.jsonl", "a/z.md", "b.txt"]
+    assert [name for _, name in list_source_files(str(tmp_path))] == ["a/b/c.jsonl", "a/z.md", "b.txt"]
 
 
 def test_a_code_folder_leaves_out_what_others_wrote_and_what_is_data(tmp_path):
     write(tmp_path, "src/a.py", "README.md", "package.json", "node_modules/x/y.js", "vendor/z.go", "app.min.js")
-    assert [name for _, name in corpus_files(str(tmp_path))] == ["README.md", "src/a.py"]
+    assert [name for _, name in list_source_files(str(tmp_path))] == ["README.md", "src/a.py"]
 
 
 def test_of_code_and_data_what_there_is_more_of_is_read_and_the_rest_told(tmp_path, capsys):
     write(tmp_path / "site", "a.html", "b.html", "notes.md", "style.css", "tools/make.py")
-    assert [name for _, name in corpus_files(str(tmp_path / "site"))] == ["a.html", "b.html", "notes.md"]
+    assert [name for _, name in list_source_files(str(tmp_path / "site"))] == ["a.html", "b.html", "notes.md"]
     assert "2 files (.css, .py) are left out beside 3 of data and prose" in capsys.readouterr().out
     write(tmp_path / "set", "README.md", "download.sh")
     (tmp_path / "set/rows.parquet").write_bytes(b"x" * 100)
-    assert [name for _, name in corpus_files(str(tmp_path / "set"))] == ["README.md", "rows.parquet"]
+    assert [name for _, name in list_source_files(str(tmp_path / "set"))] == ["README.md", "rows.parquet"]
     write(tmp_path / "program", "a.py", "b.py", "page.html", "README.md")
-    assert [name for _, name in corpus_files(str(tmp_path / "program"))] == ["README.md", "a.py", "b.py"]
+    assert [name for _, name in list_source_files(str(tmp_path / "program"))] == ["README.md", "a.py", "b.py"]
     assert "1 files (.html) are left out beside 3 of code and prose" in capsys.readouterr().out
     write(tmp_path / "styled", "a.html", "x.css", "y.css")
-    assert [name for _, name in corpus_files(str(tmp_path / "styled"))] == ["a.html"]
+    assert [name for _, name in list_source_files(str(tmp_path / "styled"))] == ["a.html"]
 
 
 def test_names_that_stand_for_built_files_are_names_like_others_where_there_is_no_code(tmp_path):
     texts = ["build/a.txt", "source/a.txt", "target/a.txt", "target/board.min.txt"]
     write(tmp_path, *texts, "node_modules/x/README.md", "env/a.py")
-    assert [name for _, name in corpus_files(str(tmp_path))] == texts
+    assert [name for _, name in list_source_files(str(tmp_path))] == texts
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -61,24 +62,24 @@ def test_links_to_folders_are_followed_once(tmp_path):
     write(tmp_path / "here", "c.txt")
     (tmp_path / "here/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "here")
-    assert [name for _, name in corpus_files(str(tmp_path / "here"))] == ["c.txt", "linked/a.txt", "linked/b.txt"]
+    assert [name for _, name in list_source_files(str(tmp_path / "here"))] == ["c.txt", "linked/a.txt", "linked/b.txt"]
 
 
 def test_what_datasets_says_of_its_files_is_no_rows(tmp_path):
     from datasets import Dataset, DatasetDict
 
     DatasetDict({"train": Dataset.from_dict({"text": ["a", "b"]})}).save_to_disk(tmp_path / "saved")
-    assert [name for _, name in corpus_files(str(tmp_path / "saved"))] == ["train/data-00000-of-00001.arrow"]
+    assert [name for _, name in list_source_files(str(tmp_path / "saved"))] == ["train/data-00000-of-00001.arrow"]
 
 
 def test_a_glob_pattern_finds_files(tmp_path):
     write(tmp_path, "a/1.txt", "a/2.txt", "b/3.txt")
-    assert len(corpus_files(str(tmp_path / "**" / "*.txt"))) == 3
+    assert len(list_source_files(str(tmp_path / "**" / "*.txt"))) == 3
 
 
 def test_a_pattern_that_matches_code_and_what_is_unknown_gives_the_code(tmp_path):
     write(tmp_path, "a.py", "README.md", "LICENSE", "Makefile", "logo.png")
-    assert [name for _, name in corpus_files(str(tmp_path / "*"))] == ["README.md", "a.py"]
+    assert [name for _, name in list_source_files(str(tmp_path / "*"))] == ["README.md", "a.py"]
 
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path):

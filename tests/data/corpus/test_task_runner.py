@@ -8,24 +8,25 @@ import pytest
 from datatrove.data import Document
 
 from hf_llm.data.corpus.executors import Executor
+from hf_llm.data.corpus.filter_pipeline import FilterStep
 from hf_llm.data.corpus.filters.length import LengthFilter
-from hf_llm.data.corpus.normalize import Normalise
+from hf_llm.data.corpus.normalize import TextNormalizer
 from hf_llm.data.corpus.task_runner import run_steps, run_tasks
 
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from hf_llm.data import pipeline
+from hf_llm.data.corpus import task_runner
 from hf_llm.data.corpus.executors import Executor
 
 if __name__ == "__main__":
-    pipeline.cores = lambda: 2
+    task_runner.cores = lambda: 2
     folder = Path(sys.argv[1])
-    pipeline.run_tasks({folder / str(i): (10,) for i in range(2)}, time.sleep, [1, 1], "sleeping", Executor())
+    task_runner.run_tasks({folder / str(i): (10,) for i in range(2)}, time.sleep, [1, 1], "sleeping", Executor())
 """
 
 
-class Three(Normalise):
+class Three(TextNormalizer):
     name = "three"
 
     def run(self, data=None, rank=0, world_size=1):
@@ -33,13 +34,13 @@ class Three(Normalise):
 
 
 def test_every_step_is_counted_with_the_reasons_for_what_it_drops():
-    flows = run_steps([Three(), Normalise(), LengthFilter(5, 50)])
-    assert [(flow.rule, flow.documents, flow.bytes) for flow in flows] == [
+    stats = run_steps([Three(), TextNormalizer(), FilterStep(LengthFilter(5, 50))])
+    assert [(each.rule, each.documents, each.bytes) for each in stats] == [
         ("three", 3, 22 + 1 + 100),
         ("normalise", 3, 20 + 1 + 100),
         ("length", 1, 20),
     ]
-    assert flows[-1].dropped == {"too_short": 1, "too_long": 1}
+    assert stats[-1].dropped == {"too_short": 1, "too_long": 1}
 
 
 def test_a_task_that_is_done_is_not_done_again(tmp_path):

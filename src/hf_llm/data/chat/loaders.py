@@ -33,7 +33,7 @@ from hf_llm.data.chat.formats import (
     split_answer,
     unpair_preference,
 )
-from hf_llm.data.corpus.sources import FORMATS, Source, files_under, parts_of
+from hf_llm.data.files.file_formats import FORMATS, files_under
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import file_rows, hub_rows, unreadable
 
@@ -351,6 +351,7 @@ def _read_source(source: ConversationSource, faults: Faults) -> Iterator[tuple[s
 def _read_documents(source: ConversationSource, faults: Faults) -> Iterator[Row]:
     """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
     from hf_llm.data.corpus.reader_step import Read
+    from hf_llm.data.corpus.sources import Source, parts_of
 
     parts = parts_of([Source(license=source.license, path=source.documents)])
     step = Read(parts, _MAX_DOCUMENT_CHARS)

@@ -1,220 +1,237 @@
 """The `corpus` section of a recipe, made into Parquet files that `datasets.load_dataset` opens.
 
-Passes of independent tasks, each reading the files of the pass before: cleaning, a part of the sources each; then the
-search for near-duplicates; then shards, a range of ids each; then, where asked for, the passages that repeat. A task
-that is done is not done again, and memory holds one part or one shard per core, however large the corpus
-(near-duplicates apart: `sharding.py`).
+Passes of independent tasks, each reading the files of the pass before: cleaning, a task for each read task of the
+sources; then the search for near-duplicates; then shards, a range of ids each; then, where asked for, the passages that
+repeat. A task that is done is not done again, and memory holds one read task or one shard per core, however large the
+corpus (near-duplicates apart: `dedup_pass.py`).
 """
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import xxhash
 
 from hf_llm.core.atomic_io import ROW_GROUP, write_text
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus.clean_pass import clean_part
-from hf_llm.data.corpus.dedup.minhash import NearDuplicates
-from hf_llm.data.corpus.dedup.substring import RepeatedPassages
+from hf_llm.data.corpus.clean_pass import MODELS_FOLDER, clean_read_task
+from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
     cut_shard,
     find_near_duplicates,
-    gather_repeated,
-    make_shard,
-    repeated_in,
-    window_shard,
+    find_repeated_windows,
+    merge_repeated_windows,
+    write_shard,
+    write_shard_windows,
 )
-from hf_llm.data.corpus.executors import Cluster, Executor
-from hf_llm.data.corpus.filter_pipeline import Rules
-from hf_llm.data.corpus.filters.decontamination import Decontaminate, evaluation_sets
+from hf_llm.data.corpus.executors import Executor
+from hf_llm.data.corpus.filter_pipeline import train_filters
+from hf_llm.data.corpus.filters.decontamination import evaluation_sets
 from hf_llm.data.corpus.ledger import make_ledger
-from hf_llm.data.corpus.sources import Part, Source, parts_of
-from hf_llm.data.corpus.splits import NAMES, Split
+from hf_llm.data.corpus.sources import ReadTask, parts_of
+from hf_llm.data.corpus.splits import NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import COMPRESSED
-from hf_llm.data.tokens.curriculum import Curriculum
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
 
-
-@dataclass
-class Deduplicate:
-    """`corpus.deduplicate`. Exact copies are always left out."""
-
-    near: NearDuplicates | None = field(default_factory=NearDuplicates)
-    substring: RepeatedPassages | None = None
-
-
-@dataclass
-class Corpus:
-    """The `corpus` section."""
-
-    sources: list[Source]
-    min_chars: int = field(default=100, metadata={"help": "shorter documents are dropped"})
-    max_chars: int = field(default=100_000, metadata={"help": "longer rows are dropped, longer files cut"})
-    rules: Rules = field(default_factory=Rules)
-    decontaminate: Decontaminate | None = None
-    deduplicate: Deduplicate = field(default_factory=Deduplicate)
-    split: Split = field(default_factory=Split)
-    max_tokens: int | None = field(default=None, metadata={"help": "tokens to train on, repetitions counted"})
-    shares: dict[str, float] | None = field(default=None, metadata={"help": "of the train tokens, by source name"})
-    max_epochs: float = field(default=4.0, metadata={"help": "how often a small source may be repeated for its share"})
-    curriculum: Curriculum | None = None
-    executor: Literal["local", "ray", "slurm"] = field(default="local", metadata={"help": "where the tasks run"})
-    cluster: Cluster = field(default_factory=Cluster)
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty; name at least one")
-        if not 0 <= self.min_chars < self.max_chars:
-            raise ValueError(f"min_chars ({self.min_chars}) has to be less than max_chars ({self.max_chars})")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}; leave it out to train on everything")
-        if self.shares and self.curriculum and self.curriculum.by == "mix":
-            raise ValueError("shares stand in the stages of a curriculum by mix; leave corpus.shares out")
-        Executor(self.executor, self.cluster)
-
-    def rules_of(self, source: Source) -> Rules:
-        """The rules that judge a source: its own; else the corpus's, unless it is code, for which they are not made."""
-        if source.rules is not None:
-            return source.rules
-        return Rules() if source.git or source.format == "code" else self.rules
+# Estimates of the space that making a corpus takes.
+COMPRESSION_RATIO = 4  # bytes of text in a byte of a compressed file
+WORK_RATIO = 1  # the cleaned documents and the corpus are stored, each at half the size of the text
+PASSAGES_RATIO = 4  # repeated passages take four times the text on top
 
 
 def make_corpus(section: Corpus, folder: Path, key: str, made_with: str = "") -> dict:
-    """Make `data/*.parquet`, `rejected/*.parquet` and `ledger.json` in `folder`, or go on with an interrupted run.
+    """Make `data/*.parquet`, `rejected/*.parquet` and `ledger.json` in `folder`, or resume an interrupted run.
 
     `key` stands for the settings, `made_with` for the programs that read and clean; documents that are clean already
-    are taken where only what follows cleaning has changed. Returns the ledger. Raises UserError for sources that cannot
-    be read, are mostly unreadable, or leave train or validation empty, and for a disk that is too small.
+    are reused where only what follows cleaning has changed.
+
+    Returns the ledger. Raises UserError for sources that cannot be read, are mostly unreadable, or leave train or
+    validation empty, and for a disk that is too small.
     """
     work = folder / "work"
-    if not (folder / LEDGER).exists():
+    ledger_file = folder / LEDGER
+    if not ledger_file.exists():
         work.mkdir(exist_ok=True)
         if not (work / LEDGER).exists():
             ledger = _run_passes(section, work, key, made_with)
             write_text(work / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False))
-        for name in ("data", "rejected", "learned"):
-            if (work / name).exists():
-                os.replace(work / name, folder / name)
-        os.replace(work / LEDGER, folder / LEDGER)
+        _move_finished(work, folder)
     shutil.rmtree(work, ignore_errors=True)
-    return json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+    return json.loads(ledger_file.read_text(encoding="utf-8"))
+
+
+def _move_finished(work: Path, folder: Path) -> None:
+    """Move the finished corpus from `work` to its folder, the ledger last: where that is, the corpus is complete."""
+    for name in ("data", "rejected", MODELS_FOLDER):
+        if (work / name).exists():  # else it was moved by a run that was killed here
+            os.replace(work / name, folder / name)
+    os.replace(work / LEDGER, folder / LEDGER)
 
 
 def corpus_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of one split of a corpus, in order."""
+    """List the Parquet files of one split of a corpus, in order."""
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
 def corpus_texts(folder: Path, split: str) -> Iterator[str]:
-    """The texts of one split of a corpus, in order."""
-    for path in corpus_files(folder, split):
-        yield from file_texts(path)
-
-
-def file_texts(path: Path) -> Iterator[str]:
-    """The texts of one Parquet file of a corpus."""
+    """Yield the texts of one split of a corpus, in order."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
-            yield from batch["text"].to_pylist()
+    for path in corpus_files(folder, split):
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
+                yield from batch["text"].to_pylist()
 
 
 def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
-    """All passes; the files they leave in `work` are moved to their places by the caller."""
-    parts = parts_of(section.sources)
-    check_space(parts, work, section)
-    learned = work / "learned"
-    learned.mkdir(exist_ok=True)
-    measured = {}
-    for rules in [section.rules, *(source.rules for source in section.sources if source.rules)]:
-        measured |= rules.prepare(learned)
-    if section.decontaminate:
-        section.decontaminate.prepare(learned)
-    models = {path.name: xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in sorted(learned.iterdir())}
-    cleaning = [made_with, models, section.min_chars, section.max_chars]
-    cleaning += [section.decontaminate, section.deduplicate.near]
-    names = [_digest([cleaning, *_settings_of(part, section)]) for part in parts]
-    later = work / _digest([key, names])
-    later.mkdir(exist_ok=True)
-    passes = {"cleaning": _clean(section, parts, work, names)}
-    files = [work / name for result in passes["cleaning"] for name in result["files"]]
-    size = sum(result["flows"][-1]["bytes"] for result in passes["cleaning"])
-    count = max(1, -(-size // SHARD_BYTES))
-    executor = Executor(section.executor, section.cluster)
+    """Run all passes and return the ledger; the files they leave in `work` are moved to their places by the caller."""
+    tasks = parts_of(section.sources)
+    check_space(tasks, work, section)
 
-    def run(title: str, task: Callable[..., dict], *arguments: object) -> None:
-        tasks = {later / f"{title}-{n:05d}.json": (*arguments, later, n, count) for n in range(count)}
-        passes[title] = run_tasks(tasks, task, [size // count] * count, title, executor)
+    models = work / MODELS_FOLDER
+    measured = _prepare_filters(section, models)
+    names = _name_read_tasks(section, tasks, models, made_with)
+    shard_folder = work / _digest([key, names])  # other settings have another one
+    shard_folder.mkdir(exist_ok=True)
 
-    def run_one(title: str, task: Callable[..., dict], *arguments: object) -> None:
-        passes[title] = run_tasks({later / f"{title}.json": arguments}, task, [size], title, Executor())
+    passes = {"cleaning": _run_clean_pass(section, tasks, work, names)}
+    passes |= _run_shard_passes(section, passes["cleaning"], work, shard_folder)
 
-    if section.deduplicate.near:
-        run_one("near-duplicates", find_near_duplicates, section.deduplicate.near, files, later)
-    run("sharding", make_shard, section, files)
-    if section.deduplicate.substring:
-        run("windows", window_shard, section.deduplicate.substring)
-        run("repetitions", repeated_in)
-        run_one("gathering", gather_repeated, later, count)
-        run("cutting", cut_shard, section)
-    ledger = make_ledger(parts, passes)
+    ledger = make_ledger(tasks, passes)
     ledger["learned"] = measured
-    ledger["evaluation_sets"] = evaluation_sets(learned) if section.decontaminate else []
+    ledger["evaluation_sets"] = evaluation_sets(models) if section.decontaminate else []
     _check_not_empty(section, ledger)
-    _gather(work, later, passes)
+    _gather_files(work, shard_folder, passes)
     return ledger
 
 
-def _settings_of(part: Part, section: Corpus) -> list[object]:
-    """What decides how a part is cleaned, beside the corpus's own limits; what only later passes read is not in it."""
-    return [part.source, section.rules_of(part.source), part.label, part.position, part.state, part.shard]
+def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:
+    """Train the filters that have a model and index the evaluation sets, in `models`. Returns what was measured."""
+    models.mkdir(exist_ok=True)
+    measured = {}
+    rules_of_sources = [source.rules for source in section.sources if source.rules]
+    for rules in [section.rules, *rules_of_sources]:
+        measured |= train_filters(rules, models)
+    if section.decontaminate:
+        section.decontaminate.prepare(models)
+    return measured
+
+
+def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_with: str) -> list[str]:
+    """Name each read task by a digest of all that its clean documents depend on.
+
+    What only the later passes read is not in it: so clean documents are reused when that changes.
+    """
+    model_digests = {}
+    for path in sorted(models.iterdir()):
+        model_digests[path.name] = xxhash.xxh3_64_hexdigest(path.read_bytes())
+    for_all_tasks = [
+        made_with,
+        model_digests,
+        section.min_chars,
+        section.max_chars,
+        section.decontaminate,
+        section.deduplicate.near,
+    ]
+    names = []
+    for task in tasks:
+        rules = section.select_rules(task.source)
+        for_task = [task.source, rules, task.label, task.position, task.state, task.shard]
+        names.append(_digest([for_all_tasks, *for_task]))
+    return names
 
 
 def _digest(value: object) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(value, default=asdict).encode())
 
 
-def _clean(section: Corpus, parts: list[Part], work: Path, names: list[str]) -> list[dict]:
-    tasks = {work / f"{name}.json": (section, part, work, name) for part, name in zip(parts, names, strict=True)}
+def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, names: list[str]) -> list[dict]:
+    """Clean the documents of every read task. Raises UserError for a source that is mostly unreadable."""
+    tasks = {}
+    for name, read_task in zip(names, read_tasks, strict=True):
+        result_file = work / f"{name}.json"
+        tasks[result_file] = (section, read_task, work, name)
+    sizes = [read_task.bytes for read_task in read_tasks]
     executor = Executor(section.executor, section.cluster)
-    results = run_tasks(tasks, clean_part, [part.bytes for part in parts], "cleaning", executor)
-    for label in dict.fromkeys(part.label for part in parts):
-        faults = Faults()
-        for part, result in zip(parts, results, strict=True):
-            if part.label == label:
-                found = result["faults"]
-                faults.add(Faults(found["records"], Counter(found["dropped"]), found["examples"]))
+    results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
+
+    faults_of_sources: dict[str, Faults] = {}
+    for read_task, result in zip(read_tasks, results, strict=True):
+        total = faults_of_sources.setdefault(read_task.label, Faults())
+        counted = result["faults"]
+        dropped = Counter(counted["dropped"])
+        total.add(Faults(counted["records"], dropped, counted["examples"]))
+    for label, faults in faults_of_sources.items():
         faults.check(f"corpus source {label}")
     return results
 
 
-def check_space(parts: list[Part], folder: Path, section: Corpus) -> None:
-    """Raise UserError where the disk has not the room that making the corpus takes.
+def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: Path) -> dict[str, list[dict]]:
+    """Run the passes after cleaning, whose files are in `folder`. Returns their results, by pass."""
+    files = [work / name for result in cleaned for name in result["files"]]
+    size = sum(result["flows"][-1]["bytes"] for result in cleaned)
+    shard_count = max(1, math.ceil(size / SHARD_BYTES))
+    executor = Executor(section.executor, section.cluster)
+    passes: dict[str, list[dict]] = {}
 
-    Reckoned with: text is what the files hold, four times that where they are compressed; the cleaned documents and the
-    corpus are stored twice, at half the size of the text; repeated passages take four times the text. What comes from
-    the network is not known beforehand.
+    def run_per_shard(title: str, work_function: Callable[..., dict], *arguments: object) -> None:
+        tasks = {}
+        for number in range(shard_count):
+            result_file = folder / f"{title}-{number:05d}.json"
+            tasks[result_file] = (*arguments, folder, number, shard_count)
+        sizes = [size // shard_count] * shard_count
+        passes[title] = run_tasks(tasks, work_function, sizes, title, executor)
+
+    def run_once(title: str, work_function: Callable[..., dict], *arguments: object) -> None:
+        tasks = {folder / f"{title}.json": arguments}
+        passes[title] = run_tasks(tasks, work_function, [size], title, Executor())
+
+    near = section.deduplicate.near
+    if near:
+        run_once("near-duplicates", find_near_duplicates, near, files, folder)
+    run_per_shard("sharding", write_shard, section, files)
+    passages = section.deduplicate.substring
+    if passages:
+        run_per_shard("windows", write_shard_windows, passages)
+        run_per_shard("repetitions", find_repeated_windows)
+        run_once("gathering", merge_repeated_windows, folder, shard_count)
+        run_per_shard("cutting", cut_shard, section)
+    return passes
+
+
+def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
+    """Raise UserError where the disk does not have the space that making the corpus takes.
+
+    An estimate from the sizes of the files. What comes from the network is not known beforehand.
     """
-    text = sum(part.bytes * (4 if any(_is_compressed(Path(name)) for _, name in part.files) else 1) for part in parts)
-    need = text * (5 if section.deduplicate.substring else 1)
-    made = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # by a run that was interrupted
-    free = shutil.disk_usage(folder).free + made
-    if need > free:
+    text_bytes = 0
+    for task in tasks:
+        is_compressed = any(_is_compressed(Path(name)) for _, name in task.files)
+        text_bytes += task.bytes * (COMPRESSION_RATIO if is_compressed else 1)
+    ratio = WORK_RATIO
+    if section.deduplicate.substring:
+        ratio += PASSAGES_RATIO
+    needed_bytes = text_bytes * ratio
+
+    # What a run that was interrupted has written already is not needed again.
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    written_bytes = sum(path.stat().st_size for path in files)
+    free_bytes = shutil.disk_usage(folder).free + written_bytes
+    if needed_bytes > free_bytes:
         raise UserError(
-            f"{folder.absolute()} has {free / 1e9:,.1f} GB free; a corpus of {text / 1e9:,.1f} GB of text takes about "
-            f"{need / 1e9:,.1f} GB while it is made. Free some space, or run from a folder on a larger disk"
+            f"{folder.absolute()} has {free_bytes / 1e9:,.1f} GB free; a corpus of {text_bytes / 1e9:,.1f} GB of text "
+            f"takes about {needed_bytes / 1e9:,.1f} GB while it is made. Free some space, or run from a folder on a "
+            f"larger disk"
         )
 
 
@@ -222,39 +239,47 @@ def _is_compressed(path: Path) -> bool:
     return is_archive(path) or path.suffix.lower() in {*COMPRESSED, ".parquet"}
 
 
-def _gather(work: Path, later: Path, passes: dict[str, list[dict]]) -> None:
-    """The shards, and the records of what was left out numbered in the order of passes and tasks, in their folders.
+def _gather_files(work: Path, shard_folder: Path, passes: dict[str, list[dict]]) -> None:
+    """Move what the passes have written to where it is in a finished corpus, within `work`.
 
-    An empty folder of learnt models goes.
-    What is not where it was has been moved by a run that was killed here.
+    The records of dropped documents are numbered in the order of passes and tasks. An empty folder of models is
+    removed. A file that is not where its pass left it has been moved by a run that was killed here.
     """
     (work / "rejected").mkdir(exist_ok=True)
-    found = [
-        folder / name
-        for title, results in passes.items()
-        for result in results
-        for folder in [work if title == "cleaning" else later]
-        for name in result.get("rejected", {}).get("files", [])
-    ]
-    if not any((work / "learned").iterdir()):
-        (work / "learned").rmdir()
-    for number, path in enumerate(found):
+    if not any((work / MODELS_FOLDER).iterdir()):
+        (work / MODELS_FOLDER).rmdir()
+
+    records = []
+    for title, results in passes.items():
+        folder = work if title == "cleaning" else shard_folder
+        for result in results:
+            names = result.get("rejected", {}).get("files", [])
+            records += [folder / name for name in names]
+    for number, path in enumerate(records):
         if path.exists():
             os.replace(path, work / "rejected" / f"{number:05d}.parquet")
-    if (later / "data").exists():
-        for torn in (later / "data").glob("*.tmp"):  # of a killed run
-            torn.unlink()
-        os.replace(later / "data", work / "data")
+
+    data = shard_folder / "data"
+    if data.exists():
+        for unfinished in data.glob("*.tmp"):  # of a killed run
+            unfinished.unlink()
+        os.replace(data, work / "data")
 
 
 def _check_not_empty(section: Corpus, ledger: dict) -> None:
+    """Raise UserError where a split that has a share has no documents."""
+    empty_splits = [name for name in NAMES if getattr(section.split, name) and name not in ledger["splits"]]
+    if not empty_splits:
+        return
+
     total = sum(counts["documents"] for counts in ledger["splits"].values())
-    for name in NAMES:
-        if getattr(section.split, name) and name not in ledger["splits"]:
-            lines = [
-                f"  {label}: " + ", ".join(f"{rule} {c['documents']:,}" for rule, c in entry["rules"].items())
-                for label, entry in ledger["sources"].items()
-            ]
-            remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
-            head = f"the corpus has {total:,} documents" + (f", none of them in {name}" if total else "")
-            raise UserError("\n".join([f"{head}: {remedy}. Documents left after each rule:", *lines]))
+    problem = f"the corpus has {total:,} documents"
+    if total:
+        problem += f", none of them in {empty_splits[0]}"
+    remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
+
+    lines = [f"{problem}: {remedy}. Documents kept by each rule:"]
+    for label, entry in ledger["sources"].items():
+        kept = [f"{rule} {counts['documents']:,}" for rule, counts in entry["rules"].items()]
+        lines.append(f"  {label}: {', '.join(kept)}")
+    raise UserError("\n".join(lines))

@@ -1,6 +1,6 @@
-"""The first pass over a corpus: a part of a source in, files of clean documents sorted by id out.
+"""The first pass over a corpus: a read task in, files of clean documents sorted by id out.
 
-An id is the digest of the normalised text, so the order of the ids is a shuffle that no order of the input can change.
+An id is the digest of the normalized text, so the order of the ids is a shuffle that no order of the input can change.
 """
 
 from dataclasses import asdict
@@ -14,46 +14,57 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_llm.core.atomic_io import write_table
+from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup.minhash import NearDuplicates, signatures
-from hf_llm.data.corpus.dropped import Rejected, metadata_of
+from hf_llm.data.corpus.dropped import DroppedRecords, encode_about
+from hf_llm.data.corpus.filter_pipeline import FilterStep, make_filter_steps
 from hf_llm.data.corpus.filters.length import LengthFilter
-from hf_llm.data.corpus.normalize import Normalise
+from hf_llm.data.corpus.normalize import TextNormalizer
 from hf_llm.data.corpus.reader_step import Read
-from hf_llm.data.corpus.sources import Part
+from hf_llm.data.corpus.sources import ReadTask
 from hf_llm.data.corpus.task_runner import run_steps, utf8_length
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from hf_llm.data.corpus.build import Corpus
-
 BUFFER_BYTES = 64 << 20  # text a task holds before it writes a sorted file
 COLUMNS = ("id", "text", "source", "license", "language", "url", "metadata")
 ORDER = ("id", "position", "url", "metadata")  # of equal documents the first is kept
+MODELS_FOLDER = "learned"
 
 
-def clean_part(section: "Corpus", part: Part, work: Path, name: str) -> dict:
-    """One task: the documents of a part, read, normalised and judged; what is left of them in files `name`."""
-    rejected = Rejected(work, name)
-    read = Read([part], section.max_chars)
-    steps = [read, Normalise(), LengthFilter(section.min_chars, section.max_chars)]
-    if section.decontaminate:
-        steps.append(section.decontaminate.step(work / "learned"))
-    steps += section.rules_of(part.source).steps(work / "learned")
+def clean_read_task(section: Corpus, task: ReadTask, work: Path, name: str) -> dict:
+    """Read, normalize and filter the documents of a read task; those that are kept are written to files `name`.
+
+    Returns what passed each step, the read errors, and the names of the files.
+    """
+    reader = Read([task], section.max_chars)
+    writer = SortedWriter(work, name, section.deduplicate.near)
+    steps = [reader, TextNormalizer(), *_make_all_filter_steps(section, task, work), writer]
+
+    dropped = DroppedRecords(work, name)
     for step in steps:
         if isinstance(step, BaseFilter):
-            step.exclusion_writer = rejected.rule(step.name)
-    write = WriteSorted(work, name, section.deduplicate.near)
-    flows = run_steps([*steps, write])
+            step.exclusion_writer = dropped.make_writer(step.name)
+
+    stats = run_steps(steps)
     return {
-        "flows": [asdict(flow) for flow in flows],
-        "faults": vars(read.faults),
-        "files": write.files,
-        "rejected": rejected.finish(),
+        "flows": [asdict(each) for each in stats],
+        "faults": vars(reader.faults),
+        "files": writer.files,
+        "rejected": dropped.close(),
     }
 
 
-class WriteSorted(PipelineStep):
+def _make_all_filter_steps(section: Corpus, task: ReadTask, work: Path) -> list[PipelineStep]:
+    models = work / MODELS_FOLDER
+    steps: list[PipelineStep] = [FilterStep(LengthFilter(section.min_chars, section.max_chars))]
+    if section.decontaminate:
+        steps.append(FilterStep(section.decontaminate.make_filter(models)))
+    return steps + make_filter_steps(section.select_rules(task.source), models)
+
+
+class SortedWriter(PipelineStep):
     """The last step: documents in, Parquet files sorted by id out, beside each the signatures of its documents."""
 
     type = "WRITER"
@@ -61,51 +72,56 @@ class WriteSorted(PipelineStep):
 
     def __init__(self, folder: Path, prefix: str, near: NearDuplicates | None):
         super().__init__()
-        self.folder, self.prefix, self.near = folder, prefix, near
+        self.folder = folder
+        self.prefix = prefix
+        self.near = near
         self.files: list[str] = []
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        rows, size = [], 0
+        rows = []
+        size = 0
         for document in data:
-            rows.append(_row(document))
-            size += rows[-1]["size"]
+            row = _make_row(document)
+            rows.append(row)
+            size += row["size"]
             yield document
             if size >= BUFFER_BYTES:
-                self._write(rows)
-                rows, size = [], 0
+                self._write_rows(rows)
+                rows = []
+                size = 0
         if rows:
-            self._write(rows)
+            self._write_rows(rows)
 
-    def _write(self, rows: list[dict]) -> None:
+    def _write_rows(self, rows: list[dict]) -> None:
         import pyarrow
 
-        rows.sort(key=lambda row: [row[name] for name in ORDER])
+        rows.sort(key=lambda row: [row[column] for column in ORDER])
         path = self.folder / f"{self.prefix}.{len(self.files):04d}.parquet"
-        write_table(pyarrow.Table.from_pylist(rows, schema=schema_of_cleaned()), path)
+        write_table(pyarrow.Table.from_pylist(rows, schema=cleaned_schema()), path)
         if self.near:
-            np.save(signatures_of(path), signatures([row["text"] for row in rows], self.near))
+            np.save(signature_file(path), signatures([row["text"] for row in rows], self.near))
         self.files.append(path.name)
 
 
-def signatures_of(path: Path) -> Path:
-    """The file of MinHash signatures that belongs to a file of documents."""
+def signature_file(path: Path) -> Path:
+    """Return the file of MinHash signatures that belongs to a file of documents."""
     return path.with_suffix(".npy")
 
 
-def schema_of_cleaned() -> "pyarrow.Schema":
-    """The columns of a corpus, and those that only its making needs."""
+def cleaned_schema() -> "pyarrow.Schema":
+    """Return the columns of a corpus, and those that only its making needs."""
     import pyarrow
 
     fields = [(name, pyarrow.string()) for name in COLUMNS]
     return pyarrow.schema([*fields, ("position", pyarrow.int32()), ("size", pyarrow.int64())])
 
 
-def _row(document: Document) -> dict:
-    about = document.metadata
+def _make_row(document: Document) -> dict:
+    metadata = document.metadata
     return {
         "id": xxhash.xxh3_128_hexdigest(document.text.encode("utf-8")),
         "text": document.text,
-        **{name: about[name] for name in ("source", "license", "language", "url", "position")},
-        "metadata": metadata_of(document),
+        **{name: metadata[name] for name in ("source", "license", "language", "url", "position")},
+        "metadata": encode_about(document),
         "size": utf8_length(document.text),
     }

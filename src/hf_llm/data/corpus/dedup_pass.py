@@ -1,14 +1,15 @@
-"""The later passes over a corpus: duplicates out, passages that repeat cut, shards written, train and the rest apart.
+"""The later passes over a corpus: drop duplicates, cut repeated passages, write shards, split off validation and test.
 
 Every pass is a set of tasks that read the files of the pass before. A task of the first pass makes files sorted by id;
 here each range of ids becomes one shard, where all copies of a text meet.
 
-Near-duplicates are found between all documents at once, by one task that holds about 200 bytes for each of them; every
-other task holds a slice of one shard.
+Near-duplicates are searched for between all documents at once, by one task that holds about 200 bytes for each of them;
+every other task holds a slice of one shard.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,115 +17,203 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_llm.core.atomic_io import table_writer, write_table
-from hf_llm.data.corpus.clean_pass import COLUMNS, ORDER, schema_of_cleaned, signatures_of
+from hf_llm.data.corpus.clean_pass import COLUMNS, ORDER, cleaned_schema, signature_file
+from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup.minhash import NearDuplicates, representatives
 from hf_llm.data.corpus.dedup.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
-from hf_llm.data.corpus.dropped import Rejected
+from hf_llm.data.corpus.dropped import DroppedRecords
 from hf_llm.data.corpus.splits import NAMES
 
 if TYPE_CHECKING:
     import pyarrow
     from pyarrow.dataset import Expression
 
-    from hf_llm.data.corpus.build import Corpus
-
-NEAR = "near_duplicates.parquet"  # the ids that are left out, sorted, and the ids kept in their place
+NEAR = "near_duplicates.parquet"  # the ids of documents that are dropped, sorted, and the ids kept in their place
+WINDOWS = "windows"
 REPEATED = "repeated.npy"
-SLICES = 8  # of a shard; a task holds one
-_MOST_SOURCES = 1 << 10
+SLICES_PER_SHARD = 8  # a task holds one
+MAX_SOURCES = 1 << 10  # that are told apart where a passage stands in several; the last number stands for all others
 
 Counts = dict[str, list[int]]  # documents and UTF-8 bytes, by source (or licence, language, split)
 
 
-def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) -> dict:
-    """One task: which documents are like another. Of each group the longest of its earliest source stays."""
-    import pyarrow
-    import pyarrow.parquet
+@dataclass
+class ShardTask:
+    """Which shard a task makes, and where."""
 
-    ids, positions, sizes = [], [], []
-    for file in files:
-        table = pyarrow.parquet.read_table(file, columns=["id", "position", "size"])
-        ids.append(np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), ">u8").reshape(-1, 2))
-        positions.append(table["position"].to_numpy())
-        sizes.append(table["size"].to_numpy())
-    ids = np.concatenate(ids).astype(np.uint64) if ids else np.empty((0, 2), np.uint64)
+    section: Corpus
+    work: Path
+    number: int
+    count: int
+    """How many shards there are."""
+
+    dropped: DroppedRecords
+    flows: dict[str, Counts] = field(default_factory=dict)
+    """What each rule has kept, by source."""
+
+    def count_kept(self, rule: str, table: "pyarrow.Table") -> None:
+        """Add the documents of a table to what `rule` has kept."""
+        _add_lists(self.flows.setdefault(rule, {}), _count_by(table, "source"))
+
+    def drop_rows(
+        self, table: "pyarrow.Table", is_dropped: list[bool], rule: str, reason: str, kept: list[str] | None = None
+    ) -> "pyarrow.Table":
+        """Return the table without some rows, which are recorded. `kept` are the ids of what stays in their place."""
+        import pyarrow
+
+        numbers = np.flatnonzero(is_dropped)
+        rows = table.take(pyarrow.array(numbers)).to_pylist()
+        for number, row in zip(numbers, rows, strict=True):
+            record = {name: row[name] for name in ("id", "url", "source", "metadata")}
+            record["reason"] = reason
+            record["kept"] = kept[number] if kept else ""
+            self.dropped.add(rule, record, row["text"])
+        return table.filter(pyarrow.array(~np.array(is_dropped, bool))).combine_chunks()
+
+
+def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) -> dict:
+    """Find which documents are like another, and write NEAR. Of each group the longest of its earliest source stays."""
+    import pyarrow
+
+    ids, positions, sizes = _read_identities(files)
     if len(ids):
-        ranked = np.lexsort((ids[:, 1], ids[:, 0], -np.concatenate(sizes), np.concatenate(positions)))
+        # From the first in precedence to the last: the earliest source, the longest text, the smallest id.
+        high_half = ids[:, 0]
+        low_half = ids[:, 1]
+        ranked = np.lexsort((low_half, high_half, -sizes, positions))
         order = np.empty(len(ids), np.int64)
         order[ranked] = np.arange(len(ids))
-        keepers = ids[representatives([signatures_of(file) for file in files], order, near)]
+
+        signature_files = [signature_file(file) for file in files]
+        keepers = ids[representatives(signature_files, order, near)]
     else:
         keepers = ids
-    left_out = np.flatnonzero((keepers != ids).any(axis=1))
-    pairs = np.unique(np.concatenate([ids[left_out], keepers[left_out]], axis=1), axis=0)
-    columns = {"id": _hex(pairs[:, :2]), "kept": _hex(pairs[:, 2:])}
+
+    # Equal texts have equal ids: each pair once, sorted by the id that is dropped.
+    is_dropped = (keepers != ids).any(axis=1)
+    pairs = np.concatenate([ids[is_dropped], keepers[is_dropped]], axis=1)
+    pairs = np.unique(pairs, axis=0)
+
+    dropped_ids = _format_ids(pairs[:, :2])
+    kept_ids = _format_ids(pairs[:, 2:])
     schema = pyarrow.schema([("id", pyarrow.string()), ("kept", pyarrow.string())])
-    write_table(pyarrow.table(columns, schema=schema), folder / NEAR)
+    table = pyarrow.table({"id": dropped_ids, "kept": kept_ids}, schema=schema)
+    write_table(table, folder / NEAR)
     return {"documents": len(ids), "left_out": len(pairs)}
 
 
-def make_shard(section: "Corpus", files: list[Path], work: Path, number: int, count: int) -> dict:
-    """One task: the documents whose id falls in range `number` of `count`, one of each text and of each likeness.
+def _read_identities(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read of every document its id, its source's position in the recipe and its bytes.
+
+    Returns uint64 (documents, 2), the halves of the id, and int32 and int64 (documents,).
+    """
+    import pyarrow.parquet
+
+    ids = [np.empty((0, 2), np.uint64)]
+    positions = [np.empty(0, np.int32)]
+    sizes = [np.empty(0, np.int64)]
+    for file in files:
+        table = pyarrow.parquet.read_table(file, columns=["id", "position", "size"])
+        digits = "".join(table["id"].to_pylist())
+        halves = np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 2)
+        ids.append(halves.astype(np.uint64))
+        positions.append(table["position"].to_numpy())
+        sizes.append(table["size"].to_numpy())
+    return np.concatenate(ids), np.concatenate(positions), np.concatenate(sizes)
+
+
+def _format_ids(halves: np.ndarray) -> list[str]:
+    return [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
+
+
+def write_shard(section: Corpus, files: list[Path], work: Path, number: int, count: int) -> dict:
+    """Write the documents whose id falls in range `number` of `count`, without copies and near-duplicates.
 
     Written as shards of the corpus, or kept whole for `cut_shard` where repeated passages are to be cut. Equal texts
     have equal ids, so a shard is made slice by slice, and one slice of it is in memory.
     """
-    rejected = Rejected(work, f"shard-{number:05d}")
-    flows: dict[str, Counts] = {}
-    slices = (
-        _distinct(section, files, work, _in_range(number * SLICES + i, count * SLICES), flows, rejected)
-        for i in range(SLICES)
-    )
+    task = ShardTask(section, work, number, count, DroppedRecords(work, f"shard-{number:05d}"))
+    slices = _read_slices(task, files)
     if section.deduplicate.substring:
-        with table_writer(work / _whole(number), schema_of_cleaned()) as write:
+        with table_writer(work / _uncut_file(number), cleaned_schema()) as write:
             for table in slices:
                 write(table)
-        return {"flows": flows, "rejected": rejected.finish()}
-    return {**_finish_shard(section, slices, work, number, count), "flows": flows, "rejected": rejected.finish()}
+        counts = {}
+    else:
+        counts = _write_splits(task, slices)
+    return {**counts, "flows": task.flows, "rejected": task.dropped.close()}
 
 
-def _distinct(
-    section: "Corpus", files: list[Path], work: Path, inside: "Expression", flows: dict[str, Counts], rejected: Rejected
-) -> "pyarrow.Table":
-    """The documents that are `inside`, sorted, without copies and near-duplicates; counted in `flows`."""
+def _read_slices(task: ShardTask, files: list[Path]) -> Iterator["pyarrow.Table"]:
+    """Yield the documents of a shard, slice by slice, without copies and near-duplicates."""
+    slice_count = task.count * SLICES_PER_SHARD
+    first = task.number * SLICES_PER_SHARD
+    for number in range(first, first + SLICES_PER_SHARD):
+        yield _drop_duplicates(task, files, _match_id_range(number, slice_count))
+
+
+def _drop_duplicates(task: ShardTask, files: list[Path], in_slice: "Expression") -> "pyarrow.Table":
+    """Read the documents of a slice, sorted, without copies and near-duplicates."""
     import pyarrow
     import pyarrow.dataset
 
-    table = schema_of_cleaned().empty_table()
+    table = cleaned_schema().empty_table()
     if files:
         paths = [str(file) for file in files]
-        table = pyarrow.dataset.dataset(paths, schema=table.schema).to_table(filter=inside, fragment_readahead=1)
-    table = table.sort_by([(name, "ascending") for name in ORDER]).combine_chunks()
-    _count(flows, "before", table)
+        documents = pyarrow.dataset.dataset(paths, schema=table.schema)
+        table = documents.to_table(filter=in_slice, fragment_readahead=1)
+    sort_keys = [(column, "ascending") for column in ORDER]
+    table = table.sort_by(sort_keys).combine_chunks()
+    task.count_kept("before", table)
+
     ids = table["id"].to_pylist()
-    copies = [i > 0 and ids[i] == ids[i - 1] for i in range(len(ids))]
-    table = _without(table, copies, "exact_duplicates", "duplicate", ids, rejected)
-    _count(flows, "exact_duplicates", table)
-    if section.deduplicate.near:
-        like = pyarrow.dataset.dataset(work / NEAR).to_table(filter=inside)
-        kept = dict(zip(like["id"].to_pylist(), like["kept"].to_pylist(), strict=True))
-        instead = [kept.get(key, "") for key in table["id"].to_pylist()]
-        table = _without(table, [bool(key) for key in instead], "near_duplicates", "near_duplicate", instead, rejected)
-        _count(flows, "near_duplicates", table)
+    is_copy = [i > 0 and ids[i] == ids[i - 1] for i in range(len(ids))]
+    table = task.drop_rows(table, is_copy, "exact_duplicates", "duplicate", kept=ids)
+    task.count_kept("exact_duplicates", table)
+
+    if task.section.deduplicate.near:
+        pairs = pyarrow.dataset.dataset(task.work / NEAR).to_table(filter=in_slice)
+        dropped_ids = pairs["id"].to_pylist()
+        kept_ids = pairs["kept"].to_pylist()
+        keepers = dict(zip(dropped_ids, kept_ids, strict=True))
+
+        kept = [keepers.get(id, "") for id in table["id"].to_pylist()]
+        is_near_duplicate = [bool(id) for id in kept]
+        table = task.drop_rows(table, is_near_duplicate, "near_duplicates", "near_duplicate", kept)
+        task.count_kept("near_duplicates", table)
     return table
 
 
-def window_shard(passages: RepeatedPassages, work: Path, number: int, count: int) -> dict:
-    """One task: the windows of every document of a whole shard, told apart by hash into `count` partitions."""
-    (work / "windows").mkdir(exist_ok=True)
-    documents = (
-        document
-        for table in _read_whole(work, number)
-        for document in zip(_precedence(table), table["text"].to_pylist(), strict=True)
-    )
-    write_windows(documents, work / "windows", f"{number:05d}", count, passages)
+def _match_id_range(number: int, count: int) -> "Expression":
+    """Return the filter of the ids in range `number` of `count` equal ranges."""
+    import pyarrow.compute as compute
+
+    # The bounds as the first eight hexadecimal digits of an id; that of the last range has nine, and is not compared.
+    low = f"{(number << 32) // count:09x}"[1:]
+    high = f"{((number + 1) << 32) // count:09x}"[1:]
+    id_column = compute.field("id")
+    if number + 1 == count:
+        return id_column >= low
+    return (id_column >= low) & (id_column < high)
+
+
+def write_shard_windows(passages: RepeatedPassages, work: Path, number: int, count: int) -> dict:
+    """Write the windows of every document of an uncut shard, divided by hash into `count` partitions."""
+    (work / WINDOWS).mkdir(exist_ok=True)
+    write_windows(_read_documents(work, number), work / WINDOWS, f"{number:05d}", count, passages)
     return {}
 
 
-def repeated_in(work: Path, number: int, count: int) -> dict:
-    """One task: the windows of one partition that occur more than once. Frees the space of the rest."""
-    files = sorted((work / "windows").glob(f"*.{number:05d}.windows"))
-    output = work / f"repeated-{number:05d}.npy"
+def _read_documents(work: Path, number: int) -> Iterator[tuple[int, str]]:
+    """Yield the precedence and the text of every document of an uncut shard."""
+    for table in _read_uncut(work, number):
+        yield from zip(_rank_documents(table), table["text"].to_pylist(), strict=True)
+
+
+def find_repeated_windows(work: Path, number: int, count: int) -> dict:
+    """Find the windows of one partition that occur more than once, and delete the files of all of them."""
+    files = sorted((work / WINDOWS).glob(f"*.{number:05d}.windows"))
+    output = _repeated_file(work, number)
     if not output.exists():  # else a run was killed while it deleted the files
         find_repeated(files, output)
     for file in files:
@@ -132,150 +221,135 @@ def repeated_in(work: Path, number: int, count: int) -> dict:
     return {}
 
 
-def gather_repeated(work: Path, count: int) -> dict:
-    """One task: the repeated windows of all partitions in one file, which those that cut map into memory."""
-    merge_repeated([work / f"repeated-{number:05d}.npy" for number in range(count)], work / REPEATED)
+def merge_repeated_windows(work: Path, count: int) -> dict:
+    """Merge the repeated windows of all partitions into one file, which the tasks that cut map into memory."""
+    merge_repeated([_repeated_file(work, number) for number in range(count)], work / REPEATED)
     return {}
 
 
-def cut_shard(section: "Corpus", work: Path, number: int, count: int) -> dict:
-    """One task: a whole shard without the passages that stand elsewhere already, written as shards of the corpus."""
-    cutter = Cutter(work / REPEATED, section.deduplicate.substring)
-    rejected = Rejected(work, f"cut-{number:05d}")
-    flows: dict[str, Counts] = {}
-    characters = [0]
-    slices = (_cut(section, cutter, table, flows, characters, rejected) for table in _read_whole(work, number))
-    finished = _finish_shard(section, slices, work, number, count)
-    return {**finished, "flows": flows, "cut_characters": characters[0], "rejected": rejected.finish()}
+def _repeated_file(work: Path, number: int) -> Path:
+    return work / f"repeated-{number:05d}.npy"
 
 
-def _cut(
-    section: "Corpus",
-    cutter: Cutter,
-    table: "pyarrow.Table",
-    flows: dict[str, Counts],
-    characters: list[int],
-    rejected: Rejected,
-) -> "pyarrow.Table":
-    """The table with its texts cut, and without those that are too short then; counted in `flows` and `characters`."""
-    import pyarrow
-
-    before, texts = table["text"].to_pylist(), []
-    for order, text in zip(_precedence(table), before, strict=True):
-        left, passages = cutter.cut(order, text)
-        texts.append(left)
-        characters[0] += sum(len(passage) for passage in passages)
-    short = [len(new) < section.min_chars and new != old for new, old in zip(texts, before, strict=True)]
-    table = table.set_column(table.column_names.index("text"), "text", pyarrow.array(texts, pyarrow.string()))
-    table = _without(table, short, "repeated_passages", "too_short_when_cut", None, rejected)
-    _count(flows, "repeated_passages", table)
-    return table
+def cut_shard(section: Corpus, work: Path, number: int, count: int) -> dict:
+    """Cut the passages that stand earlier in the corpus out of an uncut shard, and write shards of the corpus."""
+    task = ShardTask(section, work, number, count, DroppedRecords(work, f"cut-{number:05d}"))
+    cutter = _PassageCutter(task)
+    counts = _write_splits(task, (cutter.cut_table(table) for table in _read_uncut(work, number)))
+    return {
+        **counts,
+        "flows": task.flows,
+        "cut_characters": cutter.cut_characters,
+        "rejected": task.dropped.close(),
+    }
 
 
-def _finish_shard(
-    section: "Corpus", tables: Iterable["pyarrow.Table"], work: Path, number: int, count: int
-) -> dict[str, Any]:
-    """Write the tables' documents as a file for each split that has any, and count them."""
-    import pyarrow
-    import pyarrow.compute as compute
+class _PassageCutter:
+    """Cuts repeated passages out of the documents of a shard, and counts their characters."""
 
-    found: dict[str, dict[str, Counts]] = {"splits": {}, "licenses": {}, "languages": {}}
-    lengths: dict[str, list[int]] = {}
-    folder = work / "data"
-    folder.mkdir(exist_ok=True)
-    with ExitStack() as files:
-        writers = {}
-        for table in tables:
-            splits = pyarrow.array([section.split.of(key) for key in table["id"].to_pylist()], pyarrow.string())
-            for name in NAMES:
-                rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
-                if name not in writers and (len(rows) or name == "train"):
-                    path = folder / f"{name}-{number:05d}-of-{count:05d}.parquet"
-                    writers[name] = files.enter_context(table_writer(path, rows.schema))
-                if len(rows):
-                    writers[name](rows)
-            _add(found["splits"], _counts(table.append_column("split", splits), "split"))
-            _add(found["licenses"], _counts(table, "license"))
-            _add(found["languages"], _counts(table, "language"))
-            _add(lengths, _lengths(table))
-    return {**found, "lengths": lengths}
+    def __init__(self, task: ShardTask):
+        self.task = task
+        self.cutter = Cutter(task.work / REPEATED, task.section.deduplicate.substring)
+        self.cut_characters = 0
 
+    def cut_table(self, table: "pyarrow.Table") -> "pyarrow.Table":
+        """Return the table with its texts cut, without those that are too short then."""
+        import pyarrow
 
-def _in_range(number: int, count: int):
-    import pyarrow.compute as compute
+        min_chars = self.task.section.min_chars
+        texts = []
+        is_too_short = []
+        for order, text in zip(_rank_documents(table), table["text"].to_pylist(), strict=True):
+            cut_text, passages = self.cutter.cut(order, text)
+            self.cut_characters += sum(len(passage) for passage in passages)
+            texts.append(cut_text)
+            is_too_short.append(len(cut_text) < min_chars and cut_text != text)
 
-    low, high = (f"{(bound << 32) // count:09x}"[1:] for bound in (number, number + 1))
-    column = compute.field("id")
-    return column >= low if number + 1 == count else (column >= low) & (column < high)
+        column = table.column_names.index("text")
+        table = table.set_column(column, "text", pyarrow.array(texts, pyarrow.string()))
+        table = self.task.drop_rows(table, is_too_short, "repeated_passages", "too_short_when_cut")
+        self.task.count_kept("repeated_passages", table)
+        return table
 
 
-def _without(
-    table: "pyarrow.Table", left_out: list[bool], rule: str, reason: str, kept: list[str] | None, rejected: Rejected
-) -> "pyarrow.Table":
-    """The table without some rows, which are recorded; `kept` are the ids of what stays in their place."""
-    import pyarrow
+def _rank_documents(table: "pyarrow.Table") -> list[int]:
+    """Return the precedence of every document: of a passage that repeats, the one with the smallest number keeps it.
 
-    gone = np.flatnonzero(left_out)
-    for i, row in zip(gone, table.take(pyarrow.array(gone)).to_pylist(), strict=True):
-        about = {name: row[name] for name in ("id", "url", "source", "metadata")}
-        rejected.add(rule, {**about, "reason": reason, "kept": kept[i] if kept else ""}, row["text"])
-    return table.filter(pyarrow.array(~np.array(left_out, bool))).combine_chunks()
-
-
-def _precedence(table: "pyarrow.Table") -> list[int]:
-    """A number for every document: of a passage that repeats, the one with the smallest keeps it."""
-    return [
-        (min(position, _MOST_SOURCES - 1) << 54) | (int(key[:16], 16) >> 10)
-        for position, key in zip(table["position"].to_pylist(), table["id"].to_pylist(), strict=True)
-    ]
+    The position of its source in the upper 10 bits of 64, the first 54 bits of its id in the others.
+    """
+    ranks = []
+    for position, id in zip(table["position"].to_pylist(), table["id"].to_pylist(), strict=True):
+        source_bits = min(position, MAX_SOURCES - 1) << 54
+        id_bits = int(id[:16], 16) >> 10
+        ranks.append(source_bits | id_bits)
+    return ranks
 
 
-def _whole(number: int) -> str:
+def _uncut_file(number: int) -> str:
     return f"whole-{number:05d}.parquet"
 
 
-def _read_whole(work: Path, number: int) -> Iterator["pyarrow.Table"]:
-    """The documents of a whole shard, some at a time."""
+def _read_uncut(work: Path, number: int) -> Iterator["pyarrow.Table"]:
+    """Yield the documents of an uncut shard, some at a time."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(work / _whole(number)) as file:
+    with pyarrow.parquet.ParquetFile(work / _uncut_file(number)) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
 
 
-def _hex(halves: np.ndarray) -> list[str]:
-    return [f"{high:016x}{low:016x}" for high, low in halves.tolist()]
+def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[str, Any]:
+    """Write the tables' documents as a file for each split that has any, and count them."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    counts: dict[str, dict[str, list[int]]] = {"splits": {}, "licenses": {}, "languages": {}, "lengths": {}}
+    folder = task.work / "data"
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as open_files:
+        writers = {}
+        for table in tables:
+            split_names = [task.section.split.choose_split(id) for id in table["id"].to_pylist()]
+            splits = pyarrow.array(split_names, pyarrow.string())
+            for name in NAMES:
+                rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
+                # Train has a file in every shard, that of validation and test is made for its first document.
+                if name not in writers and (len(rows) or name == "train"):
+                    path = folder / f"{name}-{task.number:05d}-of-{task.count:05d}.parquet"
+                    writers[name] = open_files.enter_context(table_writer(path, rows.schema))
+                if len(rows):
+                    writers[name](rows)
+
+            _add_lists(counts["splits"], _count_by(table.append_column("split", splits), "split"))
+            _add_lists(counts["licenses"], _count_by(table, "license"))
+            _add_lists(counts["languages"], _count_by(table, "language"))
+            _add_lists(counts["lengths"], _count_lengths(table))
+    return counts
 
 
-def _count(flows: dict[str, Counts], rule: str, table: "pyarrow.Table") -> None:
-    """Add what `rule` has let through."""
-    _add(flows.setdefault(rule, {}), _counts(table))
-
-
-def _add(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+def _add_lists(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
     """Add the lists of numbers in `more` to those in `total`, item by item; the shorter one counts as ending in 0."""
     for name, numbers in more.items():
-        total[name] = [a + b for a, b in zip_longest(total.get(name, []), numbers, fillvalue=0)]
+        pairs = zip_longest(total.get(name, []), numbers, fillvalue=0)
+        total[name] = [first + second for first, second in pairs]
 
 
-def _counts(table: "pyarrow.Table", column: str = "source") -> Counts:
-    """`{value: [documents, UTF-8 bytes]}` of a column."""
+def _count_by(table: "pyarrow.Table", column: str) -> Counts:
+    """Count the documents and UTF-8 bytes of each value of a column."""
     import pyarrow.compute as compute
 
-    sizes = table.append_column("bytes", compute.cast(compute.binary_length(table["text"]), "int64"))
-    grouped = sizes.group_by(column, use_threads=False).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pydict()
-    return {
-        name: [n, s] for name, n, s in zip(grouped[column], grouped["bytes_count"], grouped["bytes_sum"], strict=True)
-    }
+    sizes = compute.cast(compute.binary_length(table["text"]), "int64")
+    groups = table.append_column("bytes", sizes).group_by(column, use_threads=False)
+    totals = groups.aggregate([("bytes", "count"), ("bytes", "sum")]).to_pydict()
+    rows = zip(totals[column], totals["bytes_count"], totals["bytes_sum"], strict=True)
+    return {value: [documents, size] for value, documents, size in rows}
 
 
-def _lengths(table: "pyarrow.Table") -> dict[str, list[int]]:
-    """By source, how many documents have a length in characters whose logarithm to base 2 is 0, 1, 2 ... (floored)."""
+def _count_lengths(table: "pyarrow.Table") -> dict[str, list[int]]:
+    """Count by source the documents of each length, the base-2 logarithm of their characters rounded down: 0, 1 ..."""
     import pyarrow.compute as compute
 
-    found = {}
-    logarithms = np.log2(np.maximum(compute.utf8_length(table["text"]).to_numpy(), 1)).astype(int)
+    characters = compute.utf8_length(table["text"]).to_numpy()
+    logarithms = np.log2(np.maximum(characters, 1)).astype(int)
     sources = np.array(table["source"].to_pylist())
-    for name in sorted(set(sources.tolist())):
-        found[name] = np.bincount(logarithms[sources == name]).tolist()
-    return found
+    return {name: np.bincount(logarithms[sources == name]).tolist() for name in sorted(set(sources.tolist()))}

@@ -1,14 +1,14 @@
-"""What was left out of a corpus: every document with the rule, the reason and the numbers, in `corpus/rejected`.
+"""The documents that were dropped from a corpus, each with the filter, the reason and the numbers: `corpus/rejected`.
 
-Documents are named by the digest of their text at that point, their url and what their source calls them; their texts
-are not kept, but for a few samples of each rule.
+A document is named by the digest of its text at that point, its url and what its source says of it. Texts are not kept,
+but for a few samples of each filter.
 """
 
 import heapq
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 from datatrove.data import Document
@@ -16,154 +16,203 @@ from datatrove.data import Document
 from hf_llm.core.atomic_io import write_table
 from hf_llm.core.errors import UserError
 
-SAMPLES = 20  # of a rule
-EXCERPT_CHARS = 300
-ROWS_IN_MEMORY = 50_000
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow.dataset import Expression
+
+SAMPLES_PER_RULE = 20
+EXCERPT_CHARS = 300  # of a sample's text
+MAX_ROWS_IN_MEMORY = 50_000
+MIN_ID_DIGITS = 8  # by which `--explain` may name a document
+MAX_COPIES_SHOWN = 5
+DETAIL_KEY = "drop_detail"  # of a dropped document's metadata, beside datatrove's `filter_reason`: the column `because`
 COLUMNS = ("id", "url", "source", "metadata", "rule", "reason", "because", "kept")
+SAMPLE_COLUMNS = ("id", "url", "source", "reason", "because", "kept")
 
 
-class Rejected:
-    """The record of one task, for any number of rules; `rule(name)` is the exclusion writer of a datatrove filter."""
+class DroppedRecords:
+    """The record of one task: files of dropped documents, and samples of them, by rule.
+
+    `make_writer(rule)` gives a datatrove filter its exclusion writer.
+    """
 
     def __init__(self, folder: Path, name: str):
-        self.folder, self.name = folder, name
+        self.folder = folder
+        self.name = name
         self.files: list[str] = []
         self._rows: list[dict] = []
         self._samples: dict[str, list] = {}
 
-    def rule(self, name: str) -> "_Writer":
-        """Where the filter of this rule writes what it drops."""
-        return _Writer(self, name)
+    def make_writer(self, rule: str) -> "_ExclusionWriter":
+        """Return what the filter of this rule writes dropped documents to."""
+        return _ExclusionWriter(self, rule)
 
     def add(self, rule: str, row: dict[str, Any], text: str) -> None:
-        """One document: `row` has the columns but `rule`."""
+        """Record one document. `row` has the other columns; `because` and `kept` may be left out."""
         row = {"rule": rule, "because": "", "kept": "", **row}
         self._rows.append(row)
-        sample = {k: row[k] for k in ("id", "url", "source", "reason", "because", "kept")}
+
+        sample = {column: row[column] for column in SAMPLE_COLUMNS}
         sample["text"] = text[:EXCERPT_CHARS]
-        keep_sample(self._samples.setdefault(rule, []), sample)
-        if len(self._rows) >= ROWS_IN_MEMORY:
-            self._write()
+        _keep_sample(self._samples.setdefault(rule, []), sample)
 
-    def finish(self) -> dict:
-        """Write the rest. Returns the files' names and the samples of every rule."""
+        if len(self._rows) >= MAX_ROWS_IN_MEMORY:
+            self._write_rows()
+
+    def close(self) -> dict:
+        """Write what is still in memory. Returns the files' names and the samples of every rule."""
         if self._rows:
-            self._write()
-        return {"files": self.files, "samples": {rule: samples_of(heap) for rule, heap in self._samples.items()}}
+            self._write_rows()
+        samples = {rule: _sort_samples(heap) for rule, heap in self._samples.items()}
+        return {"files": self.files, "samples": samples}
 
-    def _write(self) -> None:
+    def _write_rows(self) -> None:
         import pyarrow
 
-        self.files.append(f"{self.name}.rejected-{len(self.files):04d}.parquet")
+        file = f"{self.name}.rejected-{len(self.files):04d}.parquet"
         schema = pyarrow.schema([(column, pyarrow.string()) for column in COLUMNS])
-        write_table(pyarrow.Table.from_pylist(self._rows, schema=schema), self.folder / self.files[-1])
+        self.files.append(file)
+        write_table(pyarrow.Table.from_pylist(self._rows, schema=schema), self.folder / file)
         self._rows = []
 
 
-class _Writer:
+class _ExclusionWriter:
     """What datatrove's filters ask of an exclusion writer."""
 
-    def __init__(self, rejected: Rejected, rule: str):
-        self.rejected, self.name = rejected, rule
+    def __init__(self, records: DroppedRecords, rule: str):
+        self.records = records
+        self.rule = rule
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "_ExclusionWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
     def write(self, document: Document, rank: int = 0) -> None:
-        about = document.metadata
+        metadata = document.metadata
         row = {
             "id": xxhash.xxh3_128_hexdigest(document.text.encode("utf-8", "surrogatepass")),
-            "url": about["url"],
-            "source": about["source"],
-            "metadata": metadata_of(document),
-            "reason": about.pop("filter_reason", ""),
-            "because": about.pop("because", ""),
+            "url": metadata["url"],
+            "source": metadata["source"],
+            "metadata": encode_about(document),
+            "reason": metadata.pop("filter_reason", ""),  # from datatrove
+            "because": metadata.pop(DETAIL_KEY, ""),  # from our filters
         }
-        self.rejected.add(self.name, row, document.text)
+        self.records.add(self.rule, row, document.text)
 
 
-def metadata_of(document: Document) -> str:
-    """What a document's source says of it, as JSON."""
+def encode_about(document: Document) -> str:
+    """Return what a document's source says of it, as JSON."""
     return json.dumps(document.metadata["about"], ensure_ascii=False, sort_keys=True, default=str)
 
 
-def keep_sample(heap: list, sample: dict) -> None:
-    """Keep the samples with the `SAMPLES` smallest ids: a choice that no order of the input can change."""
+def _keep_sample(heap: list, sample: dict) -> None:
+    """Keep the samples with the smallest ids: a choice that does not depend on the order of the input."""
     entry = (-int(sample["id"], 16), json.dumps(sample, ensure_ascii=False, sort_keys=True))
-    if len(heap) < SAMPLES:
+    if len(heap) < SAMPLES_PER_RULE:
         heapq.heappush(heap, entry)
     else:
         heapq.heappushpop(heap, entry)
 
 
-def samples_of(heap: list) -> list[dict]:
-    """The samples of a heap, in order of their ids."""
-    return [json.loads(text) for _, text in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
+def _sort_samples(heap: list) -> list[dict]:
+    """Return the samples of a heap, in order of their ids."""
+    by_id = sorted(heap, key=lambda entry: (-entry[0], entry[1]))
+    return [json.loads(text) for _, text in by_id]
 
 
-def merged_samples(found: list[dict[str, list[dict]]]) -> dict[str, list[dict]]:
-    """The samples of many tasks, again `SAMPLES` of each rule."""
+def merge_samples(samples_of_tasks: list[dict[str, list[dict]]]) -> dict[str, list[dict]]:
+    """Merge the samples of many tasks, again `SAMPLES_PER_RULE` of each rule."""
     heaps: dict[str, list] = {}
-    for samples in found:
-        for rule, some in samples.items():
-            for sample in some:
-                keep_sample(heaps.setdefault(rule, []), sample)
-    return {rule: samples_of(heap) for rule, heap in heaps.items()}
+    for samples_by_rule in samples_of_tasks:
+        for rule, samples in samples_by_rule.items():
+            heap = heaps.setdefault(rule, [])
+            for sample in samples:
+                _keep_sample(heap, sample)
+    return {rule: _sort_samples(heap) for rule, heap in heaps.items()}
 
 
 def explain(folder: Path, wanted: str) -> Iterator[str]:
-    """Lines that say what became of a document of a finished corpus.
+    """Yield lines that say what became of a document of a finished corpus.
 
     `wanted` is an id (or its first eight or more digits), a url, or a file's name in its source. Raises UserError where
-    nothing goes by that name.
+    no document has that name.
     """
-    import pyarrow.compute as compute
     import pyarrow.dataset
 
-    column = compute.field
-    wanted_in_metadata = json.dumps(wanted, ensure_ascii=False)[1:-1]
-    matches = (column("url") == wanted) | compute.match_substring(column("metadata"), f'"{wanted_in_metadata}"')
-    if len(wanted) >= 8 and set(wanted) <= set("0123456789abcdef"):
-        matches = matches | compute.starts_with(column("id"), wanted)
+    matches = _match_document(wanted)
     lines = []
     for path in sorted((folder / "data").glob("*.parquet")):
         split = path.name.split("-")[0]
         table = pyarrow.dataset.dataset(path).to_table(filter=matches)
-        lines += [_kept(row, split, folder) for row in table.to_pylist()]
-    rejected = sorted((folder / "rejected").glob("*.parquet"))
-    if rejected:
-        table = pyarrow.dataset.dataset([str(path) for path in rejected]).to_table(filter=matches)
-        lines += [_dropped(row) for row in table.to_pylist()]
+        lines += [_describe_kept(row, split, folder) for row in table.to_pylist()]
+
+    dropped = _open_dropped(folder)
+    if dropped is not None:
+        lines += [_describe_dropped(row) for row in dropped.to_table(filter=matches).to_pylist()]
+
     if not lines:
         raise UserError(
-            f"{folder} knows no document {wanted!r}; give its id (eight digits or more), its url, or the name of its "
+            f"{folder} has no document {wanted!r}; give its id (eight digits or more), its url, or the name of its "
             "file as the `metadata` column has it. A record that could not be read is counted in ledger.json only"
         )
     yield from lines
 
 
-def _kept(row: dict, split: str, folder: Path) -> str:
+def _match_document(wanted: str) -> "Expression":
+    """Return the filter of documents whose url, metadata or id has what is wanted."""
     import pyarrow.compute as compute
+
+    in_json = json.dumps(wanted, ensure_ascii=False)[1:-1]
+    has_url = compute.field("url") == wanted
+    has_metadata = compute.match_substring(compute.field("metadata"), f'"{in_json}"')
+    matches = has_url | has_metadata
+
+    could_be_id = len(wanted) >= MIN_ID_DIGITS and set(wanted) <= set("0123456789abcdef")
+    if could_be_id:
+        matches = matches | compute.starts_with(compute.field("id"), wanted)
+    return matches
+
+
+def _open_dropped(folder: Path) -> "pyarrow.dataset.Dataset | None":
+    """Open the records of dropped documents; None where none was dropped."""
     import pyarrow.dataset
 
-    about = f"{len(row['text']):,} characters, source {row['source']}, licence {row['license']}"
-    about += f", language {row['language']}" if row["language"] else ""
-    lines = [f"{row['id']}  kept, in {split}: {about}", f"    {row['url'] or '(no url)'}  {row['metadata']}"]
-    others = sorted((folder / "rejected").glob("*.parquet"))
-    if others:
-        inside = pyarrow.dataset.dataset([str(path) for path in others])
-        for other in inside.to_table(filter=compute.field("kept") == row["id"]).slice(0, 5).to_pylist():
-            lines.append(f"    kept instead of {other['id']} ({other['reason']}) of {other['source']} {other['url']}")
+    paths = sorted((folder / "rejected").glob("*.parquet"))
+    if not paths:
+        return None
+    return pyarrow.dataset.dataset([str(path) for path in paths])
+
+
+def _describe_kept(row: dict, split: str, folder: Path) -> str:
+    import pyarrow.compute as compute
+
+    characters = len(row["text"])
+    facts = f"{characters:,} characters, source {row['source']}, licence {row['license']}"
+    if row["language"]:
+        facts += f", language {row['language']}"
+    url = row["url"] or "(no url)"
+    lines = [
+        f"{row['id']}  kept, in {split}: {facts}",
+        f"    {url}  {row['metadata']}",
+    ]
+
+    dropped = _open_dropped(folder)
+    if dropped is not None:
+        is_copy = compute.field("kept") == row["id"]
+        copies = dropped.to_table(filter=is_copy).slice(0, MAX_COPIES_SHOWN)
+        for copy in copies.to_pylist():
+            lines.append(f"    kept instead of {copy['id']} ({copy['reason']}) of {copy['source']} {copy['url']}")
     return "\n".join(lines)
 
 
-def _dropped(row: dict) -> str:
-    why = f": {row['because']}" if row["because"] else ""
-    lines = [f"{row['id']}  left out by {row['rule']}, {row['reason']}{why}"]
-    lines.append(f"    source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}")
+def _describe_dropped(row: dict) -> str:
+    detail = f": {row['because']}" if row["because"] else ""
+    lines = [
+        f"{row['id']}  dropped by {row['rule']}, {row['reason']}{detail}",
+        f"    source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}",
+    ]
     if row["kept"]:
-        lines.append(f"    kept is {row['kept']}")
+        lines.append(f"    kept in its place: {row['kept']}")
     return "\n".join(lines)

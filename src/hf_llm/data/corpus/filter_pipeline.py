@@ -1,129 +1,125 @@
-"""`rules` of a recipe, turned into the steps that judge and clean documents.
+"""The filters of a recipe's `rules`, as steps of a datatrove pipeline; and the training of those that have a model.
 
-Each rule is a file of `filters/`. A rule that is left out does not judge; `gopher_quality: {}` switches one on as it
-was published. Two of them are learnt from the user's own texts, once, before the documents are read.
+The filters themselves (`filters/`, `pii.py`) know nothing of datatrove. Two adapters here make steps of them, with the
+names and statistics of which the ledger is made.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import xxhash
+from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.formatters.base import BaseFormatter
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus.filters.adult import Adult, AdultFilter
-from hf_llm.data.corpus.filters.c4 import C4, C4Filter
-from hf_llm.data.corpus.filters.classifier import Classifier, ClassifierFilter, train_classifier
-from hf_llm.data.corpus.filters.fineweb import FineWeb, FineWebFilter
-from hf_llm.data.corpus.filters.gopher_quality import GopherQuality, GopherQualityFilter
-from hf_llm.data.corpus.filters.gopher_repetition import GopherRepetition, GopherRepetitionFilter
-from hf_llm.data.corpus.filters.language import Language, LanguageFilter
-from hf_llm.data.corpus.filters.perplexity import Perplexity, PerplexityFilter, train_perplexity
-from hf_llm.data.corpus.filters.spam import Spam, SpamFilter
-from hf_llm.data.corpus.normalize import normalised
-from hf_llm.data.corpus.pii import Redact, Redaction
+from hf_llm.data.corpus.config import Rules, Source
+from hf_llm.data.corpus.dropped import DETAIL_KEY
+from hf_llm.data.corpus.filters.base import Filter
+from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
+from hf_llm.data.corpus.normalize import normalize_text
+from hf_llm.data.corpus.pii import Redaction, redact_text
+from hf_llm.data.corpus.reader_step import Read
+from hf_llm.data.corpus.sources import ReadTask, parts_of
 
-if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Part
-
-LONGEST_EXAMPLE = 100_000  # characters of a text to learn from; longer ones are cut or left out as sources are
+MAX_EXAMPLE_CHARS = 100_000  # of a text to train on; longer ones are cut or dropped as those of sources are
 
 
-@dataclass
-class Rules:
-    """`corpus.rules`, for prose of every source, and `rules` of a source in their place. In the order of running."""
+class FilterStep(BaseFilter):
+    """One of our filters as a step: documents in, those that it keeps out."""
 
-    language: Language | None = field(default=None, metadata={"help": "{keep: [en]}"})
-    gopher_repetition: GopherRepetition | None = None
-    gopher_quality: GopherQuality | None = None
-    c4: C4 | None = None
-    fineweb: FineWeb | None = None
-    spam: Spam | None = None
-    adult: Adult | None = None
-    perplexity: Perplexity | None = None
-    classifier: Classifier | None = None
-    pii: Redaction | None = field(default=None, metadata={"help": "replace e-mail addresses, phone numbers, ..."})
+    def __init__(self, document_filter: Filter):
+        self.name = document_filter.name
+        super().__init__()
+        self.document_filter = document_filter
 
-    def prepare(self, folder: Path) -> dict[str, dict]:
-        """Learn what has to be learnt into `folder`, unless it lies there already. Returns what was measured, by rule.
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        verdict = self.document_filter.filter(doc)
+        for kind, count in verdict.changes.items():
+            self.stat_update(kind, value=count)
+        if verdict.is_kept:
+            return True
 
-        Raises UserError where the texts to learn from are missing, too few, or teach nothing.
-        """
-        reports = {}
-        for name, train in (("perplexity", self._train_perplexity), ("classifier", self._train_classifier)):
-            if getattr(self, name) is not None:
-                report = self._model(name, folder).with_suffix(".json")
-                reports[name] = _read(report) if report.exists() else train(self._model(name, folder))
-        return reports
-
-    def steps(self, folder: Path) -> list[PipelineStep]:
-        """The steps for documents that are normalised, in order. `folder` is the one that was prepared."""
-        make: dict[str, Callable[..., PipelineStep]] = {
-            "language": LanguageFilter,
-            "gopher_repetition": GopherRepetitionFilter,
-            "gopher_quality": GopherQualityFilter,
-            "c4": C4Filter,
-            "fineweb": FineWebFilter,
-            "spam": SpamFilter,
-            "adult": AdultFilter,
-            "perplexity": lambda settings: PerplexityFilter(self._model("perplexity", folder)),
-            "classifier": lambda settings: ClassifierFilter(settings, self._model("classifier", folder)),
-            "pii": Redact,
-        }
-        chosen = {name: getattr(self, name) for name in make}
-        return [make[name](settings) for name, settings in chosen.items() if settings is not None]
-
-    def state(self) -> str:
-        """A digest of the settings and of the files that are learnt from: what a result of these rules depends on."""
-        files = [part.state for path in self._examples() for part in _parts(path)]
-        return xxhash.xxh3_128_hexdigest(json.dumps([asdict(self), files]).encode())
-
-    def _examples(self) -> list[str]:
-        paths = [self.perplexity.good] if self.perplexity else []
-        return paths + ([self.classifier.good, self.classifier.bad] if self.classifier else [])
-
-    def _model(self, name: str, folder: Path) -> Path:
-        settings = getattr(self, name)
-        paths = [settings.good, settings.bad] if name == "classifier" else [settings.good]
-        # How sure one wants to be is asked when a document is judged, and needs no new model.
-        learnt = {key: value for key, value in asdict(settings).items() if key != "min_probability"}
-        state = [name, learnt, [part.state for path in paths for part in _parts(path)]]
-        return folder / f"{name}-{xxhash.xxh3_64_hexdigest(json.dumps(state).encode())}.npy"
-
-    def _train_perplexity(self, model: Path) -> dict:
-        return train_perplexity(self.perplexity, _texts(self.perplexity.good), model)
-
-    def _train_classifier(self, model: Path) -> dict:
-        return train_classifier(self.classifier, _texts(self.classifier.good), _texts(self.classifier.bad), model)
+        if verdict.detail:
+            doc.metadata[DETAIL_KEY] = verdict.detail
+        return False, verdict.reason
 
 
-def _parts(path: str) -> "list[Part]":
-    from hf_llm.data.corpus.sources import Source, parts_of  # which has rules itself
+class RedactionStep(BaseFormatter):
+    """Redaction as a step: documents in, the same documents out, redacted. Counts go to `redacted_<kind>`."""
 
+    name = "pii"
+
+    def __init__(self, settings: Redaction):
+        super().__init__()
+        self.settings = settings
+
+    def format(self, text: str) -> str:
+        text, counts = redact_text(text, self.settings)
+        for kind, count in counts.items():
+            self.stat_update(f"redacted_{kind}", value=count)
+        return text
+
+
+def make_filter_steps(rules: Rules, models: Path) -> list[PipelineStep]:
+    """Make the steps that filter normalized documents, in order. `models` is the folder of `train_filters`."""
+    steps = []
+    for name, settings in rules.enabled_filters():
+        if isinstance(settings, Redaction):
+            steps.append(RedactionStep(settings))
+        elif isinstance(settings, TrainedFilterSettings):
+            steps.append(FilterStep(settings.make_filter(_locate_model(name, settings, models))))
+        else:
+            steps.append(FilterStep(settings.make_filter()))
+    return steps
+
+
+def train_filters(rules: Rules, models: Path) -> dict[str, dict]:
+    """Train the filters that have a model, unless it is in the folder `models` already.
+
+    Returns what was measured on held-out texts, by filter. Raises UserError where the example texts are missing, too
+    few, or cannot be distinguished.
+    """
+    reports = {}
+    for name, settings in rules.enabled_filters():
+        if not isinstance(settings, TrainedFilterSettings):
+            continue
+        model = _locate_model(name, settings, models)
+        report = model.with_suffix(".json")
+        if report.exists():
+            reports[name] = json.loads(report.read_text(encoding="utf-8"))
+        else:
+            examples = [_read_examples(path) for path in settings.example_paths()]
+            reports[name] = settings.train(examples, model)
+    return reports
+
+
+def _locate_model(name: str, settings: TrainedFilterSettings, models: Path) -> Path:
+    """Return the file of a filter's model, whose name is a digest of its settings and of the files it is trained on."""
+    file_states = [task.state for path in settings.example_paths() for task in _list_example_tasks(path)]
+    state = [name, settings.training_settings(), file_states]
+    return models / f"{name}-{xxhash.xxh3_64_hexdigest(json.dumps(state).encode())}.npy"
+
+
+def _list_example_tasks(path: str) -> list[ReadTask]:
     try:
         return parts_of([Source(path=path, license="unknown")])
     except UserError as error:
-        raise UserError(f"rules, texts to learn from: {error}") from None
+        raise UserError(f"rules, example texts: {error}") from None
 
 
-def _texts(path: str) -> Iterator[str]:
-    """The texts at a path, each once, normalised as those to be judged are."""
-    from hf_llm.data.corpus.reader_step import Read
-
-    parts = _parts(path)
-    read, seen = Read(parts, LONGEST_EXAMPLE), set()
-    for rank in range(len(parts)):
-        for document in read.run(None, rank, len(parts)):
-            text = normalised(document.text)
+def _read_examples(path: str) -> Iterator[str]:
+    """Yield the texts at a path, each once, normalized as the documents that are filtered are."""
+    tasks = _list_example_tasks(path)
+    reader = Read(tasks, MAX_EXAMPLE_CHARS)
+    seen = set()
+    for rank in range(len(tasks)):
+        for document in reader.run(None, rank, len(tasks)):
+            text = normalize_text(document.text)
             key = xxhash.xxh3_64_intdigest(text.encode("utf-8"))
             if text and key not in seen:
                 seen.add(key)
                 yield text
-    read.faults.check(path)
-
-
-def _read(report: Path) -> dict:
-    return json.loads(report.read_text(encoding="utf-8"))
+    reader.faults.check(path)

@@ -1,4 +1,4 @@
-"""`corpus/ledger.json`: documents, bytes and seconds of every rule by source, what was left out why, and what is left.
+"""`corpus/ledger.json`: documents, bytes and seconds of every rule by source, and what was dropped and why.
 
     {"sources": {name: {"license": ..., "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
                         "unreadable": {reason: [examples]}, "lengths": [documents by floor(log2(characters))]}},
@@ -6,92 +6,17 @@
      "learned": {rule: what was measured}, "evaluation_sets": [{"name", "rows", "long", "short", "too_short", "form"}],
      "samples": {rule: [{"id", "url", "source", "reason", "because", "kept", "text"}]}}
 
-Documents and bytes are those a rule has let through. Seconds are of processor time summed over processes, to the tenth;
+Documents and bytes are those that a rule has kept. Seconds are of processor time summed over processes, to the tenth;
 `seconds` has those of each pass. `cut_characters` were cut as passages that stand elsewhere.
 """
 
 from collections import Counter
 
-from hf_llm.data.corpus.dropped import merged_samples
-from hf_llm.data.corpus.sources import Part
+from hf_llm.data.corpus.dropped import merge_samples
+from hf_llm.data.corpus.sources import ReadTask
 from hf_llm.data.files.read_errors import EXAMPLES
 
-
-def make_ledger(parts: list[Part], passes: dict[str, list[dict]]) -> dict:
-    """The ledger of a corpus from what its tasks have returned, by pass; the first is the cleaning of the parts."""
-    cleaned, *later = passes.values()
-    shards = [results for results in later if results and "flows" in results[0]]
-    sources: dict[str, dict] = {}
-    order = _rule_order(parts, cleaned)
-    for part, result in zip(parts, cleaned, strict=True):
-        _add_part(sources, order, part, result)
-    for results in shards:
-        _add_pass(sources, results)
-    for entry in sources.values():
-        for rule in entry["rules"].values():
-            rule["seconds"] = round(rule["seconds"], 1)
-    last = shards[-1]
-    for name, lengths in _summed_lists(last, "lengths").items():
-        sources[name]["lengths"] = lengths
-    return {
-        "sources": sources,
-        **{name: _totals(last, name) for name in ("splits", "licenses", "languages")},
-        "samples": merged_samples(
-            [result["rejected"]["samples"] for results in (cleaned, *shards) for result in results]
-        ),
-        "cut_characters": sum(result.get("cut_characters", 0) for result in last),
-        "seconds": {name: round(sum(result["seconds"] for result in results), 1) for name, results in passes.items()},
-    }
-
-
-def _add_part(sources: dict[str, dict], order: dict[str, list[str]], part: Part, result: dict) -> None:
-    entry = sources.setdefault(
-        part.label, {"license": part.source.license, "rules": {}, "unreadable": {}, "lengths": []}
-    )
-    if part.source.license not in entry["license"].split(", "):  # sources may have one name
-        entry["license"] += f", {part.source.license}"
-    for reason, examples in result["faults"]["examples"].items():
-        entry["unreadable"][reason] = [*entry["unreadable"].get(reason, []), *examples][:EXAMPLES]
-    flows = {flow["rule"]: flow for flow in result["flows"][:-1]}
-    before: dict = {}
-    for name in order[part.label]:
-        # A rule that judges other parts of this name only has let all of this one through.
-        flow = flows.get(name) or {**_empty(), "documents": before["documents"], "bytes": before["bytes"]}
-        rule = entry["rules"].setdefault(name, _empty())
-        for unit in ("documents", "bytes", "seconds"):
-            rule[unit] += flow[unit]
-        for kind in ("dropped", "changed"):
-            rule[kind] = dict(Counter(rule[kind]) + Counter(flow[kind]))
-        before = flow
-
-
-def _rule_order(parts: list[Part], cleaned: list[dict]) -> dict[str, list[str]]:
-    """By source name, every rule that judges some part of it, in an order that agrees with each part's."""
-    order: dict[str, list[str]] = {}
-    for part, result in zip(parts, cleaned, strict=True):
-        known, place = order.setdefault(part.label, []), 0
-        for flow in result["flows"][:-1]:
-            if flow["rule"] in known:
-                place = known.index(flow["rule"]) + 1
-            else:
-                known.insert(place, flow["rule"])
-                place += 1
-    return order
-
-
-def _add_pass(sources: dict[str, dict], results: list[dict]) -> None:
-    """The rules of one of the later passes: each names what it has left of every source."""
-    rules = list(dict.fromkeys(rule for result in results for rule in result["flows"]))
-    for rule in (name for name in rules if name != "before"):
-        left = _totals([{rule: result["flows"][rule]} for result in results], rule)
-        for label, entry in sources.items():
-            counts = {**_empty(), **left.get(label, {})}
-            before = list(entry["rules"].values())[-1]["documents"]
-            if before > counts["documents"]:
-                counts["dropped"] = {_REASONS[rule]: before - counts["documents"]}
-            entry["rules"][rule] = counts
-
-
+# Why the rules of the later passes drop documents.
 _REASONS = {
     "exact_duplicates": "duplicate",
     "near_duplicates": "near_duplicate",
@@ -99,11 +24,121 @@ _REASONS = {
 }
 
 
-def _empty() -> dict:
+def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
+    """Make the ledger of a corpus from what its tasks have returned, by pass; the first cleans the read tasks."""
+    cleaned, *later = passes.values()
+    shard_passes = [results for results in later if results and "flows" in results[0]]
+    last = shard_passes[-1]
+
+    sources: dict[str, dict] = {}
+    rule_order = _order_rules(tasks, cleaned)
+    for task, result in zip(tasks, cleaned, strict=True):
+        _add_read_task(sources, rule_order, task, result)
+    for results in shard_passes:
+        _add_shard_pass(sources, results)
+
+    for entry in sources.values():
+        for rule in entry["rules"].values():
+            rule["seconds"] = round(rule["seconds"], 1)
+    for name, lengths in _sum_lists(last, "lengths").items():
+        sources[name]["lengths"] = lengths
+
+    samples = []
+    seconds = {}
+    for results in (cleaned, *shard_passes):
+        samples += [result["rejected"]["samples"] for result in results]
+    for name, results in passes.items():
+        seconds[name] = round(sum(result["seconds"] for result in results), 1)
+
+    return {
+        "sources": sources,
+        "splits": _sum_counts(last, "splits"),
+        "licenses": _sum_counts(last, "licenses"),
+        "languages": _sum_counts(last, "languages"),
+        "samples": merge_samples(samples),
+        "cut_characters": sum(result.get("cut_characters", 0) for result in last),
+        "seconds": seconds,
+    }
+
+
+def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:
+    """Add what one read task has read and what its filters have kept to the entry of its source."""
+    license = task.source.license
+    new_entry = {"license": license, "rules": {}, "unreadable": {}, "lengths": []}
+    entry = sources.setdefault(task.label, new_entry)
+
+    # Sources may have one name, and different licences.
+    known_licenses = entry["license"].split(", ")
+    if license not in known_licenses:
+        entry["license"] += f", {license}"
+
+    unreadable = entry["unreadable"]
+    for reason, examples in result["faults"]["examples"].items():
+        all_examples = unreadable.get(reason, []) + examples
+        unreadable[reason] = all_examples[:EXAMPLES]
+
+    filter_stats = result["flows"][:-1]  # the last step writes
+    stats_by_rule = {stats["rule"]: stats for stats in filter_stats}
+    previous: dict = {}
+    for name in rule_order[task.label]:
+        stats = stats_by_rule.get(name)
+        if stats is None:
+            # A rule that judges other tasks of this source only has kept all of this one.
+            stats = _empty_counts()
+            stats["documents"] = previous["documents"]
+            stats["bytes"] = previous["bytes"]
+        total = entry["rules"].setdefault(name, _empty_counts())
+        _add_stats(total, stats)
+        previous = stats
+
+
+def _add_stats(total: dict, stats: dict) -> None:
+    for unit in ("documents", "bytes", "seconds"):
+        total[unit] += stats[unit]
+    for kind in ("dropped", "changed"):
+        total[kind] = dict(Counter(total[kind]) + Counter(stats[kind]))
+
+
+def _order_rules(tasks: list[ReadTask], cleaned: list[dict]) -> dict[str, list[str]]:
+    """List by source every rule that judges some task of it, in an order that agrees with each task's."""
+    order: dict[str, list[str]] = {}
+    for task, result in zip(tasks, cleaned, strict=True):
+        known = order.setdefault(task.label, [])
+        position = 0
+        for stats in result["flows"][:-1]:
+            if stats["rule"] in known:
+                position = known.index(stats["rule"]) + 1
+            else:
+                known.insert(position, stats["rule"])
+                position += 1
+    return order
+
+
+def _add_shard_pass(sources: dict[str, dict], results: list[dict]) -> None:
+    """Add the rules of one of the later passes, whose tasks say what each rule has kept of every source."""
+    kept_by_task = [result["flows"] for result in results]
+    rules = list(dict.fromkeys(rule for kept in kept_by_task for rule in kept))
+    for rule in rules:
+        if rule == "before":  # what the pass has read
+            continue
+        kept = _sum_counts(kept_by_task, rule)
+        for label, entry in sources.items():
+            counts = _empty_counts()
+            counts |= kept.get(label, {})
+
+            *_, previous = entry["rules"].values()
+            dropped = previous["documents"] - counts["documents"]
+            if dropped > 0:
+                counts["dropped"] = {_REASONS[rule]: dropped}
+            entry["rules"][rule] = counts
+
+
+def _empty_counts() -> dict:
     return {"documents": 0, "bytes": 0, "seconds": 0.0, "dropped": {}, "changed": {}}
 
 
-def _totals(results: list[dict], name: str) -> dict[str, dict[str, int]]:
+def _sum_counts(results: list[dict], name: str) -> dict[str, dict[str, int]]:
+    """Sum the documents and bytes of each key of `result[name]` over all results, in order of the keys."""
     total: dict[str, dict[str, int]] = {}
     for result in results:
         for key, (documents, size) in result[name].items():
@@ -113,10 +148,14 @@ def _totals(results: list[dict], name: str) -> dict[str, dict[str, int]]:
     return dict(sorted(total.items()))
 
 
-def _summed_lists(results: list[dict], name: str) -> dict[str, list[int]]:
+def _sum_lists(results: list[dict], name: str) -> dict[str, list[int]]:
+    """Sum the lists of each key of `result[name]` over all results, item by item; the shorter one counts as ending in
+    0."""
     total: dict[str, list[int]] = {}
     for result in results:
         for key, values in result[name].items():
-            longer, shorter = sorted((total.get(key, []), values), key=len, reverse=True)
-            total[key] = [a + b for a, b in zip(longer, [*shorter, *[0] * (len(longer) - len(shorter))], strict=True)]
+            sums = total.setdefault(key, [])
+            sums += [0] * (len(values) - len(sums))
+            for index, value in enumerate(values):
+                sums[index] += value
     return total

@@ -20,34 +20,38 @@ _REPAIR = ftfy.TextFixerConfig(
 )
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufff9-\ufffb]")
 _LINE_END = re.compile("\r\n?|\u2028|\u2029")
-# What ftfy mends beside mojibake: bytes of Windows-1252, halves of characters, controls; and what it looks for at the
+# What ftfy repairs beside mojibake: bytes of Windows-1252, halves of characters, controls; and what it looks for at the
 # start of a line.
-_ODD = re.compile(
+_REPAIRABLE = re.compile(
     "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]|^[ÃÂ] ",
     re.MULTILINE,
 )
 _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
-_AROUND = 8  # characters on either side of one beyond ASCII: the longest that ftfy takes for mojibake has seven
+CONTEXT_CHARS = 8  # on either side of a character beyond ASCII: the longest that ftfy takes for mojibake has seven
 _TRAILING = re.compile("[ \t\xa0]+$", re.MULTILINE)
 _BLANK_LINES = re.compile("\n{4,}")
 
 
-class Normalise(BaseFormatter):
-    """Documents in, the same documents out, their texts normalised."""
+class TextNormalizer(BaseFormatter):
+    """Documents in, the same documents out, their texts normalized."""
 
-    name = "normalise"
+    name = "normalise"  # a key of ledgers
 
     def format(self, text: str) -> str:
-        return normalised(text)
+        return normalize_text(text)
 
 
-def normalised(text: str) -> str:
-    """The text in the form in which it is compared, counted and learnt. Applied twice it changes nothing more."""
+def normalize_text(text: str) -> str:
+    """Bring a text into the form in which it is compared, counted and trained on. Idempotent."""
     if "\x1b" in text:
         text = remove_terminal_escapes(text)
     if not text.isascii():
-        # ftfy goes through eight repairs line by line; of a text with nothing to repair only NFC is left of them.
-        text = ftfy.fix_text(text, _REPAIR) if _needs_repair(text) else unicodedata.normalize("NFC", text)
+        # ftfy applies eight repairs line by line; where there is nothing to repair, only NFC is left of them.
+        if _needs_repair(text):
+            text = ftfy.fix_text(text, _REPAIR)
+        else:
+            text = unicodedata.normalize("NFC", text)
+
     text = _LINE_END.sub("\n", text)
     text = _CONTROL.sub("", text)
     if any(end in text for end in (" \n", "\t\n", "\xa0\n")):
@@ -57,8 +61,15 @@ def normalised(text: str) -> str:
 
 
 def _needs_repair(text: str) -> bool:
-    """Whether ftfy may find something. Only what is near a character beyond ASCII is looked at: its search is slow."""
-    if _ODD.search(text):
+    """Whether ftfy may have something to repair.
+
+    Its search is slow: only what is near a character beyond ASCII is searched.
+    """
+    if _REPAIRABLE.search(text):
         return True
-    runs = (match.span() for match in _BEYOND_ASCII.finditer(text))
-    return is_bad("\n".join(text[max(0, start - _AROUND) : end + _AROUND] for start, end in runs))
+
+    neighbourhoods = []
+    for match in _BEYOND_ASCII.finditer(text):
+        start = max(0, match.start() - CONTEXT_CHARS)
+        neighbourhoods.append(text[start : match.end() + CONTEXT_CHARS])
+    return is_bad("\n".join(neighbourhoods))

@@ -1,7 +1,8 @@
 """Documentation that every Python installation carries, read without importing what it documents.
 
 `language_reference` is the text of `pydoc_data.topics`, `standard_library` the sources and docstrings of the standard
-library, `packages` the docstrings of the installed packages (at most `PACKAGE_CHARS` of each, so that none dominates).
+library, `packages` the docstrings of the installed packages (at most `MAX_PACKAGE_CHARS` of each, so that none
+dominates).
 """
 
 import ast
@@ -21,10 +22,11 @@ import xxhash
 from hf_llm.core.errors import UserError
 
 ITEMS = ("language_reference", "standard_library", "packages")
-PACKAGE_CHARS = 500_000
+MAX_PACKAGE_CHARS = 500_000
+MAX_LICENSE_CHARS = 60  # a longer text is the licence itself, not its name
 
 # Tests, generated tables, copies of other packages: no documentation in them.
-_LEFT_OUT = {
+_SKIPPED_NAMES = {
     "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "site-packages",
     "dist-packages", "_vendor", "vendor", "__pycache__", "benchmarks", "pip", "setuptools", "hf_llm",
 }  # fmt: skip
@@ -35,11 +37,11 @@ class Entry(NamedTuple):
 
     name: str  # dotted, from the package on: json.JSONDecoder.decode
     kind: str  # "module", "class" or "def"
-    signature: str  # as in a call, `decode(self, s)`; empty for a module
+    signature: str  # as in a call, `decode(self, s)`; empty for a module or a class
     docstring: str  # without the source's indentation
 
 
-class Text(NamedTuple):
+class DocumentationText(NamedTuple):
     """A text of the documentation, its licence where the package states one, and what it documents."""
 
     text: str
@@ -48,141 +50,184 @@ class Text(NamedTuple):
 
 
 def file_groups(item: str, group_bytes: int) -> list[list[tuple[Path, str]]]:
-    """The files of an item with their names, in groups of about `group_bytes`; a package is never divided."""
+    """List the files of an item with their names, in groups of about `group_bytes`; a package is never divided.
+
+    Raises UserError where this Python has none.
+    """
     if item == "language_reference":
         spec = importlib.util.find_spec("pydoc_data.topics")
         if spec is None or not spec.origin:
             raise UserError("this Python has no pydoc_data.topics; leave language_reference out of `installed`")
         return [[(Path(spec.origin), "pydoc_data/topics.py")]]
+
     root = Path(sysconfig.get_path("stdlib" if item == "standard_library" else "purelib"))
-    files = [(file, file.relative_to(root).as_posix()) for file in root.rglob("*.py")]
-    files = sorted((name, file) for file, name in files if _is_documentation(name))
+    files = []
+    for file in root.rglob("*.py"):
+        name = file.relative_to(root).as_posix()
+        if _is_documentation(name):
+            files.append((name, file))
+    files.sort()
     if not files:
         raise UserError(f"{root} holds no Python sources; leave {item} out of `installed`")
-    groups, size = [[]], 0
-    for _, together in groupby(files, key=lambda pair: pair[0].split("/")[0]):
+
+    groups = [[]]
+    size = 0
+    for _, package_files in groupby(files, key=lambda pair: _package_name(pair[0])):
         if size >= group_bytes:
-            groups, size = [*groups, []], 0
-        for name, file in together:
+            groups.append([])
+            size = 0
+        for name, file in package_files:
             groups[-1].append((file, name))
             size += file.stat().st_size
     return groups
 
 
-def documents(item: str, files: tuple[tuple[str, str], ...]) -> Iterator[Text]:
-    """The texts of some files of an item, as `file_groups` names them."""
+def _is_documentation(name: str) -> bool:
+    *folders, file = name.split("/")
+    is_skipped = _SKIPPED_NAMES.intersection([*folders, file.removesuffix(".py")])
+    return not is_skipped and not file.startswith("test_")
+
+
+def _package_name(file: str) -> str:
+    return file.split("/")[0]
+
+
+def read_documentation(item: str, files: tuple[tuple[str, str], ...]) -> Iterator[DocumentationText]:
+    """Yield the texts of some files of an item, as `file_groups` lists them."""
     if item == "language_reference":
         for topic, text in topics().items():
-            yield Text(text, None, {"topic": topic})
+            yield DocumentationText(text, None, {"topic": topic})
     elif item == "standard_library":
         for path, name in files:
-            content = Path(path).read_bytes()
-            source = _decoded(content)
-            if source.strip():
-                yield Text(source, None, {"file": name})
-            docstrings = rendered(entries(content, module_name(name)))
-            if docstrings:
-                yield Text(docstrings, None, {"module": module_name(name)})
+            yield from _read_library_file(Path(path), name)
     else:
-        for package, together in groupby(files, key=lambda pair: pair[1].split("/")[0]):
-            yield from _package(package, list(together))
+        for package, package_files in groupby(files, key=lambda pair: _package_name(pair[1])):
+            yield from _read_package(package, list(package_files))
 
 
 def topics() -> dict[str, str]:
-    """The language reference: topic to text, in order of the topics' names."""
-    from pydoc_data.topics import topics
+    """Return the language reference: topic to text, in order of the topics' names."""
+    import pydoc_data.topics
 
-    return dict(sorted(topics.items()))
+    return dict(sorted(pydoc_data.topics.topics.items()))
 
 
 def entries(source: bytes, module: str) -> list[Entry]:
-    """Every docstring of a module's source, in the source's order. Source that does not parse has none."""
+    """List every docstring of a module's source, in the source's order. Source that does not parse has none."""
     try:
-        with warnings.catch_warnings(record=True):  # the packages' own invalid escapes concern nobody here
+        with warnings.catch_warnings(record=True):  # invalid escapes in the packages are not the user's to repair
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    return list(_entries(tree, module, "module"))
+    return list(_walk_docstrings(tree, module, "module"))
 
 
-def rendered(found: list[Entry]) -> str:
-    """The docstrings of a module as Markdown: a heading per name, with its signature."""
-    lines = []
-    for entry in found:
-        parent = entry.name.rpartition(".")[0]
-        if entry.kind == "module":
-            lines.append(f"# {entry.name}\n\n{entry.docstring}\n")
-        elif entry.kind == "class":
-            lines.append(f"## class {entry.name}\n\n{entry.docstring}\n")
-        else:
-            lines.append(f"## {parent}.{entry.signature}\n\n{entry.docstring}\n")
-    return "\n".join(lines)
-
-
-def module_name(file: str) -> str:
-    """`json.decoder` for `json/decoder.py`."""
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def _entries(node: ast.AST, name: str, kind: str) -> Iterator[Entry]:
+def _walk_docstrings(node: ast.AST, name: str, kind: str) -> Iterator[Entry]:
     docstring = ast.get_docstring(node)
     if docstring:
         signature = ""
         if kind == "def":
-            signature = f"{name.rpartition('.')[2]}({ast.unparse(node.args)})"
+            function_name = name.rpartition(".")[2]
+            signature = f"{function_name}({ast.unparse(node.args)})"
         yield Entry(name, kind, signature, docstring)
-    if kind == "def":  # what a function defines inside is its own affair
+
+    if kind == "def":  # what a function defines inside is not part of its interface
         return
     for child in node.body:
         if isinstance(child, ast.ClassDef):
-            yield from _entries(child, f"{name}.{child.name}", "class")
+            yield from _walk_docstrings(child, f"{name}.{child.name}", "class")
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _entries(child, f"{name}.{child.name}", "def")
+            yield from _walk_docstrings(child, f"{name}.{child.name}", "def")
 
 
-def _package(package: str, files: list[tuple[str, str]]) -> Iterator[Text]:
-    """A package's docstrings, its modules in an order that favours no letter of the alphabet."""
-    license, chars = _licenses().get(package), 0
+def render_docstrings(docstrings: list[Entry]) -> str:
+    """Render the docstrings of a module as Markdown: a heading per name, with its signature."""
+    sections = []
+    for entry in docstrings:
+        if entry.kind == "module":
+            heading = f"# {entry.name}"
+        elif entry.kind == "class":
+            heading = f"## class {entry.name}"
+        else:
+            parent = entry.name.rpartition(".")[0]
+            heading = f"## {parent}.{entry.signature}"
+        sections.append(f"{heading}\n\n{entry.docstring}\n")
+    return "\n".join(sections)
+
+
+def module_name(file: str) -> str:
+    """Return the module of a file: `json.decoder` for `json/decoder.py`."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def first_sentence(docstring: str) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    first_paragraph = inspect.cleandoc(docstring).split("\n\n")[0]
+    line = " ".join(first_paragraph.split())
+    end = line.find(". ")
+    if end < 0:
+        return line
+    return line[: end + 1]
+
+
+def _read_library_file(path: Path, name: str) -> Iterator[DocumentationText]:
+    """Yield the source of a file of the standard library, and its docstrings."""
+    content = path.read_bytes()
+    source = _decode_source(content)
+    if source.strip():
+        yield DocumentationText(source, None, {"file": name})
+
+    module = module_name(name)
+    docstrings = render_docstrings(entries(content, module))
+    if docstrings:
+        yield DocumentationText(docstrings, None, {"module": module})
+
+
+def _decode_source(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:  # it declares another encoding: a handful of files, not worth more
+        return ""
+
+
+def _read_package(package: str, files: list[tuple[str, str]]) -> Iterator[DocumentationText]:
+    """Yield a package's docstrings, its modules in an order that favours no letter of the alphabet."""
+    license = _read_licenses().get(package)
+    chars = 0
     for path, name in sorted(files, key=lambda pair: xxhash.xxh3_64_intdigest(pair[1].encode())):
         content = Path(path).read_bytes()
-        text = rendered(entries(content, module_name(name))) if content.count(b'"""') > 1 else ""
-        if text:
-            chars += len(text)
-            yield Text(text, license, {"module": module_name(name)})
-        if chars > PACKAGE_CHARS:
+        if content.count(b'"""') > 1:  # else there is no docstring worth parsing for
+            module = module_name(name)
+            text = render_docstrings(entries(content, module))
+            if text:
+                chars += len(text)
+                yield DocumentationText(text, license, {"module": module})
+        if chars > MAX_PACKAGE_CHARS:
             return
 
 
 @functools.cache
-def _licenses() -> dict[str, str]:
-    """Top-level name -> licence, as far as the installed packages state theirs in a word or two."""
-    found = {}
+def _read_licenses() -> dict[str, str]:
+    """Return the licence of each top-level name, where the installed package states it in a word or two."""
+    licenses = {}
     for distribution in metadata.distributions():
-        about = distribution.metadata
-        license = about.get("License-Expression") or about.get("License") or ""
-        if not license or len(license) > 60 or "\n" in license:
-            classifiers = [c for c in about.get_all("Classifier") or () if c.startswith("License ::")]
-            license = classifiers[0].rpartition(":: ")[2] if classifiers else ""
-        for file in distribution.files or () if license else ():
+        license = _license_name(distribution.metadata)
+        if not license:
+            continue
+        for file in distribution.files or ():
             if file.suffix == ".py":
-                found[file.parts[0].removesuffix(".py")] = license.lower()
-    return found
+                top_level_name = file.parts[0].removesuffix(".py")
+                licenses[top_level_name] = license.lower()
+    return licenses
 
 
-def _is_documentation(name: str) -> bool:
-    *folders, file = name.split("/")
-    return not _LEFT_OUT.intersection([*folders, file.removesuffix(".py")]) and not file.startswith("test_")
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:  # a declared other encoding; a handful of files, not worth more
-        return ""
-
-
-def first_sentence(docstring: str) -> str:
-    """The first sentence of a docstring, on one line."""
-    paragraph = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
-    end = paragraph.find(". ")
-    return paragraph if end < 0 else paragraph[: end + 1]
+def _license_name(package_metadata: metadata.PackageMetadata) -> str:
+    """Return the name of a package's licence by its metadata or its classifiers; empty where neither has one."""
+    license = package_metadata.get("License-Expression") or package_metadata.get("License") or ""
+    is_name = license and len(license) <= MAX_LICENSE_CHARS and "\n" not in license
+    if is_name:
+        return license
+    for classifier in package_metadata.get_all("Classifier") or ():
+        if classifier.startswith("License ::"):
+            return classifier.rpartition(":: ")[2]
+    return ""

@@ -9,11 +9,16 @@ NAMES = ("train", "validation", "test")
 
 @dataclass
 class Split:
-    """Shares of the documents that go to each split."""
+    """`corpus.split`: the shares of the documents that go to each split."""
 
     train: float = 0.8
+    """The share that the model is trained on."""
+
     validation: float = 0.1
+    """The share that measures the model during training."""
+
     test: float = 0.1
+    """The share that measures the finished model."""
 
     def __post_init__(self) -> None:
         shares = (self.train, self.validation, self.test)
@@ -22,9 +27,11 @@ class Split:
         if self.train == 0 or self.validation == 0:
             raise ValueError("split: train and validation need a share; a model is measured on what it has not seen")
 
-    def of(self, key: str) -> str:
-        """The split of the document, or the group of documents, with this key."""
-        place = xxhash.xxh3_64_intdigest(b"split:" + key.encode()) / 2**64
-        if place < self.train:
+    def choose_split(self, key: str) -> str:
+        """Return the split of the document, or the group of documents, with this key."""
+        position = xxhash.xxh3_64_intdigest(b"split:" + key.encode()) / 2**64
+        if position < self.train:
             return "train"
-        return "validation" if place < self.train + self.validation or self.test == 0 else "test"
+        if position < self.train + self.validation or self.test == 0:
+            return "validation"
+        return "test"

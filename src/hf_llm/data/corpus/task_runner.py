@@ -1,4 +1,4 @@
-"""Run datatrove steps over parts: whole results or none, and nothing done twice.
+"""Run the tasks of a pass: whole results or none, and nothing done twice.
 
 datatrove marks a task done by its number alone, so a rerun over other files or with other filters keeps the wrong
 documents. Here a result's name holds a digest of what it was made from, whichever executor runs it.
@@ -24,22 +24,31 @@ from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
 from hf_llm.data.corpus.executors import Executor
 
-_COUNT_EVERY = 100  # documents after which a task tells the progress bar
+DOCUMENTS_PER_REPORT = 100  # after so many a worker reports to the progress bar
 
 
 @dataclass
-class Flow:
+class StepStats:
     """What has passed one step: the entry of the ledger for one rule."""
 
     rule: str
-    documents: int = 0
-    bytes: int = 0  # of text, in UTF-8
-    seconds: float = 0.0  # in this step alone
-    dropped: dict[str, int] = field(default_factory=dict)  # documents or records, by reason
-    changed: dict[str, int] = field(default_factory=dict)  # what a formatter says it has replaced, by kind
+    """The name of the step."""
 
-    def through(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The same documents, counted and timed as they go by; `seconds` holds those of the steps before, too."""
+    documents: int = 0
+    bytes: int = 0
+    """Bytes of text, in UTF-8."""
+
+    seconds: float = 0.0
+    """Processor time in this step alone."""
+
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Documents or records that were dropped, by reason."""
+
+    changed: dict[str, int] = field(default_factory=dict)
+    """What a step has replaced or cut out, by kind."""
+
+    def count_documents(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield the same documents, counted and timed; `seconds` holds those of the steps before, too."""
         documents = iter(documents)
         while True:
             started = time.perf_counter()
@@ -52,24 +61,31 @@ class Flow:
             yield document
 
 
-def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> list[Flow]:
+def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> list[StepStats]:
     """Pull every document of task `rank` through the steps. Returns what passed each of them."""
-    data, flows = None, []
+    data = None
+    all_stats = []
     for step in steps:
-        flows.append(Flow(step.name))
-        data = flows[-1].through(step.run(data, rank, world_size))
-        if len(flows) == 1:
-            data = _reported(data)
-    deque(data, maxlen=0)
-    for flow, before in reversed(list(zip(flows[1:], flows, strict=False))):
-        flow.seconds -= before.seconds
-    for step, flow in zip(steps, flows, strict=True):
-        totals = {label: int(metric.total) for label, metric in step.stats.stats.items()}
-        flow.dropped = {k.removeprefix("dropped_"): n for k, n in totals.items() if k.startswith("dropped_")}
-        flow.changed = {k: n for k, n in totals.items() if k.startswith(("redacted_", "lines_"))}
+        stats = StepStats(step.name)
+        data = stats.count_documents(step.run(data, rank, world_size))
+        if not all_stats:
+            data = _report_progress(data)
+        all_stats.append(stats)
+    deque(data, maxlen=0)  # the steps are generators: this runs them
+
+    # The seconds of a step hold those of all steps before it.
+    for number in range(len(all_stats) - 1, 0, -1):
+        all_stats[number].seconds -= all_stats[number - 1].seconds
+
+    for step, stats in zip(steps, all_stats, strict=True):
+        for label, metric in step.stats.stats.items():
+            if label.startswith("dropped_"):
+                stats.dropped[label.removeprefix("dropped_")] = int(metric.total)
+            elif label.startswith(("redacted_", "lines_")):
+                stats.changed[label] = int(metric.total)
         if hasattr(step, "faults"):
-            flow.dropped |= step.faults.dropped
-    return flows
+            stats.dropped |= step.faults.dropped
+    return all_stats
 
 
 def run_tasks(
@@ -81,26 +97,38 @@ def run_tasks(
     does not stop the others; the errors are raised together when all have been tried. Returns the results in the order
     of the tasks. `weights` (bytes) drive the progress bar.
     """
-    missing = [path for path in tasks if not path.exists()]
     weight = dict(zip(tasks, weights, strict=True))
-    with tqdm(total=sum(weights), desc=title, unit="B", unit_scale=True) as bar:
-        bar.update(sum(weight[path] for path in tasks if path not in missing))
-        to_run = {path: tasks[path] for path in missing}
+    total_weight = sum(weights)
+    to_run = {path: arguments for path, arguments in tasks.items() if not path.exists()}
+    missing_weight = sum(weight[path] for path in to_run)
+
+    with tqdm(total=total_weight, desc=title, unit="B", unit_scale=True) as bar:
+        bar.update(total_weight - missing_weight)
         if executor.kind == "local":
-            done = _run_here(to_run, work, bar, executor.cluster.workers)
+            finished = _run_locally(to_run, work, bar, executor.cluster.workers)
         else:
-            done = executor.run(to_run, run_task, work)
-        for path in done:
+            finished = executor.run(to_run, run_task, work)
+        for path in finished:
             bar.update(weight[path])
-    errors = [error.read_text(encoding="utf-8") for path in missing if (error := error_file(path)).exists()]
-    for path in missing:
-        error_file(path).unlink(missing_ok=True)
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
+
+    _raise_task_errors(list(to_run))
     lost = [path.name for path in tasks if not path.exists()]
     if lost:
         raise UserError(f"{title}: {len(lost)} of {len(tasks)} tasks left no result ({lost[0]} ...); {executor.remedy}")
     return [json.loads(path.read_text(encoding="utf-8")) for path in tasks]
+
+
+def _raise_task_errors(paths: list[Path]) -> None:
+    """Delete the error files of these tasks, and raise what they say as one UserError."""
+    messages = []
+    for path in paths:
+        file = error_file(path)
+        if file.exists():
+            messages.append(file.read_text(encoding="utf-8"))
+    for path in paths:
+        error_file(path).unlink(missing_ok=True)
+    if messages:
+        raise UserError("\n".join(dict.fromkeys(messages)))
 
 
 def run_task(path: Path, work: Callable[..., dict], arguments: tuple) -> None:
@@ -108,33 +136,40 @@ def run_task(path: Path, work: Callable[..., dict], arguments: tuple) -> None:
     started = time.perf_counter()
     try:
         result = work(*arguments)
-        write_text(path, json.dumps({**result, "seconds": time.perf_counter() - started}, ensure_ascii=False))
+        timed_result = {**result, "seconds": time.perf_counter() - started}
+        write_text(path, json.dumps(timed_result, ensure_ascii=False))
     except UserError as error:
         write_text(error_file(path), str(error))
 
 
 def error_file(path: Path) -> Path:
-    """Where the message of a failed task lies."""
+    """Return the file of a failed task's message."""
     return path.with_suffix(".error")
 
 
-def _run_here(tasks: dict[Path, tuple], work: Callable[..., dict], bar: tqdm, workers: int) -> Iterator[Path]:
-    """One process per core; a single task, or a single worker, works in this process."""
-    workers = min(len(tasks), cores() if workers < 0 else workers)
+def _run_locally(tasks: dict[Path, tuple], work: Callable[..., dict], bar: tqdm, workers: int) -> Iterator[Path]:
+    """Run tasks in one process per core, or in this process where there is one task or one worker.
+
+    Yields the path of each task that is done.
+    """
+    if workers < 0:
+        workers = cores()
+    workers = min(len(tasks), workers)
     if workers <= 1:
         for path, arguments in tasks.items():
             run_task(path, work, arguments)
             yield path
         return
+
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(counter,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,)) as pool:
         running = {pool.submit(run_task, path, work, arguments): path for path, arguments in tasks.items()}
         try:
-            yield from _as_they_end(running, bar, counter)
+            yield from _wait_for_tasks(running, bar, counter)
         except BrokenProcessPool:
             raise UserError(
-                f"{bar.desc}: a worker process was killed, mostly for want of memory; the same command goes on "
+                f"{bar.desc}: a worker process was killed, mostly for want of memory; the same command resumes "
                 "(--corpus.cluster.workers=1 takes less)"
             ) from None
         except BaseException:
@@ -142,10 +177,11 @@ def _run_here(tasks: dict[Path, tuple], work: Callable[..., dict], bar: tqdm, wo
             raise
 
 
-def _as_they_end(running: dict[Future, Path], bar: tqdm, counter) -> Iterator[Path]:
-    left = set(running)
-    while left:
-        done, left = wait(left, timeout=1, return_when=FIRST_COMPLETED)
+def _wait_for_tasks(running: dict[Future, Path], bar: tqdm, counter) -> Iterator[Path]:
+    """Yield the path of each task that is done, and show how many documents the workers have read."""
+    pending = set(running)
+    while pending:
+        done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
         if counter.value:
             bar.set_postfix_str(f"{counter.value:,} documents")
         for future in done:
@@ -156,31 +192,35 @@ def _as_they_end(running: dict[Future, Path], bar: tqdm, counter) -> Iterator[Pa
 _counter = None  # of the documents that all workers have read; None in a process that works alone
 
 
-def _reported(documents: Iterable[Document]) -> Iterator[Document]:
+def _report_progress(documents: Iterable[Document]) -> Iterator[Document]:
     for number, document in enumerate(documents, 1):
-        if _counter is not None and number % _COUNT_EVERY == 0:
+        if _counter is not None and number % DOCUMENTS_PER_REPORT == 0:
             with _counter.get_lock():
-                _counter.value += _COUNT_EVERY
+                _counter.value += DOCUMENTS_PER_REPORT
         yield document
 
 
-def _begin_worker(counter) -> None:
-    """Know where to count; and die with the parent, for a worker would wait for its next task for ever."""
+def _start_worker(counter) -> None:
+    """Remember where to count documents; and die with the parent, for whose next task a worker would wait for ever."""
     global _counter
     _counter = counter
 
-    def outlive_nobody() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=outlive_nobody, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def utf8_length(text: str) -> int:
-    """Bytes of the text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    """Return the bytes of the text in UTF-8."""
+    if text.isascii():
+        return len(text)
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -24,18 +24,17 @@ def write_rows(path, rows):
     return EvaluationSet(path=str(path))
 
 
-def made(folder, *sets, **settings):
+def make_filter(folder, *sets, **settings):
     section = Decontaminate(list(sets), **settings)
     section.prepare(folder / "index")
-    return section.step(folder / "index")
+    return section.make_filter(folder / "index")
 
 
-def why(step, text):
-    """Why a text is dropped; None where it stays."""
-    document = Document(text=text, id="", metadata={})
-    found = step.filter(document)
-    assert found is True or found == (False, "evaluation_text")
-    return document.metadata.get("because")
+def detail(decontamination, text):
+    """The detail with which a text is dropped; None where it is kept."""
+    verdict = decontamination.filter(Document(text=text, id=""))
+    assert verdict.reason in ("", "evaluation_text")
+    return None if verdict.is_kept else verdict.detail
 
 
 def words(count, seed=0):
@@ -46,67 +45,67 @@ def words(count, seed=0):
 @pytest.mark.parametrize("count", [6, 8, 12, 13, 14, 20, 200])
 def test_a_planted_item_is_found_whatever_its_length(tmp_path, count):
     item = words(count)
-    step = made(
+    step = make_filter(
         tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": "Something else that nobody says"}, {"q": " ".join(item)}])
     )
     planted = f"{FILLER} {' '.join(item)} {FILLER}"
-    assert why(step, planted) == f"quiz.jsonl, row 2: {' '.join(item[:13])!r}"
-    assert why(step, " ".join(item)) and why(step, FILLER) is None
+    assert detail(step, planted) == f"quiz.jsonl, row 2: {' '.join(item[:13])!r}"
+    assert detail(step, " ".join(item)) and detail(step, FILLER) is None
 
 
 def test_case_punctuation_and_line_breaks_hide_nothing(tmp_path):
     items = [{"q": "Which of these, if any, is the “capital” of Upper Volta?"}, {"q": "L'Été à l'île d'Oléron"}]
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", items))
-    assert why(step, f"{FILLER}\n* which of these if any\nis the 'Capital' of UPPER VOLTA: no")
-    assert why(step, f"{FILLER} (l’été à l’île d’Oléron)")
-    assert why(step, f"{FILLER} which of these if any is a capital of Upper Volta") is None
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", items))
+    assert detail(step, f"{FILLER}\n* which of these if any\nis the 'Capital' of UPPER VOLTA: no")
+    assert detail(step, f"{FILLER} (l’été à l’île d’Oléron)")
+    assert detail(step, f"{FILLER} which of these if any is a capital of Upper Volta") is None
 
 
 def test_thirteen_words_of_a_long_item_are_enough_and_twelve_are_not(tmp_path):
     item = words(40)
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": " ".join(item)}]))
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": " ".join(item)}]))
     for start in range(28):
-        assert why(step, f"{FILLER} {' '.join(item[start : start + 13])} {FILLER}")
-        assert why(step, f"{FILLER} {' '.join(item[start : start + 12])} {FILLER}") is None
+        assert detail(step, f"{FILLER} {' '.join(item[start : start + 13])} {FILLER}")
+        assert detail(step, f"{FILLER} {' '.join(item[start : start + 12])} {FILLER}") is None
 
 
 def test_a_short_item_has_to_be_there_as_a_whole(tmp_path):
     item = words(10)
-    step = made(
+    step = make_filter(
         tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": " ".join(item)}, {"q": " ".join([*item[:7], "x", "y"])}])
     )
-    assert why(step, f"{FILLER} {' '.join(item[:9])} {FILLER}") is None
-    assert why(step, f"{FILLER} {' '.join(item[1:])}") is None
-    assert why(step, f"{FILLER} {' '.join(item[:6])} {' '.join(item)}").startswith("quiz.jsonl, row 1")
-    assert why(step, f"{FILLER} {' '.join(item[:7])} x y {FILLER}").startswith("quiz.jsonl, row 2")
+    assert detail(step, f"{FILLER} {' '.join(item[:9])} {FILLER}") is None
+    assert detail(step, f"{FILLER} {' '.join(item[1:])}") is None
+    assert detail(step, f"{FILLER} {' '.join(item[:6])} {' '.join(item)}").startswith("quiz.jsonl, row 1")
+    assert detail(step, f"{FILLER} {' '.join(item[:7])} x y {FILLER}").startswith("quiz.jsonl, row 2")
 
 
-def test_items_shorter_than_the_minimum_are_counted_and_not_looked_for(tmp_path):
+def test_items_shorter_than_the_minimum_are_counted_and_not_searched_for(tmp_path):
     rows = [{"q": " ".join(words(n, n))} for n in (3, 5, 6, 12, 13, 30)]
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows))
-    assert why(step, f"{FILLER} {rows[1]['q']} {FILLER}") is None
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows))
+    assert detail(step, f"{FILLER} {rows[1]['q']} {FILLER}") is None
     name = str(tmp_path / "quiz.jsonl")
     expected = {"name": name, "rows": 6, "long": 2, "short": 2, "too_short": 2, "form": 0}
     assert evaluation_sets(tmp_path / "index") == [expected]
 
 
-def test_what_the_questions_of_a_set_have_in_common_condemns_nothing(tmp_path):
+def test_what_the_questions_of_a_set_have_in_common_is_not_searched_for(tmp_path):
     form = "Read the following passage with care and then answer the question that is put below it in one word:"
     instruction = "You are a helpful assistant that answers every question as briefly as it possibly can, in English."
     short = "Is the following sentence true?"
     rows = [{"q": f"{form} {' '.join(words(20, n))}", "i": instruction, "s": short} for n in range(30)]
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows), min_words=5)
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows), min_words=5)
     for text in (form, instruction, short):
-        assert why(step, f"{FILLER} {text} {FILLER}") is None
-    assert why(step, f"{FILLER} {rows[7]['q']}").startswith("quiz.jsonl, row 8")
+        assert detail(step, f"{FILLER} {text} {FILLER}") is None
+    assert detail(step, f"{FILLER} {rows[7]['q']}").startswith("quiz.jsonl, row 8")
     assert evaluation_sets(tmp_path / "index")[0]["form"] == 2
 
 
-def test_a_passage_that_several_questions_share_is_no_form(tmp_path):
+def test_a_passage_that_several_questions_share_is_not_form(tmp_path):
     passages = [" ".join(words(60, n)) for n in range(5)]
     rows = [{"passage": passages[n % 5], "question": " ".join(words(9, n + 100))} for n in range(100)]
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows))
-    assert all(why(step, f"{FILLER} {passage}") for passage in passages)
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", rows))
+    assert all(detail(step, f"{FILLER} {passage}") for passage in passages)
 
 
 def test_lists_and_dictionaries_of_texts_are_items_too_and_addresses_are_not(tmp_path):
@@ -119,29 +118,29 @@ def test_lists_and_dictionaries_of_texts_are_items_too_and_addresses_are_not(tmp
         "url": address,
         "n": 1,
     }
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [row]))
-    assert why(step, f"Before it {ending} after it") and why(step, f"Before it {answer} after it")
-    assert why(step, f"Before it {address} after it") is None
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", [row]))
+    assert detail(step, f"Before it {ending} after it") and detail(step, f"Before it {answer} after it")
+    assert detail(step, f"Before it {address} after it") is None
 
 
 def test_only_the_columns_that_are_named_count(tmp_path):
     question, comment = " ".join(words(15, 1)), " ".join(words(15, 2))
     rows = write_rows(tmp_path / "quiz.jsonl", [{"question": question, "comment": comment}])
     rows.columns = ["question"]
-    step = made(tmp_path, rows)
-    assert why(step, question) and why(step, comment) is None
+    step = make_filter(tmp_path, rows)
+    assert detail(step, question) and detail(step, comment) is None
     rows.columns = ["query"]
     with pytest.raises(UserError, match=r"no column 'query'.*question, comment"):
-        made(tmp_path, rows)
+        make_filter(tmp_path, rows)
 
 
 def test_the_first_row_of_a_csv_without_a_header_is_an_item(tmp_path):
     rows = [[" ".join(words(9, n)), "yes", "no", "A"] for n in range(3)]
     with open(tmp_path / "quiz.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    step = made(tmp_path, EvaluationSet(path=str(tmp_path / "quiz.csv")))
-    assert all(why(step, f"{FILLER} {row[0]}") for row in rows)
-    assert why(step, f"{FILLER} {rows[0][0]}").startswith("quiz.csv, row 0")
+    step = make_filter(tmp_path, EvaluationSet(path=str(tmp_path / "quiz.csv")))
+    assert all(detail(step, f"{FILLER} {row[0]}") for row in rows)
+    assert detail(step, f"{FILLER} {rows[0][0]}").startswith("quiz.csv, row 0")
 
 
 def test_rows_of_the_hub_are_read_by_their_split(tmp_path):
@@ -149,56 +148,56 @@ def test_rows_of_the_hub_are_read_by_their_split(tmp_path):
     (tmp_path / "hub").mkdir()
     write_rows(tmp_path / "hub/test.jsonl", [{"question": test}])
     write_rows(tmp_path / "hub/train.jsonl", [{"question": train}])
-    step = made(tmp_path, EvaluationSet(hub=str(tmp_path / "hub")))
-    assert why(step, f"{FILLER} {test}") == f"{tmp_path / 'hub'} test, row 1: {test!r}"
-    assert why(step, f"{FILLER} {train}") is None
+    step = make_filter(tmp_path, EvaluationSet(hub=str(tmp_path / "hub")))
+    assert detail(step, f"{FILLER} {test}") == f"{tmp_path / 'hub'} test, row 1: {test!r}"
+    assert detail(step, f"{FILLER} {train}") is None
 
 
-def test_numbers_in_a_row_are_no_evaluation_text(tmp_path):
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": f"Sum {list(range(40))} up"}]))
-    assert why(step, f"{FILLER} {list(range(30))}") is None
-    assert why(step, f"{FILLER} {list(range(40))} up")
+def test_numbers_in_a_row_are_not_evaluation_text(tmp_path):
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": f"Sum {list(range(40))} up"}]))
+    assert detail(step, f"{FILLER} {list(range(30))}") is None
+    assert detail(step, f"{FILLER} {list(range(40))} up")
 
 
 def test_characters_are_words_in_chinese(tmp_path):
     question = "下列哪一个城市是上沃尔特的首都呢"
-    step = made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": question}]))
-    assert why(step, f"这是一篇文章。{question}？是的。") and why(step, "下列哪一个城市是首都呢") is None
+    step = make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": question}]))
+    assert detail(step, f"这是一篇文章。{question}？是的。") and detail(step, "下列哪一个城市是首都呢") is None
 
 
 def test_the_index_is_kept_until_settings_or_files_change(tmp_path):
     rows = write_rows(tmp_path / "quiz.jsonl", [{"q": " ".join(words(20))}])
-    made(tmp_path, rows)
+    make_filter(tmp_path, rows)
     index, report = tmp_path / "index/evaluation_texts.npz", tmp_path / "index/evaluation_texts.json"
     first = report.read_bytes()
     index.write_bytes(b"kept")
-    made(tmp_path, rows)
+    make_filter(tmp_path, rows)
     assert index.read_bytes() == b"kept"
-    made(tmp_path, rows, min_words=7)
+    make_filter(tmp_path, rows, min_words=7)
     assert index.read_bytes() != b"kept" and report.read_bytes() != first
     write_rows(tmp_path / "quiz.jsonl", [{"q": " ".join(words(20, 1))}])
-    step = made(tmp_path, rows, min_words=7)
-    assert why(step, " ".join(words(20, 1))) and why(step, " ".join(words(20))) is None
+    step = make_filter(tmp_path, rows, min_words=7)
+    assert detail(step, " ".join(words(20, 1))) and detail(step, " ".join(words(20))) is None
 
 
 def test_the_index_is_the_same_when_it_is_made_again(tmp_path):
     rows = write_rows(
         tmp_path / "quiz.jsonl", [{"q": " ".join(words(n, n)), "a": ["one two three four five six"]} for n in range(50)]
     )
-    found = []
+    contents = []
     for name in ("a", "b"):
         Decontaminate([rows]).prepare(tmp_path / name)
         with np.load(tmp_path / name / "evaluation_texts.npz") as index:
-            found.append({key: index[key].tobytes() for key in index})
-        found.append((tmp_path / name / "evaluation_texts.json").read_bytes())
-    assert found[:2] == found[2:]
+            contents.append({key: index[key].tobytes() for key in index})
+        contents.append((tmp_path / name / "evaluation_texts.json").read_bytes())
+    assert contents[:2] == contents[2:]
 
 
 def test_a_set_without_texts_says_so(tmp_path):
     with pytest.raises(UserError, match=r"2 rows and no text of 6 words"):
-        made(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": "too short"}, {"q": ""}]))
+        make_filter(tmp_path, write_rows(tmp_path / "quiz.jsonl", [{"q": "too short"}, {"q": ""}]))
     with pytest.raises(UserError, match="does not exist"):
-        made(tmp_path, EvaluationSet(path=str(tmp_path / "nowhere.jsonl")))
+        make_filter(tmp_path, EvaluationSet(path=str(tmp_path / "nowhere.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -257,13 +256,13 @@ def real_items():
 
 @needs_data
 def test_items_of_real_sets_are_found_and_clean_documents_are_kept(tmp_path):
-    step = made(tmp_path, *real_sets())
+    step = make_filter(tmp_path, *real_sets())
     clean = clean_documents()
     assert len(clean) > 1000
-    assert [why(step, text) for text in clean if why(step, text)] == []
+    assert [detail(step, text) for text in clean if detail(step, text)] == []
     rng = random.Random(0)
     items = rng.sample(list(real_items()), 1000)
     for text in items:
         host = rng.choice(clean)
         cut = rng.randrange(len(host))
-        assert why(step, f"{host[:cut]} {text.upper()} {host[cut:]}"), text
+        assert detail(step, f"{host[:cut]} {text.upper()} {host[cut:]}"), text

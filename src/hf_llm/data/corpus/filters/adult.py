@@ -1,12 +1,14 @@
 """Drop pornography and texts that are mostly abuse. One word decides nothing: medicine, news and novels pass."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
+from hf_llm.data.corpus.filters.base import KEPT, Document, Filter, FilterSettings, Verdict
+from hf_llm.data.corpus.filters.word_tokenizer import count_words
 
-from hf_llm.data.corpus.word_tokenizer import word_counts
+# A share of words is judged only where the text has this many listed words, and this many different ones.
+MIN_LISTED_WORDS = 3
+MIN_DIFFERENT_WORDS = 2
 
 # Words that hardly occur outside of pornography. Anatomy, medicine, law and education have none of theirs here.
 _EXPLICIT_LIST = """
@@ -41,46 +43,62 @@ PROFANE = frozenset(_PROFANE_LIST.split())
 
 
 @dataclass
-class Adult:
-    """`adult` of the rules: shares of words. Both need three such words at least, and two different ones."""
+class Adult(FilterSettings):
+    """`adult` of the rules: shares of words. A text needs three listed words at least, and two different ones."""
 
-    max_explicit: float = field(default=0.01, metadata={"help": "largest share of sexually explicit words"})
-    max_profane: float = field(default=0.03, metadata={"help": "largest share of swear words and slurs"})
+    max_explicit: float = 0.01
+    """The largest share of sexually explicit words that is kept."""
+
+    max_profane: float = 0.03
+    """The largest share of swear words and slurs that is kept."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.max_explicit <= 1 and 0 <= self.max_profane <= 1):
             raise ValueError("max_explicit and max_profane are shares, 0 to 1")
 
+    def make_filter(self) -> "AdultFilter":
+        return AdultFilter(self)
 
-class AdultFilter(BaseFilter):
+
+class AdultFilter(Filter):
     """Drop documents by their share of explicit or profane words."""
 
     name = "adult"
 
-    def __init__(self, settings: Adult):
-        super().__init__()
-        self.settings = settings
+    def filter(self, document: Document) -> Verdict:
+        counts = count_words(document.text)
+        # Nearly all texts have no listed word at all; to see that is much faster than to count.
+        if counts.keys().isdisjoint(EXPLICIT) and counts.keys().isdisjoint(PROFANE):
+            return KEPT
 
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        counts = word_counts(doc.text)
-        if not (counts.keys().isdisjoint(EXPLICIT) and counts.keys().isdisjoint(PROFANE)):
-            total = counts.total()
-            for reason, limit, hits in (
-                ("explicit", self.settings.max_explicit, _explicit(counts)),
-                ("profane", self.settings.max_profane, _among(counts, PROFANE)),
-            ):
-                if len(hits) >= 2 and hits.total() >= 3 and hits.total() > limit * total:
-                    most = ", ".join(word for word, _ in hits.most_common(3))
-                    doc.metadata["because"] = f"{hits.total()} of {total} words are {reason} (such as {most})"
-                    return False, reason
-        return True
+        word_count = counts.total()
+        explicit = _count_explicit(counts)
+        profane = _count_listed(counts, PROFANE)
+        return (
+            _judge_share("explicit", explicit, word_count, self.settings.max_explicit)
+            or _judge_share("profane", profane, word_count, self.settings.max_profane)
+            or KEPT
+        )
 
 
-def _among(counts: Counter, listed: frozenset[str]) -> Counter:
+def _judge_share(reason: str, listed: Counter, word_count: int, max_share: float) -> Verdict | None:
+    """Drop a text whose listed words are more than `max_share` of its words; None where they are not."""
+    listed_count = listed.total()
+    is_enough = len(listed) >= MIN_DIFFERENT_WORDS and listed_count >= MIN_LISTED_WORDS
+    if not is_enough or listed_count <= max_share * word_count:
+        return None
+    most_common = ", ".join(word for word, _ in listed.most_common(3))
+    return Verdict(reason, f"{listed_count} of {word_count} words are {reason} (such as {most_common})")
+
+
+def _count_listed(counts: Counter, listed: frozenset[str]) -> Counter:
+    """Return the counts of those words that are listed, in alphabetical order."""
     return Counter({word: counts[word] for word in sorted(listed & counts.keys())})
 
 
-def _explicit(counts: Counter) -> Counter:
-    """Explicit words, and in a text that has two different ones the ambiguous words too."""
-    hits = _among(counts, EXPLICIT)
-    return hits + _among(counts, AMBIGUOUS) if len(hits) >= 2 else hits
+def _count_explicit(counts: Counter) -> Counter:
+    """Return the counts of explicit words, and of the ambiguous ones too if two different explicit ones are there."""
+    explicit = _count_listed(counts, EXPLICIT)
+    if len(explicit) < MIN_DIFFERENT_WORDS:
+        return explicit
+    return explicit + _count_listed(counts, AMBIGUOUS)

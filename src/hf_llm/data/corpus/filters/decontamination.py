@@ -1,45 +1,61 @@
 """Drop documents that hold text of the evaluation sets, so that a score says what the model can do, not what it read.
 
-A document goes if it shares a run of `ngram` words (13, as for GPT-3: Brown et al., 2020, arXiv 2005.14165, appendix C)
-with an item, or holds the whole of an item that is shorter than that. Case and punctuation make no difference; in
-scripts without spaces a character is a word. An item is a text of a row: a string in a column, or in a list there.
+A document is dropped if it shares a run of `ngram` words (13, as for GPT-3: Brown et al., 2020, arXiv 2005.14165,
+appendix C) with an item, or holds the whole of an item that is shorter than that. Case and punctuation make no
+difference; in scripts without spaces a character is a word. An item is a text of a row: a string in a column, or in a
+list there.
 
-What stands in more than FORM different texts of one set, or as a text of its own in most of its rows, is the form of
-its questions, not their content, and condemns nothing. Texts of fewer than `min_words` words are phrases anyone may
-write; they are counted, not looked for.
+What stands in more than MAX_SHARED_ROWS different texts of one set, or as a text of its own in most of its rows, is the
+form of its questions, not their content, and is not searched for. Neither are texts of fewer than `min_words` words,
+phrases that anyone may write; they are counted.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import xxhash
-from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_llm.core.atomic_io import whole, write_text
 from hf_llm.core.errors import UserError
 from hf_llm.data.corpus.dedup.shingles import Words, windows, word_hashes, word_spans
-from hf_llm.data.corpus.sources import FORMATS, files_under
+from hf_llm.data.corpus.filters.base import KEPT, Document, Filter, Verdict
+from hf_llm.data.files.file_formats import FORMATS, files_under
 from hf_llm.data.files.read_errors import Faults
 from hf_llm.data.files.tabular import column, file_rows, hub_rows, unreadable
 
-FORM = 10  # texts of a set that may have words in common before these are taken for the set's form
-INDEX, REPORT = "evaluation_texts.npz", "evaluation_texts.json"
+MAX_SHARED_ROWS = 10  # of a set, that may have words in common before these are taken for the set's form
+MAX_HEADER_WORDS = 4  # in the name of a column; a longer name is a text, and the file has no header
+INDEX = "evaluation_texts.npz"
+REPORT = "evaluation_texts.json"
+
+# What is searched for. A run of `ngram` words: its hash, and the item it is of.
+RUN = np.dtype([("hash", "<u8"), ("item", "<i8")])
+# A shorter text: the hash of its first `min_words` words, its number of words, the hash of all, and its item.
+WHOLE_TEXT = np.dtype([("begin", "<u8"), ("words", "<i8"), ("hash", "<u8"), ("item", "<i8")])
 
 
 @dataclass
 class EvaluationSet:
-    """Rows the model will be judged on: exactly one of `path` and `hub`."""
+    """An evaluation set whose text must not be in the corpus: exactly one of `path` and `hub`."""
 
-    path: str | None = field(default=None, metadata={"help": "a file of rows, a folder or a glob pattern"})
-    hub: str | None = field(default=None, metadata={"help": "id of a data set on the Hub"})
-    subset: str | None = field(default=None, metadata={"help": "of the Hub data set"})
-    split: str = field(default="test", metadata={"help": "of the Hub data set"})
-    columns: list[str] | None = field(default=None, metadata={"help": "where the texts are; all columns if left out"})
+    path: str | None = None
+    """A file of rows, a folder or a glob pattern."""
+
+    hub: str | None = None
+    """The id of a data set on the Hub."""
+
+    subset: str | None = None
+    """The subset (configuration) of the Hub data set."""
+
+    split: str = "test"
+    """The split of the Hub data set."""
+
+    columns: list[str] | None = None
+    """The columns that hold the texts; all if left out."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
@@ -57,11 +73,16 @@ class EvaluationSet:
 
 @dataclass
 class Decontaminate:
-    """Documents with text of these evaluation sets are dropped."""
+    """`corpus.decontaminate`: documents with text of these evaluation sets are dropped."""
 
     against: list[EvaluationSet]
-    ngram: int = field(default=13, metadata={"help": "words in a row that a document may not share with an item"})
-    min_words: int = field(default=6, metadata={"help": "shorter items are not looked for"})
+    """The evaluation sets."""
+
+    ngram: int = 13
+    """How many words in a row a document may not share with an item."""
+
+    min_words: int = 6
+    """Shorter items are not searched for."""
 
     def __post_init__(self) -> None:
         if not self.against:
@@ -70,232 +91,316 @@ class Decontaminate:
             raise ValueError(f"min_words ({self.min_words}) has to be at least 2 and at most ngram ({self.ngram})")
 
     def prepare(self, folder: Path) -> None:
-        """Read the evaluation sets and write what is looked for to `folder`, unless it is there already.
+        """Read the evaluation sets and write an index of their texts to `folder`, unless it is there already.
 
-        Raises UserError for a set that cannot be read or holds nothing to look for.
+        Raises UserError for a set that cannot be read or has no text to search for.
         """
-        files = [files_under(each.path, FORMATS["rows"]) if each.path else [] for each in self.against]
-        contents = [[_digest(path) for path, _ in each] for each in files]
-        key = xxhash.xxh3_128_hexdigest(json.dumps([asdict(self), contents]).encode())
-        if (folder / REPORT).exists() and _report(folder)["key"] == key:
+        files_of_sets = [_list_files(evaluation_set) for evaluation_set in self.against]
+        digests = [[_digest_file(path) for path, _ in files] for files in files_of_sets]
+        state = json.dumps([asdict(self), digests])
+        key = xxhash.xxh3_128_hexdigest(state.encode())
+        if (folder / REPORT).exists() and _read_report(folder)["key"] == key:
             return
-        sought, sets, labels = [], [], []
-        for each, paths in zip(self.against, files, strict=True):
-            names, texts = _texts(_rows(each, paths))
-            found, counts = _sought(texts, len(names), self)
+
+        indexes = []
+        reports = []
+        labels = []
+        for evaluation_set, files in zip(self.against, files_of_sets, strict=True):
+            set_labels, texts = _collect_texts(_read_rows(evaluation_set, files))
+            index, counts = _index_set(texts, len(set_labels), self)
             if not counts["long"] and not counts["short"]:
                 raise UserError(
-                    f"corpus.decontaminate: {each.name} has {len(names):,} rows and no text of {self.min_words} words "
-                    "or more; correct `columns`, lower min_words or leave the set out"
+                    f"corpus.decontaminate: {evaluation_set.name} has {len(set_labels):,} rows and no text of "
+                    f"{self.min_words} words or more; correct `columns`, lower min_words or leave the set out"
                 )
-            for kind in found.values():
-                kind["item"] += len(labels)
-            sought.append(found)
-            sets.append({"name": each.name, "rows": len(names), **counts})
-            labels += names
+            # Items are numbered over all sets.
+            for table in index.values():
+                table["item"] += len(labels)
+            indexes.append(index)
+            reports.append({"name": evaluation_set.name, "rows": len(set_labels), **counts})
+            labels += set_labels
+
         folder.mkdir(parents=True, exist_ok=True)
         with whole(folder / INDEX) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **_index(sought))
-        write_text(folder / REPORT, json.dumps({"key": key, "sets": sets, "items": labels}, ensure_ascii=False))
+            np.savez(file, **_merge_indexes(indexes))
+        report = {"key": key, "sets": reports, "items": labels}
+        write_text(folder / REPORT, json.dumps(report, ensure_ascii=False))
 
-    def step(self, folder: Path) -> BaseFilter:
-        """The step that drops documents, by what `prepare` wrote to `folder`."""
+    def make_filter(self, folder: Path) -> "DecontaminationFilter":
+        """Build the filter that drops documents by the index that `prepare` wrote to `folder`."""
         return DecontaminationFilter(self, folder)
 
 
 def evaluation_sets(folder: Path) -> list[dict]:
-    """What `prepare` found in each set: its rows, and how many different texts there are of each kind.
+    """Return what `prepare` read of each set: its rows, and how many different texts there are of each kind.
 
-    `long` and `short` ones are looked for; `too_short` ones and those that are the set's `form` are not.
+    `long` and `short` ones are searched for; `too_short` ones and those that are the set's `form` are not.
     """
-    return _report(folder)["sets"]
+    return _read_report(folder)["sets"]
 
 
-class DecontaminationFilter(BaseFilter):
+class DecontaminationFilter(Filter):
     """Drop documents that hold text of an evaluation item."""
 
     name = "decontamination"
 
     def __init__(self, settings: Decontaminate, folder: Path):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.folder = folder
-        self._sought: _Sought | None = None
+        self._index: _EvaluationIndex | None = None
 
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        if self._sought is None:
-            self._sought = _Sought(self.folder, self.settings)
-        words = word_hashes([doc.text])
-        for first, count, item in chain(self._sought.runs_in(words), self._sought.whole_texts_in(words)):
-            starts, ends = word_spans(doc.text)
-            shared = " ".join(doc.text[starts[first] : ends[first + count - 1]].split())
+    def filter(self, document: Document) -> Verdict:
+        if self._index is None:
+            self._index = _EvaluationIndex(self.folder, self.settings)
+
+        text = document.text
+        words = word_hashes([text])
+        matches = chain(self._index.find_runs(words), self._index.find_whole_texts(words))
+        for first, count, item in matches:
+            starts, ends = word_spans(text)
+            start = starts[first]
+            end = ends[first + count - 1]
+            shared = " ".join(text[start:end].split())
             if any(map(str.isalpha, shared)):  # numbers in a row are anyone's
-                doc.metadata["because"] = f"{self._sought.labels[item]}: {shared!r}"
-                return False, "evaluation_text"
-        return True
+                label = self._index.labels[item]
+                return Verdict("evaluation_text", f"{label}: {shared!r}")
+        return KEPT
 
 
-class _Sought:
-    """What `prepare` wrote, in memory. Finds it as first word, number of words, and number of the item."""
+class _EvaluationIndex:
+    """The index that `prepare` wrote, in memory. A match is its first word, number of words, and number of the item."""
 
     def __init__(self, folder: Path, settings: Decontaminate):
         with np.load(folder / INDEX) as index:
-            self.runs, self.whole = index["runs"], index["whole"]
-        self.known_runs, self.known_begins = _Sorted(self.runs["hash"]), _Sorted(self.whole["begin"])
-        self.labels = _report(folder)["items"]
+            self.runs = index["runs"]
+            self.whole_texts = index["whole"]
+        self.run_hashes = _HashSet(self.runs["hash"])
+        self.begin_hashes = _HashSet(self.whole_texts["begin"])
+        self.labels = _read_report(folder)["items"]
         self.settings = settings
 
-    def runs_in(self, words: Words) -> Iterator[tuple[int, int, int]]:
-        """The runs of a document that are in an item."""
+    def find_runs(self, words: Words) -> Iterator[tuple[int, int, int]]:
+        """Yield the runs of a document that are in an item."""
         hashes, places = windows(words, self.settings.ngram)
-        for place, row in self.known_runs.among(hashes):
-            yield int(places[place]), self.settings.ngram, int(self.runs["item"][row])
+        for window, row in self.run_hashes.find_known(hashes):
+            yield int(places[window]), self.settings.ngram, int(self.runs["item"][row])
 
-    def whole_texts_in(self, words: Words) -> Iterator[tuple[int, int, int]]:
-        """The same of texts shorter than a run: found by how they begin, then compared to their end."""
+    def find_whole_texts(self, words: Words) -> Iterator[tuple[int, int, int]]:
+        """Yield the whole texts, shorter than a run, that are in a document.
+
+        They are found by their first words, then compared to their end.
+        """
         hashes, places = windows(words, self.settings.min_words)
-        for place, row in self.known_begins.among(hashes):
-            while row < len(self.whole) and self.whole["begin"][row] == hashes[place]:
-                count = int(self.whole["words"][row])
-                here = words.hashes[places[place] : places[place] + count]
-                if len(here) == count and _hash(here) == self.whole["hash"][row]:
-                    yield int(places[place]), count, int(self.whole["item"][row])
+        for window, row in self.begin_hashes.find_known(hashes):
+            first = int(places[window])
+            # Several texts may begin alike: they are neighbours in the table.
+            while row < len(self.whole_texts) and self.whole_texts["begin"][row] == hashes[window]:
+                count = int(self.whole_texts["words"][row])
+                candidate = words.hashes[first : first + count]
+                if len(candidate) == count and _hash_words(candidate) == self.whole_texts["hash"][row]:
+                    yield first, count, int(self.whole_texts["item"][row])
                 row += 1
 
 
-class _Sorted:
-    """Sorted hashes, and a table of how they begin by which nearly all that are not among them are told."""
+class _HashSet:
+    """Sorted hashes, and a table of their first bits, by which nearly all that are not among them are ruled out."""
 
-    BITS = 22
+    PREFIX_BITS = 22
 
     def __init__(self, hashes: np.ndarray):
         self.hashes = np.ascontiguousarray(hashes)
-        self.begins = np.zeros(1 << self.BITS, bool)
-        self.begins[self._begin(hashes)] = True
+        self.has_prefix = np.zeros(1 << self.PREFIX_BITS, bool)
+        self.has_prefix[self._prefix_of_each(hashes)] = True
 
-    def _begin(self, hashes: np.ndarray) -> np.ndarray:
-        return hashes >> np.uint64(64 - self.BITS)
+    def _prefix_of_each(self, hashes: np.ndarray) -> np.ndarray:
+        return hashes >> np.uint64(64 - self.PREFIX_BITS)
 
-    def among(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Which of these hashes are known: the number of each, and the first row it has here."""
-        likely = np.flatnonzero(self.begins[self._begin(hashes)])
+    def find_known(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield which of these hashes are in the set: the number of each, and its first row in the set."""
+        likely = np.flatnonzero(self.has_prefix[self._prefix_of_each(hashes)])
         rows = np.searchsorted(self.hashes, hashes[likely])
-        known = self.hashes[np.minimum(rows, len(self.hashes) - 1)] == hashes[likely]
-        yield from zip(likely[known].tolist(), rows[known].tolist(), strict=True)
+        nearest = self.hashes[np.minimum(rows, len(self.hashes) - 1)]
+        is_known = nearest == hashes[likely]
+        yield from zip(likely[is_known].tolist(), rows[is_known].tolist(), strict=True)
 
 
-RUN = np.dtype([("hash", "<u8"), ("item", "<i8")])
-WHOLE = np.dtype([("begin", "<u8"), ("words", "<i8"), ("hash", "<u8"), ("item", "<i8")])
+def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
+    if evaluation_set.path is None:
+        return []
+    return files_under(evaluation_set.path, FORMATS["rows"])
 
 
-def _rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
-    """Every row of a set, and what it is called in explanations."""
+def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
+    """Yield every row of a set with its label, which explanations show."""
     if evaluation_set.hub:
         rows = hub_rows(evaluation_set.hub, evaluation_set.subset, evaluation_set.split, True, None)
         for number, row in rows:
-            yield f"{evaluation_set.name}, row {number}", _chosen(row, evaluation_set)
+            yield f"{evaluation_set.name}, row {number}", _select_columns(row, evaluation_set)
+
     faults = Faults()
     for path, name in files:
-        for count, (number, row) in enumerate(file_rows(path, faults)):
-            if not count and any(len(str(key).split()) > 4 for key in row):
-                yield f"{name}, row 0", {"": list(row)}  # a CSV without a header: its first row went for the names
-            yield f"{name}, row {number}", _chosen(row, evaluation_set)
+        is_first = True
+        for number, row in file_rows(path, faults):
+            if is_first and not _has_header(row):
+                yield f"{name}, row 0", {"": list(row)}
+            is_first = False
+            yield f"{name}, row {number}", _select_columns(row, evaluation_set)
     faults.check(f"corpus.decontaminate: {evaluation_set.name}")
 
 
-def _chosen(row: dict, evaluation_set: EvaluationSet) -> dict:
-    names = evaluation_set.columns
-    return row if names is None else {name: column(row, name, evaluation_set.name) for name in names}
+def _has_header(row: dict) -> bool:
+    """Whether the keys of a row are names of columns: in a CSV without a header they are the texts of its first row."""
+    return all(len(str(key).split()) <= MAX_HEADER_WORDS for key in row)
 
 
-def _texts(rows: Iterator[tuple[str, dict]]) -> tuple[list[str], dict[str, list[int]]]:
-    """The rows' labels, and the numbers of the rows each different text stands in."""
-    labels, texts = [], {}
+def _select_columns(row: dict, evaluation_set: EvaluationSet) -> dict:
+    if evaluation_set.columns is None:
+        return row
+    return {name: column(row, name, evaluation_set.name) for name in evaluation_set.columns}
+
+
+def _collect_texts(rows: Iterator[tuple[str, dict]]) -> tuple[list[str], dict[str, list[int]]]:
+    """Return the labels of the rows, and for each different text the numbers of the rows that it stands in."""
+    labels = []
+    texts = {}
     for label, row in rows:
-        for text in dict.fromkeys(_strings(row)):
+        for text in dict.fromkeys(_walk_strings(row)):
             texts.setdefault(text, []).append(len(labels))
         labels.append(label)
     return labels, texts
 
 
-def _strings(value: object) -> Iterator[str]:
-    """All strings in a value of a row, addresses aside."""
+def _walk_strings(value: object) -> Iterator[str]:
+    """Yield all strings in a value of a row, but addresses."""
     if isinstance(value, str):
-        if "://" not in value or len(value.split()) > 1:
+        is_address = "://" in value and len(value.split()) <= 1
+        if not is_address:
             yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _strings(each)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _walk_strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _walk_strings(item)
 
 
-def _sought(
+def _index_set(
     texts: dict[str, list[int]], row_count: int, settings: Decontaminate
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """RUN (runs,) and WHOLE (short texts,) of one set, and the counts of `evaluation_sets`."""
+    """Return the index of one set, and the counts that `evaluation_sets` shows.
+
+    `texts` are the different texts, each with the numbers of its rows. The index is RUN (runs,) and WHOLE_TEXT
+    (short texts,).
+    """
     words = word_hashes(list(texts))
     lengths = np.diff(words.bounds)
-    rows = np.array([len(each) for each in texts.values()], np.int64)
-    first = np.array([each[0] for each in texts.values()], np.int64)
-    form = (rows > FORM) & ((rows > row_count / 2) | (lengths < settings.ngram))
+    is_long = lengths >= settings.ngram
+    is_too_short = lengths < settings.min_words
+    row_counts = np.array([len(rows) for rows in texts.values()], np.int64)
+    first_row = np.array([rows[0] for rows in texts.values()], np.int64)
 
+    # A text is the form of the set if it stands in many rows, and either in most of them or is not a long one.
+    is_frequent = row_counts > MAX_SHARED_ROWS
+    is_in_most_rows = row_counts > row_count / 2
+    is_form = is_frequent & (is_in_most_rows | ~is_long)
+
+    # Long texts are searched for by their runs; one that has only common runs is form, too.
     hashes, places = windows(words, settings.ngram)
-    text = np.searchsorted(words.bounds, places, side="right") - 1
-    runs, distinctive = _distinctive(hashes, text, form[text], first)
-    long = lengths >= settings.ngram
-    form |= long & ~distinctive
+    text_of_run = np.searchsorted(words.bounds, places, side="right") - 1
+    runs, is_distinctive = _select_distinctive_runs(hashes, text_of_run, is_form[text_of_run], first_row)
+    is_form |= is_long & ~is_distinctive
 
-    short = np.flatnonzero((lengths >= settings.min_words) & ~long & ~form)
-    whole = np.empty(len(short), WHOLE)
-    for row, number in enumerate(short):
-        start, end = words.bounds[number : number + 2]
-        begin = _hash(words.hashes[start : start + settings.min_words])
-        whole[row] = begin, end - start, _hash(words.hashes[start:end]), first[number]
-    too_short = lengths < settings.min_words
+    # Shorter ones are searched for as a whole.
+    is_short = ~is_too_short & ~is_long & ~is_form
+    short_texts = np.flatnonzero(is_short)
+    whole_texts = _hash_whole_texts(words, short_texts, settings.min_words)
+    whole_texts["item"] = first_row[short_texts]
+
+    is_found_by_runs = is_long & ~is_form
+    is_ignored_form = is_form & ~is_too_short
     counts = {
-        "long": long & ~form,
-        "short": ~long & ~form & ~too_short,
-        "too_short": too_short,
-        "form": form & ~too_short,
+        "long": int(is_found_by_runs.sum()),
+        "short": int(is_short.sum()),
+        "too_short": int(is_too_short.sum()),
+        "form": int(is_ignored_form.sum()),
     }
-    return {"runs": runs, "whole": whole}, {name: int(which.sum()) for name, which in counts.items()}
+    return {"runs": runs, "whole": whole_texts}, counts
 
 
-def _distinctive(
-    hashes: np.ndarray, text: np.ndarray, form: np.ndarray, first: np.ndarray
+def _hash_whole_texts(words: Words, numbers: np.ndarray, min_words: int) -> np.ndarray:
+    """Hash the texts of these numbers: WHOLE_TEXT (texts,), their items not yet filled in."""
+    whole_texts = np.zeros(len(numbers), WHOLE_TEXT)
+    for row, number in enumerate(numbers):
+        start = words.bounds[number]
+        end = words.bounds[number + 1]
+        whole_texts["begin"][row] = _hash_words(words.hashes[start : start + min_words])
+        whole_texts["words"][row] = end - start
+        whole_texts["hash"][row] = _hash_words(words.hashes[start:end])
+    return whole_texts
+
+
+def _select_distinctive_runs(
+    hashes: np.ndarray, texts: np.ndarray, is_form: np.ndarray, first_row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The runs that stand in few rows, RUN (runs,), and which texts have one, bool (texts,).
+    """Select the runs that stand in few rows and in no text that is all form.
 
-    `hashes`, `text` and `form` say of every run what it is, which text it is in, and whether that is all form;
-    `first` says of every text in which row it stands first.
+    `hashes`, uint64 (runs,), `texts`, int64 (runs,), and `is_form`, bool (runs,), say of every run what it is, which
+    text it is in, and whether that text is all form. `first_row`, int64 (texts,), is the first row each text stands in.
+
+    Returns the different runs that are left, RUN (selected,), sorted by hash, each with the first row it stands in; and
+    which texts have one, bool (texts,).
     """
-    order = np.lexsort((first[text], hashes))
-    hashes, text, form = hashes[order], text[order], form[order]
-    row = first[text]
-    new = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
-    new_row = new | np.append(True, row[1:] != row[:-1])[: len(hashes)]
-    number = np.cumsum(new) - 1
-    common = (np.bincount(number, new_row) > FORM) | (np.bincount(number, form) > 0)
-    runs = np.empty(len(common), RUN)
-    runs["hash"], runs["item"] = hashes[new], row[new]
-    distinctive = np.zeros(len(first), bool)
-    distinctive[text[~common[number]]] = True
-    return runs[~common], distinctive
+    # Equal runs are put side by side, those of one row next to each other.
+    rows = first_row[texts]
+    order = np.lexsort((rows, hashes))
+    hashes = hashes[order]
+    rows = rows[order]
+    texts = texts[order]
+    is_form = is_form[order]
+
+    is_first_of_hash = _differs_from_previous(hashes)
+    is_first_of_row = is_first_of_hash | _differs_from_previous(rows)
+    number_of_hash = np.cumsum(is_first_of_hash) - 1  # 0 for all runs of the first hash, 1 for those of the next ...
+
+    # By number of the hash: in how many rows it stands, and in how many texts that are form.
+    row_counts = np.bincount(number_of_hash, weights=is_first_of_row)
+    form_counts = np.bincount(number_of_hash, weights=is_form)
+    is_common = (row_counts > MAX_SHARED_ROWS) | (form_counts > 0)
+
+    runs = np.empty(len(is_common), RUN)
+    runs["hash"] = hashes[is_first_of_hash]
+    runs["item"] = rows[is_first_of_hash]
+
+    has_distinctive_run = np.zeros(len(first_row), bool)
+    is_run_distinctive = ~is_common[number_of_hash]
+    has_distinctive_run[texts[is_run_distinctive]] = True
+    return runs[~is_common], has_distinctive_run
 
 
-def _index(sought: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What is looked for of all sets, sorted; of a run that several sets have, the first."""
-    runs = np.concatenate([each["runs"] for each in sought])
-    runs = runs[np.unique(runs["hash"], return_index=True)[1]]
-    whole = np.concatenate([each["whole"] for each in sought])
-    return {"runs": runs, "whole": whole[np.argsort(whole["begin"], kind="stable")]}
+def _differs_from_previous(values: np.ndarray) -> np.ndarray:
+    """Whether each value differs from the one before it; the first does. bool, of the same length."""
+    differs = np.ones(len(values), bool)
+    differs[1:] = values[1:] != values[:-1]
+    return differs
 
 
-def _hash(hashes: np.ndarray) -> np.uint64:
-    """The hash of some words in a row."""
-    return windows(Words(hashes, np.array([0, len(hashes)])), len(hashes))[0][0]
+def _merge_indexes(indexes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Merge the indexes of all sets, sorted by hash; of a run that several sets have, the first stays."""
+    runs = np.concatenate([index["runs"] for index in indexes])
+    _, first = np.unique(runs["hash"], return_index=True)
+    whole_texts = np.concatenate([index["whole"] for index in indexes])
+    by_begin = np.argsort(whole_texts["begin"], kind="stable")
+    return {"runs": runs[first], "whole": whole_texts[by_begin]}
 
 
-def _digest(path: Path) -> str:
+def _hash_words(hashes: np.ndarray) -> np.uint64:
+    """Return the hash of some words in a row."""
+    words = Words(hashes, np.array([0, len(hashes)]))
+    window_hashes, _ = windows(words, len(hashes))
+    return window_hashes[0]
+
+
+def _digest_file(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             return xxhash.xxh3_128_hexdigest(file.read())
@@ -303,5 +408,5 @@ def _digest(path: Path) -> str:
         raise unreadable(path, error) from None
 
 
-def _report(folder: Path) -> dict:
+def _read_report(folder: Path) -> dict:
     return json.loads((folder / REPORT).read_text(encoding="utf-8"))

@@ -2,13 +2,11 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
-from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
-
-from hf_llm.data.corpus.word_tokenizer import word_counts
+from hf_llm.data.corpus.filters.base import KEPT, Document, Filter, FilterSettings, Verdict
+from hf_llm.data.corpus.filters.word_tokenizer import count_words
 
 SALES = (
     "buy now", "order now", "buy cheap", "buy online", "order online", "shop now", "click here", "click the link",
@@ -41,7 +39,9 @@ officia deserunt mollit anim laborum vestibulum pellentesque curabitur vivamus p
 PLACEHOLDER = frozenset(_PLACEHOLDER_LIST.split())
 _LINKS = ("http://", "https://", "www.", "[url", "href=")
 _LETTERS = re.compile("[a-z]+")
-_SHORTEST_KEYWORD = 4  # letters; shorter ones are mostly the grammar of a language
+MIN_KEYWORD_LETTERS = 4  # shorter words are mostly the grammar of a language
+MIN_KEYWORD_COUNT = 8
+MOST_COMMON_WORDS = 10  # of a text, looked at for keywords
 _FREQUENT_LIST = """
 that this with from have they will your their which when were been would there what about more some them than then
 these those into only over such also after other could very here upon said where while most because does each even
@@ -51,68 +51,83 @@ _FREQUENT = frozenset(_FREQUENT_LIST.split())
 
 
 @dataclass
-class Spam:
+class Spam(FilterSettings):
     """`spam` of the rules."""
 
-    max_links_per_word: float = field(default=0.08, metadata={"help": "with five links at least"})
-    max_keyword: float = field(default=0.1, metadata={"help": "largest share of words that are the same noun"})
-    max_sales_phrases: float = field(default=0.015, metadata={"help": "per word, with three different ones at least"})
-    max_notices: float = field(default=0.015, metadata={"help": "per word: cookies, accounts, rights; three at least"})
-    max_placeholder: float = field(default=0.2, metadata={"help": "share of words from lorem ipsum"})
+    max_links_per_word: float = 0.08
+    """The most links per word; fewer than five links are never too many."""
+
+    max_keyword: float = 0.1
+    """The largest share of words that are the same noun."""
+
+    max_sales_phrases: float = 0.015
+    """The most sales phrases per word; a text has to have three different ones at least."""
+
+    max_notices: float = 0.015
+    """The most phrases about cookies, accounts and rights per word; fewer than three are never too many."""
+
+    max_placeholder: float = 0.2
+    """The largest share of words from lorem ipsum."""
+
+    def make_filter(self) -> "SpamFilter":
+        return SpamFilter(self)
 
 
-class SpamFilter(BaseFilter):
+class SpamFilter(Filter):
     """Drop documents by the rates of what advertisements, link farms and pages' machinery are made of."""
 
     name = "spam"
 
-    def __init__(self, settings: Spam):
-        super().__init__()
-        self.settings = settings
+    def filter(self, document: Document) -> Verdict:
+        counts = count_words(document.text)
+        return self._check_phrases(document.text.lower(), counts) or self._check_words(counts) or KEPT
 
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        counts = word_counts(doc.text)
-        fault = self._phrases(doc.text.lower(), counts) or self._words(counts)
-        if fault is None:
-            return True
-        reason, doc.metadata["because"] = fault
-        return False, reason
-
-    def _phrases(self, lower: str, counts: Counter) -> tuple[str, str] | None:
-        limit, size = self.settings, counts.total()
-        for reason, phrases, most, least, different in (
-            ("link_farm", _LINKS, limit.max_links_per_word, 5, 1),
-            ("advertisement", _possible(SALES, counts), limit.max_sales_phrases, 3, 3),
-            ("notice", _possible(NOTICES, counts), limit.max_notices, 3, 2),
+    def _check_phrases(self, lower: str, counts: Counter) -> Verdict | None:
+        """Judge how many links, sales phrases and notices there are per word. `lower` is the text in small letters."""
+        settings = self.settings
+        word_count = counts.total()
+        # reason, phrases, the most per word, the fewest occurrences and the fewest different phrases that are judged
+        for reason, phrases, max_per_word, min_occurrences, min_different in (
+            ("link_farm", _LINKS, settings.max_links_per_word, 5, 1),
+            ("advertisement", _possible_phrases(SALES, counts), settings.max_sales_phrases, 3, 3),
+            ("notice", _possible_phrases(NOTICES, counts), settings.max_notices, 3, 2),
         ):
             present = [phrase for phrase in phrases if phrase in lower]
-            if len(present) < different:
+            if len(present) < min_different:
                 continue
-            total = sum(map(lower.count, present))
-            if total >= least and total > most * size:
-                return reason, f"{total} in {size} words (such as {present[0]!r}), at most {most} per word"
+            occurrences = sum(map(lower.count, present))
+            if occurrences >= min_occurrences and occurrences > max_per_word * word_count:
+                detail = (
+                    f"{occurrences} in {word_count} words (such as {present[0]!r}), at most {max_per_word} per word"
+                )
+                return Verdict(reason, detail)
         return None
 
-    def _words(self, counts: Counter) -> tuple[str, str] | None:
-        limit, size = self.settings, counts.total()
+    def _check_words(self, counts: Counter) -> Verdict | None:
+        """Judge the share of placeholder words, and of the most frequent noun."""
+        settings = self.settings
         if "ipsum" in counts:
-            share = sum(counts[word] for word in PLACEHOLDER) / size
-            if share > limit.max_placeholder:
-                return "placeholder_text", f"{share:.0%} of the words are placeholders"
-        size = sum(count for word, count in counts.items() if word[0].isalnum())
-        for word, count in counts.most_common(10):
-            if count < 8 or count <= limit.max_keyword * size:
-                return None
-            if len(word) >= _SHORTEST_KEYWORD and word.isalpha() and word not in _FREQUENT:
-                return "keyword_stuffing", f"{word!r} is {count} of {size} words"
+            share = sum(counts[word] for word in PLACEHOLDER) / counts.total()
+            if share > settings.max_placeholder:
+                return Verdict("placeholder_text", f"{share:.0%} of the words are placeholders")
+
+        word_count = sum(count for word, count in counts.items() if word[0].isalnum())
+        max_count = settings.max_keyword * word_count
+        for word, count in counts.most_common(MOST_COMMON_WORDS):
+            if count < MIN_KEYWORD_COUNT or count <= max_count:
+                return None  # the words that follow are rarer still
+            is_noun = len(word) >= MIN_KEYWORD_LETTERS and word.isalpha() and word not in _FREQUENT
+            if is_noun:
+                return Verdict("keyword_stuffing", f"{word!r} is {count} of {word_count} words")
         return None
 
 
-def _possible(phrases: tuple[str, ...], counts: Counter) -> list[str]:
-    """The phrases whose longest word is in the text: to look for all of them takes ten times as long."""
+def _possible_phrases(phrases: tuple[str, ...], counts: Counter) -> list[str]:
+    """Return the phrases whose longest word is in the text: to search for all of them takes ten times as long."""
     return [phrase for phrase, word in _longest_words(phrases) if word in counts]
 
 
 @cache
 def _longest_words(phrases: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Pair each phrase with its longest word."""
     return [(phrase, max(_LETTERS.findall(phrase), key=len)) for phrase in phrases]

@@ -1,32 +1,49 @@
-"""What the rules that are learnt share: which texts are held out, and how a model lies on the disk."""
+"""What the filters that are trained on the user's texts share: settings, held-out texts, the file of a model."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy
 import xxhash
 
 from hf_llm.core.atomic_io import whole, write_text
+from hf_llm.data.corpus.filters.base import Filter, FilterSettings
 
-FEWEST = 20  # texts that have to be held out of each kind before a measurement means anything
-
-
-def held_out(text: str) -> bool:
-    """Whether a text serves to measure, not to learn: a fifth of all do, the same ones in every run."""
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8")) % 5 == 0
+MIN_HELD_OUT_TEXTS = 20  # of each kind, before a measurement means anything
+HELD_OUT_FRACTION = 5  # one text in so many is held out
 
 
-@dataclass
-class Learnt:
-    """A model: its numbers, and a report of what was measured."""
+class TrainedFilterSettings(FilterSettings):
+    """The settings of a filter whose model is trained on example texts before any document is read."""
 
-    numbers: numpy.ndarray
-    report: dict
+    def example_paths(self) -> list[str]:
+        """Return the files, folders or glob patterns of the example texts, one for each kind of text."""
+        raise NotImplementedError
 
-    def write(self, path: Path) -> None:
-        """Write `path` (.npy) and the report beside it (.json), which stands for the whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary, open(temporary, "wb") as file:
-            numpy.save(file, self.numbers)
-        write_text(path.with_suffix(".json"), json.dumps(self.report, indent=2))
+    def training_settings(self) -> dict[str, Any]:
+        """Return the settings that the model depends on."""
+        return asdict(self)
+
+    def train(self, examples: list[Iterable[str]], model: Path) -> dict:
+        """Train on the texts at each of `example_paths` and write the model. Returns and writes what was measured."""
+        raise NotImplementedError
+
+    def make_filter(self, model: Path) -> Filter:
+        """Build the filter that judges by these settings and the model that `train` wrote."""
+        raise NotImplementedError
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text measures and is not trained on: a fifth of all are, the same ones in every run."""
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8")) % HELD_OUT_FRACTION == 0
+
+
+def write_model(path: Path, numbers: numpy.ndarray, report: dict) -> None:
+    """Write a model's numbers to `path` (.npy), then the report beside it (.json), which stands for the whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        numpy.save(file, numbers)
+    write_text(path.with_suffix(".json"), json.dumps(report, indent=2))

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from hf_llm.data.corpus.word_tokenizer import CACHED_CHUNKS, _Chunks, has_words, sentences, word_counts, words
+from hf_llm.data.corpus.filters.word_tokenizer import (
+    MAX_CACHED_CHUNKS,
+    _ChunkWords,
+    count_sentences,
+    count_words,
+    has_words,
+    split_words,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ from hf_llm.data.corpus.word_tokenizer import CACHED_CHUNKS, _Chunks, has_words,
     ],
 )
 def test_words_are_those_of_spacy(text, expected):
-    assert words(text) == expected
+    assert split_words(text) == expected
 
 
 def test_words_agree_with_spacy_where_it_is_installed():
@@ -36,21 +43,21 @@ def test_words_agree_with_spacy_where_it_is_installed():
         for line in Path(data, name).read_text(encoding="utf-8").splitlines()[:1500]:
             expected = [token.text.strip() for token in tokenizer(line) if token.text.strip()]
             total += 1
-            same += words(line) == expected
+            same += split_words(line) == expected
     assert same / total > 0.998
 
 
 def test_sentences_are_counted_up_to_what_is_asked_for():
-    assert sentences('"Stop!" he said. "Why?" Nobody knew.', 9) == 4
-    assert sentences("One. Two. Three. Four.", 2) == 2
-    assert sentences("no mark at all", 5) == 1
-    assert sentences("", 5) == 0
-    assert sentences("It is 3.5 m at 10 a.m. today", 5) == 1
+    assert count_sentences('"Stop!" he said. "Why?" Nobody knew.', 9) == 4
+    assert count_sentences("One. Two. Three. Four.", 2) == 2
+    assert count_sentences("no mark at all", 5) == 1
+    assert count_sentences("", 5) == 0
+    assert count_sentences("It is 3.5 m at 10 a.m. today", 5) == 1
 
 
-def test_counts_do_not_heed_capitals_and_follow_the_text():
-    assert word_counts("The cat and the CAT") == {"the": 2, "cat": 2, "and": 1}
-    assert word_counts("another") == {"another": 1}
+def test_counts_ignore_capitals_and_follow_the_text():
+    assert count_words("The cat and the CAT") == {"the": 2, "cat": 2, "and": 1}
+    assert count_words("another") == {"another": 1}
 
 
 def test_scripts_without_spaces_have_no_words():
@@ -59,15 +66,15 @@ def test_scripts_without_spaces_have_no_words():
     assert has_words("The character 中 means middle.")
 
 
-def test_monsters_take_no_long_time():
+def test_extreme_texts_do_not_take_long():
     start = time.perf_counter()
     for text in ("(" * 200_000, "a" * 2_000_000, "." * 200_000, "x-" * 200_000, "http://" * 50_000, "'" * 999):
-        assert "".join(words(text)) == text
+        assert "".join(split_words(text)) == text
     assert time.perf_counter() - start < 5
 
 
-def test_the_memory_of_chunks_is_bounded():
-    chunks = _Chunks()
-    for number in range(CACHED_CHUNKS + 10):
+def test_the_cache_of_chunks_is_bounded():
+    chunks = _ChunkWords()
+    for number in range(MAX_CACHED_CHUNKS + 10):
         chunks[str(number)]
-    assert len(chunks) <= CACHED_CHUNKS
+    assert len(chunks) <= MAX_CACHED_CHUNKS
