@@ -58,7 +58,7 @@ def test_the_larger_size_is_trained_only_where_the_small_ones_allow_a_prediction
     options = ["--depth=1,2,3", "--predict=4", "--check", "--pretrain.training.max_steps=12"]
     done = run_module("hf_llm.scaling", *SIZED, *options, folder=tiny_inputs)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "this is not the law of compute-optimal models" in done.stdout
+    assert "the law is not that of compute-optimal models" in done.stdout
     folder = tiny_inputs / "runs/tiny/scaling"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     page = Structure((folder / "index.html").read_text(encoding="utf-8"))

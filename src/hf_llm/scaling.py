@@ -126,7 +126,7 @@ def check_predictable(small: list[PlannedVariant], large: PlannedVariant, run: R
     steps = {entry.pretraining.section.training.get("max_steps") for entry in small}
     if len(steps) == 1:
         print_main(
-            "pretrain.training.max_steps is the same for all sizes: this is not the law of compute-optimal models"
+            "pretrain.training.max_steps is the same for all sizes: the law is not that of compute-optimal models"
         )
 
 

@@ -56,10 +56,8 @@ def test_the_recipe_is_the_baseline_and_its_own_values_are_no_variants():
     assert combined_names("model.positions=rope,alibi,learned") == [BASELINE, "positions-alibi", "positions-learned"]
     assert combined_names("model.hidden_size=32,48") == [BASELINE, "hidden_size-48"]
     assert combined_names("tokenizer.sample_bytes=200000000,1000") == [BASELINE, "sample_bytes-1000"]
-    assert combined_names("model.num_key_value_heads=2,4,null") == [
-        BASELINE,
-        "num_key_value_heads-4",
-    ]  # none means as many
+    # null means as many as there are heads: 4.
+    assert combined_names("model.num_key_value_heads=2,4,null") == [BASELINE, "num_key_value_heads-4"]
 
 
 def test_several_keys_are_a_grid_named_by_what_differs():
@@ -91,7 +89,7 @@ def test_nothing_that_differs_is_an_error():
 
 
 def test_long_values_get_names_that_stay_apart():
-    variant_names = names(
+    variant_names = combined_names(
         "model.rope_parameters={rope_type: linear, factor: 2.0, rope_theta: 10000.0},"
         "{rope_type: linear, factor: 4.0, rope_theta: 10000.0}"
     )
@@ -113,9 +111,8 @@ def test_variants_share_their_data_unless_what_varies_makes_it():
 
 def test_nothing_of_a_variant_is_uploaded_or_fixes_its_seed():
     training = {"push_to_hub": True, "hub_model_id": "a/b", "seed": 3, "data_seed": 4, "max_steps": 2}
-    tree = select_pretraining_keys(
-        {"name": "x", "pretrain": {"tokens_per_step": 1024, "training": training}, "sft": {}}
-    )
+    recipe = {"name": "x", "pretrain": {"tokens_per_step": 1024, "training": training}, "sft": {}}
+    tree = select_pretraining_keys(recipe)
     assert tree["pretrain"]["training"] == {"max_steps": 2}
     assert "sft" not in tree
 
