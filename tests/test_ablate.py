@@ -1,4 +1,4 @@
-"""Ablations by the real command: killed in the middle, gone on with, told apart, shown."""
+"""Ablations by the real command: killed in the middle, resumed, compared, shown."""
 
 import json
 import os
@@ -24,23 +24,23 @@ from tests.tiny_recipe import run_module, write_inputs
 
 STEPS = ("--pretrain.training.max_steps=6", "--pretrain.training.save_steps=2", "--pretrain.training.eval_steps=3")
 VARY = ("tiny.yaml", "--vary=model.positions=rope,learned", "--seeds=2", *STEPS)
-SECONDS = 300
+TIMEOUT_SECONDS = 300
 
 
-def wait_for(condition, what):
-    end = time.monotonic() + SECONDS
+def wait_until(condition, description):
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < end, f"waited {SECONDS} s for {what}"
+        assert time.monotonic() < end, f"waited {TIMEOUT_SECONDS} s for {description}"
         time.sleep(0.02)
 
 
-def modified(folder: Path) -> dict[str, int]:
+def modification_times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if "logs" not in path.parts}
 
 
 @pytest.fixture(scope="module")
 def ablated(tmp_path_factory):
-    """A folder where an ablation of two variants with two seeds was killed in its second training, and gone on with."""
+    """A folder where an ablation of two variants with two seeds was killed in its second training, and resumed."""
     folder = tmp_path_factory.mktemp("ablation")
     write_inputs(folder)
     finished = folder / "runs/tiny/ablation/baseline/seed-7"
@@ -50,15 +50,17 @@ def ablated(tmp_path_factory):
         command = [sys.executable, "-m", "hf_llm.ablate", *VARY]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
         try:
-            wait_for(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
+            wait_until(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
         finally:
             process.send_signal(signal.SIGKILL)
-            process.wait(SECONDS)
+            process.wait(TIMEOUT_SECONDS)
     assert read_manifest(second) is None, (folder / "first.txt").read_text()
-    before = modified(finished)
+    before = modification_times(finished)
     done = run_module("hf_llm.ablate", *VARY, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert modified(finished) == before | {key: value for key, value in modified(finished).items() if "recipe" in key}
+    # The recipe is written again; nothing else of a finished training is touched.
+    after = modification_times(finished)
+    assert after == before | {path: time for path, time in after.items() if "recipe" in path}
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
@@ -68,10 +70,10 @@ def results(ablated):
     return json.loads((ablated / "runs/tiny/ablation/results.json").read_text(encoding="utf-8"))
 
 
-def test_killed_in_the_middle_it_goes_on_and_leaves_alone_what_is_finished(ablated):
-    said = (ablated / "output.txt").read_text(encoding="utf-8")
-    assert "baseline, seed 7 (1 of 4): finished" in said
-    assert "resuming at step" in said.split("\n== ")[1]
+def test_a_killed_experiment_resumes_and_leaves_finished_trainings_alone(ablated):
+    output = (ablated / "output.txt").read_text(encoding="utf-8")
+    assert "baseline, seed 7 (1 of 4): finished" in output
+    assert "resuming at step" in output.split("\n== ")[1]
     steps = json.loads((ablated / "runs/tiny/ablation/positions-learned/seed-7/base/trainer_state.json").read_text())
     assert steps["global_step"] == 6
 
@@ -90,7 +92,7 @@ def test_every_training_is_a_run_of_its_own_on_shared_data(ablated):
     assert not (runs / "base").exists()
 
 
-def test_the_report_is_made_of_a_run_by_its_own_recipe(ablated, tmp_path):
+def test_the_report_of_a_training_is_made_by_its_own_recipe(ablated, tmp_path):
     shutil.copytree(ablated / "runs", tmp_path / "runs", symlinks=True)
     recipe = "runs/tiny/ablation/positions-learned/seed-8/recipe.yaml"
     assert parse_yaml((tmp_path / recipe).read_text())["name"] == "tiny/ablation/positions-learned/seed-8"
@@ -127,35 +129,35 @@ def test_the_page_stands_alone_and_shows_every_variant(ablated, results):
     assert not [address for address in page.addresses if address]
 
 
-def test_the_terminal_shows_the_table_and_where_the_page_is(ablated):
-    said = (ablated / "output.txt").read_text(encoding="utf-8")
+def test_the_terminal_shows_the_table_and_the_path_of_the_page(ablated):
+    output = (ablated / "output.txt").read_text(encoding="utf-8")
     for words in ("4 trainings, about", "equal parameters within 1%", "95% interval", "runs/tiny/ablation/index.html"):
-        assert words in said
+        assert words in output
 
 
 @pytest.mark.slow
-def test_a_variant_that_fails_does_not_take_the_others_with_it(ablated, tmp_path):
-    shutil.copytree(ablated, tmp_path / "it", symlinks=True)
-    there = "runs/tiny/ablation/baseline/seed-7/base"
-    vary = f"--vary=pretrain.start_from=no/such/folder,{there}"
-    done = run_module("hf_llm.ablate", "tiny.yaml", vary, *STEPS, folder=tmp_path / "it")
+def test_a_variant_that_fails_does_not_stop_the_others(ablated, tmp_path):
+    shutil.copytree(ablated, tmp_path / "copy", symlinks=True)
+    baseline_folder = "runs/tiny/ablation/baseline/seed-7/base"
+    vary = f"--vary=pretrain.start_from=no/such/folder,{baseline_folder}"
+    done = run_module("hf_llm.ablate", "tiny.yaml", vary, *STEPS, folder=tmp_path / "copy")
     assert done.returncode == 1, done.stdout + done.stderr
-    found = json.loads((tmp_path / "it/runs/tiny/ablation/results.json").read_text(encoding="utf-8"))
-    rows = {json.dumps(row["changes"]): row for row in found["variants"]}
+    results = json.loads((tmp_path / "copy/runs/tiny/ablation/results.json").read_text(encoding="utf-8"))
+    rows = {json.dumps(row["changes"]): row for row in results["variants"]}
     failed = rows[json.dumps({"pretrain.start_from": "no/such/folder"})]
     assert "no/such/folder" in failed["failures"]["7"] and failed["mean"] is None
-    other = rows[json.dumps({"pretrain.start_from": there})]
-    assert other["mean"] < rows["{}"]["mean"]  # it has learnt for twice as long
+    other = rows[json.dumps({"pretrain.start_from": baseline_folder})]
+    assert other["mean"] < rows["{}"]["mean"]  # it was trained for twice as long
     assert "1 failed" in done.stdout
 
 
-def test_other_settings_are_not_written_over_what_is_there(ablated, monkeypatch, capsys):
+def test_other_settings_do_not_overwrite_earlier_trainings(ablated, monkeypatch, capsys):
     monkeypatch.chdir(ablated)
     with pytest.raises(SystemExit) as end:
         ablate.main([*VARY[:3], "--pretrain.training.max_steps=7", *STEPS[1:]])
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert "pretrain.training.max_steps: was 6, is 7" in said and "--into ablation-2" in said
+    error = capsys.readouterr().err
+    assert "pretrain.training.max_steps: was 6, is 7" in error and "--into ablation-2" in error
 
 
 def test_a_wrong_value_is_refused_before_anything_is_made(tiny_inputs, monkeypatch, capsys):
@@ -194,9 +196,9 @@ def test_another_tokenizer_is_made_once_and_compared_on_the_same_text(tiny_input
     [data] = (runs / "ablation/data").iterdir()
     assert (data / "corpus").resolve() == (runs / "corpus").resolve()
     assert not (data / "tokenizer").is_symlink()
-    found = json.loads((runs / "ablation/results.json").read_text(encoding="utf-8"))
-    assert len(found["variants"]) == 4
-    for row in found["variants"]:
+    results = json.loads((runs / "ablation/results.json").read_text(encoding="utf-8"))
+    assert len(results["variants"]) == 4
+    for row in results["variants"]:
         root = tiny_inputs / row["runs"]["7"]
         measured = json.loads((root / "held_out.json").read_text(encoding="utf-8"))
         assert row["scores"]["7"] == measured["bits_per_byte"]

@@ -3,11 +3,12 @@
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --params 0.6M,1M,2M,4M --predict 8M --dry-run
     python -m hf_llm.scaling recipes/examples/one_dial.yaml --flops 1e13,3e13,1e14 --predict 5e14 --check
 
-The dial (docs/sizing.md) makes each size: width, batch, learning rate and tokens; what the recipe writes itself stays.
-The law is L = E + A / C^alpha (hf_llm.experiments.scaling_law), L bits per byte of held-out text, C the FLOPs of a
-training.
+Sizing (docs/sizing.md) derives each size's width, batch, learning rate and tokens; what the recipe sets itself is kept.
+The law is L = E + A / C^alpha (hf_llm.experiments.scaling_law), L the validation loss in bits per byte, C the FLOPs of
+a training.
+
 Each training is a run in runs/<name>/scaling/<size>/seed-<n>; the page is runs/<name>/scaling/index.html. The same
-command goes on where it was interrupted.
+command resumes an interrupted experiment.
 """
 
 import argparse
@@ -19,145 +20,198 @@ import numpy as np
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.experiments.estimate import Planned, plan
-from hf_llm.experiments.experiment import Experiment, options
+from hf_llm.experiments.estimate import PlannedVariant, plan_variants
+from hf_llm.experiments.experiment import Experiment, build_parser
 from hf_llm.experiments.page import write_page
-from hf_llm.experiments.results import table
-from hf_llm.experiments.scaling_law import Law, NoLaw, check_reach, check_sizes
-from hf_llm.experiments.variants import Variant, data_name, pretraining_tree
+from hf_llm.experiments.results import format_table
+from hf_llm.experiments.scaling_law import NoLaw, Prediction, ScalingLaw, check_extrapolation, check_sizes
+from hf_llm.experiments.variants import Variant, name_data_run, select_pretraining_keys
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import SIZING_KEYS, parse_quantity
 
-BY = ("params", "depth", "flops")
-CURVE = 60  # points of a drawn law
+SIZE_KEYS = ("params", "depth", "flops")  # the sizing keys that a scaling law can be fitted over
+CURVE_POINTS = 60
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    given, rest = parse(list(sys.argv[1:] if argv is None else argv))
-    run = Run(rest)
-    small = [sized(rest, run, given.dial, size, given.into) for size in given.sizes]
-    larger = sized(rest, run, given.dial, given.predict, given.into)
-    [goal] = plan([larger])
-    all_of_it = Experiment(
-        run, given.into, [*small, larger] if given.check else small, given.seeds, "none", compared=False
-    )
-    check(all_of_it.planned[: len(small)], goal, run)
-    all_of_it.announce()
-    if given.dry_run:
+    options, recipe_argv = parse_command_line(list(sys.argv[1:] if argv is None else argv))
+    run = Run(recipe_argv)
+    small = [build_variant(recipe_argv, run, options.size_key, size, options.into) for size in options.sizes]
+    large = build_variant(recipe_argv, run, options.size_key, options.predict, options.into)
+
+    def plan_experiment(variants: list[Variant]) -> Experiment:
+        return Experiment(run, options.into, variants, options.seeds, equal="none", compared=False)
+
+    # Everything that may be trained is checked and announced before the first training.
+    [planned_large] = plan_variants([large])
+    full_experiment = plan_experiment([*small, large] if options.check else small)
+    check_predictable(full_experiment.planned[: len(small)], planned_large, run)
+    full_experiment.print_plan()
+    if options.dry_run:
         return
-    experiment = Experiment(run, given.into, small, given.seeds, "none", compared=False)
-    failed = experiment.train()
-    law = told(experiment, goal)
-    if given.check and not law["why"]:
-        print_main(f"\n{law['summary']}\nNow it is trained, to check that.")
-        experiment = all_of_it
-        failed += experiment.train()
-        law = told(experiment, goal)
-    found = experiment.results()
-    page = write_page(experiment.folder, found, experiment.trainings, law)
-    print_main(f"\n{table(found)}\n\n{law['text'] or 'No law: ' + law['why']}\n{law['summary']}\n{page}")
+
+    experiment = plan_experiment(small)
+    failed = experiment.run_trainings()
+    law = fit_law(experiment, planned_large)
+
+    # The large size is trained only where the small ones allow a prediction.
+    if options.check and not law["why"]:
+        print_main(f"\n{law['summary']}\nNow this size is trained, to check the prediction.")
+        experiment = full_experiment
+        failed += experiment.run_trainings()
+        law = fit_law(experiment, planned_large)
+
+    results = experiment.results()
+    page = write_page(experiment.folder, results, experiment.trainings, law)
+    formula = law["text"] or f"No scaling law: {law['why']}"
+    print_main(f"\n{format_table(results)}\n\n{formula}\n{law['summary']}\n{page}")
     sys.exit(1 if failed else 0)
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """This command's own options, and the rest: the recipe and its overrides."""
-    parser = options("scaling", __doc__, "scaling")
-    several = parser.add_mutually_exclusive_group(required=True)
-    for dial in BY:
-        several.add_argument(f"--{dial}", metavar="SIZE,SIZE,SIZE", help=f"the sizes to train, by the dial's {dial}")
-    parser.add_argument("--predict", required=True, metavar="SIZE", help="the larger one, by the same dial")
-    parser.add_argument("--check", action="store_true", help="train it too, and say how far off the prediction was")
-    given, rest = parser.parse_known_args(argv)
-    if not rest:
-        parser.error("name a recipe first, as recipes/examples/one_dial.yaml")
-    given.dial = next(dial for dial in BY if getattr(given, dial))
-    sizes = {parse_quantity(size, f"--{given.dial}"): size.strip() for size in getattr(given, given.dial).split(",")}
-    given.sizes = [sizes[size] for size in sorted(sizes)]
-    if parse_quantity(given.predict, "--predict") <= max(sizes):
-        raise UserError(f"--predict {given.predict}: is no larger than {given.sizes[-1]}, which is trained")
-    return given, rest
+def parse_command_line(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into this command's own options, and the recipe with its overrides.
+
+    The options also hold `size_key`, one of SIZE_KEYS, and `sizes`, its values as text, the smallest first.
+    """
+    parser = build_parser("scaling", __doc__, "scaling")
+    size_options = parser.add_mutually_exclusive_group(required=True)
+    for key in SIZE_KEYS:
+        size_options.add_argument(f"--{key}", metavar="SIZE,SIZE,SIZE", help=f"the sizes to train, by sizing key {key}")
+    parser.add_argument("--predict", required=True, metavar="SIZE", help="the larger size, by the same key")
+    parser.add_argument("--check", action="store_true", help="train the larger size too and report the error")
+    options, recipe_argv = parser.parse_known_args(argv)
+    if not recipe_argv:
+        parser.error("name a recipe first, such as recipes/examples/one_dial.yaml")
+
+    options.size_key = next(key for key in SIZE_KEYS if getattr(options, key))
+    texts_by_size = {}
+    for text in getattr(options, options.size_key).split(","):
+        texts_by_size[parse_quantity(text, f"--{options.size_key}")] = text.strip()
+    options.sizes = [text for _, text in sorted(texts_by_size.items())]
+    if parse_quantity(options.predict, "--predict") <= max(texts_by_size):
+        raise UserError(f"--predict {options.predict}: is not larger than {options.sizes[-1]}, which is trained")
+    return options, recipe_argv
 
 
-def sized(rest: list[str], run: Run, dial: str, size: str, into: str) -> Variant:
-    """The recipe with its dial at `size`."""
-    turned = [f"--{other}=null" for other in SIZING_KEYS if other != dial]
-    tree = pretraining_tree(Run([*rest, *turned, f"--{dial}={size}"]).tree)
-    tree["name"] = data_name(tree, pretraining_tree(run.tree), into)
-    return Variant(re.sub(r"[^\w.-]", "", size), {dial: size}, tree)
+def build_variant(recipe_argv: list[str], run: Run, size_key: str, size: str, into: str) -> Variant:
+    """Build the recipe of a size."""
+    other_keys = [f"--{key}=null" for key in SIZING_KEYS if key != size_key]
+    sized_run = Run([*recipe_argv, *other_keys, f"--{size_key}={size}"])
+    tree = select_pretraining_keys(sized_run.tree)
+    tree["name"] = name_data_run(tree, select_pretraining_keys(run.tree), into)
+    folder_name = re.sub(r"[^\w.-]", "", size)
+    return Variant(folder_name, {size_key: size}, tree)
 
 
-def check(small: list[Planned], goal: Planned, run: Run) -> None:
-    """Raise UserError where such trainings will allow no law or no prediction, and say what makes it another law."""
-    if any(entry.compute is None for entry in (*small, goal)):
-        raise UserError("pretrain.training.num_train_epochs: take it out, so that the dial decides the tokens")
+def check_predictable(small: list[PlannedVariant], large: PlannedVariant, run: Run) -> None:
+    """Raise UserError where such trainings will allow no law or no prediction.
+
+    Prints a warning where all sizes train for the same number of steps, so that the models are not compute-optimal.
+    """
+    if any(entry.training_flops is None for entry in (*small, large)):
+        raise UserError("pretrain.training.num_train_epochs: remove it, so that sizing determines the tokens")
+
+    small_flops = [entry.training_flops for entry in small]
     try:
-        check_sizes([entry.compute for entry in small])
-        check_reach([entry.compute for entry in small], goal.compute)
+        check_sizes(small_flops)
+        check_extrapolation(small_flops, large.training_flops)
     except NoLaw as reason:
-        written = [f"model.{key}" for key in run.tree.get("model") or {} if f"model.{key}" not in run.derived]
-        fixed = f" (the recipe itself writes {', '.join(written)})" if written else ""
-        raise UserError(f"{reason}{fixed}") from None
-    steps = "pretrain.training.max_steps"
-    if len({entry.prospective.section.training.get("max_steps") for entry in small}) == 1:
-        print_main(f"{steps} is the same for all sizes: this law is not that of the best models for their arithmetic")
+        # Often the recipe itself sets what sizing would have varied.
+        model_keys = [f"model.{key}" for key in run.tree.get("model") or {}]
+        set_by_recipe = [key for key in model_keys if key not in run.derived]
+        note = f" (the recipe itself sets {', '.join(set_by_recipe)})" if set_by_recipe else ""
+        raise UserError(f"{reason}{note}") from None
+
+    steps = {entry.pretraining.section.training.get("max_steps") for entry in small}
+    if len(steps) == 1:
+        print_main(
+            "pretrain.training.max_steps is the same for all sizes: the law is not that of compute-optimal models"
+        )
 
 
-def told(experiment: Experiment, goal: Planned) -> dict[str, Any]:
-    """The law through what is trained, what it predicts and how far off that is, as plain values for the page."""
-    rows = {row["name"]: row for row in experiment.results()["variants"]}
-    name = goal.variant.name
-    points = sorted(
-        (entry.compute, rows[entry.variant.name]["mean"], entry.variant.name)
-        for entry in experiment.planned
-        if entry.variant.name != name and rows[entry.variant.name]["mean"] is not None
-    )
-    found = {"points": [point[:2] for point in points], "why": "", "text": "", "residual": None}
-    found |= {"curve": [], "band": {}, "predictions": [], "summary": "The points allow no prediction."}
-    try:
-        law = Law(found["points"])
-        predicted = law.predict(goal.compute)
-    except NoLaw as reason:
-        return found | {"why": str(reason)}
-    measured = rows.get(name, {"mean": None})["mean"]
-    found["predictions"] = [row(name, predicted, measured)]
-    if len(points) > 3:
-        found["predictions"] += again(points)
-    flops = np.geomspace(points[0][0], goal.compute, CURVE).tolist()
-    band = [law.predict(each) for each in flops]
-    return found | {
-        "text": str(law),
-        "residual": law.residual,
-        "curve": [(p.flops, p.loss) for p in band],
-        "band": {"95% from": [(p.flops, p.low) for p in band], "95% to": [(p.flops, p.high) for p in band]},
-        "summary": summary(found["predictions"][0]),
+def fit_law(experiment: Experiment, large: PlannedVariant) -> dict[str, Any]:
+    """Fit the law to what is trained, as plain values for the page: formula, predictions, curve and interval.
+
+    Where there is no law, `why` is the reason.
+    """
+    means = {row["name"]: row["mean"] for row in experiment.results()["variants"]}
+    large_name = large.variant.name
+    points = []
+    for entry in experiment.planned:
+        name = entry.variant.name
+        if name != large_name and means[name] is not None:
+            points.append((entry.training_flops, means[name], name))
+    points.sort()
+
+    law: dict[str, Any] = {
+        "points": [(flops, loss) for flops, loss, _ in points],
+        "why": "",
+        "text": "",
+        "residual": None,
+        "curve": [],
+        "band": {},
+        "predictions": [],
+        "summary": "The points allow no prediction.",
     }
+    try:
+        fitted = ScalingLaw(law["points"])
+        prediction = fitted.predict(large.training_flops)
+    except NoLaw as reason:
+        law["why"] = str(reason)
+        return law
+
+    large_row = describe_prediction(large_name, prediction, means.get(large_name))
+    law["predictions"] = [large_row]
+    if len(points) > 3:
+        law["predictions"] += predict_largest(points)
+
+    smallest_flops = points[0][0]
+    curve_flops = np.geomspace(smallest_flops, large.training_flops, CURVE_POINTS).tolist()
+    curve = [fitted.predict(flops) for flops in curve_flops]
+    law["text"] = str(fitted)
+    law["residual"] = fitted.residual
+    law["curve"] = [(point.flops, point.loss) for point in curve]
+    law["band"] = {
+        "95% from": [(point.flops, point.low) for point in curve],
+        "95% to": [(point.flops, point.high) for point in curve],
+    }
+    law["summary"] = summarize_prediction(large_row)
+    return law
 
 
-def again(points: list[tuple[float, float, str]]) -> list[dict[str, Any]]:
-    """The largest that is trained, predicted from the smaller ones: how far to trust the law."""
+def predict_largest(points: list[tuple[float, float, str]]) -> list[dict[str, Any]]:
+    """Predict the largest of the points (FLOPs, loss, name) from the others, which shows how far to trust the law.
+
+    Empty where the others allow no law.
+    """
     *smaller, (flops, measured, name) = points
     try:
-        predicted = Law([point[:2] for point in smaller]).predict(flops)
+        law = ScalingLaw([(smaller_flops, loss) for smaller_flops, loss, _ in smaller])
+        prediction = law.predict(flops)
     except NoLaw:
         return []
-    return [row(f"{name}, from the smaller ones", predicted, measured)]
+    return [describe_prediction(f"{name}, from the smaller ones", prediction, measured)]
 
 
-def row(name: str, predicted: Any, measured: float | None) -> dict[str, Any]:
-    """A prediction beside what came."""
-    within = measured is not None and predicted.low <= measured <= predicted.high
-    note = "" if measured is None else "within the interval" if within else "outside the interval"
-    return {"name": name, **vars(predicted), "measured": measured, "note": note}
+def describe_prediction(name: str, prediction: Prediction, measured: float | None) -> dict[str, Any]:
+    """Return a prediction beside the measured loss as a table row."""
+    if measured is None:
+        note = ""
+    elif prediction.low <= measured <= prediction.high:
+        note = "within the interval"
+    else:
+        note = "outside the interval"
+    return {"name": name, **vars(prediction), "measured": measured, "note": note}
 
 
-def summary(found: dict[str, Any]) -> str:
-    """The prediction in one sentence."""
-    interval = f"{found['low']:.4f} to {found['high']:.4f}"
-    words = f"{found['name']}: {found['loss']:.4f} bits per byte are predicted ({interval})"
-    if found["measured"] is None:
-        return words + "."
-    return f"{words}; measured {found['measured']:.4f}, off by {found['loss'] / found['measured'] - 1:+.2%}."
+def summarize_prediction(row: dict[str, Any]) -> str:
+    """State a prediction, and its error where it has been checked, in one sentence."""
+    sentence = f"{row['name']}: predicted {row['loss']:.4f} bits per byte ({row['low']:.4f} to {row['high']:.4f})"
+    if row["measured"] is None:
+        return f"{sentence}."
+    error = row["loss"] / row["measured"] - 1
+    return f"{sentence}; measured {row['measured']:.4f}, an error of {error:+.2%}."
 
 
 if __name__ == "__main__":

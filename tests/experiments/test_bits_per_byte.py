@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_llm.core.manifest import write_manifest
-from hf_llm.experiments.bits_per_byte import TextWindows, measured
+from hf_llm.experiments.bits_per_byte import TextWindows, measure_bits_per_byte
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 TEXTS = ["The red fox sees the crow. " * 20, "Übung macht den Meister. " * 20, "not read any more"]
@@ -24,29 +24,29 @@ def corpus(tmp_path):
     return folder
 
 
-def test_a_model_that_knows_nothing_takes_as_many_bits_as_its_vocabulary_has(corpus, tmp_path):
+def test_a_model_of_uniform_predictions_needs_the_bits_of_its_vocabulary(corpus, tmp_path):
     base = save_tiny_model(tmp_path / "run" / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     torch.nn.init.zeros_(model.get_input_embeddings().weight)  # all logits are zero
     model.save_pretrained(base)
     write_manifest(base)
     size = len((TEXTS[0] + TEXTS[1]).encode())
-    bits = measured(base, corpus, 64, size)
+    bits = measure_bits_per_byte(base, corpus, 64, size)
     tokens = size + 2  # a token for each byte, and the ends of two texts
     assert bits == pytest.approx(math.log2(320) * tokens / size, rel=1e-5)
-    assert measured(base, corpus, 64, size) == bits
+    assert measure_bits_per_byte(base, corpus, 64, size) == bits
     assert (tmp_path / "run" / "held_out.json").exists()
 
 
-def test_another_model_is_measured_anew(corpus, tmp_path):
+def test_another_model_is_measured_again(corpus, tmp_path):
     base = save_tiny_model(tmp_path / "run" / "base")
     write_manifest(base)
-    before = measured(base, corpus, 64, 500)
+    before = measure_bits_per_byte(base, corpus, 64, 500)
     model = AutoModelForCausalLM.from_pretrained(base)
     torch.nn.init.normal_(model.get_input_embeddings().weight)
     model.save_pretrained(base)
     write_manifest(base)
-    assert measured(base, corpus, 64, 500) != before
+    assert measure_bits_per_byte(base, corpus, 64, 500) != before
 
 
 def test_windows_hold_whole_texts_up_to_the_size_with_an_end_after_each(corpus):

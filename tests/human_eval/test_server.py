@@ -8,15 +8,15 @@ import sqlite3
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.human_eval.server import LARGEST_BODY, TOKEN, JudgingServer
-from hf_llm.human_eval.votes import Votes, create_votes
+from hf_llm.human_eval.server import MAX_BODY_BYTES, TOKEN_HEADER, ArenaServer
+from hf_llm.human_eval.votes import VoteDatabase, create_database
 from hf_llm.reporting.local_server import is_local
-from tests.human_eval.comparison import plan, serving, votes_file
+from tests.human_eval.comparison import make_database, plan, serving
 
 
 @pytest.fixture
 def server(tmp_path):
-    with serving(votes_file(tmp_path)) as server:
+    with serving(make_database(tmp_path)) as server:
         yield server
 
 
@@ -29,18 +29,18 @@ def ask(server, method, path, body=None, **headers):
 
 
 def post(server, path, value, **headers):
-    sent = {"Content_Type": "application/json", TOKEN.replace("-", "_"): server.votes.token, **headers}
+    sent = {"Content_Type": "application/json", TOKEN_HEADER.replace("-", "_"): server.database.token, **headers}
     status, _, text = ask(server, "POST", path, value if isinstance(value, bytes) else json.dumps(value), **sent)
     return status, json.loads(text)
 
 
-def test_the_page_tells_nothing_of_the_models_and_loads_nothing_from_elsewhere(server):
+def test_the_page_hides_the_models_and_loads_nothing_from_elsewhere(server):
     for path in ("/", "/page.css", "/page.js"):
         status, headers, text = ask(server, "GET", path)
         assert status == 200
         assert "good" not in text and "weak" not in text and "//" not in text.replace("// ", "")
         assert "default-src 'none'" in headers["Content-Security-Policy"]
-    status, state = ask(server, "GET", "/api/next?annotator=Ada", **{TOKEN: server.votes.token})[::2]
+    status, state = ask(server, "GET", "/api/next?annotator=Ada", **{TOKEN_HEADER: server.database.token})[::2]
     assert set(json.loads(state)) == {"question", "problem", "done", "total", "waiting", "equal"}
     assert set(json.loads(state)["question"]) == {"pair", "messages", "a", "b"}
 
@@ -56,12 +56,12 @@ def test_a_vote_is_recorded_and_answered_with_the_next_question(server):
 def test_another_sites_page_can_neither_read_nor_vote(server):
     vote = {"annotator": "Ada", "pair": 0, "choice": "a", "score_a": None, "score_b": None, "seconds": None}
     assert ask(server, "GET", "/api/next?annotator=Ada")[0] == 403
-    assert post(server, "/api/vote", vote, **{TOKEN.replace("-", "_"): "wrong"})[0] == 403
-    assert post(server, "/api/vote", vote, **{TOKEN.replace("-", "_"): "\u00e9"})[0] == 403
+    assert post(server, "/api/vote", vote, **{TOKEN_HEADER.replace("-", "_"): "wrong"})[0] == 403
+    assert post(server, "/api/vote", vote, **{TOKEN_HEADER.replace("-", "_"): "\u00e9"})[0] == 403
     assert post(server, "/api/vote", vote, Content_Type="text/plain")[0] == 415
     assert ask(server, "GET", "/", Host="evil.example")[0] == 403  # DNS rebinding
     assert ask(server, "OPTIONS", "/api/vote")[0] == 501  # no CORS preflight is answered
-    assert server.votes.standing() == []
+    assert server.database.read_votes() == []
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,21 @@ def test_another_sites_page_can_neither_read_nor_vote(server):
         {"annotator": "x" * 99}, {"annotator": None},
     ],
 )  # fmt: skip
-def test_votes_that_make_no_sense_are_refused(server, change):
+def test_invalid_votes_are_refused(server, change):
     vote = {"annotator": "Ada", "pair": 0, "choice": "a", "score_a": None, "score_b": None, "seconds": None}
-    status, said = post(server, "/api/vote", vote | change)
+    status, answer = post(server, "/api/vote", vote | change)
     assert status == 400
-    assert said["problem"]
-    assert server.votes.standing() == []
+    assert answer["problem"]
+    assert server.database.read_votes() == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 4000], ids=range(6))
-def test_bodies_that_are_no_object_are_refused(server, body):
+def test_bodies_that_are_not_an_object_are_refused(server, body):
     assert post(server, "/api/vote", body)[0] == 400
 
 
 def test_large_unsized_and_unknown_requests_are_refused(server):
-    assert post(server, "/api/vote", b" " * (LARGEST_BODY + 1))[0] == 413
+    assert post(server, "/api/vote", b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert post(server, "/api/vote", b"{}", Content_Length="-5")[0] == 411
     assert ask(server, "GET", "/../votes.sqlite")[0] == 404
     assert ask(server, "GET", "/votes.sqlite")[0] == 404
@@ -101,50 +101,50 @@ def test_a_client_that_leaves_in_the_middle_disturbs_nobody(server, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_locked_file_is_told_and_the_vote_counts_when_it_is_free(server):
+def test_a_locked_file_is_reported_and_the_vote_counts_when_it_is_free(server):
     vote = {"annotator": "Ada", "pair": 0, "choice": "a", "score_a": None, "score_b": None, "seconds": None}
-    other = sqlite3.connect(server.votes.path, isolation_level=None)
+    other = sqlite3.connect(server.database.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    status, said = post(server, "/api/vote", vote)
+    status, answer = post(server, "/api/vote", vote)
     assert status == 503
-    assert "locked by another program" in said["problem"]
+    assert "locked by another program" in answer["problem"]
     other.execute("ROLLBACK")
     assert post(server, "/api/vote", vote)[1]["recorded"]
 
 
 def test_others_need_the_token_to_see_anything(tmp_path):
-    with serving(votes_file(tmp_path), "0.0.0.0") as server:
-        assert server.url.endswith(f"/?token={server.votes.token}")
+    with serving(make_database(tmp_path), "0.0.0.0") as server:
+        assert server.url.endswith(f"/?token={server.database.token}")
         port = server.server_address[1]
         server.server_address = ("127.0.0.1", port)
         assert ask(server, "GET", "/")[0] == 403
         assert ask(server, "GET", "/?token=wrong")[0] == 403
-        status, _, text = ask(server, "GET", f"/?token={server.votes.token}", Host="my-machine:8000")
+        status, _, text = ask(server, "GET", f"/?token={server.database.token}", Host="my-machine:8000")
         assert status == 200
-        assert server.votes.token in text
+        assert server.database.token in text
 
 
-def test_what_a_model_or_a_name_holds_is_never_markup_of_the_page(tmp_path):
-    with serving(votes_file(tmp_path), annotator="O'Hara <b> & Co") as server:
+def test_an_annotators_name_is_never_markup_of_the_page(tmp_path):
+    with serving(make_database(tmp_path), annotator="O'Hara <b> & Co") as server:
         text = ask(server, "GET", "/")[2]
         assert "O'Hara" not in text and "<b> &" not in text
-        meta = text.split("judging-annotator\" content='")[1].split("'")[0]
+        meta = text.split("arena-annotator\" content='")[1].split("'")[0]
         assert json.loads(meta) == "O'Hara <b> & Co"
 
 
-def test_a_port_in_use_is_a_word_to_the_user(server):
+def test_a_port_in_use_is_a_user_error(server):
     with pytest.raises(UserError, match="--port"):
-        JudgingServer(server.votes, "127.0.0.1", server.server_address[1])
+        ArenaServer(server.database, "127.0.0.1", server.server_address[1])
     with pytest.raises(UserError, match="--port"):
-        JudgingServer(server.votes, "127.0.0.1", 99999)
+        ArenaServer(server.database, "127.0.0.1", 99999)
 
 
-def test_why_no_answers_come_is_told_to_the_page(tmp_path):
+def test_the_page_gets_the_reason_why_no_answers_come(tmp_path):
     comparison = plan(2)
     comparison.answers = {}
-    create_votes(tmp_path / "v.sqlite", comparison)
-    with serving(Votes(tmp_path / "v.sqlite"), problem=lambda: "the model has gone") as server:
-        state = json.loads(ask(server, "GET", "/api/next?annotator=Ada", **{TOKEN: server.votes.token})[2])
+    create_database(tmp_path / "v.sqlite", comparison)
+    with serving(VoteDatabase(tmp_path / "v.sqlite"), problem=lambda: "the model has gone") as server:
+        state = json.loads(ask(server, "GET", "/api/next?annotator=Ada", **{TOKEN_HEADER: server.database.token})[2])
     assert state["question"] is None
     assert (state["waiting"], state["problem"]) == (2, "the model has gone")
 

@@ -1,4 +1,4 @@
-"""Judging in a terminal: a real pseudo-terminal, and a pipe."""
+"""Voting in a terminal: a real pseudo-terminal, and a pipe."""
 
 import os
 import pty
@@ -8,9 +8,9 @@ import sys
 import time
 
 from hf_llm.human_eval import terminal_ui
-from hf_llm.human_eval.terminal_ui import wrapped
-from hf_llm.human_eval.votes import Votes
-from tests.human_eval.comparison import votes_file
+from hf_llm.human_eval.terminal_ui import wrap_text
+from hf_llm.human_eval.votes import VoteDatabase
+from tests.human_eval.comparison import make_database
 
 SECONDS = 60
 
@@ -27,7 +27,7 @@ class Terminal:
         )
         self.slave, self.text = slave, ""
 
-    def until(self, words: str) -> str:
+    def read_until(self, words: str) -> str:
         """Everything on the screen since the last call, up to `words`."""
         end = time.monotonic() + SECONDS
         while words not in self.text:
@@ -40,73 +40,73 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self.screen, keys.encode())
 
-    def echoes(self) -> bool:
+    def has_echo(self) -> bool:
         import termios
 
         return bool(termios.tcgetattr(self.slave)[3] & termios.ECHO)
 
 
 def command(path, name: str) -> list[str]:
-    return [sys.executable, "-m", "hf_llm.judge", "--votes", str(path), "--terminal", "--annotator", name]
+    return [sys.executable, "-m", "hf_llm.arena", "--votes", str(path), "--terminal", "--annotator", name]
 
 
 def test_every_key_works_and_the_terminal_is_left_as_it_was(tmp_path):
-    votes = votes_file(tmp_path, prompts=6)
-    screen = Terminal(*command(votes.path, "Ada"))
-    first = screen.until("scores: 1-5 for A, 6-0 for B")
-    assert "0 of 6 judged" in first and "Question" in first
-    assert not screen.echoes()
-    screen.press("\x1b[A\x1b[3~\x1bOB4?")  # arrows and Delete are no judgements
-    screen.until("scores   A: 4")
+    database = make_database(tmp_path, prompts=6)
+    screen = Terminal(*command(database.path, "Ada"))
+    first = screen.read_until("scores: 1-5 for A, 6-0 for B")
+    assert "0 of 6 pairs voted on" in first and "Question" in first
+    assert not screen.has_echo()
+    screen.press("\x1b[A\x1b[3~\x1bOB4?")  # arrows and Delete cast no vote
+    screen.read_until("scores   A: 4")
     screen.press("9a")
     for done, key in enumerate("btxsu", 1):
-        screen.until(f"{done} of 6 judged")
+        screen.read_until(f"{done} of 6 pairs voted on")
         screen.press(key)
-    screen.until("4 of 6 judged")
+    screen.read_until("4 of 6 pairs voted on")
     screen.press("ab")
-    screen.until("6 of 6 judged")
-    screen.until("That was the last one")
+    screen.read_until("6 of 6 pairs voted on")
+    screen.read_until("That was the last one")
     screen.press("q")
-    screen.until("Ada: 6 of 6 judged")
+    screen.read_until("Ada: 6 of 6 pairs voted on")
     assert screen.process.wait(SECONDS) == 0
-    assert screen.echoes()
-    cast = votes.standing()
-    assert [v.choice for v in cast] == ["a", "b", "tie", "bad", "a", "b"]
-    assert (cast[0].score_a, cast[0].score_b) == (4, 4)
-    assert (cast[1].score_a, cast[1].score_b) == (None, None)
+    assert screen.has_echo()
+    votes = database.read_votes()
+    assert [v.choice for v in votes] == ["a", "b", "tie", "bad", "a", "b"]
+    assert (votes[0].score_a, votes[0].score_b) == (4, 4)
+    assert (votes[1].score_a, votes[1].score_b) == (None, None)
 
 
-def test_control_c_leaves_with_every_vote_kept(tmp_path):
-    votes = votes_file(tmp_path, prompts=6)
-    screen = Terminal(*command(votes.path, "Ada"))
-    screen.until("for B")
+def test_control_c_keeps_every_vote(tmp_path):
+    database = make_database(tmp_path, prompts=6)
+    screen = Terminal(*command(database.path, "Ada"))
+    screen.read_until("for B")
     screen.press("a")
-    screen.until("1 of 6 judged")
-    screen.until("for B")
+    screen.read_until("1 of 6 pairs voted on")
+    screen.read_until("for B")
     os.kill(screen.process.pid, 2)
-    screen.until("Ada: 1 of 6 judged")
+    screen.read_until("Ada: 1 of 6 pairs voted on")
     assert screen.process.wait(SECONDS) == 0
-    assert screen.echoes()
-    assert len(Votes(votes.path).standing()) == 1
+    assert screen.has_echo()
+    assert len(VoteDatabase(database.path).read_votes()) == 1
 
 
-def test_control_c_before_a_key_is_waited_for_leaves_too(tmp_path, monkeypatch, capsys):
+def test_control_c_before_the_first_key_leaves_too(tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal_ui, "show", interrupted)
-    terminal_ui.judge(votes_file(tmp_path, prompts=6), "Ada", lambda: None)
-    assert capsys.readouterr().out == "Ada: 0 of 6 judged\n"
+    monkeypatch.setattr(terminal_ui, "print_question", interrupted)
+    terminal_ui.vote_in_terminal(make_database(tmp_path, prompts=6), "Ada", lambda: None)
+    assert capsys.readouterr().out == "Ada: 0 of 6 pairs voted on\n"
 
 
-def test_letters_from_a_pipe_judge_too(tmp_path):
-    votes = votes_file(tmp_path, prompts=3)
-    done = subprocess.run(command(votes.path, "Ben"), input="a\nB\n5t\n", capture_output=True, text=True, check=True)
-    assert "Ben: 3 of 3 judged" in done.stdout
-    assert [v.choice for v in votes.standing()] == ["a", "b", "tie"]
+def test_letters_from_a_pipe_vote_too(tmp_path):
+    database = make_database(tmp_path, prompts=3)
+    done = subprocess.run(command(database.path, "Ben"), input="a\nB\n5t\n", capture_output=True, text=True, check=True)
+    assert "Ben: 3 of 3 pairs voted on" in done.stdout
+    assert [v.choice for v in database.read_votes()] == ["a", "b", "tie"]
 
 
-def test_a_models_words_cannot_steer_the_terminal():
-    assert wrapped("\x1b[2Jgone\x07\r\nnext\ttab", 80) == "\ufffd[2Jgone\ufffd\ufffd\nnext tab"
-    assert all(len(line) <= 20 for line in wrapped("word " * 30, 20).split("\n"))
-    assert wrapped("  a\n\n  indented", 20) == "a\n\n  indented"
+def test_the_text_of_a_model_cannot_steer_the_terminal():
+    assert wrap_text("\x1b[2Jgone\x07\r\nnext\ttab", 80) == "\ufffd[2Jgone\ufffd\ufffd\nnext tab"
+    assert all(len(line) <= 20 for line in wrap_text("word " * 30, 20).split("\n"))
+    assert wrap_text("  a\n\n  indented", 20) == "a\n\n  indented"

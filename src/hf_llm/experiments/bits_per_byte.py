@@ -1,4 +1,4 @@
-"""Bits per byte of the same held-out text for models that do not share their tokens."""
+"""Measures bits per byte of the same held-out text for models with different tokenizers."""
 
 import json
 from pathlib import Path
@@ -12,25 +12,31 @@ from hf_llm.evaluation.perplexity import score
 from hf_llm.hardware.runtime import device_type, use_all_cores
 from hf_llm.model.load import load_model, load_tokenizer
 
-FILE = "held_out.json"
-BATCH_TOKENS = 8192
+RESULT_FILE = "held_out.json"
+TOKENS_PER_BATCH = 8192
 
 
 class TextWindows:
-    """The first `size` bytes of a corpus's validation split (whole documents) as windows of `length` tokens.
+    """The first `min_bytes` bytes of a corpus's validation split, as windows of `window_tokens` tokens.
 
-    What is left at the end is no window; `bytes_per_token` is that of all of it.
+    Documents are whole, so it may be some more bytes. Tokens that do not fill a window at the end are dropped;
+    `bytes_per_token` counts them too.
     """
 
-    def __init__(self, corpus: Path, tokenizer: PreTrainedTokenizerBase, length: int, size: int):
-        ids, taken = [], 0
+    def __init__(self, corpus: Path, tokenizer: PreTrainedTokenizerBase, window_tokens: int, min_bytes: int):
+        token_ids: list[int] = []
+        byte_count = 0
         for text in corpus_texts(corpus, "validation"):
-            ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            taken += len(text.encode())
-            if taken >= size:
+            token_ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            token_ids.append(tokenizer.eos_token_id)
+            byte_count += len(text.encode())
+            if byte_count >= min_bytes:
                 break
-        self._windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-        self.bytes_per_token = taken / len(ids)
+
+        window_count = len(token_ids) // window_tokens
+        whole_windows = torch.tensor(token_ids[: window_count * window_tokens])
+        self._windows = whole_windows.view(-1, window_tokens)  # (windows, tokens)
+        self.bytes_per_token = byte_count / len(token_ids)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -39,19 +45,23 @@ class TextWindows:
         return {"input_ids": self._windows[index], "labels": self._windows[index]}
 
 
-def measured(base: Path, corpus: Path, context: int, size: int) -> float:
-    """Bits per byte of the model in `base` on the first `size` bytes of the corpus's validation split.
+def measure_bits_per_byte(base: Path, corpus: Path, context: int, size: int) -> float:
+    """Measure bits per byte of the model in `base` on the first `size` bytes of the corpus's validation split.
 
-    Kept beside `base`, and read from there as long as both are the same.
+    The result is stored beside `base`, and read from there as long as model, corpus and arguments are the same.
     """
     key = digest_of([read_manifest(base)["digest"], read_manifest(corpus)["digest"], context, size])
-    file = base.parent / FILE
-    if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-        return kept["bits_per_byte"]
+    result_file = base.parent / RESULT_FILE
+    if result_file.exists():
+        stored = json.loads(result_file.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return stored["bits_per_byte"]
+
     if device_type() == "cpu":
         use_all_cores()
     model = load_model(base).to(device_type())
     windows = TextWindows(corpus, load_tokenizer(base), context, size)
-    value = score(model, windows, max(1, BATCH_TOKENS // context))["bits_per_byte"]
-    write_json(file, {"key": key, "bits_per_byte": value, "bytes": size})
-    return value
+    batch_size = max(1, TOKENS_PER_BATCH // context)
+    bits_per_byte = score(model, windows, batch_size)["bits_per_byte"]
+    write_json(result_file, {"key": key, "bits_per_byte": bits_per_byte, "bytes": size})
+    return bits_per_byte

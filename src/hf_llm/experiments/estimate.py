@@ -1,10 +1,10 @@
-"""An experiment before it is made: the size of each variant, and how long all of it takes on this machine."""
+"""Estimates an experiment before it runs: the size of each variant, and how long all trainings take on this machine."""
 
 from dataclasses import dataclass
 
-from hf_llm.experiments.matched_sizes import UNITS, measures
-from hf_llm.experiments.train_variants import apart
-from hf_llm.experiments.variants import Prospective, Variant, checked
+from hf_llm.experiments.matched_sizes import UNIT_NAMES, measure_model
+from hf_llm.experiments.train_variants import run_in_subprocess
+from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining
 from hf_llm.hardware.runtime import device_type, has_bf16
 from hf_llm.planning.memory_estimate import Job
 from hf_llm.planning.speed import measured_here
@@ -14,65 +14,96 @@ from hf_llm.reporting.run_page import duration
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A variant before it is trained. `tokens` are those of one training; None where its epochs decide."""
+class PlannedVariant:
+    """A variant before it is trained."""
 
     variant: Variant
-    prospective: Prospective
+    pretraining: PlannedPretraining
     parameters: int
-    flops: int  # of training on one token
+    flops_per_token: int
+    """Of training on one token."""
     tokens: int | None
-    work: float | None  # FLOPs of one training, evaluations and all
+    """Of one training; None where epochs determine them."""
+    total_flops: float | None
+    """Of one training with its evaluations; None where epochs determine the tokens."""
 
-    def measure(self, equal: str) -> int:
-        """What is made equal: `parameters` or `flops`."""
-        return self.parameters if equal == "parameters" else self.flops
+    def matched_quantity(self, equal: str) -> int:
+        """The quantity that is made equal: `parameters` or `flops`."""
+        return self.parameters if equal == "parameters" else self.flops_per_token
 
     @property
-    def compute(self) -> float | None:
-        """FLOPs of one training without its evaluations."""
-        return None if self.tokens is None else self.flops * self.tokens
+    def training_flops(self) -> float | None:
+        """FLOPs of one training without its evaluations; None where epochs determine the tokens."""
+        if self.tokens is None:
+            return None
+        return self.flops_per_token * self.tokens
 
 
-def plan(variants: list[Variant]) -> list[Planned]:
-    """Parameters, arithmetic and tokens of each variant."""
-    planned = []
-    for variant in variants:
-        found = checked(variant.tree, variant.name)
-        counts = measures(found.config, found.context)
-        steps = found.section.training.get("max_steps")
-        told = bool(steps and steps > 0)
-        tokens = steps * found.section.tokens_per_step if told else None
-        work = counts["flops"] * tokens_worked(found.section, steps) if told else None
-        planned.append(Planned(variant, found, counts["parameters"], counts["flops"], tokens, work))
-    return planned
+def plan_variants(variants: list[Variant]) -> list[PlannedVariant]:
+    """Compute parameters, FLOPs and tokens of each variant."""
+    return [_plan_variant(variant) for variant in variants]
 
 
-def rate(planned: Planned) -> float:
-    """FLOP/s at which this machine trains a variant, measured on a few of its layers."""
-    found = planned.prospective
-    windows, settings = found.section.tokens_per_step // found.context, found.section.training
-    job = Job(found.config, found.context, windows, settings, has_bf16(device_type()))
-    return apart(measured_here, job, 1).tokens_per_second * planned.flops
+def _plan_variant(variant: Variant) -> PlannedVariant:
+    pretraining = plan_pretraining(variant.tree, variant.name)
+    section = pretraining.section
+    size = measure_model(pretraining.config, pretraining.context)
+
+    tokens = None
+    total_flops = None
+    max_steps = section.training.get("max_steps")
+    if max_steps and max_steps > 0:
+        tokens = max_steps * section.tokens_per_step
+        total_flops = size["flops"] * tokens_worked(section, max_steps)
+    return PlannedVariant(variant, pretraining, size["parameters"], size["flops"], tokens, total_flops)
 
 
-def plan_table(planned: list[Planned], equal: str, flops_per_second: float, seeds: int) -> str:
-    """The variants as they will be trained, a line each, and how long all of them take."""
-    compared = ["to baseline"] if equal != "none" else []
-    lines = [["variant", "parameters", "FLOPs/token", *compared, "tokens", "time"]]
-    lines[0] += ["fitted"] if compared else []
+def measure_flops_per_second(planned: PlannedVariant) -> float:
+    """Measure the FLOP/s at which this machine trains a variant, on a few of its layers."""
+    pretraining = planned.pretraining
+    section = pretraining.section
+    windows_per_step = section.tokens_per_step // pretraining.context
+    bf16 = has_bf16(device_type())
+    job = Job(pretraining.config, pretraining.context, windows_per_step, section.training, bf16)
+    speed = run_in_subprocess(measured_here, job, 1)
+    return speed.tokens_per_second * planned.flops_per_token
+
+
+def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: float, seeds: int) -> str:
+    """Format the variants as they will be trained, a line each, and how long all of them take."""
+    is_matched = equal != "none"
+    header = ["variant", "parameters", "FLOPs/token"]
+    if is_matched:
+        header.append("to baseline")
+    header += ["tokens", "time"]
+    if is_matched:
+        header.append("fitted")
+
+    rows = [header]
     for entry in planned:
-        line = [entry.variant.name, f"{entry.parameters:,}", f"{entry.flops:.3g}"]
-        line += [f"{entry.measure(equal) / planned[0].measure(equal) - 1:+.2%}"] if compared else []
-        line += [number(entry.tokens), duration(entry.work / flops_per_second)] if entry.tokens else ["by epochs", ""]
-        fitted = ", ".join(f"{k.removeprefix('model.')} {v}" for k, v in entry.variant.fitted.items())
-        lines.append(line + ([fitted] if compared else []))
-    told = [aligned(lines)] + ([f"  equal {UNITS[equal]} within 1%"] if compared else [])
-    if any(entry.work is None for entry in planned):
-        return "\n".join([*told, "  how long that takes is known once pretrain.training.max_steps is set"])
-    seconds = seeds * sum(entry.work for entry in planned) / flops_per_second
-    told.append(
+        row = [entry.variant.name, f"{entry.parameters:,}", f"{entry.flops_per_token:.3g}"]
+        if is_matched:
+            ratio = entry.matched_quantity(equal) / planned[0].matched_quantity(equal)
+            row.append(f"{ratio - 1:+.2%}")
+        if entry.tokens:
+            row += [number(entry.tokens), duration(entry.total_flops / flops_per_second)]
+        else:
+            row += ["by epochs", ""]
+        if is_matched:
+            fitted = [f"{key.removeprefix('model.')} {value}" for key, value in entry.variant.fitted.items()]
+            row.append(", ".join(fitted))
+        rows.append(row)
+
+    lines = [aligned(rows)]
+    if is_matched:
+        lines.append(f"  equal {UNIT_NAMES[equal]} within 1%")
+    if any(entry.total_flops is None for entry in planned):
+        lines.append("  how long that takes can be estimated once pretrain.training.max_steps is set")
+        return "\n".join(lines)
+
+    seconds = seeds * sum(entry.total_flops for entry in planned) / flops_per_second
+    lines.append(
         f"  {len(planned) * seeds} trainings, about {duration(seconds)} in all at {flops_per_second:.2g} FLOP/s, "
-        "measured here on the first"
+        "measured on this machine with the first"
     )
-    return "\n".join(told)
+    return "\n".join(lines)

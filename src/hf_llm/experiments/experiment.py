@@ -1,4 +1,4 @@
-"""An experiment from its variants to its page: what hf_llm.ablate and hf_llm.scaling have in common."""
+"""Runs an experiment from its variants to its page: what hf_llm.ablate and hf_llm.scaling have in common."""
 
 import argparse
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.experiments.estimate import Planned, plan, plan_table, rate
-from hf_llm.experiments.matched_sizes import equalised
+from hf_llm.experiments.estimate import PlannedVariant, format_plan, measure_flops_per_second, plan_variants
+from hf_llm.experiments.matched_sizes import match_baseline
 from hf_llm.experiments.page import write_page
-from hf_llm.experiments.results import results
-from hf_llm.experiments.train_variants import Training, check_standing, prepare, train, trainings
+from hf_llm.experiments.results import collect_results
+from hf_llm.experiments.train_variants import (
+    Training,
+    check_same_settings,
+    list_trainings,
+    prepare_data,
+    train_variants,
+)
 from hf_llm.experiments.variants import Variant
 from hf_llm.model.load import CAUSAL
 from hf_llm.pipeline.run import Run
@@ -18,79 +24,101 @@ from hf_llm.training.objectives import objective_in
 
 
 class Experiment:
-    """`variants` of the recipe of `run`, the first of them the baseline, trained with each of `seeds` and made `equal`
-    (hf_llm.experiments.matched_sizes.EQUAL) below runs/<name>/`into`. `compared`: whether they are ranked against the
-    first.
+    """Variants of a recipe, each trained with several seeds.
 
     Raises UserError where a variant cannot be made equal, or its training was begun with other settings.
     """
 
+    planned: list[PlannedVariant]
+    trainings: list[Training]
+
     def __init__(self, run: Run, into: str, variants: list[Variant], seeds: int, equal: str, compared: bool):
-        self.run, self.into, self.equal, self.compared = run, into, equal, compared
-        self.seeds = [int(run.tree.get("seed", 42)) + number for number in range(seeds)]
-        self._asked = variants
-        self._fit()
+        """Plan the experiment below runs/<name>/`into`.
+
+        The first of the `variants` of the recipe of `run` is the baseline, to which the others are made `equal`
+        (hf_llm.experiments.matched_sizes.MATCH_CHOICES). `compared` is whether they are ranked against it.
+        """
+        self.run = run
+        self.into = into
+        self.equal = equal
+        self.compared = compared
+        first_seed = int(run.tree.get("seed", 42))
+        self.seeds = [first_seed + number for number in range(seeds)]
+
+        self._requested_variants = variants
+        self._plan_trainings()
         check_comparable(self.trainings)
-        check_standing(self.trainings, into)
+        check_same_settings(self.trainings, into)
 
     @property
     def folder(self) -> Path:
+        """The folder of all trainings and of the page."""
         return self.run.root / self.into
 
-    def _fit(self) -> None:
-        self.planned: list[Planned] = plan([equalised(each, self._asked[0], self.equal) for each in self._asked])
-        self.trainings: list[Training] = trainings(self.run, self.into, [p.variant for p in self.planned], self.seeds)
+    def _plan_trainings(self) -> None:
+        baseline = self._requested_variants[0]
+        variants = [match_baseline(variant, baseline, self.equal) for variant in self._requested_variants]
+        self.planned = plan_variants(variants)
+        self.trainings = list_trainings(self.run, self.into, variants, self.seeds)
 
-    def announce(self) -> None:
+    def print_plan(self) -> None:
         """Print sizes and hours. The speed is that of the baseline, measured in a few seconds."""
-        print_main(plan_table(self.planned, self.equal, rate(self.planned[0]), len(self.seeds)))
+        flops_per_second = measure_flops_per_second(self.planned[0])
+        print_main(format_plan(self.planned, self.equal, flops_per_second, len(self.seeds)))
 
-    def train(self) -> int:
-        """Make the data, then train what is not finished, the page written after each. Returns how many failed.
+    def run_trainings(self) -> int:
+        """Make the data, then run the trainings that are not finished, and write the page after each.
 
-        Sizes are fitted anew once the tokenizers are there: a small corpus may give fewer tokens than were asked for.
+        Returns how many failed. Sizes are matched again once the tokenizers are there, since a tokenizer trained on a
+        small corpus may have fewer tokens than the recipe asks for.
         """
-        before = [entry.variant.tree for entry in self.planned]
-        prepare(self.run, self._asked)
-        self._fit()
-        if before != [entry.variant.tree for entry in self.planned]:
-            print_main("The tokenizer has other tokens than planned, so the sizes are now:")
-            self.announce()
-        return train(self.trainings, lambda: write_page(self.folder, self.results(), self.trainings))
+        planned_trees = [entry.variant.tree for entry in self.planned]
+        prepare_data(self.run, self._requested_variants)
+        self._plan_trainings()
+        if [entry.variant.tree for entry in self.planned] != planned_trees:
+            print_main("The tokenizer has another number of tokens than planned, so the sizes are now:")
+            self.print_plan()
+        return train_variants(self.trainings, after_each=self._write_page)
+
+    def _write_page(self) -> None:
+        write_page(self.folder, self.results(), self.trainings)
 
     def results(self) -> dict[str, Any]:
-        """What is known now, as plain values (hf_llm.experiments.results)."""
-        return results(self.run.name, self.planned, self.trainings, self.equal, self.compared)
+        """Return what has been measured so far, as plain values (hf_llm.experiments.results)."""
+        return collect_results(self.run.name, self.planned, self.trainings, self.equal, self.compared)
 
 
 def check_comparable(trainings: list[Training]) -> None:
     """Raise UserError for models that read different tokens and that have no bits per byte to be compared by."""
     trees = [training.variant.tree for training in trainings]
-    kinds = {objective_in(tree).kind for tree in trees} - {CAUSAL}
-    if kinds and len({tree["name"] for tree in trees}) > 1:
+    data_names = {tree["name"] for tree in trees}
+    kinds_without_bits = {objective_in(tree).kind for tree in trees} - {CAUSAL}
+    if kinds_without_bits and len(data_names) > 1:
         raise UserError(
-            f"variants that read different tokens are compared by bits per byte, and {kinds.pop()} models have none; "
-            "vary keys of model or pretrain, or take a causal model"
+            "variants that read different tokens are compared by bits per byte, and "
+            f"{kinds_without_bits.pop()} models have none; vary keys of model or pretrain, or use a causal model"
         )
 
 
-def options(program: str, description: str, into: str) -> argparse.ArgumentParser:
-    """A parser with what both commands take."""
+def build_parser(program: str, description: str, into: str) -> argparse.ArgumentParser:
+    """Build a parser with the options that both commands take."""
     parser = argparse.ArgumentParser(
         f"python -m hf_llm.{program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--seeds", type=positive, default=1, help="trainings of each, with seeds from the recipe's on")
-    parser.add_argument("--into", default=into, help="the folder of it all, below runs/<name> (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=parse_positive_int, default=1, help="trainings of each variant, seeds counted from the recipe's"
+    )
+    parser.add_argument("--into", default=into, help="the folder of the experiment, below runs/<name> (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only print sizes and hours")
     return parser
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on, of a command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("a number from 1 on is wanted")
-    return number
+def parse_positive_int(text: str) -> int:
+    """Parse an integer of at least 1 for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("expected a number of at least 1")
+    return value

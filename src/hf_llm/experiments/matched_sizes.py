@@ -1,4 +1,4 @@
-"""Sizes that make a variant comparable to the baseline: as many parameters, or as many FLOPs for each token."""
+"""Finds sizes that make a variant comparable to the baseline: equal parameters, or equal FLOPs per token."""
 
 import math
 from collections.abc import Iterator
@@ -8,144 +8,195 @@ import torch
 from transformers import PreTrainedConfig
 
 from hf_llm.core.errors import UserError
-from hf_llm.experiments.variants import Prospective, Variant, checked, with_changes
+from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining, set_keys
 from hf_llm.model.summary import flops_per_token
 from hf_llm.planning.memory_estimate import model_of, planned_config
 
-EQUAL = ("parameters", "flops", "none")
-UNITS = {"parameters": "parameters", "flops": "FLOPs per token"}
+MATCH_CHOICES = ("parameters", "flops", "none")
+UNIT_NAMES = {"parameters": "parameters", "flops": "FLOPs per token"}
 TOLERANCE = 0.01
-# How far the MLP may go from its own share of the width, as a factor: little before the width is touched, then far.
-BOUNDS = (2.0, 8.0)
-STEPS = (64, 32, 16, 8, 4, 2, 1)  # of the MLP's width, the coarsest that comes near enough: kernels like round numbers
-WIDEST = 4  # times the variant's own width
-MLP_WIDTHS = ("moe_intermediate_size", "intermediate_size", "n_inner", "d_ff", "ffn_dim")  # transformers' names
+
+# By what factor the MLP's share of the width may change: little before the width is changed at all, then far.
+MLP_FACTORS = (2.0, 8.0)
+# The MLP's width is a multiple of the largest of these that comes close enough: kernels are fast at round numbers.
+MLP_MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+MAX_WIDTH_FACTOR = 4  # of the variant's own width
+MLP_WIDTH_KEYS = ("moe_intermediate_size", "intermediate_size", "n_inner", "d_ff", "ffn_dim")  # transformers' names
 
 Sizes = dict[str, int]  # keys of the `model` section
 
 
-def measures(config: PreTrainedConfig, context: int) -> dict[str, int]:
-    """`parameters` (all, tied ones once) and `flops` (of training on one token, of the experts only those chosen)."""
+def measure_model(config: PreTrainedConfig, context: int) -> dict[str, int]:
+    """Count `parameters` (tied ones once) and `flops` of training on one token (of experts, the active ones)."""
     with torch.device("meta"):
         model = model_of(config)
     return {"parameters": model.num_parameters(), "flops": flops_per_token(model, context)}
 
 
-def equalised(variant: Variant, baseline: Variant, equal: str) -> Variant:
-    """The variant with sizes at which its `equal` is within 1% of the baseline's; itself where it is so already.
+def match_baseline(variant: Variant, baseline: Variant, equal: str) -> Variant:
+    """Return the variant with sizes at which its `equal` is within 1% of the baseline's.
 
-    The MLP is made wider or narrower first, up to twice or half of what it was; then the whole model, its heads in
-    proportion. What `variant.changes` sets stays. Raises UserError where no size comes near enough.
+    The MLP is made wider or narrower first, by up to a factor of two; then the whole model, its heads in proportion.
+    What `variant.changes` sets is not changed. Raises UserError where no size comes close enough.
     """
     if equal == "none" or not variant.changes:
         return variant
-    base = checked(baseline.tree, baseline.name)
-    wanted = measures(base.config, base.context)[equal]
-    fit = Fit(checked(variant.tree, variant.name), variant.changes, equal, wanted)
-    sizes = fit.sizes()
+
+    target_pretraining = plan_pretraining(baseline.tree, baseline.name)
+    target = measure_model(target_pretraining.config, target_pretraining.context)[equal]
+    search = SizeSearch(plan_pretraining(variant.tree, variant.name), variant.changes, equal, target)
+    sizes = search.find_sizes()
     if sizes is None:
         raise UserError(
             f"{variant.name}: no size that --vary leaves open comes within {TOLERANCE:.0%} of the baseline's "
-            f"{wanted:,} {UNITS[equal]}; {fit.nearest:,} ({fit.nearest / wanted - 1:+.1%}) is the nearest. Leave more "
-            "sizes open, take another value, or add --equal none"
+            f"{target:,} {UNIT_NAMES[equal]}; {search.closest:,} ({search.closest / target - 1:+.1%}) is the closest. "
+            "Leave more sizes open, use another value, or add --equal none"
         )
     fitted = {f"model.{key}": value for key, value in sizes.items()}
-    return Variant(variant.name, variant.changes, with_changes(variant.tree, fitted), fitted)
+    return Variant(variant.name, variant.changes, set_keys(variant.tree, fitted), fitted)
 
 
-class Fit:
-    """The search for the sizes of one variant. `nearest` is what came nearest to what is `wanted`."""
+class SizeSearch:
+    """The search for sizes at which one variant has `target` parameters or FLOPs per token.
 
-    def __init__(self, prospective: Prospective, changes: dict[str, Any], equal: str, wanted: int):
-        self.own, self.equal, self.wanted = prospective, equal, wanted
-        self.config = prospective.config
-        self.names = type(self.config).attribute_map
-        given = (key.split(".")[1] for key in changes if key.startswith("model."))
-        self.given = {self.names.get(key, key) for key in given}
-        known = [key for key in MLP_WIDTHS if getattr(self.config, key, None)]
-        known = known if getattr(self.config, "num_experts", None) else [k for k in known if not k.startswith("moe")]
-        self.mlp = known[0] if known and known[0] not in self.given else None
-        self.nearest = self.measure({})
+    `closest` is the count that came closest to the target so far.
+    """
 
-    def sizes(self) -> Sizes | None:
-        """What to set in the `model` section; None where nothing comes near enough."""
-        if self.is_near(self.nearest):
+    def __init__(self, pretraining: PlannedPretraining, changes: dict[str, Any], equal: str, target: int):
+        self.pretraining = pretraining
+        self.config = pretraining.config
+        self.equal = equal
+        self.target = target
+
+        # Families name sizes differently: GPT-2's `n_embd` is `hidden_size`.
+        self.family_names = type(self.config).attribute_map
+        changed_sizes = [key.split(".")[1] for key in changes if key.startswith("model.")]
+        self.fixed = {self.family_name(size) for size in changed_sizes}
+        self.mlp_key = self._find_mlp_key()
+        self.closest = self._count({})
+
+    def family_name(self, size: str) -> str:
+        """The name of a size in this family's own configuration."""
+        return self.family_names.get(size, size)
+
+    def _find_mlp_key(self) -> str | None:
+        """The key of the MLP's width; None where the family has none or the variant fixes it."""
+        has_experts = bool(getattr(self.config, "num_experts", None))
+        for key in MLP_WIDTH_KEYS:
+            is_of_experts = key.startswith("moe")
+            if getattr(self.config, key, None) and (has_experts or not is_of_experts):
+                return None if key in self.fixed else key
+        return None
+
+    def find_sizes(self) -> Sizes | None:
+        """Return what to set in the `model` section; None where nothing comes close enough."""
+        if self.is_close(self.closest):
             return {}
-        for bound in BOUNDS:
-            for width in ({}, *self.widths()):
+        for factor in MLP_FACTORS:
+            for width in ({}, *self.list_widths()):
                 try:
-                    found = self.with_mlp(width, bound)
+                    sizes = self.fit_mlp(width, factor)
                 except UserError:  # sizes that contradict a switch of this variant
                     continue
-                if found is not None:
-                    return found
+                if sizes is not None:
+                    return sizes
         return None
 
-    def measure(self, sizes: Sizes) -> int:
-        """Parameters or FLOPs of the variant with other sizes, the nearest so far kept."""
-        config = planned_config({**self.own.model, **sizes}, self.config.vocab_size, self.own.section.context)
-        found = measures(config, self.own.context)[self.equal]
-        self.nearest = min(getattr(self, "nearest", found), found, key=lambda value: abs(value / self.wanted - 1))
-        return found
+    def count_with(self, sizes: Sizes) -> int:
+        """Count parameters or FLOPs of the variant with other sizes, and note the count where it is the closest."""
+        count = self._count(sizes)
+        if self._relative_error(count) < self._relative_error(self.closest):
+            self.closest = count
+        return count
 
-    def is_near(self, value: float) -> bool:
-        return abs(value / self.wanted - 1) <= TOLERANCE
+    def _count(self, sizes: Sizes) -> int:
+        section = {**self.pretraining.model, **sizes}
+        config = planned_config(section, self.config.vocab_size, self.pretraining.section.context)
+        return measure_model(config, self.pretraining.context)[self.equal]
 
-    def with_mlp(self, width: Sizes, bound: float) -> Sizes | None:
-        """This width with the MLP that makes it fit; None where none between 1 / `bound` and `bound` does.
+    def _relative_error(self, count: float) -> float:
+        return abs(count / self.target - 1)
 
-        Parameters and FLOPs grow with the MLP's width in a straight line.
+    def is_close(self, count: float) -> bool:
+        """Whether a count is within the tolerance of the target."""
+        return self._relative_error(count) <= TOLERANCE
+
+    def fit_mlp(self, width: Sizes, factor: float) -> Sizes | None:
+        """Return these sizes with an MLP that reaches the target; None where none within `factor` of its share does.
+
+        Parameters and FLOPs are linear in the MLP's width, so two counts determine the width.
         """
-        if self.mlp is None:
-            return width if self.is_near(self.measure(width)) else None
-        share = width.get(self.key("hidden_size"), self.config.hidden_size) / self.config.hidden_size
-        middle = max(1, round(getattr(self.config, self.mlp) * share))
-        at_middle, at_twice = (self.measure({**width, self.mlp: size}) for size in (middle, 2 * middle))
-        best = middle + (self.wanted - at_middle) * middle / (at_twice - at_middle)
-        for step in STEPS:
-            size = round(best / step) * step
-            if max(1, middle / bound) <= size <= middle * bound:
-                if self.is_near(self.measure({**width, self.mlp: size})):
-                    return {**width, self.mlp: size}
+        if self.mlp_key is None:
+            return width if self.is_close(self.count_with(width)) else None
+
+        hidden_size = width.get(self.family_name("hidden_size"), self.config.hidden_size)
+        scale = hidden_size / self.config.hidden_size
+        middle = max(1, round(getattr(self.config, self.mlp_key) * scale))
+        count_at_middle = self.count_with({**width, self.mlp_key: middle})
+        count_at_double = self.count_with({**width, self.mlp_key: 2 * middle})
+        ideal = middle + (self.target - count_at_middle) * middle / (count_at_double - count_at_middle)
+
+        for multiple in MLP_MULTIPLES:
+            mlp_width = round(ideal / multiple) * multiple
+            if not max(1, middle / factor) <= mlp_width <= middle * factor:
+                continue
+            sizes = {**width, self.mlp_key: mlp_width}
+            if self.is_close(self.count_with(sizes)):
+                return sizes
         return None
 
-    def widths(self) -> list[Sizes]:
-        """Narrower and wider models, the nearest first: by the number of heads, then by the size of as many heads."""
-        if self.key("hidden_size") in self.given:
+    def list_widths(self) -> list[Sizes]:
+        """List narrower and wider models: first those with another number of heads, then those with other head sizes.
+
+        Each group has the least change of width first.
+        """
+        hidden_key = self.family_name("hidden_size")
+        if hidden_key in self.fixed:
             return []
 
         def distance(sizes: Sizes) -> float:
-            return abs(math.log(sizes[self.key("hidden_size")] / self.config.hidden_size))
+            return abs(math.log(sizes[hidden_key] / self.config.hidden_size))
 
-        return sorted(self._by_heads(), key=distance) + sorted(self._by_head_size(), key=distance)
+        return sorted(self._vary_heads(), key=distance) + sorted(self._vary_head_size(), key=distance)
 
-    def _by_heads(self) -> Iterator[Sizes]:
-        heads = self.config.num_attention_heads
-        each = self.config.hidden_size // heads
-        pairs = getattr(self.config, "num_key_value_heads", None)  # key/value heads stay where they are 1 or given
-        stays = pairs == 1 or self.key("num_key_value_heads") in self.given
-        if self.key("num_attention_heads") in self.given:
+    def _vary_heads(self) -> Iterator[Sizes]:
+        """Yield models with another number of heads of the same size."""
+        heads_key = self.family_name("num_attention_heads")
+        key_value_key = self.family_name("num_key_value_heads")
+        if heads_key in self.fixed:
             return
-        for number in range(1, WIDEST * heads + 1):
-            sizes = {self.key("hidden_size"): number * each, self.key("num_attention_heads"): number}
-            if pairs and not stays:
-                if number * pairs % heads:
+
+        heads = self.config.num_attention_heads
+        head_size = self.config.hidden_size // heads
+        key_value_heads = getattr(self.config, "num_key_value_heads", None)
+        keeps_key_value_heads = key_value_heads == 1 or key_value_key in self.fixed
+        for number in range(1, MAX_WIDTH_FACTOR * heads + 1):
+            if number == heads:
+                continue
+            sizes = {self.family_name("hidden_size"): number * head_size, heads_key: number}
+
+            # Key/value heads grow in proportion, or stay; heads must be a multiple of them either way.
+            if key_value_heads and keeps_key_value_heads and number % key_value_heads:
+                continue
+            if key_value_heads and not keeps_key_value_heads:
+                if number * key_value_heads % heads:
                     continue
-                sizes[self.key("num_key_value_heads")] = number * pairs // heads
-            if number != heads and not (pairs and stays and number % pairs):
-                yield sizes
+                sizes[key_value_key] = number * key_value_heads // heads
+            yield sizes
 
-    def _by_head_size(self) -> Iterator[Sizes]:
-        heads = self.config.num_attention_heads
-        each = self.config.hidden_size // heads
-        head_dim = getattr(self.config, "head_dim", None)
-        if self.key("head_dim") in self.given:
+    def _vary_head_size(self) -> Iterator[Sizes]:
+        """Yield models with as many heads of another size, which stays even as rotary positions need."""
+        head_size_key = self.family_name("head_dim")
+        if head_size_key in self.fixed:
             return
-        for size in range(2, WIDEST * each + 1, 2):
-            if size != each:
-                sizes = {self.key("hidden_size"): heads * size}
-                yield {**sizes, self.key("head_dim"): size} if head_dim == each else sizes
 
-    def key(self, name: str) -> str:
-        """What this family calls a size in its own configuration."""
-        return self.names.get(name, name)
+        heads = self.config.num_attention_heads
+        own_head_size = self.config.hidden_size // heads
+        names_head_size = getattr(self.config, "head_dim", None) == own_head_size
+        for head_size in range(2, MAX_WIDTH_FACTOR * own_head_size + 1, 2):
+            if head_size == own_head_size:
+                continue
+            sizes = {self.family_name("hidden_size"): heads * head_size}
+            if names_head_size:
+                sizes[head_size_key] = head_size
+            yield sizes

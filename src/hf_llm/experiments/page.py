@@ -1,4 +1,4 @@
-"""An experiment as results.json and one self-contained HTML page."""
+"""Writes an experiment as results.json and one self-contained HTML page."""
 
 import math
 from pathlib import Path
@@ -8,112 +8,160 @@ from markupsafe import Markup
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.manifest import write_json
-from hf_llm.experiments.results import NAMES, between, curves, said, shown, summary
+from hf_llm.experiments.results import (
+    METRIC_NAMES,
+    average_curves,
+    describe_status,
+    format_interval,
+    format_score,
+    summarize_comparison,
+)
 from hf_llm.experiments.train_variants import Training
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import count
 from hf_llm.reporting.secrets import redact
 from hf_llm.reporting.svg_charts import Series, line_chart
 
-MOST_LINES = 6  # of one chart: as many as there are colours
-STYLE = ".law .line-0, .bare .line-1 { stroke-width: 8; }"  # what is measured: dots
+MAX_CURVES = 6  # of one chart: there are as many colours
+MEASURED_AS_DOTS = ".law .line-0, .bare .line-1 { stroke-width: 8; }"
 
 
 def write_page(
-    folder: Path, found: dict[str, Any], trainings: list[Training], law: dict[str, Any] | None = None
+    folder: Path, results: dict[str, Any], trainings: list[Training], law: dict[str, Any] | None = None
 ) -> Path:
-    """Write `results.json` and `index.html` into `folder`, each whole or not at all. Returns the page's path."""
+    """Write `results.json` and `index.html` into `folder`, each whole or not at all. Returns the page's path.
+
+    `law` is what hf_llm.scaling adds to the results.
+    """
+    if law:
+        results = {**results, "law": law}
+    results = redact(results)
+
     folder.mkdir(parents=True, exist_ok=True)
-    found = redact(found | ({"law": law} if law else {}))
-    write_json(folder / "results.json", found)
+    write_json(folder / "results.json", results)
     page = folder / "index.html"
-    write_text(page, html(found, trainings))
+    write_text(page, render_page(results, trainings))
     return page
 
 
-def html(found: dict[str, Any], trainings: list[Training]) -> str:
-    """The page, which loads nothing."""
-    law, variants = found.get("law"), found["variants"]
-    drawn = [row["name"] for row in variants if row["mean"] is not None][:MOST_LINES]
-    metric = next(key for key, name in NAMES.items() if name == found["metric"])
-    return (
-        templates.html(Path(__file__).parent)
-        .get_template("page.html")
-        .render(
-            **{"law": None, **found},
-            title=found["name"],
-            kicker="Ablation" if found["compared"] else "Scaling",
-            summary=law["summary"] if law else summary(found) if found["compared"] else "",
-            numbers=numbers(found),
-            several=len(found["seeds"]) > 1,
-            scale=scale(variants),
-            note=note(found),
-            charts=charts(trainings, drawn, metric),
-            hidden=max(0, sum(row["mean"] is not None for row in variants) - MOST_LINES),
-            law_chart=law_chart(law, found["metric"]) if law else None,
-            shown=shown,
-            between=between,
-            said=said,
-            count=count,
-            style=templates.file("page.css") + templates.file("range.css") + Markup(STYLE),
-            script=templates.file("page.js"),
-        )
+def render_page(results: dict[str, Any], trainings: list[Training]) -> str:
+    """Render the experiment as an HTML page that loads nothing."""
+    law = results.get("law")
+    variants = results["variants"]
+    if law:
+        summary = law["summary"]
+    elif results["compared"]:
+        summary = summarize_comparison(results)
+    else:
+        summary = ""
+
+    scored = [row["name"] for row in variants if row["mean"] is not None]
+    drawn = scored[:MAX_CURVES]
+    [metric] = [key for key, name in METRIC_NAMES.items() if name == results["metric"]]
+    template = templates.html(Path(__file__).parent).get_template("page.html")
+    return template.render(
+        **{"law": None, **results},
+        title=results["name"],
+        kicker="Ablation" if results["compared"] else "Scaling",
+        summary=summary,
+        numbers=key_figures(results),
+        has_intervals=len(results["seeds"]) > 1,
+        scale=max_difference(variants),
+        note=explain_table(results),
+        charts=draw_curves(trainings, drawn, metric),
+        hidden=len(scored) - len(drawn),
+        law_chart=draw_law(law, results["metric"]) if law else None,
+        format_score=format_score,
+        format_interval=format_interval,
+        describe_status=describe_status,
+        format_count=count,
+        style=templates.file("page.css") + templates.file("range.css") + Markup(MEASURED_AS_DOTS),
+        script=templates.file("page.js"),
     )
 
 
-def numbers(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The few figures at the top."""
-    rows = found["variants"]
-    done = sum(len(row["scores"]) for row in rows)
-    asked = sum(len(row["runs"]) for row in rows)
-    numbers = [(str(len(rows)), "variants" if found["compared"] else "sizes"), (str(len(found["seeds"])), "seeds")]
-    numbers.append((f"{done} of {asked}" if done < asked else str(done), "trainings finished"))
-    if best := min((row["mean"] for row in rows if row["mean"] is not None), default=None):
-        numbers.append((f"{best:.3f}", f"{found['metric']}, best mean"))
-    return numbers
+def key_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the few figures at the top of the page, (value, what it counts) each."""
+    rows = results["variants"]
+    finished = sum(len(row["scores"]) for row in rows)
+    planned = sum(len(row["runs"]) for row in rows)
+    progress = f"{finished} of {planned}" if finished < planned else str(finished)
+    figures = [
+        (str(len(rows)), "variants" if results["compared"] else "sizes"),
+        (str(len(results["seeds"])), "seeds"),
+        (progress, "trainings finished"),
+    ]
+
+    means = [row["mean"] for row in rows if row["mean"] is not None]
+    if means:
+        figures.append((f"{min(means):.3f}", f"{results['metric']}, best mean"))
+    return figures
 
 
-def note(found: dict[str, Any]) -> str:
-    """What the numbers of the table mean."""
-    compared = len(found["variants"]) - 1
-    seeds = len(found["seeds"])
-    words = f"{found['metric'].capitalize()} of held-out text after the last step, "
+def explain_table(results: dict[str, Any]) -> str:
+    """Return a note on what the numbers of the table mean."""
+    note = f"{results['metric'].capitalize()} on the validation split after the last step, "
+    seeds = len(results["seeds"])
     if seeds < 2:
-        return words + "one seed each: there is no interval, and chance is not told from difference."
-    words += f"mean over {seeds} seeds with Student's t interval"
-    if not found["compared"]:
-        return words + "."
-    words += "; differences are paired by seed, which is the same data in the same order."
-    if compared > 1:
-        words += f" Each of the {compared} comparisons stands by itself: of twenty without an effect one is told apart."
-    return words
+        return note + "one seed each: there is no interval, so differences cannot be told from chance."
+
+    note += f"mean over {seeds} seeds with Student's t interval"
+    if not results["compared"]:
+        return note + "."
+    note += "; differences are paired by seed, which is the same data in the same order."
+    comparisons = len(results["variants"]) - 1
+    if comparisons > 1:
+        note += (
+            f" The {comparisons} comparisons are not corrected for their number: of twenty variants without an effect, "
+            "one is expected to seem better or worse."
+        )
+    return note
 
 
-def scale(variants: list[dict[str, Any]]) -> float:
-    """How far from zero differences are drawn."""
-    ends = [abs(end) for row in variants for end in (row["difference_interval"] or ())]
-    ends += [abs(row["difference"]) for row in variants if row["difference"] is not None]
-    return 1.08 * max(ends, default=0) or 1.0
+def max_difference(variants: list[dict[str, Any]]) -> float:
+    """Return how far from zero the axis of differences reaches."""
+    values = []
+    for row in variants:
+        if row["difference"] is not None:
+            values.append(row["difference"])
+        if row["difference_interval"]:
+            values += row["difference_interval"]
+    largest = max((abs(value) for value in values), default=0)
+    return 1.08 * largest or 1.0
 
 
-def charts(trainings: list[Training], drawn: list[str], metric: str) -> list[Markup]:
-    """Curves of the variants over each other, by tokens seen, means over seeds."""
-    titles = {metric: f"{NAMES[metric].capitalize()}, validation", "loss": "Loss, training"}
-    found = []
+def draw_curves(trainings: list[Training], drawn: list[str], metric: str) -> list[Markup]:
+    """Draw the curves of some variants by tokens seen, means over seeds: validation metric and training loss."""
+    titles = {metric: f"{METRIC_NAMES[metric].capitalize()}, validation", "loss": "Loss, training"}
+    charts = []
     for key, title in titles.items():
-        lines = curves(trainings, key)
-        found.append(line_chart(title, [Series(name, lines.get(name, [])) for name in drawn], x_label="tokens"))
-    return [chart for chart in found if chart]
+        curves = average_curves(trainings, key)
+        series = [Series(name, curves.get(name, [])) for name in drawn]
+        chart = line_chart(title, series, x_label="tokens")
+        if chart:
+            charts.append(chart)
+    return charts
 
 
-def law_chart(law: dict[str, Any], metric: str) -> Markup:
-    """Points and law over the logarithm of FLOPs: measured ones as dots, the law as a line, its interval's ends."""
-    dots = [(math.log10(flops), loss) for flops, loss in law["points"]]
-    dots += [(math.log10(r["flops"]), r["measured"]) for r in law["predictions"] if r["measured"] is not None]
-    apart = [point for x, y in sorted(set(dots)) for point in ((x, y), (x, math.nan))]
-    series = [Series("measured", apart)]
+def draw_law(law: dict[str, Any], metric: str) -> Markup:
+    """Draw loss over the logarithm of FLOPs: measured losses as dots, the law as a line, its interval as two."""
+    measured = _log_points(law["points"])
+    for prediction in law["predictions"]:
+        if prediction["measured"] is not None:
+            measured += _log_points([(prediction["flops"], prediction["measured"])])
+
+    # A gap after each point keeps the chart from joining them.
+    dots = []
+    for x, y in sorted(set(measured)):
+        dots += [(x, y), (x, math.nan)]
+
+    series = [Series("measured", dots)]
     if law["curve"]:
-        series.append(Series("law", [(math.log10(flops), loss) for flops, loss in law["curve"]]))
-    if law["band"]:
-        series += [Series(name, [(math.log10(c), loss) for c, loss in law["band"][name]]) for name in law["band"]]
+        series.append(Series("law", _log_points(law["curve"])))
+    for name, points in law["band"].items():
+        series.append(Series(name, _log_points(points)))
     return line_chart(metric.capitalize(), series, x_label="log10 FLOPs", x_from_zero=False)
+
+
+def _log_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(math.log10(flops), loss) for flops, loss in points]

@@ -1,16 +1,16 @@
-"""A scaling law L = E + A / C^alpha through a few small trainings, and what it predicts for a larger one.
+"""Fits a scaling law L = E + A / C^alpha to a few small trainings and predicts the loss of a larger one.
 
-C is the arithmetic of a training in FLOPs, its tokens grown with its parameters as the dial grows them, so that the law
-runs along the line of the best models for C (Chinchilla, https://arxiv.org/abs/2203.15556); L is held-out loss in bits
-per byte. Three to five points cannot tell E from alpha by themselves, so the fit states what was known before:
+C are the FLOPs of a training whose tokens grow with its parameters as the sizing rules say (docs/sizing.md), so that
+the law follows the compute-optimal models (Chinchilla, https://arxiv.org/abs/2203.15556). L is the validation loss in
+bits per byte. Three to five points cannot separate E from alpha, so the fit is Bayesian, with these priors:
 
-    E       about 0.6 bits per byte (Chinchilla's 1.69 nats at about 4 bytes for each token), within a factor of e
+    E       about 0.6 bits per byte (Chinchilla's 1.69 nats at about 4 bytes a token), within a factor of e
     alpha   about 0.15 (Chinchilla's 0.34 x 0.28 / (0.34 + 0.28)), within a factor of e; both at two deviations
     noise   about 0.5% of the loss: seeds, and sizes that are not equally well tuned
 
 Residuals are those of log L, under Huber's loss as in Chinchilla. Every law on a grid gets a weight, its posterior with
-the noise integrated out (a t distribution), instead of an optimizer's one answer: the median is the prediction, and the
-middle 95% of what the laws would draw is its interval.
+the noise integrated out (a t distribution), where an optimizer would give one law. The prediction is the median of what
+these laws predict, and its interval the middle 95%.
 """
 
 import math
@@ -19,21 +19,38 @@ from itertools import pairwise
 
 import numpy as np
 
-FLOOR, EXPONENT, SPREAD = 0.6, 0.15, 0.5  # prior medians of E and alpha, deviation of their logarithms
-NOISE, NOISE_WEIGHT = 0.005, 4.0  # of log L; as if known from so many points
-HUBER = 2.0  # noises from which on a residual counts linearly
-DRAWS = 20_000
-LEAST_POINTS, LEAST_SPAN, FURTHEST = 3, 4.0, 10.0
-LARGEST_RESIDUAL = 0.02  # of log L, root mean square
+# Priors: medians of E and alpha, and the standard deviation of the logarithm of each.
+PRIOR_FLOOR = 0.6
+PRIOR_EXPONENT = 0.15
+PRIOR_LOG_DEVIATION = 0.5
+# Prior of the noise of log L: its standard deviation, and from how many points it might be known.
+PRIOR_NOISE = 0.005
+PRIOR_NOISE_POINTS = 4.0
+HUBER_THRESHOLD = 2.0  # in deviations of the noise: residuals beyond it count linearly
+
+# The grid of laws: E and alpha within three prior deviations, and for each the offsets that the points allow.
+PRIOR_GRID_SIZE = 61
+PRIOR_GRID_DEVIATIONS = 3
+OFFSET_GRID_SIZE = 81
+OFFSET_SLACK = 4  # deviations of the noise
+MIN_OFFSET = 1e-6
+MIN_AMPLITUDE = 1e-9
+
+SAMPLED_LAWS = 20_000
+
+MIN_POINTS = 3
+MIN_FLOPS_RATIO = 4.0  # of the largest training to the smallest
+MAX_EXTRAPOLATION = 10.0  # times the FLOPs of the largest training
+MAX_RESIDUAL = 0.02  # of log L, root mean square
 
 
 class NoLaw(Exception):
-    """Why the points allow no law, or the law no prediction."""
+    """The reason why the points allow no law, or the law no prediction."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Loss in bits per byte with its 95% interval, in which one more training should fall."""
+    """A predicted loss in bits per byte with the 95% interval for one more training."""
 
     flops: float
     loss: float
@@ -41,112 +58,151 @@ class Prediction:
     high: float
 
 
-class Law:
+class ScalingLaw:
     """The law through `points`, (FLOPs, bits per byte) each. Raises NoLaw where they allow none.
 
-    `floor`, `amplitude`, `exponent` are E, A and alpha of the median law; `residual` the root mean square of log L.
+    `floor`, `amplitude`, `exponent` are E, A and alpha of the median law; `residual` is its root mean square error in
+    log L.
     """
 
     def __init__(self, points: list[tuple[float, float]]):
         self.points = sorted(points)
-        check(self.points)
+        check_points(self.points)
         flops, losses = np.array(self.points).T
-        self._centre = math.exp(np.log(flops).mean())
-        self._laws, self._weights, self._squares = self._posterior(flops, losses)
-        self._drawn, self._noise = self._draw()
-        self.exponent, self.floor = (float(np.exp(self._median(np.log(self._laws[:, i])))) for i in (1, 0))
-        # The loss at the middle is what the points tell best: A follows from it.
-        middle = self._median(self._laws[:, 0] + self._laws[:, 2])
-        self.amplitude = max(middle - self.floor, 1e-9) * self._centre**self.exponent
-        self.residual = float(np.sqrt(np.mean((np.log(self(flops)) - np.log(losses)) ** 2)))
-        if self.residual > LARGEST_RESIDUAL:
+        self._centre = math.exp(np.log(flops).mean())  # geometric mean of the FLOPs
+
+        # Each law of the grid is a row: E, alpha, and the offset, which is the loss above E at the centre.
+        self._laws, cell_sizes = self._build_grid(flops, losses)
+        squared_errors = self._sum_squared_errors(flops, losses)
+        self._weights = self._compute_weights(squared_errors, cell_sizes)
+        self._sampled_laws, self._sampled_noise = self._sample_laws(squared_errors)
+
+        floors, exponents, offsets = self._laws.T
+        self.exponent = float(np.exp(self._weighted_median(np.log(exponents))))
+        self.floor = float(np.exp(self._weighted_median(np.log(floors))))
+        # The loss at the centre is what the points determine best, so A follows from it.
+        loss_at_centre = self._weighted_median(floors + offsets)
+        self.amplitude = max(loss_at_centre - self.floor, MIN_AMPLITUDE) * self._centre**self.exponent
+
+        log_errors = np.log(self(flops)) - np.log(losses)
+        self.residual = float(np.sqrt(np.mean(log_errors**2)))
+        if self.residual > MAX_RESIDUAL:
             raise NoLaw(
-                f"the losses lie {self.residual:.1%} off the best law through them, more than {LARGEST_RESIDUAL:.0%}: "
-                "they are noise, or not trained alike"
+                f"the losses lie {self.residual:.1%} off the best law through them, more than {MAX_RESIDUAL:.0%}: "
+                "they are noise, or the models were not trained alike"
             )
 
     def __call__(self, flops: np.ndarray | float) -> np.ndarray:
-        """The median law's loss."""
+        """Return the median law's loss."""
         return self.floor + self.amplitude * np.asarray(flops, float) ** -self.exponent
 
     def __str__(self) -> str:
         return f"L = {self.floor:.3g} + {self.amplitude:.3g} / C^{self.exponent:.3g}"
 
     def predict(self, flops: float) -> Prediction:
-        """The loss of a training of so many FLOPs. Raises NoLaw for more than ten times the largest."""
-        check_reach([point[0] for point in self.points], flops)
-        floor, exponent, rest = self._drawn.T
-        values = (floor + rest * (flops / self._centre) ** -exponent) * np.exp(self._noise)
-        low, loss, high = np.quantile(values, [0.025, 0.5, 0.975])
-        return Prediction(flops, float(loss), float(low), float(high))
+        """Predict the loss of a training of so many FLOPs. Raises NoLaw beyond ten times those of the largest."""
+        check_extrapolation([point_flops for point_flops, _ in self.points], flops)
+        floors, exponents, offsets = self._sampled_laws.T
+        losses = (floors + offsets * (flops / self._centre) ** -exponents) * np.exp(self._sampled_noise)
+        low, median, high = np.quantile(losses, [0.025, 0.5, 0.975])
+        return Prediction(flops, float(median), float(low), float(high))
 
-    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """Laws (DRAWS, 3) by their weights, each with noise (DRAWS,) of log L for one more training: the t distribution
-        that the points leave of it."""
-        random = np.random.default_rng(0)
-        drawn = random.choice(len(self._laws), DRAWS, p=self._weights)
-        freedom = NOISE_WEIGHT + len(self.points)
-        scale = np.sqrt(self._squares[drawn] / freedom)
-        return self._laws[drawn], scale * random.standard_t(freedom, DRAWS)
-
-    def _posterior(self, flops: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Laws (n, 3) as E, alpha and the loss above E at the middle of the points, their weights (n,) and the sums of
-        squares (n,) that the noise is judged by."""
-        wide = np.exp(SPREAD * np.linspace(-3, 3, 61))
-        floors, exponents = FLOOR * wide, EXPONENT * wide
+    def _build_grid(self, flops: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Build the laws to be weighted, (laws, 3), and the size of each one's grid cell, (laws,)."""
+        log_grid = np.linspace(-PRIOR_GRID_DEVIATIONS, PRIOR_GRID_DEVIATIONS, PRIOR_GRID_SIZE)
+        factors = np.exp(PRIOR_LOG_DEVIATION * log_grid)
+        floors = PRIOR_FLOOR * factors
+        exponents = PRIOR_EXPONENT * factors
         floors = floors[floors < losses.min()]
         if not len(floors):
-            raise NoLaw(f"losses of {losses.min():.3g} bits per byte are below what text like this is known to allow")
-        relative = (flops / self._centre) ** -exponents[:, None]  # (exponents, points)
-        grid = []
+            raise NoLaw(f"losses of {losses.min():.3g} bits per byte are below the known entropy of such text")
+
+        # With E and alpha given, each point asks for one offset. The grid spans what they ask for, with some slack.
+        decays = (flops / self._centre) ** -exponents[:, None]  # (exponents, points)
+        slack = OFFSET_SLACK * PRIOR_NOISE * losses.max()
+        blocks = []
         for floor in floors:
-            above = losses - floor
-            least, most = (above / relative).min(1), (above / relative).max(1)
-            slack = 4 * NOISE * losses.max()
-            for exponent, low, high in zip(exponents, least - slack, most + slack, strict=True):
-                rests = np.linspace(max(low, 1e-6), high, 81)
-                grid.append(np.stack([np.full(81, floor), np.full(81, exponent), rests], 1))
-        laws = np.concatenate(grid)
-        cell = np.repeat([piece[1, 2] - piece[0, 2] for piece in grid], 81)  # the grid is finer where it is narrower
-        told = np.log(laws[:, :1] + laws[:, 2:] * (flops / self._centre) ** -laws[:, 1:2])  # (laws, points)
-        far = np.abs(np.log(losses) - told) / NOISE
-        huber = np.where(far < HUBER, far**2, 2 * HUBER * far - HUBER**2)
-        squares = NOISE**2 * (NOISE_WEIGHT + huber.sum(1))
-        weight = -(NOISE_WEIGHT + len(flops)) / 2 * np.log(squares) + np.log(cell)
-        for column, known in ((0, FLOOR), (1, EXPONENT)):
-            weight -= (np.log(laws[:, column] / known) / SPREAD) ** 2 / 2
-        weight = np.exp(weight - weight.max())
-        return laws, weight / weight.sum(), squares
+            asked = (losses - floor) / decays  # (exponents, points)
+            lowest = asked.min(1) - slack
+            highest = asked.max(1) + slack
+            for exponent, low, high in zip(exponents, lowest, highest, strict=True):
+                offsets = np.linspace(max(low, MIN_OFFSET), high, OFFSET_GRID_SIZE)
+                columns = [np.full(OFFSET_GRID_SIZE, floor), np.full(OFFSET_GRID_SIZE, exponent), offsets]
+                blocks.append(np.stack(columns, 1))
 
-    def _median(self, values: np.ndarray) -> float:
+        # Only the spacing of the offsets differs between cells; finer cells count for less.
+        spacings = [block[1, 2] - block[0, 2] for block in blocks]
+        return np.concatenate(blocks), np.repeat(spacings, OFFSET_GRID_SIZE)
+
+    def _sum_squared_errors(self, flops: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Sum the squared errors of each law in log L, (laws,), the prior of the noise counted as further points."""
+        floors, exponents, offsets = np.split(self._laws, 3, axis=1)  # (laws, 1) each
+        predicted = floors + offsets * (flops / self._centre) ** -exponents  # (laws, points)
+        errors = np.abs(np.log(losses) - np.log(predicted)) / PRIOR_NOISE
+
+        linear = 2 * HUBER_THRESHOLD * errors - HUBER_THRESHOLD**2
+        huber = np.where(errors < HUBER_THRESHOLD, errors**2, linear)
+        return PRIOR_NOISE**2 * (PRIOR_NOISE_POINTS + huber.sum(1))
+
+    def _compute_weights(self, squared_errors: np.ndarray, cell_sizes: np.ndarray) -> np.ndarray:
+        """Return the posterior probability of each law, (laws,): likelihood, size of its cell, and priors."""
+        log_weights = -self._degrees_of_freedom / 2 * np.log(squared_errors) + np.log(cell_sizes)
+        for column, prior_median in ((0, PRIOR_FLOOR), (1, PRIOR_EXPONENT)):
+            deviations = np.log(self._laws[:, column] / prior_median) / PRIOR_LOG_DEVIATION
+            log_weights -= deviations**2 / 2
+
+        weights = np.exp(log_weights - log_weights.max())
+        return weights / weights.sum()
+
+    def _sample_laws(self, squared_errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sample laws (SAMPLED_LAWS, 3) by weight, each with the noise (SAMPLED_LAWS,) of log L of one more training.
+
+        The noise follows the t distribution that remains when its deviation is integrated out.
+        """
+        rng = np.random.default_rng(0)
+        sampled = rng.choice(len(self._laws), SAMPLED_LAWS, p=self._weights)
+        scale = np.sqrt(squared_errors[sampled] / self._degrees_of_freedom)
+        noise = scale * rng.standard_t(self._degrees_of_freedom, SAMPLED_LAWS)
+        return self._laws[sampled], noise
+
+    @property
+    def _degrees_of_freedom(self) -> float:
+        return PRIOR_NOISE_POINTS + len(self.points)
+
+    def _weighted_median(self, values: np.ndarray) -> float:
         order = np.argsort(values)
-        return float(values[order][np.searchsorted(np.cumsum(self._weights[order]), 0.5)])
+        cumulative = np.cumsum(self._weights[order])
+        return float(values[order][np.searchsorted(cumulative, 0.5)])
 
 
-def check(points: list[tuple[float, float]]) -> None:
-    """Raise NoLaw where the points, by rising FLOPs, are too few, too near each other or do not fall."""
+def check_points(points: list[tuple[float, float]]) -> None:
+    """Raise NoLaw where the points, by increasing FLOPs, are too few or too close together, or do not decrease."""
     check_sizes([flops for flops, _ in points])
-    for (less, before), (more, after) in pairwise(points):
-        if after >= before:
+    for (smaller, loss), (larger, next_loss) in pairwise(points):
+        if next_loss >= loss:
             raise NoLaw(
-                f"the loss does not fall with every step: {before:.4g} at {less:.2g} FLOPs, {after:.4g} at {more:.2g}"
+                f"the loss does not fall with every size: {loss:.4g} at {smaller:.2g} FLOPs, "
+                f"{next_loss:.4g} at {larger:.2g}"
             )
 
 
 def check_sizes(flops: list[float]) -> None:
     """Raise NoLaw where trainings of so many FLOPs would allow no law."""
-    if len(flops) < LEAST_POINTS:
-        raise NoLaw(f"{len(flops)} points are too few for a law of three numbers; train at least {LEAST_POINTS} sizes")
-    span = max(flops) / min(flops)
-    if span < LEAST_SPAN:
-        raise NoLaw(f"the largest training has {span:.2g} times the FLOPs of the smallest; {LEAST_SPAN:g} at least")
-
-
-def check_reach(flops: list[float], wanted: float) -> None:
-    """Raise NoLaw for a prediction too far beyond the largest training."""
-    reach = wanted / max(flops)
-    if reach > FURTHEST:
+    if len(flops) < MIN_POINTS:
+        raise NoLaw(f"{len(flops)} points are too few for a law of three parameters; train at least {MIN_POINTS} sizes")
+    ratio = max(flops) / min(flops)
+    if ratio < MIN_FLOPS_RATIO:
         raise NoLaw(
-            f"{wanted:.2g} FLOPs are {reach:.3g} times those of the largest training; a law from so few small ones is "
-            f"not to be trusted beyond {FURTHEST:g} times. Add larger sizes"
+            f"the largest training has {ratio:.2g} times the FLOPs of the smallest; it needs at least "
+            f"{MIN_FLOPS_RATIO:g} times"
+        )
+
+
+def check_extrapolation(flops: list[float], predicted_flops: float) -> None:
+    """Raise NoLaw for a prediction too far beyond the largest training."""
+    ratio = predicted_flops / max(flops)
+    if ratio > MAX_EXTRAPOLATION:
+        raise NoLaw(
+            f"{predicted_flops:.2g} FLOPs are {ratio:.3g} times those of the largest training; a law from so few small "
+            f"trainings is not reliable beyond {MAX_EXTRAPOLATION:g} times. Add larger sizes"
         )

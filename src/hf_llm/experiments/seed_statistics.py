@@ -1,4 +1,4 @@
-"""Means over seeds with intervals, and whether a variant differs from the baseline. All intervals are 95%."""
+"""Turns scores by seed into means with 95% intervals, and tells whether a variant differs from the baseline."""
 
 import math
 from collections.abc import Sequence
@@ -7,51 +7,75 @@ from statistics import fmean, stdev
 LEVEL = 0.95
 Interval = tuple[float, float]
 
-BETTER, WORSE, NOT_APART, ONE_SEED = "better", "worse", "not told apart", "one seed"
+# Verdicts on a variant, as results.json holds them.
+BETTER = "better"
+WORSE = "worse"
+INCONCLUSIVE = "not told apart"
+ONE_SEED = "one seed"
+
+BISECTION_TOLERANCE = 1e-12  # radians
 
 
-def student_t(freedom: int) -> float:
-    """The half-width, in standard errors, of Student's t interval with so many degrees of freedom.
+def student_t_quantile(degrees: int) -> float:
+    """Return the half-width, in standard errors, of Student's t interval at LEVEL with so many degrees of freedom.
 
     By bisection of the distribution function's finite series (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
     """
-    low, high = 0.0, math.pi / 2
-    while high - low > 1e-12:
+    low = 0.0
+    high = math.pi / 2
+    while high - low > BISECTION_TOLERANCE:
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < LEVEL else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
+        if _probability_within(middle, degrees) < LEVEL:
+            low = middle
+        else:
+            high = middle
+    return math.tan(low) * math.sqrt(degrees)
 
 
-def _within(angle: float, freedom: int) -> float:
-    """The probability that |t| is below sqrt(freedom) * tan(angle)."""
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
+def _probability_within(angle: float, degrees: int) -> float:
+    """Return the probability that |t| is below sqrt(degrees) * tan(angle)."""
+    is_odd = degrees % 2
+    term = math.cos(angle) if is_odd else 1.0
     terms = []
-    for n in range(1 + odd, freedom, 2):
+    for n in range(1 + is_odd, degrees, 2):
         terms.append(term)
         term *= math.cos(angle) ** 2 * n / (n + 1)
-    total = math.sin(angle) * sum(terms)
-    return 2 / math.pi * (angle + total) if odd else total
+    series = math.sin(angle) * sum(terms)
+    if is_odd:
+        return 2 / math.pi * (angle + series)
+    return series
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Student's t interval of the mean of independent values; None for fewer than two."""
+    """Return Student's t interval of the mean of independent values; None for fewer than two."""
     if len(values) < 2:
         return None
-    half = student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    quantile = student_t_quantile(len(values) - 1)
+    half_width = quantile * stdev(values) / math.sqrt(len(values))
+    mean = fmean(values)
+    return mean - half_width, mean + half_width
 
 
-def paired(variant: dict[int, float], baseline: dict[int, float]) -> tuple[float | None, Interval | None, str | None]:
-    """The mean difference of a score by seed (variant minus baseline, less is better), its interval and the verdict.
+def compare_paired(
+    variant: dict[int, float], baseline: dict[int, float]
+) -> tuple[float | None, Interval | None, str | None]:
+    """Return the mean difference of a score (variant minus baseline, less is better), its interval and the verdict.
 
-    Only seeds that both have count: the same seed means the same data in the same order. None without any.
+    Scores are by seed, and differences are paired by it: the same seed means the same data in the same order. Seeds
+    that only one of the two has are ignored; all three are None where no seed is left.
     """
-    differences = [value - baseline[seed] for seed, value in sorted(variant.items()) if seed in baseline]
+    differences = [score - baseline[seed] for seed, score in sorted(variant.items()) if seed in baseline]
     if not differences:
         return None, None, None
     interval = mean_interval(differences)
     if interval is None:
         return differences[0], None, ONE_SEED
+
     low, high = interval
-    return fmean(differences), interval, BETTER if high < 0 else WORSE if low > 0 else NOT_APART
+    if high < 0:
+        verdict = BETTER
+    elif low > 0:
+        verdict = WORSE
+    else:
+        verdict = INCONCLUSIVE
+    return fmean(differences), interval, verdict

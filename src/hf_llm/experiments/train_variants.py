@@ -1,9 +1,9 @@
-"""Trainings of many variants, one after the other: each a run of its own, on data that they share where it is alike.
+"""Trains many variants, one after the other: each is a run of its own, and variants share data where recipes agree.
 
     runs/<name>/<into>/<variant>/seed-<n>/    recipe.yaml, base/, and links to corpus/, tokenizer/ and tokens/
-    runs/<name>/<into>/data/<digest>/         corpus, tokenizer, tokens of variants whose recipe asks for other ones
+    runs/<name>/<into>/data/<digest>/         corpus, tokenizer, tokens of variants whose recipe asks for other data
 
-What is finished is skipped, what was interrupted goes on, and what fails does not keep the others from being trained.
+Finished trainings are skipped, interrupted ones are resumed, and one that fails does not stop the others.
 """
 
 import json
@@ -21,16 +21,17 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import dump_yaml, parse_yaml
-from hf_llm.experiments.variants import PREPARED, PRETRAINING, Variant, has_data
+from hf_llm.experiments.variants import PRETRAINING, Variant, has_data
 from hf_llm.pipeline.run import Run, settings_of
-from hf_llm.pipeline.stages import STAGES
+from hf_llm.pipeline.stages import DATA, STAGES
 from hf_llm.training.fault_tolerance.launch import gpu_count, run_stage
 from hf_llm.training.fault_tolerance.supervisor import RECORD
 
 T = TypeVar("T")
 
-RECIPE = "recipe.yaml"
-TOLD_TO_STOP = (130, 143)
+RECIPE_FILE = "recipe.yaml"
+INTERRUPTED_EXIT_CODES = (130, 143)  # SIGINT and SIGTERM
+MAX_CHANGES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -43,96 +44,131 @@ class Training:
 
     @property
     def base(self) -> Path:
+        """The folder of the trained model."""
         return self.root / "base"
 
     @property
     def tree(self) -> dict[str, Any]:
+        """The recipe of this training: the variant's, with name and seed of its own."""
         name = self.root.relative_to("runs").as_posix()
         return {**self.variant.tree, "name": name, "seed": self.seed}
 
     @property
     def failure(self) -> str:
-        """Why it has ended without a model, as its supervisor noted it; empty where it has not been tried."""
+        """Why the last attempt ended without a model, as its supervisor noted; empty where there was none."""
         record = self.base / RECORD
-        attempts = json.loads(record.read_text(encoding="utf-8"))["attempts"] if record.exists() else []
-        return " ".join(attempts[-1]["reason"].split()) if attempts else ""
+        if not record.exists():
+            return ""
+        attempts = json.loads(record.read_text(encoding="utf-8"))["attempts"]
+        if not attempts:
+            return ""
+        return " ".join(attempts[-1]["reason"].split())
 
 
-def trainings(run: Run, into: str, variants: list[Variant], seeds: list[int]) -> list[Training]:
-    """Every variant with every seed, seed by seed, so that what is there is comparable when it is interrupted."""
+def list_trainings(run: Run, into: str, variants: list[Variant], seeds: list[int]) -> list[Training]:
+    """List every variant with every seed, seed by seed, so that an interrupted experiment can be compared already."""
     folder = run.root / into
-    return [Training(v, seed, folder / v.name / f"seed-{seed}") for seed in seeds for v in variants]
+    trainings = []
+    for seed in seeds:
+        trainings += [Training(variant, seed, folder / variant.name / f"seed-{seed}") for variant in variants]
+    return trainings
 
 
-def check_standing(planned: list[Training], into: str) -> None:
+def check_same_settings(trainings: list[Training], into: str) -> None:
     """Raise UserError where a training was begun with other settings than now."""
-    for training in planned:
-        path = training.root / RECIPE
+    for training in trainings:
+        path = training.root / RECIPE_FILE
         if not path.exists():
             continue
-        old, new = settings_below(parse_yaml(path.read_text(encoding="utf-8"))), settings_below(training.tree)
+        old = pretraining_settings(parse_yaml(path.read_text(encoding="utf-8")))
+        new = pretraining_settings(training.tree)
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        if changed:
-            lines = [f"  {key}: was {old.get(key, 'not set')}, is {new.get(key, 'not set')}" for key in changed[:8]]
-            raise UserError(
-                "\n".join([f"{training.root} was made with other settings:", *lines])
-                + f"\n  Keep it and write beside it (--into {into}-2), take the change back, or delete {training.root}"
-            )
+        if not changed:
+            continue
+
+        lines = [f"{training.root} was made with other settings:"]
+        for key in changed[:MAX_CHANGES_SHOWN]:
+            lines.append(f"  {key}: was {old.get(key, 'not set')}, is {new.get(key, 'not set')}")
+        lines.append(f"  Keep it and use another folder (--into {into}-2), undo the change, or delete {training.root}")
+        raise UserError("\n".join(lines))
 
 
-def settings_below(tree: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe decides what its pretraining learns."""
-    return {key: value for folder in PRETRAINING for key, value in settings_of(folder, tree).items()}
+def pretraining_settings(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a recipe determines the pretrained model, by full key."""
+    settings = {}
+    for folder in PRETRAINING:
+        settings |= settings_of(folder, tree)
+    return settings
 
 
-def prepare(run: Run, variants: list[Variant]) -> None:
-    """Make the corpora, tokenizers and tokens that the variants need; ends this program where one cannot be made."""
+def prepare_data(run: Run, variants: list[Variant]) -> None:
+    """Make the corpora, tokenizers and tokens that the variants need.
+
+    A folder that another of these runs holds with the same settings is linked. Ends this program with the stage's exit
+    code where a stage fails.
+    """
     if has_data(variants[0].tree):
         return
+    # By the run that holds the data; where variants share one, the recipe of the first of them counts.
     needed = {variant.tree["name"]: variant.tree for variant in reversed(variants)}
     trees = {run.name: run.tree, **needed}
+
     for name in reversed(needed):
-        argv = run.argv if name == run.name else [str(write_recipe(Path("runs") / name, trees[name]))]
-        for number, folder in enumerate(PREPARED, 1):
+        if name == run.name:
+            argv = run.argv
+        else:
+            argv = [str(write_recipe(Path("runs") / name, trees[name]))]
+        for index, folder in enumerate(DATA):
             path = Path("runs") / name / folder
-            twin = next((other for other in trees if other != name and are_alike(trees, other, name, number)), None)
+            twin = _find_twin(trees, name, DATA[: index + 1])
             if twin and not path.exists():
-                link(path, Path("runs") / twin / folder)
+                link_folder(path, Path("runs") / twin / folder)
             elif not Run(argv).is_complete(folder):
-                code = run_stage(folder, argv)
-                if code:
-                    print_main(
-                        f"\n{STAGES[folder].module} stopped (exit code {code}); the same command goes on from there"
-                    )
-                    sys.exit(code)
+                _run_data_stage(folder, argv)
 
 
-def are_alike(trees: dict[str, dict[str, Any]], other: str, name: str, number: int) -> bool:
-    """Whether the run `other` holds the first `number` of PREPARED finished, by the settings that `name` asks for."""
-    folders = PREPARED[:number]
-    finished = all(read_manifest(Path("runs") / other / folder) for folder in folders)
-    return finished and all(settings_of(f, trees[other]) == settings_of(f, trees[name]) for f in folders)
+def _run_data_stage(folder: str, argv: list[str]) -> None:
+    exit_code = run_stage(folder, argv)
+    if exit_code:
+        print_main(f"\n{STAGES[folder].module} stopped (exit code {exit_code}); the same command resumes")
+        sys.exit(exit_code)
 
 
-def train(planned: list[Training], after_each: Callable[[], None]) -> int:
-    """Train what is not finished. Returns how many failed; ends this program where it is told to stop."""
+def _find_twin(trees: dict[str, dict[str, Any]], name: str, folders: tuple[str, ...]) -> str | None:
+    """Find another run that holds these folders, finished, by the settings that `name` asks for."""
+    for other, other_tree in trees.items():
+        if other == name:
+            continue
+        is_finished = all(read_manifest(Path("runs") / other / folder) for folder in folders)
+        if is_finished and all(settings_of(f, other_tree) == settings_of(f, trees[name]) for f in folders):
+            return other
+    return None
+
+
+def train_variants(trainings: list[Training], after_each: Callable[[], None]) -> int:
+    """Run the trainings that are not finished, with a call of `after_each` after each. Returns how many failed.
+
+    Ends this program where it is interrupted.
+    """
     failed = 0
-    for number, training in enumerate(planned, 1):
+    for number, training in enumerate(trainings, 1):
         argv = [str(write_recipe(training.root, training.tree))]
         if not has_data(training.tree):
-            for folder in PREPARED:
-                link(training.root / folder, Path("runs") / training.variant.tree["name"] / folder)
-        title = f"{training.variant.name}, seed {training.seed} ({number} of {len(planned)})"
+            for folder in DATA:
+                link_folder(training.root / folder, Path("runs") / training.variant.tree["name"] / folder)
+
+        title = f"{training.variant.name}, seed {training.seed} ({number} of {len(trainings)})"
         if Run(argv).is_complete("base"):
             print_main(f"{title}: finished")
             continue
+
         print_main(f"\n== {title} ==")
-        code = run_stage("base", argv)
-        if code in TOLD_TO_STOP:
-            print_main("stopped; the same command goes on from there")
-            sys.exit(code)
-        if code:
-            print_main(f"{title} failed (exit code {code}); the others are trained all the same")
+        exit_code = run_stage("base", argv)
+        if exit_code in INTERRUPTED_EXIT_CODES:
+            print_main("interrupted; the same command resumes")
+            sys.exit(exit_code)
+        if exit_code:
+            print_main(f"{title} failed (exit code {exit_code}); the others are still trained")
             failed += 1
         after_each()
     return failed
@@ -140,25 +176,27 @@ def train(planned: list[Training], after_each: Callable[[], None]) -> int:
 
 def write_recipe(root: Path, tree: dict[str, Any]) -> Path:
     """Write a run's own recipe into its folder, so that every command works on it. Returns its path."""
-    root.mkdir(parents=True, exist_ok=True)
-    path, text = root / RECIPE, dump_yaml(tree)
+    text = dump_yaml(tree)
     assert parse_yaml(text) == tree
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / RECIPE_FILE
     write_text(path, text)
     return path
 
 
-def link(path: Path, target: Path) -> None:
-    """Let `path` stand for the folder `target`, wherever both are moved together."""
+def link_folder(path: Path, target: Path) -> None:
+    """Make `path` a symbolic link to `target`, relative so that both can be moved together."""
     if not path.is_symlink():
         path.symlink_to(os.path.relpath(target, path.parent))
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a process of its own: after PyTorch's threads have run, none can be forked from this one."""
-    with ProcessPoolExecutor(1, get_context("spawn" if gpu_count() or sys.platform != "linux" else "fork")) as pool:
+def run_in_subprocess(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a process of its own: once PyTorch's threads have run, this process must not fork."""
+    start_method = "spawn" if gpu_count() or sys.platform != "linux" else "fork"
+    with ProcessPoolExecutor(1, get_context(start_method)) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def is_finished(training: Training) -> bool:
-    """Whether its model is there."""
+    """Whether its model is complete."""
     return read_manifest(training.base) is not None

@@ -1,4 +1,4 @@
-"""The variants of an experiment: what `--vary` says as recipes of their own, checked before any of them is trained."""
+"""Turns what `--vary` says into recipes, the variants of an experiment, all checked before any of them is trained."""
 
 import importlib
 import re
@@ -22,66 +22,78 @@ from hf_llm.planning.memory_estimate import pretraining_config
 from hf_llm.training.arguments import batch
 
 BASELINE = "baseline"
-PREPARED = DATA  # what a pretraining is made of
-PRETRAINING = (*PREPARED, "base")
-SECTIONS = ("name", "seed", "price_per_hour", "corpus", "tokenizer", "model", "pretrain")
-LONGEST_NAME = 60  # of a folder
-NOT_TAKEN = re.compile(r"push_to_hub$|hub_|seed$|data_seed$")  # of the training section: each run has its own seed
+MAX_NAME_CHARS = 60  # of a variant's folder
+
+PRETRAINING = (*DATA, "base")  # the folders of a pretrained model and its data
+_STAGE_KEYS = [key for folder in PRETRAINING for key in STAGES[folder].sections if key != "seed"]
+VARIABLE_SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in _STAGE_KEYS))  # corpus, ..., pretrain
+RECIPE_KEYS_OF_PRETRAINING = ("name", "seed", "price_per_hour", *VARIABLE_SECTIONS)
+# Keys of the training section that variants do not take over: each training has a seed of its own, none is uploaded.
+DROPPED_TRAINING_KEYS = re.compile(r"push_to_hub$|hub_|seed$|data_seed$")
 
 
 @dataclass
 class Variant:
-    """One recipe of an experiment. `fitted` are the sizes that were chosen so that it is comparable to the baseline."""
+    """One recipe of an experiment."""
 
     name: str
-    changes: dict[str, Any]  # from the recipe, by full key; none for the baseline
+    changes: dict[str, Any]
+    """What differs from the recipe, by full key; empty for the baseline."""
     tree: dict[str, Any]
+    """The recipe as nested dictionaries; its name is that of the run that holds the data."""
     fitted: dict[str, Any] = field(default_factory=dict)
+    """Sizes that were chosen so that the variant is comparable to the baseline, by full key."""
 
 
 @dataclass
-class Prospective:
-    """A variant's pretraining before it is made: its sections, those of its data with all defaults as plain values, its
-    model's configuration and its context in tokens."""
+class PlannedPretraining:
+    """A variant's pretraining before it is run."""
 
     data: dict[str, Any]
+    """The sections that determine the data, defaults filled in, as plain values."""
     section: Any
+    """The `pretrain` section as the stage reads it."""
     model: dict[str, Any]
+    """The `model` section."""
     config: PreTrainedConfig
     context: int
+    """Tokens of a training window."""
 
 
 def parse_factor(text: str) -> tuple[str, list[Any]]:
-    """The key and the values of one `--vary key=value,value`. Values are YAML, or all of it is one YAML list.
+    """Parse one `--vary key=value,value` into its key and values. Values are YAML, or all of it is one YAML list.
 
     Raises UserError.
     """
-    key, equals, values = text.partition("=")
-    if not re.fullmatch(r"\w+(\.\w+)*", key) or not equals or not values.strip():
+    key, equals_sign, values_text = text.partition("=")
+    if not re.fullmatch(r"\w+(\.\w+)*", key) or not equals_sign or not values_text.strip():
         raise UserError(f"--vary {text}: write --vary section.key=value,value")
-    if key.split(".")[0] not in SECTIONS[3:]:
-        sizes = "; sizes by the dial are for hf_llm.scaling" if key in SIZING_KEYS else ""
-        raise UserError(f"--vary {key}: what can be varied is below {', '.join(SECTIONS[3:])}{sizes}")
+    if key.split(".")[0] not in VARIABLE_SECTIONS:
+        hint = "; hf_llm.scaling varies the size of a sized recipe" if key in SIZING_KEYS else ""
+        raise UserError(f"--vary {key}: only keys below {', '.join(VARIABLE_SECTIONS)} can vary{hint}")
+
     try:
-        found = parse_yaml(values)
+        value = parse_yaml(values_text)
     except yaml.YAMLError:
-        found = None
-    if isinstance(found, list):
-        return key, found
+        value = None  # such as `[a],[b]`, which is YAML only within brackets
+    if isinstance(value, list):
+        return key, value
     try:
-        return key, parse_yaml(f"[{values}]")
+        return key, parse_yaml(f"[{values_text}]")
     except yaml.YAMLError as error:
-        raise UserError(f"--vary {key}: {values!r} is no readable list of values: {error}") from None
+        raise UserError(f"--vary {key}: cannot parse {values_text!r} as a YAML list: {error}") from None
 
 
-def pretraining_tree(tree: dict[str, Any]) -> dict[str, Any]:
-    """Of a recipe's tree, its dial turned, what a pretraining reads; nothing is uploaded."""
-    kept = {key: deepcopy(tree[key]) for key in SECTIONS if tree.get(key) is not None}
-    for key in ("model", "tokenizer", "pretrain"):
-        kept.setdefault(key, {})
-    training = kept["pretrain"].get("training") or {}
-    kept["pretrain"]["training"] = {k: v for k, v in training.items() if not NOT_TAKEN.match(k)}
-    return kept
+def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what a pretraining reads of a recipe (with its sizing applied), without what uploads or fixes seeds."""
+    selected = {key: deepcopy(tree[key]) for key in RECIPE_KEYS_OF_PRETRAINING if tree.get(key) is not None}
+    for section in ("model", "tokenizer", "pretrain"):
+        selected.setdefault(section, {})
+
+    training = selected["pretrain"].get("training") or {}
+    kept = {key: value for key, value in training.items() if not DROPPED_TRAINING_KEYS.match(key)}
+    selected["pretrain"]["training"] = kept
+    return selected
 
 
 def has_data(tree: dict[str, Any]) -> bool:
@@ -89,103 +101,123 @@ def has_data(tree: dict[str, Any]) -> bool:
     return bool(tree["pretrain"].get("tokens") and tree["pretrain"].get("tokenizer"))
 
 
-def data_name(tree: dict[str, Any], own: dict[str, Any], into: str) -> str:
-    """The run that holds a variant's corpus, tokenizer and tokens: the recipe's `own`, or one for those like it."""
-    settings = [settings_of(folder, tree) for folder in PREPARED]
-    if settings == [settings_of(folder, own) for folder in PREPARED]:
-        return own["name"]
-    return f"{own['name']}/{into}/data/{digest_of(settings)[:8]}"
+def name_data_run(tree: dict[str, Any], original: dict[str, Any], into: str) -> str:
+    """Return the name of the run that holds a variant's corpus, tokenizer and tokens.
+
+    The run of the `original` recipe where the variant has the same data, otherwise one for all variants like it.
+    """
+    settings = [settings_of(folder, tree) for folder in DATA]
+    original_settings = [settings_of(folder, original) for folder in DATA]
+    if settings == original_settings:
+        return original["name"]
+    return f"{original['name']}/{into}/data/{digest_of(settings)[:8]}"
 
 
-def combinations(tree: dict[str, Any], factors: dict[str, list[Any]], into: str) -> list[Variant]:
-    """The baseline, which is the recipe as it is, and every combination of the factors' values that differs from it.
+def combine_factors(tree: dict[str, Any], factors: dict[str, list[Any]], into: str) -> list[Variant]:
+    """Return the baseline, which is the recipe as it is, and every combination of values that differs from it.
 
-    A value that is the recipe's own, or its default, is no change. Raises UserError where a value does not fit, with
+    A value that is the recipe's own, or its default, is not a change. Raises UserError where a value is not valid, with
     every problem of every variant.
     """
-    made_here = [key for key in factors if key.split(".")[0] in ("corpus", "tokenizer")]
-    if made_here and has_data(tree):
-        raise UserError(f"--vary {made_here[0]}: nothing reads it, for pretrain.tokens names a folder that is there")
-    own, problems = signature(tree, BASELINE), []
-    found = {own: Variant(BASELINE, {}, tree)}
+    data_keys = [key for key in factors if key.split(".")[0] in ("corpus", "tokenizer")]
+    if data_keys and has_data(tree):
+        raise UserError(f"--vary {data_keys[0]}: has no effect, since pretrain.tokens names an existing folder")
 
-    def variant(changes: dict[str, Any]) -> tuple[str, Variant]:
-        changed = with_changes(tree, changes)
-        changed["name"] = data_name(changed, tree, into)
-        return signature(changed, name_of(changes)), Variant(name_of(changes), changes, changed)
+    def build_variant(changes: dict[str, Any]) -> tuple[str, Variant]:
+        changed = set_keys(tree, changes)
+        changed["name"] = name_data_run(changed, tree, into)
+        name = variant_name(changes)
+        return digest_training(changed, name), Variant(name, changes, changed)
+
+    baseline_digest = digest_training(tree, BASELINE)
 
     def is_change(key: str, value: Any) -> bool:
         try:
-            return variant({key: value})[0] != own
+            digest, _ = build_variant({key: value})
         except UserError:
-            return True  # one alone may not fit without another
+            return True  # a value may be valid only together with another
+        return digest != baseline_digest
 
+    # Combinations that train the same are one variant.
+    variants = {baseline_digest: Variant(BASELINE, {}, tree)}
+    problems = []
     for values in product(*factors.values()):
-        changes = {k: v for k, v in zip(factors, values, strict=True) if is_change(k, v)}
+        changes = {key: value for key, value in zip(factors, values, strict=True) if is_change(key, value)}
         try:
-            digest, made = variant(changes)
-            found.setdefault(digest, made)
+            digest, variant = build_variant(changes)
+            variants.setdefault(digest, variant)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    if len(found) == 1:
-        raise UserError(f"--vary {' '.join(factors)}: nothing there differs from the recipe")
-    return list(found.values())
+    if len(variants) == 1:
+        raise UserError(f"--vary {' '.join(factors)}: no value differs from the recipe")
+    return list(variants.values())
 
 
-def with_changes(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a recipe's tree with some keys set."""
+def set_keys(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a recipe with some keys set."""
     changed = deepcopy(tree)
     for key, value in changes.items():
         set_key(changed, key, value)
     return changed
 
 
-def name_of(changes: dict[str, Any]) -> str:
-    """A folder's name that tells the changes apart: `positions-alibi`, `learning_rate-0.002_seed-1`."""
+def variant_name(changes: dict[str, Any]) -> str:
+    """Return a unique name for a folder: `positions-alibi`, `learning_rate-0.002_seed-1`.
+
+    Where values are shortened or left out, a digest of the changes is added.
+    """
     if not changes:
         return BASELINE
-    parts = [f"{key.rpartition('.')[2]}-{_slug(value)}" for key, value in changes.items()]
+    parts = []
+    for key, value in changes.items():
+        last_part = key.rpartition(".")[2]
+        slug = re.sub(r"[^\w.]+", "-", str(value)).strip("-")
+        parts.append(f"{last_part}-{slug}")
     name = "_".join(parts)
-    exact = all(isinstance(value, str | int | float | None) for value in changes.values())
-    if exact and len(name) <= LONGEST_NAME and name == re.sub(r"[^\w.+-]", "", name):
+
+    shows_all_values = all(isinstance(value, str | int | float | None) for value in changes.values())
+    is_safe = name == re.sub(r"[^\w.+-]", "", name)
+    if shows_all_values and is_safe and len(name) <= MAX_NAME_CHARS:
         return name
-    return f"{name[:LONGEST_NAME].rstrip('-_.')}-{digest_of(changes)[:6]}"
+    return f"{name[:MAX_NAME_CHARS].rstrip('-_.')}-{digest_of(changes)[:6]}"
 
 
-def _slug(value: Any) -> str:
-    return re.sub(r"[^\w.]+", "-", str(value)).strip("-")
+def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
+    """Plan the pretraining by this recipe, after a check that every stage up to it accepts the recipe.
 
-
-def checked(tree: dict[str, Any], where: str) -> Prospective:
-    """What a pretraining by this recipe will be; every stage before it accepts the recipe too.
-
-    Raises UserError, `where` before the problem.
+    Raises UserError, which names `where` before the problems.
     """
-    problems, recipes = [], {}
+    recipes = {}
+    problems = []
     for folder in PRETRAINING:
+        recipe_class = importlib.import_module(STAGES[folder].module).Recipe
         try:
-            recipes[folder] = build_recipe(
-                importlib.import_module(STAGES[folder].module).Recipe, tree, where, RECIPE_KEYS
-            )
+            recipes[folder] = build_recipe(recipe_class, tree, where, RECIPE_KEYS)
         except UserError as error:
-            problems += str(error).splitlines()[1:]
+            _, *own_problems = str(error).splitlines()
+            problems += own_problems
     if problems:
         raise UserError("\n".join([f"{where}:", *dict.fromkeys(problems)]))
+
+    model = recipes["base"].model
     section = recipes["base"].pretrain
+    tokenizer = Path("runs") / str(tree["name"]) / "tokenizer"
     try:
-        tokenizer = Path("runs") / str(tree["name"]) / "tokenizer"
-        config = pretraining_config(recipes["base"].model, section, tree, tokenizer)
+        config = pretraining_config(model, section, tree, tokenizer)
         context = context_of(config, section.context)
         batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None
-    data = {key: value for folder in PREPARED for key, value in plain(recipes[folder]).items() if key != "name"}
-    return Prospective(data, section, recipes["base"].model, config, context)
+
+    data = {}
+    for folder in DATA:
+        data |= {key: value for key, value in plain(recipes[folder]).items() if key != "name"}
+    return PlannedPretraining(data, section, model, config, context)
 
 
-def signature(tree: dict[str, Any], where: str) -> str:
-    """A digest of what a recipe trains: equal for recipes that differ in nothing but what they write out."""
-    prospective = checked(tree, where)
-    return digest_of([prospective.data, plain(prospective.section), prospective.config.to_dict()])
+def digest_training(tree: dict[str, Any], where: str) -> str:
+    """Return a digest of what a recipe trains: equal for recipes that differ only in defaults they write out."""
+    pretraining = plan_pretraining(tree, where)
+    return digest_of([pretraining.data, plain(pretraining.section), pretraining.config.to_dict()])

@@ -1,6 +1,7 @@
-"""What is judged: models or files of answers, the prompts, and which two answers stand side by side."""
+"""Plans a comparison of models, or of a file of answers: the prompts, and which two answers are shown together."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -23,166 +24,222 @@ from hf_llm.data.files.tabular import file_rows
 from hf_llm.pipeline.stages import ALIGNED_MODELS
 from hf_llm.reporting.lineage import lineage
 
-Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last one a question
+Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last message the user's
 
-ROWS = (".jsonl", ".json", ".csv", ".parquet")  # files of answers or prompts; any other file of prompts is plain text
-_SAMPLE = '{"prompt": "What is a fox?", "gpt2": "An animal.", "ours": "A red animal."}'
+TABULAR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")  # a file of prompts with another suffix is plain text
+_EXAMPLE_ROW = '{"prompt": "What is a fox?", "gpt2": "An animal.", "ours": "A red animal."}'
 
 
 @dataclass
-class Plan:
-    """A comparison: everything that is decided before the first vote.
-
-    `models` says what made each model's answers; `pairs` are (prompt number, model, model) in the order of judging;
-    `answers` those there already, by model and prompt number.
-    """
+class ComparisonPlan:
+    """Everything about a comparison that is decided before the first vote."""
 
     models: dict[str, dict[str, Any]]
+    """What made the answers, by the model's name: path and sampling settings, or file; and a digest."""
     prompts: list[Conversation]
     pairs: list[tuple[int, str, str]]
+    """Prompt number, first model, second model, in the order in which pairs are shown."""
     seed: int
     answers: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Answers that exist already, by the model's name and the number of the prompt."""
 
 
-def plan_of_file(path: Path, seed: int, take: int | None = None) -> Plan:
-    """A comparison of answers in a file: rows of `prompt` and, under any other names, one answer for each model."""
-    rows = [row for _, row in _rows(path)][:take]
-    names = [name for name in rows[0] if name != "prompt"] if rows else []
-    if len(names) < 2 or "prompt" not in rows[0]:
-        raise UserError(f"{path} holds no two answers to a prompt; a row that is understood: {_SAMPLE}")
-    for number, row in enumerate(rows, 1):
-        if set(row) != {"prompt", *names} or not all(isinstance(row[name], str) for name in names):
-            raise UserError(f"{path}, row {number}: needs a prompt and one text for each of {', '.join(names)}")
-    prompts = [_prompt(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
-    models = {name: {"file": path.name, "digest": file_digest(path)} for name in names}
-    answers = {name: {number: whole_characters(row[name]) for number, row in enumerate(rows)} for name in names}
-    return Plan(models, prompts, paired(len(prompts), names, seed), seed, answers)
+def plan_from_answers_file(path: Path, seed: int, max_prompts: int | None = None) -> ComparisonPlan:
+    """Plan a comparison of answers in a file: rows of `prompt` and, under any other names, one answer for each model.
 
-
-def made_by(
-    models: list[str], seed: int, max_new_tokens: int | None, sampling: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """What makes the answers of each model, by its short name: path, digest of the folder, sampling settings.
-
-    A `max_new_tokens` of None stands for 256, or half of a short context.
+    Raises UserError where the file or one of its rows does not have that form.
     """
-    if len(models) < 2:
+    rows = _read_rows(path)[:max_prompts]
+    names = [key for key in rows[0] if key != "prompt"] if rows else []
+    if len(names) < 2 or "prompt" not in rows[0]:
+        raise UserError(f"{path} needs a prompt and two answers or more in each row, such as {_EXAMPLE_ROW}")
+
+    for number, row in enumerate(rows, 1):
+        has_all_keys = set(row) == {"prompt", *names}
+        if not has_all_keys or not all(isinstance(row[name], str) for name in names):
+            raise UserError(f"{path}, row {number}: needs a prompt and one text for each of {', '.join(names)}")
+
+    prompts = [_parse_prompt(row["prompt"], f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+    digest = file_digest(path)
+    models = {}
+    answers = {}
+    for name in names:
+        models[name] = {"file": path.name, "digest": digest}
+        answers[name] = {number: whole_characters(row[name]) for number, row in enumerate(rows)}
+    return ComparisonPlan(models, prompts, draw_pairs(len(prompts), names, seed), seed, answers)
+
+
+def describe_models(
+    paths: list[str], seed: int, max_new_tokens: int | None, sampling: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return what makes the answers of each model, by its short name: path, digest of the folder, sampling settings.
+
+    A `max_new_tokens` of None stands for 256, or half of a short context. Raises UserError for fewer than two models
+    and for one that is named twice.
+    """
+    if len(paths) < 2:
         raise UserError("name two models or more, or one file of answers")
-    short = [Path(model).name for model in models]
-    names = short if len(set(short)) == len(short) else [str(model) for model in models]
+
+    # A model goes by the last part of its path, unless two share it.
+    names = [Path(path).name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"{max(names, key=names.count)} is named twice; a model cannot be compared with itself")
+
     settings = {**sampling, "max_new_tokens": max_new_tokens, "seed": seed}
-    return {name: {"path": m, "digest": digest(m), "sampling": settings} for name, m in zip(names, models, strict=True)}
+    models = {}
+    for name, path in zip(names, paths, strict=True):
+        models[name] = {"path": path, "digest": digest_model(path), "sampling": settings}
+    return models
 
 
-def digest(model: str) -> str | None:
-    """A digest of what a model folder holds; None for a model of the Hub. Raises UserError for a missing folder."""
+def digest_model(path: str) -> str | None:
+    """Return a digest of what a model folder holds; None for a model of the Hub. Raises UserError if it is missing."""
     from hf_llm.model.load import check_exists
 
-    check_exists(model)
-    if not Path(model).is_dir():
+    check_exists(path)
+    folder = Path(path)
+    if not folder.is_dir():
         return None
-    manifest = read_manifest(Path(model))
-    return manifest["digest"] if manifest else digest_of(file_digests(Path(model)))
+    manifest = read_manifest(folder)
+    return manifest["digest"] if manifest else digest_of(file_digests(folder))
 
 
-def paired(prompts: int, models: list[str], seed: int) -> list[tuple[int, str, str]]:
-    """One pair of models for each prompt, in random order, every two models equally often (give or take one).
+def draw_pairs(prompt_count: int, models: list[str], seed: int) -> list[tuple[int, str, str]]:
+    """Draw one pair of models for each prompt, in random order, so that every two models meet equally often.
 
-    Where there are fewer prompts than pairs of models, prompts come again until all pairs have met.
+    Meetings differ by one at most. Where there are fewer prompts than pairs of models, prompts repeat until every two
+    models have met.
     """
-    assert prompts > 0 and len(models) > 1
+    assert prompt_count > 0 and len(models) > 1
     rng = random.Random(seed)
-    order, matches = list(range(prompts)), list(combinations(models, 2))
-    rng.shuffle(order)
-    rng.shuffle(matches)
-    # No two of these are the same, for both lists have gone round together only after their least common multiple.
-    return [(order[i % len(order)], *matches[i % len(matches)]) for i in range(max(len(order), len(matches)))]
+    prompt_order = list(range(prompt_count))
+    model_pairs = list(combinations(models, 2))
+    rng.shuffle(prompt_order)
+    rng.shuffle(model_pairs)
+
+    # No (prompt, pair) repeats: cycling both lists repeats only after the least common multiple of their lengths.
+    pairs = []
+    for index in range(max(len(prompt_order), len(model_pairs))):
+        prompt = prompt_order[index % len(prompt_order)]
+        first, second = model_pairs[index % len(model_pairs)]
+        pairs.append((prompt, first, second))
+    return pairs
 
 
-def prompts_of_file(path: Path, take: int) -> list[Conversation]:
-    """The first `take` different prompts of a file: a line of plain text each, or rows in any form that training knows,
-    whose last answer is left out. Raises UserError."""
+def read_prompts_file(path: Path, max_prompts: int) -> list[Conversation]:
+    """Read the first `max_prompts` different prompts of a file.
+
+    Either plain text with a prompt on each line, or rows in any form that training reads, whose last answer is removed.
+    Raises UserError where the file is missing or holds no prompts.
+    """
     if not path.is_file():
         raise UserError(f"--prompts: there is no file {path}")
-    if path.suffix in ROWS:
+
+    if path.suffix in TABULAR_SUFFIXES:
         rows, *_ = load_prompts([ConversationSource(license="unknown", path=str(path))], 0, 0)
-        found = [_question(row) for row in rows]
+        prompts = [_prompt_of_row(row) for row in rows]
     else:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = [_user(line.strip()) for line in lines if line.strip()]
-    if not found:
+        prompts = [_user_message(line.strip()) for line in lines if line.strip()]
+    if not prompts:
         raise UserError(f"--prompts: {path} holds no prompts; write one on each line")
-    return _different(found)[:take]
+    return _drop_duplicates(prompts)[:max_prompts]
 
 
-def held_out_prompts(models: list[str], take: int) -> list[Conversation]:
-    """The first `take` prompts that the models' own data kept out of training: none of them has seen any, nor what it
-    was made from.
+def collect_held_out_prompts(models: list[str], max_prompts: int) -> list[Conversation]:
+    """Collect the first `max_prompts` prompts that the last stage of each model held out for evaluation.
 
-    They come from the data that the folders' manifests name. Raises UserError where no manifest names any.
+    A prompt that any of the models, or a model it was made from, was trained on is excluded. The data are those named
+    in the folders' manifests. Raises UserError where no manifest names any.
     """
-    held_out, trained = [], set()
-    stages = {
-        model: [m for m in lineage(Path(model)).values() if m["folder"] in ("sft", *ALIGNED_MODELS)] for model in models
-    }
-    sides = {m["digest"]: _sides(m["folder"], m["recipe"]) for manifests in stages.values() for m in manifests}
-    for manifests in stages.values():
+    # The fine-tuning stages behind each model, oldest first.
+    chat_stages = ("sft", *ALIGNED_MODELS)
+    manifests_by_model = {}
+    for model in models:
+        manifests = lineage(Path(model)).values()
+        manifests_by_model[model] = [manifest for manifest in manifests if manifest["folder"] in chat_stages]
+
+    # Models often share stages: the data of each is read once.
+    splits = {}
+    for manifests in manifests_by_model.values():
         for manifest in manifests:
-            train, evaluation = sides[manifest["digest"]]
-            trained |= {digest_of(prompt) for prompt in train}
-            held_out += evaluation if manifest is manifests[-1] else []
-    unseen = [prompt for prompt in _different(held_out) if digest_of(prompt) not in trained]
+            splits[manifest["digest"]] = _load_stage_prompts(manifest["folder"], manifest["recipe"])
+
+    held_out: list[Conversation] = []
+    trained_on: set[str] = set()
+    for manifests in manifests_by_model.values():
+        for manifest in manifests:
+            train, evaluation = splits[manifest["digest"]]
+            trained_on |= {digest_of(prompt) for prompt in train}
+            if manifest is manifests[-1]:
+                held_out += evaluation
+
+    unseen = [prompt for prompt in _drop_duplicates(held_out) if digest_of(prompt) not in trained_on]
     if not unseen:
         raise UserError("the models' manifests name no held-out prompts; give some with --prompts FILE, one a line")
-    return unseen[:take]
+    return unseen[:max_prompts]
 
 
-def _sides(folder: str, recipe: dict[str, Any]) -> list[list[Conversation]]:
-    """The prompts that the stage of `folder` was trained on, and those it held out: read as that stage reads them."""
+def _load_stage_prompts(folder: str, recipe: dict[str, Any]) -> list[list[Conversation]]:
+    """Load the prompts of a stage's training and evaluation splits, exactly as that stage loads its data."""
     section = recipe[folder]
-    load = {"sft": partial(load_conversations, documents=True), "dpo": load_preferences, "kto": load_labelled}
+    loaders: dict[str, Callable] = {
+        "sft": partial(load_conversations, documents=True),
+        "dpo": load_preferences,
+        "kto": load_labelled,
+    }
     if folder == "ppo":
-        load["ppo"] = load_conversations if section["rows"] == "conversations" else load_preferences
+        loaders["ppo"] = load_conversations if section["rows"] == "conversations" else load_preferences
+    load = loaders.get(folder, load_prompts)
+
     sources = [ConversationSource(**source) for source in section["data"]]
-    read = load.get(folder, load_prompts)
-    *sides, _ = read(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"])
-    return [[_question(row) for row in side if row.get("text") is None] for side in sides]
+    *splits, _ = load(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"])
+
+    prompts_by_split = []
+    for rows in splits:
+        conversations = [row for row in rows if row.get("text") is None]  # plain documents have no prompt
+        prompts_by_split.append([_prompt_of_row(row) for row in conversations])
+    return prompts_by_split
 
 
-def _question(row: dict[str, Any]) -> Conversation:
-    """A row of training data up to its last answer."""
+def _prompt_of_row(row: dict[str, Any]) -> Conversation:
+    """Return a row of training data without its last answer."""
     messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
-    # A data set's table has every key in every message, None where it was not there.
-    return [{key: value for key, value in said.items() if value is not None} for said in messages]
+
+    # The table of a data set gives every message every key: None stands for a key that was absent.
+    prompt = []
+    for message_row in messages:
+        prompt.append({key: value for key, value in message_row.items() if value is not None})
+    return prompt
 
 
-def _different(prompts: list[Conversation]) -> list[Conversation]:
+def _drop_duplicates(prompts: list[Conversation]) -> list[Conversation]:
     return list({digest_of(prompt): prompt for prompt in prompts}.values())
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    faults = Faults()
-    rows = list(file_rows(path, faults))
-    if faults.dropped:
-        raise UserError(f"{path} holds rows that cannot be read: {faults.samples[0]}; mend or leave them out")
+    errors = Faults()
+    rows = [row for _, row in file_rows(path, errors)]
+    if errors.dropped:
+        raise UserError(f"{path} holds rows that cannot be read: {errors.samples[0]}; repair or remove them")
     return rows
 
 
-def _prompt(row: dict[str, Any], where: str) -> Conversation:
-    """The question of a row: text, or messages that end with the user's. Raises UserError."""
-    given = row["prompt"]
+def _parse_prompt(value: Any, where: str) -> Conversation:
+    """Return a prompt given as text, or as messages that end with the user's. Raises UserError, which names `where`."""
+    given_messages = value if isinstance(value, list) else _user_message(value)
     try:
-        messages = [message(said) for said in (given if isinstance(given, list) else _user(given))]
+        messages = [message(given) for given in given_messages]
     except Unusable as error:
         raise UserError(f"{where}: {error}") from error
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise UserError(f"{where}: the prompt does not end with a question; leave the row out")
+        raise UserError(f"{where}: the prompt does not end with a message of the user; remove the row")
     return messages
 
 
-def _user(content: Any) -> Conversation:
+def _user_message(content: Any) -> Conversation:
     return [{"role": "user", "content": content}]

@@ -1,4 +1,4 @@
-"""Votes as training data: TRL's conversational preference rows, `prompt`, `chosen` and `rejected`."""
+"""Turns votes into training data: TRL's conversational preference pairs, `prompt`, `chosen` and `rejected`."""
 
 import json
 from collections import Counter
@@ -8,52 +8,71 @@ from typing import Any
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
-from hf_llm.human_eval.preference_statistics import verdicts
-from hf_llm.human_eval.votes import Votes
+from hf_llm.human_eval.preference_statistics import majority_outcomes
+from hf_llm.human_eval.votes import VoteDatabase
+
+# Why a pair is dropped, by the outcome that most annotators chose; None where no outcome has a majority.
+_DROP_REASONS = {"tie": "tie", "bad": "both bad", None: "annotators disagree"}
 
 
-def preference_rows(votes: Votes, left_out: Counter) -> Iterator[dict[str, Any]]:
-    """A row for each pair of which most annotators prefer the same answer; the others are counted in `left_out`.
+def build_preference_pairs(database: VoteDatabase, dropped: Counter) -> Iterator[dict[str, Any]]:
+    """Yield a preference for each pair of which most annotators prefer the same answer; count the others in `dropped`.
 
-    An empty answer teaches nothing and is no row (the loaders of `dpo` and `reward` refuse it).
+    A pair with an empty answer is dropped too: the loaders of `dpo` and `reward` refuse it.
     """
-    prompts, cast = votes.prompts(), votes.standing()
-    pairs = {vote.pair: vote for vote in cast}
-    for pair, verdict in verdicts(cast).items():
-        vote = pairs[pair]
-        if verdict not in ("first", "second"):
-            left_out[{"tie": "tie", "bad": "both bad", None: "annotators disagree"}[verdict]] += 1
+    prompts = database.read_prompts()
+    votes = database.read_votes()
+    outcomes = majority_outcomes(votes)
+    any_vote = {vote.pair: vote for vote in votes}  # any vote on a pair names its prompt and models
+
+    for pair, outcome in outcomes.items():
+        vote = any_vote[pair]
+        if outcome == "first":
+            preferred, other = vote.first, vote.second
+        elif outcome == "second":
+            preferred, other = vote.second, vote.first
+        else:
+            dropped[_DROP_REASONS[outcome]] += 1
             continue
-        better, worse = (vote.first, vote.second) if verdict == "first" else (vote.second, vote.first)
-        chosen, rejected = (votes.answer(vote.prompt, model).strip() for model in (better, worse))
+
+        chosen = database.read_answer(vote.prompt, preferred).strip()
+        rejected = database.read_answer(vote.prompt, other).strip()
         if not chosen or not rejected:
-            left_out["an empty answer"] += 1
+            dropped["an empty answer"] += 1
             continue
-        yield {"prompt": prompts[vote.prompt], "chosen": _said(chosen), "rejected": _said(rejected)}
-    left_out["only skipped"] += len(pairs.keys() - verdicts(cast).keys())
+        yield {
+            "prompt": prompts[vote.prompt],
+            "chosen": _assistant_message(chosen),
+            "rejected": _assistant_message(rejected),
+        }
+
+    dropped["only skipped"] += len(any_vote.keys() - outcomes.keys())
 
 
-def export(votes: Votes, path: Path) -> tuple[int, Counter]:
-    """Write the preferences as JSONL, whole or not at all; how many, and what was left out.
+def export_preferences(database: VoteDatabase, path: Path) -> tuple[int, Counter]:
+    """Write the preferences as JSONL, whole or not at all. Returns how many, and what was dropped.
 
     Raises UserError where there is no preference to write, or the file's ending is not `.jsonl`.
     """
     if path.suffix != ".jsonl":
-        raise UserError(f"--export: {path} has to end in .jsonl, or training will not know what it is")
-    left_out: Counter = Counter()
-    rows = list(preference_rows(votes, left_out))
-    if not rows:
-        why = counted(left_out) or "no votes"
-        raise UserError(f"{votes.path} holds no preference yet ({why}); judge some pairs first")
+        raise UserError(f"--export: {path} has to end in .jsonl, or training will not recognize its format")
+
+    dropped: Counter = Counter()
+    preferences = list(build_preference_pairs(database, dropped))
+    if not preferences:
+        reason = format_counts(dropped) or "no votes"
+        raise UserError(f"{database.path} holds no preference yet ({reason}); vote on some pairs first")
+
+    lines = [json.dumps(preference, ensure_ascii=False) + "\n" for preference in preferences]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows), left_out
+    write_text(path, "".join(lines))
+    return len(preferences), dropped
 
 
-def counted(left_out: Counter) -> str:
-    """The counts in words."""
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.most_common() if count)
+def format_counts(dropped: Counter) -> str:
+    """Return counts as `3 tie, 1 both bad`, the largest first."""
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count)
 
 
-def _said(content: str) -> list[dict[str, str]]:
+def _assistant_message(content: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": content}]

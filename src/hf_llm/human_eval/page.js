@@ -1,154 +1,206 @@
-// One annotator's page: shows a pair, sends the judgement, shows the next. Text of models is only ever set as text.
+// One annotator's page: shows a pair, sends the vote, shows the next. A model's text is only ever set as text.
 "use strict";
 
-const meta = (name) => document.querySelector(`meta[name="judging-${name}"]`).content;
-const find = (id) => document.getElementById(id);
-const KEYS = { a: "a", ArrowLeft: "a", b: "b", ArrowRight: "b", t: "tie", x: "bad", s: "skip" };
-const token = meta("token");
+const byId = (id) => document.getElementById(id);
+const readMeta = (name) => document.querySelector(`meta[name="arena-${name}"]`).content;
+const CHOICE_KEYS = { a: "a", ArrowLeft: "a", b: "b", ArrowRight: "b", t: "tie", x: "bad", s: "skip" };
+const POLL_MILLISECONDS = 1000; // between looks for answers that are still being generated
+const token = readMeta("token");
 
-let annotator = JSON.parse(meta("annotator")) || localStorage.getItem("annotator") || "";
-let question = null, shown = 0, busy = false, judged = 0, timer = 0;
+let annotator = JSON.parse(readMeta("annotator")) || localStorage.getItem("annotator") || "";
+let question = null; // {pair, messages, a, b}, null where none is shown
+let shownAt = 0;
+let votesCast = 0;
+let isBusy = false;
+let pollTimer = 0;
 const scores = { a: null, b: null };
 
-async function ask(path, body) {
+// Requests
+
+async function request(path, body) {
   const options = { headers: { "X-Judging-Token": token } };
   if (body) {
     options.method = "POST";
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify({ annotator, ...body });
   }
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, options);
+    response = await fetch(path, options);
   } catch {
     throw new Error("The program that keeps the votes does not answer. Nothing is lost: start it again, then repeat.");
   }
-  const state = await answer.json();
-  if (!answer.ok) throw new Error(state.problem);
+  const state = await response.json();
+  if (!response.ok) throw new Error(state.problem);
   return state;
 }
 
-async function move(path, body) {
-  if (busy) return;
-  busy = true;
+async function requestAndShow(path, body) {
+  if (isBusy) return;
+  isBusy = true;
   document.body.classList.add("busy");
-  clearTimeout(timer);
+  clearTimeout(pollTimer);
   try {
-    show(await ask(path, body));
+    showState(await request(path, body));
   } catch (error) {
-    tell(error.message);
+    showProblem(error.message);
   }
-  busy = false;
+  isBusy = false;
   document.body.classList.remove("busy");
-  for (const chosen of document.querySelectorAll(".chosen")) chosen.classList.remove("chosen");
+  for (const element of document.querySelectorAll(".chosen")) element.classList.remove("chosen");
 }
 
-const next = () => move(`api/next?annotator=${encodeURIComponent(annotator)}`);
+function requestNext() {
+  requestAndShow(`api/next?annotator=${encodeURIComponent(annotator)}`);
+}
 
 function vote(choice) {
-  if (busy || !question) return;
-  for (const chosen of document.querySelectorAll(`[data-choice="${choice}"], [data-side="${choice}"]`)) chosen.classList.add("chosen");
-  const seconds = Math.round((performance.now() - shown) / 100) / 10;
-  move("api/vote", { pair: question.pair, choice, score_a: scores.a, score_b: scores.b, seconds });
+  if (isBusy || !question) return;
+  const chosen = document.querySelectorAll(`[data-choice="${choice}"], [data-side="${choice}"]`);
+  for (const element of chosen) element.classList.add("chosen");
+  const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
+  requestAndShow("api/vote", { pair: question.pair, choice, score_a: scores.a, score_b: scores.b, seconds });
 }
 
 function undo() {
-  if (judged && !busy) move("api/undo", {});
+  if (votesCast && !isBusy) requestAndShow("api/undo", {});
 }
 
-function score(side, value) {
+// A score that is given twice is taken back.
+function toggleScore(side, value) {
   scores[side] = scores[side] === value ? null : value;
-  for (const button of document.querySelectorAll(`[data-side="${side}"] .stars button`))
-    button.setAttribute("aria-pressed", String(Number(button.textContent) === scores[side]));
+  showScore(side);
 }
 
-function show(state) {
-  judged = state.done;
+// What the page shows
+
+function showState(state) {
+  votesCast = state.done;
   question = state.question;
-  find("who").textContent = annotator;
-  find("count").textContent = `${state.done} of ${state.total}`;
-  find("done").style.width = `${state.total ? (100 * state.done) / state.total : 0}%`;
-  find("done").parentNode.setAttribute("aria-valuemax", state.total);
-  find("done").parentNode.setAttribute("aria-valuenow", state.done);
-  find("hello").hidden = true;
-  find("question").hidden = !question;
-  find("choices").hidden = !question && !judged;
-  find("pause").hidden = Boolean(question);
-  find("undo").disabled = !judged;
+
+  byId("who").textContent = annotator;
+  byId("count").textContent = `${state.done} of ${state.total}`;
+  byId("done").style.width = `${state.total ? (100 * state.done) / state.total : 0}%`;
+  byId("done").parentNode.setAttribute("aria-valuemax", state.total);
+  byId("done").parentNode.setAttribute("aria-valuenow", state.done);
+
+  byId("hello").hidden = true;
+  byId("question").hidden = !question;
+  byId("choices").hidden = !question && !votesCast;
+  byId("pause").hidden = Boolean(question);
+  byId("undo").disabled = !votesCast;
   for (const button of document.querySelectorAll("[data-choice]")) button.disabled = !question;
-  tell(state.problem);
-  for (const side of ["a", "b"]) { scores[side] = null; score(side, null); }
-  if (question) return lay(question);
-  const waiting = state.waiting > 0 && !state.problem;
-  find("pause").firstChild.textContent = waiting
-    ? "The answers are still being written. The next pair appears here as soon as it is ready."
-    : !state.total ? "The answers to every prompt are the same: there is nothing to judge."
-    : state.done < state.total ? "There is nothing to judge until the answers can be made." : "That was the last one. Thank you.";
-  if (waiting) timer = setTimeout(next, 1000);
+
+  showProblem(state.problem);
+  for (const side of ["a", "b"]) {
+    scores[side] = null;
+    showScore(side);
+  }
+
+  if (question) {
+    showQuestion(question);
+    return;
+  }
+  byId("pause").firstChild.textContent = reasonForPause(state);
+  if (isWaiting(state)) pollTimer = setTimeout(requestNext, POLL_MILLISECONDS);
 }
 
-function lay({ messages, a, b }) {
-  const prompt = find("prompt");
+function isWaiting(state) {
+  return state.waiting > 0 && !state.problem;
+}
+
+function reasonForPause(state) {
+  if (isWaiting(state)) {
+    return "The answers are still being generated. The next pair appears here as soon as it is ready.";
+  }
+  if (!state.total) return "The answers to every prompt are the same: there is nothing to vote on.";
+  if (state.done < state.total) return "There is nothing to vote on until the answers can be generated.";
+  return "That was the last one. Thank you.";
+}
+
+function showQuestion({ messages, a, b }) {
+  const prompt = byId("prompt");
   prompt.replaceChildren();
   for (const { role, content } of messages) {
     if (messages.length > 1) prompt.append(Object.assign(document.createElement("h3"), { textContent: role }));
     prompt.append(Object.assign(document.createElement("p"), { textContent: content.trim() }));
   }
-  for (const [side, text] of [["a", a], ["b", b]]) {
-    const place = document.querySelector(`[data-side="${side}"] .text`);
-    place.textContent = text.trim() || "no answer";
-    place.classList.toggle("nothing", !text.trim());
-  }
+  showAnswer("a", a);
+  showAnswer("b", b);
   window.scrollTo(0, 0);
-  shown = performance.now();
+  shownAt = performance.now();
 }
 
-function tell(problem) {
-  find("problem").textContent = problem || "";
-  find("problem").hidden = !problem;
+function showAnswer(side, text) {
+  const element = document.querySelector(`[data-side="${side}"] .text`);
+  element.textContent = text.trim() || "no answer";
+  element.classList.toggle("nothing", !text.trim());
 }
 
-function hello() {
-  clearTimeout(timer);
+function showScore(side) {
+  for (const button of document.querySelectorAll(`[data-side="${side}"] .stars button`)) {
+    const isGiven = Number(button.textContent) === scores[side];
+    button.setAttribute("aria-pressed", String(isGiven));
+  }
+}
+
+function showProblem(problem) {
+  byId("problem").textContent = problem || "";
+  byId("problem").hidden = !problem;
+}
+
+function showNameForm() {
+  clearTimeout(pollTimer);
   question = null;
-  for (const id of ["question", "choices", "pause", "problem"]) find(id).hidden = true;
-  find("who").textContent = find("count").textContent = "";
-  find("done").style.width = 0;
-  find("hello").hidden = false;
-  find("name").value = annotator;
-  find("name").select();
+  for (const id of ["question", "choices", "pause", "problem"]) byId(id).hidden = true;
+  byId("who").textContent = "";
+  byId("count").textContent = "";
+  byId("done").style.width = 0;
+  byId("hello").hidden = false;
+  byId("name").value = annotator;
+  byId("name").select();
 }
+
+// Keys and buttons
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || !find("hello").hidden) return;
+  const hasModifier = event.ctrlKey || event.metaKey || event.altKey;
+  if (hasModifier || event.repeat || !byId("hello").hidden) return;
   const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (digit && question) {
     const number = (Number(digit[1]) + 9) % 10; // 1 to 5 for A, 6 to 9 and 0 for B
-    score(number < 5 ? "a" : "b", (number % 5) + 1);
-  } else if (key in KEYS) vote(KEYS[key]);
-  else if (key === "u" || key === "Backspace") undo();
-  else return;
+    toggleScore(number < 5 ? "a" : "b", (number % 5) + 1);
+  } else if (key in CHOICE_KEYS) {
+    vote(CHOICE_KEYS[key]);
+  } else if (key === "u" || key === "Backspace") {
+    undo();
+  } else {
+    return;
+  }
   event.preventDefault();
 });
 
-for (const button of document.querySelectorAll("[data-choice]")) button.addEventListener("click", () => vote(button.dataset.choice));
-for (const stars of document.querySelectorAll(".stars"))
+for (const button of document.querySelectorAll("[data-choice]")) {
+  button.addEventListener("click", () => vote(button.dataset.choice));
+}
+for (const stars of document.querySelectorAll(".stars")) {
   for (let value = 1; value <= 5; value++) {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: value });
     button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => score(stars.parentNode.dataset.side, value));
+    button.addEventListener("click", () => toggleScore(stars.parentNode.dataset.side, value));
     stars.append(button);
   }
-find("undo").addEventListener("click", undo);
-find("who").addEventListener("click", hello);
-find("hello").addEventListener("submit", (event) => {
+}
+byId("undo").addEventListener("click", undo);
+byId("who").addEventListener("click", showNameForm);
+byId("hello").addEventListener("submit", (event) => {
   event.preventDefault();
-  annotator = find("name").value.trim();
+  annotator = byId("name").value.trim();
   if (!annotator) return;
   localStorage.setItem("annotator", annotator);
-  next();
+  requestNext();
 });
 
-if (annotator) next();
-else hello();
+if (annotator) requestNext();
+else showNameForm();

@@ -1,7 +1,7 @@
-"""What the votes say, and how sure that is.
+"""Turns votes into win rates, ratings, scores, position bias and agreement, each with a 95% interval.
 
-A prompt is the unit of chance: votes of several people on the same two answers are no independent evidence, so a prompt
-counts once, with the mean of its votes. All intervals are 95%.
+The unit of chance is the prompt: votes of several people on the same two answers are not independent evidence, so a
+prompt counts once, with the mean of its votes.
 """
 
 from collections import Counter, defaultdict
@@ -14,148 +14,190 @@ import numpy as np
 
 from hf_llm.human_eval.votes import CHOICES, Vote
 
-Z = 1.959964  # of the normal distribution, for 95%
+Z_95 = 1.959964  # quantile of the normal distribution for a 95% interval
 RESAMPLES = 2000
-ELO = 400 / np.log(10)  # points of rating for each unit of log-odds
-CENTRE = 1000.0  # mean rating of the models
+ELO_PER_LOG_ODDS = 400 / np.log(10)
+MEAN_RATING = 1000.0
+MAX_NEWTON_STEPS = 100
+NEWTON_TOLERANCE = 1e-9
 OUTCOMES = ("first", "second", "tie", "bad")
 
 Interval = tuple[float, float]
 
 
 def wilson(successes: float, trials: int) -> Interval:
-    """The Wilson score interval of a share (Wilson 1927); for values between 0 and 1 instead of yes and no it is wider
-    than it need be, never narrower, since none vary more than yes and no do."""
+    """Return the Wilson score interval of a share (Wilson 1927).
+
+    For values between 0 and 1 instead of yes and no it is wider than necessary, never narrower, since no values vary
+    more than yes and no do.
+    """
     assert 0 <= successes <= trials and trials > 0
     share = successes / trials
-    centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
-    half = Z / (1 + Z**2 / trials) * np.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    scale = 1 + Z_95**2 / trials
+    centre = (share + Z_95**2 / (2 * trials)) / scale
+    half_width = Z_95 / scale * np.sqrt(share * (1 - share) / trials + Z_95**2 / (4 * trials**2))
+    return max(0.0, float(centre - half_width)), min(1.0, float(centre + half_width))
 
 
 def bootstrap(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
-    """The percentile interval (Efron 1979) of a statistic over resampled groups; None for fewer than two groups.
+    """Return the bootstrap percentile interval (Efron 1979) of a statistic; None for fewer than two groups.
 
-    `statistic` takes how often each group was drawn, (RESAMPLES, groups), and gives (RESAMPLES,) values; those that are
-    not finite are left out.
+    Whole groups are resampled. `statistic` takes how often each group was drawn, (RESAMPLES, groups), and returns
+    (RESAMPLES,) values; those that are not finite are ignored.
     """
-    return percentiles(statistic(resampled(groups, seed))) if groups > 1 else None
-
-
-def resampled(groups: int, seed: int = 0) -> np.ndarray:
-    """How often each group is drawn, (RESAMPLES, groups)."""
-    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
-    return draws.astype(float)
-
-
-def percentiles(values: np.ndarray) -> Interval | None:
-    """The middle 95% of the values (RESAMPLES,) that are finite; None where none are."""
-    values = values[np.isfinite(values)]
-    if not values.size:
+    if groups < 2:
         return None
-    low, high = np.quantile(values, [0.025, 0.975])
+    return percentile_interval(statistic(draw_resamples(groups, seed)))
+
+
+def draw_resamples(groups: int, seed: int = 0) -> np.ndarray:
+    """Draw with replacement how often each group occurs in each resample, (RESAMPLES, groups)."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+    return counts.astype(float)
+
+
+def percentile_interval(values: np.ndarray) -> Interval | None:
+    """Return the middle 95% of the finite ones of the values (RESAMPLES,); None where none are."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)
 
 
-def outcome(vote: Vote) -> str | None:
-    """A vote in terms of its models, whichever side they stood on: one of OUTCOMES, None for a skip."""
+def vote_outcome(vote: Vote) -> str | None:
+    """Return a vote in terms of its models, whichever side they were on: one of OUTCOMES, None for a skip."""
     if vote.winner is not None:
         return "first" if vote.winner == vote.first else "second"
     return None if vote.choice == "skip" else vote.choice
 
 
-def win_rates(votes: Iterable[Vote]) -> list[dict[str, Any]]:
-    """For every two models that met: counts of votes, and how often the first wins.
+def first_model_score(vote: Vote) -> float:
+    """Return 1 for a win of the first model, 0 for a loss, and one half for a tie or both bad."""
+    outcome = vote_outcome(vote)
+    if outcome == "first":
+        return 1.0
+    if outcome == "second":
+        return 0.0
+    return 0.5
 
-    `win_rate` counts a tie, and both bad, as half a win; `decided` leaves them out. Wilson intervals over prompts.
+
+def compute_win_rates(votes: Iterable[Vote]) -> list[dict[str, Any]]:
+    """Count the votes of every two models that met, and how often the first of them wins.
+
+    `win_rate` counts a tie, and both bad, as half a win; `decided` ignores them. Wilson intervals over prompts.
     """
-    matches: dict[tuple[str, str], list[Vote]] = defaultdict(list)
+    votes_by_match: dict[tuple[str, str], list[Vote]] = defaultdict(list)
     for vote in votes:
-        matches[vote.first, vote.second].append(vote)
-    rows = []
-    for (first, second), cast in sorted(matches.items()):
-        counts = Counter(outcome(vote) or "skip" for vote in cast)
-        values = _by_prompt((vote.prompt, _value(vote)) for vote in cast if outcome(vote))
-        decided = _by_prompt((vote.prompt, _value(vote)) for vote in cast if vote.winner)
-        votes_by_outcome = {name: counts[name] for name in (*OUTCOMES, "skip")}
-        match = {"first": first, "second": second, "votes": votes_by_outcome}
-        rows.append({**match, "win_rate": _share(values), "decided": _share(decided)})
-    return rows
+        votes_by_match[vote.first, vote.second].append(vote)
+
+    matches = []
+    for (first, second), match_votes in sorted(votes_by_match.items()):
+        counts = Counter(vote_outcome(vote) or "skip" for vote in match_votes)
+        answered = [vote for vote in match_votes if vote_outcome(vote)]
+        decided = [vote for vote in match_votes if vote.winner]
+        match = {
+            "first": first,
+            "second": second,
+            "votes": {name: counts[name] for name in (*OUTCOMES, "skip")},
+            "win_rate": _win_rate_over_prompts(answered),
+            "decided": _win_rate_over_prompts(decided),
+        }
+        matches.append(match)
+    return matches
 
 
-def _share(values: dict[int, float]) -> dict[str, Any] | None:
-    if not values:
+def _win_rate_over_prompts(votes: list[Vote]) -> dict[str, Any] | None:
+    """Return how often the first model wins, each prompt counting once, with its interval; None without votes."""
+    if not votes:
         return None
-    total = sum(values.values())
-    return {"value": total / len(values), "interval": wilson(total, len(values)), "prompts": len(values)}
+    scores = _mean_by_prompt((vote.prompt, first_model_score(vote)) for vote in votes)
+    wins = sum(scores.values())
+    return {"value": wins / len(scores), "interval": wilson(wins, len(scores)), "prompts": len(scores)}
 
 
-def _value(vote: Vote) -> float:
-    return {"first": 1.0, "second": 0.0}.get(outcome(vote), 0.5)
+def _mean_by_prompt(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Return the mean value of each prompt."""
+    values_by_prompt: dict[int, list[float]] = defaultdict(list)
+    for prompt, value in values:
+        values_by_prompt[prompt].append(value)
+    return {prompt: fmean(values) for prompt, values in values_by_prompt.items()}
 
 
-def _by_prompt(pairs: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """The mean of what each prompt has."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for prompt, value in pairs:
-        found[prompt].append(value)
-    return {prompt: fmean(values) for prompt, values in found.items()}
+def compute_ratings(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:
+    """Return Bradley-Terry ratings on the Elo scale, the best first, with bootstrap intervals over prompts.
 
-
-def ratings(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:
-    """Bradley-Terry ratings on the Elo scale (400 points are odds of 10 to 1, the mean is 1000) and bootstrap intervals
-    over prompts.
-
-    The most likely ratings (Bradley and Terry 1952), which Elo's running update only comes near, in an order that does
-    not matter. A tie is half a win to each; one tie more between every two models keeps a model that wins all finite.
+    400 points are odds of 10 to 1, and the mean is 1000. These are the maximum-likelihood ratings (Bradley and Terry
+    1952), which do not depend on the order of the votes; Elo's running update only approaches them. A tie is half a win
+    to each; one tie added between every two models keeps the rating of a model that wins every vote finite.
     """
-    by_prompt: dict[int, list[Vote]] = defaultdict(list)
+    votes_by_prompt: dict[int, list[Vote]] = defaultdict(list)
     for vote in votes:
-        if outcome(vote):
-            by_prompt[vote.prompt].append(vote)
-    if not by_prompt:
+        if vote_outcome(vote):
+            votes_by_prompt[vote.prompt].append(vote)
+    if not votes_by_prompt:
         return {}
-    number = {name: i for i, name in enumerate(models)}
-    wins = np.zeros((len(by_prompt), len(models), len(models)))
-    for group, cast in enumerate(by_prompt.values()):
-        for vote in cast:
-            first, second, value = number[vote.first], number[vote.second], _value(vote) / len(cast)
-            wins[group, first, second] += value
-            wins[group, second, first] += 1 / len(cast) - value
-    fitted = bradley_terry(wins.sum(0)[None])[0]
-    again = bradley_terry(np.tensordot(resampled(len(wins)), wins, 1))  # (resamples, models)
-    found = {
-        name: {"rating": float(fitted[i]), "interval": percentiles(again[:, i]) if len(wins) > 1 else None}
-        for name, i in number.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["rating"]))
+
+    wins = _count_wins(list(votes_by_prompt.values()), models)
+    fitted = fit_bradley_terry(wins.sum(0)[None])[0]  # (models,)
+    resampled_wins = np.tensordot(draw_resamples(len(wins)), wins, 1)  # (RESAMPLES, models, models)
+    resampled = fit_bradley_terry(resampled_wins)  # (RESAMPLES, models)
+
+    ratings = {}
+    for index, name in enumerate(models):
+        interval = percentile_interval(resampled[:, index]) if len(wins) > 1 else None
+        ratings[name] = {"rating": float(fitted[index]), "interval": interval}
+    return dict(sorted(ratings.items(), key=lambda item: -item[1]["rating"]))
 
 
-def bradley_terry(wins: np.ndarray) -> np.ndarray:
-    """Ratings (resamples, models) from `wins` (resamples, models, models), of the row's model over the column's.
+def _count_wins(votes_by_prompt: list[list[Vote]], models: list[str]) -> np.ndarray:
+    """Count wins of the row's model over the column's, (prompts, models, models); the votes of a prompt add up to 1."""
+    model_index = {name: index for index, name in enumerate(models)}
+    wins = np.zeros((len(votes_by_prompt), len(models), len(models)))
+    for prompt_index, prompt_votes in enumerate(votes_by_prompt):
+        for vote in prompt_votes:
+            first = model_index[vote.first]
+            second = model_index[vote.second]
+            first_share = first_model_score(vote) / len(prompt_votes)
+            wins[prompt_index, first, second] += first_share
+            wins[prompt_index, second, first] += 1 / len(prompt_votes) - first_share
+    return wins
 
-    Newton's method on the log-likelihood, which is concave; steps are cut to 1 so that none overshoots.
+
+def fit_bradley_terry(wins: np.ndarray) -> np.ndarray:
+    """Fit ratings (resamples, models) to `wins` (resamples, models, models), of the row's model over the column's.
+
+    Newton's method on the log-likelihood, which is concave; steps are clipped to 1 so that none overshoots.
     """
-    models = wins.shape[-1]
-    wins = wins + 0.5 * (1 - np.eye(models))
-    played = wins + wins.transpose(0, 2, 1)
-    strength = np.zeros(wins.shape[:2])
-    for _ in range(100):
-        chance = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))  # (resamples, winner, loser)
-        slope = (wins - played * chance).sum(2)
-        information = played * chance * (1 - chance)
-        hessian = np.eye(models) * information.sum(2)[:, :, None] - information + 1 / models  # fixes the mean
-        step = np.clip(np.linalg.solve(hessian, slope[..., None])[..., 0], -1, 1)
-        strength += step
-        if np.abs(step).max() < 1e-9:
+    model_count = wins.shape[-1]
+    identity = np.eye(model_count)
+    wins = wins + 0.5 * (1 - identity)  # one tie more between every two models
+    games = wins + wins.transpose(0, 2, 1)
+
+    strength = np.zeros(wins.shape[:2])  # (resamples, models), in log-odds
+    for _ in range(MAX_NEWTON_STEPS):
+        advantage = strength[:, None, :] - strength[:, :, None]
+        win_probability = 1 / (1 + np.exp(advantage))  # (resamples, winner, loser)
+        gradient = (wins - games * win_probability).sum(2)  # (resamples, models)
+
+        # Ratings are determined up to a constant: 1 / models in every cell fixes their mean.
+        information = games * win_probability * (1 - win_probability)
+        diagonal = identity * information.sum(2)[:, :, None]
+        negative_hessian = diagonal - information + 1 / model_count
+
+        newton_step = np.linalg.solve(negative_hessian, gradient[..., None])[..., 0]
+        newton_step = np.clip(newton_step, -1, 1)
+        strength += newton_step
+        if np.abs(newton_step).max() < NEWTON_TOLERANCE:
             break
-    return CENTRE + ELO * (strength - strength.mean(1, keepdims=True))
+    return MEAN_RATING + ELO_PER_LOG_ODDS * (strength - strength.mean(1, keepdims=True))
 
 
-def position(votes: Iterable[Vote]) -> dict[str, Any] | None:
-    """How often the answer on the left (A) wins, of the votes for one of the two, with its Wilson interval over votes.
+def compute_position_bias(votes: Iterable[Vote]) -> dict[str, Any] | None:
+    """Return how often the answer on the left (A) wins among the votes for one of the two; None without such votes.
 
-    Sides are drawn at random, so it is one half where position plays no part. None without such votes.
+    Sides are drawn at random, so the share is one half where position plays no part. Wilson interval over votes.
     """
     choices = Counter(vote.choice for vote in votes)
     decided = choices["a"] + choices["b"]
@@ -164,110 +206,136 @@ def position(votes: Iterable[Vote]) -> dict[str, Any] | None:
     return {"votes": decided, "a": choices["a"] / decided, "interval": wilson(choices["a"], decided)}
 
 
-def agreement(votes: Iterable[Vote]) -> dict[str, Any]:
-    """How far annotators agree beyond chance, on which model wins, tie or both bad; skips are left out.
+def compute_agreement(votes: Iterable[Vote]) -> dict[str, Any]:
+    """Measure how far annotators agree beyond chance on the outcome of a pair; skips are ignored.
 
-    `pairwise` is Cohen's kappa (1960) of every two who have judged the same pairs; `all` Fleiss' kappa (1971) over the
-    pairs that every annotator has judged, None for fewer than two people or pairs. Bootstrap intervals over pairs.
+    `pairwise` is Cohen's kappa (1960) of every two annotators on the pairs both voted on; `all` is Fleiss' kappa (1971)
+    on the pairs that every annotator voted on, None for fewer than two people or pairs. Bootstrap intervals over pairs.
     """
-    judged: dict[str, dict[int, str]] = defaultdict(dict)
+    outcomes: dict[str, dict[int, str]] = defaultdict(dict)  # by annotator and pair
     for vote in votes:
-        if outcome(vote):
-            judged[vote.annotator][vote.pair] = outcome(vote)
+        outcome = vote_outcome(vote)
+        if outcome:
+            outcomes[vote.annotator][vote.pair] = outcome
+    names = sorted(outcomes)
+
     pairwise = []
-    for one, other in combinations(sorted(judged), 2):
-        common = sorted(judged[one].keys() & judged[other].keys())
-        if len(common) > 1:
-            table = [[judged[name][pair] for name in (one, other)] for pair in common]
-            pairwise.append({"annotators": [one, other], **_kappa(table, cohen)})
-    common = sorted(set.intersection(*(set(pairs) for pairs in judged.values()))) if len(judged) > 1 else []
-    table = [[judged[name][pair] for name in sorted(judged)] for pair in common]
-    return {"pairwise": pairwise, "all": _kappa(table, fleiss) if len(common) > 1 else None}
+    for one, other in combinations(names, 2):
+        agreement = _agreement_of_annotators(outcomes, [one, other], cohen_kappa)
+        if agreement:
+            pairwise.append({"annotators": [one, other], **agreement})
+    return {"pairwise": pairwise, "all": _agreement_of_annotators(outcomes, names, fleiss_kappa)}
 
 
-def _kappa(table: list[list[str]], kappa: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """Share of pairs on which all agree, and a kappa of the (pair, annotator) table of outcomes."""
-    coded = np.eye(len(OUTCOMES))[[[OUTCOMES.index(said) for said in row] for row in table]]  # (pairs, annotators, 4)
-    value = float(kappa(coded, np.ones((1, len(table))))[0])
+def _agreement_of_annotators(
+    outcomes: dict[str, dict[int, str]], names: list[str], kappa: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> dict[str, Any] | None:
+    """Return raw agreement and a kappa on the pairs that all of `names` voted on; None for fewer than two of either."""
+    if len(names) < 2:
+        return None
+    common_pairs = sorted(set.intersection(*(set(outcomes[name]) for name in names)))
+    if len(common_pairs) < 2:
+        return None
+
+    table = [[outcomes[name][pair] for name in names] for pair in common_pairs]
+    codes = [[OUTCOMES.index(outcome) for outcome in row] for row in table]
+    one_hot = np.eye(len(OUTCOMES))[codes]  # (pairs, annotators, outcomes)
+    equal_weights = np.ones((1, len(table)))
+    value = float(kappa(one_hot, equal_weights)[0])
     return {
         "pairs": len(table),
         "agree": float(np.mean([len(set(row)) == 1 for row in table])),
-        "kappa": value if np.isfinite(value) else None,  # all said the same of everything: chance explains it all
-        "interval": bootstrap(len(table), lambda weights: kappa(coded, weights)),
+        "kappa": value if np.isfinite(value) else None,  # undefined where everybody gave the same outcome to every pair
+        "interval": bootstrap(len(table), lambda weights: kappa(one_hot, weights)),
     }
 
 
-def cohen(coded: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cohen's kappa (resamples,) of two annotators: `coded` (pairs, 2, outcomes) one-hot, `weights` (resamples, pairs).
+def cohen_kappa(one_hot: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return Cohen's kappa (resamples,) of two annotators.
 
-    Expected agreement comes from each annotator's own shares.
+    `one_hot` is (pairs, 2, outcomes), `weights` (resamples, pairs). Expected agreement is that of two annotators who
+    answer independently, each with their own shares of outcomes.
     """
     total = weights.sum(1)
-    observed = weights @ (coded[:, 0] * coded[:, 1]).sum(1) / total
-    shares = np.einsum("rp,pac->rac", weights, coded) / total[:, None, None]
+    observed = weights @ (one_hot[:, 0] * one_hot[:, 1]).sum(1) / total
+    shares = np.einsum("rp,pac->rac", weights, one_hot) / total[:, None, None]  # (resamples, annotators, outcomes)
     expected = (shares[:, 0] * shares[:, 1]).sum(1)
-    return _beyond_chance(observed, expected)
+    return _agreement_beyond_chance(observed, expected)
 
 
-def fleiss(coded: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fleiss' kappa (resamples,) of n annotators: `coded` (pairs, n, outcomes) one-hot, `weights` (resamples, pairs).
+def fleiss_kappa(one_hot: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return Fleiss' kappa (resamples,) of n annotators.
 
-    Observed is the share of agreeing couples of annotators, expected comes from the shares of all together.
+    `one_hot` is (pairs, n, outcomes), `weights` (resamples, pairs). Observed agreement is the share of agreeing couples
+    of annotators, expected agreement follows from the shares of outcomes of all together.
     """
-    people, total = coded.shape[1], weights.sum(1)
-    counts = coded.sum(1)
-    observed = weights @ ((counts * (counts - 1)).sum(1) / (people * (people - 1))) / total
-    expected = ((weights @ counts / (people * total[:, None])) ** 2).sum(1)
-    return _beyond_chance(observed, expected)
+    annotator_count = one_hot.shape[1]
+    total = weights.sum(1)
+    counts = one_hot.sum(1)  # (pairs, outcomes)
+
+    agreeing_couples = (counts * (counts - 1)).sum(1)
+    observed = weights @ (agreeing_couples / (annotator_count * (annotator_count - 1))) / total
+    shares = weights @ counts / (annotator_count * total[:, None])  # (resamples, outcomes)
+    expected = (shares**2).sum(1)
+    return _agreement_beyond_chance(observed, expected)
 
 
-def _beyond_chance(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(observed - expected) / (1 - expected); not a number where chance explains everything."""
-    room = 1 - expected
-    return np.divide(observed - expected, room, out=np.full_like(room, np.nan), where=room > 1e-12)
+def _agreement_beyond_chance(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return (observed - expected) / (1 - expected); not a number where chance explains everything."""
+    possible = 1 - expected
+    undefined = np.full_like(possible, np.nan)
+    return np.divide(observed - expected, possible, out=undefined, where=possible > 1e-12)
 
 
-def mean_scores(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:
-    """Each model's mean score from 1 to 5, each prompt counting once, with a bootstrap interval over prompts."""
-    given: dict[str, list[tuple[int, float]]] = {name: [] for name in models}
+def compute_mean_scores(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:
+    """Return each model's mean score from 1 to 5, each prompt counting once, with a bootstrap interval over prompts."""
+    scores_by_model: dict[str, list[tuple[int, float]]] = {name: [] for name in models}
     for vote in votes:
-        for model, score in ((vote.model_a, vote.score_a), (vote.model_b, vote.score_b)):
-            if score is not None:
-                given[model].append((vote.prompt, score))
-    found = {}
-    for name, scores in given.items():
-        values = np.array(list(_by_prompt(scores).values()))
-        if len(values):
-            interval = bootstrap(len(values), lambda weights, v=values: weights @ v / weights.sum(1))
-            found[name] = {"mean": float(values.mean()), "interval": interval, "scores": len(scores)}
-    return found
+        if vote.score_a is not None:
+            scores_by_model[vote.model_a].append((vote.prompt, vote.score_a))
+        if vote.score_b is not None:
+            scores_by_model[vote.model_b].append((vote.prompt, vote.score_b))
+
+    mean_scores = {}
+    for name, scores in scores_by_model.items():
+        if not scores:
+            continue
+        values = np.array(list(_mean_by_prompt(scores).values()))
+        interval = bootstrap(len(values), lambda weights, values=values: weights @ values / weights.sum(1))
+        mean_scores[name] = {"mean": float(values.mean()), "interval": interval, "scores": len(scores)}
+    return mean_scores
 
 
-def annotators(votes: Iterable[Vote]) -> dict[str, dict[str, Any]]:
-    """For each annotator: votes by choice, median seconds, and the share of A where one of the two was chosen."""
-    by_name: dict[str, list[Vote]] = defaultdict(list)
+def summarize_annotators(votes: Iterable[Vote]) -> dict[str, dict[str, Any]]:
+    """Count each annotator's votes by choice, with the median seconds of a vote and the position bias."""
+    votes_by_annotator: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
-        by_name[vote.annotator].append(vote)
-    found = {}
-    for name, cast in sorted(by_name.items()):
-        seconds = [vote.seconds for vote in cast if vote.seconds is not None]
-        found[name] = {
-            "votes": len(cast),
-            "choices": {choice: sum(vote.choice == choice for vote in cast) for choice in CHOICES},
+        votes_by_annotator[vote.annotator].append(vote)
+
+    annotators = {}
+    for name, annotator_votes in sorted(votes_by_annotator.items()):
+        counts = Counter(vote.choice for vote in annotator_votes)
+        seconds = [vote.seconds for vote in annotator_votes if vote.seconds is not None]
+        annotators[name] = {
+            "votes": len(annotator_votes),
+            "choices": {choice: counts[choice] for choice in CHOICES},
             "seconds": median(seconds) if seconds else None,
-            "position": position(cast),
+            "position": compute_position_bias(annotator_votes),
         }
-    return found
+    return annotators
 
 
-def verdicts(votes: Iterable[Vote]) -> dict[int, str | None]:
-    """What most annotators say of each pair: one of OUTCOMES, or None where two are as frequent. Skips do not count."""
-    said: dict[int, Counter] = defaultdict(Counter)
+def majority_outcomes(votes: Iterable[Vote]) -> dict[int, str | None]:
+    """Return by pair the most frequent outcome, or None where two are equally frequent. Skips do not count."""
+    counts_by_pair: dict[int, Counter] = defaultdict(Counter)
     for vote in votes:
-        if outcome(vote):
-            said[vote.pair][outcome(vote)] += 1
-    found = {}
-    for pair, counts in said.items():
-        (best, most), *rest = counts.most_common(2)
-        found[pair] = None if rest and rest[0][1] == most else best
-    return found
+        outcome = vote_outcome(vote)
+        if outcome:
+            counts_by_pair[vote.pair][outcome] += 1
+
+    majorities: dict[int, str | None] = {}
+    for pair, counts in counts_by_pair.items():
+        top_two = counts.most_common(2)
+        is_draw = len(top_two) == 2 and top_two[0][1] == top_two[1][1]
+        majorities[pair] = None if is_draw else top_two[0][0]
+    return majorities

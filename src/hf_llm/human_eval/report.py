@@ -1,4 +1,4 @@
-"""What the votes say, as JSON, as one self-contained HTML page and as lines for the terminal."""
+"""Turns votes into results as JSON, one self-contained HTML page, and lines for the terminal."""
 
 import time
 from pathlib import Path
@@ -7,111 +7,141 @@ from typing import Any
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import write_json
-from hf_llm.human_eval import preference_statistics
-from hf_llm.human_eval.votes import Votes
+from hf_llm.human_eval.preference_statistics import (
+    compute_agreement,
+    compute_mean_scores,
+    compute_position_bias,
+    compute_ratings,
+    compute_win_rates,
+    summarize_annotators,
+)
+from hf_llm.human_eval.votes import VoteDatabase
 from hf_llm.reporting import templates
 from hf_llm.reporting.secrets import redact
 
+EMPTY_RATING_AXIS = (900.0, 1100.0)
+MIN_RATING_MARGIN = 20.0
 
-def results(votes: Votes) -> dict[str, Any]:
-    """Everything the report shows, as plain values. Raises UserError where nobody has voted yet."""
-    cast, models = votes.standing(), votes.models()
-    if not cast:
-        raise UserError(f"{votes.path} holds no votes yet; judge some pairs first")
-    progress = votes.progress("")
+
+def compute_results(database: VoteDatabase) -> dict[str, Any]:
+    """Compute everything the report shows, as plain values. Raises UserError where nobody has voted yet."""
+    votes = database.read_votes()
+    if not votes:
+        raise UserError(f"{database.path} holds no votes yet; vote on some pairs first")
+
+    models = database.read_models()
+    progress = database.count_progress(annotator="")
     return {
         "models": models,
         "pairs": progress["total"],
         "equal_answers": progress["equal"],
-        "votes": len(cast),
-        "judged_pairs": len({vote.pair for vote in cast}),
-        "ratings": preference_statistics.ratings(cast, list(models)),
-        "win_rates": preference_statistics.win_rates(cast),
-        "scores": preference_statistics.mean_scores(cast, list(models)),
-        "position": preference_statistics.position(cast),
-        "agreement": preference_statistics.agreement(cast),
-        "annotators": preference_statistics.annotators(cast),
-        "seed": votes.seed,
+        "votes": len(votes),
+        "judged_pairs": len({vote.pair for vote in votes}),
+        "ratings": compute_ratings(votes, list(models)),
+        "win_rates": compute_win_rates(votes),
+        "scores": compute_mean_scores(votes, list(models)),
+        "position": compute_position_bias(votes),
+        "agreement": compute_agreement(votes),
+        "annotators": summarize_annotators(votes),
+        "seed": database.seed,
         "made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
 
 
-def write_report(votes: Votes) -> tuple[Path, dict[str, Any]]:
-    """Write the report beside the votes, `<votes>-report.html` and `.json`; the page's path and the results."""
-    found = results(votes)
-    page = votes.path.with_name(f"{votes.path.stem}-report.html")
-    write_json(page.with_suffix(".json"), found)
-    write_text(page, html(found, votes.path.stem))
-    return page, found
+def write_report(database: VoteDatabase) -> tuple[Path, dict[str, Any]]:
+    """Write `<votes>-report.html` and `.json` beside the file of votes. Returns the page's path and the results."""
+    results = compute_results(database)
+    page = database.path.with_name(f"{database.path.stem}-report.html")
+    write_json(page.with_suffix(".json"), results)
+    write_text(page, render_page(results, title=database.path.stem))
+    return page, results
 
 
-def html(found: dict[str, Any], title: str) -> str:
-    """The page, which loads nothing."""
+def render_page(results: dict[str, Any], title: str) -> str:
+    """Render the report as an HTML page that loads nothing."""
     environment = templates.html(Path(__file__).parent)
-    environment.filters["per_cent"] = per_cent
+    environment.filters["percent"] = format_percent
     return environment.get_template("report.html").render(
-        **redact(found),
+        **redact(results),
         title=title,
-        summary=summary(found),
-        scale=rating_scale(found["ratings"]),
+        summary=summarize_results(results),
+        scale=rating_axis(results["ratings"]),
         style=templates.file("page.css") + templates.file("range.css"),
     )
 
 
-def summary(found: dict[str, Any]) -> str:
-    """The result in one sentence."""
-    best, *others = found["ratings"] or [None]
-    if len(others) != 1:
-        return f"{best} is rated highest of {len(found['models'])} models." if best else "Nobody has chosen yet."
-    share = found["win_rates"][0]["win_rate"]
-    low, high = share["interval"]
-    if found["win_rates"][0]["first"] != best:
-        share, low, high = {"value": 1 - share["value"]}, 1 - high, 1 - low
-    sure = "" if low > 0.5 else ", which may be chance"
+def summarize_results(results: dict[str, Any]) -> str:
+    """State the result in one sentence."""
+    ranking = list(results["ratings"])
+    if not ranking:
+        return "Nobody has chosen yet."
+    if len(ranking) != 2:
+        return f"{ranking[0]} is rated highest of {len(results['models'])} models."
+
+    best, other = ranking
+    match = results["win_rates"][0]
+    win_rate = match["win_rate"]["value"]
+    low, high = match["win_rate"]["interval"]
+    if match["first"] != best:
+        win_rate = 1 - win_rate
+        low, high = 1 - high, 1 - low
+    caveat = "" if low > 0.5 else ", which may be chance"
     return (
-        f"{best} wins against {others[0]} on {per_cent(share['value'])} of the prompts "
-        f"({per_cent(low)} to {per_cent(high)}){sure}."
+        f"{best} wins against {other} on {format_percent(win_rate)} of the prompts "
+        f"({format_percent(low)} to {format_percent(high)}){caveat}."
     )
 
 
-def rating_scale(ratings: dict[str, Any]) -> tuple[float, float]:
-    """From where to where the ratings are drawn."""
-    ends = [end for entry in ratings.values() for end in (entry["interval"] or ())]
-    ends += [entry["rating"] for entry in ratings.values()]
-    if not ends:
-        return 900.0, 1100.0
-    margin = max(20.0, 0.06 * (max(ends) - min(ends)))
-    return min(ends) - margin, max(ends) + margin
+def rating_axis(ratings: dict[str, Any]) -> tuple[float, float]:
+    """Return the lower and upper end of the axis on which the ratings are drawn."""
+    values = [entry["rating"] for entry in ratings.values()]
+    for entry in ratings.values():
+        values += entry["interval"] or ()
+    if not values:
+        return EMPTY_RATING_AXIS
+
+    low, high = min(values), max(values)
+    margin = max(MIN_RATING_MARGIN, 0.06 * (high - low))
+    return low - margin, high + margin
 
 
-def per_cent(value: float) -> str:
-    """A share in whole per cent."""
-    return f"{100 * value:.0f}%"
+def format_percent(share: float) -> str:
+    """Format a share in whole per cent."""
+    return f"{100 * share:.0f}%"
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The report in short, for the terminal."""
-    people = len(found["annotators"])
-    said = [f"{found['votes']} votes of {people} annotators on {found['judged_pairs']} of {found['pairs']} pairs"]
-    for match in found["win_rates"]:
-        if match["win_rate"]:
-            said.append(
-                f"{match['first']} wins against {match['second']}: {with_interval(match['win_rate'])}, ties half"
-            )
-    for name, entry in found["ratings"].items():
-        low, high = entry["interval"] or (None, None)
-        within = f" ({low:.0f} to {high:.0f})" if low is not None else ""
-        score = found["scores"].get(name)
-        said.append(f"{name}: rating {entry['rating']:.0f}{within}" + (f", score {score['mean']:.2f}" if score else ""))
-    if found["position"]:
-        said.append(f"A is chosen: {with_interval({**found['position'], 'value': found['position']['a']})}")
-    every = found["agreement"]["all"]
-    if every and every["kappa"] is not None:
-        said.append(f"agreement of all annotators: kappa {every['kappa']:.2f} on {every['pairs']} pairs")
-    return said
+def format_share(value: float, interval: tuple[float, float]) -> str:
+    """Format a share with its interval: `63% (51% to 74%)`."""
+    low, high = interval
+    return f"{format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
 
 
-def with_interval(share: dict[str, Any]) -> str:
-    """A share with its interval: 63% (51% to 74%)."""
-    low, high = share["interval"]
-    return f"{per_cent(share['value'])} ({per_cent(low)} to {per_cent(high)})"
+def format_results(results: dict[str, Any]) -> list[str]:
+    """Format the report for the terminal, a line for each figure."""
+    annotator_count = len(results["annotators"])
+    lines = [
+        f"{results['votes']} votes of {annotator_count} annotators on {results['judged_pairs']} of "
+        f"{results['pairs']} pairs"
+    ]
+    for match in results["win_rates"]:
+        win_rate = match["win_rate"]
+        if win_rate:
+            share = format_share(win_rate["value"], win_rate["interval"])
+            lines.append(f"{match['first']} wins against {match['second']}: {share}, a tie counts half")
+
+    for name, rating in results["ratings"].items():
+        line = f"{name}: rating {rating['rating']:.0f}"
+        if rating["interval"]:
+            low, high = rating["interval"]
+            line += f" ({low:.0f} to {high:.0f})"
+        if name in results["scores"]:
+            line += f", score {results['scores'][name]['mean']:.2f}"
+        lines.append(line)
+
+    position = results["position"]
+    if position:
+        lines.append(f"A is chosen: {format_share(position['a'], position['interval'])}")
+    agreement = results["agreement"]["all"]
+    if agreement and agreement["kappa"] is not None:
+        lines.append(f"agreement of all annotators: kappa {agreement['kappa']:.2f} on {agreement['pairs']} pairs")
+    return lines

@@ -1,4 +1,4 @@
-"""Judging in the terminal: the page's questions and keys, one key for each judgement."""
+"""Shows pairs in the terminal and takes votes: the page's questions and keys, one key press for each vote."""
 
 import os
 import sys
@@ -12,120 +12,158 @@ from select import select
 from shutil import get_terminal_size
 
 from hf_llm.core.errors import UserError
-from hf_llm.human_eval.votes import Question, Votes
+from hf_llm.human_eval.votes import Question, VoteDatabase
 
-KEYS = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
-DIGITS = "1234567890"  # 1 to 5 score A, 6 to 9 and 0 score B
+CHOICE_KEYS = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
+SCORE_KEYS = "1234567890"  # 1 to 5 score A, 6 to 9 and 0 score B
 HELP = """a: A is better   b: B is better   t: tie   x: both bad   s: skip   u: undo   q: leave
 scores: 1-5 for A, 6-0 for B"""
-ESCAPE, KEY_SECONDS = b"\x1b", 0.02  # what arrows and their kin begin with, and how soon the rest of one follows
-WIDEST = 100  # columns of text
-SECONDS = 0.5  # between looks for answers that are still being written
+
+MAX_COLUMNS = 100
+POLL_SECONDS = 0.5  # between looks for answers that are still being generated
+
+CLEAR_SCREEN = "\033[2J\033[H"
+ESCAPE = b"\x1b"  # the first byte of what an arrow or a function key sends
+CTRL_D = b"\x04"
+ESCAPE_SEQUENCE_SECONDS = 0.02  # how soon the other bytes of such a key follow
 
 
-def judge(votes: Votes, annotator: str, problem: Callable[[], str | None]) -> None:
-    """Ask `annotator` pair by pair, until all are judged or they leave with q, Ctrl-C or Ctrl-D.
+def vote_in_terminal(database: VoteDatabase, annotator: str, problem: Callable[[], str | None]) -> None:
+    """Ask `annotator` about pair after pair, until none is left or they leave with q, Ctrl-C or Ctrl-D.
 
-    Raises UserError where the answers cannot be made (what `problem` says).
+    Raises UserError where the answers cannot be generated (`problem` returns the reason).
     """
-    with suppress(KeyboardInterrupt), keys() as pressed:
+    with suppress(KeyboardInterrupt), open_keyboard() as keys:
         while True:
-            question = votes.question(annotator)
-            if question is None and votes.progress(annotator)["waiting"]:
-                wait(votes, annotator, problem)
+            question = database.next_question(annotator)
+            progress = database.count_progress(annotator)
+            if question is None and progress["waiting"]:
+                wait_until_answered(database, annotator, problem)
                 continue
-            done = votes.progress(annotator)
-            show(question, done["done"], done["total"])
-            if not answered(votes, annotator, question, pressed):
+
+            print_question(question, progress["done"], progress["total"])
+            wants_more = handle_keys(database, annotator, question, keys)
+            if not wants_more:
                 break
-    done = votes.progress(annotator)
-    print(f"{annotator}: {done['done']} of {done['total']} judged")
+
+    progress = database.count_progress(annotator)
+    print(f"{annotator}: {progress['done']} of {progress['total']} pairs voted on")
 
 
-def answered(votes: Votes, annotator: str, question: Question | None, pressed: Iterator[str]) -> bool:
-    """Take keys until one judges, undoes or leaves; False for the last, and where nothing is left to judge and nobody
-    undoes."""
+def handle_keys(database: VoteDatabase, annotator: str, question: Question | None, keys: Iterator[str]) -> bool:
+    """Read keys until one votes, undoes a vote or leaves. Returns False where the annotator leaves.
+
+    With no `question` left only undo and leave have an effect.
+    """
     scores: dict[str, int | None] = {"a": None, "b": None}
-    began = time.monotonic()
-    for key in pressed:
+    shown_at = time.monotonic()
+    for key in keys:
         if key == "q":
             return False
-        if key == "u" and votes.undo(annotator):
+        if key == "u" and database.undo_last_vote(annotator):
             return True
-        if question is not None and key in KEYS:
-            seconds = round(time.monotonic() - began, 1)
-            votes.vote(question.pair, annotator, KEYS[key], scores["a"], scores["b"], seconds)
+        if question is None:
+            continue
+
+        if key in CHOICE_KEYS:
+            seconds = round(time.monotonic() - shown_at, 1)
+            database.record_vote(question.pair, annotator, CHOICE_KEYS[key], scores["a"], scores["b"], seconds)
             return True
-        if question is not None and key in DIGITS:
-            place = DIGITS.index(key)
-            scores["ab"[place // 5]] = place % 5 + 1
-            said = "   ".join(f"{side.upper()}: {score}" for side, score in scores.items() if score)
-            print(f"scores   {said}", flush=True)
+        if key in SCORE_KEYS:
+            side, score = divmod(SCORE_KEYS.index(key), 5)
+            scores["ab"[side]] = score + 1
+            shown_scores = [f"{name.upper()}: {value}" for name, value in scores.items() if value]
+            print(f"scores   {'   '.join(shown_scores)}", flush=True)
     return False
 
 
-def wait(votes: Votes, annotator: str, problem: Callable[[], str | None]) -> None:
-    """Return when there is a pair to judge, or none to wait for."""
-    print("The answers are still being written ...", flush=True)
-    while votes.question(annotator) is None and votes.progress(annotator)["waiting"]:
-        if problem():
-            raise UserError(problem())
-        time.sleep(SECONDS)
+def wait_until_answered(database: VoteDatabase, annotator: str, problem: Callable[[], str | None]) -> None:
+    """Wait until there is a pair to vote on, or none is waiting for its answers. Raises UserError on a `problem`."""
+    print("The answers are still being generated ...", flush=True)
+    while database.next_question(annotator) is None and database.count_progress(annotator)["waiting"]:
+        reason = problem()
+        if reason:
+            raise UserError(reason)
+        time.sleep(POLL_SECONDS)
 
 
-def show(question: Question | None, done: int, total: int) -> None:
-    """Print the question, or that there is none left."""
-    width = min(WIDEST, get_terminal_size().columns)
+def print_question(question: Question | None, done: int, total: int) -> None:
+    """Print the prompt and its two answers, or that no pair is left."""
+    width = min(MAX_COLUMNS, get_terminal_size().columns)
     if sys.stdout.isatty():
-        print("\033[2J\033[H", end="")
-    print(f"{done} of {total} judged\n")
+        print(CLEAR_SCREEN, end="")
+    print(f"{done} of {total} pairs voted on\n")
+
     if question is None:
-        last = "That was the last one. Thank you." if total else "The answers to every prompt are the same."
-        print(f"{last}   u: undo   q: leave", flush=True)
+        message = "That was the last one. Thank you." if total else "The answers to every prompt are the same."
+        print(f"{message}   u: undo   q: leave", flush=True)
         return
-    several = len(question.messages) > 1
+
+    has_roles = len(question.messages) > 1
     for message in question.messages:
-        print(wrapped(f"{message['role']}: {message['content']}" if several else message["content"], width) + "\n")
-    for name, text in (("A", question.a), ("B", question.b)):
-        print(f"{f'-- {name} ':-<{width}}")
-        print(wrapped(text, width) or "(no answer)")
+        text = f"{message['role']}: {message['content']}" if has_roles else message["content"]
+        print(wrap_text(text, width) + "\n")
+    for side, text in (("A", question.a), ("B", question.b)):
+        print(f"-- {side} ".ljust(width, "-"))
+        print(wrap_text(text, width) or "(no answer)")
     print("-" * width)
     print(HELP, flush=True)
 
 
-def wrapped(text: str, width: int) -> str:
-    """The text in lines of at most `width` columns, without control characters: a model's words must not steer the
-    terminal."""
-    visible = "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "\ufffd" for c in text.strip())
-    lines = [textwrap.wrap(line, width, drop_whitespace=False) or [""] for line in visible.split("\n")]
-    return "\n".join(part for line in lines for part in line)
+def wrap_text(text: str, width: int) -> str:
+    """Wrap a text to lines of at most `width` columns and replace its control characters.
+
+    A model's answer must not be able to steer the terminal.
+    """
+    visible = "".join(_visible_character(character) for character in text.strip())
+    lines = []
+    for line in visible.split("\n"):
+        lines += textwrap.wrap(line, width, drop_whitespace=False) or [""]
+    return "\n".join(lines)
+
+
+def _visible_character(character: str) -> str:
+    if character == "\t":
+        return " "
+    if character == "\n" or character.isprintable():
+        return character
+    return "\ufffd"
 
 
 @contextmanager
-def keys() -> Iterator[Iterator[str]]:
-    """The keys as they are pressed, without waiting for Enter; ends at Ctrl-D. From a pipe, its letters."""
+def open_keyboard() -> Iterator[Iterator[str]]:
+    """Yield an iterator over keys as they are pressed, without waiting for Enter, that ends at Ctrl-D.
+
+    Where standard input is not a terminal, the letters of the pipe.
+    """
     if not sys.stdin.isatty():
-        yield _letters()
+        yield _read_keys()
         return
-    before = termios.tcgetattr(sys.stdin)
+
+    attributes = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
-        yield _letters()
+        yield _read_keys()
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)
 
 
-def _letters() -> Iterator[str]:
+def _read_keys() -> Iterator[str]:
     keyboard = sys.stdin.fileno()
-    while (byte := os.read(keyboard, 1)) not in (b"", b"\x04"):
+    while True:
+        byte = os.read(keyboard, 1)
+        if byte in (b"", CTRL_D):
+            return
         if byte != ESCAPE:
             yield byte.decode("latin-1").lower()
-        elif select([keyboard], [], [], KEY_SECONDS)[0]:
-            _read_sequence(keyboard)
+            continue
+        has_more, *_ = select([keyboard], [], [], ESCAPE_SEQUENCE_SECONDS)
+        if has_more:
+            _skip_escape_sequence(keyboard)
 
 
-def _read_sequence(keyboard: int) -> None:
-    """Read what an arrow or its kin sends after ESC: `[`, numbers and a letter (or `~`), or one letter after `O`."""
+def _skip_escape_sequence(keyboard: int) -> None:
+    """Read what an arrow or a function key sends after ESC: `[`, numbers and a letter or `~`, or `O` and a letter."""
     byte = os.read(keyboard, 1)
     if byte == b"O":
         os.read(keyboard, 1)
