@@ -1,22 +1,25 @@
-"""Run a stage in one life after the other, the n-th killed at its n-th write or deletion, until one comes to the end.
+"""Run a stage again and again, the n-th run killed at its n-th write or deletion, until one comes to the end.
 
     python killing.py hf_llm.prepare_data recipe.yaml
 
-Imports are paid once; every life is a fork. Prints the number of lives.
+Imports are paid once; every run is a fork. Prints the number of runs.
 """
 
 import importlib
 import os
 import sys
 
+MAX_RUNS = 60
 
-def live(module, argv, number) -> None:
+
+def run_until_killed(module, argv, number) -> None:
+    """Run the stage, and kill this process at the `number`-th call of `os.replace` or `os.unlink`."""
     from hf_llm.data.corpus import task_runner
 
     task_runner.cores = lambda: 1
     calls = 0
 
-    def killed_in_time(operation):
+    def count_calls(operation):
         def run(*arguments, **options):
             nonlocal calls
             calls += 1
@@ -26,24 +29,29 @@ def live(module, argv, number) -> None:
 
         return run
 
-    os.replace, os.unlink = killed_in_time(os.replace), killed_in_time(os.unlink)
+    os.replace = count_calls(os.replace)
+    os.unlink = count_calls(os.unlink)
     module.main(argv)
     os._exit(0)
 
 
 def main() -> None:
-    module, argv, lives, status = importlib.import_module(sys.argv[1]), sys.argv[2:], 0, 9
+    module = importlib.import_module(sys.argv[1])
+    argv = sys.argv[2:]
+    runs = 0
+    status = 9
     while status == 9:
         child = os.fork()
         if child == 0:
             try:
-                live(module, argv, lives + 1)
+                run_until_killed(module, argv, runs + 1)
             finally:
                 os._exit(1)
-        lives, (_, status) = lives + 1, os.waitpid(child, 0)
-        if lives > 60:
-            sys.exit("no life comes to the end")
-    print("lives:", lives)
+        runs += 1
+        _, status = os.waitpid(child, 0)
+        if runs > MAX_RUNS:
+            sys.exit("no run comes to the end")
+    print("lives:", runs)
     sys.exit(os.waitstatus_to_exitcode(status))
 
 

@@ -22,6 +22,7 @@ from hf_llm.data.corpus.filters.gopher_repetition import GopherRepetition
 from hf_llm.data.corpus.filters.language import Language
 from hf_llm.data.corpus.filters.perplexity import Perplexity
 from hf_llm.data.corpus.filters.spam import Spam
+from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
 from hf_llm.data.corpus.pii import Redaction
 from hf_llm.data.corpus.splits import Split
 from hf_llm.data.files.download import Crawl
@@ -68,7 +69,7 @@ class Rules:
     pii: Redaction | None = None
     """Replace e-mail addresses, phone numbers and the like. Drops nothing; runs last."""
 
-    def enabled_filters(self) -> Iterator[tuple[str, FilterSettings | Redaction]]:
+    def enabled_filters(self) -> Iterator[tuple[str, FilterSettings | TrainedFilterSettings | Redaction]]:
         """Yield the name and the settings of every filter that is switched on, in the order in which they run."""
         for entry in fields(self):
             settings = getattr(self, entry.name)

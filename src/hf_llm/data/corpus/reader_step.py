@@ -25,7 +25,7 @@ CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # whose long files beco
 
 
 class Read(PipelineStep):
-    """Task `rank` does read task `rank`.
+    """Reads sources: rank n yields the documents of the n-th read task.
 
     A document's metadata: source, license, language, url, position, and `about`: what its source says of it.
     """

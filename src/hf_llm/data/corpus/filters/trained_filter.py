@@ -10,13 +10,13 @@ import numpy
 import xxhash
 
 from hf_llm.core.atomic_io import whole, write_text
-from hf_llm.data.corpus.filters.base import Filter, FilterSettings
+from hf_llm.data.corpus.filters.base import Filter
 
 MIN_HELD_OUT_TEXTS = 20  # of each kind, before a measurement means anything
 HELD_OUT_FRACTION = 5  # one text in so many is held out
 
 
-class TrainedFilterSettings(FilterSettings):
+class TrainedFilterSettings:
     """The settings of a filter whose model is trained on example texts before any document is read."""
 
     def example_paths(self) -> list[str]:
