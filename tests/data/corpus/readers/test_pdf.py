@@ -130,4 +130,4 @@ def test_a_real_pdf_becomes_paragraphs():
     (document,), errors = read_pdf(Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf"))
     assert not errors.dropped and document.about["pages"] == 17
     assert "\nShared MIME-info Database\n2" not in document.text
-    assert "if they exist, and in this order). Information document in a directory is added to" in document.text
+    assert "if they exist, and in this order). Information found in a directory is added to" in document.text

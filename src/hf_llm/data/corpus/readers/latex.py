@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hf_llm.data.corpus.sources import Source
 
 PAPER_BYTES = 32 << 20  # of LaTeX in one paper
+TAR_MAGIC_OFFSET = 257
+TAR_MAGIC = b"ustar"
 CLASS_BYTES = 100_000  # of a file, in which its document class stands
 AUTHOR_CHARS = 500
 MAX_INCLUSIONS = 500  # of files, in one paper; more is a loop
@@ -58,7 +60,7 @@ _FLOAT_ENVIRONMENTS = (
 _VERBATIM = re.compile(
     r"\\begin\{(verbatim|lstlisting|minted)\*?\}(?:\[[^\]]*\])?(?:\{\w+\})?(.*?)\\end\{\1\*?\}", re.DOTALL
 )
-# LaTeX that is written into the text as it stands: a per cent sign in it is not a comment.
+# Addresses and programs within a line, in which a per cent sign does not begin a comment.
 _ADDRESS_OR_PROGRAM = re.compile(r"\\(?:url|href)\{[^}\n]*\}|\\(?:verb|lstinline)\*?([^\w\s{]).*?\1")
 _INLINE_PROGRAM = re.compile(r"\\(?:verb|lstinline)\*?([^\w\s{])(.*?)\1")
 _ITEM = re.compile(r"\s*\\item\b\s*(?:\[([^\]]*)\])?\s*")
@@ -155,8 +157,8 @@ def _read_papers(path: Path, errors: Faults) -> Iterator[dict[str, bytes]]:
         return
 
     with count_damage(path, errors), open_file(path) as file:
-        file.seek(257)
-        is_tar = file.read(5) == b"ustar"
+        file.seek(TAR_MAGIC_OFFSET)
+        is_tar = file.read(len(TAR_MAGIC)) == TAR_MAGIC
         file.seek(0)
         if is_tar:
             yield from _read_archive(path, errors, f"paper.tar{path.suffix}")
@@ -321,7 +323,7 @@ def _find_macros(source: str) -> dict[str, _Macro]:
         macros[name] = _Macro(argument_count, default, body)
 
     for match in _SHORT_DEFINITION.finditer(source):
-        name, parameters = match.groups()  # #1#2...
+        name, parameters = match.groups()  # such as `#1#2`
         body, _ = _read_group(source, match.end())
         macros[name] = _Macro(len(parameters) // 2, None, body)
 

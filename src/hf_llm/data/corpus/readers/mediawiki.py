@@ -140,7 +140,7 @@ def _split_pages(path: Path, errors: Faults) -> Iterator[tuple[str, bytes]]:
                 yield header, bytes(window[start:end])
                 del window[:end]
 
-            # What remains is no whole page: bound it.
+            # What remains in the window does not hold a whole page; bound its size.
             if start < 0:
                 del window[:-HEADER_BYTES]
             elif len(window) - start > PAGE_BYTES:
