@@ -23,8 +23,8 @@ LAYER_TYPES = {
 
 MASKLESS = ("full_attention", "sliding_attention")  # attention kernels implement these without a mask
 
-# Which class of transformers has the same weights (`exports_to`, hf_llm.export)? Every field stands in exactly one of the
-# two lists below; while a field stands in neither, no model is exported.
+# Which class of transformers has the same weights (`exports_to`, hf_llm.export)? Every field of the configuration
+# stands in exactly one of the two lists below; while a field stands in neither, no model is exported.
 
 # Fields that stock classes have too, or whose loss at export changes no output (dropout and initialisation act in
 # training only; layers that share weights are written as copies). A stock class takes any value of such a field, unless
