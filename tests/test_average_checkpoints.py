@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_llm.average_checkpoints import average_checkpoints, describe, main
+from hf_llm.average_checkpoints import average_checkpoints, main, write_manifest_and_card
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest, write_json
 from hf_llm.training.fault_tolerance.checkpoints import seal
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
-def checkpoint(folder, step, model):
+def save_checkpoint(folder, step, model):
     """A sealed checkpoint of `model`."""
     path = folder / f"checkpoint-{step}"
     model.save_pretrained(path)
@@ -26,8 +26,8 @@ def checkpoint(folder, step, model):
     return path
 
 
-def shaken(step, dtype=torch.float32, **changes):
-    """The tiny model with weights that `step` says."""
+def model_of_step(step, dtype=torch.float32, **changes):
+    """The tiny model with weights that depend on `step`."""
     model = tiny_model(**changes)
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
@@ -38,11 +38,11 @@ def shaken(step, dtype=torch.float32, **changes):
 
 @pytest.fixture
 def base(tmp_path):
-    """A training under way, with three checkpoints and a half one."""
+    """A training under way, with three complete checkpoints and an incomplete one."""
     folder = tmp_path / "base"
     for step in (10, 20, 30):
-        checkpoint(folder, step, shaken(step))
-    shaken(40).save_pretrained(folder / "checkpoint-40")
+        save_checkpoint(folder, step, model_of_step(step))
+    model_of_step(40).save_pretrained(folder / "checkpoint-40")
     write_json(folder / "begun.json", {"settings": {"pretrain.tokens_per_step": 1024}, "inputs": {"tokens": "x"}})
     return folder
 
@@ -50,12 +50,12 @@ def base(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_weight_is_the_mean_of_the_last_checkpoints(tmp_path, dtype):
     for step in (10, 20, 30):
-        checkpoint(tmp_path / "base", step, shaken(step, dtype))
+        save_checkpoint(tmp_path / "base", step, model_of_step(step, dtype))
     assert average_checkpoints(tmp_path / "base", 2, tmp_path / "mean") == [20, 30]
     files = [load_file(tmp_path / "base" / f"checkpoint-{step}" / "model.safetensors") for step in (20, 30)]
-    found = load_file(tmp_path / "mean" / "model.safetensors")
-    assert found.keys() == files[0].keys()
-    for name, tensor in found.items():
+    averaged = load_file(tmp_path / "mean" / "model.safetensors")
+    assert averaged.keys() == files[0].keys()
+    for name, tensor in averaged.items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, ((files[0][name].double() + files[1][name].double()) / 2).to(dtype))
 
@@ -79,7 +79,7 @@ def test_the_folder_is_a_model_with_tokenizer_manifest_and_card(base, tmp_path, 
 def test_the_licences_of_a_stages_own_data_stay(tiny_life, tmp_path):
     shutil.copytree(tiny_life / "runs/tiny/sft", tmp_path / "mean")
     (tmp_path / "mean/manifest.json").unlink()
-    describe(tiny_life / "runs/tiny/sft", tmp_path / "mean", [1, 2])
+    write_manifest_and_card(tiny_life / "runs/tiny/sft", tmp_path / "mean", [1, 2])
     assert read_manifest(tmp_path / "mean")["licenses"] == read_manifest(tiny_life / "runs/tiny/sft")["licenses"]
     assert "mit" in read_manifest(tmp_path / "mean")["licenses"]
 
@@ -96,18 +96,18 @@ def test_a_process_without_hf_llm_opens_it(base, tmp_path):
 
 def test_experts_and_their_biases_are_averaged_too(tmp_path):
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "expert_balancing": "bias"}
-    models = [shaken(step, **moe) for step in (1, 2)]
+    models = [model_of_step(step, **moe) for step in (1, 2)]
     for step, model in enumerate(models, 1):
-        checkpoint(tmp_path / "base", step, model)
+        save_checkpoint(tmp_path / "base", step, model)
     average_checkpoints(tmp_path / "base", 2, tmp_path / "mean")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "mean").state_dict()
+    averaged = AutoModelForCausalLM.from_pretrained(tmp_path / "mean").state_dict()
     one, two = (model.state_dict() for model in models)
-    for name, tensor in found.items():
+    for name, tensor in averaged.items():
         torch.testing.assert_close(tensor, (one[name] + two[name]) / 2, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("last", "message"), [(1, "takes two checkpoints"), (4, r"3 whole checkpoints \(steps 10, 20, 30\), not 4")]
+    ("last", "message"), [(1, "takes two checkpoints"), (4, r"3 complete checkpoints \(steps 10, 20, 30\), not 4")]
 )
 def test_too_few_checkpoints_are_refused(base, tmp_path, last, message):
     with pytest.raises(UserError, match=message):
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused(base, tmp_path):
 
 
 def test_another_shape_or_an_adapter_is_refused(base, tmp_path):
-    checkpoint(base, 50, shaken(50, intermediate_size=64))
+    save_checkpoint(base, 50, model_of_step(50, intermediate_size=64))
     with pytest.raises(UserError, match=r"checkpoint-50 is a model of another shape than .*checkpoint-30"):
         average_checkpoints(base, 2, tmp_path / "averaged")
     (base / "checkpoint-60").mkdir()

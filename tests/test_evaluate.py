@@ -37,7 +37,7 @@ def byte_tokenizer(template: str | None = CHATML, first: str = "a") -> PreTraine
     )
 
 
-def finish(folder, **inputs):
+def write_test_manifest(folder, **inputs):
     entries = {"folder": folder.name, "headline": "", "seconds": 1.0, "licenses": ["mit"], "settings": {}, "facts": {}}
     settings = {"sft.data": []} if folder.name == "sft" else {}
     return write_manifest(folder, **{**entries, "settings": settings}, inputs=inputs)["digest"]
@@ -51,7 +51,7 @@ def run(tmp_path, monkeypatch):
     for folder in ("tokenizer", "tokens", "base", "sft"):
         (root / folder).mkdir(parents=True)
     tokenizer.save_pretrained(root / "tokenizer")
-    made = {"tokenizer": finish(root / "tokenizer")}
+    made = {"tokenizer": write_test_manifest(root / "tokenizer")}
     texts = [f"{number} is a number, and so is {number + 1}." for number in range(30)]
     size = len(tokenizer)
     batches = tokenized(
@@ -60,14 +60,14 @@ def run(tmp_path, monkeypatch):
     *_, (shard,) = write_shards(root / "tokens", "test-00000", batches)
     index = {"dtype": "uint16", "vocab_size": size, "eos_token_id": 1, "tokenizer": ""}
     write_json(root / "tokens/index.json", {**index, "splits": {"test": [shard]}})
-    made["tokens"] = finish(root / "tokens", tokenizer=made["tokenizer"])
+    made["tokens"] = write_test_manifest(root / "tokens", tokenizer=made["tokenizer"])
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for folder, before in (("base", "tokens"), ("sft", "base")):
         config = LlamaConfig(vocab_size=size, max_position_embeddings=64, eos_token_id=1, bos_token_id=None, **sizes)
         LlamaForCausalLM(config).save_pretrained(root / folder)
         tokenizer.save_pretrained(root / folder)
-        made[folder] = finish(root / folder, **{before: made[before]})
+        made[folder] = write_test_manifest(root / folder, **{before: made[before]})
     return root
 
 
@@ -88,7 +88,7 @@ def test_every_model_of_the_run_is_scored_and_answers(run, capsys):
     assert f"{results['models']['sft']['bits_per_byte']:.4f}" in printed
 
 
-def test_a_finished_evaluation_is_not_made_again(run, capsys):
+def test_a_complete_evaluation_is_not_made_again(run, capsys):
     evaluate.main(["tiny.yaml"])
     before = (run / "evaluation/results.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -97,12 +97,12 @@ def test_a_finished_evaluation_is_not_made_again(run, capsys):
     assert (run / "evaluation/results.json").stat().st_mtime_ns == before
 
 
-def test_a_base_model_continues_text_and_a_chat_model_is_spoken_to(run, tmp_path):
+def test_a_chat_model_is_told_by_its_manifest_else_by_its_template(run, tmp_path):
     tokenizer = byte_tokenizer()
-    assert not evaluate.speaks(run / "base", tokenizer)
-    assert evaluate.speaks(run / "sft", tokenizer)
-    assert evaluate.speaks("someone/else", tokenizer)
-    assert not evaluate.speaks("someone/else", byte_tokenizer(template=None))
+    assert not evaluate.is_chat_model(run / "base", tokenizer)
+    assert evaluate.is_chat_model(run / "sft", tokenizer)
+    assert evaluate.is_chat_model("someone/else", tokenizer)
+    assert not evaluate.is_chat_model("someone/else", byte_tokenizer(template=None))
 
 
 def test_models_can_be_named_instead(run):
@@ -121,7 +121,7 @@ def test_a_model_with_another_tokenizer_is_refused(run, tmp_path, capsys):
     assert "another tokenizer" in capsys.readouterr().err
 
 
-def test_too_little_test_text_is_an_error_of_the_user(run, capsys):
+def test_too_little_test_text_is_a_user_error(run, capsys):
     index = json.loads((run / "tokens/index.json").read_text())
     index["splits"] = {}
     write_json(run / "tokens/index.json", index)

@@ -2,12 +2,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from hf_llm.core.errors import UserError
-from hf_llm.export import check_equal, export, main
-from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
-from tests.variants import EXPERTS, GPT2, VARIANTS
+from hf_llm.export import RENAMED_FIELDS, RENAMED_TENSORS, check_equal, export_model, main
+from hf_llm.model import configuration_hf_llm
+from hf_llm.model.configuration_hf_llm import (
+    FIXED_AT_EXPORT,
+    KEPT_AT_EXPORT,
+    STOCK_CLASSES,
+    HfLlmConfig,
+)
+from tests.tiny_models import save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.variants import CHANGES, EXPERTS, GPT2, VARIANTS
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def test_the_export_is_a_qwen3_with_the_same_logits_and_greedy_tokens(folder, tm
 
 
 def test_the_export_needs_no_code_of_ours(folder, tmp_path):
-    export(folder, tmp_path / "exported")
+    export_model(folder, tmp_path / "exported")
     config = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"] and "auto_map" not in config
     assert not list((tmp_path / "exported").glob("*.py"))
@@ -41,7 +48,37 @@ def test_the_export_needs_no_code_of_ours(folder, tmp_path):
 def test_a_model_of_a_very_short_context_is_exported(tmp_path):
     tiny_model(max_position_embeddings=16).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    assert export(tmp_path / "model", tmp_path / "exported") == "Qwen3ForCausalLM"
+    assert export_model(tmp_path / "model", tmp_path / "exported") == "Qwen3ForCausalLM"
+
+
+def test_every_field_is_either_kept_or_fixed_at_export():
+    listed = [*KEPT_AT_EXPORT, *FIXED_AT_EXPORT]
+    assert sorted(listed) == sorted(HfLlmConfig.__annotations__)
+
+
+@pytest.mark.parametrize("forgotten", ["norm_position", "hidden_act"])
+def test_a_field_in_neither_list_is_not_exported(monkeypatch, folder, tmp_path, forgotten):
+    fixed = {field: value for field, value in FIXED_AT_EXPORT.items() if field != forgotten}
+    kept = tuple(field for field in KEPT_AT_EXPORT if field != forgotten)
+    monkeypatch.setattr(configuration_hf_llm, "FIXED_AT_EXPORT", fixed)
+    monkeypatch.setattr(configuration_hf_llm, "KEPT_AT_EXPORT", kept)
+    assert tiny_config().exports_to == "not exportable"
+    with pytest.raises(UserError, match=f"{forgotten}=.* cannot be written as any class of transformers"):
+        export_model(folder, tmp_path / "exported")
+
+
+@pytest.mark.parametrize("model_type", STOCK_CLASSES)
+def test_the_tables_of_a_stock_class_name_fields_that_there_are(model_type):
+    assert set(STOCK_CLASSES[model_type]) <= {*KEPT_AT_EXPORT, *FIXED_AT_EXPORT}
+    renamed = RENAMED_FIELDS.get(model_type, {})
+    assert set(renamed) <= {*KEPT_AT_EXPORT, *FIXED_AT_EXPORT}
+    assert set(renamed.values()) <= set(CONFIG_MAPPING[model_type].__dataclass_fields__)
+    assert set(RENAMED_FIELDS) | set(RENAMED_TENSORS) <= set(STOCK_CLASSES)
+
+
+def test_every_fixed_field_is_tried_with_another_value():
+    changed = {field for changes in CHANGES.values() for field in changes}
+    assert set(FIXED_AT_EXPORT) <= changed
 
 
 EXPORTABLE = {name: case for name, case in VARIANTS.items() if case[1] != "not exportable"}
@@ -62,7 +99,7 @@ def test_every_variant_of_a_stock_class_exports_to_it_with_equal_logits(tmp_path
                 parameter.add_(torch.randn(parameter.shape) * (0.01 if "e_score" in name else 0.1))
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    name = export(tmp_path / "model", tmp_path / "exported")  # compares logits and greedy tokens
+    name = export_model(tmp_path / "model", tmp_path / "exported")  # compares logits and greedy tokens
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
     assert exported.config.model_type == target and type(exported).__name__ == name
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -82,21 +119,21 @@ def test_a_switch_that_no_stock_class_has_is_named(tmp_path, changes, named):
     tiny_model(**changes).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=f"{named} cannot be written as any class of transformers"):
-        export(tmp_path / "model", tmp_path / "exported")
+        export_model(tmp_path / "model", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 
 def test_a_class_that_does_not_fit_is_refused_with_the_switch_that_prevents_it(folder, tmp_path):
     with pytest.raises(UserError, match="use_qk_norm=True cannot be written as llama"):
-        export(folder, tmp_path / "exported", to="llama")
+        export_model(folder, tmp_path / "exported", to="llama")
     with pytest.raises(UserError, match="num_experts=None cannot be written as mixtral"):
-        export(folder, tmp_path / "exported", to="mixtral")
+        export_model(folder, tmp_path / "exported", to="mixtral")
 
 
 def test_the_dtype_of_the_weights_stays(tmp_path):
     tiny_model().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    export(tmp_path / "model", tmp_path / "exported")
+    export_model(tmp_path / "model", tmp_path / "exported")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="auto").dtype == torch.bfloat16
 
 
@@ -109,11 +146,11 @@ def test_a_result_that_differs_is_refused():
 
 
 def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys):
-    export(folder, tmp_path / "exported")
+    export_model(folder, tmp_path / "exported")
     with pytest.raises(UserError, match="is not empty"):
-        export(folder, tmp_path / "exported")
+        export_model(folder, tmp_path / "exported")
     with pytest.raises(UserError, match="is a qwen3"):
-        export(tmp_path / "exported", tmp_path / "again")
+        export_model(tmp_path / "exported", tmp_path / "again")
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "none"), "--output", str(tmp_path / "more")])
     assert stop.value.code == 2 and "there is no folder" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from hf_llm.generate import main
-from hf_llm.inference.generate import complete
+from hf_llm.inference.generate import complete_prompts
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -15,7 +15,7 @@ def folder(tmp_path):
 def test_every_prompt_is_printed_with_what_follows(folder, capsys):
     main([folder, "--prompt", "The", "--prompt", "Once", "--max-new-tokens", "8", "--greedy"])
     output = capsys.readouterr()
-    texts = complete(tiny_model(), tiny_tokenizer(), ["The", "Once"], 8, do_sample=False)
+    texts = complete_prompts(tiny_model(), tiny_tokenizer(), ["The", "Once"], 8, do_sample=False)
     assert output.out == f"The{texts[0]}\n\nOnce{texts[1]}\n\n"
     assert "tokens/s" in output.err
 

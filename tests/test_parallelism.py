@@ -341,7 +341,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true"}
         (Layout(2, tensor=2), "pretrain", {"ACCELERATE_USE_DEEPSPEED": "true"}, "distributed_type: MULTI_GPU"),
         (Layout(2, shard=2), "pretrain", {}, "alone shards nothing; launch with fsdp2.yaml"),
         (Layout(4, replicate=2, tensor=2), "pretrain", {}, "set parallelism_config_dp_shard_size=2 instead"),
-        (Layout(4, sequence=2, pipeline=2), "pretrain", {}, "is not there"),
+        (Layout(4, sequence=2, pipeline=2), "pretrain", {}, "is not implemented"),
     ],
 )
 def test_what_cannot_be_trained_so_is_refused(monkeypatch, layout, where, environment, words):

@@ -11,7 +11,7 @@ import sys
 import time
 
 from hf_llm.core.errors import command
-from hf_llm.inference.chat_session import Dialogue
+from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import load, usual_length
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
@@ -23,26 +23,36 @@ def main(argv: list[str] | None = None) -> None:
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
-    choice = sampling_of(arguments)
+    sampling = sampling_of(arguments)
     model, tokenizer = load(arguments.model)
-    length = arguments.max_new_tokens or usual_length(model)
-    dialogue = Dialogue(model, tokenizer, length, **choice)
+    max_new_tokens = arguments.max_new_tokens or usual_length(model)
+    session = ChatSession(model, tokenizer, max_new_tokens, **sampling)
+
     print("/reset starts a new conversation, /exit ends.")
+    seconds = chat_until_exit(session, arguments.seed)
+    tokens = session.generated_tokens
+    if tokens:
+        print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def chat_until_exit(session: ChatSession, seed: int | None) -> float:
+    """Answer what the user types until they leave. Return the seconds that generating took."""
     seconds = 0.0
-    while (question := ask()) is not None:
+    while True:
+        question = read_question()
+        if question is None:
+            return seconds
         if question == "/reset":
-            dialogue.reset()
+            session.reset()
             print("(a new conversation)")
         elif question:
             start = time.perf_counter()
-            show(dialogue, question, arguments.seed)
+            print_reply(session, question, seed)
             seconds += time.perf_counter() - start
-    if dialogue.tokens:
-        print(f"{dialogue.tokens} tokens in {seconds:.1f} s: {dialogue.tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
-def ask() -> str | None:
-    """What the user types; None when they leave."""
+def read_question() -> str | None:
+    """Return what the user types; None when they leave."""
     try:
         question = input("you> ").strip()
     except (EOFError, KeyboardInterrupt):
@@ -51,9 +61,9 @@ def ask() -> str | None:
     return None if question == "/exit" else question
 
 
-def show(dialogue: Dialogue, question: str, seed: int | None) -> None:
-    """Print the answer while it is made."""
-    pieces = dialogue.answer(question, seed)
+def print_reply(session: ChatSession, question: str, seed: int | None) -> None:
+    """Print the reply while it is generated."""
+    pieces = session.stream_reply(question, seed)
     try:
         for piece in pieces:
             print(piece, end="", flush=True)

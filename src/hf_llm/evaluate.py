@@ -1,11 +1,10 @@
-"""Evaluate the models of a run on its held-out test text, and let them answer the same prompts; makes
-runs/<name>/evaluation.
+"""Score the models of a run on its test split, and let them answer the same prompts; makes runs/<name>/evaluation.
 
     python -m hf_llm.evaluate recipes/gpt125m.yaml
     python -m hf_llm.evaluate recipes/gpt125m.yaml '--evaluate.models=[runs/gpt125m/base, runs/other/base]'
 
-Writes results.json: loss, perplexity and bits per byte of each model, and its answers. Of a model that fills gaps the
-share of masked tokens found and pseudo-perplexity, or the share of gaps written exactly (docs/objectives.md).
+Writes results.json: loss, perplexity and bits per byte of each model, and its answers. Of a model that fills gaps
+masked-token accuracy and pseudo-perplexity, or the share of spans generated exactly (docs/objectives.md).
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from hf_llm.evaluation.denoising import score_masked, score_spans
 from hf_llm.evaluation.perplexity import score
 from hf_llm.inference.generate import reply
 from hf_llm.inference.infill import write
-from hf_llm.model.load import CAUSAL, MASKED, context_with, load_model, load_tokenizer, objective_of
+from hf_llm.model.load import CAUSAL, MASKED, context_length, load_model, load_tokenizer, objective_of
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.reporting.lineage import SCORES
@@ -32,18 +31,26 @@ from hf_llm.training.objectives import Objective, filled_in
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
 COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}  # of the table: key -> title, format
+MIN_COLUMN_WIDTH = 10
+
+# Scores that the headline names beside bits per byte: key -> in words.
+ACCURACIES = {"masked_accuracy": "masked-token accuracy", "span_exact_match": "span accuracy"}
+
+Scores = dict[str, Any]  # of one model, as results.json has them
 
 
 @dataclass
 class Evaluation:
     """The `evaluate` section."""
 
-    tokens: int = field(default=1 << 18, metadata={"help": "tokens of the test split to predict"})
-    prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "each model answers these"})
-    max_new_tokens: int = field(default=64, metadata={"help": "longest answer"})
-    models: list[str] | None = field(
-        default=None, metadata={"help": "folders or Hub ids, instead of this run's models"}
-    )
+    tokens: int = 1 << 18
+    """Tokens of the test split to predict."""
+    prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
+    """Prompts that each model answers."""
+    max_new_tokens: int = 64
+    """Tokens of the longest answer."""
+    models: list[str] | None = None
+    """Folders or Hub ids to evaluate instead of this run's models."""
 
 
 @dataclass
@@ -51,37 +58,39 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    """The run's name: everything goes to runs/<name>/."""
     evaluate: Evaluation = field(default_factory=Evaluation)
+    """The test text, the prompts and the models."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     section = recipe.evaluate
-    models = models_of(run, section)
-    with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as making:
-        if making.is_complete:
+    models = list_models(run, section)
+    with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as output:
+        if output.is_complete:
             return
-        tokens = making.sources["tokens"]
+
         results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
         for name, path in models.items():
             print_main(f"evaluating {path}")
-            model, tokenizer = load(path, run.ensure_stage("tokenizer"))
-            learnt = learnt_by(model, path)
-            results["models"][name] = {
-                "path": str(path),
-                "objective": learnt.kind,
-                **score_on(model, tokenizer, tokens, section.tokens, learnt),
-            }
-            for sample, text in zip(results["samples"], answers(model, tokenizer, path, section), strict=True):
-                sample["answers"][name] = text
-        write_json(making.path / "results.json", results)
-        print_main(table(results["models"]))
-        making.complete(headline(results["models"]), licenses_of(*models.values()), results=results["models"])
+            model, tokenizer = load_model_and_tokenizer(path, run.ensure_stage("tokenizer"))
+            objective = read_objective(model, path)
+            scores = score_model(model, tokenizer, output.sources["tokens"], section.tokens, objective)
+            results["models"][name] = {"path": str(path), "objective": objective.kind, **scores}
+            answers = answer_prompts(model, tokenizer, path, section)
+            for sample, answer in zip(results["samples"], answers, strict=True):
+                sample["answers"][name] = answer
+
+        write_json(output.path / "results.json", results)
+        print_main(format_table(results["models"]))
+        headline = format_headline(results["models"])
+        output.complete(headline, licenses_of(*models.values()), results=results["models"])
 
 
-def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:
-    """The models to evaluate, by short name: those the recipe lists, else every model this run makes."""
+def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
+    """Return the models to evaluate, by short name: those the recipe lists, else every model this run makes."""
     if section.models is None:
         return {folder: run.ensure_stage(folder) for folder in LANGUAGE_MODELS if run.is_requested(folder)}
     names = [Path(model).name for model in section.models]
@@ -90,8 +99,13 @@ def models_of(run: Run, section: Evaluation) -> dict[str, Path | str]:
     return {name: run.resolve_source(model) for name, model in zip(names, section.models, strict=True)}
 
 
-def load(path: Path | str, tokenizer_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model on the best device here, and its tokenizer. Raises UserError where that is not the one of the tokens."""
+def load_model_and_tokenizer(
+    path: Path | str, tokenizer_folder: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model on the best device of this machine, and its tokenizer.
+
+    Raises UserError where that is not the tokenizer that encoded the test text.
+    """
     tokenizer = load_tokenizer(path)
     if tokenizer.get_vocab() != load_tokenizer(tokenizer_folder).get_vocab():
         raise UserError(
@@ -102,67 +116,82 @@ def load(path: Path | str, tokenizer_folder: Path) -> tuple[PreTrainedModel, Pre
     return load_model(path, objective=None).to(device), tokenizer
 
 
-def learnt_by(model: PreTrainedModel, path: Path | str) -> Objective:
-    """What a model has learnt: of ours with the settings of its training, of another with the papers'."""
-    told = (read_manifest(Path(path)) or {}).get("facts", {}).get("objective")
-    return Objective(**told) if told else filled_in(Objective(), objective_of(model.config), model.config.model_type)
+def read_objective(model: PreTrainedModel, path: Path | str) -> Objective:
+    """Return the objective of a model: with the settings of its training for ours, with the papers' for another."""
+    manifest = read_manifest(Path(path)) or {}
+    settings = manifest.get("facts", {}).get("objective")
+    if settings:
+        return Objective(**settings)
+    return filled_in(Objective(), objective_of(model.config), model.config.model_type)
 
 
-def score_on(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Path, budget: int, learnt: Objective
-) -> dict[str, Any]:
-    """How well the model does what it has learnt on at most `budget` tokens of the test split."""
-    context = context_with(model.config, tokenizer)
-    windows = TokenWindows(tokens, "test", context).limited(budget)
+def score_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Path, max_tokens: int, objective: Objective
+) -> Scores:
+    """Score the model's objective on at most `max_tokens` tokens of the test split of the folder `tokens`."""
+    context = context_length(model.config, tokenizer)
+    windows = TokenWindows(tokens, "test", context).limited(max_tokens)
     batch_size = max(1, TOKENS_PER_BATCH // context)
-    if learnt.kind == CAUSAL:
+    if objective.kind == CAUSAL:
         return score(model, windows, batch_size)
-    corruption = learnt.corruption(tokenizer, context)
-    if learnt.kind == MASKED:
+    corruption = objective.corruption(tokenizer, context)
+    if objective.kind == MASKED:
         return score_masked(model, windows, corruption, batch_size)
     return score_spans(model, tokenizer, windows, corruption, batch_size)
 
 
-def answers(
+def answer_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation
 ) -> list[str]:
-    """Greedy answers to the prompts: a chat model is spoken to as a user, a base model goes on with the text, one that
-    fills gaps gives the prompt with its gaps filled."""
+    """Return greedy answers to the prompts: the reply of a chat model, the completion of a base model, and the prompt
+    with its gaps filled of one that fills gaps."""
     if not section.prompts:
         return []
-    if speaks(path, tokenizer):
+    if is_chat_model(path, tokenizer):
         conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
         return reply(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
     return write(model, tokenizer, section.prompts, section.max_new_tokens)
 
 
-def speaks(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a model has learnt to chat. Our base models carry a chat template too, so their manifest decides."""
+def is_chat_model(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a model is trained to chat. Our base models carry a chat template too, so their manifest
+    decides."""
     manifest = read_manifest(Path(path))
     return manifest["folder"] != "base" if manifest else tokenizer.chat_template is not None
 
 
-def headline(models: dict[str, dict[str, Any]]) -> str:
-    """The one number that matters of each model."""
-    bits = ", ".join(f"{name} {found['bits_per_byte']:.3f}" for name, found in models.items() if "perplexity" in found)
-    said = [f"{bits} bits per byte"] * bool(bits)
-    for key, words in (("masked_accuracy", "of the masked tokens right"), ("span_exact_match", "of the gaps exact")):
-        said += [f"{name} {found[key]:.1%} {words}" for name, found in models.items() if key in found]
-    return ", ".join(said)
+def format_headline(models: dict[str, Scores]) -> str:
+    """Return the one number that matters of each model."""
+    parts = []
+    bits = [f"{name} {scores['bits_per_byte']:.3f}" for name, scores in models.items() if "perplexity" in scores]
+    if bits:
+        parts.append(f"{', '.join(bits)} bits per byte")
+    for key, words in ACCURACIES.items():
+        for name, scores in models.items():
+            if key in scores:
+                parts.append(f"{name} {scores[key]:.1%} {words}")
+    return ", ".join(parts)
 
 
-def table(models: dict[str, dict[str, Any]]) -> str:
-    """One line for each model, with the columns that any of them has."""
-    width = max(len(name) for name in [*models, "model"])
-    columns = {key: column for key, column in COLUMNS.items() if any(key in found for found in models.values())}
+def format_table(models: dict[str, Scores]) -> str:
+    """Return one line for each model, with the columns that any of them has."""
+    columns = {}
+    for key, column in COLUMNS.items():
+        if any(key in scores for scores in models.values()):
+            columns[key] = column
     if "bits_per_byte" in columns:
         columns.pop("loss", None)  # the same number in nats
-    lines = [f"  {'model':<{width}}" + "".join(f"  {title:>{max(10, len(title))}}" for title, _ in columns.values())]
-    for name, found in models.items():
-        line = f"  {name:<{width}}"
-        for key, (title, form) in columns.items():
-            line += f"  {format(found[key], form) if key in found else '':>{max(10, len(title))}}"
-        lines.append(line)
+
+    name_width = max(len(name) for name in [*models, "model"])
+    widths = {key: max(MIN_COLUMN_WIDTH, len(title)) for key, (title, _) in columns.items()}
+    titles = [title.rjust(widths[key]) for key, (title, _) in columns.items()]
+    lines = ["  ".join(["", "model".ljust(name_width), *titles])]
+    for name, scores in models.items():
+        cells = []
+        for key, (_, number_format) in columns.items():
+            cell = format(scores[key], number_format) if key in scores else ""
+            cells.append(cell.rjust(widths[key]))
+        lines.append("  ".join(["", name.ljust(name_width), *cells]))
     return "\n".join(lines)
 
 

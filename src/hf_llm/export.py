@@ -15,13 +15,37 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_llm.core.errors import UserError, command
-from hf_llm.model.configuration_hf_llm import STOCK, HfLlmConfig
+from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
 
-TOLERANCE = 1e-5  # of logits in float32, where the largest is more than 1 of that one
+TOLERANCE = 1e-5  # of float32 logits, relative to the largest where that one is above 1
+MAX_TOKENS_COMPARED = 64
+MAX_TOKENS_GENERATED = 16
 
-# How stock tensors are called where they are called otherwise: first match of ours -> theirs.
-RENAMED = {
+# Fields of our configuration that a stock configuration calls otherwise: model_type -> our name -> its name.
+RENAMED_FIELDS = {
+    "starcoder2": {
+        "rms_norm_eps": "norm_epsilon",
+        "resid_pdrop": "residual_dropout",
+        "embd_pdrop": "embedding_dropout",
+    },
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "hidden_act": "activation_function",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "attention_dropout": "attn_pdrop",
+    },
+    # The width of an expert comes after intermediate_size in KEPT_AT_EXPORT, so it is the one that is written.
+    "mixtral": {"num_experts": "num_local_experts", "moe_intermediate_size": "intermediate_size"},
+    "dots1": {"num_experts": "n_routed_experts"},
+}
+
+# Parts of our tensors' names that a stock class calls otherwise: model_type -> our name -> its name.
+RENAMED_TENSORS = {
     "starcoder2": {"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
     "gpt2": {
         "model.embed_tokens": "transformer.wte",
@@ -36,35 +60,44 @@ RENAMED = {
     },
 }
 
+# GPT-2 stores these matrices transposed, as (inputs, outputs).
+GPT2_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
-    parser.add_argument("--to", choices=list(STOCK), help="the architecture to write; left out, the one that fits")
+    parser.add_argument(
+        "--to", choices=list(STOCK_CLASSES), help="the architecture to write; by default the one that fits"
+    )
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     arguments = parser.parse_args(argv)
-    name = export(arguments.model, arguments.output, arguments.to)
-    print(f"{arguments.output}: {name}, same logits (to {TOLERANCE}) and same greedy tokens as the original")
+
+    class_name = export_model(arguments.model, arguments.output, arguments.to)
+    print(f"{arguments.output}: {class_name}, same logits (to {TOLERANCE}) and same greedy tokens as the original")
 
 
-def export(path: Path | str, output: Path, to: str | None = None) -> str:
+def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
     """Write the model of `path` to the new folder `output` as a `to` of transformers, by default the one it is weight
-    for weight, and check the result against the original. Returns the name of the class.
+    for weight, and check the result against the original. Return the name of the class.
 
-    Raises UserError for a model that is no hf_llm causal language model, switches that no stock class has, a folder in
-    use, or a result that differs.
+    Raises UserError for a model that is not an hf_llm causal language model, switches that no stock class has, a folder
+    in use, or a result that differs.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; name a new folder")
-    model, tokenizer = load_model(path, dtype="auto").eval(), load_tokenizer(path)
-    target = check_exportable(model.config, path, to)
-    exported = AutoModelForCausalLM.from_config(stock_config(model.config, target))
-    exported.load_state_dict(stock_tensors(model, exported), assign=True)
+    model = load_model(path, dtype="auto").eval()
+    tokenizer = load_tokenizer(path)
+    model_type = choose_stock_class(model.config, path, to)
+
+    exported = AutoModelForCausalLM.from_config(build_stock_config(model.config, model_type))
+    exported.load_state_dict(convert_tensors(model, exported), assign=True)
     exported.tie_weights()
     exported.generation_config = model.generation_config
     exported.save_pretrained(output)
     tokenizer.save_pretrained(output)
+
     try:
         check_equal(model, AutoModelForCausalLM.from_pretrained(output, dtype="auto").eval())
     except UserError:
@@ -73,107 +106,117 @@ def export(path: Path | str, output: Path, to: str | None = None) -> str:
     return type(exported).__name__
 
 
-def check_exportable(config: PreTrainedConfig, path: Path | str, to: str | None) -> str:
-    """The model_type to write. UserError for a model that is not ours, or that no stock class equals."""
+def choose_stock_class(config: PreTrainedConfig, path: Path | str, to: str | None) -> str:
+    """Return the model_type to write.
+
+    Raises UserError for a model that is not ours, or that no stock class (or not the class `to`) equals.
+    """
     if config.model_type != "hf_llm":
         raise UserError(
             f"{path} is a {config.model_type}, which other programs open as it is; only hf_llm models need an export"
         )
-    target = to or config.exports_to
-    if target not in STOCK or config.obstacles(target):
-        obstacles = ", ".join(config.obstacles(to))
+    model_type = to or config.exports_to
+    if model_type not in STOCK_CLASSES or config.export_obstacles(model_type):
+        obstacles = ", ".join(config.export_obstacles(to))
         raise UserError(f"{path}: {obstacles} cannot be written as {to or 'any class of transformers'}")
-    return target
+    return model_type
 
 
-def stock_config(config: HfLlmConfig, target: str) -> PreTrainedConfig:
-    """The `target` configuration that says the same as `config`."""
-    cls = CONFIG_MAPPING[target]
-    ours = {key: getattr(config, key) for key in HfLlmConfig.__annotations__ if key in cls.__dataclass_fields__}
-    ours |= {"max_position_embeddings": config.max_position_embeddings, "dtype": config.dtype}
+def build_stock_config(config: HfLlmConfig, model_type: str) -> PreTrainedConfig:
+    """Build the `model_type` configuration that describes the same model as `config`."""
+    cls = CONFIG_MAPPING[model_type]
+    renamed = RENAMED_FIELDS.get(model_type, {})
+    settings = {"dtype": config.dtype}
+    for field in (*KEPT_AT_EXPORT, *FIXED_AT_EXPORT):
+        name = renamed.get(field, field)
+        if name in cls.__dataclass_fields__:
+            settings[name] = getattr(config, field)
+
+    # Settings that have no counterpart among our fields.
     if config.head_dim * config.num_attention_heads != config.hidden_size:
-        ours["head_dim"] = config.head_dim
+        settings["head_dim"] = config.head_dim  # read even where a class has no such field
     if "use_sliding_window" in cls.__dataclass_fields__:
-        ours["use_sliding_window"] = config.sliding_window is not None
-    return cls(**ours | particulars(config, target))
+        settings["use_sliding_window"] = config.sliding_window is not None
+    if model_type == "smollm3":
+        settings["no_rope_layers"] = [0] * config.num_hidden_layers  # 0 is a layer without rotary positions
+    if model_type == "starcoder2":
+        settings["use_bias"] = True
+    return cls(**settings)
 
 
-def particulars(config: HfLlmConfig, target: str) -> dict:
-    """What a stock configuration calls otherwise, or asks for beside what ours has."""
-    sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
-    return {
-        "smollm3": {"no_rope_layers": [0] * config.num_hidden_layers},
-        "starcoder2": {
-            "norm_epsilon": config.rms_norm_eps,
-            "use_bias": True,
-            "residual_dropout": config.resid_pdrop,
-            "embedding_dropout": config.embd_pdrop,
-        },
-        "gpt2": {
-            **sizes,
-            "num_hidden_layers": config.num_hidden_layers,
-            "n_inner": config.intermediate_size,
-            "activation_function": config.hidden_act,
-            "layer_norm_epsilon": config.rms_norm_eps,
-            "attn_pdrop": config.attention_dropout,
-        },
-        "mixtral": {"num_local_experts": config.num_experts, "intermediate_size": config.moe_intermediate_size},
-        "dots1": {"n_routed_experts": config.num_experts},
-    }.get(target, {})
+def convert_tensors(model: PreTrainedModel, exported: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the tensors of `model` under the names and in the shapes of `exported`.
 
+    Layers that share theirs get copies, and biases that only `exported` has are zero.
+    """
+    renamed = RENAMED_TENSORS.get(exported.config.model_type, {})
+    tensors = {}
+    for name, tensor in copy_shared_layers(model).items():
+        for our_name, their_name in renamed.items():
+            name = name.replace(our_name, their_name)
+        tensors[name] = tensor
 
-def stock_tensors(model: PreTrainedModel, exported: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of `model` under the names and in the shapes of `exported`; layers that share theirs get copies, and
-    biases that only `exported` has are zero."""
-    found = {}
-    for name, tensor in layers_apart(model).items():
-        for ours, theirs in RENAMED.get(exported.config.model_type, {}).items():
-            name = name.replace(ours, theirs)
-        found[name] = tensor
-    wanted = exported.state_dict()
+    expected = exported.state_dict()
     if exported.config.model_type == "gpt2":
-        found = as_gpt2(found, wanted)
-    zeros = {name: torch.zeros_like(x) for name, x in wanted.items() if name not in found and name.endswith(".bias")}
-    return {**found, **{name: tensor.to(model.dtype) for name, tensor in zeros.items()}}
+        tensors = convert_to_gpt2(tensors, list(expected))
+    for name, tensor in expected.items():
+        if name not in tensors and name.endswith(".bias"):
+            tensors[name] = torch.zeros_like(tensor).to(model.dtype)
+    return tensors
 
 
-def layers_apart(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict with tensors of its own for every layer."""
-    layers, own = model.config.num_hidden_layers, len(model.model.layers)
-    rest = {name: x for name, x in model.state_dict().items() if not name.startswith("model.layers.")}
-    for number in range(layers):
-        of_layer = model.model.layers[number * own // layers].state_dict()
-        rest |= {f"model.layers.{number}.{name}": tensor.clone() for name, tensor in of_layer.items()}
-    return rest
+def copy_shared_layers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the state dict with tensors of its own for every layer."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
+    num_layers = model.config.num_hidden_layers
+    num_groups = len(model.model.layers)
+    for layer_idx in range(num_layers):
+        layer = model.model.layers[layer_idx * num_groups // num_layers]
+        for name, tensor in layer.state_dict().items():
+            tensors[f"model.layers.{layer_idx}.{name}"] = tensor.clone()
+    return tensors
 
 
-def as_gpt2(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """GPT-2 keeps query, key and value in one matrix, and its matrices lie on their side."""
-    result = {}
-    for name in wanted:
+def convert_to_gpt2(tensors: dict[str, torch.Tensor], expected_names: list[str]) -> dict[str, torch.Tensor]:
+    """Join query, key and value into one matrix (`c_attn`), and transpose the matrices that GPT-2 stores so."""
+    converted = {}
+    for name in expected_names:
         if ".attn.c_attn." in name:
-            parts = [name.replace("attn.c_attn", f"self_attn.{part}_proj") for part in "qkv"]
-            if parts[0] in found:
-                result[name] = torch.cat([found[part] for part in parts])
-        elif name in found:
-            result[name] = found[name]
-    sideways = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
-    return {name: x.T.contiguous() if name.endswith(sideways) else x for name, x in result.items()}
+            part_names = [name.replace("attn.c_attn", f"self_attn.{part}_proj") for part in ("q", "k", "v")]
+            if part_names[0] in tensors:  # not a bias that our model lacks
+                converted[name] = torch.cat([tensors[part_name] for part_name in part_names])
+        elif name in tensors:
+            converted[name] = tensors[name]
+
+    for name in converted:
+        if name.endswith(GPT2_TRANSPOSED):
+            converted[name] = converted[name].T.contiguous()
+    return converted
 
 
 @torch.no_grad()
 def check_equal(model: PreTrainedModel, exported: PreTrainedModel) -> None:
     """Raise UserError unless both models give the same logits and the same greedy tokens, in float32."""
-    model, exported = model.float(), exported.float()
-    context, vocabulary = model.config.max_position_embeddings, model.config.vocab_size
-    tokens = torch.arange(min(64, max(1, context // 2)))[None] * 7919 % vocabulary
+    model = model.float()
+    exported = exported.float()
+    context = model.config.max_position_embeddings
+    num_tokens = min(MAX_TOKENS_COMPARED, max(1, context // 2))
+    tokens = torch.arange(num_tokens)[None] * 7919 % model.config.vocab_size  # a prime, so that they lie far apart
+
     logits = model(tokens).logits
     difference = (logits - exported(tokens).logits).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, logits.abs().max().item()):
+    limit = TOLERANCE * max(1.0, logits.abs().max().item())
+    if not difference <= limit:  # NaN is a difference too
         raise UserError(f"the exported model's logits differ by {difference:.2g}; the export was deleted")
-    greedy = {"max_new_tokens": min(16, context // 2), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    mask = torch.ones_like(tokens)
-    if not torch.equal(*(m.generate(tokens, attention_mask=mask, **greedy) for m in (model, exported))):
+
+    settings = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": min(MAX_TOKENS_GENERATED, context // 2),
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    if not torch.equal(model.generate(tokens, **settings), exported.generate(tokens, **settings)):
         raise UserError("the exported model generates other tokens; the export was deleted")
 
 

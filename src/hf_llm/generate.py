@@ -1,4 +1,4 @@
-"""Let a model go on with a text.
+"""Complete a text with a model.
 
     python -m hf_llm.generate runs/quickstart/base --prompt "The list of" --max-new-tokens 64
     echo "def add(a, b):" | python -m hf_llm.generate runs/quickstart/base --greedy
@@ -11,7 +11,7 @@ import sys
 import time
 
 from hf_llm.core.errors import command
-from hf_llm.inference.generate import complete, load, usual_length
+from hf_llm.inference.generate import complete_prompts, load, usual_length
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
 
@@ -19,20 +19,22 @@ from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
-    parser.add_argument("--prompt", action="append", help="the text to go on with; may be given several times")
+    parser.add_argument("--prompt", action="append", help="the text to complete; may be given several times")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
-    choice = sampling_of(arguments)
+    sampling = sampling_of(arguments)
     model, tokenizer = load(arguments.model)
-    length = arguments.max_new_tokens or usual_length(model)
+    max_new_tokens = arguments.max_new_tokens or usual_length(model)
     prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]
+
     start = time.perf_counter()
-    texts = complete(model, tokenizer, prompts, length, seed=arguments.seed, **choice)
+    completions = complete_prompts(model, tokenizer, prompts, max_new_tokens, seed=arguments.seed, **sampling)
     seconds = time.perf_counter() - start
-    for prompt, text in zip(prompts, texts, strict=True):
-        print(f"{prompt}{text}\n")
-    tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+
+    for prompt, completion in zip(prompts, completions, strict=True):
+        print(f"{prompt}{completion}\n")
+    tokens = sum(len(tokenizer(completion)["input_ids"]) for completion in completions)
     print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 

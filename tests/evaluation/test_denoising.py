@@ -6,7 +6,13 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens
-from hf_llm.evaluation.denoising import ALONE, GENERATED, SEED, score_masked, score_spans
+from hf_llm.evaluation.denoising import (
+    CORRUPTION_SEED,
+    LONE_MASKS_PER_WINDOW,
+    MAX_GENERATED_WINDOWS,
+    score_masked,
+    score_spans,
+)
 from hf_llm.model.load import new_model
 from hf_llm.tokenization.sentinel_tokens import gap_tokens, sentinels_of
 from tests.tiny_models import tiny_tokenizer
@@ -17,7 +23,7 @@ T5 = {"model_type": "t5", "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 1
 
 
 class Repeating(Dataset):
-    """Windows of one word again and again, so that what is left of a window says what is not."""
+    """Windows of one word again and again, so that the tokens left of a window tell those taken out."""
 
     bytes_per_token, length = 1.0, 24
 
@@ -32,23 +38,23 @@ class Repeating(Dataset):
         return {"input_ids": ids, "labels": ids.clone()}
 
 
-def test_masked_scores_are_those_of_the_tokens_hidden_whatever_the_batch():
+def test_masked_scores_are_those_of_the_hidden_tokens_whatever_the_batch_size():
     torch.manual_seed(0)
     model = new_model(BERT, tiny_tokenizer(), 24).eval()
     model.cls.predictions.bias.data[30:46] += 2
-    found = score_masked(model, Repeating(10), MASKED, batch_size=4)
-    items = CorruptedWindows(Repeating(10), MASKED, SEED)
+    scores = score_masked(model, Repeating(10), MASKED, batch_size=4)
+    items = CorruptedWindows(Repeating(10), MASKED, CORRUPTION_SEED)
     batch = {name: torch.stack([items[i][name] for i in range(10)]) for name in ("input_ids", "labels")}
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"]).logits
     hidden = batch["labels"] != IGNORED
     loss = torch.nn.functional.cross_entropy(logits[hidden], batch["labels"][hidden])
     right = (logits.argmax(-1) == batch["labels"])[hidden].float().mean()
-    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert found["masked_accuracy"] == pytest.approx(right.item())
-    assert found["tokens"] == 40 and found["pseudo_tokens"] == 10 * ALONE
-    assert found == score_masked(model, Repeating(10), MASKED, batch_size=4)
-    assert found["pseudo_perplexity"] == pytest.approx(
+    assert scores["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert scores["masked_accuracy"] == pytest.approx(right.item())
+    assert scores["tokens"] == 40 and scores["pseudo_tokens"] == 10 * LONE_MASKS_PER_WINDOW
+    assert scores == score_masked(model, Repeating(10), MASKED, batch_size=4)
+    assert scores["pseudo_perplexity"] == pytest.approx(
         score_masked(model, Repeating(10), MASKED, batch_size=3)["pseudo_perplexity"], rel=1e-5
     )
 
@@ -60,19 +66,19 @@ def test_pseudo_perplexity_is_that_of_a_token_that_alone_is_hidden():
     model.cls.predictions.decoder.weight.data.zero_()
     model.cls.predictions.decoder.bias.data.fill_(-1e4)
     model.cls.predictions.decoder.bias.data[30:46] = 0
-    found = score_masked(model, Repeating(6), MASKED, batch_size=6)
-    assert found["pseudo_perplexity"] == pytest.approx(16, rel=1e-5)
-    assert found["loss"] == pytest.approx(math.log(16), rel=1e-5)
+    scores = score_masked(model, Repeating(6), MASKED, batch_size=6)
+    assert scores["pseudo_perplexity"] == pytest.approx(16, rel=1e-5)
+    assert scores["loss"] == pytest.approx(math.log(16), rel=1e-5)
 
 
-def test_an_encoder_decoder_that_has_learnt_it_writes_the_gaps_exactly():
+def test_a_trained_encoder_decoder_generates_the_spans_exactly():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": gap_tokens(mask=False, sentinels=1)})
     sentinels = np.array(sentinels_of(tokenizer))
     spans = CorruptedSpans(sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, 0.25, 1.0)
     torch.manual_seed(0)
     model = new_model(T5, tokenizer, 24)
-    before = score_spans(model, tokenizer, Repeating(GENERATED + 8), spans, batch_size=24)
+    before = score_spans(model, tokenizer, Repeating(MAX_GENERATED_WINDOWS + 8), spans, batch_size=24)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     windows = CorruptedWindows(Repeating(64), spans, seed=9)
     for step in range(150):
@@ -82,7 +88,7 @@ def test_an_encoder_decoder_that_has_learnt_it_writes_the_gaps_exactly():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = score_spans(model, tokenizer, Repeating(GENERATED + 8), spans, batch_size=24)
+    after = score_spans(model, tokenizer, Repeating(MAX_GENERATED_WINDOWS + 8), spans, batch_size=24)
     assert before["span_exact_match"] < 0.2
     assert after["span_exact_match"] > 0.4 and after["target_accuracy"] > 0.8 and after["loss"] < before["loss"] / 4
-    assert after["spans"] == GENERATED * 6 and after["tokens"] == (GENERATED + 8) * (6 + 6 + 1)
+    assert after["spans"] == MAX_GENERATED_WINDOWS * 6 and after["tokens"] == (MAX_GENERATED_WINDOWS + 8) * (6 + 6 + 1)

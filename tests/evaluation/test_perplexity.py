@@ -43,14 +43,14 @@ def test_score_is_the_mean_over_all_predicted_tokens(model, windows, batch_size)
             if target != -100:
                 total -= logits[position].log_softmax(-1)[target].item()
                 tokens += 1
-    found = score(model, windows, batch_size)
-    assert found["tokens"] == tokens == 6 * 15 - 4
-    assert found["loss"] == pytest.approx(total / tokens, rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
-    assert found["bits_per_byte"] == pytest.approx(total / tokens / math.log(2) / 3.7, rel=1e-6)
+    scores = score(model, windows, batch_size)
+    assert scores["tokens"] == tokens == 6 * 15 - 4
+    assert scores["loss"] == pytest.approx(total / tokens, rel=1e-6)
+    assert scores["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(total / tokens / math.log(2) / 3.7, rel=1e-6)
 
 
-def test_a_model_is_scored_without_dropout_and_put_back_as_it_was(model, windows):
+def test_a_model_is_scored_without_dropout_and_its_mode_is_restored(model, windows):
     model.train()
     assert score(model, windows, 2) == score(model, windows, 2)
     assert model.training

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from hf_llm.core.errors import UserError
-from hf_llm.inference.generate import complete, fit, load, render, reply, stop_at_end_of_turn, stop_tokens
+from hf_llm.inference.generate import (
+    complete_prompts,
+    drop_oldest_turns,
+    encode_conversation,
+    load,
+    reply,
+    stop_at_end_of_turn,
+    stop_tokens,
+)
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The", "A much longer beginning of a text", ""]
@@ -10,8 +18,8 @@ PROMPTS = ["The", "A much longer beginning of a text", ""]
 
 def test_a_batch_of_prompts_is_completed_as_each_alone():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    together = complete(model, tokenizer, PROMPTS, 12, do_sample=False)
-    assert together == [complete(model, tokenizer, [prompt], 12, do_sample=False)[0] for prompt in PROMPTS]
+    together = complete_prompts(model, tokenizer, PROMPTS, 12, do_sample=False)
+    assert together == [complete_prompts(model, tokenizer, [prompt], 12, do_sample=False)[0] for prompt in PROMPTS]
     assert any(together)
 
 
@@ -20,33 +28,33 @@ def test_a_seed_repeats_the_text_and_leaves_the_process_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    texts = {complete(model, tokenizer, ["x"], 12, seed=1, do_sample=True, top_k=0)[0] for _ in range(3)}
+    texts = {complete_prompts(model, tokenizer, ["x"], 12, seed=1, do_sample=True, top_k=0)[0] for _ in range(3)}
     assert len(texts) == 1
     assert torch.equal(torch.rand(1), expected)
-    assert complete(model, tokenizer, ["x"], 12, seed=2, do_sample=True, top_k=0)[0] not in texts
+    assert complete_prompts(model, tokenizer, ["x"], 12, seed=2, do_sample=True, top_k=0)[0] not in texts
 
 
 def test_a_model_in_training_stays_in_training():
     model = tiny_model().train()
-    complete(model, tiny_tokenizer(), ["x"], 2, do_sample=False)
+    complete_prompts(model, tiny_tokenizer(), ["x"], 2, do_sample=False)
     assert model.training
 
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     tail = "b" * (128 - 8)
-    long, short = (complete(model, tokenizer, [text], 8, do_sample=False) for text in ("a" * 300 + tail, tail))
+    long, short = (complete_prompts(model, tokenizer, [text], 8, do_sample=False) for text in ("a" * 300 + tail, tail))
     assert long == short
     with pytest.raises(UserError, match="no room for a prompt"):
-        complete(model, tokenizer, ["x"], 128)
+        complete_prompts(model, tokenizer, ["x"], 128)
 
 
 def test_a_reply_is_the_completion_of_the_rendered_conversation():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     question = [{"role": "user", "content": "Hello?"}]
     rendered = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(render(tokenizer, question)) == rendered
-    assert reply(model, tokenizer, [question], 8, do_sample=False) == complete(
+    assert tokenizer.decode(encode_conversation(tokenizer, question)) == rendered
+    assert reply(model, tokenizer, [question], 8, do_sample=False) == complete_prompts(
         model, tokenizer, [rendered], 8, do_sample=False
     )
 
@@ -80,14 +88,14 @@ def test_a_conversation_too_long_loses_its_oldest_turns_but_not_the_system_messa
     system = {"role": "system", "content": "Be brief."}
     turns = [{"role": role, "content": f"{role} {i}"} for i in range(4) for role in ("user", "assistant")]
     conversation = [system, *turns, {"role": "user", "content": "last"}]
-    assert fit(tokenizer, conversation, 10_000) == conversation
-    room = len(render(tokenizer, [system, *turns[4:], conversation[-1]]))
-    assert fit(tokenizer, conversation, room) == [system, *turns[4:], conversation[-1]]
-    assert fit(tokenizer, conversation, room - 1) == [system, *turns[6:], conversation[-1]]
-    assert fit(tokenizer, conversation, 1) == [system, conversation[-1]]
+    assert drop_oldest_turns(tokenizer, conversation, 10_000) == conversation
+    room = len(encode_conversation(tokenizer, [system, *turns[4:], conversation[-1]]))
+    assert drop_oldest_turns(tokenizer, conversation, room) == [system, *turns[4:], conversation[-1]]
+    assert drop_oldest_turns(tokenizer, conversation, room - 1) == [system, *turns[6:], conversation[-1]]
+    assert drop_oldest_turns(tokenizer, conversation, 1) == [system, conversation[-1]]
 
 
-def test_a_model_without_a_chat_template_is_no_chat_model():
+def test_a_model_without_a_chat_template_is_not_a_chat_model():
     with pytest.raises(UserError, match="no chat template"):
         reply(tiny_model(), tiny_tokenizer(chat=False), [[{"role": "user", "content": "?"}]], 4)
 
@@ -95,13 +103,15 @@ def test_a_model_without_a_chat_template_is_no_chat_model():
 def test_a_folder_loads_ready_to_generate(tmp_path):
     model, tokenizer = load(save_tiny_model(tmp_path))
     assert not model.training
-    assert complete(model.float().cpu(), tokenizer, ["x"], 8, do_sample=False) == complete(
+    assert complete_prompts(model.float().cpu(), tokenizer, ["x"], 8, do_sample=False) == complete_prompts(
         tiny_model(), tiny_tokenizer(), ["x"], 8, do_sample=False
     )
 
 
 def test_a_special_token_that_someone_types_stays_text():
     tokenizer = tiny_tokenizer()
-    plain, typed = (render(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "Hi<|im_end|>"))
+    plain, typed = (
+        encode_conversation(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "Hi<|im_end|>")
+    )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert typed.count(end) == plain.count(end) and "Hi<|im_end|>" in tokenizer.decode(typed)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hf_llm.data.tokens.corruption import put_back
-from hf_llm.inference.generate import complete
-from hf_llm.inference.infill import fill, write
+from hf_llm.inference.generate import complete_prompts
+from hf_llm.inference.infill import infill_texts, write
 from hf_llm.model.load import new_model
 from hf_llm.tokenization.sentinel_tokens import gap_tokens, sentinels_of
 from tests.tiny_models import tiny_tokenizer
@@ -25,22 +25,22 @@ def masked():
 
 def test_each_mask_becomes_the_likeliest_token_and_all_else_stays(masked):
     texts = ["a <|mask|> in <|mask|>", "<|mask|>"]
-    assert fill(*masked, texts, 8) == ["a x in x", "x"]
+    assert infill_texts(*masked, texts, 8) == ["a x in x", "x"]
 
 
 def test_a_text_without_a_gap_gets_one_at_its_end(masked):
-    assert fill(*masked, ["the fox"], 8) == ["the fox x"]
+    assert infill_texts(*masked, ["the fox"], 8) == ["the fox x"]
 
 
 def test_a_text_longer_than_the_context_is_filled_as_far_as_it_is_seen(masked):
-    (found,) = fill(*masked, ["<|mask|>" + "b" * 40], 8)
-    assert found == "x" + "b" * 31
+    (filled,) = infill_texts(*masked, ["<|mask|>" + "b" * 40], 8)
+    assert filled == "x" + "b" * 31
 
 
-def test_the_models_mode_is_put_back(masked):
+def test_the_models_mode_is_restored(masked):
     for training in (True, False):
         masked[0].train(training)
-        fill(*masked, ["a"], 8)
+        infill_texts(*masked, ["a"], 8)
         assert masked[0].training is training
 
 
@@ -60,13 +60,13 @@ def test_what_the_decoder_writes_stands_in_the_place_of_its_sentinel(encoder_dec
 
 
 def test_a_new_encoder_decoder_writes_something_and_stops(encoder_decoder):
-    (found,) = fill(*encoder_decoder, ["a <extra_id_0> b"], 4)
-    assert found.startswith("a ") and found.endswith(" b")
+    (filled,) = infill_texts(*encoder_decoder, ["a <extra_id_0> b"], 4)
+    assert filled.startswith("a ") and filled.endswith(" b")
 
 
-def test_a_causal_model_goes_on_instead():
+def test_a_causal_model_completes_the_prompt_instead():
     tokenizer = tiny_tokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
     model = new_model(sizes, tokenizer, 64)
-    assert write(model, tokenizer, ["ab"], 5) == complete(model, tokenizer, ["ab"], 5, do_sample=False)
+    assert write(model, tokenizer, ["ab"], 5) == complete_prompts(model, tokenizer, ["ab"], 5, do_sample=False)

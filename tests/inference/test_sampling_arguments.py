@@ -6,18 +6,22 @@ from hf_llm.core.errors import UserError
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
 
 
-def parsed(*words: str) -> argparse.Namespace:
+def parse_arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_sampling_arguments(parser)
     return parser.parse_args(words)
 
 
-def test_the_words_of_the_command_line_become_keys_of_transformers():
-    assert sampling_of(parsed("--temperature", "0.5", "--top-k", "9", "--top-p", "1")) == {
+def test_options_become_keys_of_the_generation_config():
+    assert sampling_of(parse_arguments("--temperature", "0.5", "--top-k", "9", "--top-p", "1")) == {
         **{"do_sample": True, "temperature": 0.5},
         **{"top_k": 9, "top_p": 1.0},
     }
-    assert sampling_of(parsed("--greedy")) == sampling_of(parsed("--temperature", "0")) == {"do_sample": False}
+    assert (
+        sampling_of(parse_arguments("--greedy"))
+        == sampling_of(parse_arguments("--temperature", "0"))
+        == {"do_sample": False}
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,4 +30,4 @@ def test_the_words_of_the_command_line_become_keys_of_transformers():
 )
 def test_a_wrong_value_is_an_error_that_names_the_option(wrong):
     with pytest.raises(UserError, match=wrong[0]):
-        sampling_of(parsed(*wrong))
+        sampling_of(parse_arguments(*wrong))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_llm.model.positions import rotate
+from hf_llm.model.positions import apply_rotary
 from tests.tiny_models import tiny_model
 
 PAD = 256
@@ -55,7 +55,7 @@ def test_a_stream_of_many_contexts_takes_constant_memory_and_keeps_its_first_tok
     turn = model.model.rotary_emb.angles(torch.tensor(-(160 - 32)))
     for layer, (keys, values) in zip(rewound.layers, state.values(), strict=True):
         layer.lazy_initialization(keys, values)
-        layer.keys = torch.cat([keys[:, :, :3], rotate(keys[:, :, 3:], *turn)], dim=2)
+        layer.keys = torch.cat([keys[:, :, :3], apply_rotary(keys[:, :, 3:], *turn)], dim=2)
         layer.values, layer.seen, layer.dropped = values, 32, 32 - 3 - 7
     last = some_tokens(1)
     near = model(last, past_key_values=rewound, use_cache=True, position_ids=torch.tensor([[32]])).logits

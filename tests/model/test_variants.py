@@ -206,7 +206,7 @@ def test_a_saved_model_reloads_bit_for_bit_here_and_where_hf_llm_is_not_installe
 def test_the_configuration_says_what_it_exports_to(changes, target):
     config = tiny_config(**changes)
     assert config.exports_to == target == config.to_dict()["exports_to"]
-    assert config.obstacles(None if target == "not exportable" else target) or target != "not exportable"
+    assert config.export_obstacles(None if target == "not exportable" else target) or target != "not exportable"
     assert type(copy.deepcopy(config)) is type(config)
 
 

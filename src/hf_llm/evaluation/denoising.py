@@ -1,5 +1,5 @@
-"""How well a model fills the gaps of text it has not seen: masked accuracy and pseudo-perplexity, or spans put back
-exactly. What is taken out is the same in every evaluation."""
+"""How well a model fills the gaps of text it has not seen: masked-token accuracy and pseudo-perplexity, or spans put
+back exactly. What is taken out is the same in every evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -10,34 +10,37 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens, spans_of
-from hf_llm.evaluation.perplexity import Windows
+from hf_llm.evaluation.perplexity import MAX_EXPONENT, Windows
 
-ALONE = 4  # tokens of each window that are masked alone, for the pseudo-perplexity
-GENERATED = 64  # windows whose gaps are written
-SEED = 0
+LONE_MASKS_PER_WINDOW = 4  # tokens of each window that are masked alone, for the pseudo-perplexity
+MAX_GENERATED_WINDOWS = 64  # windows whose spans are generated
+CORRUPTION_SEED = 0
 
 
 def score_masked(model: PreTrainedModel, windows: Windows, masked: MaskedTokens, batch_size: int) -> dict[str, float]:
-    """`loss` (nats) and `masked_accuracy` of the tokens that `masked` hides, `tokens` of them; `pseudo_perplexity`.
+    """Return `loss` (nats) and `masked_accuracy` of the tokens that `masked` hides, `tokens` of them, and
+    `pseudo_perplexity`.
 
     That is the exponential of the loss of a token that alone is hidden (Salazar et al. 2020,
-    https://arxiv.org/abs/1910.14659), over `pseudo_tokens`, a few of every window. It says nothing of how likely a text
-    is, so it compares with no causal model's perplexity, and with no other tokenizer's.
+    https://arxiv.org/abs/1910.14659), over `pseudo_tokens`, a few of every window. It does not measure how likely a
+    text is, so it compares neither with a causal model's perplexity nor with that of another tokenizer.
     """
-    loss, right, tokens = _predicted(model, CorruptedWindows(windows, masked, SEED), batch_size)
-    alone = CorruptedWindows(windows, replace(masked, count=1, always=True), SEED)
+    loss, correct, tokens = _predict_corrupted(model, CorruptedWindows(windows, masked, CORRUPTION_SEED), batch_size)
+
+    lone_windows = CorruptedWindows(windows, replace(masked, count=1, always=True), CORRUPTION_SEED)
     passes = []
-    for number in range(ALONE):
-        alone.set_epoch(number)  # each takes another token
-        passes.append(_predicted(model, alone, batch_size))
-    lone = sum(each[2] for each in passes)
-    mean = sum(each[0] * each[2] for each in passes) / lone
+    for epoch in range(LONE_MASKS_PER_WINDOW):
+        lone_windows.set_epoch(epoch)  # each epoch hides another token
+        passes.append(_predict_corrupted(model, lone_windows, batch_size))
+    lone_tokens = sum(count for _, _, count in passes)
+    lone_loss = sum(mean_loss * count for mean_loss, _, count in passes) / lone_tokens
+
     return {
         "loss": loss,
-        "masked_accuracy": right / tokens,
+        "masked_accuracy": correct / tokens,
         "tokens": tokens,
-        "pseudo_perplexity": math.exp(min(mean, 700)),
-        "pseudo_tokens": lone,
+        "pseudo_perplexity": math.exp(min(lone_loss, MAX_EXPONENT)),
+        "pseudo_tokens": lone_tokens,
     }
 
 
@@ -48,67 +51,80 @@ def score_spans(
     spans: CorruptedSpans,
     batch_size: int,
 ) -> dict[str, float]:
-    """`loss` (nats) and `target_accuracy` of the target's `tokens`, each predicted from the true ones before it; and
-    `span_exact_match`, the share of `spans` that the model writes as they were, greedily, from the input alone (the
-    first windows only)."""
-    corrupted = CorruptedWindows(windows, spans, SEED)
-    loss, right, tokens = _predicted(model, corrupted, batch_size)
-    exact, written = _exact_spans(model, tokenizer, corrupted, batch_size)
+    """Return `loss` (nats) and `target_accuracy` of the target's `tokens`, each predicted from the true ones before it;
+    and `span_exact_match`, the share of `spans` that the model generates as they were, greedily, from the input alone
+    (in the first windows only)."""
+    corrupted = CorruptedWindows(windows, spans, CORRUPTION_SEED)
+    loss, correct, tokens = _predict_corrupted(model, corrupted, batch_size)
+    exact, generated = _count_exact_spans(model, tokenizer, corrupted, batch_size)
     return {
         "loss": loss,
-        "target_accuracy": right / tokens,
+        "target_accuracy": correct / tokens,
         "tokens": tokens,
-        "span_exact_match": exact / written,
-        "spans": written,
+        "span_exact_match": exact / generated,
+        "spans": generated,
     }
 
 
 @torch.no_grad()
-def _predicted(model: PreTrainedModel, windows: CorruptedWindows, batch_size: int) -> tuple[float, int, int]:
-    """Mean loss, tokens whose likeliest prediction is right, and tokens predicted. Sums are in double precision."""
-    was_training, total, right, tokens = model.training, 0.0, 0, 0
+def _predict_corrupted(model: PreTrainedModel, windows: CorruptedWindows, batch_size: int) -> tuple[float, int, int]:
+    """Return the mean loss, the tokens whose likeliest prediction is correct, and the tokens predicted.
+
+    Sums are in double precision.
+    """
+    was_training = model.training
     model.eval()
-    for batch in _batches(windows, batch_size):
-        found = model(**{name: values.to(model.device) for name, values in batch.items()})
-        counted = (batch["labels"] != IGNORED).to(model.device)
-        total += found.loss.item() * int(counted.sum())
-        right += int((found.logits.argmax(-1) == batch["labels"].to(model.device))[counted].sum())
-        tokens += int(counted.sum())
+    total_loss = 0.0
+    correct = 0
+    tokens = 0
+    for batch in _load_batches(windows, batch_size, len(windows)):
+        output = model(**{name: values.to(model.device) for name, values in batch.items()})
+        is_predicted = (batch["labels"] != IGNORED).to(model.device)  # B T
+        is_correct = output.logits.argmax(-1) == batch["labels"].to(model.device)  # B T
+        count = int(is_predicted.sum())
+        total_loss += output.loss.item() * count
+        correct += int(is_correct[is_predicted].sum())
+        tokens += count
     model.train(was_training)
     assert tokens, "no window has a token to predict"
-    return total / tokens, right, tokens
+    return total_loss / tokens, correct, tokens
 
 
 @torch.no_grad()
-def _exact_spans(
+def _count_exact_spans(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, windows: CorruptedWindows, batch_size: int
 ) -> tuple[int, int]:
-    """Spans written exactly, and spans."""
-    was_training, exact, written = model.training, 0, 0
+    """Return the spans generated exactly as they were, and all spans generated."""
+    _, spans_per_window = windows.corruption.spans(windows.windows.length)
+    sentinels = windows.corruption.sentinels[:spans_per_window].tolist()
+
+    was_training = model.training
     model.eval()
-    for batch in _batches(windows, batch_size, GENERATED):
-        inputs = batch["input_ids"].to(model.device)
-        _, count = windows.corruption.spans(windows.windows.length)
-        sentinels = windows.corruption.sentinels[:count].tolist()
+    exact = 0
+    generated = 0
+    for batch in _load_batches(windows, batch_size, MAX_GENERATED_WINDOWS):
+        inputs = batch["input_ids"].to(model.device)  # B T
         targets = model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=batch["labels"].shape[1] + count,  # a span may be a token longer than it was
+            max_new_tokens=batch["labels"].shape[1] + spans_per_window,  # a span may be a token longer than it was
             do_sample=False,
-            eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the answer
+            eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the target
         ).tolist()
-        for target, true in zip(targets, batch["labels"].tolist(), strict=True):
-            told, wanted = spans_of(target, sentinels), spans_of(true, sentinels)
-            told[-1] = told[-1][: len(wanted[-1])]  # which ends with the end of text
-            exact += sum(one == other for one, other in zip(told, wanted, strict=True))
-            written += count
+        for target, true_target in zip(targets, batch["labels"].tolist(), strict=True):
+            written_spans = spans_of(target, sentinels)
+            true_spans = spans_of(true_target, sentinels)
+            written_spans[-1] = written_spans[-1][: len(true_spans[-1])]  # the true one ends with the end of text
+            exact += sum(written == true for written, true in zip(written_spans, true_spans, strict=True))
+            generated += spans_per_window
     model.train(was_training)
-    return exact, written
+    return exact, generated
 
 
-def _batches(windows: CorruptedWindows, size: int, most: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
-    """Up to `size` windows stacked, of the first `most`."""
-    count = min(len(windows), most or len(windows))
-    for start in tqdm(range(0, count, size), leave=False):
-        items = [windows[number] for number in range(start, min(start + size, count))]
+def _load_batches(windows: CorruptedWindows, batch_size: int, max_windows: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the first `max_windows` windows, up to `batch_size` of them stacked."""
+    count = min(len(windows), max_windows)
+    for start in tqdm(range(0, count, batch_size), leave=False):
+        end = min(start + batch_size, count)
+        items = [windows[index] for index in range(start, end)]
         yield {name: torch.stack([item[name] for item in items]) for name in items[0]}

@@ -8,6 +8,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from hf_llm.data.tokens.corruption import IGNORED
+
+MAX_EXPONENT = 700  # beyond it exp overflows double precision
+
 
 class Windows(Protocol):
     """A data set of token windows of equal length (`hf_llm.data.tokens.token_dataset.TokenWindows`)."""
@@ -21,7 +25,8 @@ class Windows(Protocol):
 
 @torch.no_grad()
 def score(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str, float]:
-    """Next-token loss over all `windows`: `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` predicted.
+    """Return the next-token loss over all `windows`: `loss` (nats per token), `perplexity`, `bits_per_byte`, and
+    `tokens` predicted.
 
     The first token of a window has nothing before it and is not predicted. The loss is the model's own (`forward`
     with labels), so that soft-caps and the like count, and a model that chunks its vocabulary head never holds all
@@ -30,28 +35,32 @@ def score(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str
     """
     was_training = model.training
     model.eval()
-    total, tokens = 0.0, 0
-    for input_ids, labels in tqdm(
-        _batches(windows, batch_size), total=math.ceil(len(windows) / batch_size), leave=False
-    ):
-        predicted = int((labels[:, 1:] != -100).sum())
+    total_loss = 0.0
+    tokens = 0
+    num_batches = math.ceil(len(windows) / batch_size)
+    for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
+        predicted = int((labels[:, 1:] != IGNORED).sum())
         if predicted:
             loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
-            total += loss.item() * predicted
+            total_loss += loss.item() * predicted
             tokens += predicted
     model.train(was_training)
     assert tokens, "no window has a token to predict"
-    loss = total / tokens
+
+    mean_loss = total_loss / tokens
     return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "bits_per_byte": loss / math.log(2) / windows.bytes_per_token,
+        "loss": mean_loss,
+        "perplexity": math.exp(min(mean_loss, MAX_EXPONENT)),
+        "bits_per_byte": mean_loss / math.log(2) / windows.bytes_per_token,
         "tokens": tokens,
     }
 
 
-def _batches(windows: Windows, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`input_ids`, `labels`: (up to batch_size, n) each."""
+def _load_batches(windows: Windows, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield `input_ids` and `labels`, (up to batch_size, n) each."""
     for start in range(0, len(windows), batch_size):
-        items = [windows[index] for index in range(start, min(start + batch_size, len(windows)))]
-        yield torch.stack([item["input_ids"] for item in items]), torch.stack([item["labels"] for item in items])
+        end = min(start + batch_size, len(windows))
+        items = [windows[index] for index in range(start, end)]
+        input_ids = torch.stack([item["input_ids"] for item in items])
+        labels = torch.stack([item["labels"] for item in items])
+        yield input_ids, labels

@@ -1,1 +1,1 @@
-"""Text from a model: completions and chat replies."""
+"""Text from a model: completions, chat replies and filled gaps."""

@@ -1,4 +1,4 @@
-"""A conversation with a model, whose words come out as they are made."""
+"""A conversation with a model, whose replies are streamed while they are generated."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,58 +8,74 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
-from hf_llm.inference.generate import batch_of, fit, prompt_room, render, seeded, stop_tokens
+from hf_llm.inference.generate import (
+    batch_of,
+    drop_oldest_turns,
+    encode_conversation,
+    fork_random_state,
+    prompt_room,
+    stop_tokens,
+)
 
 
-class Dialogue:
-    """What was said so far, kept within the model's context; `answer` adds a question and streams the reply.
+class ChatSession:
+    """The messages so far, kept within the model's context; `stream_reply` adds a question and its answer.
 
-    Raises UserError where the tokenizer has no chat template. `tokens` counts all the tokens of the replies.
+    Raises UserError where the tokenizer does not have a chat template. `generated_tokens` counts those of all replies.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, **sampling: Any
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
-        self.room = prompt_room(model, max_new_tokens)
+        self.max_prompt_tokens = prompt_room(model, max_new_tokens)
         self.messages = []
-        self.tokens = 0
-        render(tokenizer, [{"role": "user", "content": "Hello"}])
+        self.generated_tokens = 0
+        encode_conversation(tokenizer, [{"role": "user", "content": "Hello"}])  # checks the chat template
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget all messages."""
         self.messages = []
 
-    def answer(self, question: str, seed: int | None = None) -> Iterator[str]:
-        """The pieces of the reply to `question`, as they are made. Leaving the loop early stops the model."""
-        self.messages = fit(self.tokenizer, [*self.messages, {"role": "user", "content": question}], self.room)
-        prompt = render(self.tokenizer, self.messages)[-self.room :]
-        streamer, stopped, pieces = TextIteratorStreamer(self.tokenizer, True, skip_special_tokens=True), Event(), []
+    def stream_reply(self, question: str, seed: int | None = None) -> Iterator[str]:
+        """Yield the pieces of the reply to `question` as they are generated. Leaving the loop early stops the model."""
+        messages = [*self.messages, {"role": "user", "content": question}]
+        self.messages = drop_oldest_turns(self.tokenizer, messages, self.max_prompt_tokens)
+        prompt = encode_conversation(self.tokenizer, self.messages)[-self.max_prompt_tokens :]
+
+        streamer = TextIteratorStreamer(self.tokenizer, True, skip_special_tokens=True)
+        stop_requested = Event()
+        pieces = []
         with ThreadPoolExecutor(1) as thread:
-            made = thread.submit(self._generate, prompt, streamer, stopped, seed)
+            generation = thread.submit(self._generate_reply, prompt, streamer, stop_requested, seed)
             try:
                 for piece in streamer:
                     pieces.append(piece)
                     yield piece
             finally:
-                stopped.set()
-                self.tokens += made.result()
+                stop_requested.set()
+                self.generated_tokens += generation.result()
                 self.messages = [*self.messages, {"role": "assistant", "content": "".join(pieces)}]
 
-    def _generate(self, prompt: list[int], streamer: TextIteratorStreamer, stopped: Event, seed: int | None) -> int:
-        def told_to_stop(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            return torch.full((tokens.shape[0],), stopped.is_set(), device=tokens.device)
+    def _generate_reply(
+        self, prompt: list[int], streamer: TextIteratorStreamer, stop_requested: Event, seed: int | None
+    ) -> int:
+        """Feed the reply to `streamer`, and return the number of its tokens."""
+
+        def should_stop(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return torch.full((tokens.shape[0],), stop_requested.is_set(), device=tokens.device)  # B
 
         try:
-            with seeded(seed):
+            with fork_random_state(seed):
                 tokens = self.model.generate(
                     **batch_of(self.model, self.tokenizer, [prompt]),
                     **self.sampling,
                     streamer=streamer,
                     eos_token_id=stop_tokens(self.model, self.tokenizer),
                     pad_token_id=self.tokenizer.pad_token_id,
-                    stopping_criteria=StoppingCriteriaList([told_to_stop]),
+                    stopping_criteria=StoppingCriteriaList([should_stop]),
                 )
         finally:
             streamer.end()  # also where generate failed: the reader must not wait for ever

@@ -1,4 +1,4 @@
-"""The command line's words for how to choose tokens, shared by generate and chat."""
+"""The command-line options for how to sample tokens, shared by generate and chat."""
 
 import argparse
 from typing import Any
@@ -8,24 +8,32 @@ from hf_llm.core.errors import UserError
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --max-new-tokens, --temperature, --top-p, --top-k, --seed and --greedy."""
-    parser.add_argument("--max-new-tokens", type=int, help="at most so many (256, or half the context)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="above 1 wilder, below 1 tamer (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, help="most tokens to generate (256, or half the context)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="above 1 more varied, below 1 less (%(default)s)"
+    )
     parser.add_argument("--top-p", type=float, default=0.95, help="likeliest tokens up to this share (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="likeliest tokens in number; 0 keeps all (%(default)s)")
-    parser.add_argument("--seed", type=int, help="the same text each time")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--seed", type=int, help="generate the same text each time")
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
 
 
 def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keys of GenerationConfig that the arguments stand for, all but the length. UserError for a wrong value."""
+    """Return the keys of GenerationConfig that the arguments stand for, all but the length.
+
+    Raises UserError for a wrong value.
+    """
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens} is less than one")
     if arguments.temperature < 0:
-        raise UserError(f"--temperature: {arguments.temperature} is negative; 0 is greedy, 1 the model's own chances")
+        raise UserError(
+            f"--temperature: {arguments.temperature} is negative; 0 is greedy, 1 the model's own probabilities"
+        )
     if not 0 < arguments.top_p <= 1:
-        raise UserError(f"--top-p: {arguments.top_p} is no share; give a number above 0, up to 1")
+        raise UserError(f"--top-p: {arguments.top_p} is not a share; give a number above 0, up to 1")
     if arguments.top_k < 0:
         raise UserError(f"--top-k: {arguments.top_k} is negative; 0 keeps all tokens")
+
     if arguments.greedy or arguments.temperature == 0:
         return {"do_sample": False}
     return {

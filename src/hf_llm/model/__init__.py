@@ -1,1 +1,1 @@
-"""The model: configuration and modeling files that travel with the weights, loading, and a printout of its parts."""
+"""The model: the files that travel with the weights, loading, layer pruning, and a summary of its parts."""

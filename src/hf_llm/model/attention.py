@@ -14,15 +14,15 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_hf_llm import HfLlmConfig
 from .norms import NORMS
-from .positions import rotate
+from .positions import apply_rotary
 
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: torch.Tensor,  # B H T A
+    key: torch.Tensor,  # B K S A
+    value: torch.Tensor,  # B K S A
+    attention_mask: torch.Tensor | None,  # B 1 T S, added to the scores
     scaling: float,
     dropout: float = 0.0,
     **kwargs,
@@ -33,9 +33,11 @@ def eager_attention_forward(
     scores = query @ key.transpose(2, 3) * scaling  # B H T S
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)  # B H T S
     weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights  # B T H A, B H T S
+    attended = (weights @ value).transpose(1, 2).contiguous()  # B T H A
+    return attended, weights
 
 
 class HfLlmAttention(nn.Module):
@@ -57,33 +59,46 @@ class HfLlmAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
         self.o_proj.initializer_scale = config.residual_scale
+
         # Normed queries and keys keep the scores bounded, so that large learning rates stay stable (2302.05442).
-        norm = NORMS[config.norm_type]
-        self.q_norm = norm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
-        self.k_norm = norm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
+        if config.use_qk_norm:
+            norm = NORMS[config.norm_type]
+            self.q_norm = norm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = norm(self.head_dim, config.rms_norm_eps)
+        else:
+            self.q_norm = nn.Identity()
+            self.k_norm = nn.Identity()
 
     def forward(
         self,
         hidden_states: torch.Tensor,  # B T D
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,  # B 1 T A, twice; None if nothing is turned
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,  # B 1 T A, twice; None if nothing is rotated
         attention_mask: torch.Tensor | None,
         layer_idx: int,  # among all layers, which may share this module
         past_key_values: Cache | None = None,
         cache_arguments: dict | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what each token gathers, B T D, and the attention weights, B H T S, where the kernel gives them."""
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(by_head)).transpose(1, 2)  # B H T A
-        key = self.k_norm(self.k_proj(hidden_states).view(by_head)).transpose(1, 2)  # B K T A
-        value = self.v_proj(hidden_states).view(by_head).transpose(1, 2)  # B K T A
+        query = self.q_proj(hidden_states).view(by_head)  # B T H A
+        key = self.k_proj(hidden_states).view(by_head)  # B T K A
+        value = self.v_proj(hidden_states).view(by_head)  # B T K A
+
+        query = self.q_norm(query).transpose(1, 2)  # B H T A
+        key = self.k_norm(key).transpose(1, 2)  # B K T A
+        value = value.transpose(1, 2)  # B K T A
         if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+            cos, sin = position_embeddings
+            query = apply_rotary(query, cos, sin)
+            key = apply_rotary(key, cos, sin)
 
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, layer_idx, **(cache_arguments or {}))  # B K S A
+            cache_arguments = cache_arguments or {}
+            key, value = past_key_values.update(key, value, layer_idx, **cache_arguments)  # B K S A
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attend(
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attention(
             self,
             query,
             key,
@@ -92,5 +107,5 @@ class HfLlmAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
-        )  # B T H A
+        )  # B T H A, B H T S
         return self.o_proj(attended.flatten(2)), weights  # B T D

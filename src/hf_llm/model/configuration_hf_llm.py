@@ -1,4 +1,4 @@
-"""The shape of an hf_llm model: a decoder whose parts are switches, by default a Qwen3.
+"""The configuration of an hf_llm model: a decoder whose parts are switches, by default a Qwen3.
 
 This file travels with the weights, so it imports nothing but transformers and huggingface_hub.
 docs/architecture.md lists the switches with their papers.
@@ -6,13 +6,13 @@ docs/architecture.md lists the switches with their papers.
 
 # ruff: noqa: RUF012 - class attributes in the form that transformers reads
 
-from collections import Counter
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-# What each kind of attention layer needs to be told.
+# Kind of attention layer -> the fields it reads.
 LAYER_TYPES = {
     "full_attention": (),
     "sliding_attention": ("sliding_window",),
@@ -21,37 +21,100 @@ LAYER_TYPES = {
     "sink_attention": ("sliding_window", "num_sink_tokens"),
 }
 
-MASKLESS = ("full_attention", "sliding_attention")  # kernels know these by themselves
+MASKLESS = ("full_attention", "sliding_attention")  # attention kernels implement these without a mask
 
-# transformers' own classes, and what each of them fixes; the first that fits is the one a model exports to.
-ROPE = {"positions": ["rope"], "norm_type": ["rms_norm"], "use_gated_mlp": [True]}
-DENSE = {"num_experts": [None]}
-WHOLE, ALIKE, MIXED = ["full"], ["full", "sliding"], ["full", "sliding", "mixed"]
-NO_BIAS = {"attention_bias": [False], "mlp_bias": [False]}
-GELU_MLP = {"norm_type": ["layer_norm"], "use_gated_mlp": [False], "use_qk_norm": [False]}
-STOCK = {
-    "qwen3": {**ROPE, **DENSE, "use_qk_norm": [True], "mlp_bias": [False], "attention": MIXED},
-    "llama": {**ROPE, **DENSE, "use_qk_norm": [False], "attention": WHOLE},
-    "mistral": {**ROPE, **DENSE, **NO_BIAS, "use_qk_norm": [False], "attention": ALIKE},
-    "qwen2": {**ROPE, **DENSE, **NO_BIAS, "use_qk_norm": [False], "attention": MIXED},
-    "arcee": {**ROPE, **DENSE, "use_gated_mlp": [False], "use_qk_norm": [False], "attention": WHOLE},
-    "smollm3": {**ROPE, **DENSE, "positions": ["none"], "use_qk_norm": [False], "attention": WHOLE},
-    "starcoder2": {**GELU_MLP, **DENSE, "positions": ["rope"], "attention": ALIKE},
-    "gpt2": {**GELU_MLP, **DENSE, "positions": ["learned"], "attention": WHOLE, "square_attention": [True]},
-    "qwen3_moe": {
-        **{**ROPE, **NO_BIAS, "attention_bias": [True, False], "use_qk_norm": [True], "attention": ALIKE},
-        **{"expert_balancing": ["loss"], "n_shared_experts": [0]},
-    },
-    "mixtral": {
-        **{**ROPE, **NO_BIAS, "use_qk_norm": [False], "attention": ALIKE},
-        **{"expert_balancing": ["loss"], "n_shared_experts": [0], "norm_topk_prob": [True]},
-    },
+# Which class of transformers has the same weights (`exports_to`, hf_llm.export)? Every field of the configuration
+# stands in exactly one of the two lists below; while a field stands in neither, no model is exported.
+
+# Fields that stock classes have too, or whose loss at export changes no output (dropout and initialisation act in
+# training only; layers that share weights are written as copies). A stock class takes any value of such a field, unless
+# its row in STOCK_CLASSES names the values it takes.
+KEPT_AT_EXPORT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_hidden_groups",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "use_cache",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "sliding_window",
+    "attention_bias",
+    "attention_dropout",
+    "hidden_act",
+    "rms_norm_eps",
+    "embd_pdrop",
+    "resid_pdrop",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+FULL = "full_attention"
+SLIDING = "sliding_attention"
+FULL_AND_SLIDING = "full_attention+sliding_attention"
+ONE_OR_MORE = "one or more"
+SAME_WIDTH = "as many as attention heads, together as wide as the hidden states"
+
+# Fields that a stock class does not have, because it always behaves as with one value of them: that given here, unless
+# its row in STOCK_CLASSES names others.
+FIXED_AT_EXPORT = {
+    "positions": "rope",
+    "norm_type": "rms_norm",
+    "use_gated_mlp": True,
+    "num_experts": None,
+    "use_qk_norm": True,
+    "mlp_bias": False,
+    "layer_types": FULL,
+    "sparse_block_size": None,
+    "sparse_stride": None,
+    "global_attention_every": None,
+    "num_sink_tokens": None,
+    "norm_position": "pre",
+    "final_logit_softcapping": None,
+    "expert_balancing": "loss",
+    "n_shared_experts": 0,
+}
+
+# model_type of transformers -> the values with which this model is that class, of every field where they are not the
+# usual ones of the two lists above. A model exports to the first class that fits.
+DENSE = {"expert_balancing": ["loss", "bias"]}  # without experts nothing is balanced
+EXPERTS = {"num_experts": [ONE_OR_MORE]}
+NO_QK_NORM = {"use_qk_norm": [False]}
+NO_ATTENTION_BIAS = {"attention_bias": [False]}
+ANY_MLP_BIAS = {"mlp_bias": [False, True]}
+GELU_MLP = {"norm_type": ["layer_norm"], "use_gated_mlp": [False], **NO_QK_NORM, **ANY_MLP_BIAS}
+FULL_OR_SLIDING = {"layer_types": [FULL, SLIDING]}
+FULL_OR_SLIDING_OR_BOTH = {"layer_types": [FULL, SLIDING, FULL_AND_SLIDING]}
+STOCK_CLASSES = {
+    "qwen3": {**DENSE, **FULL_OR_SLIDING_OR_BOTH},
+    "llama": {**DENSE, **NO_QK_NORM, **ANY_MLP_BIAS},
+    "mistral": {**DENSE, **NO_QK_NORM, **NO_ATTENTION_BIAS, **FULL_OR_SLIDING},
+    "qwen2": {**DENSE, **NO_QK_NORM, **NO_ATTENTION_BIAS, **FULL_OR_SLIDING_OR_BOTH},
+    "arcee": {**DENSE, **NO_QK_NORM, **ANY_MLP_BIAS, "use_gated_mlp": [False]},
+    "smollm3": {**DENSE, **NO_QK_NORM, **ANY_MLP_BIAS, "positions": ["none"]},
+    "starcoder2": {**DENSE, **GELU_MLP, **FULL_OR_SLIDING},
+    "gpt2": {**DENSE, **GELU_MLP, "positions": ["learned"], "num_key_value_heads": [SAME_WIDTH]},
+    "qwen3_moe": {**EXPERTS, **FULL_OR_SLIDING},
+    "mixtral": {**EXPERTS, **NO_QK_NORM, **NO_ATTENTION_BIAS, **FULL_OR_SLIDING, "norm_topk_prob": [True]},
     "dots1": {
-        **{**ROPE, **NO_BIAS, "attention_bias": [True, False], "use_qk_norm": [True], "attention": MIXED},
-        **{"expert_balancing": ["bias"], "shared_expert": [True]},
+        **EXPERTS,
+        **FULL_OR_SLIDING_OR_BOTH,
+        "expert_balancing": ["bias"],
+        "n_shared_experts": [ONE_OR_MORE],
     },
 }
-EVERYWHERE = {"norm_position": ["pre"], "final_logit_softcapping": [None]}
+NOT_EXPORTABLE = "not exportable"
 
 
 @strict
@@ -94,59 +157,115 @@ class HfLlmConfig(PreTrainedConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
+    # Sizes
+
     vocab_size: int = 32768
+    """Rows of the embedding and of the head."""
     hidden_size: int = 768
+    """Width of the residual stream."""
     intermediate_size: int = 2048
+    """Width of the MLP."""
     num_hidden_layers: int = 12
-    num_hidden_groups: int | None = None  # layers with weights of their own, used again by the rest; all of them
+    """Layers that a token passes."""
+    num_hidden_groups: int | None = None
+    """Layers with weights of their own, each used several times in a row; by default every layer has its own."""
     num_attention_heads: int = 12
-    num_key_value_heads: int | None = None  # as many as attention heads
-    head_dim: int | None = None  # hidden_size / num_attention_heads
+    """Query heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads; by default as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head; by default hidden_size / num_attention_heads."""
     max_position_embeddings: int = 2048
+    """Tokens of the longest text."""
     initializer_range: float = 0.02
+    """Standard deviation of new weights."""
     use_cache: bool = True
+    """Whether generation keeps keys and values."""
     tie_word_embeddings: bool = True
+    """Whether embedding and head are one matrix."""
+
+    # Positions
 
     positions: Literal["rope", "learned", "alibi", "none"] = "rope"
-    rope_parameters: dict | None = None  # transformers' own; theta 10000
+    """How a token knows its position: rotary angles, a table, a bias that grows with distance, or the mask alone."""
+    rope_parameters: dict | None = None
+    """transformers' own settings of rotary positions; by default rope_theta 10000."""
 
-    layer_types: list[str] | None = None  # repeated until there is one per layer
-    sliding_window: int | None = None  # tokens a local layer sees, the present one counted
-    sparse_block_size: int | None = None  # tokens
-    sparse_stride: int | None = None  # blocks
-    global_attention_every: int | None = None  # tokens
+    # Attention
+
+    layer_types: list[str] | None = None
+    """The kind of each layer (`LAYER_TYPES`); a shorter list is repeated until there is one per layer."""
+    sliding_window: int | None = None
+    """Tokens that a local layer sees, the present one included."""
+    sparse_block_size: int | None = None
+    """Tokens of a block of strided attention."""
+    sparse_stride: int | None = None
+    """Strided attention sees every n-th block before, in blocks."""
+    global_attention_every: int | None = None
+    """One token in so many sees all and is seen by all, in local-global attention."""
     num_sink_tokens: int | None = None
-
+    """First tokens of a text that sink attention sees beside its window."""
     attention_bias: bool = False
+    """Whether the four projections of attention have biases."""
     attention_dropout: float | int = 0.0
+    """Dropout of the attention weights."""
     use_qk_norm: bool = True
+    """Whether queries and keys are normed."""
+
+    # MLP
 
     hidden_act: str = "silu"
+    """The nonlinearity, by its name in transformers."""
     use_gated_mlp: bool = True
+    """Whether a third matrix gates the MLP."""
     mlp_bias: bool = False
+    """Whether the matrices of the MLP have biases."""
+
+    # Norms, dropout, logits
 
     norm_type: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    """The kind of norm."""
     norm_position: Literal["pre", "post"] = "pre"
-    rms_norm_eps: float = 1e-6  # of either type
+    """Whether attention and MLP read a normed copy of the residual stream, or the sum with it is normed."""
+    rms_norm_eps: float = 1e-6
+    """Epsilon of either kind of norm."""
     embd_pdrop: float | int = 0.0
+    """Dropout of the embeddings."""
     resid_pdrop: float | int = 0.0
+    """Dropout of what attention and MLP add to the residual stream."""
     final_logit_softcapping: float | None = None
+    """The bound of the logits; by default none."""
+
+    # Mixture of experts
 
     num_experts: int | None = None
+    """Experts of a layer; by default an MLP in their place."""
     num_experts_per_tok: int = 2
-    moe_intermediate_size: int | None = None  # intermediate_size
+    """Experts that each token goes to."""
+    moe_intermediate_size: int | None = None
+    """Width of one expert; by default intermediate_size."""
     n_shared_experts: int = 0
+    """Experts that every token uses beside those chosen for it."""
     norm_topk_prob: bool = True
+    """Whether the weights of the chosen experts sum to one."""
     expert_balancing: Literal["loss", "bias"] = "loss"
-    router_aux_loss_coef: float = 0.01  # of the balancing loss; 0 turns it off
+    """How experts get equal shares of the tokens: by a loss, or by a bias for the choice alone."""
+    router_aux_loss_coef: float = 0.01
+    """Coefficient of the balancing loss; 0 turns it off."""
     output_router_logits: bool = False
+    """Whether outputs hold the router's logits and the balancing loss."""
+
+    # Special tokens
 
     pad_token_id: int | None = None
+    """Padding."""
     bos_token_id: int | None = None
+    """Beginning of a text."""
     eos_token_id: int | list[int] | None = None
+    """End of a text, or of a turn."""
 
     def __post_init__(self, **kwargs):
-        kwargs.pop("exports_to", None)  # written for readers of config.json, worked out anew here
+        kwargs.pop("exports_to", None)  # written for readers of config.json, derived again here
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -156,19 +275,24 @@ class HfLlmConfig(PreTrainedConfig):
                     f"{self.num_attention_heads}; change one of them or set head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
+
         if not self.layer_types:
             self.layer_types = ["full_attention" if self.sliding_window is None else "sliding_attention"]
-        repeats = -(-self.num_hidden_layers // len(self.layer_types))
-        self.layer_types = (self.layer_types * repeats)[: max(self.num_hidden_layers, len(self.layer_types))]
+        repeats = math.ceil(self.num_hidden_layers / len(self.layer_types))
+        entries = max(self.num_hidden_layers, len(self.layer_types))  # a list that is too long is an error later
+        self.layer_types = (self.layer_types * repeats)[:entries]
+
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size = self.intermediate_size
         if not self.num_experts or self.expert_balancing == "bias":
             self.router_aux_loss_coef = 0.0  # TRL takes any other value for that of a model with a balancing loss
+
         if self.positions != "rope" and self.rope_parameters:
-            raise ValueError(f"positions={self.positions} leaves nothing for rope_parameters to say")
+            raise ValueError(f"positions={self.positions} does not read rope_parameters; leave them out")
         super().__post_init__(**kwargs)
         if self.positions != "rope":
             self.rope_parameters = None  # transformers has filled in its default
+
         # save_pretrained adds only the class being saved; every head must load from any checkpoint.
         self.auto_map = {
             "AutoConfig": "configuration_hf_llm.HfLlmConfig",
@@ -178,47 +302,49 @@ class HfLlmConfig(PreTrainedConfig):
         }
 
     def validate_architecture(self):
-        """Part of the strict dataclass's validation: sizes that do not fit are an error here, not a crash later."""
+        """Check the sizes, as part of the strict dataclass's validation: an error here is not a crash later."""
         super().validate_architecture()
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is no multiple of num_key_value_heads="
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads="
                 f"{self.num_key_value_heads}; every key/value head serves equally many query heads"
             )
         if self.head_dim % 2 and self.positions == "rope":
-            raise ValueError(f"head_dim={self.head_dim} is odd; positions=rope turns pairs of numbers")
+            raise ValueError(f"head_dim={self.head_dim} is odd; positions=rope rotates pairs of numbers")
         for key in ("sparse_block_size", "sparse_stride", "global_attention_every", "num_sink_tokens"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is less than 1")
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value} is less than 1")
         if self.sliding_window is not None and self.sliding_window < 2:
             raise ValueError(f"sliding_window={self.sliding_window} is less than 2, a token and the one before it")
 
     def validate_layer_type(self):
-        """Every layer's attention is known, and told what it needs; nothing is told in vain."""
-        if unknown := sorted(set(self.layer_types) - set(LAYER_TYPES)):
-            raise ValueError(f"layer_types={unknown[0]} is unknown; there are {', '.join(LAYER_TYPES)}")
+        """Check that each layer's kind exists and has the fields it reads, and that no other such field is set."""
+        unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
+        if unknown:
+            raise ValueError(f"layer_types={unknown[0]} is unknown; one of {', '.join(LAYER_TYPES)}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries and num_hidden_layers={self.num_hidden_layers}"
             )
-        needed = {key: kind for kind in self.layer_types for key in LAYER_TYPES[kind]}
-        for key in sorted({key for keys in LAYER_TYPES.values() for key in keys}):
+
+        kind_that_reads = {}
+        for kind in self.layer_types:
+            for key in LAYER_TYPES[kind]:
+                kind_that_reads[key] = kind
+        optional_keys = {key for keys in LAYER_TYPES.values() for key in keys}
+        for key in sorted(optional_keys):
             value = getattr(self, key)
-            if key in needed and value is None:
-                raise ValueError(f"layer_types={needed[key]} needs {key}")
-            if key not in needed and value is not None:
+            if key in kind_that_reads and value is None:
+                raise ValueError(f"layer_types={kind_that_reads[key]} needs {key}")
+            if key not in kind_that_reads and value is not None:
                 raise ValueError(f"{key}={value} is read by none of layer_types={sorted(set(self.layer_types))}")
 
     def validate_switches(self):
-        """Part of the strict dataclass's validation: two switches that contradict each other are both named."""
-        groups, layers = self.num_hidden_groups, self.num_hidden_layers
-        if groups is not None and (groups < 1 or layers % groups):
-            raise ValueError(f"num_hidden_groups={groups} does not divide num_hidden_layers={layers}")
-        if groups is not None and any(
-            kind != self.layer_types[layer // (layers // groups) * (layers // groups)]
-            for layer, kind in enumerate(self.layer_types)
-        ):
-            raise ValueError(f"num_hidden_groups={groups} lets layers share weights whose layer_types differ")
+        """Check that no two switches contradict each other, as part of the strict dataclass's validation; the error
+        names both."""
+        if self.num_hidden_groups is not None:
+            self.check_groups()
         if self.positions == "alibi" and "sink_attention" in self.layer_types:
             raise ValueError("positions=alibi fades the first tokens out, layer_types=sink_attention keeps them")
         if self.num_experts:
@@ -228,11 +354,25 @@ class HfLlmConfig(PreTrainedConfig):
                 f"n_shared_experts={self.n_shared_experts} stand beside others, and num_experts is not set"
             )
 
+    def check_groups(self):
+        """Raise ValueError unless the layers that share weights are alike."""
+        groups = self.num_hidden_groups
+        layers = self.num_hidden_layers
+        if groups < 1 or layers % groups:
+            raise ValueError(f"num_hidden_groups={groups} does not divide num_hidden_layers={layers}")
+        group_size = layers // groups
+        for layer, kind in enumerate(self.layer_types):
+            first_of_group = layer // group_size * group_size
+            if kind != self.layer_types[first_of_group]:
+                raise ValueError(f"num_hidden_groups={groups} lets layers share weights whose layer_types differ")
+
     def check_experts(self):
-        """The switches that contradict a mixture of experts."""
+        """Raise ValueError for switches that contradict a mixture of experts."""
         if not self.use_gated_mlp or self.mlp_bias:
-            key = "mlp_bias=True" if self.use_gated_mlp else "use_gated_mlp=False"
-            raise ValueError(f"{key} is not for num_experts={self.num_experts}: experts are gated and have no biases")
+            switch = "mlp_bias=True" if self.use_gated_mlp else "use_gated_mlp=False"
+            raise ValueError(
+                f"{switch} does not go with num_experts={self.num_experts}: experts are gated and have no biases"
+            )
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} is not between 1 and num_experts={self.num_experts}"
@@ -249,18 +389,20 @@ class HfLlmConfig(PreTrainedConfig):
         """The switch, as key=value, for which attention has to look at a mask or a bias of every pair of tokens."""
         if self.positions == "alibi":
             return "positions=alibi"
-        return next((f"layer_types={kind}" for kind in self.layer_types if kind not in MASKLESS), None)
+        masked_kinds = [kind for kind in self.layer_types if kind not in MASKLESS]
+        return f"layer_types={masked_kinds[0]}" if masked_kinds else None
 
     @property
     def cannot_be_paged(self) -> str | None:
-        """The switch, as key=value, that transformers' continuous batching knows nothing of."""
-        shared = None if self.num_hidden_groups is None else f"num_hidden_groups={self.num_hidden_groups}"
-        return self.needs_a_mask or shared
+        """The switch, as key=value, that transformers' continuous batching does not support."""
+        if self.needs_a_mask:
+            return self.needs_a_mask
+        return None if self.num_hidden_groups is None else f"num_hidden_groups={self.num_hidden_groups}"
 
     @property
     def cannot_be_piped(self) -> str | None:
-        """The switch, as key=value, that pipeline stages would get wrong: what each adds again to what it is given, and
-        what needs all layers at the end."""
+        """The switch, as key=value, that pipeline stages would get wrong: each stage would apply again what belongs to
+        the embedding, or lack the other stages' layers at the end."""
         if self.positions == "learned":
             return "positions=learned"
         if self.embd_pdrop:
@@ -275,44 +417,56 @@ class HfLlmConfig(PreTrainedConfig):
     @property
     def exports_to(self) -> str:
         """The model_type of transformers that is this architecture weight for weight, or "not exportable"."""
-        return next((name for name in STOCK if not self.obstacles(name)), "not exportable")
+        for model_type in STOCK_CLASSES:
+            if not self.export_obstacles(model_type):
+                return model_type
+        return NOT_EXPORTABLE
 
-    def obstacles(self, name: str | None = None) -> list[str]:
-        """The switches, as key=value, that keep this model from being a `name` of transformers; by default of the
+    def export_obstacles(self, model_type: str | None = None) -> list[str]:
+        """The switches, as key=value, that keep this model from being a `model_type` of transformers; by default of the
         class that comes nearest."""
-        if name is None:
-            return min((self.obstacles(name) for name in STOCK if self._is_as_dense(name)), key=len)
-        if not self._is_as_dense(name):
+        if model_type is None:
+            candidates = [self.export_obstacles(name) for name in STOCK_CLASSES if self._has_experts_as(name)]
+            return min(candidates, key=len)
+        if not self._has_experts_as(model_type):
             return [f"num_experts={self.num_experts}"]
-        found = {key: getattr(self, key, None) for key in {**STOCK[name], **EVERYWHERE}} | self._derived()
-        wrong = [key for key, allowed in {**STOCK[name], **EVERYWHERE}.items() if found[key] not in allowed]
-        return [self._as_written(key) for key in wrong]
+        fields = HfLlmConfig.__annotations__
+        return [self._written(field) for field in fields if not self._can_export(field, model_type)]
 
-    def _is_as_dense(self, name: str) -> bool:
-        return ("num_experts" in STOCK[name]) != bool(self.num_experts)
+    def _has_experts_as(self, model_type: str) -> bool:
+        """Whether both this model and a stock class have experts, or neither."""
+        return bool(self.num_experts) == ("num_experts" in STOCK_CLASSES[model_type])
 
-    def _derived(self) -> dict[str, Any]:
-        """What stock classes fix that is no key of ours."""
-        kinds = set(self.layer_types)
-        names = {"full_attention": "full", "sliding_attention": "sliding"}
-        special = sorted(kinds - set(names))
-        return {
-            "attention": special[0] if special else "mixed" if len(kinds) > 1 else names[kinds.pop()],
-            "square_attention": self.num_key_value_heads * self.head_dim == self.hidden_size
-            and self.num_key_value_heads == self.num_attention_heads,
-            "shared_expert": self.n_shared_experts > 0,
-        }
+    def _can_export(self, field: str, model_type: str) -> bool:
+        """Whether a stock class behaves as this model in all that one field decides."""
+        row = STOCK_CLASSES[model_type]
+        if field in FIXED_AT_EXPORT:
+            allowed = row.get(field, [FIXED_AT_EXPORT[field]])
+        elif field in KEPT_AT_EXPORT:
+            allowed = row.get(field)
+        else:
+            return False  # a new switch: nobody has said yet whether a stock class has it
+        return allowed is None or self._summary(field) in allowed
 
-    def _as_written(self, key: str) -> str:
-        written = {
-            "attention": ("layer_types", "+".join(sorted(Counter(self.layer_types)))),
-            "square_attention": ("num_key_value_heads", self.num_key_value_heads),
-            "shared_expert": ("n_shared_experts", self.n_shared_experts),
-        }
-        name, value = written.get(key, (key, getattr(self, key, None)))
-        return f"{name}={value}"
+    def _summary(self, field: str) -> Any:
+        """The value of a field in the form that the rows of `STOCK_CLASSES` have."""
+        value = getattr(self, field)
+        if field == "layer_types":
+            return "+".join(sorted(set(value)))
+        if field in ("num_experts", "n_shared_experts") and value:
+            return ONE_OR_MORE
+        if field == "num_key_value_heads":
+            is_same_width = value * self.head_dim == self.hidden_size
+            return SAME_WIDTH if is_same_width and value == self.num_attention_heads else value
+        return value
+
+    def _written(self, field: str) -> str:
+        """A field as key=value, for messages."""
+        value = self._summary(field) if field == "layer_types" else getattr(self, field)
+        return f"{field}={value}"
 
     def to_dict(self) -> dict[str, Any]:
+        """The configuration as config.json has it, with the stock class that it exports to."""
         return {**super().to_dict(), "exports_to": self.exports_to}
 
 

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+IGNORE_INDEX = -100  # the label of a token that does not count, as in PyTorch
+
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Logits bent smoothly so that none is beyond `cap` (https://arxiv.org/abs/2408.00118); None leaves them alone."""
+    """Bend logits smoothly so that none is beyond `cap` (https://arxiv.org/abs/2408.00118); None changes nothing."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -21,25 +23,26 @@ def training_objective(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is trained for and plain cross-entropy, both summed over the tokens, in nats.
+    """Return the objective of training and plain cross-entropy, both summed over the tokens, in nats.
 
-    The former has `label_smoothing` of each label's probability spread evenly over the vocabulary
+    The objective has `label_smoothing` of each label's probability spread evenly over the vocabulary
     (https://arxiv.org/abs/1512.00567), and `z_loss` times the square of the logarithm of the softmax's denominator
     added, which keeps logits from drifting away (https://arxiv.org/abs/2204.02311).
     """
     plain = F.cross_entropy(logits, labels, reduction="sum")
     if not label_smoothing and not z_loss:
         return plain, plain
+
     objective = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-    log_sums = logits.logsumexp(dim=-1) * (labels != -100)  # N
+    log_sums = logits.logsumexp(dim=-1) * (labels != IGNORE_INDEX)  # N
     return objective + z_loss * log_sums.square().sum(), plain
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """`training_objective(hidden @ weight.T, labels, ...)` without ever holding the N x V logits.
 
-    The forward pass goes over the tokens chunk by chunk and leaves behind the finished gradients, N x D and V x D; the
-    backward pass only scales them. On two CPU cores this takes 0.7 to 0.9 of plain cross-entropy's time and a sixth of
+    The forward pass goes over the tokens chunk by chunk and saves the finished gradients, N x D and V x D; the backward
+    pass only scales them. On two CPU cores this takes 0.7 to 0.9 of plain cross-entropy's time and a sixth of
     its memory (2048x768x32768 in benchmarks/cross_entropy.py); computing each chunk again in the backward pass instead
     took 1.1 times plain's time.
     """
@@ -56,18 +59,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrix = weight.to(hidden.dtype)
+        matrix = weight.to(hidden.dtype)  # V D
         plain = torch.zeros((), dtype=torch.float32, device=hidden.device)
         added = torch.zeros_like(plain)  # what the objective has beside plain cross-entropy
-        # Many chunks add up in the gradient of the weight, one in that of a token: bfloat16 does for the second only.
-        grad_hidden = torch.empty_like(hidden) if needs_gradient and ctx.needs_input_grad[0] else None
-        grad_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if needs_gradient and ctx.needs_input_grad[1] else None
-        )
+
+        # Many chunks add up in the gradient of the weight, which needs float32; one in that of a token.
+        grad_hidden = None
+        grad_weight = None
+        if needs_gradient and ctx.needs_input_grad[0]:
+            grad_hidden = torch.empty_like(hidden)  # N D
+        if needs_gradient and ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # V D
+
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            tokens, has_label = hidden[rows], (labels[rows] != -100)[:, None]  # C D, C 1
+            tokens = hidden[rows]  # C D
+            has_label = (labels[rows] != IGNORE_INDEX)[:, None]  # C 1
             target = labels[rows].clamp(min=0)[:, None]  # C 1
+
+            # The loss
             logits = soft_cap(tokens @ matrix.T, softcap)  # C V
             log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # C V
             at_target = log_probs.gather(1, target)  # C 1
@@ -80,19 +90,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 added += z_loss * (log_sum.square() * has_label).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            grad_logits = log_probs.exp_()  # C V, softmax minus one at the target
+
+            # Its gradient by the logits: the probabilities, less one at the target
+            grad_logits = log_probs.exp_()  # C V
             if z_loss:
                 grad_logits.mul_(1 + 2 * z_loss * log_sum)
             if label_smoothing:
                 grad_logits.sub_(label_smoothing / weight.shape[0])
-            grad_logits.scatter_add_(1, target, torch.full_like(target, label_smoothing - 1, dtype=torch.float32))
+            at_label = torch.full_like(target, label_smoothing - 1, dtype=torch.float32)  # C 1
+            grad_logits.scatter_add_(1, target, at_label)
             if softcap is not None:
                 grad_logits.mul_(1 - (logits / softcap).square())  # the slope of the tanh
             grad_logits = grad_logits.to(hidden.dtype)
+
+            # And by the inputs of the head
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad_logits @ matrix) * has_label
             if grad_weight is not None:
                 add_product(grad_weight, grad_logits.T, tokens * has_label)
+
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(plain)
@@ -103,27 +119,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_total: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place: nothing else holds them, and a second backward pass through them fails loudly in autograd.
-        grad_hidden = grad_hidden.mul_(grad_total) if grad_hidden is not None else None
-        grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype) if grad_weight is not None else None
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(grad_total)
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 @torch.compiler.disable
 def uncompiled_cross_entropy(*arguments: torch.Tensor | float | bool | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, kept from the compiler: it unrolls the loop, which took two more seconds a chunk on a CPU."""
+    """Apply `ChunkedCrossEntropy` outside of the compiler, which would unroll the loop: two more seconds for each chunk
+    on a CPU."""
     return ChunkedCrossEntropy.apply(*arguments)
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, without a temporary where the dtypes allow it."""
+    """Do `total += left @ right`, without a temporary where the dtypes allow it."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
 
 
-# 2^23 logits fit a CPU's last cache (32 MB of float32); a GPU needs more at a time to be busy (512 MB).
+# Device type -> logits of a chunk: 2^23 fit in a CPU's last cache (32 MB of float32); a GPU needs more at a time to be
+# busy (512 MB).
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+MAX_COMPILED_CHUNKS = 8
 
 
 class HfLlmHead(nn.Linear):
@@ -142,17 +163,22 @@ class HfLlmHead(nn.Linear):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits, B T V, not capped yet; or with `labels` (B T, shifted already, -100 where there is none) what
+        """Return logits, B T V, not capped yet; or with `labels` (B T, shifted already, -100 where there is none) what
         `training_objective` gives, float32: the objective, and plain cross-entropy without a gradient."""
         if labels is None:
             return super().forward(hidden_states)
-        device = hidden_states.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else self.weight.dtype
+
+        device_type = hidden_states.device.type
+        is_autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if is_autocast else self.weight.dtype
         hidden = hidden_states.flatten(0, -2).to(dtype)  # N D
         labels = labels.flatten().to(hidden.device)  # N
-        chunk = max(1, LOGITS_AT_ONCE["cpu" if device == "cpu" else "cuda"] // self.out_features)
-        chunked = uncompiled_cross_entropy if hidden.shape[0] > 8 * chunk else ChunkedCrossEntropy.apply
-        return chunked(
+
+        logits_at_once = LOGITS_AT_ONCE["cpu" if device_type == "cpu" else "cuda"]
+        chunk = max(1, logits_at_once // self.out_features)
+        cross_entropy = ChunkedCrossEntropy.apply
+        if hidden.shape[0] > MAX_COMPILED_CHUNKS * chunk:
+            cross_entropy = uncompiled_cross_entropy
+        return cross_entropy(
             hidden, self.weight, labels, chunk, torch.is_grad_enabled(), self.softcap, label_smoothing, z_loss
         )

@@ -1,4 +1,4 @@
-"""What a token makes of what it has gathered: an MLP, or a few of many. This file travels with the weights.
+"""What a token computes from what it has gathered: an MLP, or a few chosen of many. This file travels with the weights.
 
 Shapes at line ends:
     B batch   T tokens   D hidden_size   I intermediate_size   E experts   k experts of a token   N = B * T
@@ -12,7 +12,7 @@ from transformers.integrations import use_experts_implementation
 
 from .configuration_hf_llm import HfLlmConfig
 
-BIAS_GRADIENT = 1e-3  # small, so that clipping the gradient norm does not feel it; Adam's step is as large
+BIAS_GRADIENT = 1e-3  # so small that the clipped gradient norm does not notice; Adam's step is as large all the same
 
 
 class HfLlmMLP(nn.Module):
@@ -34,7 +34,8 @@ class HfLlmMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         up = self.up_proj(x)  # B T I
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * up if self.is_gated else self.act_fn(up))  # B T D
+        hidden = self.act_fn(self.gate_proj(x)) * up if self.is_gated else self.act_fn(up)  # B T I
+        return self.down_proj(hidden)  # B T D
 
 
 class HfLlmRouter(nn.Module):
@@ -46,23 +47,28 @@ class HfLlmRouter(nn.Module):
 
     def __init__(self, config: HfLlmConfig):
         super().__init__()
-        self.top_k, self.norm_topk_prob = config.num_experts_per_tok, config.norm_topk_prob
+        self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
         self.is_biased = config.expert_balancing == "bias"
         if self.is_biased:
             self.e_score_correction_bias = nn.Parameter(torch.zeros(config.num_experts))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of tokens (N D): by what the experts were chosen (N E), the weights and indices of the chosen (N k)."""
+        """Return, of tokens (N D), the values by which experts are chosen (N E), and the weights and indices of the
+        chosen ones (N k)."""
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())  # N E
+
         if self.is_biased:
             scores = logits.sigmoid().float()
             choice = scores.detach() + self.e_score_correction_bias
         else:
-            scores, choice = logits.softmax(dim=-1, dtype=torch.float32), logits
+            scores = logits.softmax(dim=-1, dtype=torch.float32)
+            choice = logits
         chosen = choice.topk(self.top_k, dim=-1).indices  # N k
-        weights = scores.gather(1, chosen)
+
+        weights = scores.gather(1, chosen)  # N k
         if self.norm_topk_prob:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return choice, weights.to(x.dtype), chosen
@@ -76,18 +82,18 @@ class HfLlmExperts(nn.Module):
     def __init__(self, config: HfLlmConfig):
         super().__init__()
         self.num_experts = config.num_experts
-        shape = config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size
-        self.gate_up_proj = nn.Parameter(torch.empty(shape))  # E 2I D
-        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], config.moe_intermediate_size))  # E D I
+        width = config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))  # E 2I D
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))  # E D I
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(x)  # N D
         for expert in chosen.unique():
-            token, place = (chosen == expert).nonzero(as_tuple=True)
+            token, rank = (chosen == expert).nonzero(as_tuple=True)  # the expert is the rank-th choice of the token
             gate, up = F.linear(x[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            made = F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weights[token, place, None]
-            out.index_add_(0, token, made.to(out.dtype))
+            expert_out = F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weights[token, rank, None]
+            out.index_add_(0, token, expert_out.to(out.dtype))
         return out
 
 
@@ -98,8 +104,9 @@ class HfLlmMixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = HfLlmRouter(config)
         self.experts = HfLlmExperts(config)
-        shared = config.n_shared_experts
-        self.shared_experts = HfLlmMLP(config, shared * config.moe_intermediate_size) if shared else None
+        self.shared_experts = None
+        if config.n_shared_experts:
+            self.shared_experts = HfLlmMLP(config, config.n_shared_experts * config.moe_intermediate_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(0, -2)  # N D
@@ -109,33 +116,45 @@ class HfLlmMixtureOfExperts(nn.Module):
 
 
 def balancing_loss(
-    choices: tuple[torch.Tensor, ...],  # N E of each layer, by what its router chose
+    choices: tuple[torch.Tensor, ...],  # N E of each layer, the values by which its router chose
     config: HfLlmConfig,
     real: torch.Tensor | None,  # N, 0 for padding
 ) -> torch.Tensor:
-    """What training adds so that the experts get equal shares of the tokens (BALANCES), the mean over the layers."""
+    """Return what training adds so that the experts get equal shares of the tokens (BALANCES), as the mean over the
+    layers."""
     balance = BALANCES[config.expert_balancing]
-    real = torch.ones(choices[0].shape[0]) if real is None else real
+    if real is None:
+        real = torch.ones(choices[0].shape[0])  # N
+
     losses = []
     for choice in choices:
         token = real.to(choice) / real.sum().clamp(min=1).to(choice)  # N, sums to one
         chosen = choice.topk(config.num_experts_per_tok, dim=-1).indices  # N k
-        share = torch.zeros_like(choice).scatter(1, chosen, 1.0).T @ token  # E, sums to k
+        is_chosen = torch.zeros_like(choice).scatter(1, chosen, 1.0)  # N E
+        share = is_chosen.T @ token  # E, sums to k
         losses.append(balance(share, choice, token))
     return torch.stack(losses).mean()
 
 
 def switch_loss(share: torch.Tensor, choice: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """E times the sum over experts of their share of tokens and their mean probability (https://arxiv.org/abs/2101.03961,
-    equation 4): k where all is even, more elsewhere."""
-    return (share * (choice.softmax(dim=-1).T @ token)).sum() * share.numel()
+    """Return E times the sum over experts of their share of tokens and their mean probability
+    (https://arxiv.org/abs/2101.03961, equation 4): k where all is even, more elsewhere.
+
+    `share` is E, `choice` N E, and `token` N, the weight of each token.
+    """
+    mean_probability = choice.softmax(dim=-1).T @ token  # E
+    return (share * mean_probability).sum() * share.numel()
 
 
 def bias_gradient(share: torch.Tensor, choice: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """Zero, with a gradient that moves each expert's bias against its excess of tokens (https://arxiv.org/abs/2408.15664).
-    The optimizer does the moving, so it accumulates, is reduced over processes and resumes like any other."""
-    bias = choice.T @ token
-    return ((share - share.mean()) * (bias - bias.detach())).sum() * BIAS_GRADIENT
+    """Return zero, with a gradient that moves each expert's bias against its excess of tokens
+    (https://arxiv.org/abs/2408.15664).
+
+    The optimizer moves the bias, so the gradient accumulates, is reduced over processes and resumes like any other.
+    """
+    bias = choice.T @ token  # E
+    excess = share - share.mean()  # E
+    return (excess * (bias - bias.detach())).sum() * BIAS_GRADIENT
 
 
 BALANCES = {"loss": switch_loss, "bias": bias_gradient}

@@ -24,28 +24,35 @@ from transformers.masking_utils import (
 )
 
 from .configuration_hf_llm import HfLlmConfig
-from .positions import alibi_bias, rotate
+from .positions import alibi_bias, apply_rotary
 
 
-def strided(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The own block and the one before it, and every n-th block before (https://arxiv.org/abs/1904.10509, by block, as
+def strided_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """See the own block, the one before it, and every n-th block before (https://arxiv.org/abs/1904.10509, by block, as
     its kernels have it: a kernel skips whole blocks that nobody sees)."""
     blocks_back = query // config.sparse_block_size - key // config.sparse_block_size
     return (blocks_back <= 1) | (blocks_back % config.sparse_stride == 0)
 
 
-def local_global(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """A window; and global tokens, one in n, which see all and are seen by all (https://arxiv.org/abs/2004.05150)."""
+def local_global_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """See a window; and let one token in n see all and be seen by all (https://arxiv.org/abs/2004.05150)."""
     every = config.global_attention_every
-    return (query - key < config.sliding_window) | (query % every == 0) | (key % every == 0)
+    is_in_window = query - key < config.sliding_window
+    return is_in_window | (query % every == 0) | (key % every == 0)
 
 
-def sinks(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """A window, and the first tokens of the document (https://arxiv.org/abs/2309.17453)."""
-    return (query - key < config.sliding_window) | (key < config.num_sink_tokens)
+def sink_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """See a window, and the first tokens of the document (https://arxiv.org/abs/2309.17453)."""
+    is_in_window = query - key < config.sliding_window
+    return is_in_window | (key < config.num_sink_tokens)
 
 
-PATTERNS = {"strided_attention": strided, "local_global_attention": local_global, "sink_attention": sinks}
+# Kind of layer -> which keys, at or before a query, that query sees, by their positions in the document.
+PATTERNS = {
+    "strided_attention": strided_mask,
+    "local_global_attention": local_global_mask,
+    "sink_attention": sink_mask,
+}
 
 
 def make_masks(
@@ -55,21 +62,37 @@ def make_masks(
     past_key_values: Cache | None,
     position_ids: torch.Tensor | None,  # B T
 ) -> dict[str, torch.Tensor | None]:
-    """The mask of every kind of layer in the model, in the form its attention implementation takes. With ALiBi a mask
-    carries the bias too, except FlexAttention's (`flex_position_bias`)."""
+    """Make the mask of every kind of layer in the model, in the form that its attention implementation takes.
+
+    With ALiBi a mask carries the bias too, except FlexAttention's (`flex_position_bias`).
+    """
     arguments = (config, inputs_embeds, attention_mask, past_key_values, position_ids)
-    masks = {kind: make_mask(kind, *arguments) for kind in dict.fromkeys(config.layer_types)}
-    if config.positions == "alibi" and config._attn_implementation in ("sdpa", "eager"):
-        masks = {kind: add_alibi(mask, kind, *arguments) for kind, mask in masks.items()}
+    has_alibi_in_mask = config.positions == "alibi" and config._attn_implementation in ("sdpa", "eager")
+
+    masks = {}
+    for kind in dict.fromkeys(config.layer_types):
+        mask = make_mask(kind, *arguments)
+        if has_alibi_in_mask:
+            mask = add_alibi(mask, kind, config, inputs_embeds, past_key_values)
+        masks[kind] = mask
     return masks
 
 
-def make_mask(kind: str, config, inputs_embeds, attention_mask, past_key_values, position_ids) -> torch.Tensor | None:
-    """The mask of layers of one kind."""
+def make_mask(
+    kind: str,
+    config: HfLlmConfig,
+    inputs_embeds: torch.Tensor,  # B T D
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None,  # B T
+) -> torch.Tensor | None:
+    """Make the mask of layers of one kind."""
     layer_idx = config.layer_types.index(kind)
-    cached = past_key_values.layers[layer_idx] if past_key_values is not None and past_key_values.layers else None
-    if isinstance(cached, HfLlmSinkLayer) and cached.dropped:
-        return mask_after_dropping(config, inputs_embeds, attention_mask, cached)
+    if past_key_values is not None and past_key_values.layers:
+        cache_layer = past_key_values.layers[layer_idx]
+        if isinstance(cache_layer, HfLlmSinkLayer) and cache_layer.dropped:
+            return mask_after_dropping(config, inputs_embeds, attention_mask, cache_layer)
+
     arguments = {
         "config": config,
         "inputs_embeds": inputs_embeds,
@@ -83,12 +106,15 @@ def make_mask(kind: str, config, inputs_embeds, attention_mask, past_key_values,
         return create_sliding_window_causal_mask(**arguments)
     if kind in PATTERNS:
         start = left_padding(attention_mask, inputs_embeds)
-        arguments["and_mask_function"] = overlay(PATTERNS[kind], config, start)
+        arguments["and_mask_function"] = pattern_from_start(PATTERNS[kind], config, start)
     return create_causal_mask(**arguments)
 
 
-def overlay(pattern: Callable, config: HfLlmConfig, start: torch.Tensor) -> Callable:
-    """A pattern as transformers' mask functions have it, positions counted from each row's first token."""
+def pattern_from_start(pattern: Callable, config: HfLlmConfig, start: torch.Tensor) -> Callable:
+    """Return a pattern as one of transformers' mask functions, positions counted from each row's first token.
+
+    `start`, B, is the padding before it.
+    """
 
     def inner_mask(batch_idx, head_idx, q_idx, kv_idx):
         return pattern(config, q_idx - start[batch_idx], kv_idx - start[batch_idx])
@@ -97,54 +123,77 @@ def overlay(pattern: Callable, config: HfLlmConfig, start: torch.Tensor) -> Call
 
 
 def left_padding(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
-    """How many tokens of padding come first in each row, B."""
+    """Count the tokens of padding that come first in each row, B."""
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
         return torch.zeros(inputs_embeds.shape[0], dtype=torch.long, device=inputs_embeds.device)
-    return (attention_mask.cumsum(dim=-1) == 0).sum(dim=-1).to(inputs_embeds.device)
+    is_padding = attention_mask.cumsum(dim=-1) == 0  # B S
+    return is_padding.sum(dim=-1).to(inputs_embeds.device)
 
 
-def places(
+def stream_positions(
     inputs_embeds: torch.Tensor, past_key_values: Cache | None, layer_idx: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places of queries (T) and keys (S) in the stream of tokens, as their cache layer counts them."""
-    tokens, device = inputs_embeds.shape[1], inputs_embeds.device
-    if past_key_values is None:
-        seen, (length, offset) = 0, (tokens, 0)
-    else:
-        seen = past_key_values.get_query_offset(layer_idx)
-        length, offset = past_key_values.get_mask_sizes(tokens, layer_idx)
-    return torch.arange(tokens, device=device) + seen, torch.arange(length, device=device) + offset
+    """Return the positions of queries (T) and keys (S) in the stream of tokens, as their cache layer counts them."""
+    num_queries = inputs_embeds.shape[1]
+    num_keys = num_queries
+    first_query = 0
+    first_key = 0
+    if past_key_values is not None:
+        first_query = past_key_values.get_query_offset(layer_idx)
+        num_keys, first_key = past_key_values.get_mask_sizes(num_queries, layer_idx)
+
+    device = inputs_embeds.device
+    queries = torch.arange(num_queries, device=device) + first_query
+    keys = torch.arange(num_keys, device=device) + first_key
+    return queries, keys
 
 
-def add_alibi(mask, kind, config, inputs_embeds, attention_mask, past_key_values, position_ids) -> torch.Tensor:
-    """One additive mask, B H T S, of who sees whom and by how much less from afar; made once for all layers."""
-    query, key = places(inputs_embeds, past_key_values, config.layer_types.index(kind))
-    bias = alibi_bias(config.num_attention_heads, query, key).to(inputs_embeds.dtype)
+def add_alibi(
+    mask: torch.Tensor,  # B 1 T S
+    kind: str,
+    config: HfLlmConfig,
+    inputs_embeds: torch.Tensor,  # B T D
+    past_key_values: Cache | None,
+) -> torch.Tensor:
+    """Return one additive mask, B H T S, of who sees whom and by how much less from afar; made once for all layers."""
+    queries, keys = stream_positions(inputs_embeds, past_key_values, config.layer_types.index(kind))
+    bias = alibi_bias(config.num_attention_heads, queries, keys).to(inputs_embeds.dtype)  # 1 H T S
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, torch.finfo(bias.dtype).min)
     return mask + bias
 
 
-def flex_position_bias(kind, config, inputs_embeds, past_key_values) -> torch.Tensor | None:
-    """ALiBi's bias for FlexAttention, B H T S, which adds it to the scores itself; None for other positions."""
+def flex_position_bias(
+    kind: str,
+    config: HfLlmConfig,
+    inputs_embeds: torch.Tensor,  # B T D
+    past_key_values: Cache | None,
+) -> torch.Tensor | None:
+    """Return ALiBi's bias for FlexAttention, B H T S, which adds it to the scores itself; None for other positions.
+
+    Raises ValueError on a CPU.
+    """
     if config.positions != "alibi" or config._attn_implementation != "flex_attention":
         return None
     if inputs_embeds.device.type == "cpu":  # PyTorch 2.13 makes C++ of it that does not compile
         raise ValueError("positions=alibi cannot run on flex_attention on a CPU; use sdpa or eager")
-    query, key = places(inputs_embeds, past_key_values, config.layer_types.index(kind))
-    return alibi_bias(config.num_attention_heads, query, key).expand(inputs_embeds.shape[0], -1, -1, -1)
+
+    queries, keys = stream_positions(inputs_embeds, past_key_values, config.layer_types.index(kind))
+    bias = alibi_bias(config.num_attention_heads, queries, keys)  # 1 H T S
+    return bias.expand(inputs_embeds.shape[0], -1, -1, -1)
 
 
 class HfLlmSinkLayer(DynamicLayer):
     """The cache of a layer with attention sinks: the first tokens and a window, so that a stream of any length takes
-    constant memory. `dropped` tokens between the two are gone."""
+    constant memory. `seen` counts all tokens, `dropped` those between the two, which are gone."""
 
     _layer_type = "sink_attention"  # transformers finds the class by it
     is_croppable = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.seen = self.dropped = 0
+        self.seen = 0
+        self.dropped = 0
 
     def update(
         self,
@@ -153,69 +202,86 @@ class HfLlmSinkLayer(DynamicLayer):
         num_sinks: int,
         window: int,
         start: torch.Tensor,  # B, tokens of padding before each row's first
-        turn: tuple[torch.Tensor, torch.Tensor] | None = None,
+        sink_rotation: tuple[torch.Tensor, torch.Tensor] | None = None,  # A, twice
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that the new tokens may see, B K S A. `turn` is cosine and sine of the angle by which the first tokens
-        have to move up, so that they are never further away than in training."""
+        """Add keys and values, and return all that the new tokens may see, B K S A.
+
+        `sink_rotation` is cosine and sine of the angle by which the first tokens have to move up, so that they are
+        never further away than in training.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
+        keys = torch.cat([self.keys, key_states], dim=-2)  # B K S A
+        values = torch.cat([self.values, value_states], dim=-2)  # B K S A
         self.seen += key_states.shape[-2]
+
         seen_keys = keys
-        if self.dropped and turn is not None:
-            moved = rotate(keys[:, :, :num_sinks].float(), *turn).to(keys.dtype)
-            seen_keys = torch.cat([moved, keys[:, :, num_sinks:]], dim=-2)
-        self.keys, self.values = self.kept(keys, values, num_sinks, window, start)
+        if self.dropped and sink_rotation is not None:
+            cos, sin = sink_rotation
+            sinks = apply_rotary(keys[:, :, :num_sinks].float(), cos, sin).to(keys.dtype)
+            seen_keys = torch.cat([sinks, keys[:, :, num_sinks:]], dim=-2)
+
+        self.keys, self.values = self.drop_middle(keys, values, num_sinks, window, start)
         return seen_keys, values
 
-    def kept(self, keys, values, num_sinks: int, window: int, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sinks and window of `keys` and `values`; all of them while there is nothing to drop."""
+    def drop_middle(
+        self, keys: torch.Tensor, values: torch.Tensor, num_sinks: int, window: int, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sinks and window of `keys` and `values`; all of them while there is nothing to drop."""
         length = keys.shape[-2]
         surplus = length - num_sinks - (window - 1)
         if surplus <= 0:
             return keys, values
-        first = torch.zeros_like(start) if self.dropped else start
-        if not self.dropped and int(start.max()) + num_sinks > length:
+
+        first_sink = start  # B
+        if self.dropped:
+            first_sink = torch.zeros_like(start)  # the padding was dropped, too
+        elif int(start.max()) + num_sinks > length:
             return keys, values  # a row that is mostly padding has yet to get its first tokens
-        rows = first[:, None] + torch.arange(num_sinks, device=first.device)  # B sinks
+        sink_rows = first_sink[:, None] + torch.arange(num_sinks, device=start.device)  # B sinks
         self.dropped += surplus
 
-        def with_gap(x: torch.Tensor) -> torch.Tensor:
-            sinks = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-            return torch.cat([sinks, x[:, :, length - window + 1 :]], dim=2)
+        def drop_from(x: torch.Tensor) -> torch.Tensor:
+            index = sink_rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])  # B K sinks A
+            return torch.cat([x.gather(2, index), x[:, :, length - window + 1 :]], dim=2)
 
-        return with_gap(keys), with_gap(values)
+        return drop_from(keys), drop_from(values)
 
     def get_seq_length(self) -> int:
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return (self.keys.shape[-2] if self.is_initialized else 0) + query_length, 0
+        cached = self.keys.shape[-2] if self.is_initialized else 0
+        return cached + query_length, 0
 
     def reset(self) -> None:
         super().reset()
-        self.seen = self.dropped = 0
+        self.seen = 0
+        self.dropped = 0
 
 
 def mask_after_dropping(
-    config: HfLlmConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cached: HfLlmSinkLayer
+    config: HfLlmConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache_layer: HfLlmSinkLayer
 ) -> torch.Tensor:
-    """The mask of a cache that holds the first tokens, a gap, and a window."""
-    start, num_sinks = left_padding(attention_mask, inputs_embeds), config.num_sink_tokens
+    """Make the mask of a cache that holds the first tokens, a gap, and a window."""
+    start = left_padding(attention_mask, inputs_embeds)  # B
+    num_sinks = config.num_sink_tokens
+    dropped = cache_layer.dropped
+    num_queries = inputs_embeds.shape[1]
 
     def inner_mask(batch_idx, head_idx, q_idx, kv_idx):
-        query, key = q_idx - start[batch_idx], kv_idx + cached_gap - start[batch_idx]
+        query = q_idx - start[batch_idx]
+        key = kv_idx + dropped - start[batch_idx]
         # A first token still inside the window is in the cache twice; the one among the sinks counts.
-        in_window = (key >= num_sinks) & (key <= query) & (query - key < config.sliding_window)
-        return (kv_idx < num_sinks) | in_window
+        is_in_window = (key >= num_sinks) & (key <= query) & (query - key < config.sliding_window)
+        return (kv_idx < num_sinks) | is_in_window
 
-    cached_gap, tokens = cached.dropped, inputs_embeds.shape[1]
-    return ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+    make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
+    return make(
         batch_size=inputs_embeds.shape[0],
-        q_length=tokens,
-        kv_length=cached.get_mask_sizes(tokens)[0],
-        q_offset=cached.seen,
+        q_length=num_queries,
+        kv_length=cache_layer.get_mask_sizes(num_queries)[0],
+        q_offset=cache_layer.seen,
         kv_offset=0,
         mask_function=inner_mask,
         attention_mask=None,
@@ -227,6 +293,7 @@ def mask_after_dropping(
     )
 
 
-# Sparse layers cache what full ones do; a static cache is bounded by its own size, so sinks need no dropping there.
+# Strided and local-global layers cache what full ones do; a static cache is bounded by its own size, so sinks need no
+# dropping there.
 DYNAMIC_LAYER_TYPE_MAPPING.update(strided_attention=DynamicLayer, local_global_attention=DynamicLayer)
 STATIC_LAYER_TYPE_MAPPING.update(dict.fromkeys(PATTERNS, StaticLayer))

@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import HfLlmAttention
 from .configuration_hf_llm import HfLlmConfig
-from .cross_entropy import HfLlmHead, soft_cap, training_objective
+from .cross_entropy import IGNORE_INDEX, HfLlmHead, soft_cap, training_objective
 from .feed_forward import HfLlmExperts, HfLlmMixtureOfExperts, HfLlmMLP, HfLlmRouter, balancing_loss
 from .masks import flex_position_bias, left_padding, make_masks
 from .norms import NORMS
@@ -36,13 +36,14 @@ from .positions import HfLlmRotaryEmbedding
 
 
 def add_to_residual(norm: nn.Module, sublayer: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Read a normed copy of the residual stream and add to it: gradients reach the first layer undamped
-    (https://arxiv.org/abs/2002.04745)."""
+    """Let the sublayer read a normed copy of the residual stream, and add its result to the stream: gradients reach the
+    first layer undamped (https://arxiv.org/abs/2002.04745)."""
     return hidden_states + sublayer(norm(hidden_states))
 
 
 def norm_the_sum(norm: nn.Module, sublayer: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Add to the stream, then norm it, as the first Transformer did; needs a slow warm-up."""
+    """Add the sublayer's result to the residual stream, then norm the sum, as the first Transformer did; needs a slow
+    warm-up."""
     return norm(hidden_states + sublayer(hidden_states))
 
 
@@ -50,7 +51,7 @@ RESIDUALS = {"pre": add_to_residual, "post": norm_the_sum}
 
 
 def dropout(probability: float) -> nn.Module:
-    """Dropout; without any, nothing that takes time."""
+    """Return dropout, or the identity, which takes no time, where there is none."""
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
@@ -68,14 +69,15 @@ class HfLlmDecoderLayer(GradientCheckpointingLayer):
         self.residual = RESIDUALS[config.norm_position]
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        def attend(x: torch.Tensor) -> torch.Tensor:
-            return self.dropout(self.self_attn(x, **kwargs)[0])
+        def attention(x: torch.Tensor) -> torch.Tensor:
+            attended, _ = self.self_attn(x, **kwargs)
+            return self.dropout(attended)
 
-        def think(x: torch.Tensor) -> torch.Tensor:
+        def mlp(x: torch.Tensor) -> torch.Tensor:
             return self.dropout(self.mlp(x))
 
-        hidden_states = self.residual(self.input_layernorm, attend, hidden_states)  # B T D
-        return self.residual(self.post_attention_layernorm, think, hidden_states)  # B T D
+        hidden_states = self.residual(self.input_layernorm, attention, hidden_states)  # B T D
+        return self.residual(self.post_attention_layernorm, mlp, hidden_states)  # B T D
 
 
 class HfLlmPreTrainedModel(PreTrainedModel):
@@ -98,6 +100,7 @@ class HfLlmPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = self.config.initializer_range
+        scale = getattr(module, "initializer_scale", None)  # of projections into the residual stream
         if isinstance(module, HfLlmExperts):
             init.normal_(module.gate_up_proj, std=std)
             init.normal_(module.down_proj, std=std * self.config.residual_scale)
@@ -105,19 +108,21 @@ class HfLlmPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
             if module.is_biased:
                 init.zeros_(module.e_score_correction_bias)
-        elif scale := getattr(module, "initializer_scale", None):
+        elif scale:
             init.normal_(module.weight, std=std * scale)
 
     @property
     def supports_context_parallel(self) -> bool:
-        return super().supports_context_parallel and not self.config.needs_a_mask  # the mask is dropped there
+        # Context parallelism drops the mask.
+        return super().supports_context_parallel and not self.config.needs_a_mask
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers looks for the decorator of the experts in this file; they are in feed_forward.py
 
     def _flash_attn_can_dispatch(self, flash_attn_version: int, is_init_check: bool = False) -> bool:
-        if switch := self.config.needs_a_mask:
+        switch = self.config.needs_a_mask
+        if switch:
             raise ValueError(f"{switch} cannot run on flash attention; use sdpa, flex_attention or eager")
         return super()._flash_attn_can_dispatch(flash_attn_version, is_init_check)
 
@@ -130,7 +135,7 @@ class HfLlmPreTrainedModel(PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> dict[str, torch.Tensor | None]:
-        """The masks of a step, made before a compiled forward pass (transformers calls this by name)."""
+        """Make the masks of a step before a compiled forward pass (transformers calls this by name)."""
         return make_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
 
@@ -141,15 +146,19 @@ class HfLlmModel(HfLlmPreTrainedModel):
 
     def __init__(self, config: HfLlmConfig):
         super().__init__(config)
-        size, layers = config.hidden_size, config.num_hidden_groups or config.num_hidden_layers
-        self.embed_tokens = nn.Embedding(config.vocab_size, size)
-        self.layers = nn.ModuleList([HfLlmDecoderLayer(config, i) for i in range(layers)])
-        ends_normed = config.norm_position == "post"
-        self.norm = nn.Identity() if ends_normed else NORMS[config.norm_type](size, config.rms_norm_eps)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+
+        num_layers = config.num_hidden_groups or config.num_hidden_layers  # those with weights of their own
+        self.layers = nn.ModuleList([HfLlmDecoderLayer(config, layer_idx) for layer_idx in range(num_layers)])
+        if config.norm_position == "post":
+            self.norm = nn.Identity()  # the last layer has normed its sum
+        else:
+            self.norm = NORMS[config.norm_type](config.hidden_size, config.rms_norm_eps)
+
         self.rotary_emb = HfLlmRotaryEmbedding(config) if config.positions == "rope" else None
-        self.embed_positions = (
-            nn.Embedding(config.max_position_embeddings, size) if config.positions == "learned" else None
-        )
+        self.embed_positions = None
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = dropout(config.embd_pdrop)
         self.gradient_checkpointing = False
         self.post_init()
@@ -166,34 +175,37 @@ class HfLlmModel(HfLlmPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MoeModelOutputWithPast:
-        """Exactly one of `input_ids` and `inputs_embeds`, else ValueError.
+        """Return the hidden states after the last layer.
 
-        Documents packed into one row are kept apart where `position_ids` start again at 0 and no `attention_mask` is
-        given.
+        Documents packed into one row do not see each other where `position_ids` start again at 0 and no
+        `attention_mask` is given. Raises ValueError unless exactly one of `input_ids` and `inputs_embeds` is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # B T D
 
-        # Only the caller's own position_ids and cache may speak here: with an empty cache transformers no longer looks
-        # for packed documents, and with positions we counted ourselves a compiled model gets a T x T mask in place of
-        # the attention kernel's own causal flag.
+        # The masks come first, from the caller's own position_ids and cache: with an empty cache transformers no longer
+        # looks for packed documents, and with positions we counted ourselves a compiled model gets a T x T mask in
+        # place of the attention kernel's own causal flag.
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = make_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+
         if position_ids is None:
             position_ids = self.count_positions(hidden_states, attention_mask, past_key_values)  # B T
         position_embeddings = None
         if self.rotary_emb is not None:
             cos, sin = self.rotary_emb(hidden_states, position_ids)  # B T A
-            position_embeddings = cos[:, None], sin[:, None]  # B 1 T A
+            position_embeddings = (cos[:, None], sin[:, None])  # B 1 T A
         if self.embed_positions is not None:
             hidden_states = hidden_states + self.embed_positions(position_ids)
         hidden_states = self.dropout(hidden_states)
 
-        known = {kind: self.known_to(kind, hidden_states, attention_mask, past_key_values) for kind in masks}
+        kwargs_of_kind = {
+            kind: self.layer_kwargs(kind, hidden_states, attention_mask, past_key_values) for kind in masks
+        }
         for layer_idx in range(self.config.num_hidden_layers):
             kind = self.config.layer_types[layer_idx]
             layer = self.layers[layer_idx * len(self.layers) // self.config.num_hidden_layers]
@@ -205,64 +217,78 @@ class HfLlmModel(HfLlmPreTrainedModel):
                 layer_idx=layer_idx,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
-                **known[kind],
+                **kwargs_of_kind[kind],
                 **kwargs,
-            )
+            )  # B T D
         return MoeModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
         )
 
     def count_positions(
-        self, hidden_states: torch.Tensor, attention_mask, past_key_values: Cache | None
+        self,
+        hidden_states: torch.Tensor,  # B T D
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """The positions of the new tokens, B T or 1 T, counted from the first in the cache.
+        """Return the positions of the new tokens, B T or 1 T, counted from the first in the cache.
 
-        Learned positions are counted from each row's first token instead; to the others distances alone matter.
+        Learned positions are counted from each row's first token instead; of the others only distances count.
         """
-        tokens = hidden_states.shape[1]
-        if self.embed_positions is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens:]
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return (torch.arange(tokens, device=hidden_states.device) + seen)[None]
+        num_tokens = hidden_states.shape[1]
+        has_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if self.embed_positions is not None and has_padding_mask:
+            positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)  # B S
+            return positions[:, -num_tokens:]
+        num_seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        positions = torch.arange(num_tokens, device=hidden_states.device) + num_seen  # T
+        return positions[None]
 
-    def known_to(self, kind: str, hidden_states: torch.Tensor, attention_mask, past_key_values: Cache | None) -> dict:
-        """What layers of one kind need to know beside their mask."""
+    def layer_kwargs(
+        self,
+        kind: str,
+        hidden_states: torch.Tensor,  # B T D
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+    ) -> dict:
+        """Return the arguments that layers of one kind take beside those of all layers."""
         config = self.config
-        known = {}
+        kwargs = {}
         if kind == "sliding_attention":
-            known["sliding_window"] = config.sliding_window  # to flash attention, which takes no mask
-        if (bias := flex_position_bias(kind, config, hidden_states, past_key_values)) is not None:
-            known["position_bias"] = bias
+            kwargs["sliding_window"] = config.sliding_window  # for flash attention, which takes no mask
+        position_bias = flex_position_bias(kind, config, hidden_states, past_key_values)
+        if position_bias is not None:
+            kwargs["position_bias"] = position_bias
         if kind == "sink_attention" and past_key_values is not None:
-            known["cache_arguments"] = {
+            kwargs["cache_arguments"] = {
                 "num_sinks": config.num_sink_tokens,
                 "window": config.sliding_window,
                 "start": left_padding(attention_mask, hidden_states),
-                "turn": self.turn_of_sinks(hidden_states, past_key_values),
+                "sink_rotation": self.sink_rotation(hidden_states, past_key_values),
             }
-        return known
+        return kwargs
 
-    def turn_of_sinks(
+    def sink_rotation(
         self, hidden_states: torch.Tensor, past_key_values: Cache
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Cosine and sine, A, that move the first tokens of a long stream up to the distance of the longest text in
-        training; a stream has no end, and rotary positions mean nothing beyond what training has seen."""
-        beyond = past_key_values.get_seq_length() + hidden_states.shape[1] - self.config.max_position_embeddings
-        if self.rotary_emb is None or beyond <= 0:
+        """Return cosine and sine, A, that move the first tokens of a long stream up to the distance of the longest text
+        in training: a stream has no end, and rotary positions mean nothing beyond what training has seen."""
+        num_tokens = past_key_values.get_seq_length() + hidden_states.shape[1]
+        surplus = num_tokens - self.config.max_position_embeddings
+        if self.rotary_emb is None or surplus <= 0:
             return None
-        return self.rotary_emb.angles(torch.tensor(beyond, device=hidden_states.device))
+        return self.rotary_emb.angles(torch.tensor(surplus, device=hidden_states.device))
 
 
 @dataclass
 class HfLlmCausalLMOutput(MoeCausalLMOutputWithPast):
-    """`objective` is the value of what is trained for, where label smoothing or z-loss make it another than `loss`."""
+    """`objective` is the value that training lowers, where label smoothing or z-loss make it another than `loss`."""
 
     objective: torch.FloatTensor | None = None
 
 
 class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
-    """The language model: what comes next after each token."""
+    """The language model: logits of the token after each token."""
 
     _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -279,8 +305,10 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def init_continuous_batching(self, *arguments, **keywords):
-        """transformers' own; refused where its paged cache would give other answers (`generate_batch` asks here)."""
-        if switch := self.config.cannot_be_paged:
+        """Do as transformers (`generate_batch` calls this); raise ValueError where its paged cache would give other
+        completions."""
+        switch = self.config.cannot_be_paged
+        if switch:
             raise ValueError(
                 f"{switch} has no continuous batching; use generate, which takes a batch padded on the left"
             )
@@ -300,7 +328,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HfLlmCausalLMOutput:
-        """Logits; or, with labels, the loss and no logits.
+        """Return logits; or, with labels, the loss and no logits.
 
         `labels` (B T) are the tokens themselves, shifted here, -100 where one does not count; `shift_labels` (B T, by
         keyword) are labels the caller has shifted. The loss is the mean over the tokens that count, or their sum over
@@ -311,7 +339,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         Without labels the default is 0.
 
         `label_smoothing` and `z_loss` (by keyword, see `training_objective`) change the gradient alone: the loss stays
-        plain cross-entropy, and the value of what is trained for is the output's `objective`.
+        plain cross-entropy, and the value that training lowers is the output's `objective`.
 
         A mixture of experts is balanced whenever it trains: the gradient of the balancing loss is added, the loss
         stays that of the tokens. `output_router_logits` asks for the former, as `aux_loss`.
@@ -320,31 +348,45 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         terms = {name: kwargs.pop(name) for name in ("label_smoothing", "z_loss") if name in kwargs}
+
         has_labels = labels is not None or shift_labels is not None
+        if has_labels and use_cache is None:
+            use_cache = False
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        balances = bool(self.config.num_experts) and (output_router_logits or (self.training and has_labels))
+        is_balanced = bool(self.config.num_experts) and (output_router_logits or (self.training and has_labels))
+
         outputs: MoeModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=False if has_labels and use_cache is None else use_cache,
-            output_router_logits=balances,
+            use_cache=use_cache,
+            output_router_logits=is_balanced,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # B T D
 
-        loss = objective = logits = aux_loss = None
-        if balances:
-            aux_loss = balancing_loss(outputs.router_logits, self.config, real_tokens(attention_mask, hidden_states))
+        aux_loss = None
+        if is_balanced:
+            real = real_tokens(attention_mask, hidden_states)  # N
+            aux_loss = balancing_loss(outputs.router_logits, self.config, real)
+
+        loss = None
+        objective = None
         if has_labels:
-            shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:] if shift_labels is None else shift_labels
+            if shift_labels is None:
+                shift_labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]  # B T
             loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, **terms)
+
+        logits = None
         if logits_to_keep is not None or not has_labels:
-            kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else slice(-(logits_to_keep or 0), None)
+            kept = logits_to_keep
+            if not isinstance(kept, torch.Tensor):
+                kept = slice(-(logits_to_keep or 0), None)
             logits = soft_cap(self.lm_head(hidden_states[:, kept]), self.config.final_logit_softcapping)  # B T V
+
         return HfLlmCausalLMOutput(
             loss=loss,
             objective=objective if terms else None,
@@ -365,31 +407,36 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy in nats as transformers' ForCausalLMLoss has it, but zero, not NaN, where no token counts;
-        with the gradient of the objective, whose value is returned beside it."""
+        """Return cross-entropy in nats with the gradient of the objective, and the objective's value beside it.
+
+        The loss is that of transformers' ForCausalLMLoss, but zero, not NaN, where no token counts.
+        """
         if isinstance(self.lm_head, HfLlmHead):
             objective, plain = self.lm_head(hidden_states, shift_labels, label_smoothing, z_loss)
         else:  # an adapter or a quantiser has put its own head in place
-            logits = self.lm_head(hidden_states).float().flatten(0, 1)
+            logits = self.lm_head(hidden_states).float().flatten(0, 1)  # N V
             logits = soft_cap(logits, self.config.final_logit_softcapping)
-            labels = shift_labels.flatten().to(logits.device)
+            labels = shift_labels.flatten().to(logits.device)  # N
             objective, plain = training_objective(logits, labels, label_smoothing, z_loss)
-        total = plain.detach() + (objective - objective.detach())
-        here = (shift_labels != -100).sum()
-        count = here if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        total = plain.detach() + (objective - objective.detach())  # the value of one, the gradient of the other
+
+        num_tokens = (shift_labels != IGNORE_INDEX).sum()
         if aux_loss is not None:
             coefficient = self.config.router_aux_loss_coef if self.config.expert_balancing == "loss" else 1.0
             # A micro-batch counts by its tokens, and in the gradient alone: the loss reported stays nats per token.
-            total = total + coefficient * here.to(total.device) * (aux_loss - aux_loss.detach())
+            total = total + coefficient * num_tokens.to(total.device) * (aux_loss - aux_loss.detach())
+
+        count = num_tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         count = count.to(total.device).clamp(min=1)
         return total / count, objective.detach() / count
 
 
 def real_tokens(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
-    """1 for each token and 0 for padding, N; None where nothing says so."""
+    """Return 1 for each token and 0 for padding, N; None where no mask tells them apart."""
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
         return None
-    return attention_mask[:, -hidden_states.shape[1] :].flatten()
+    num_tokens = hidden_states.shape[1]
+    return attention_mask[:, -num_tokens:].flatten()
 
 
 class HfLlmForSequenceClassification(GenericForSequenceClassification, HfLlmPreTrainedModel):

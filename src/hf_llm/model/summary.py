@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_llm.model.load import untrained
 
-# The part of a model to which a parameter belongs, by the first pattern found in its name.
+# The part of a model to which a parameter belongs, by the first pattern that its name contains.
 PARTS = {
     "norms": r"[nN]orm|(^|\.)ln_",
     "attention": r"attn|[aA]ttention",
@@ -17,22 +17,35 @@ PARTS = {
     "other": "",
 }
 
+# Parameters that a token looks up or that act on attention scores, rather than matrices that it multiplies by.
+NOT_MULTIPLIED = r"embed_positions|\.wpe\.|position_embeddings|token_type_embeddings|relative_attention_bias"
+
+# Parameters of a decoder that act on the encoder's output, by their names in T5 and BART.
+CROSS_ATTENTION_INPUTS = r"EncDecAttention\.[kv]\.|encoder_attn\.[kv]_proj"
+
+# Share of a window, by T5's span corruption: the encoder sees all but 15% and a sentinel for every 3 of those, the
+# decoder those and the sentinels.
+ENCODED = 0.9
+DECODED = 0.2
+
 
 def describe(model: PreTrainedModel) -> str:
-    """A table of the parameters by part, with the shapes of one layer, the sums, and the arithmetic of a token."""
+    """Return a table of the parameters by part, with the shapes of one layer, the sums, and the arithmetic of a
+    token."""
     parts = parameters_by_part(model)
-    counts = {part: sum(parameter.numel() for _, parameter in parameters) for part, parameters in parts.items()}
+    counts = {}
+    for part, parameters in parts.items():
+        counts[part] = sum(parameter.numel() for _, parameter in parameters)
     total = sum(counts.values())
+
     lines = [f"{type(model).__name__}: {model.config.num_hidden_layers} layers, {model.dtype}"]
     for part, parameters in parts.items():
-        # The layers repeat themselves: a name's first parameter speaks for all.
-        shapes = {name: "x".join(map(str, parameter.shape)) for name, parameter in reversed(parameters)}
-        shown = ", ".join(f"{name} {shape}" for name, shape in reversed(shapes.items()))
-        lines.append(f"  {part:<10}  {counts[part]:>14,}  {counts[part] / total:>6.1%}  {shown}")
+        lines.append(_part_line(part, counts[part], counts[part] / total, _list_shapes(parameters)))
     if not counts.get("head") and model.get_output_embeddings() is not None:
-        lines.append(f"  {'head':<10}  {0:>14,}  {0:>6.1%}  tied to the embeddings")
-    rest = total - counts.get("embeddings", 0) - counts.get("head", 0)
-    lines.append(f"  {'total':<10}  {total:>14,}          {rest:,} without embeddings and head")
+        lines.append(_part_line("head", 0, 0, "tied to the embeddings"))
+    inner = total - counts.get("embeddings", 0) - counts.get("head", 0)
+    lines.append(f"  {'total':<10}  {total:>14,}          {inner:,} without embeddings and head")
+
     context = getattr(model.config, "max_position_embeddings", None)
     if context:
         flops = flops_per_token(model, context)
@@ -40,81 +53,105 @@ def describe(model: PreTrainedModel) -> str:
     return "\n".join(lines)
 
 
+def _part_line(part: str, count: int, share: float, remark: str) -> str:
+    return f"  {part:<10}  {count:>14,}  {share:>6.1%}  {remark}"
+
+
+def _list_shapes(parameters: list[tuple[str, torch.nn.Parameter]]) -> str:
+    # Layers repeat each other, so every name is shown once, where it comes last, with the shape it has first.
+    shapes = {}
+    for name, parameter in reversed(parameters):
+        shapes[name] = "x".join(str(size) for size in parameter.shape)
+    return ", ".join(f"{name} {shape}" for name, shape in reversed(shapes.items()))
+
+
 def parameters_by_part(model: PreTrainedModel) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
-    """Part -> its parameters with the last words of their names; parts without any are left out."""
+    """Return part -> its parameters with the last words of their names, without parts that have none."""
     parts = {part: [] for part in PARTS}
     for name, parameter in model.named_parameters():
         part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
-        short = name.removesuffix(".weight").rsplit(".", 1)[-1] if name.endswith(".weight") else name.rsplit(".", 1)[-1]
-        parts[part].append((short, parameter))
+        short_name = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        parts[part].append((short_name, parameter))
     return {part: parameters for part, parameters in parts.items() if parameters}
 
 
 def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> int:
-    """FLOPs of one token's forward and backward pass, 6N + 12 H Q times the tokens seen in each layer (PaLM,
-    https://arxiv.org/abs/2204.02311, appendix B). N counts the parameters a token multiplies: a tied embedding does, as
-    the head; an untied one is looked up; of the experts only those chosen; a shared layer each time it is used. Without
-    attention what a layer does beside its matrices is left out.
+    """Return the FLOPs of one token's forward and backward pass, 6N + 12 H Q times the tokens seen in each layer (PaLM,
+    https://arxiv.org/abs/2204.02311, appendix B).
+
+    N counts the parameters that a token multiplies by: a tied embedding, as the head; not an untied one, which is
+    looked up; of the experts only those chosen; a shared layer each time it is used. Without attention (Mamba) what a
+    layer does beside its matrices is not counted.
     """
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
             model = untrained(model)
-    config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
+    config = model.config
     if config.is_encoder_decoder:
-        return _flops_of_both(model, context)
-    multiplying = sum(parameter.numel() * uses(name, config) for name, parameter in model.named_parameters())
+        return _encoder_decoder_flops(model, context)
+
+    multiplied = sum(parameter.numel() * count_uses(name, config) for name, parameter in model.named_parameters())
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
-        multiplying -= embedding.weight.numel()
+        multiplied -= embedding.weight.numel()
+
     heads = getattr(config, "num_attention_heads", 0)  # none in Mamba
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return round(6 * multiplying + 12 * heads * head_dim * sum(tokens_seen(kind, config, context) for kind in kinds))
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    seen = sum(visible_tokens(kind, config, context) for kind in layer_types)
+    return round(6 * multiplied + 12 * heads * head_dim * seen)
 
 
-# Of a window, by T5's span corruption: the encoder sees all but 15% and a sentinel for every 3 of those, the decoder
-# those and the sentinels.
-ENCODED, DECODED = 0.9, 0.2
+def _encoder_decoder_flops(model: PreTrainedModel, context: int) -> int:
+    """Return the same for an encoder-decoder: the mean over the tokens that either of the two processes."""
+    config = model.config
+    encoded = ENCODED * context
+    decoded = DECODED * context
 
-
-def _flops_of_both(model: PreTrainedModel, context: int) -> int:
-    """As `flops_per_token`, of an encoder-decoder: the mean over the tokens that either of the two goes through."""
-    config, embedding, head = model.config, model.get_input_embeddings(), model.get_output_embeddings()
-    encoded, decoded = ENCODED * context, DECODED * context
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     total = 0.0
     for name, parameter in model.named_parameters():
-        by_encoder = "encoder." in name or re.search(r"EncDecAttention\.[kv]\.|encoder_attn\.[kv]_proj", name)
-        total += 6 * parameter.numel() * uses(name, config) * (encoded if by_encoder else decoded)
-    if head.weight is not embedding.weight:
+        acts_on_encoded = "encoder." in name or re.search(CROSS_ATTENTION_INPUTS, name)
+        tokens = encoded if acts_on_encoded else decoded
+        total += 6 * parameter.numel() * count_uses(name, config) * tokens
+    embedding = model.get_input_embeddings()
+    if model.get_output_embeddings().weight is not embedding.weight:
         total -= 6 * embedding.weight.numel() * decoded
-    layers = config.num_hidden_layers
-    below = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", layers)
-    total += 12 * width * (layers * encoded**2 + below * (decoded**2 + decoded * encoded))
+
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    encoder_layers = config.num_hidden_layers
+    decoder_layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", encoder_layers)
+    encoder_pairs = encoder_layers * encoded**2
+    decoder_pairs = decoder_layers * (decoded**2 + decoded * encoded)
+    total += 12 * width * (encoder_pairs + decoder_pairs)
     return round(total / (encoded + decoded))
 
 
-def uses(name: str, config: PreTrainedConfig) -> float:
-    """How often a token multiplies by the parameter `name` on its way."""
-    if re.search(r"embed_positions|\.wpe\.|position_embeddings|token_type_embeddings|relative_attention_bias", name):
+def count_uses(name: str, config: PreTrainedConfig) -> float:
+    """Return how often a token multiplies by the parameter `name`, on average over the tokens."""
+    if re.search(NOT_MULTIPLIED, name):
         return 0
+    times = 1
     groups = getattr(config, "num_hidden_groups", None)
-    times = config.num_hidden_layers / groups if groups and "layers." in name else 1
+    if groups and "layers." in name:
+        times = config.num_hidden_layers / groups
     if ".experts." in name:
-        experts = next(filter(None, (getattr(config, f"num_{key}", None) for key in ("experts", "local_experts"))))
+        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
         return times * config.num_experts_per_tok / experts
     return times
 
 
-def tokens_seen(kind: str, config: PreTrainedConfig, context: int) -> float:
-    """How many tokens of a `context` a token attends to in a layer of this kind, at most."""
+def visible_tokens(kind: str, config: PreTrainedConfig, context: int) -> float:
+    """Return how many tokens of a `context` a token attends to in a layer of this kind, at most."""
     window = getattr(config, "sliding_window", None) or context
-    return min(
-        context,
-        {
-            "sliding_attention": lambda: window,
-            "sink_attention": lambda: window + config.num_sink_tokens,
-            "local_global_attention": lambda: window + context / config.global_attention_every,
-            "strided_attention": lambda: 2 * config.sparse_block_size + context / config.sparse_stride,
-        }.get(kind, lambda: context)(),
-    )
+    visible = context
+    if kind == "sliding_attention":
+        visible = window
+    elif kind == "sink_attention":
+        visible = window + config.num_sink_tokens
+    elif kind == "local_global_attention":
+        visible = window + context / config.global_attention_every
+    elif kind == "strided_attention":
+        visible = 2 * config.sparse_block_size + context / config.sparse_stride
+    return min(context, visible)

@@ -18,7 +18,7 @@ from transformers import TrainingArguments, default_data_collator
 
 from hf_llm.core.errors import UserError
 
-PIPELINE = "PARALLELISM_CONFIG_PP_SIZE"
+PIPELINE_SIZE_VARIABLE = "PARALLELISM_CONFIG_PP_SIZE"
 
 
 @dataclass(frozen=True)
@@ -26,49 +26,58 @@ class Layout:
     """Processes along each dimension. Those of one tensor, context, sequence or pipeline group share their batches."""
 
     processes: int
-    replicate: int = 1  # copies of what is sharded
+    """All processes of the launch."""
+    replicate: int = 1
+    """Copies of a sharded model."""
     shard: int = 1
+    """Processes that each hold a part of every weight."""
     tensor: int = 1
+    """Processes that share the matrices of a layer."""
     context: int = 1
+    """Processes that share a window, by ring attention."""
     sequence: int = 1
+    """Processes that share a window, by heads in attention (Ulysses)."""
     pipeline: int = 1
+    """Processes that share the layers."""
 
     @property
     def data(self) -> int:
-        """Processes that each see other batches."""
+        """The number of processes that each see other batches."""
         return self.processes // (self.tensor * self.context * self.sequence * self.pipeline)
 
     @property
     def splits_layers(self) -> bool:
-        """Whether a single layer, or the row of layers, is spread over processes."""
+        """Whether a single layer, or the list of layers, is spread over processes."""
         return self.tensor * self.pipeline > 1
 
 
 def launched_layout() -> Layout:
-    """The layout of this launch. Raises UserError where its sizes do not make up the number of processes."""
+    """Read the layout of this launch. Raises UserError where its sizes do not multiply to the number of processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    pipeline = int(os.environ.get(PIPELINE, "1"))
-    if not _flag("ACCELERATE_USE_PARALLELISM_CONFIG") and pipeline == 1:
+    pipeline = int(os.environ.get(PIPELINE_SIZE_VARIABLE, "1"))
+    if not _is_true("ACCELERATE_USE_PARALLELISM_CONFIG") and pipeline == 1:
         return Layout(processes)
     try:
         sizes = ParallelismConfig()
     except ValueError as error:
         raise UserError(f"parallelism_config: {error}") from None
-    if sizes.total_size * pipeline != processes:
+
+    needed = sizes.total_size * pipeline
+    if needed != processes:
+        product = f"{sizes.total_size} x {pipeline} pipeline stages" if pipeline > 1 else f"{sizes.total_size}"
         raise UserError(
-            f"{processes} processes were launched, and the sizes in parallelism_config make {sizes.total_size}"
-            + (f" x {pipeline} pipeline stages" if pipeline > 1 else "")
-            + f"; set --num_processes={sizes.total_size * pipeline}, or a size "
-            f"(--parallelism_config_dp_shard_size=N; {PIPELINE}=N in the environment for pipeline stages)"
+            f"{processes} processes were launched, and the sizes in parallelism_config make {product}; "
+            f"set --num_processes={needed}, or a size "
+            f"(--parallelism_config_dp_shard_size=N; {PIPELINE_SIZE_VARIABLE}=N in the environment for pipeline stages)"
         )
     return Layout(
-        processes,
-        sizes.dp_replicate_size,
-        sizes.dp_shard_size,
-        sizes.tp_size,
-        sizes.cp_size,
-        sizes.sp_size,
-        pipeline,
+        processes=processes,
+        replicate=sizes.dp_replicate_size,
+        shard=sizes.dp_shard_size,
+        tensor=sizes.tp_size,
+        context=sizes.cp_size,
+        sequence=sizes.sp_size,
+        pipeline=pipeline,
     )
 
 
@@ -84,26 +93,32 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
             "fsdp_version: 1 hides the shapes of weights from the optimizer, which then decays none and knows no "
             "matrix for Muon; set it to 2, as accelerate_configs/fsdp2.yaml does (--fsdp_version=2)"
         )
-    engines = uses("FSDP") or uses("DEEPSPEED")
-    if not layout.splits_layers:
-        if layout.shard > 1 and not engines:
-            raise UserError(
-                "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
-                f"accelerate_configs/, or set {PIPELINE} or --parallelism_config_tp_size beside it"
-            )
-        return
+
+    has_sharding_engine = uses("FSDP") or uses("DEEPSPEED")
+    if layout.splits_layers:
+        _check_split_layers(layout, where, has_sharding_engine)
+    elif layout.shard > 1 and not has_sharding_engine:
+        raise UserError(
+            "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
+            f"accelerate_configs/, or set {PIPELINE_SIZE_VARIABLE} or --parallelism_config_tp_size beside it"
+        )
+
+
+def _check_split_layers(layout: Layout, where: str, has_sharding_engine: bool) -> None:
     if where != "pretrain":
         raise UserError(
             f"tensor and pipeline parallelism are for pretraining; launch {where} with zero2, zero3 or fsdp2 of "
             "accelerate_configs/"
         )
-    if engines:
+    if has_sharding_engine:
         raise UserError(
             "tensor and pipeline parallelism shard by themselves (parallelism_config_dp_shard_size); launch them with "
             "distributed_type: MULTI_GPU, as accelerate_configs/tensor_parallel.yaml does"
         )
     if layout.context * layout.sequence > 1:
-        raise UserError("tensor or pipeline parallelism together with context or sequence parallelism is not there")
+        raise UserError(
+            "tensor or pipeline parallelism together with context or sequence parallelism is not implemented"
+        )
     if layout.replicate > 1 and layout.shard == 1:
         raise UserError(
             "parallelism_config_dp_replicate_size without dp_shard_size: beside tensor and pipeline parallelism data "
@@ -114,29 +129,30 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
 def let_cpus_shard(arguments: TrainingArguments) -> None:
     """Let accelerate shard over processes on CPUs, where the launch asks for it.
 
-    accelerate turns FSDP and device meshes on for accelerators only, and falls back to DDP on CPUs, without a word.
-    PyTorch's own (`fully_shard`, `DTensor`) work over gloo all the same.
+    accelerate turns FSDP and device meshes on for accelerators only, and silently falls back to DDP on CPUs. PyTorch's
+    own (`fully_shard`, `DTensor`) work over gloo all the same.
     """
     state = arguments.distributed_state
-    if state.distributed_type == DistributedType.MULTI_CPU and (
-        uses("FSDP") or _flag("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE in os.environ
-    ):
+    has_sizes = _is_true("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE_SIZE_VARIABLE in os.environ
+    if state.distributed_type == DistributedType.MULTI_CPU and (uses("FSDP") or has_sizes):
         state.distributed_type = DistributedType.MULTI_GPU
     if launched_layout().sequence > 1 and arguments.device.type == "cpu":
-        import deepspeed  # which accelerate tells of the processes only where they have GPUs
+        import deepspeed  # accelerate tells it of the processes only where they have GPUs
 
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """What makes a batch of windows; under sequence parallelism with each token's position, which its part lacks."""
+    """Return what makes a batch of windows; under sequence parallelism with each token's position, which a process
+    cannot count from its part of the window."""
+    return collate_with_positions if layout.sequence > 1 else default_data_collator
 
-    def with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        batch = default_data_collator(windows)
-        rows, length = batch["input_ids"].shape
-        return {**batch, "position_ids": torch.arange(length).repeat(rows, 1)}  # B T
 
-    return with_positions if layout.sequence > 1 else default_data_collator
+def collate_with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack windows, and add the position of each token in its window, B T."""
+    batch = default_data_collator(windows)
+    rows, length = batch["input_ids"].shape
+    return {**batch, "position_ids": torch.arange(length).repeat(rows, 1)}  # B T
 
 
 def keep_own_class(model: torch.nn.Module) -> None:
@@ -145,16 +161,19 @@ def keep_own_class(model: torch.nn.Module) -> None:
     `fully_shard` makes the model one of a class of its own in torch's files, and `save_pretrained` would write that
     class's name into `auto_map`, and copy those files beside the weights, instead of the model's own.
     """
-    kind = type(model)
-    if isinstance(model, FSDPModule):
-        own = next(base for base in kind.__mro__[1:] if not issubclass(base, FSDPModule))
-        kind.__name__, kind.__qualname__, kind.__module__ = own.__name__, own.__qualname__, own.__module__
+    if not isinstance(model, FSDPModule):
+        return
+    fsdp_class = type(model)
+    own_class = next(base for base in fsdp_class.__mro__[1:] if not issubclass(base, FSDPModule))
+    fsdp_class.__name__ = own_class.__name__
+    fsdp_class.__qualname__ = own_class.__qualname__
+    fsdp_class.__module__ = own_class.__module__
 
 
 def uses(engine: str) -> bool:
-    """Whether this launch is one with the `engine` DEEPSPEED or FSDP."""
-    return _flag(f"ACCELERATE_USE_{engine}")
+    """Return whether this launch is one with the `engine` DEEPSPEED or FSDP."""
+    return _is_true(f"ACCELERATE_USE_{engine}")
 
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
