@@ -11,7 +11,7 @@ from hf_llm.core.jsonl import metrics_file, replace_rows
 from hf_llm.core.manifest import write_json
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
-from hf_llm.monitoring.terminal_view import curve, view
+from hf_llm.monitoring.terminal_view import draw_curve, render_runs
 from tests.monitoring.made_up_run import made_up_run
 from tests.monitoring.tiny_training import Rows
 
@@ -115,7 +115,7 @@ def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path):
 
 
 def test_the_terminals_view(tmp_path):
-    text = view([RunLog(made_up_run(tmp_path / "gpt125m"))], 100)
+    text = render_runs([RunLog(made_up_run(tmp_path / "gpt125m"))], 100)
     lines = text.splitlines()
     assert lines[0] == "gpt125m"
     assert max(map(len, lines)) <= 100
@@ -129,10 +129,10 @@ def test_the_terminals_view(tmp_path):
     ):
         assert wanted in text
     (tmp_path / "new").mkdir()
-    assert "nothing has been trained yet" in view([RunLog(tmp_path / "new")], 80)
+    assert "nothing has been trained yet" in render_runs([RunLog(tmp_path / "new")], 80)
 
 
 def test_a_curve_in_characters():
-    assert curve([3.0, 2.0, 1.0, 0.0]) == "█▆▃▁"
-    assert curve([1.0, 1.0]) == "▁▁"
-    assert len(curve(list(map(float, range(1000))))) == 48
+    assert draw_curve([3.0, 2.0, 1.0, 0.0]) == "█▆▃▁"
+    assert draw_curve([1.0, 1.0]) == "▁▁"
+    assert len(draw_curve(list(map(float, range(1000))))) == 48

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import pytest
 from safetensors.torch import load_file
 
 from hf_llm.core.manifest import write_manifest
@@ -24,7 +23,7 @@ def test_a_neighbour_made_anew_since_is_no_ancestor(run, tmp_path):
 
 
 def test_sources_are_named_with_their_licence_and_without_their_place(run):
-    found = lineage.sources(lineage.lineage(run.root / "sft"))
+    found = lineage.list_sources(lineage.lineage(run.root / "sft"))
     assert [(source["used_for"], source["hub"], source["license"]) for source in found] == [
         ("pretraining", "", "psf-2.0"),
         ("pretraining", "HuggingFaceFW/fineweb-edu", "odc-by"),
@@ -37,37 +36,22 @@ def test_sources_are_named_with_their_licence_and_without_their_place(run):
 
 def test_parameters_are_counted_from_the_weights(run):
     tensors = load_file(run.root / "base" / "model.safetensors")
-    assert lineage.parameters(run.root / "base") == sum(tensor.numel() for tensor in tensors.values())
-    assert lineage.parameters(run.root / "corpus") is None
+    assert lineage.count_parameters(run.root / "base") == sum(tensor.numel() for tensor in tensors.values())
+    assert lineage.count_parameters(run.root / "corpus") is None
 
 
 def test_the_log_is_trainers_own_with_what_was_added_to_it(run):
     log = lineage.log_history(run.root / "base")
     assert sum("tokens_per_second" in entry for entry in log) == 15
-    assert lineage.last_value(log, "eval_bits_per_byte") > 0
-    assert lineage.last_value(log, "nothing") is None
+    assert lineage.finite_values(log, "eval_bits_per_byte")[-1] > 0
+    assert lineage.finite_values(log, "nothing") == []
     assert lineage.log_history(run.root / "corpus") == []
 
 
 def test_test_scores_belong_to_the_very_model_that_was_evaluated(run, tmp_path):
-    assert lineage.test_scores(run.root / "base")["loss"] == 4.2
+    assert lineage.read_test_scores(run.root / "base")["loss"] == 4.2
     root = shutil.copytree(run.root, tmp_path / "again")
     manifest = json.loads((root / "base" / "manifest.json").read_text())
     (root / "base" / "manifest.json").write_text(json.dumps({**manifest, "digest": "other"}))
-    assert lineage.test_scores(root / "base") is None
-    assert lineage.test_scores(root / "corpus") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (12, "12"),
-        (6_912_000, "6.9M"),
-        (124_439_808, "124M"),
-        (2_000_000, "2M"),
-        (1_100_000_000, "1.1B"),
-        (8_192, "8.2k"),
-    ],
-)
-def test_counts_are_said_as_people_say_them(value, text):
-    assert lineage.count(value) == text
+    assert lineage.read_test_scores(root / "base") is None
+    assert lineage.read_test_scores(root / "corpus") is None

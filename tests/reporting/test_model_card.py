@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.reporting.model_card import HUB_LICENSES, front_matter, model_card
+from hf_llm.reporting.model_card import HUB_LICENSES, build_front_matter, model_card
 
 TOKEN = "hf_" + "Qx7" * 11
 
@@ -33,7 +33,7 @@ def test_the_front_matter_is_what_the_hub_reads(run):
     ],
 )
 def test_a_licence_the_hub_does_not_know_is_named_beside_other(licenses, license, name):
-    data = front_matter({"folder": "base"}, [], licenses, kind="base")
+    data = build_front_matter({"folder": "base"}, [], licenses, kind="base")
     assert data.license == license
     assert data.license_name == name
     assert set([license] if isinstance(license, str) else license) <= HUB_LICENSES
@@ -66,7 +66,7 @@ def test_a_card_tells_data_licences_settings_results_versions_and_lineage(run):
     assert "[HuggingFaceFW/fineweb-edu sample-10BT](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)" in card
     assert "**unknown**" in card
     assert "| `training.learning_rate` | 0.01 |" in card
-    assert "| bits per byte, held-out test text | 1.7725 |" in card
+    assert "| bits per byte, test split | 1.7725 |" in card
     assert "perplexity, validation" in card
     assert "transformers 5." in card
     assert "small model" in card

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hf_llm.core.format import format_duration as duration
 from hf_llm.experiments.matched_sizes import UNITS, measures
 from hf_llm.experiments.train_variants import apart
 from hf_llm.experiments.variants import Prospective, Variant, checked
@@ -10,7 +11,6 @@ from hf_llm.planning.memory_estimate import Job
 from hf_llm.planning.speed import measured_here
 from hf_llm.planning.stage_plans import tokens_worked
 from hf_llm.planning.tables import aligned, number
-from hf_llm.reporting.run_page import duration
 
 
 @dataclass(frozen=True)

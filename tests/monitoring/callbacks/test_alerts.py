@@ -9,13 +9,13 @@ from torch.utils.data import Dataset
 
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.monitoring.attach import watch
-from hf_llm.monitoring.callbacks.alerts import Rules
+from hf_llm.monitoring.callbacks.alerts import AlertRules
 from tests.monitoring.tiny_training import Rows
 
 
 def told(entries, rules=None):
-    rules = rules or Rules()
-    return [(alert.kind, alert.step) for entry in entries for alert in rules.look(entry)]
+    rules = rules or AlertRules()
+    return [(alert.kind, alert.step) for entry in entries for alert in rules.check_entry(entry)]
 
 
 def healthy(steps=400, seed=0, noise=0.03):

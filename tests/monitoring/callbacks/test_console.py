@@ -9,7 +9,7 @@ import pytest
 from hf_llm.core.console import CLEAR_LINE
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks import console as line_module
-from hf_llm.monitoring.callbacks.console_format import evaluation_line, figures, progress_line
+from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
 from tests.monitoring.tiny_training import Rows
 
 needs_terminal = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a Unix terminal")
@@ -21,8 +21,8 @@ PRETRAINING = {
 
 def test_pretraining_in_one_line():
     evaluation = {"eval_loss": 3.501, "eval_bits_per_byte": 0.9712}
-    assert progress_line(1200, 19073, PRETRAINING, evaluation) == (
-        "step 1,200/19,073  loss 3.412  val 3.501  0.971 bits/byte  lr 5.9e-4  |g| 0.841  41.2k tok/s  MFU 0.42  "
+    assert format_progress(1200, 19073, PRETRAINING, evaluation) == (
+        "step 1,200/19,073  loss 3.412  val 3.501  0.971 bits/byte  lr 5.9e-4  |g| 0.841  41.2k tok/s  MFU 42%  "
         "12.3 GiB  6%  ETA 3 h 12 min  $1.93"
     )
 
@@ -30,9 +30,11 @@ def test_pretraining_in_one_line():
 @pytest.mark.parametrize(
     ("logged", "words"),
     [
-        ({"loss": 1.2, "mean_token_accuracy": 0.643, "entropy": 1.1}, "loss 1.200  tokens right 64%"),
-        ({"loss": 0.61, "accuracy": 0.7, "margin": 0.312, "min_reward": -1.0}, "loss 0.610  right 70%  margin 0.312"),
-        ({"loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.0004}, "loss 0.690  right 50%  margin 0.0004"),
+        ({"loss": 1.2, "mean_token_accuracy": 0.643, "entropy": 1.1}, "loss 1.200  token accuracy 64%"),
+        ({"loss": 0.61, "accuracy": 0.7, "margin": 0.312, "min_reward": -1.0},
+         "loss 0.610  preference accuracy 70%  margin 0.312"),
+        ({"loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.0004},
+         "loss 0.690  preference accuracy 50%  margin 0.0004"),
         ({"loss": 0.0, "reward": 0.42, "kl": 0.0123, "completions/mean_length": 33.2, "reward_std": 0.3},
          "loss 0.000  reward 0.420  KL 0.0123  length 33"),
         ({"loss": -0.02, "reward": 1.3, "kl": 2.5, "length": 12.0, "policy_loss": 0.1},
@@ -40,13 +42,13 @@ def test_pretraining_in_one_line():
     ],
 )  # fmt: skip
 def test_each_stage_shows_its_few_numbers(logged, words):
-    assert "  ".join(figures(logged)) == words
+    assert format_progress(5, 10, logged, {}) == f"step 5/10  {words}  50%"
 
 
 def test_an_evaluation_in_one_line():
     logs = {"eval_loss": 3.5, "eval_bits_per_byte": 0.97, "eval_perplexity": 33.12, "eval_runtime": 12.2, "epoch": 0.1}
     expected = "step 5/10  evaluation  val 3.500  0.970 bits/byte  perplexity 33.12  (12 s)"
-    assert evaluation_line(5, 10, logs) == expected
+    assert format_evaluation(5, 10, logs) == expected
 
 
 def trainer_of(make_trainer, **settings):
@@ -96,7 +98,7 @@ def written_to_a_terminal(work, monkeypatch) -> str:
 
 @needs_terminal
 def test_on_a_terminal_one_line_stays_at_the_bottom(make_trainer, monkeypatch):
-    monkeypatch.setattr(line_module, "REDRAWN", -1.0)  # a training of a second, to be seen in full
+    monkeypatch.setattr(line_module, "MIN_REDRAW_SECONDS", -1.0)  # a training of a second, to be seen in full
     printed = written_to_a_terminal(trainer_of(make_trainer, disable_tqdm=False).train, monkeypatch)
     lines = [line.rsplit(CLEAR_LINE, 1)[-1] for line in printed.split("\n")]  # what is left to see of each
     assert len([line for line in lines if "evaluation" in line]) == 2

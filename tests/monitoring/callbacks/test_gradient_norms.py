@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks import gradient_norms
-from hf_llm.monitoring.callbacks.gradient_norms import PARTS, part_of
+from hf_llm.monitoring.callbacks.gradient_norms import PARTS, model_part
 from tests.monitoring.tiny_training import Rows
 
 SETTINGS = {"max_steps": 4, "gradient_accumulation_steps": 2}
@@ -23,7 +23,7 @@ class Norms(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         squares = {}
         for name, parameter in model.named_parameters():
-            part = part_of(name)
+            part = model_part(name)
             squares[part] = squares.get(part, 0.0) + parameter.grad.square().sum().item()
         self.found.append({part: math.sqrt(square) for part, square in squares.items()})
 
@@ -54,8 +54,8 @@ def test_clipping_does_not_show_in_them(make_trainer):
 
 
 def test_only_steps_that_are_logged_are_measured(make_trainer, monkeypatch):
-    taken, measure = [], gradient_norms.norm_of
-    monkeypatch.setattr(gradient_norms, "norm_of", lambda parameters: taken.append(1) or measure(parameters))
+    taken, measure = [], gradient_norms.gradient_norm
+    monkeypatch.setattr(gradient_norms, "gradient_norm", lambda parameters: taken.append(1) or measure(parameters))
     logged, _, _ = trained(make_trainer, max_steps=9, logging_steps=4)
     assert len(logged) == 2
     assert len(taken) == 2 * len(PARTS)
@@ -88,7 +88,7 @@ def test_every_parameter_of_an_architecture_has_its_part(kind):
                 setattr(config, key, value)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
-        parts = {name: part_of(name) for name, _ in Model.from_config(config).named_parameters()}
+        parts = {name: model_part(name) for name, _ in Model.from_config(config).named_parameters()}
     assert [name for name, part in parts.items() if part == "other"] == []
     assert {"embeddings", "attention", "mlp", "norms", "head"} == set(parts.values())
 
@@ -107,4 +107,4 @@ def test_every_parameter_of_an_architecture_has_its_part(kind):
     ],
 )
 def test_names_tell_the_part(name, part):
-    assert part_of(name) == part
+    assert model_part(name) == part

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
-from hf_llm.monitoring.callbacks.integrations import reporters, wandb_login_known
+from hf_llm.monitoring.callbacks.integrations import is_wandb_login_known, reporters
 from hf_llm.monitoring.callbacks.samples import Samples
 from tests.monitoring.tiny_training import Rows
 
@@ -58,10 +58,10 @@ def test_with_a_login_wandb_is_left_alone(nobody, monkeypatch, capsys, how):
 def test_another_servers_login_and_a_broken_netrc_are_no_login(nobody, capsys):
     nobody.write_text("machine github.com login user password x\n")
     nobody.chmod(0o600)
-    assert not wandb_login_known()
+    assert not is_wandb_login_known()
     nobody.write_text("this is no netrc\n")
-    assert not wandb_login_known()
-    assert "not readable" in capsys.readouterr().out
+    assert not is_wandb_login_known()
+    assert "cannot parse" in capsys.readouterr().out
 
 
 class Trouble(TrainerCallback):
@@ -73,7 +73,7 @@ class Trouble(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == state.max_steps:
             alerts = next(c for c in self.trainer.callback_handler.callbacks if isinstance(c, AlertCallback))
-            alerts._tell(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
+            alerts._report_alert(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
 
 
 def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(

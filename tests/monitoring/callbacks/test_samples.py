@@ -73,7 +73,7 @@ def test_the_models_mode_is_put_back(make_trainer, tokenizer):
     callback = SampleCallback(trainer, Samples(PROMPTS, max_new_tokens=2))
     for mode in (True, False):
         trainer.model.train(mode)
-        callback._complete(trainer.model)
+        callback._complete_prompts(trainer.model)
         assert trainer.model.training is mode
 
 
@@ -100,5 +100,5 @@ def test_weights_are_sharded_under_zero_3_and_fsdp_only(stage, fsdp, sharded):
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="counted from 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         Samples(["a"], every=0)

@@ -175,9 +175,9 @@ def test_a_curriculums_stage_is_logged(make_trainer):
 
 
 def test_positions_of_packed_rows_all_count():
-    assert throughput.tokens_in({"input_ids": torch.ones(1, 30), "position_ids": torch.ones(1, 30)}) == 30
-    assert throughput.tokens_in({"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}) == 4
-    assert throughput.tokens_in({"pixel_values": torch.ones(2, 2)}) == 0
+    assert throughput.count_tokens({"input_ids": torch.ones(1, 30), "position_ids": torch.ones(1, 30)}) == 30
+    assert throughput.count_tokens({"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}) == 4
+    assert throughput.count_tokens({"pixel_values": torch.ones(2, 2)}) == 0
 
 
 TWO_PROCESSES = """
@@ -188,7 +188,7 @@ torch.set_num_threads(1)
 from tests.monitoring.tiny_training import Clock, Rows, tiny_model
 from transformers import Trainer, TrainingArguments
 from types import SimpleNamespace
-from hf_llm.monitoring import throughput
+from hf_llm.monitoring.callbacks import throughput
 from hf_llm.monitoring.attach import watch
 from hf_llm.training.batch_rampup import ContextWarmup, Warmup
 
