@@ -10,12 +10,16 @@ import pytest
 from hf_llm.core.format import STYLES
 from hf_llm.evaluation.metrics import (
     METRICS,
+    Chart,
+    Metric,
+    Tile,
     format_last_evaluation,
     format_scores,
     list_charts,
     list_tiles,
     score_columns,
 )
+from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
 from hf_llm.monitoring.callbacks.gradient_norms import OTHER, PARTS
 
 
@@ -83,6 +87,20 @@ def test_the_last_evaluation_has_its_interval_and_the_value_of_chance():
         ("loss, validation", "0.6123"),
         ("preference accuracy, validation (chance: 50%)", "70.0% (95% interval 61.0% to 78.0%)"),
     ]
+
+
+def test_one_record_brings_a_new_metric_to_every_view(monkeypatch):
+    record = Metric(
+        "new", "new metric", ".1f", better="higher", measured_on="validation", chart=Chart(), label="new {}",
+        views=("progress line", "evaluation line", "tile", "model card", "scores"),
+    )  # fmt: skip
+    monkeypatch.setitem(METRICS, "new", record)
+    assert "new 0.5" in format_progress(5, 10, {}, {"eval_new": 0.5})
+    assert "new 0.5" in format_evaluation(5, 10, {"eval_new": 0.5})
+    assert list_charts()[Chart("New metric, validation")] == [("validation", "eval_new")]
+    assert Tile("eval_new", "new metric", ".1f", in_table_of_runs=False) in list_tiles()
+    assert format_last_evaluation({"eval_new": 0.5}) == [("new metric, validation", "0.5")]
+    assert format_scores({"new": 0.5}) == [("new metric", "0.5")]
 
 
 def test_importing_the_table_needs_no_torch():

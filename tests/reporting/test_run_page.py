@@ -24,20 +24,20 @@ def test_the_page_is_whole_and_loads_nothing(text):
     assert structure.tags.count("script") == 1
 
 
-def test_every_stage_is_in_the_table_and_a_missing_one_says_so(text):
+def test_every_stage_is_in_the_table_and_unfinished_ones_are_marked(text):
     words = " ".join(Structure(text).text.split())
     assert "82 documents, 0.8 MB" in words
     assert "loss 3.2 on held-out answers" in words
     assert "dpo not finished" in words
 
 
-def test_each_training_has_its_curves(text):
+def test_each_training_has_its_charts(text):
     titles = re.findall(r"<figcaption>\s*<b>([^<]*)</b>", text)
     wanted = ["Loss", "Bits per byte, validation", "Learning rate", "Gradient norm", "Gradient norm by part"]
     assert titles == [*wanted, "Tokens per second", "Memory, GiB"] * 2
 
 
-def test_what_went_wrong_is_told_and_escaped(text):
+def test_alerts_are_shown_and_escaped(text):
     words = " ".join(Structure(text).text.split())
     assert "Alerts 1 12 loss spike: <b>9.1</b>, usual is 4.2" in words
 
@@ -78,7 +78,7 @@ def test_a_secret_in_the_recipe_does_not_reach_the_page(run):
     assert "note: use" in text
 
 
-def test_what_was_planned_stands_beside_what_came_of_it(run, tmp_path):
+def test_predicted_numbers_are_shown_beside_actual_ones(run, tmp_path):
     shutil.copytree(run.root / "base", tmp_path / "base")
     assert "Predicted and actual" not in render_run_page(tmp_path, run.tree)
     keep(tmp_path, run.tree, {"hours": 61.25 / 3600 / 2})
@@ -86,7 +86,7 @@ def test_what_was_planned_stands_beside_what_came_of_it(run, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [[], ["corpus"], ["corpus", "tokenizer", "tokens"], ["base"], ["sft", "evaluation"]])
-def test_any_part_of_a_run_makes_a_page(run, tmp_path, kept):
+def test_a_page_can_be_rendered_of_any_part_of_a_run(run, tmp_path, kept):
     for folder in kept:
         shutil.copytree(run.root / folder, tmp_path / folder)
     words = " ".join(Structure(render_run_page(tmp_path, run.tree)).text.split())

@@ -21,7 +21,7 @@ def test_a_value_that_is_not_finite_is_a_gap():
     assert svg_path(line, lambda point: point) == "M1 1L2 2M4 4L5 5M7 7h.01"  # and a point alone is a dot
 
 
-def test_points_land_where_their_values_say():
+def test_points_are_placed_by_their_values():
     chart = line_chart("Loss", [Series("training", [(0, 4.0), (50, 2.0), (100, 0.0)])])
     assert [point[2:] for point in chart_data(chart)["series"][0]["points"]] == [[0, 0], [500, 500], [1000, 1000]]
     assert 'd="M0 0L500 500L1000 1000"' in chart
@@ -40,7 +40,7 @@ def test_the_data_of_a_chart_is_json_without_nan():
     assert [point[:2] for point in data["series"][0]["points"]] == [[1, 2.0]]
 
 
-def test_no_finite_value_no_chart():
+def test_without_a_finite_value_there_is_no_chart():
     assert line_chart("Loss", [Series("training", []), Series("validation", [(1, NAN)])]) == ""
 
 
@@ -59,10 +59,10 @@ def test_ticks_are_round(low, high, expected):
 
 @pytest.mark.parametrize(("low", "high"), [(1.42, 5.46), (0, 6e-4), (2.4881, 2.5127), (0, 33_412), (0.1, 0.1001)])
 def test_ticks_around_a_range_enclose_it(low, high):
-    found = ticks_around(low, high, 3)
-    assert found[0] <= low
-    assert found[-1] >= high
-    assert 2 <= len(found) <= 7
+    ticks = ticks_around(low, high, 3)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 7
 
 
 def test_a_long_line_is_thinned_without_losing_its_spikes_and_gaps():

@@ -83,18 +83,23 @@ def _render_training(training: TrainingLog, width: int) -> list[str]:
     evaluation = training.last_entry("eval_loss")
 
     lines = [_format_heading(training)]
-    lines += wrap_words(format_progress(step, max_steps, entry, evaluation).split("  "), width)
+    progress = format_progress(step, max_steps, entry, evaluation)
+    lines += wrap_words(progress.split("  "), width)
     if evaluation:
-        lines += wrap_words(format_evaluation(evaluation["step"], max_steps, evaluation).split("  "), width)
+        result = format_evaluation(evaluation["step"], max_steps, evaluation)
+        lines += wrap_words(result.split("  "), width)
     if max_steps:
         lines.append(_draw_progress_bar(step / max_steps, min(width, MAX_BAR_CHARACTERS)))
     lines += _render_curves(training)
 
-    lines += [f"!! step {alert['step']:,}: {alert['text']}" for alert in training.alerts.rows[-MAX_ALERTS:]]
+    for alert in training.alerts.rows[-MAX_ALERTS:]:
+        lines.append(f"!! step {alert['step']:,}: {alert['text']}")
+
     samples = training.samples.rows
     last_samples = [row for row in samples if row["step"] == samples[-1]["step"]]
     for row in last_samples[:MAX_SAMPLES]:
-        lines.append(f"[step {row['step']:,}] {row['prompt']} ▸{one_line(row['text'])}")
+        completion = one_line(row["text"])
+        lines.append(f"[step {row['step']:,}] {row['prompt']} ▸{completion}")
     return lines
 
 

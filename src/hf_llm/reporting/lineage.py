@@ -59,16 +59,18 @@ def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
 def _source_name(source: dict[str, Any]) -> str:
     """A source's name for readers. A local path is reduced to its last part: the rest of it is private."""
     if source.get("hub"):
-        return " ".join(str(source[key]) for key in ("hub", "subset", "split") if source.get(key))
-    if source.get("path") or source.get("git"):
-        path = str(source.get("path") or source["git"])
-        return Path(path).name or path
+        parts = [source.get(key) for key in ("hub", "subset", "split")]
+        return " ".join(str(part) for part in parts if part)
+    location = source.get("path") or source.get("git")
+    if location:
+        return Path(str(location)).name or str(location)
     if source.get("crawl"):
         return "Common Crawl"
 
     installed = source.get("installed")
-    parts = ", ".join(map(str, installed)) if isinstance(installed, list) else str(installed)
-    return f"documentation installed with Python ({parts.replace('_', ' ')})"
+    names = installed if isinstance(installed, list) else [installed]
+    parts = ", ".join(map(str, names)).replace("_", " ")
+    return f"documentation installed with Python ({parts})"
 
 
 def count_parameters(folder: Path) -> int | None:

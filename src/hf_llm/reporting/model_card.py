@@ -91,7 +91,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
         metrics=format_last_evaluation(manifest["facts"].get("metrics", {})),
         scores=format_scores(read_test_scores(folder) or {}),
         versions=manifest["versions"],
-        lineage={name: entry["digest"] for name, entry in manifests.items()},
+        digests={name: entry["digest"] for name, entry in manifests.items()},
         created=manifest["created"],
     )
     front_matter = build_front_matter(manifest, sources, licenses, kind)

@@ -36,15 +36,13 @@ def line_chart(
     if not lines:
         return Markup("")
 
-    finite = [point for line in lines for point in line.points if math.isfinite(point[1])]
-    xs = [x for x, _ in finite]
-    ys = [y for _, y in finite]
-    x_low, x_high = _widen_range(min(0, min(xs)) if x_from_zero else min(xs), max(xs))
-    y_low, y_high = _widen_range(min(0, min(ys)) if from_zero else min(ys), max(ys))
-
-    # The plot reaches from the lowest to the highest tick.
+    finite_points = [point for line in lines for point in line.points if math.isfinite(point[1])]
+    x_low, x_high = _value_range([x for x, _ in finite_points], x_from_zero)
+    y_low, y_high = _value_range([y for _, y in finite_points], from_zero)
     x_ticks = ticks_within(x_low, x_high, 5)
     y_ticks = ticks_around(y_low, y_high, 3)
+
+    # Upwards the plot reaches from the lowest tick to the highest.
     y_low = y_ticks[0]
     y_high = y_ticks[-1]
 
@@ -60,7 +58,7 @@ def line_chart(
         for line in lines
     ]
     template = templates.html().get_template("chart.html")
-    html = template.render(
+    figure = template.render(
         title=title,
         lines=[(line.name, svg_path(line.points, to_plot)) for line in lines],
         y_ticks=[(format_short(y), to_plot((x_low, y))[1] / 10) for y in y_ticks],
@@ -68,7 +66,7 @@ def line_chart(
         data=json.dumps({"x": x_label, "series": hover_data}, allow_nan=False, separators=(",", ":")),
         summary="; ".join(f"{line.name} {format_short(last_finite(line.points))}" for line in lines),
     )
-    return Markup(html)
+    return Markup(figure)
 
 
 def svg_path(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
@@ -146,9 +144,12 @@ def _y_value(point: Point) -> float:
     return point[1]
 
 
-def _widen_range(low: float, high: float) -> Point:
-    """Give a range some extent where all values are the same."""
+def _value_range(values: list[float], from_zero: bool) -> tuple[float, float]:
+    """The lowest and the highest value to show, with some extent where all values are the same."""
+    low = min(values)
+    high = max(values)
+    if from_zero:
+        low = min(0, low)
     if high > low:
         return low, high
-    margin = (abs(low) or 1) / 2
-    return low - margin, high + (abs(high) or 1) / 2
+    return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2

@@ -46,10 +46,13 @@ class CostCallback(TrainerCallback):
 
         now = time.perf_counter()
         hours = self._earlier_hours + (now - self._started) / 3600 * args.world_size
-        values = {"eta_seconds": self._estimate_seconds_left(state, now), "device_hours": round(hours, 5)}
+        values = {}
+        values["eta_seconds"] = self._estimate_seconds_left(state, now)
+        values["device_hours"] = round(hours, 5)
         if self.price_per_hour is not None:
             values["cost"] = round(hours * self.price_per_hour, 4)
-        kwh = self._earlier_kwh + sum_over_processes(self._energy.joules(), args.device) / JOULES_PER_KWH
+        joules = sum_over_processes(self._energy.joules(), args.device)
+        kwh = self._earlier_kwh + joules / JOULES_PER_KWH
         if kwh:
             values["energy_kwh"] = round(kwh, 6)
 

@@ -84,10 +84,10 @@ class SampleCallback(TrainerCallback):
             print_main(f"[step {step}] {prompt} ▸{completion}")
             rows.append(row)
 
+        markdown = "\n\n".join(f"**{row['prompt']}**{row['text']}" for row in rows)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                text = "\n\n".join(f"**{row['prompt']}**{row['text']}" for row in rows)
-                callback.tb_writer.add_text("samples", text, step)
+                callback.tb_writer.add_text("samples", markdown, step)
         if "wandb" in args.report_to:
             import wandb
 
