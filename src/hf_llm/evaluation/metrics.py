@@ -1,7 +1,7 @@
 """The metrics of a training and of an evaluation, one record each: every place that shows a metric is derived from it.
 
 Those places are the console, the live page, the report, the model card and the table of an evaluation. To add a metric,
-log it under a key and give it a record in `METRICS` (docs/layout.md). Plain values: nothing here imports torch.
+log it under a key and give it a record in `_METRICS` (docs/layout.md). Plain values: nothing here imports torch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,9 +42,10 @@ class Metric:
     """What the rest of the package needs to know of one metric."""
 
     key: str
-    """Its key in Trainer's log. The value on the validation split stands under `eval_` and this key."""
+    """Its key in Trainer's log, where the value on the validation split has the prefix `eval_`; of a score, its key in the
+    results of the evaluation stage."""
     title: str
-    """What was measured, as a reader is told."""
+    """What was measured, in a reader's words."""
     format: str
     """How a line of the console and a number of a page show a value (`hf_llm.core.format.format_value`)."""
     _: KW_ONLY
@@ -103,8 +104,8 @@ MEMORY = Chart("Memory, GiB", from_zero=True)
 
 CONSOLE: tuple[View, ...] = ("progress line", "evaluation line")
 
-# By key. The order is that of the console's lines, of charts (the first is drawn large), and of columns: of the scores
-# of an evaluation, the one that matters first.
+# The order is that of the console's lines, of charts (the first is drawn large), and of columns: of the scores of an
+# evaluation, the one that matters first.
 _METRICS = [
     Metric(
         "loss",  # nats per token where it is a likelihood, as in pretraining and SFT, not in DPO or PPO
@@ -224,6 +225,7 @@ _METRICS = [
     ),
 ]  # fmt: skip
 
+# Every metric by its key.
 METRICS = {metric.key: metric for metric in _METRICS}
 
 

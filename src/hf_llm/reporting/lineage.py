@@ -13,7 +13,7 @@ from hf_llm.pipeline.stages import OPTIONAL
 # By folder: the recipe key that lists what it was trained on.
 DATA_KEYS = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
 
-# Key -> title and format of the scores of an evaluation, as hf_llm.evaluate prints them.
+# By key: title and format of the scores of an evaluation, as hf_llm.evaluate prints them.
 SCORES = {metric.key: (metric.title, metric.table_format or metric.format) for metric in metrics_in("scores")}
 
 
