@@ -108,13 +108,13 @@ def test_card_report_samples_and_headlines_speak_of_what_it_does(lives, name):
     accuracy = "span accuracy" if name == "t5" else "masked-token accuracy"
     assert accuracy in read_manifest(run / "evaluation")["headline"]
     page = (run / "report/index.html").read_text(encoding="utf-8")
-    assert ("Tokens of gaps right" if name == "t5" else "Masked tokens right") in page
+    assert ("Span accuracy" if name == "t5" else "Masked-token accuracy") in page
     assert "its bits per byte" not in page and "perplexity per token" not in page
     sample = json.loads((run / "base/samples.jsonl").read_text().splitlines()[-1])
     assert sample["text"].startswith("The ") and sample["text"].endswith(" fox") and "<" not in sample["text"]
     card = (run / "base/README.md").read_text(encoding="utf-8")
     assert f"pipeline_tag: {'text2text-generation' if name == 't5' else 'fill-mask'}" in card
-    assert "held-out test text |" not in card  # it was made before the evaluation
+    assert "test split |" not in card  # it was made before the evaluation
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("runs/", f"{run.parent}/")
     exec(compile(code, "README.md", "exec"), {})
 

@@ -17,13 +17,13 @@ def recipe(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-def finished(folder, headline):
+def finish_folder(folder, headline):
     folder.mkdir(parents=True)
     entries = {"headline": headline, "seconds": 1.0, "licenses": [], "settings": {}, "inputs": {}, "facts": {}}
     write_manifest(folder, folder=folder.name, **entries)
 
 
-def test_a_run_without_any_stage_has_a_report_that_says_so(recipe, tmp_path, capsys):
+def test_the_report_of_a_run_without_any_stage_says_so(recipe, tmp_path, capsys):
     report.main([recipe])
     text = (tmp_path / "runs/tiny/report/index.html").read_text()
     assert "no model has been trained yet" in text
@@ -31,10 +31,11 @@ def test_a_run_without_any_stage_has_a_report_that_says_so(recipe, tmp_path, cap
     assert "index.html" in capsys.readouterr().out
 
 
-def test_a_report_is_made_anew_when_the_run_has_gone_on(recipe, tmp_path):
-    page, corpus = tmp_path / "runs/tiny/report/index.html", tmp_path / "runs/tiny/corpus"
+def test_a_report_is_rebuilt_when_the_run_has_continued(recipe, tmp_path):
+    page = tmp_path / "runs/tiny/report/index.html"
+    corpus = tmp_path / "runs/tiny/corpus"
     report.main([recipe])
-    finished(corpus, "12 documents")
+    finish_folder(corpus, "12 documents")
     report.main([recipe])
     assert "12 documents" in page.read_text()
     assert not page.with_name("index.html.tmp").exists()

@@ -6,29 +6,29 @@ import subprocess
 import sys
 import urllib.request
 
-from tests.monitoring.made_up_run import made_up_run
+from tests.monitoring.made_up_run import write_made_up_run
 from tests.tiny_recipe import run_module
 
 
-def test_where_the_output_is_no_terminal_the_runs_are_shown_once(tmp_path):
-    made_up_run(tmp_path / "runs" / "first")
-    made_up_run(tmp_path / "runs" / "second", steps=600)
-    done = run_module("hf_llm.watch", "runs/first", "runs/second", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "step 1,200/2,000  loss" in done.stdout
-    assert "step 600/2,000  loss" in done.stdout
-    assert "\x1b" not in done.stdout
+def test_without_a_terminal_the_runs_are_shown_once(tmp_path):
+    write_made_up_run(tmp_path / "runs" / "first")
+    write_made_up_run(tmp_path / "runs" / "second", steps=600)
+    result = run_module("hf_llm.watch", "runs/first", "runs/second", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "step 1,200/2,000  loss" in result.stdout
+    assert "step 600/2,000  loss" in result.stdout
+    assert "\x1b" not in result.stdout
 
 
-def test_a_run_that_is_not_there_is_the_users_fault(tmp_path):
+def test_a_missing_run_is_a_user_error(tmp_path):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    done = run_module("hf_llm.watch", "runs/quickstar", folder=tmp_path)
-    assert done.returncode == 2
-    assert "did you mean runs/quickstart?" in done.stderr
+    result = run_module("hf_llm.watch", "runs/quickstar", folder=tmp_path)
+    assert result.returncode == 2
+    assert "did you mean runs/quickstart?" in result.stderr
 
 
-def test_the_page_is_served_until_it_is_told_to_end(tmp_path):
-    made_up_run(tmp_path / "runs" / "first")
+def test_the_page_is_served_until_ctrl_c(tmp_path):
+    write_made_up_run(tmp_path / "runs" / "first")
     command = [sys.executable, "-m", "hf_llm.watch", "runs/first", "--page", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         url = process.stdout.readline().strip()

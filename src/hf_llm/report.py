@@ -1,9 +1,9 @@
-"""Show a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html,
+"""Render a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html,
 and beside it corpus.html with every decision about the text.
 
     python -m hf_llm.report recipes/gpt125m.yaml
 
-Each page is a single file that loads nothing. Made anew each time, from whatever stages are finished.
+Each page is a single file that loads nothing. Both are rebuilt each time, from the stages that are finished.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import command
 from hf_llm.pipeline.run import read_run
-from hf_llm.reporting.corpus_page import corpus_page
-from hf_llm.reporting.run_page import page
+from hf_llm.reporting.corpus_page import render_corpus_page
+from hf_llm.reporting.run_page import render_run_page
 
 
 @dataclass
@@ -20,17 +20,22 @@ class Recipe:
     """What this stage reads of the recipe."""
 
     name: str
+    """The run's name: everything goes to runs/<name>/."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     run, _ = read_run(Recipe, argv)
-    with run.open_stage("report") as making:
-        text = page(run.root, run.tree)
-        write_text(making.path / "index.html", text)
-        if corpus := corpus_page(run.root, run.name):
-            write_text(making.path / "corpus.html", corpus)
-        making.complete(f"{making.path / 'index.html'} ({len(text) / 1e3:,.0f} kB)", [])
+    with run.open_stage("report") as output:
+        page = render_run_page(run.root, run.tree)
+        path = output.path / "index.html"
+        write_text(path, page)
+
+        corpus_page = render_corpus_page(run.root, run.name)
+        if corpus_page:
+            write_text(output.path / "corpus.html", corpus_page)
+
+        output.complete(f"{path} ({len(page) / 1e3:,.0f} kB)", [])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Watch runs while they train: curves, speed, what is left, alerts and samples; disturbs nothing, makes nothing.
+"""Watch runs while they train: curves, speed, time left, alerts and samples. Changes nothing and writes nothing.
 
 python -m hf_llm.watch runs/quickstart
 python -m hf_llm.watch runs/quickstart --page              # curves in the browser
-python -m hf_llm.watch runs/first runs/second --page       # over each other
+python -m hf_llm.watch runs/first runs/second --page       # several runs in the same charts
 """
 
 import argparse
@@ -14,24 +14,25 @@ from hf_llm.monitoring.log_tail import RunLog
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     runs = [RunLog(path) for path in arguments.runs]
+
     if arguments.page:
         from hf_llm.monitoring.live_page import LiveServer
 
-        LiveServer(runs, arguments.port).run("Ctrl-C ends; the trainings go on")
+        LiveServer(runs, arguments.port).run("Ctrl-C stops the page; the runs continue")
     else:
-        from hf_llm.monitoring.terminal_view import follow
+        from hf_llm.monitoring.terminal_view import follow_runs
 
-        follow(runs)
+        follow_runs(runs)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Define the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="runs' folders, or the folder of one training")
-    parser.add_argument("--page", action="store_true", help="in the browser, on this machine, instead of here")
-    parser.add_argument("--port", type=int, default=8000, help="of the page (%(default)s)")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or the folder of one training stage")
+    parser.add_argument("--page", action="store_true", help="show the runs in a browser on this machine")
+    parser.add_argument("--port", type=int, default=8000, help="the page's port (default: %(default)s)")
     return parser
 
 

@@ -10,7 +10,7 @@ from hf_llm.core.jsonl import alerts_file, append_row, metrics_file, replace_row
 from hf_llm.monitoring.live_page import LiveServer
 from hf_llm.monitoring.log_tail import RunLog
 from tests.human_eval.chromium import PROGRAM, Browser
-from tests.monitoring.made_up_run import made_up_run
+from tests.monitoring.made_up_run import write_made_up_run
 from tests.served import in_thread
 
 TITLES = "[...document.querySelectorAll('#charts figcaption b')].map((title) => title.textContent)"
@@ -32,8 +32,8 @@ def state(server, known=None):
     return json.loads(get(server, f"api/state?known={query}"))
 
 
-def test_only_what_is_new_is_sent(tmp_path):
-    base = made_up_run(tmp_path / "x") / "base"
+def test_the_state_holds_only_rows_that_the_page_does_not_have(tmp_path):
+    base = write_made_up_run(tmp_path / "x") / "base"
     with serving(tmp_path / "x") as server:
         first = state(server)["runs"][0]["trainings"][0]["news"]["metrics"]
         assert (first["from"], len(first["rows"])) == (0, 1 + 120 + 6)
@@ -47,8 +47,8 @@ def test_only_what_is_new_is_sent(tmp_path):
         assert (news["from"], len(news["rows"])) == (0, 2)
 
 
-def test_another_sites_name_for_this_machine_is_refused(tmp_path):
-    with serving(made_up_run(tmp_path / "x")) as server:
+def test_foreign_host_names_and_malformed_requests_are_refused(tmp_path):
+    with serving(write_made_up_run(tmp_path / "x")) as server:
         assert "<title>Training</title>" in get(server, "")
         with pytest.raises(urllib.error.HTTPError, match="403"):
             get(server, "api/state", host="attacker.example")
@@ -57,14 +57,14 @@ def test_another_sites_name_for_this_machine_is_refused(tmp_path):
                 get(server, urllib.request.quote(path, safe="/?=:"))
 
 
-def test_a_taken_port_is_the_users_fault(tmp_path):
-    with serving(made_up_run(tmp_path / "x")) as server, pytest.raises(UserError, match="another with --port"):
+def test_a_taken_port_is_a_user_error(tmp_path):
+    with serving(write_made_up_run(tmp_path / "x")) as server, pytest.raises(UserError, match="another with --port"):
         LiveServer([], port=server.server_address[1])
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 def test_the_page_follows_a_run(tmp_path):
-    run = made_up_run(tmp_path / "gpt125m")
+    run = write_made_up_run(tmp_path / "gpt125m")
     with serving(run) as server, Browser(tmp_path / "profile") as browser:
         browser.open(server.url)
         browser.wait(f"{TITLES}.length > 5")
@@ -105,8 +105,8 @@ def test_the_page_follows_a_run(tmp_path):
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
-def test_two_runs_lie_over_each_other_and_a_run_that_has_not_begun_says_so(tmp_path):
-    first, second = made_up_run(tmp_path / "first"), made_up_run(tmp_path / "second", steps=600, seed=4)
+def test_two_runs_share_charts_and_an_empty_run_says_so(tmp_path):
+    first, second = write_made_up_run(tmp_path / "first"), write_made_up_run(tmp_path / "second", steps=600, seed=4)
     (tmp_path / "third").mkdir()
     with serving(first, second) as server, Browser(tmp_path / "profile") as browser:
         browser.open(server.url)

@@ -11,8 +11,8 @@ from hf_llm.core.jsonl import metrics_file, replace_rows
 from hf_llm.core.manifest import write_json
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
-from hf_llm.monitoring.terminal_view import curve, view
-from tests.monitoring.made_up_run import made_up_run
+from hf_llm.monitoring.terminal_view import draw_curve, render_runs
+from tests.monitoring.made_up_run import write_made_up_run
 from tests.monitoring.tiny_training import Rows
 
 
@@ -21,7 +21,7 @@ def write(path, text, mode="a"):
         file.write(text)
 
 
-def test_a_line_is_read_when_it_is_whole(tmp_path):
+def test_tail_reads_a_line_once_it_is_complete(tmp_path):
     tail = Tail(tmp_path / "x.jsonl")
     tail.read()
     assert (tail.rows, tail.generation) == ([], 0)
@@ -35,14 +35,14 @@ def test_a_line_is_read_when_it_is_whole(tmp_path):
     assert tail.generation == 0
 
 
-def test_a_line_that_is_no_json_is_left_out(tmp_path):
+def test_tail_skips_a_line_that_is_not_json(tmp_path):
     tail = Tail(tmp_path / "x.jsonl")
     write(tail.path, '{"step": 1}\n{"step": 2, "te{"step": 3}\n[1]\n{"step": 4}\n')
     tail.read()
     assert tail.rows == [{"step": 1}, {"step": 4}]
 
 
-def test_a_file_that_a_resumed_training_begins_anew_is_read_anew(tmp_path):
+def test_tail_starts_over_when_a_resume_replaces_the_file(tmp_path):
     tail = Tail(tmp_path / "x.jsonl")
     replace_rows(tail.path, [{"step": step} for step in range(5)])
     tail.read()
@@ -58,7 +58,7 @@ def test_a_file_that_a_resumed_training_begins_anew_is_read_anew(tmp_path):
     assert (tail.rows, tail.generation) == ([], 2)
 
 
-def test_a_training_is_followed_step_by_step(make_trainer, tmp_path):
+def test_training_log_follows_a_training_step_by_step(make_trainer, tmp_path):
     log, steps = TrainingLog(tmp_path / "out"), []
 
     class Follow(TrainerCallback):
@@ -73,8 +73,8 @@ def test_a_training_is_followed_step_by_step(make_trainer, tmp_path):
     assert steps == [(step, step, "running") for step in range(5)]
 
 
-def test_how_a_training_stands(tmp_path):
-    base = made_up_run(tmp_path / "x") / "base"
+def test_status_is_the_last_one_written_and_finished_with_a_manifest(tmp_path):
+    base = write_made_up_run(tmp_path / "x") / "base"
     log = TrainingLog(base)
     log.read()
     assert log.status()["state"] == "silent"  # its last entry is of long ago
@@ -88,8 +88,8 @@ def test_how_a_training_stands(tmp_path):
     assert (log.status()["state"], log.status()["headline"]) == ("finished", "0.97 bits per byte")
 
 
-def test_trainings_stand_in_running_order_and_new_ones_appear(tmp_path):
-    run = RunLog(made_up_run(tmp_path / "x"))
+def test_run_log_lists_trainings_in_running_order_and_new_ones_as_they_begin(tmp_path):
+    run = RunLog(write_made_up_run(tmp_path / "x"))
     run.read()
     assert list(run.trainings) == ["base", "sft"]
     assert run.current.name == "base"
@@ -102,20 +102,20 @@ def test_trainings_stand_in_running_order_and_new_ones_appear(tmp_path):
     assert run.current.name == "dpo"
 
 
-def test_one_trainings_folder_will_do(tmp_path):
-    run = RunLog(made_up_run(tmp_path / "x") / "base")
+def test_run_log_accepts_the_folder_of_one_training(tmp_path):
+    run = RunLog(write_made_up_run(tmp_path / "x") / "base")
     run.read()
     assert (run.name, list(run.trainings)) == ("x/base", ["base"])
 
 
-def test_a_folder_that_is_not_there_is_named_with_the_nearest(tmp_path):
+def test_a_missing_folder_is_an_error_that_names_the_most_similar(tmp_path):
     (tmp_path / "gpt125m").mkdir()
     with pytest.raises(UserError, match=r"did you mean .*gpt125m"):
         RunLog(tmp_path / "gpt12m")
 
 
-def test_the_terminals_view(tmp_path):
-    text = view([RunLog(made_up_run(tmp_path / "gpt125m"))], 100)
+def test_render_runs_shows_numbers_curves_alerts_and_samples(tmp_path):
+    text = render_runs([RunLog(write_made_up_run(tmp_path / "gpt125m"))], 100)
     lines = text.splitlines()
     assert lines[0] == "gpt125m"
     assert max(map(len, lines)) <= 100
@@ -129,10 +129,10 @@ def test_the_terminals_view(tmp_path):
     ):
         assert wanted in text
     (tmp_path / "new").mkdir()
-    assert "nothing has been trained yet" in view([RunLog(tmp_path / "new")], 80)
+    assert "nothing has been trained yet" in render_runs([RunLog(tmp_path / "new")], 80)
 
 
-def test_a_curve_in_characters():
-    assert curve([3.0, 2.0, 1.0, 0.0]) == "█▆▃▁"
-    assert curve([1.0, 1.0]) == "▁▁"
-    assert len(curve(list(map(float, range(1000))))) == 48
+def test_draw_curve_scales_to_the_range_and_limits_the_length():
+    assert draw_curve([3.0, 2.0, 1.0, 0.0]) == "█▆▃▁"
+    assert draw_curve([1.0, 1.0]) == "▁▁"
+    assert len(draw_curve(list(map(float, range(1000))))) == 48

@@ -28,7 +28,7 @@ class Windows(Dataset):
         return {"input_ids": row, "labels": row}
 
 
-def train(folder: Path, steps: int) -> dict[str, float]:
+def train_model(folder: Path, steps: int) -> dict[str, float]:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     args = TrainingArguments(
@@ -53,13 +53,13 @@ def train(folder: Path, steps: int) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def scores(loss: float) -> dict[str, float]:
+def make_scores(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / math.log(2) / 3.5, "tokens": 4096}
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """`root`, the run's folder; `tree`, its recipe; `made`, its manifests. DPO is asked for and not done."""
+    """`root`, the run's folder; `tree`, its recipe; `manifests` of its folders. DPO is requested and not done."""
     root = tmp_path_factory.mktemp("runs") / "tiny"
     sources = [
         {"installed": ["language_reference"], "license": "psf-2.0"},
@@ -74,14 +74,16 @@ def run(tmp_path_factory):
         "sft": {"data": [{"path": "chats.jsonl", "license": "cc-by-4.0"}], "training": {"max_steps": 6}},
         "dpo": {"data": [{"hub": "Anthropic/hh-rlhf", "license": "mit"}]},
     }
-    made = {}
+    manifests = {}
 
-    def make(folder: str, headline: str, licenses: list[str], settings: dict, before: list[str], **facts) -> None:
+    def finish_folder(
+        folder: str, headline: str, licenses: list[str], settings: dict, before: list[str], **facts
+    ) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
         (root / folder / "marker").write_text(folder)
-        inputs = {name: made[name]["digest"] for name in before}
+        inputs = {name: manifests[name]["digest"] for name in before}
         entries = {"folder": folder, "headline": headline, "seconds": 61.25, "licenses": licenses, "settings": settings}
-        made[folder] = write_manifest(root / folder, **entries, inputs=inputs, facts=facts)
+        manifests[folder] = write_manifest(root / folder, **entries, inputs=inputs, facts=facts)
 
     rules = {
         "read": {"documents": 1090, "bytes": 900_000, "seconds": 1.5, "dropped": {"not_utf8": 2}, "changed": {}},
@@ -105,10 +107,10 @@ def run(tmp_path_factory):
         "seconds": {"cleaning": 2.0, "sharding": 0.1},
     }
     texts = ["odc-by", "psf-2.0", "unknown"]
-    make("corpus", "82 documents, 0.8 MB", texts, {"corpus.sources": sources}, [], ledger=ledger)
-    make("tokenizer", "64 tokens, 1.00 bytes per token", texts, {}, ["corpus"])
-    make("tokens", "1,024 tokens", texts, {}, ["corpus", "tokenizer"])
-    metrics = train(root / "base", 30)
+    finish_folder("corpus", "82 documents, 0.8 MB", texts, {"corpus.sources": sources}, [], ledger=ledger)
+    finish_folder("tokenizer", "64 tokens, 1.00 bytes per token", texts, {}, ["corpus"])
+    finish_folder("tokens", "1,024 tokens", texts, {}, ["corpus", "tokenizer"])
+    metrics = train_model(root / "base", 30)
     rows = [
         {"step": 10, "prompt": "The <b>list</b>", "text": " is & is"},
         {"step": 20, "prompt": "The <b>list</b>", "text": ""},
@@ -117,16 +119,16 @@ def run(tmp_path_factory):
     alert = {"step": 12, "kind": "loss_spike", "text": "loss spike: <b>9.1</b>, usual is 4.2", "time": 1.0}
     append_row(alerts_file(root / "base"), alert)
     settings = {"pretrain.tokens_per_step": 64, "pretrain.training.learning_rate": 0.01, "seed": 42}
-    make("base", "2.100 bits per byte", texts, settings, ["tokens", "tokenizer"], metrics=metrics, steps=30)
-    metrics = train(root / "sft", 6)
+    finish_folder("base", "2.100 bits per byte", texts, settings, ["tokens", "tokenizer"], metrics=metrics, steps=30)
+    metrics = train_model(root / "sft", 6)
     settings = {"sft.data": tree["sft"]["data"], "sft.training.max_steps": 6}
-    make("sft", "loss 3.2 on held-out answers", [*texts, "cc-by-4.0"], settings, ["base"], metrics=metrics)
-    models = {"base": scores(4.2), "sft": scores(4.3)}
+    finish_folder("sft", "loss 3.2 on held-out answers", [*texts, "cc-by-4.0"], settings, ["base"], metrics=metrics)
+    models = {"base": make_scores(4.2), "sft": make_scores(4.3)}
     answers = {"base": "<script>alert('base')</script>", "sft": "A list is mutable."}
     (root / "evaluation").mkdir()
     write_json(
         root / "evaluation" / "results.json",
         {"models": models, "samples": [{"prompt": "What is a list?", "answers": answers}]},
     )
-    make("evaluation", "base 1.7 bits per byte", texts, {}, ["tokens", "base", "sft"], results=models)
-    return SimpleNamespace(root=root, tree=tree, made=made)
+    finish_folder("evaluation", "base 1.7 bits per byte", texts, {}, ["tokens", "base", "sft"], results=models)
+    return SimpleNamespace(root=root, tree=tree, manifests=manifests)

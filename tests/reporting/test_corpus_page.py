@@ -1,37 +1,37 @@
 """The page about a corpus: one file, everything escaped, every rule with what it left out."""
 
-from hf_llm.reporting.corpus_page import corpus_page, shares, source
+from hf_llm.reporting.corpus_page import describe_source, render_corpus_page, shares_by_bytes
 from tests.page_structure import Structure
 
 
-def test_every_rule_of_every_source_is_told_with_samples(run):
-    text = corpus_page(run.root, "mine")
+def test_the_page_shows_every_filter_of_every_source_with_samples(run):
+    text = render_corpus_page(run.root, "mine")
     structure = Structure(text)
     words = " ".join(structure.text.split())
     assert structure.addresses == []
     for wanted in (
         "1,090", "duplicate 1,008", "redacted email 3", "not utf8 2", "a.txt, line 3: not UTF-8",
-        "512 to 1,023 characters", "1,234 characters were cut", "kept is 1e1e1e1e1e1e", "A <b>copy</b>",
+        "512 to 1,023 characters", "1,234 characters were cut", "kept: 1e1e1e1e1e1e", "A <b>copy</b>",
     ):  # fmt: skip
         assert wanted in words, wanted
     assert "<b>copy" not in text
 
 
 def test_a_run_without_a_corpus_has_no_page(tmp_path):
-    assert corpus_page(tmp_path, "mine") is None
+    assert render_corpus_page(tmp_path, "mine") is None
 
 
-def test_a_funnel_is_drawn_to_its_first_rule():
+def test_describe_source_gives_shares_of_the_documents_read():
     rules = {
         name: {"documents": documents, "bytes": documents * 10, "seconds": 0.1, "dropped": {}, "changed": {}}
         for name, documents in (("read", 200), ("length", 50))
     }
     entry = {"license": "mit", "rules": rules, "lengths": [0, 0, 4, 2], "unreadable": {}}
-    found = source("texts", entry, bytes_per_token=5.0)
-    assert [(row["share"], row["tokens"]) for row in found["rows"]] == [(100, 400), (25, 100)]
-    assert found["lengths"] == [{"from": 4, "documents": 4, "share": 100}, {"from": 8, "documents": 2, "share": 50}]
+    described = describe_source("texts", entry, bytes_per_token=5.0)
+    assert [(row["share"], row["tokens"]) for row in described["rows"]] == [(100, 400), (25, 100)]
+    assert described["lengths"] == [{"from": 4, "documents": 4, "share": 100}, {"from": 8, "documents": 2, "share": 50}]
 
 
-def test_shares_are_of_the_bytes_and_the_largest_comes_first():
+def test_shares_by_bytes_has_the_largest_first():
     counts = {"a": {"documents": 9, "bytes": 25}, "b": {"documents": 1, "bytes": 75}}
-    assert shares(counts) == [("b", 1, 75, 75.0), ("a", 9, 25, 25.0)]
+    assert shares_by_bytes(counts) == [("b", 1, 75, 75.0), ("a", 9, 25, 25.0)]

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.reporting.model_card import HUB_LICENSES, front_matter, model_card
+from hf_llm.reporting.model_card import HUB_LICENSES, build_front_matter, model_card
 
 TOKEN = "hf_" + "Qx7" * 11
 
@@ -32,8 +32,8 @@ def test_the_front_matter_is_what_the_hub_reads(run):
         (["mit", "odc-by"], ["mit", "odc-by"], None),
     ],
 )
-def test_a_licence_the_hub_does_not_know_is_named_beside_other(licenses, license, name):
-    data = front_matter({"folder": "base"}, [], licenses, kind="base")
+def test_a_licence_unknown_to_the_hub_is_named_beside_other(licenses, license, name):
+    data = build_front_matter({"folder": "base"}, [], licenses, kind="base")
     assert data.license == license
     assert data.license_name == name
     assert set([license] if isinstance(license, str) else license) <= HUB_LICENSES
@@ -54,27 +54,27 @@ def test_the_code_on_a_card_is_python(run, stage):
     assert 'name = "someone/tiny"' in code
 
 
-def test_remote_code_is_asked_for_where_the_model_brings_its_own(run, tmp_path):
+def test_the_snippet_trusts_remote_code_only_where_the_model_has_its_own(run, tmp_path):
     assert "trust_remote_code" not in model_card(run.root / "base")
     folder = shutil.copytree(run.root / "base", tmp_path / "base")
     write_json(folder / "config.json", {"model_type": "hf_llm", "auto_map": {"AutoModelForCausalLM": "m.C"}})
     assert "trust_remote_code=True" in model_card(folder)
 
 
-def test_a_card_tells_data_licences_settings_results_versions_and_lineage(run):
+def test_a_card_lists_data_licences_settings_results_versions_and_lineage(run):
     card = model_card(run.root / "sft")
     assert "[HuggingFaceFW/fineweb-edu sample-10BT](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)" in card
     assert "**unknown**" in card
     assert "| `training.learning_rate` | 0.01 |" in card
-    assert "| bits per byte, held-out test text | 1.7725 |" in card
+    assert "| bits per byte, test split | 1.7725 |" in card
     assert "perplexity, validation" in card
     assert "transformers 5." in card
     assert "small model" in card
     for name in ("corpus", "tokenizer", "tokens", "base", "sft"):
-        assert f"| {name} | `{run.made[name]['digest']}` |" in card
+        assert f"| {name} | `{run.manifests[name]['digest']}` |" in card
 
 
-def test_tables_stay_tables(run):
+def test_every_table_row_ends_with_a_bar(run):
     rows = [line for line in model_card(run.root / "sft").splitlines() if line.startswith("|")]
     assert rows
     assert all(line.endswith("|") for line in rows)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hf_llm.core.format import format_duration
 from hf_llm.experiments.matched_sizes import UNIT_NAMES, measure_model
 from hf_llm.experiments.train_variants import run_in_subprocess
 from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining
@@ -10,7 +11,6 @@ from hf_llm.planning.memory_estimate import Job
 from hf_llm.planning.speed import measured_here
 from hf_llm.planning.stage_plans import tokens_worked
 from hf_llm.planning.tables import aligned, number
-from hf_llm.reporting.run_page import duration
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: flo
             ratio = entry.matched_quantity(equal) / planned[0].matched_quantity(equal)
             row.append(f"{ratio - 1:+.2%}")
         if entry.tokens:
-            row += [number(entry.tokens), duration(entry.total_flops / flops_per_second)]
+            row += [number(entry.tokens), format_duration(entry.total_flops / flops_per_second)]
         else:
             row += ["by epochs", ""]
         if is_matched:
@@ -103,7 +103,7 @@ def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: flo
 
     seconds = seeds * sum(entry.total_flops for entry in planned) / flops_per_second
     lines.append(
-        f"  {len(planned) * seeds} trainings, about {duration(seconds)} in all at {flops_per_second:.2g} FLOP/s, "
+        f"  {len(planned) * seeds} trainings, about {format_duration(seconds)} in all at {flops_per_second:.2g} FLOP/s, "
         "measured on this machine with the first"
     )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hf_llm.core.atomic_io import write_text
+from hf_llm.core.format import format_count as count
 from hf_llm.core.manifest import write_json
 from hf_llm.experiments.results import (
     METRIC_NAMES,
@@ -18,7 +19,6 @@ from hf_llm.experiments.results import (
 )
 from hf_llm.experiments.train_variants import Training
 from hf_llm.reporting import templates
-from hf_llm.reporting.lineage import count
 from hf_llm.reporting.secrets import redact
 from hf_llm.reporting.svg_charts import Series, line_chart
 

@@ -1,19 +1,21 @@
-// Draws what the server reads of the runs' files. Names and texts are only ever set as text.
+// Draws what the server reads from the runs' files. Names and texts are only ever set as text.
 "use strict";
 
 const find = (id) => document.getElementById(id);
 const element = (name, properties = {}, ...children) => {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), properties);
+  created.append(...children);
+  return created;
 };
-const CHARTS = JSON.parse(document.querySelector('meta[name="charts"]').content);
-const SHOWN = new Set(CHARTS.flatMap(([, lines]) => lines.map(([, key]) => key)));
-const NO_CURVE = new Set(["step", "time", "total_flos", "train_loss"]);
-const COLOURS = [1, 2, 3, 4, 5, 0]; // of runs over each other
-const MOST_POINTS = 900; // of one line: what a wide screen can tell apart
-const STRAIGHT = "Bits per byte, validation", BENT = "Perplexity, validation"; // the same curve
-const SECONDS = 2; // between two questions
+
+// What evaluation/metrics.py says: charts as { title, from_zero, marks_alerts, hidden_by, lines: [[legend, key]] },
+// numbers at the top as { key, title, format, in_table_of_runs }.
+const { charts: CHARTS, tiles: TILES } = JSON.parse(document.querySelector('meta[name="metrics"]').content);
+const CHARTED_KEYS = new Set(CHARTS.flatMap((chart) => chart.lines.map(([, key]) => key)));
+const KEYS_WITHOUT_CURVE = new Set(["step", "time", "total_flos", "train_loss"]);
+const COLOURS = [1, 2, 3, 4, 5, 0]; // of several runs in one chart
+const MAX_POINTS = 900; // of one line: what a wide screen can tell apart
+const POLL_SECONDS = 2;
 
 const files = {}; // key: { generation, rows }
 const figures = new Map();
@@ -21,7 +23,7 @@ let state = { now: 0, runs: [] }, chosen = null, drawn = "";
 
 // ---- what is new
 
-async function ask() {
+async function fetchNews() {
   const known = Object.fromEntries(Object.entries(files).map(([key, file]) => [key, [file.generation, file.rows.length]]));
   const answer = await fetch(`api/state?known=${encodeURIComponent(JSON.stringify(known))}`);
   if (!answer.ok) throw new Error((await answer.json()).problem);
@@ -38,21 +40,21 @@ async function ask() {
 
 async function follow() {
   try {
-    await ask();
+    await fetchNews();
     show();
   } catch (error) {
     find("pulse").className = "pulse lost";
-    find("connection").textContent = error instanceof TypeError ? "the program that reads the runs does not answer" : error.message;
+    find("connection").textContent = error instanceof TypeError ? "the server that reads the runs does not answer" : error.message;
   }
-  setTimeout(follow, 1000 * SECONDS);
+  setTimeout(follow, 1000 * POLL_SECONDS);
 }
 
 const rows = (training, kind) => files[training.news[kind].key].rows;
 const entries = (training) => rows(training, "metrics").filter((row) => "step" in row);
 const facts = (training) => rows(training, "metrics")[0]?.training || {};
-const last = (training, key) => entries(training).findLast((row) => typeof row[key] === "number");
+const lastEntry = (training, key) => entries(training).findLast((row) => typeof row[key] === "number");
 
-// ---- words
+// ---- numbers, as core/format.py writes them
 
 function short(value) {
   const size = Math.abs(value);
@@ -72,37 +74,46 @@ function duration(seconds) {
   return hours < 48 ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-// what, how it is said, and whether it stands in the table of several runs
-const NUMBERS = [
-  ["loss", (t) => last(t, "loss")?.loss.toFixed(3), true],
-  ["validation", (t) => last(t, "eval_loss")?.eval_loss.toFixed(3), true],
-  ["bits per byte", (t) => last(t, "eval_bits_per_byte")?.eval_bits_per_byte.toFixed(3), true],
-  ["reward", (t) => last(t, "reward")?.reward.toFixed(3), true],
-  ["learning rate", (t) => number(t, "learning_rate")],
-  ["gradient norm", (t) => number(t, "grad_norm")],
-  ["tokens per second", (t) => number(t, "tokens_per_second"), true],
-  ["tokens seen", (t) => number(t, "tokens_seen")],
-  ["MFU", (t) => percent(last(t, "mfu")?.mfu)],
-  ["MFU, measured peak", (t) => percent(last(t, "mfu_of_measured_peak")?.mfu_of_measured_peak)],
-  ["GiB at most", (t) => last(t, "memory_gib")?.memory_gib.toFixed(1), true],
-  ["cost so far", (t) => (last(t, "cost") ? `$${last(t, "cost").cost.toFixed(2)}` : null), true],
-  ["kWh so far", (t) => number(t, "energy_kwh")],
-  ["to go", (t) => (t.state === "running" && last(t, "eta_seconds") ? duration(last(t, "eta_seconds").eta_seconds) : null), true],
-];
-const number = (training, key) => { const row = last(training, key); return row && short(row[key]); };
-const percent = (value) => (value === undefined ? null : `${Math.round(100 * value)}%`);
+function score(value) {
+  return Math.abs(value) >= 0.1 || value === 0 ? value.toFixed(3) : String(Number(value.toPrecision(3)));
+}
+
+function count(value) {
+  for (const [limit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
+    if (value >= limit) return (value / limit).toFixed(value < 100 * limit ? 1 : 0).replace(/\.0$/, "") + letter;
+  return value.toFixed(0);
+}
+
+const STYLES = {
+  score, short, count, duration,
+  "learning rate": (value) => short(Number(value.toPrecision(2))),
+  dollars: (value) => "$" + value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }),
+};
+
+// By a name in STYLES, or by a format specification of Python's: `.3f`, `.0%`.
+function formatValue(value, style) {
+  if (style in STYLES) return STYLES[style](value);
+  const [, digits, kind] = style.match(/^\.(\d)([f%])$/);
+  return kind === "%" ? (100 * value).toFixed(digits) + "%" : value.toFixed(digits);
+}
+
+function tileText(tile, training) {
+  if (tile.key === "eta_seconds" && training.state !== "running") return null;
+  const entry = lastEntry(training, tile.key);
+  return entry ? formatValue(entry[tile.key], tile.format) : null;
+}
 
 function position(training) {
-  const most = facts(training).max_steps;
-  const words = [`step ${training.step.toLocaleString("en")}` + (most ? ` of ${most.toLocaleString("en")}` : "")];
-  const row = last(training, "epoch");
-  if (row) words.push(`epoch ${row.epoch.toFixed(2)}`);
-  const stage = last(training, "curriculum_stage");
+  const maxSteps = facts(training).max_steps;
+  const words = [`step ${training.step.toLocaleString("en")}` + (maxSteps ? ` of ${maxSteps.toLocaleString("en")}` : "")];
+  const entry = lastEntry(training, "epoch");
+  if (entry) words.push(`epoch ${entry.epoch.toFixed(2)}`);
+  const stage = lastEntry(training, "curriculum_stage");
   if (stage) words.push(`curriculum stage ${stage.curriculum_stage}`);
   return words.join(", ");
 }
 
-function doing(training) {
+function describeStatus(training) {
   const { device, processes } = facts(training);
   const words = [training.title, position(training)];
   if (device) words.push(`${processes} × ${device}`);
@@ -123,20 +134,20 @@ function show() {
   find("title").textContent = document.title;
   find("connection").textContent = shown.length ? [...new Set(shown.map((s) => s.training.state))].join(", ") : "waiting";
   find("pulse").className = `pulse ${shown[0]?.training.state || ""}`;
-  find("doing").textContent = !shown.length ? "Nothing has been trained yet. What begins appears here."
-    : shown.length === 1 ? doing(shown[0].training) : shown[0].training.title;
-  tabs(names, name);
-  head(shown);
+  find("status").textContent = !shown.length ? "Nothing has been trained yet. A training appears here once it starts."
+    : shown.length === 1 ? describeStatus(shown[0].training) : shown[0].training.title;
+  showTabs(names, name);
+  showNumbers(shown);
   const key = JSON.stringify([name, find("smoothing").value, find("log").checked, find("x").value, find("more").open,
     shown.map(({ training }) => Object.values(training.news).map((news) => [news.key, news.generation, files[news.key].rows.length]))]);
   if (key === drawn) return;
   drawn = key;
-  alerts(shown);
-  charts(shown);
-  said(shown);
+  showAlerts(shown);
+  showCharts(shown);
+  showSamples(shown);
 }
 
-function tabs(names, name) {
+function showTabs(names, name) {
   const place = find("stages");
   if (place.dataset.names !== names.join()) {
     place.dataset.names = names.join();
@@ -145,49 +156,55 @@ function tabs(names, name) {
   for (const button of place.children) button.setAttribute("aria-pressed", String(button.textContent === name));
 }
 
-function head(shown) {
+function showNumbers(shown) {
   const one = shown.length === 1 && state.runs.length === 1;
   find("numbers").hidden = !one;
   find("runs").hidden = one || !shown.length;
-  const most = one ? facts(shown[0].training).max_steps : 0, done = most ? (100 * shown[0].training.step) / most : 0;
-  find("progress").hidden = !most;
-  find("progress").setAttribute("aria-valuenow", Math.round(done));
-  find("progress").firstElementChild.style.width = `${done}%`;
-  if (one)
-    find("numbers").replaceChildren(...NUMBERS.map(([what, value]) => [what, value(shown[0].training)]).filter(([, value]) => value)
-      .map(([what, value]) => element("div", {}, element("dt", { textContent: what }), element("dd", { textContent: value }))));
-  else table(shown);
+  const maxSteps = one ? facts(shown[0].training).max_steps : 0;
+  const percent = maxSteps ? (100 * shown[0].training.step) / maxSteps : 0;
+  find("progress").hidden = !maxSteps;
+  find("progress").setAttribute("aria-valuenow", Math.round(percent));
+  find("progress").firstElementChild.style.width = `${percent}%`;
+  if (one) showTiles(shown[0].training);
+  else showTable(shown);
 }
 
-function table(shown) {
-  const columns = NUMBERS.filter(([, value, both]) => both && shown.some(({ training }) => value(training)));
-  const header = element("tr", {}, ...["run", "state", "step", ...columns.map(([what]) => what)].map((what, i) => element("th", { textContent: what, className: i > 1 ? "n" : "" })));
+function showTiles(training) {
+  const numbers = TILES.map((tile) => ({ title: tile.title, text: tileText(tile, training) })).filter(({ text }) => text);
+  find("numbers").replaceChildren(...numbers.map(({ title, text }) =>
+    element("div", {}, element("dt", { textContent: title }), element("dd", { textContent: text }))));
+}
+
+function showTable(shown) {
+  const columns = TILES.filter((tile) => tile.in_table_of_runs && shown.some(({ training }) => tileText(tile, training)));
+  const titles = ["run", "state", "step", ...columns.map((tile) => tile.title)];
+  const header = element("tr", {}, ...titles.map((title, i) => element("th", { textContent: title, className: i > 1 ? "n" : "" })));
   find("runs").replaceChildren(header, ...shown.map(({ run, i, training }) => {
-    const cells = [run.name, training.state, training.step.toLocaleString("en"), ...columns.map(([, value]) => value(training) || "")];
+    const cells = [run.name, training.state, training.step.toLocaleString("en"), ...columns.map((tile) => tileText(tile, training) || "")];
     const row = element("tr", {}, ...cells.map((text, column) => element("td", { textContent: text, className: column > 1 ? "n" : "" })));
     row.style.setProperty("--own", `var(--line-${COLOURS[i % COLOURS.length]})`);
     return row;
   }));
 }
 
-function alerts(shown) {
+function showAlerts(shown) {
   const all = shown.flatMap(({ run, training }) => rows(training, "alerts").map((alert) => ({ ...alert, run: run.name })));
   all.sort((a, b) => b.time - a.time);
   find("alerts").replaceChildren(...all.slice(0, 5).map((alert) => element("li", {},
     element("b", { textContent: (shown.length > 1 ? `${alert.run}, ` : "") + `step ${alert.step.toLocaleString("en")}` }), element("span", { textContent: alert.text }))));
 }
 
-function said(shown) {
+function showSamples(shown) {
   const prompts = new Map();
   for (const { run, training } of shown)
     for (const row of rows(training, "samples")) {
       const heading = shown.length > 1 ? `${run.name}: ${row.prompt}` : row.prompt;
       prompts.set(heading, [...(prompts.get(heading) || []), row]);
     }
-  find("said").hidden = !prompts.size;
-  find("said").lastElementChild.replaceChildren(...[...prompts].flatMap(([prompt, found]) => {
-    const few = found.filter((_, i) => i === 0 || i > found.length - 6).reverse();
-    const lines = few.flatMap((row) => [element("div", { className: "step", textContent: row.step.toLocaleString("en") }),
+  find("samples").hidden = !prompts.size;
+  find("samples").lastElementChild.replaceChildren(...[...prompts].flatMap(([prompt, samples]) => {
+    const firstAndLast = samples.filter((_, i) => i === 0 || i > samples.length - 6).reverse();
+    const lines = firstAndLast.flatMap((row) => [element("div", { className: "step", textContent: row.step.toLocaleString("en") }),
       element("p", { className: "said", textContent: row.text.trim() || "(nothing)" })]);
     return [element("h3", { textContent: `${prompt} …` }), element("div", { className: "samples" }, ...lines)];
   }));
@@ -195,21 +212,30 @@ function said(shown) {
 
 // ---- curves
 
-function charts(shown) {
-  const used = new Set();
-  for (const [title, lines, fromZero] of CHARTS) {
-    if (title === BENT && used.has(STRAIGHT)) continue;
-    if (chart(find("charts"), title, lines, fromZero, shown)) used.add(title);
+function showCharts(shown) {
+  const drawnTitles = new Set();
+  for (const chart of CHARTS) {
+    if (drawnTitles.has(chart.hidden_by)) continue;
+    if (showChart(find("charts"), chart, shown)) drawnTitles.add(chart.title);
   }
-  const more = find("more"), others = new Set();
+
+  // A number that is logged and in no chart has one of its own, by its key.
+  const otherKeys = new Set();
   for (const { training } of shown)
-    for (const row of entries(training)) for (const key in row) if (typeof row[key] === "number" && !SHOWN.has(key) && !NO_CURVE.has(key)) others.add(key);
-  more.hidden = !others.size;
-  if (more.open) for (const key of [...others].sort()) if (chart(more.querySelector(".charts"), key, [["", key]], false, shown)) used.add(key);
-  for (const [title, figure] of figures) if (!used.has(title)) figure.root.remove();
+    for (const row of entries(training))
+      for (const key in row)
+        if (typeof row[key] === "number" && !CHARTED_KEYS.has(key) && !KEYS_WITHOUT_CURVE.has(key)) otherKeys.add(key);
+  const more = find("more");
+  more.hidden = !otherKeys.size;
+  if (more.open)
+    for (const key of [...otherKeys].sort()) {
+      const chart = { title: key, from_zero: false, marks_alerts: false, lines: [["", key]] };
+      if (showChart(more.querySelector(".charts"), chart, shown)) drawnTitles.add(key);
+    }
+  for (const [title, figure] of figures) if (!drawnTitles.has(title)) figure.root.remove();
 }
 
-function chart(place, title, lines, fromZero, shown) {
+function showChart(place, { title, lines, from_zero: fromZero, marks_alerts: marksAlerts }, shown) {
   const series = [], several = state.runs.length > 1;
   if (several && lines.length > 2) return false; // a colour is a run then
   for (const { run, i, training } of shown)
@@ -221,9 +247,9 @@ function chart(place, title, lines, fromZero, shown) {
       series.push({ name: legend, colour, dashed: several && n > 0, smooth: !key.startsWith("eval_"), points });
     });
   if (!series.length) return false;
-  const figure = figures.get(title) || made(title);
+  const figure = figures.get(title) || createFigure(title);
   place.append(figure.root);
-  draw(figure, series, fromZero, shown);
+  draw(figure, series, fromZero, marksAlerts ? shown : []);
   return true;
 }
 
@@ -239,7 +265,7 @@ function curve(training, key) {
   return points.some(([, y]) => Number.isFinite(y)) ? points : [];
 }
 
-function made(title) {
+function createFigure(title) {
   const plot = element("div", { className: "plot" }), legend = element("span", { className: "legend" });
   plot.setAttribute("role", "img");
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -249,13 +275,13 @@ function made(title) {
   plot.append(svg, cursor, tip);
   const root = element("figure", { className: "chart" }, element("figcaption", {}, element("b", { textContent: title }), legend), plot);
   const figure = { title, root, plot, svg, legend, cursor, tip, series: [] };
-  plot.addEventListener("pointermove", (event) => point(figure, event));
+  plot.addEventListener("pointermove", (event) => showTip(figure, event));
   plot.addEventListener("pointerleave", () => { cursor.hidden = tip.hidden = true; });
   figures.set(title, figure);
   return figure;
 }
 
-function smoothed(points) {
+function smooth(points) {
   const weight = Number(find("smoothing").value);
   if (!weight || points.length < 5) return points;
   let sum = 0, count = 0;
@@ -267,26 +293,25 @@ function smoothed(points) {
   });
 }
 
-function draw(figure, series, fromZero, shown) {
+function draw(figure, series, fromZero, alerting) {
   const log = find("log").checked, height = (y) => (log ? Math.log10(y) : y);
   const usable = ([, y]) => Number.isFinite(y) && (!log || y > 0);
-  figure.series = series.map((line) => ({ ...line, raw: line.points, points: line.smooth ? smoothed(line.points) : line.points }));
+  figure.series = series.map((line) => ({ ...line, raw: line.points, points: line.smooth ? smooth(line.points) : line.points }));
   const all = figure.series.flatMap((line) => line.raw).filter(usable), xs = all.map(([x]) => x), ys = all.map(([, y]) => height(y));
   if (!all.length) return;
   const least = (values) => values.reduce((a, b) => Math.min(a, b)), greatest = (values) => values.reduce((a, b) => Math.max(a, b));
-  const [left, right] = widened(Math.min(0, least(xs)), greatest(xs));
-  const range = widened(fromZero && !log ? Math.min(0, least(ys)) : least(ys), greatest(ys));
+  const [left, right] = widen(Math.min(0, least(xs)), greatest(xs));
+  const range = widen(fromZero && !log ? Math.min(0, least(ys)) : least(ys), greatest(ys));
   const yTicks = log ? powers(...range) : ticks(...range, 3, true);
   const bottom = yTicks[0], top = yTicks[yTicks.length - 1];
   const across = (x) => (1000 * (x - left)) / (right - left), down = (y) => 1000 - (1000 * (height(y) - bottom)) / (top - bottom);
   Object.assign(figure, { across, down, usable, left, right });
   const parts = yTicks.map((tick) => `<path class="grid" d="M0 ${(1000 - (1000 * (tick - bottom)) / (top - bottom)).toFixed(1)}H1000"/>`);
-  if (figure.title === "Loss" || figure.title === "Gradient norm")
-    for (const { training } of shown)
-      for (const alert of rows(training, "alerts")) {
-        const near = figure.series[0].raw.find(([, , step]) => step >= alert.step);
-        if (near) parts.push(`<path class="alert" d="M${across(near[0]).toFixed(1)} 0V1000"/>`);
-      }
+  for (const { training } of alerting)
+    for (const alert of rows(training, "alerts")) {
+      const point = figure.series[0].raw.find(([, , step]) => step >= alert.step);
+      if (point) parts.push(`<path class="alert" d="M${across(point[0]).toFixed(1)} 0V1000"/>`);
+    }
   for (const line of figure.series) {
     const dashed = line.dashed ? " dashed" : "";
     if (line.points !== line.raw) parts.push(`<path class="line raw line-${line.colour}" d="${path(line.raw, figure)}"/>`);
@@ -315,20 +340,20 @@ function label(figure, vertical, horizontal) {
 }
 
 function path(points, { across, down, usable }) {
-  let drawing = false, found = "";
-  const few = thinned(points);
+  let drawing = false, commands = "";
+  const few = thin(points);
   few.forEach((point, i) => {
     if (!usable(point)) { drawing = false; return; }
     const alone = !drawing && (i + 1 === few.length || !usable(few[i + 1]));
-    found += `${drawing ? "L" : "M"}${across(point[0]).toFixed(1)} ${down(point[1]).toFixed(1)}${alone ? "h.01" : ""}`;
+    commands += `${drawing ? "L" : "M"}${across(point[0]).toFixed(1)} ${down(point[1]).toFixed(1)}${alone ? "h.01" : ""}`;
     drawing = true;
   });
-  return found;
+  return commands;
 }
 
-function thinned(points) {
-  if (points.length <= MOST_POINTS) return points;
-  const width = Math.ceil((2 * points.length) / MOST_POINTS), kept = [];
+function thin(points) {
+  if (points.length <= MAX_POINTS) return points;
+  const width = Math.ceil((2 * points.length) / MAX_POINTS), kept = [];
   for (let start = 0; start < points.length; start += width) {
     const stretch = points.slice(start, start + width), finite = stretch.filter(([, y]) => Number.isFinite(y));
     const gap = stretch.filter(([, y]) => !Number.isFinite(y)).slice(0, 1);
@@ -338,7 +363,7 @@ function thinned(points) {
   return kept;
 }
 
-const widened = (low, high) => (high > low ? [low, high] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2]);
+const widen = (low, high) => (high > low ? [low, high] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2]);
 
 function ticks(low, high, about, around = false) {
   const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
@@ -357,7 +382,7 @@ function powers(low, high) {
   return all.slice(first, Math.max(end, first + 1) + 1);
 }
 
-function point(figure, event) {
+function showTip(figure, event) {
   const box = figure.plot.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * 1000;
   const nearest = (points, place) => points.reduce((a, b) => (Math.abs(figure.across(b[0]) - place) < Math.abs(figure.across(a[0]) - place) ? b : a));
   const lines = figure.series.map((line) => ({ line, points: line.points.filter(figure.usable) })).filter(({ points }) => points.length);

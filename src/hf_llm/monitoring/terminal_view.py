@@ -1,4 +1,4 @@
-"""Runs in a terminal: a plain text that is drawn again and again."""
+"""Show runs in a terminal: a plain text that is redrawn again and again."""
 
 import math
 import os
@@ -8,95 +8,137 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 
-from hf_llm.monitoring.callbacks.console_format import duration, evaluation_line, progress_line
+from hf_llm.core.format import format_duration, one_line
+from hf_llm.evaluation.metrics import metrics_in
+from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
 from hf_llm.monitoring.log_tail import RunLog, TrainingLog
 
-HOME, BELOW, END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K"  # to the top; clear to the screen's end, to the line's
+# ANSI escape sequences: clear the screen; go to its top left; clear from the cursor to the end of it, of the line.
+CLEAR_SCREEN = "\x1b[2J"
+HOME = "\x1b[H"
+CLEAR_BELOW = "\x1b[J"
+CLEAR_RIGHT = "\x1b[K"
+
 BARS = "▁▂▃▄▅▆▇█"
-NARROW = 60
-CURVE = 48  # characters
+MAX_CURVE_CHARACTERS = 48
+MAX_BAR_CHARACTERS = 60
+MAX_ALERTS = 3
+MAX_SAMPLES = 3
 
 
-def follow(runs: list[RunLog], seconds: float = 2.0) -> None:
-    """Show the runs until Ctrl-C; where the output is no terminal, show them once."""
+def follow_runs(runs: list[RunLog], seconds: float = 2.0) -> None:
+    """Show the runs until Ctrl-C; once, where the output is not a terminal."""
     if not sys.stdout.isatty():
-        print(view(runs, shutil.get_terminal_size().columns))
+        print(render_runs(runs, shutil.get_terminal_size().columns))
         return
-    os.system("")  # lets Windows' console understand what follows
+
+    os.system("")  # makes Windows' console interpret escape sequences
     try:
-        print("\x1b[2J", end="")
+        print(CLEAR_SCREEN, end="")
         while True:
             size = shutil.get_terminal_size()
-            lines = view(runs, size.columns).splitlines()[: size.lines - 1]
-            print(HOME + "".join(line + END_OF_LINE + "\n" for line in lines) + BELOW, end="", flush=True)
+            lines = render_runs(runs, size.columns).splitlines()[: size.lines - 1]
+            text = "".join(line + CLEAR_RIGHT + "\n" for line in lines)
+            print(HOME + text + CLEAR_BELOW, end="", flush=True)
             time.sleep(seconds)
     except KeyboardInterrupt:
         print()
 
 
-def view(runs: list[RunLog], width: int) -> str:
-    """The runs as they are now, in lines of at most `width` characters."""
+def render_runs(runs: list[RunLog], width: int) -> str:
+    """Render the runs as they are now, in lines of at most `width` characters: of each the current training in full."""
     lines: list[str] = []
     for run in runs:
         run.read()
-        lines += ["", run.name] if lines else [run.name]
+        if lines:
+            lines.append("")
+        lines.append(run.name)
         if not run.trainings:
             lines.append("  nothing has been trained yet")
         for training in run.trainings.values():
-            current = training is run.current
-            lines += [f"  {line}" for line in (full(training, width - 2) if current else [heading(training)])]
+            details = _render_training(training, width - 2) if training is run.current else [_format_heading(training)]
+            lines += [f"  {line}" for line in details]
     return "\n".join(line[:width] for line in lines)
 
 
-def heading(training: TrainingLog) -> str:
+def _format_heading(training: TrainingLog) -> str:
     """A training in one line."""
     status = training.status()
     words = [f"{training.name:<8}", status["state"]]
     if "headline" in status:
         words.append(status["headline"])
     elif status["state"] != "finished" and status["seen"]:
-        words.append(f"last sign of life {duration(max(0, time.time() - status['seen']))} ago")
-    return "  ".join([*words, *(status["error"].splitlines()[:1] if "error" in status else [])])
+        silence = format_duration(max(0, time.time() - status["seen"]))
+        words.append(f"last sign of life {silence} ago")
+    if "error" in status:
+        words += status["error"].splitlines()[:1]
+    return "  ".join(words)
 
 
-def full(training: TrainingLog, width: int) -> list[str]:
+def _render_training(training: TrainingLog, width: int) -> list[str]:
     """A training with its numbers, curves, alerts and last completions."""
-    status, entry, evaluation = training.status(), training.last("loss"), training.last("eval_loss")
-    most = training.facts.get("max_steps", 0)
-    lines = [heading(training), *wrapped(progress_line(status["step"], most, entry, evaluation).split("  "), width)]
+    step = training.status()["step"]
+    max_steps = training.facts.get("max_steps", 0)
+    entry = training.last_entry("loss")
+    evaluation = training.last_entry("eval_loss")
+
+    lines = [_format_heading(training)]
+    progress = format_progress(step, max_steps, entry, evaluation)
+    lines += wrap_words(progress.split("  "), width)
     if evaluation:
-        lines += wrapped(evaluation_line(evaluation["step"], most, evaluation).split("  "), width)
-    if most:
-        lines.append(bar(status["step"] / most, min(width, NARROW)))
-    for title, key in (("loss", "loss"), ("val", "eval_loss"), ("reward", "reward"), ("|g|", "grad_norm")):
-        values = [row[key] for row in training.entries if isinstance(row.get(key), int | float)]
-        if len(values) > 1:
-            lines.append(f"{title:<7}{curve(values)}  {values[0]:.4g} to {values[-1]:.4g}")
-    lines += [f"!! step {alert['step']:,}: {alert['text']}" for alert in training.alerts.rows[-3:]]
-    rows = training.samples.rows
-    for row in [row for row in rows if row["step"] == rows[-1]["step"]][:3]:
-        lines.append(f"[step {row['step']:,}] {row['prompt']} ▸{' '.join(row['text'].split())}")
+        result = format_evaluation(evaluation["step"], max_steps, evaluation)
+        lines += wrap_words(result.split("  "), width)
+    if max_steps:
+        lines.append(_draw_progress_bar(step / max_steps, min(width, MAX_BAR_CHARACTERS)))
+    lines += _render_curves(training)
+
+    for alert in training.alerts.rows[-MAX_ALERTS:]:
+        lines.append(f"!! step {alert['step']:,}: {alert['text']}")
+
+    samples = training.samples.rows
+    last_samples = [row for row in samples if row["step"] == samples[-1]["step"]]
+    for row in last_samples[:MAX_SAMPLES]:
+        completion = one_line(row["text"])
+        lines.append(f"[step {row['step']:,}] {row['prompt']} ▸{completion}")
     return lines
 
 
-def bar(share: float, width: int) -> str:
-    """How far something has come."""
-    done = round(min(1.0, share) * width)
-    return "█" * done + "░" * (width - done)
+def _render_curves(training: TrainingLog) -> list[str]:
+    """One line for each metric that has a curve here, with its first and last value."""
+    keys_by_label = {}
+    for metric in metrics_in("terminal curve"):
+        keys_by_label[metric.label] = metric.key
+        if metric.validation_label:
+            keys_by_label[metric.validation_label] = metric.validation_key
+
+    lines = []
+    for label, key in keys_by_label.items():
+        name = label.format("").strip()
+        values = [row[key] for row in training.entries if isinstance(row.get(key), int | float)]
+        if len(values) > 1:
+            lines.append(f"{name:<7}{draw_curve(values)}  {values[0]:.4g} to {values[-1]:.4g}")
+    return lines
 
 
-def curve(values: list[float]) -> str:
-    """A line of at most `CURVE` bars: the mean of each stretch."""
-    width = min(CURVE, len(values))
+def _draw_progress_bar(share: float, width: int) -> str:
+    filled = round(min(1.0, share) * width)
+    return "█" * filled + "░" * (width - filled)
+
+
+def draw_curve(values: list[float]) -> str:
+    """Draw a curve as at most `MAX_CURVE_CHARACTERS` bars: the mean of each stretch."""
+    width = min(MAX_CURVE_CHARACTERS, len(values))
     edges = [round(number * len(values) / width) for number in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
+    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
+
+    low = min(means)
+    high = max(means)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[math.floor((mean - low) * scale + 0.5)] for mean in means)
 
 
-def wrapped(words: list[str], width: int) -> Iterator[str]:
-    """Lines of words two spaces apart, no longer than `width` where that can be."""
+def wrap_words(words: list[str], width: int) -> Iterator[str]:
+    """Yield lines of words two spaces apart, no longer than `width` unless a word is."""
     line = ""
     for word in words:
         if line and len(line) + 2 + len(word) > width:

@@ -1,7 +1,7 @@
-"""A web page for one machine, or for the people one gives its address to: what such servers have in common.
+"""Serve a web page to this machine, or to the people who are given its address.
 
-Nothing is loaded from elsewhere (Content-Security-Policy), and on this machine alone the Host header must name it
-(against DNS rebinding). Plain HTTP: over an untrusted network put it behind a tunnel.
+Nothing is loaded from elsewhere (Content-Security-Policy), and where only this machine is served, the Host header must
+name it (against DNS rebinding). Plain HTTP: over an untrusted network put it behind a tunnel.
 """
 
 import json
@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 
 from hf_llm.core.errors import UserError
 
-SECONDS = 20  # for a request to arrive
+REQUEST_SECONDS = 20  # for a request to arrive
+ANY_ADDRESS = ("0.0.0.0", "::")  # what a server that listens on every interface is bound to
+
 _POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip # noqa: E501
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
@@ -26,7 +28,7 @@ _HEADERS = {
 
 
 class Refused(Exception):
-    """Why a request is not served, with its HTTP status."""
+    """A request that is not served: the HTTP status, and the reason as its message."""
 
     def __init__(self, status: HTTPStatus, reason: str):
         super().__init__(reason)
@@ -34,9 +36,9 @@ class Refused(Exception):
 
 
 class PageServer(ThreadingHTTPServer):
-    """Listens at `host` and `port` (0 for any that is free), each request answered by a `handler` in a thread.
+    """Listen at `host` and `port` (0 for any that is free) and answer each request with a `handler` in a thread.
 
-    Raises UserError where the port is taken or the host is none of this machine's.
+    Raises UserError where the port is taken, or the host is not an address of this machine.
     """
 
     daemon_threads = True
@@ -64,28 +66,30 @@ class PageServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address to open."""
         host, port = self.server_address[:2]
-        host = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        host = f"[{host}]" if ":" in host else host
+        if host in ANY_ADDRESS:
+            host = socket.gethostname()
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{host}:{port}/"
 
 
 class PageHandler(BaseHTTPRequestHandler):
-    """One request. A subclass says in `do_GET` and `do_POST` what its addresses do, by `serve`."""
+    """One request. A subclass gives `serve` in `do_GET` and `do_POST` what each of its addresses does."""
 
     server: PageServer
-    timeout = SECONDS
+    timeout = REQUEST_SECONDS
     server_version = "hf_llm"
     sys_version = ""
 
     def serve(self, routes: dict[str, Callable[[], None]]) -> None:
-        """Call what stands in `routes` for the address asked for."""
+        """Call the function in `routes` for the address that is requested."""
         try:
-            self._answer(routes)
+            self._answer_request(routes)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            self.close_connection = True  # whoever asked has left; what they sent, if anything, is on the disk
+            self.close_connection = True  # the client has disconnected; what it sent, if anything, is on the disk
 
-    def _answer(self, routes: dict[str, Callable[[], None]]) -> None:
-        """Serve the request, or say why not."""
+    def _answer_request(self, routes: dict[str, Callable[[], None]]) -> None:
+        """Serve the request, or answer why it is not served."""
         try:
             self._check_host()
             route = routes.get(urlsplit(self.path).path)
@@ -100,6 +104,7 @@ class PageHandler(BaseHTTPRequestHandler):
             self.send_json({"problem": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _check_host(self) -> None:
+        """Refuse a request that names another host than this machine, where only this machine is served."""
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if self.server.local and not is_local(host or ""):
             raise Refused(HTTPStatus.FORBIDDEN, "this page is for this machine only")
@@ -120,7 +125,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing of requests that went well or were refused; faults of ours still come as tracebacks."""
+        """Log nothing for requests that were served or refused; our own errors still come as tracebacks."""
 
 
 def is_local(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a finished model folder, made from the manifests of what it was trained on."""
+"""Render the model card (README.md) of a finished model folder from the manifests of what it was trained on."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,16 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hf_llm.core.format import format_count
 from hf_llm.core.manifest import read_manifest
+from hf_llm.evaluation.metrics import format_last_evaluation, format_scores
 from hf_llm.pipeline.stages import MODELS
 from hf_llm.reporting import templates
-from hf_llm.reporting.lineage import count, in_words, lineage, parameters, sources, test_scores
+from hf_llm.reporting.lineage import count_parameters, lineage, list_sources, read_test_scores
 from hf_llm.reporting.secrets import redact
 
 # What the Hub accepts under `license` (https://huggingface.co/docs/hub/repositories-licenses); it refuses an upload
-# else.
+# with any other.
 HUB_LICENSES = frozenset(
     """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -26,18 +28,21 @@ HUB_LICENSES = frozenset(
     """.split()  # noqa: SIM905 - readable, and short enough to compare with the Hub's page
 )
 
-MODEL_CLASSES = {  # beside AutoModelForCausalLM
+# By kind of model (`model_kind`): its class in transformers, where that is not AutoModelForCausalLM.
+MODEL_CLASSES = {
     "reward": "AutoModelForSequenceClassification",
     "masked": "AutoModelForMaskedLM",
     "span_corruption": "AutoModelForSeq2SeqLM",
 }
-# The Hub's tags beside text-generation; transformers has no pipeline of the last one any more.
-PIPELINES = {
+# By kind of model: its tag on the Hub, where that is not text-generation. transformers no longer has a pipeline of the
+# last one.
+PIPELINE_TAGS = {
     "reward": "text-classification",
     "masked": "fill-mask",
     "span_corruption": "text2text-generation",
 }
 
+# By key of config.json: its name on the card.
 ARCHITECTURE = {
     "model_type": "architecture",
     "num_hidden_layers": "layers",
@@ -54,103 +59,91 @@ ARCHITECTURE = {
 
 
 def model_card(folder: Path, repository: str | None = None) -> str:
-    """The Markdown text, with its YAML front matter, for the model in `folder`, which must be finished (have a
-    manifest).
+    """Render the card of the model in `folder`: Markdown with YAML front matter. The folder must be finished.
 
-    `repository` is the Hub id that the usage snippets name; without it they name the folder.
-    Nothing secret gets in: settings are redacted, local paths are reduced to their last part.
+    `repository` is the Hub id that the usage snippets name; without it they name the folder. Secrets are redacted, and
+    local paths are reduced to their last part.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} is not finished"
-    manifests, kind = lineage(folder), kind_of(manifest)
-    used = sources(manifests)
-    licenses = manifest["licenses"] or sorted({source["license"] for source in used})
-    body = (
-        templates.markdown()
-        .get_template("card.jinja")
-        .render(
-            name=repository or f"{folder.resolve().parent.name}/{folder.name}",
-            identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
-            stage=manifest["folder"],
-            stages=[name for name in manifests if name in MODELS],
-            kind=kind,
-            parameters=count(size) if (size := parameters(folder)) else None,
-            architecture=architecture(folder),
-            model_class=MODEL_CLASSES.get(kind, "AutoModelForCausalLM"),
-            remote_code="auto_map" in config_of(folder),
-            sources=used,
-            licenses=licenses,
-            settings=training_settings(manifests),
-            metrics=metrics(manifest),
-            scores=in_words(test_scores(folder) or {}),
-            versions=manifest["versions"],
-            lineage={name: entry["digest"] for name, entry in manifests.items()},
-            created=manifest["created"],
-        )
+
+    manifests = lineage(folder)
+    config = _read_config(folder)
+    kind = model_kind(manifest)
+    sources = list_sources(manifests)
+    licenses = manifest["licenses"] or sorted({source["license"] for source in sources})
+    parameters = count_parameters(folder)
+
+    template = templates.markdown_environment().get_template("card.jinja")
+    body = template.render(
+        name=repository or f"{folder.resolve().parent.name}/{folder.name}",
+        identifier=repository or (folder.name if folder.is_absolute() else folder.as_posix()),
+        stages=[name for name in manifests if name in MODELS],
+        kind=kind,
+        parameters=format_count(parameters) if parameters else None,
+        architecture={name: config[key] for key, name in ARCHITECTURE.items() if config.get(key) is not None},
+        model_class=MODEL_CLASSES.get(kind, "AutoModelForCausalLM"),
+        remote_code="auto_map" in config,
+        sources=sources,
+        licenses=licenses,
+        settings=_list_training_settings(manifests),
+        metrics=format_last_evaluation(manifest["facts"].get("metrics", {})),
+        scores=format_scores(read_test_scores(folder) or {}),
+        versions=manifest["versions"],
+        digests={name: entry["digest"] for name, entry in manifests.items()},
+        created=manifest["created"],
     )
-    return redact(f"---\n{front_matter(manifest, used, licenses, kind).to_yaml()}\n---\n\n{body}")
+    front_matter = build_front_matter(manifest, sources, licenses, kind)
+    return redact(f"---\n{front_matter.to_yaml()}\n---\n\n{body}")
 
 
-def kind_of(manifest: dict) -> str:
-    """What the model is good for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
+def model_kind(manifest: dict) -> str:
+    """What the model can be used for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
     if manifest["folder"] == "base":
-        learnt = manifest["facts"].get("objective", {}).get("kind", "causal")
-        return "base" if learnt == "causal" else learnt
+        objective = manifest["facts"].get("objective", {}).get("kind", "causal")
+        return "base" if objective == "causal" else objective
     return "reward" if manifest["folder"] == "reward" else "chat"
 
 
-def front_matter(manifest: dict, used: list[dict[str, str]], licenses: list[str], kind: str) -> ModelCardData:
-    """The metadata the Hub reads. The language is left out: nothing here has looked at it."""
-    named = {"license_name": "-and-".join(foreign)} if (foreign := sorted(set(licenses) - HUB_LICENSES)) else {}
-    listed = sorted(set(licenses) & HUB_LICENSES | ({"other"} if foreign else set())) or ["unknown"]
+def build_front_matter(manifest: dict, sources: list[dict[str, str]], licenses: list[str], kind: str) -> ModelCardData:
+    """Build the metadata that the Hub reads. The language is left out: nothing has measured it."""
+    known = set(licenses) & HUB_LICENSES
+    foreign = set(licenses) - HUB_LICENSES
+    if foreign:
+        known.add("other")
+    hub_licenses = sorted(known) or ["unknown"]
+
+    tags = ["hf_llm", manifest["folder"]]
+    if kind == "chat":
+        tags.append("conversational")
+
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag=PIPELINES.get(kind, "text-generation"),
-        license=listed if len(listed) > 1 else listed[0],
-        tags=["hf_llm", manifest["folder"], *(["conversational"] if kind == "chat" else [])],
-        datasets=sorted({source["hub"] for source in used if source["hub"]}) or None,
-        **named,
+        pipeline_tag=PIPELINE_TAGS.get(kind, "text-generation"),
+        license=hub_licenses if len(hub_licenses) > 1 else hub_licenses[0],
+        tags=tags,
+        datasets=sorted({source["hub"] for source in sources if source["hub"]}) or None,
+        **({"license_name": "-and-".join(sorted(foreign))} if foreign else {}),
     )
 
 
-def architecture(folder: Path) -> dict[str, Any]:
-    """The numbers of config.json that people ask for, in words."""
-    config = config_of(folder)
-    return {words: config[key] for key, words in ARCHITECTURE.items() if config.get(key) is not None}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; empty where there is none."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read the folder's config.json; empty where there is none."""
     path = folder / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """Of each training stage what the recipe set, data and prompts left out (they have their own sections)."""
-    found = {}
+def _list_training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, Any]]:
+    """List what the recipe set for each training stage; not data and prompts, which have their own sections."""
+    settings_by_stage = {}
     for name, manifest in manifests.items():
-        if manifest["folder"] in MODELS:
-            kept = {
-                key: value for key, value in manifest["settings"].items() if not isinstance(value, list | dict | None)
-            }
-            found[name] = redact({key.split(".", 1)[-1]: value for key, value in kept.items() if "." in key})
-    return found
-
-
-def metrics(manifest: dict) -> dict[str, float]:
-    """The last evaluation during training, in words."""
-    words = {
-        "eval_loss": "loss, validation",
-        "eval_perplexity": "perplexity, validation",
-        "eval_bits_per_byte": "bits per byte, validation",
-        "eval_masked_accuracy": "masked tokens right, validation",
-        "eval_target_accuracy": "tokens of gaps right, validation",
-        "eval_mean_token_accuracy": "token accuracy, validation",
-        "eval_rewards/accuracies": "preferences ranked right, validation",
-        "eval_accuracy": "preferences ranked right, held-out pairs",
-        "eval_accuracy_low": "its 95% interval, from",
-        "eval_accuracy_high": "to",
-    }
-    found = manifest["facts"].get("metrics", {})
-    return {word: found[key] for key, word in words.items() if key in found}
+        if manifest["folder"] not in MODELS:
+            continue
+        settings = {}
+        for key, value in manifest["settings"].items():
+            _, _, key_in_section = key.partition(".")
+            if key_in_section and not isinstance(value, list | dict | None):
+                settings[key_in_section] = value
+        settings_by_stage[name] = redact(settings)
+    return settings_by_stage

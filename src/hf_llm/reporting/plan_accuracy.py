@@ -1,21 +1,21 @@
-"""What was predicted for a pretraining beside what it took, once it has run."""
+"""Compare what a plan predicted for a pretraining with what the pretraining took, once it has run."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hf_llm.core.manifest import digest_of, read_manifest, write_json
+from hf_llm.reporting.lineage import finite_values, log_history
 
 PLAN = "plan.json"  # in the run's folder
-BASE = "base"
+PRETRAINING_FOLDER = "base"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: `error` is (predicted - actual) / actual."""
+    """One predicted quantity beside the actual one."""
 
     what: str
     predicted: float
@@ -23,44 +23,54 @@ class Score:
 
     @property
     def error(self) -> float:
+        """The relative error: (predicted - actual) / actual."""
         return self.predicted / self.actual - 1
 
 
-def planned_for(tree: dict[str, Any]) -> str:
-    """A digest of what of a recipe a plan depends on."""
-    return digest_of([tree.get("model"), tree.get("pretrain")])
-
-
 def score(root: Path, tree: dict[str, Any]) -> list[Score]:
-    """The figures of the plan in `root/plan.json` that the finished pretraining tells too; empty where there is no plan
-    of this recipe, or no pretraining."""
-    plan, manifest = (_read(root / PLAN) or {}).get(planned_for(tree)), read_manifest(root / BASE)
+    """Compare the quantities of the plan in `root/plan.json` that the finished pretraining has measured too.
+
+    Empty where there is no plan of this recipe, or no finished pretraining.
+    """
+    plan = _read_plans(root).get(_plan_key(tree))
+    manifest = read_manifest(root / PRETRAINING_FOLDER)
     if not plan or not manifest:
         return []
-    log = (_read(root / BASE / "trainer_state.json") or {"log_history": []})["log_history"]
+
+    log = log_history(root / PRETRAINING_FOLDER)
+    speeds = finite_values(log, "tokens_per_second")
     actual = {
-        "memory, GiB": max(_values(log, "memory_gib"), default=None),
-        "tokens per second": median(found) if (found := _values(log, "tokens_per_second")) else None,
-        "hours": max(manifest["seconds"] / 3600, _hours(log, manifest)),
+        "memory, GiB": max(finite_values(log, "memory_gib"), default=None),
+        "tokens per second": median(speeds) if speeds else None,
+        "hours": max(manifest["seconds"] / 3600, _hours_of_all_sessions(log, manifest)),
     }
-    pairs = [(what, plan.get(what), value) for what, value in actual.items()]
-    return [Score(what, predicted, value) for what, predicted, value in pairs if predicted and value]
+
+    scores = []
+    for what, value in actual.items():
+        predicted = plan.get(what)
+        if predicted and value:
+            scores.append(Score(what, predicted, value))
+    return scores
 
 
 def keep(root: Path, tree: dict[str, Any], predicted: dict[str, float]) -> None:
-    """Leave what was predicted for the recipe of `tree` in `root/plan.json`, beside the plans of other settings."""
+    """Save what was predicted for the recipe `tree` in `root/plan.json`, beside the plans of other settings."""
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / PLAN, {**(_read(root / PLAN) or {}), planned_for(tree): predicted})
+    write_json(root / PLAN, {**_read_plans(root), _plan_key(tree): predicted})
 
 
-def _hours(log: list[dict[str, Any]], manifest: dict[str, Any]) -> float:
-    """Of all sessions: the manifest tells how long the last one took."""
-    return max(_values(log, "device_hours"), default=0.0) / manifest.get("facts", {}).get("processes", 1)
+def _plan_key(tree: dict[str, Any]) -> str:
+    """A digest of the parts of a recipe that a plan depends on."""
+    return digest_of([tree.get("model"), tree.get("pretrain")])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read_plans(root: Path) -> dict[str, Any]:
+    """Read the predictions in `root/plan.json` by `_plan_key`; empty where there is no such file."""
+    path = root / PLAN
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _values(log: list[dict[str, Any]], key: str) -> list[float]:
-    return [entry[key] for entry in log if isinstance(entry.get(key), int | float) and math.isfinite(entry[key])]
+def _hours_of_all_sessions(log: list[dict[str, Any]], manifest: dict[str, Any]) -> float:
+    """Hours that the training took, over all its sessions: the manifest knows only the last one's."""
+    device_hours = max(finite_values(log, "device_hours"), default=0.0)
+    return device_hours / manifest.get("facts", {}).get("processes", 1)

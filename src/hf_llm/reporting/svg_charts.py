@@ -1,114 +1,138 @@
-"""Line charts as inline SVG: no library, no network, any width, light and dark."""
+"""Draw line charts as inline SVG: no library, no network, any width, light and dark."""
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from hf_llm.core.format import format_short
 from hf_llm.reporting import templates
 
 Point = tuple[float, float]
-MOST_POINTS = 800  # of one line: what a wide screen can tell apart
+MAX_POINTS = 800  # of one line: as many as a wide screen can tell apart
 
 
 @dataclass
 class Series:
-    """One line: its name in the legend and its (x, y) points by rising x. A y that is not finite is a gap."""
+    """One line of a chart. A y that is not finite is a gap in it."""
 
     name: str
+    """In the legend."""
     points: list[Point]
+    """(x, y), by rising x."""
 
 
 def line_chart(
     title: str, series: list[Series], from_zero: bool = False, x_label: str = "step", x_from_zero: bool = True
 ) -> Markup:
-    """A chart of one or more lines as HTML: an SVG stretched to the width it gets, with labels of constant size
-    over it. `from_zero` and `x_from_zero` say which axes start at zero, whatever the data."""
-    series = [Series(line.name, thinned(line.points)) for line in series]
-    series = [line for line in series if last_finite(line.points) is not None]
-    if not series:
-        return Markup("")
-    finite = [point for line in series for point in line.points if math.isfinite(point[1])]
-    xs, ys = [point[0] for point in finite], [point[1] for point in finite]
-    x_low, x_high = _widened(min(0, min(xs)) if x_from_zero else min(xs), max(xs))
-    y_ticks = ticks(*_widened(min(0, min(ys)) if from_zero else min(ys), max(ys)), about=3, around=True)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    """Draw one or more lines as HTML: an SVG stretched to the width it gets, under labels of constant size.
 
-    def place(point: Point) -> Point:
-        """Per mille of the plot's width and height, from its top left."""
-        across, up = (point[0] - x_low) / (x_high - x_low), (point[1] - y_low) / (y_high - y_low)
+    `from_zero` and `x_from_zero` say which axes start at zero, whatever the data. Empty where no line has a value.
+    """
+    lines = [Series(line.name, thin_points(line.points)) for line in series]
+    lines = [line for line in lines if last_finite(line.points) is not None]
+    if not lines:
+        return Markup("")
+
+    finite_points = [point for line in lines for point in line.points if math.isfinite(point[1])]
+    x_low, x_high = _value_range([x for x, _ in finite_points], x_from_zero)
+    y_low, y_high = _value_range([y for _, y in finite_points], from_zero)
+    x_ticks = ticks_within(x_low, x_high, 5)
+    y_ticks = ticks_around(y_low, y_high, 3)
+
+    # Upwards the plot reaches from the lowest tick to the highest.
+    y_low = y_ticks[0]
+    y_high = y_ticks[-1]
+
+    def to_plot(point: Point) -> Point:
+        """Place a point in the plot: per mille of its width and height, from its top left."""
+        x, y = point
+        across = (x - x_low) / (x_high - x_low)
+        up = (y - y_low) / (y_high - y_low)
         return round(1000 * across, 1), round(1000 * (1 - up), 1)
 
-    data = [
-        {"name": s.name, "points": [[x, y, *place((x, y))] for x, y in s.points if math.isfinite(y)]} for s in series
+    hover_data = [
+        {"name": line.name, "points": [[x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]}
+        for line in lines
     ]
-    return Markup(
-        templates.html()
-        .get_template("chart.html")
-        .render(
-            title=title,
-            x_label=x_label,
-            lines=[(line.name, path(line.points, place)) for line in series],
-            y_ticks=[(short(value), place((x_low, value))[1] / 10) for value in y_ticks],
-            x_ticks=[(short(v), place((v, y_low))[0] / 10) for v in ticks(x_low, x_high, 5)],
-            data=json.dumps({"x": x_label, "series": data}, allow_nan=False, separators=(",", ":")),
-            summary="; ".join(f"{line.name} {short(last_finite(line.points))}" for line in series),
-        )
+    template = templates.html().get_template("chart.html")
+    figure = template.render(
+        title=title,
+        lines=[(line.name, svg_path(line.points, to_plot)) for line in lines],
+        y_ticks=[(format_short(y), to_plot((x_low, y))[1] / 10) for y in y_ticks],
+        x_ticks=[(format_short(x), to_plot((x, y_low))[0] / 10) for x in x_ticks],
+        data=json.dumps({"x": x_label, "series": hover_data}, allow_nan=False, separators=(",", ":")),
+        summary="; ".join(f"{line.name} {format_short(last_finite(line.points))}" for line in lines),
     )
+    return Markup(figure)
 
 
-def path(points: list[Point], place) -> str:
-    """The SVG path of a line, broken where a value is not finite. A point alone is drawn as a dot."""
-    pieces, drawing = [], False
+def svg_path(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
+    """Write the SVG path of a line, broken where a value is not finite. A point alone is drawn as a dot."""
+    commands = []
+    is_drawing = False
     for index, point in enumerate(points):
         if not math.isfinite(point[1]):
-            drawing = False
+            is_drawing = False
             continue
-        x, y = place(point)
-        alone = not drawing and (index + 1 == len(points) or not math.isfinite(points[index + 1][1]))
-        pieces.append(f"{'L' if drawing else 'M'}{x:g} {y:g}" + ("h.01" if alone else ""))
-        drawing = True
-    return "".join(pieces)
+
+        x, y = to_plot(point)
+        commands.append(f"{'L' if is_drawing else 'M'}{x:g} {y:g}")
+        is_last = index + 1 == len(points) or not math.isfinite(points[index + 1][1])
+        if is_last and not is_drawing:
+            commands.append("h.01")
+        is_drawing = True
+    return "".join(commands)
 
 
-def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` points: of each stretch the lowest and the highest, and every gap, so no spike is lost."""
-    if len(points) <= most:
+def thin_points(points: list[Point], max_points: int = MAX_POINTS) -> list[Point]:
+    """Keep about `max_points` points at most: of each stretch the lowest and the highest, and every gap.
+
+    So no spike is lost.
+    """
+    if len(points) <= max_points:
         return points
-    width = math.ceil(2 * len(points) / most)
+
+    length = math.ceil(2 * len(points) / max_points)
     kept = []
-    for start in range(0, len(points), width):
-        stretch = points[start : start + width]
+    for start in range(0, len(points), length):
+        stretch = points[start : start + length]
         finite = [point for point in stretch if math.isfinite(point[1])]
-        gap = [point for point in stretch if not math.isfinite(point[1])][:1]
-        kept += sorted({*gap, *([min(finite, key=_height), max(finite, key=_height)] if finite else [])})
+        gaps = [point for point in stretch if not math.isfinite(point[1])]
+        chosen = set(gaps[:1])
+        if finite:
+            chosen |= {min(finite, key=_y_value), max(finite, key=_y_value)}
+        kept += sorted(chosen)
     return kept
 
 
-def ticks(low: float, high: float, about: int, around: bool = False) -> list[float]:
-    """Round values, 1, 2 or 5 times a power of ten apart, about so many: within `low` to `high`, or `around` both."""
+def ticks_within(low: float, high: float, about: int) -> list[float]:
+    """Choose round values, about `about` of them, within `low` to `high`."""
+    step = _tick_step(low, high, about)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return _multiples(step, first, last)
+
+
+def ticks_around(low: float, high: float, about: int) -> list[float]:
+    """Choose round values, about `about` of them, the first at or below `low` and the last at or above `high`."""
+    step = _tick_step(low, high, about)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return _multiples(step, first, last)
+
+
+def _tick_step(low: float, high: float, about: int) -> float:
+    """The distance of round values: 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
-    first, last = (low / step + 1e-9, high / step - 1e-9) if around else (low / step - 1e-9, high / step + 1e-9)
-    indices = range(math.floor(first), math.ceil(last) + 1) if around else range(math.ceil(first), math.floor(last) + 1)
-    return [float(f"{index * step:.12g}") for index in indices]
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
 
 
-def short(value: float) -> str:
-    """A number as a person would write it on an axis: 3.21, 12k, 1.5M, 6e-4."""
-    size = abs(value)
-    if size >= 1e4:
-        for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if size >= limit:
-                return f"{value / limit:.3g}{letter}"
-    if size >= 100 or value == 0:
-        return f"{value:,.0f}"
-    if size < 1e-3:
-        digits, power = f"{value:.2e}".split("e")
-        return f"{float(digits):g}e{int(power)}"
-    return f"{value:.3g}"
+def _multiples(step: float, first: int, last: int) -> list[float]:
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def last_finite(points: list[Point]) -> float | None:
@@ -116,10 +140,16 @@ def last_finite(points: list[Point]) -> float | None:
     return next((y for _, y in reversed(points) if math.isfinite(y)), None)
 
 
-def _height(point: Point) -> float:
+def _y_value(point: Point) -> float:
     return point[1]
 
 
-def _widened(low: float, high: float) -> Point:
-    """A range with some extent, also where all values are the same."""
-    return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+def _value_range(values: list[float], from_zero: bool) -> tuple[float, float]:
+    """The lowest and the highest value to show, with some extent where all values are the same."""
+    low = min(values)
+    high = max(values)
+    if from_zero:
+        low = min(0, low)
+    if high > low:
+        return low, high
+    return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2

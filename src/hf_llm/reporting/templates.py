@@ -1,33 +1,39 @@
-"""The jinja2 templates and styles beside this file, and those of rooms that make pages of their own."""
+"""The jinja2 templates and styles beside this file, and those of rooms that render pages of their own."""
 
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-HERE = Path(__file__).parent
+from hf_llm.core.format import one_line
+
+FOLDER = Path(__file__).parent
 
 
 def html(*folders: Path) -> Environment:
-    """For HTML: every value is escaped. Templates of `folders` are found too, before those here."""
-    return _environment(True, *folders)
+    """Build the environment for HTML: every value is escaped. Templates in `folders` come before those here."""
+    return _build_environment(folders, autoescape=True)
 
 
-def file(name: str) -> Markup:
-    """A style or script beside this file, to be put into a page as it is."""
-    return Markup((HERE / name).read_text(encoding="utf-8"))
-
-
-def markdown() -> Environment:
-    """For Markdown: `|cell` makes a value safe inside a table."""
-    environment = _environment(False)
-    environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", r"\|").split())
+def markdown_environment() -> Environment:
+    """Build the environment for Markdown: `|cell` makes a value safe inside a table."""
+    environment = _build_environment((), autoescape=False)
+    environment.filters["cell"] = _escape_cell
     return environment
 
 
-def _environment(autoescape: bool, *folders: Path) -> Environment:
+def file(name: str) -> Markup:
+    """Read a style or script beside this file, to be put into a page as it is."""
+    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _escape_cell(value: object) -> str:
+    return one_line(str(value).replace("|", r"\|"))
+
+
+def _build_environment(folders: tuple[Path, ...], autoescape: bool) -> Environment:
     return Environment(
-        loader=FileSystemLoader([*folders, HERE]),
+        loader=FileSystemLoader([*folders, FOLDER]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -19,31 +19,33 @@ def clock(monkeypatch):
     return clock
 
 
-def logged(trainer, key):
+def logged_values(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def test_cost_is_hours_times_the_price_and_what_is_left_follows_the_pace(make_trainer, clock):
+def test_cost_is_hours_times_the_price_and_the_time_left_follows_the_pace(make_trainer, clock):
     rows = Rows([8] * 8, 8)
     trainer = make_trainer(rows, rows, max_steps=6, eval_strategy="steps", eval_steps=2)
     trainer.add_callback(clock)  # 2 s a step, 100 s an evaluation
     watch(trainer, price_per_hour=36.0)
     trainer.train()
     # an evaluation has one batch in a process, and comes after the log entry of its step
-    assert logged(trainer, "device_hours") == pytest.approx([s / 3600 for s in (2, 4, 106, 108, 210, 212)], abs=1e-5)
-    assert logged(trainer, "cost") == pytest.approx([s / 100 for s in (2, 4, 106, 108, 210, 212)], abs=1e-3)
-    assert logged(trainer, "eta_seconds") == pytest.approx([10, 8, 52 * 3, 106 / 3 * 2, 52, 0], abs=0.1)
+    assert logged_values(trainer, "device_hours") == pytest.approx(
+        [s / 3600 for s in (2, 4, 106, 108, 210, 212)], abs=1e-5
+    )
+    assert logged_values(trainer, "cost") == pytest.approx([s / 100 for s in (2, 4, 106, 108, 210, 212)], abs=1e-3)
+    assert logged_values(trainer, "eta_seconds") == pytest.approx([10, 8, 52 * 3, 106 / 3 * 2, 52, 0], abs=0.1)
 
 
 def test_without_a_price_there_is_no_cost(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
     watch(trainer)
     trainer.train()
-    assert logged(trainer, "cost") == []
-    assert len(logged(trainer, "eta_seconds")) == 2
+    assert logged_values(trainer, "cost") == []
+    assert len(logged_values(trainer, "eta_seconds")) == 2
 
 
-def test_steps_that_a_fault_undid_have_been_paid_for(make_trainer, tmp_path):
+def test_cost_and_energy_include_steps_that_a_fault_undid(make_trainer, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     watch(first := make_trainer(Rows([8] * 8, 8), **settings), price_per_hour=1.0)
     first.train()
@@ -54,13 +56,13 @@ def test_steps_that_a_fault_undid_have_been_paid_for(make_trainer, tmp_path):
     assert second.state.log_history[-2]["energy_kwh"] >= 2.0
 
 
-def test_a_training_begun_again_in_the_same_process_is_counted_once(make_trainer, tmp_path, clock):
+def test_hours_are_counted_once_when_a_process_trains_twice(make_trainer, tmp_path, clock):
     trainer = make_trainer(Rows([8] * 8, 8), max_steps=4, save_strategy="steps", save_steps=2)
     trainer.add_callback(clock)
     watch(trainer)
     trainer.train()
     trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    assert 12 / 3600 <= logged(trainer, "device_hours")[-1] <= clock.now / 3600 + 1e-5
+    assert 12 / 3600 <= logged_values(trainer, "device_hours")[-1] <= clock.now / 3600 + 1e-5
 
 
 def package(root, name, energy, limit=262_143_328_850):
@@ -86,19 +88,19 @@ def test_the_energy_of_all_packages_is_counted_over_a_wrap_and_parts_are_not_cou
     assert EnergyMeter(torch.device("cpu"), False, rapl=tmp_path).joules() == 0
 
 
-def test_where_nothing_can_be_read_nothing_is_said(make_trainer, tmp_path, monkeypatch):
+def test_without_an_energy_counter_no_energy_is_logged(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(
         eta_and_cost, "EnergyMeter", lambda device, first: EnergyMeter(device, first, rapl=tmp_path / "none")
     )
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=1)
     watch(trainer)
     trainer.train()
-    assert logged(trainer, "energy_kwh") == []
+    assert logged_values(trainer, "energy_kwh") == []
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpus_energy_is_read():
+def test_the_energy_of_a_gpu_is_read():
     pytest.importorskip("pynvml")
     energy = EnergyMeter(torch.device("cuda:0"), False)
     matrix = torch.ones(8192, 8192, device="cuda")

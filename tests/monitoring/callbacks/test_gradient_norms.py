@@ -8,60 +8,62 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks import gradient_norms
-from hf_llm.monitoring.callbacks.gradient_norms import PARTS, part_of
+from hf_llm.monitoring.callbacks.gradient_norms import PARTS, model_part
 from tests.monitoring.tiny_training import Rows
 
 SETTINGS = {"max_steps": 4, "gradient_accumulation_steps": 2}
 
 
-class Norms(TrainerCallback):
+class NormRecorder(TrainerCallback):
     """The norms as they stand before the optimizer's step, one parameter at a time."""
 
     def __init__(self):
-        self.found = []
+        self.norms = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         squares = {}
         for name, parameter in model.named_parameters():
-            part = part_of(name)
+            part = model_part(name)
             squares[part] = squares.get(part, 0.0) + parameter.grad.square().sum().item()
-        self.found.append({part: math.sqrt(square) for part, square in squares.items()})
+        self.norms.append({part: math.sqrt(square) for part, square in squares.items()})
 
 
-def trained(make_trainer, **settings):
-    trainer, norms = make_trainer(Rows([8] * 8, 8), **{**SETTINGS, **settings}), Norms()
+def train_with_norms(make_trainer, **settings):
+    trainer = make_trainer(Rows([8] * 8, 8), **{**SETTINGS, **settings})
+    recorder = NormRecorder()
     watch(trainer)
-    trainer.add_callback(norms)
+    trainer.add_callback(recorder)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{part: entry[f"grad_norm/{part}"] for part in PARTS} for entry in entries], entries, norms.found
+    return [{part: entry[f"grad_norm/{part}"] for part in PARTS} for entry in entries], entries, recorder.norms
 
 
-def test_the_norms_are_those_of_the_gradients_under_accumulation(make_trainer):
-    logged, entries, by_hand = trained(make_trainer, max_grad_norm=0)
+def test_logged_norms_are_those_of_the_accumulated_gradients(make_trainer):
+    logged, entries, by_hand = train_with_norms(make_trainer, max_grad_norm=0)
     assert len(logged) == 4
-    for found, entry, expected in zip(logged, entries, by_hand, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
-        assert math.hypot(*found.values()) == pytest.approx(entry["grad_norm"], rel=1e-4)
+    for norms, entry, expected in zip(logged, entries, by_hand, strict=True):
+        assert norms == pytest.approx(expected, rel=1e-4)
+        assert math.hypot(*norms.values()) == pytest.approx(entry["grad_norm"], rel=1e-4)
 
 
-def test_clipping_does_not_show_in_them(make_trainer):
-    unclipped, _, _ = trained(make_trainer, max_grad_norm=0, learning_rate=0.0)
-    clipped, _, after = trained(make_trainer, max_grad_norm=0.01, learning_rate=0.0)
+def test_logged_norms_are_from_before_clipping(make_trainer):
+    unclipped, _, _ = train_with_norms(make_trainer, max_grad_norm=0, learning_rate=0.0)
+    clipped, _, after = train_with_norms(make_trainer, max_grad_norm=0.01, learning_rate=0.0)
     assert math.hypot(*after[0].values()) == pytest.approx(0.01, rel=1e-3)
     for one, other in zip(unclipped, clipped, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
 
 
-def test_only_steps_that_are_logged_are_measured(make_trainer, monkeypatch):
-    taken, measure = [], gradient_norms.norm_of
-    monkeypatch.setattr(gradient_norms, "norm_of", lambda parameters: taken.append(1) or measure(parameters))
-    logged, _, _ = trained(make_trainer, max_steps=9, logging_steps=4)
+def test_norms_are_computed_only_in_steps_that_are_logged(make_trainer, monkeypatch):
+    calls = []
+    measure = gradient_norms.gradient_norm
+    monkeypatch.setattr(gradient_norms, "gradient_norm", lambda parameters: calls.append(1) or measure(parameters))
+    logged, _, _ = train_with_norms(make_trainer, max_steps=9, logging_steps=4)
     assert len(logged) == 2
-    assert len(taken) == 2 * len(PARTS)
+    assert len(calls) == 2 * len(PARTS)
 
 
-def test_frozen_parameters_have_no_part(make_trainer):
+def test_a_part_that_is_frozen_has_no_norm(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=1)
     trainer.model.model.embed_tokens.requires_grad_(False)
     watch(trainer)
@@ -88,7 +90,7 @@ def test_every_parameter_of_an_architecture_has_its_part(kind):
                 setattr(config, key, value)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
-        parts = {name: part_of(name) for name, _ in Model.from_config(config).named_parameters()}
+        parts = {name: model_part(name) for name, _ in Model.from_config(config).named_parameters()}
     assert [name for name, part in parts.items() if part == "other"] == []
     assert {"embeddings", "attention", "mlp", "norms", "head"} == set(parts.values())
 
@@ -106,5 +108,5 @@ def test_every_parameter_of_an_architecture_has_its_part(kind):
         ("something.new", "other"),
     ],
 )
-def test_names_tell_the_part(name, part):
-    assert part_of(name) == part
+def test_model_part_follows_from_the_parameters_name(name, part):
+    assert model_part(name) == part

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from hf_llm.monitoring.attach import watch
 from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
-from hf_llm.monitoring.callbacks.integrations import reporters, wandb_login_known
+from hf_llm.monitoring.callbacks.integrations import is_wandb_login_known, reporters
 from hf_llm.monitoring.callbacks.samples import Samples
 from tests.monitoring.tiny_training import Rows
 
@@ -16,7 +16,7 @@ SECRET = "hf_" + "Sx7" * 11
 
 
 @pytest.fixture
-def nobody(monkeypatch, tmp_path):
+def no_login(monkeypatch, tmp_path):
     """A user who has never logged in to wandb, and whom no program may ask to."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
         monkeypatch.setenv(name, "")  # so that whatever the code sets is taken back
@@ -31,40 +31,40 @@ def test_tensorboard_is_the_default_and_the_recipe_decides():
     assert reporters(["tensorboard"]) == ["tensorboard"]
 
 
-def test_wandb_without_a_login_goes_offline_and_says_so(nobody, capsys):
+def test_wandb_without_a_login_runs_offline_with_a_message(no_login, capsys):
     assert reporters(["tensorboard", "wandb"]) == ["tensorboard", "wandb"]
     assert os.environ["WANDB_MODE"] == "offline"
     assert "offline" in capsys.readouterr().out
 
 
-def test_even_a_wish_to_be_online_does_not_make_wandb_ask(nobody, monkeypatch):
+def test_wandb_without_a_login_never_asks_even_if_online_is_requested(no_login, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     reporters("wandb")
     assert os.environ["WANDB_MODE"] == "offline"
 
 
 @pytest.mark.parametrize("how", ["key", "netrc"])
-def test_with_a_login_wandb_is_left_alone(nobody, monkeypatch, capsys, how):
+def test_wandb_with_a_login_is_left_unchanged(no_login, monkeypatch, capsys, how):
     if how == "key":
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     else:
-        nobody.write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
-        nobody.chmod(0o600)
+        no_login.write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
+        no_login.chmod(0o600)
     reporters("wandb")
     assert "WANDB_MODE" not in os.environ
     assert capsys.readouterr().out == ""
 
 
-def test_another_servers_login_and_a_broken_netrc_are_no_login(nobody, capsys):
-    nobody.write_text("machine github.com login user password x\n")
-    nobody.chmod(0o600)
-    assert not wandb_login_known()
-    nobody.write_text("this is no netrc\n")
-    assert not wandb_login_known()
-    assert "not readable" in capsys.readouterr().out
+def test_neither_another_servers_login_nor_a_broken_netrc_is_a_login(no_login, capsys):
+    no_login.write_text("machine github.com login user password x\n")
+    no_login.chmod(0o600)
+    assert not is_wandb_login_known()
+    no_login.write_text("this is no netrc\n")
+    assert not is_wandb_login_known()
+    assert "cannot parse" in capsys.readouterr().out
 
 
-class Trouble(TrainerCallback):
+class SpikeAtEnd(TrainerCallback):
     """A loss spike in the last step."""
 
     def __init__(self, trainer):
@@ -73,18 +73,18 @@ class Trouble(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == state.max_steps:
             alerts = next(c for c in self.trainer.callback_handler.callbacks if isinstance(c, AlertCallback))
-            alerts._tell(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
+            alerts._report_alert(args, Alert(state.global_step, "loss_spike", "loss spike: 9.9"))
 
 
 def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
-    nobody, make_trainer, monkeypatch, tmp_path
+    no_login, make_trainer, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.chdir(tmp_path)
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=2, report_to=reporters("wandb"), hub_token=SECRET, run_name="tiny")
     watch(trainer, samples=Samples([]))
-    trainer.add_callback(Trouble(trainer))
+    trainer.add_callback(SpikeAtEnd(trainer))
     trainer.train()
     wandb.finish()
     written = list((tmp_path / "out" / "logs").rglob("run-*.wandb"))

@@ -10,8 +10,8 @@ from hf_llm.monitoring.attach import watch
 from tests.monitoring.tiny_training import Rows
 
 
-class Stop(TrainerCallback):
-    """A fault at a step."""
+class InterruptAt(TrainerCallback):
+    """Interrupts the training at a step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -21,7 +21,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer_of(make_trainer, **settings):
+def make_attached_trainer(make_trainer, **settings):
     rows = Rows([8] * 8, 8)
     shared = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4, "max_steps": 10}
     trainer = make_trainer(rows, rows, **{**shared, **settings})
@@ -29,16 +29,16 @@ def trainer_of(make_trainer, **settings):
     return trainer
 
 
-def test_the_file_holds_what_the_log_holds_while_it_trains(make_trainer, tmp_path):
+def test_the_file_holds_every_log_entry_while_it_trains(make_trainer, tmp_path):
     seen = []
 
-    class Look(TrainerCallback):
+    class ReadFile(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             rows = read_rows(metrics_file(args.output_dir))
             seen.append((state.global_step, rows[-1].get("step", 0), len(rows)))
 
-    trainer = trainer_of(make_trainer)
-    trainer.add_callback(Look())
+    trainer = make_attached_trainer(make_trainer)
+    trainer.add_callback(ReadFile())
     trainer.train()
     assert [step for step, last, _ in seen if step != last] == []
     facts, *rows = read_rows(metrics_file(tmp_path / "out"))
@@ -55,15 +55,15 @@ def test_the_file_holds_what_the_log_holds_while_it_trains(make_trainer, tmp_pat
 
 def test_a_resumed_training_has_each_step_once(make_trainer, tmp_path):
     path = metrics_file(tmp_path / "out")
-    trainer = trainer_of(make_trainer)
-    trainer.add_callback(Stop(7))
+    trainer = make_attached_trainer(make_trainer)
+    trainer.add_callback(InterruptAt(7))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     before = {(row["step"], "loss" in row): row for row in read_rows(path)[1:]}
     assert max(step for step, _ in before) == 7
     with open(path, "a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
-    trainer = trainer_of(make_trainer)
+    trainer = make_attached_trainer(make_trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     rows = read_rows(path)[1:]
     losses = [row["step"] for row in rows if "loss" in row]
@@ -74,9 +74,9 @@ def test_a_resumed_training_has_each_step_once(make_trainer, tmp_path):
     assert next(row for row in rows if row["step"] == 5)["device_hours"] >= before[7, True]["device_hours"]
 
 
-def test_a_new_training_in_the_same_folder_begins_a_new_file(make_trainer, tmp_path):
+def test_a_new_training_in_the_same_folder_replaces_the_file(make_trainer, tmp_path):
     for _ in range(2):
-        trainer_of(make_trainer, max_steps=2).train()
+        make_attached_trainer(make_trainer, max_steps=2).train()
     assert [row["step"] for row in read_rows(metrics_file(tmp_path / "out")) if "loss" in row] == [1, 2]
 
 
@@ -86,7 +86,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "loss": None, "grad_norm": None, "lr": 1e-3}
 
 
-def test_what_comes_after_the_resumed_step_is_dropped(tmp_path):
+def test_keep_until_drops_rows_after_the_resumed_step(tmp_path):
     path = tmp_path / "samples.jsonl"
     lines = [json.dumps({"step": step, "prompt": "p", "text": "t"}) + "\n" for step in (2, 4, 6)]
     path.write_text("".join(lines) + '{"step": 8, "pro')  # killed while writing

@@ -26,7 +26,7 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 
 
-class DrawsNumbers(TrainerCallback):
+class NumberDrawer(TrainerCallback):
     """What a collator or a data set may do: draw from every generator at each step."""
 
     def __init__(self):
@@ -36,10 +36,10 @@ class DrawsNumbers(TrainerCallback):
         self.drawn.append((random.random(), numpy.random.rand(), torch.rand(1).item()))
 
 
-def trained(make_trainer, tokenizer, samples):
+def train_with_samples(make_trainer, tokenizer, samples):
     rows = Rows([8] * 8, 8)
     trainer = make_trainer(rows, rows, tokenizer=tokenizer, max_steps=6, eval_strategy="steps", eval_steps=2)
-    draws = DrawsNumbers()
+    draws = NumberDrawer()
     trainer.add_callback(draws)
     watch(trainer, samples=samples)
     trainer.train()
@@ -54,26 +54,28 @@ def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, mo
 
     write = sampling.write
     monkeypatch.setattr(sampling, "write", write_with_noise)
-    plain, sampled = (trained(make_trainer, tokenizer, s) for s in (None, Samples(PROMPTS, max_new_tokens=5)))
+    plain, sampled = (
+        train_with_samples(make_trainer, tokenizer, s) for s in (None, Samples(PROMPTS, max_new_tokens=5))
+    )
     assert plain[0] == sampled[0]
     assert plain[1] == sampled[1]
     assert all(torch.equal(plain[2][name], sampled[2][name]) for name in plain[2])
 
 
-def test_samples_are_kept_for_every_prompt_and_printed(make_trainer, tokenizer, tmp_path, capsys):
-    trained(make_trainer, tokenizer, Samples(PROMPTS, every=2, max_new_tokens=5))
+def test_samples_of_every_prompt_are_recorded_and_printed(make_trainer, tokenizer, tmp_path, capsys):
+    train_with_samples(make_trainer, tokenizer, Samples(PROMPTS, every=2, max_new_tokens=5))
     rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt"]) for row in rows] == [(step, prompt) for step in (2, 6) for prompt in PROMPTS]
     assert all(row["text"].split() and "w1 w2" not in row["text"][:5] for row in rows)
     assert capsys.readouterr().out.count("[step 2] ") == 2
 
 
-def test_the_models_mode_is_put_back(make_trainer, tokenizer):
+def test_the_mode_of_the_model_is_restored(make_trainer, tokenizer):
     trainer = make_trainer(Rows([8] * 2, 8), tokenizer=tokenizer)
     callback = SampleCallback(trainer, Samples(PROMPTS, max_new_tokens=2))
     for mode in (True, False):
         trainer.model.train(mode)
-        callback._complete(trainer.model)
+        callback._complete_prompts(trainer.model)
         assert trainer.model.training is mode
 
 
@@ -99,6 +101,6 @@ def test_weights_are_sharded_under_zero_3_and_fsdp_only(stage, fsdp, sharded):
     assert weights_are_sharded(trainer) is sharded
 
 
-def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="counted from 1"):
+def test_settings_below_one_are_an_error():
+    with pytest.raises(ValueError, match="at least 1"):
         Samples(["a"], every=0)

@@ -30,7 +30,7 @@ def clock(monkeypatch):
     return clock
 
 
-def logged(trainer, key):
+def logged_values(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
@@ -46,7 +46,7 @@ def test_tokens_are_counted_without_padding_under_accumulation(make_trainer, clo
     watch(trainer)
     trainer.train()
     # 8 rows = 2 steps of 2 x 2 rows: every log covers the whole data set in 4 seconds
-    assert logged(trainer, "tokens_per_second") == [36 / 4] * 3
+    assert logged_values(trainer, "tokens_per_second") == [36 / 4] * 3
 
 
 def test_evaluation_and_saving_do_not_count_as_training_time(make_trainer, clock):
@@ -63,7 +63,7 @@ def test_evaluation_and_saving_do_not_count_as_training_time(make_trainer, clock
     trainer.add_callback(clock)
     watch(trainer)
     trainer.train()
-    assert logged(trainer, "tokens_per_second") == [3 * 16 / 6] * 3
+    assert logged_values(trainer, "tokens_per_second") == [3 * 16 / 6] * 3
     assert clock.now > 1000 + 9 * 2 + 5 * 100  # it did evaluate and save
 
 
@@ -73,7 +73,7 @@ def test_evaluation_at_the_start_does_not_count(make_trainer, clock):
     trainer.add_callback(clock)
     watch(trainer)
     trainer.train()
-    assert logged(trainer, "tokens_per_second") == [16 / 2] * 2
+    assert logged_values(trainer, "tokens_per_second") == [16 / 2] * 2
 
 
 def test_perplexity_and_bits_per_byte_follow_from_the_losses(make_trainer):
@@ -88,11 +88,11 @@ def test_perplexity_and_bits_per_byte_follow_from_the_losses(make_trainer):
         if "eval_loss" in entry:
             assert entry["eval_perplexity"] == pytest.approx(math.exp(entry["eval_loss"]))
             assert entry["eval_bits_per_byte"] == pytest.approx(entry["eval_loss"] / math.log(2) / 3.5)
-    assert len(logged(trainer, "perplexity")) == len(logged(trainer, "eval_bits_per_byte")) == 2
+    assert len(logged_values(trainer, "perplexity")) == len(logged_values(trainer, "eval_bits_per_byte")) == 2
     assert trainer.evaluate()["eval_bits_per_byte"] > 0
 
 
-def test_a_loss_that_is_no_likelihood_has_no_perplexity(make_trainer):
+def test_a_loss_that_is_not_a_likelihood_has_no_perplexity(make_trainer):
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=1, eval_strategy="steps", eval_steps=1)
     watch(trainer, likelihood=False, bytes_per_token=3.5)
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity(make_trainer):
     assert not names & {"perplexity", "eval_perplexity", "eval_bits_per_byte"}
 
 
-def test_a_loss_that_is_not_finite_leaves_perplexity_out(make_trainer):
+def test_a_loss_that_is_not_finite_has_no_perplexity(make_trainer):
     trainer = make_trainer(Rows([8] * 2, 8))
     watch(trainer)
     for loss in (float("nan"), float("inf"), 1e4):
@@ -111,17 +111,17 @@ def test_a_loss_that_is_not_finite_leaves_perplexity_out(make_trainer):
 
 
 @pytest.mark.parametrize(("measured", "name"), [(False, "mfu"), (True, "mfu_of_measured_peak")])
-def test_mfu_says_what_it_is_measured_against(make_trainer, clock, monkeypatch, capsys, measured, name):
+def test_the_key_of_mfu_names_the_peak_it_is_relative_to(make_trainer, clock, monkeypatch, capsys, measured, name):
     monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", measured))
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
     trainer.add_callback(clock)
     watch(trainer, flops_per_token=50_000)
     trainer.train()
-    assert logged(trainer, name) == [8 * 50_000 / 1e6] * 2
+    assert logged_values(trainer, name) == [8 * 50_000 / 1e6] * 2
     assert ("measured here" if measured else "data sheet") in capsys.readouterr().out
 
 
-def test_where_the_length_changes_mfu_counts_the_flops_of_each(make_trainer, clock, monkeypatch):
+def test_mfu_counts_the_flops_of_each_sequence_length(make_trainer, clock, monkeypatch):
     monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", False))
     plain = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
     trainer = PretrainingTrainer(plain.model, plain.args, train_dataset=plain.train_dataset)
@@ -129,7 +129,7 @@ def test_where_the_length_changes_mfu_counts_the_flops_of_each(make_trainer, clo
     trainer.context_rampup = ContextWarmup(trainer, Warmup(2, 2), 8)  # lengths 2, 4, 8
     watch(trainer, flops_per_token={2: 20_000, 4: 30_000, 8: 40_000})
     trainer.train()
-    assert logged(trainer, "mfu") == [8 * 30_000 / 1e6]
+    assert logged_values(trainer, "mfu") == [8 * 30_000 / 1e6]
 
 
 def test_without_flops_per_token_there_is_no_mfu(make_trainer):
@@ -139,22 +139,24 @@ def test_without_flops_per_token_there_is_no_mfu(make_trainer):
     assert not [key for entry in trainer.state.log_history for key in entry if key.startswith("mfu")]
 
 
-def test_the_numbers_reach_history_tensorboard_and_console_alike(make_trainer, tmp_path, capsys, monkeypatch):
+def test_numbers_reach_history_tensorboard_and_console(make_trainer, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=3, report_to=["tensorboard"])
     watch(trainer)
     trainer.train()
     events = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     shown = [scalar.value for scalar in events.Scalars("train/tokens_per_second")]
-    assert shown == pytest.approx(logged(trainer, "tokens_per_second"))
+    assert shown == pytest.approx(logged_values(trainer, "tokens_per_second"))
     assert len(shown) == 3
     assert capsys.readouterr().out.count("tok/s") == 3
     trainer.save_state()
     saved = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["tokens_per_second"] for entry in saved if "loss" in entry] == logged(trainer, "tokens_per_second")
+    assert [entry["tokens_per_second"] for entry in saved if "loss" in entry] == logged_values(
+        trainer, "tokens_per_second"
+    )
 
 
-def test_where_nobody_counts_tokens_nothing_is_said_of_them(make_trainer):
+def test_without_a_count_of_tokens_none_are_logged(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=2, remove_unused_columns=False)
     embed = trainer.model.get_input_embeddings()
 
@@ -165,21 +167,21 @@ def test_where_nobody_counts_tokens_nothing_is_said_of_them(make_trainer):
     trainer.data_collator = collate
     watch(trainer)
     trainer.train()
-    assert logged(trainer, "tokens_per_second") == logged(trainer, "tokens_seen") == []
-    assert len(logged(trainer, "memory_gib")) == len(logged(trainer, "eta_seconds")) == 2
+    assert logged_values(trainer, "tokens_per_second") == logged_values(trainer, "tokens_seen") == []
+    assert len(logged_values(trainer, "memory_gib")) == len(logged_values(trainer, "eta_seconds")) == 2
 
 
-def test_a_curriculums_stage_is_logged(make_trainer):
+def test_the_stage_of_a_curriculum_is_logged(make_trainer):
     trainer = make_trainer(Rows([8] * 8, 8), max_steps=4)
     watch(trainer, stage_at=lambda step: 1 if step < 3 else 2)
     trainer.train()
-    assert logged(trainer, "curriculum_stage") == [1, 1, 2, 2]
+    assert logged_values(trainer, "curriculum_stage") == [1, 1, 2, 2]
 
 
-def test_positions_of_packed_rows_all_count():
-    assert throughput.tokens_in({"input_ids": torch.ones(1, 30), "position_ids": torch.ones(1, 30)}) == 30
-    assert throughput.tokens_in({"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}) == 4
-    assert throughput.tokens_in({"pixel_values": torch.ones(2, 2)}) == 0
+def test_count_tokens_counts_all_positions_of_packed_rows():
+    assert throughput.count_tokens({"input_ids": torch.ones(1, 30), "position_ids": torch.ones(1, 30)}) == 30
+    assert throughput.count_tokens({"input_ids": torch.ones(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}) == 4
+    assert throughput.count_tokens({"pixel_values": torch.ones(2, 2)}) == 0
 
 
 TWO_PROCESSES = """
@@ -190,7 +192,7 @@ torch.set_num_threads(1)
 from tests.monitoring.tiny_training import Clock, Rows, tiny_model
 from transformers import Trainer, TrainingArguments
 from types import SimpleNamespace
-from hf_llm.monitoring import throughput
+from hf_llm.monitoring.callbacks import throughput
 from hf_llm.monitoring.attach import watch
 from hf_llm.training.batch_rampup import ContextWarmup, Warmup
 
@@ -213,7 +215,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_count_each_others_tokens(tmp_path):
-    here = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[3])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -221,14 +223,14 @@ def test_two_processes_count_each_others_tokens(tmp_path):
     for rank in ("0", "1"):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), here]
+        command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), root]
         ranks.append(subprocess.Popen(command, env={**os.environ, **environment}, stdout=-1, stderr=-1, text=True))
     outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     # one step of 2 processes x 2 micro-batches x 2 rows is the whole data set: 36 tokens in 2 seconds
-    said = [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
-    assert [speeds for speeds, _ in said] == [[18.0, 18.0], [18.0, 18.0]]
-    assert said[0][1] == said[1][1]
-    for total, *parts in said[0][1]:
+    results = [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]
+    assert [speeds for speeds, _ in results] == [[18.0, 18.0], [18.0, 18.0]]
+    assert results[0][1] == results[1][1]
+    for total, *parts in results[0][1]:
         assert len(parts) == 5
         assert math.hypot(*parts) == pytest.approx(total, rel=1e-4)

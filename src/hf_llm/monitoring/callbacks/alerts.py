@@ -1,9 +1,9 @@
-"""What goes wrong in a training, told when it does: on the terminal, in `logs/alerts.jsonl`, on the page, in wandb.
+"""Alert when something goes wrong in a training: on the terminal, in `logs/alerts.jsonl`, on the page, in wandb.
 
-The rules look at what is logged and change nothing. A value is compared with the median of the few before it; how far
-from those medians the last `WINDOW` values were, and how much that scatters, is known by median and median absolute
-deviation, 1.4826 times of which is a normal distribution's standard deviation. Neither a falling curve nor the outliers
-that are looked for move them much (Hampel 1974, https://doi.org/10.1080/01621459.1974.10482962).
+The rules look at what is logged and change nothing. A value is compared with the median of the few before it. How far
+from such medians the last `WINDOW_ENTRIES` values were, and how much that scatters, is estimated by median and median
+absolute deviation, 1.4826 times of which is a normal distribution's standard deviation. Neither a falling curve nor the
+outliers that are tested for move these much (Hampel 1974, https://doi.org/10.1080/01621459.1974.10482962).
 """
 
 import math
@@ -19,81 +19,94 @@ from transformers.integrations import TensorBoardCallback
 from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import alerts_file, append_row, keep_until
 
-WINDOW = 48  # entries
-NEAR = 5  # entries that a new one is compared with
-FEWEST = 16  # entries before anything can be called unusual
-SIGMAS = 8.0  # of a deviation that is known from few values only
-LEAST_SPREAD = 0.005  # of the median: a curve as smooth as glass may still move so much
-JUMP = 3.0  # times the usual gradient norm, at least
-SLOW = 0.5  # of the usual speed
+WINDOW_ENTRIES = 48  # of the log that are remembered
+NEIGHBOURS = 5  # entries that a new one is compared with
+MIN_ENTRIES = 16  # before anything can be called unusual
+
+OUTLIER_SIGMAS = 8.0  # many, for the deviation is estimated from few values
+MIN_LOSS_DEVIATION = 0.005  # of the expected loss: a curve without any scatter may still move so much
+MIN_GRADIENT_JUMP = 3.0  # times the expected gradient norm
+
+SLOW_SHARE = 0.5  # of the usual speed
 SLOW_ENTRIES = 2  # in a row
-RISES = 3  # evaluations in a row above the best one
-RISE = 0.005  # of the best validation loss, at least
+
+RISING_EVALUATIONS = 3  # in a row above the best one
+MIN_RISE = 0.005  # of the best validation loss
 
 
 @dataclass
 class Alert:
-    """One thing that went wrong: `kind` is the rule's name, `text` what a person reads."""
+    """One thing that went wrong."""
 
     step: int
     kind: str
+    """The name of the rule."""
     text: str
+    """What a person reads."""
     time: float = 0.0
+    """Seconds since 1970."""
 
 
-class Recent:
-    """The last values of one number, and what the next one may be expected to be."""
+class RecentValues:
+    """The last values of one metric, and what the next one may be expected to be."""
 
     def __init__(self) -> None:
-        self.values: deque[float] = deque(maxlen=WINDOW)
-        self._moves: deque[float] = deque(maxlen=WINDOW)  # of each value from the median of the few before it
+        self.values: deque[float] = deque(maxlen=WINDOW_ENTRIES)
+        self._moves: deque[float] = deque(maxlen=WINDOW_ENTRIES)  # of each value from the median of the few before it
 
-    def expected(self) -> tuple[float, float] | None:
-        """A value and its robust deviation; None before there are enough values."""
-        if len(self._moves) < FEWEST:
+    def expect_next(self) -> tuple[float, float] | None:
+        """Estimate the next value and its robust standard deviation; None before there are enough values."""
+        if len(self._moves) < MIN_ENTRIES:
             return None
         move = median(self._moves)
-        return self._near() + move, 1.4826 * median(abs(other - move) for other in self._moves)
+        deviation = 1.4826 * median(abs(other - move) for other in self._moves)
+        return self._median_of_last() + move, deviation
 
-    def add(self, value: float) -> None:
-        """Take in the next value."""
-        if len(self.values) >= NEAR:
-            self._moves.append(value - self._near())
+    def add_value(self, value: float) -> None:
+        """Remember the next value."""
+        if len(self.values) >= NEIGHBOURS:
+            self._moves.append(value - self._median_of_last())
         self.values.append(value)
 
-    def _near(self) -> float:
-        return median(list(self.values)[-NEAR:])
+    def _median_of_last(self) -> float:
+        return median(list(self.values)[-NEIGHBOURS:])
 
 
-class Rules:
-    """Looks at a training's log entries one after the other. Each rule speaks when something begins, not while it
-    lasts."""
+class AlertRules:
+    """Check the entries of a training's log one after the other.
+
+    A rule alerts when something begins, not while it lasts.
+    """
 
     def __init__(self) -> None:
-        self.losses, self.gradients = Recent(), Recent()
-        self.speeds: deque[float] = deque(maxlen=WINDOW)
-        self._under_way: set[str] = set()
-        self._slow = self._rising = 0
-        self._skipped: dict[str, float] = {}
-        self._best: tuple[float, float] | None = None  # validation loss, and the training loss of that time
+        self._losses = RecentValues()
+        self._gradients = RecentValues()  # logarithms of gradient norms
+        self._speeds: deque[float] = deque(maxlen=WINDOW_ENTRIES)
+        self._under_way: set[str] = set()  # kinds of alerts that have begun and still last
+        self._slow_entries = 0  # in a row
+        self._rising_evaluations = 0  # in a row
+        self._skip_counts: dict[str, float] = {}
+        self._best: tuple[float, float] | None = None  # validation loss, and the training loss at that time
 
-    def look(self, entry: dict[str, Any]) -> list[Alert]:
-        """What is wrong in this entry of the log, which has a `step`."""
-        found = [self._skips(entry)]
+    def check_entry(self, entry: dict[str, Any]) -> list[Alert]:
+        """Return what is wrong in this entry of the log, which has a `step`."""
+        alerts = [self._check_skipped_updates(entry)]
         if "loss" in entry:
-            found += [self._loss(entry["loss"]), self._gradient(entry.get("grad_norm"))]
-            found.append(self._speed(entry.get("tokens_per_second")))
+            alerts.append(self._check_loss(entry["loss"]))
+            alerts.append(self._check_gradient_norm(entry.get("grad_norm")))
+            alerts.append(self._check_speed(entry.get("tokens_per_second")))
         if "eval_loss" in entry:
-            found.append(self._validation(entry["eval_loss"]))
-        return [Alert(entry["step"], *alert) for alert in found if alert]
+            alerts.append(self._check_validation_loss(entry["eval_loss"]))
+        return [Alert(entry["step"], kind, text) for kind, text in filter(None, alerts)]
 
-    def new_session(self) -> None:
-        """Another machine may have another speed."""
-        self._slow = 0
-        self.speeds.clear()
+    def start_session(self) -> None:
+        """Forget the speed: another machine may have another."""
+        self._slow_entries = 0
+        self._speeds.clear()
 
-    def _begins(self, kind: str, is_so: bool, text: str) -> tuple[str, str] | None:
-        if not is_so:
+    def _alert_at_start(self, kind: str, lasts: bool, text: str) -> tuple[str, str] | None:
+        """Return an alert's kind and text where it begins; None while it lasts, and where all is well."""
+        if not lasts:
             self._under_way.discard(kind)
             return None
         if kind in self._under_way:
@@ -101,86 +114,104 @@ class Rules:
         self._under_way.add(kind)
         return kind, text
 
-    def _skips(self, entry: dict[str, Any]) -> tuple[str, str] | None:
-        found = None
+    def _check_skipped_updates(self, entry: dict[str, Any]) -> tuple[str, str] | None:
+        alert = None
         for key, count in entry.items():
-            if key.startswith("skipped_") and count > self._skipped.get(key, 0):
-                self._skipped[key] = count
-                found = ("skipped_update", f"update dropped ({key.replace('_', ' ')}: {count:g} so far)")
-        return found
+            if key.startswith("skipped_") and count > self._skip_counts.get(key, 0):
+                self._skip_counts[key] = count
+                alert = ("skipped_update", f"update dropped ({key.replace('_', ' ')}: {count:g} so far)")
+        return alert
 
-    def _loss(self, loss: float) -> tuple[str, str] | None:
+    def _check_loss(self, loss: float) -> tuple[str, str] | None:
         if not math.isfinite(loss):
-            return self._begins("not_finite", True, f"the loss is {loss}")
+            return self._alert_at_start("not_finite", True, f"the loss is {loss}")
         self._under_way.discard("not_finite")
-        usual, high, words = self.losses.expected(), False, ""
-        if usual:
-            high = loss > usual[0] + SIGMAS * max(usual[1], LEAST_SPREAD * abs(usual[0]), 1e-4)
-            words = f"loss spike: {loss:.4g}, usual is {usual[0]:.4g} ± {usual[1]:.2g}"
-        self.losses.add(loss)
-        return self._begins("loss_spike", high, words)
 
-    def _gradient(self, norm: float | None) -> tuple[str, str] | None:
+        is_spike = False
+        text = ""
+        expected = self._losses.expect_next()
+        if expected:
+            usual, deviation = expected
+            is_spike = loss > usual + OUTLIER_SIGMAS * max(deviation, MIN_LOSS_DEVIATION * abs(usual), 1e-4)
+            text = f"loss spike: {loss:.4g}, usual is {usual:.4g} ± {deviation:.2g}"
+        self._losses.add_value(loss)
+        return self._alert_at_start("loss_spike", is_spike, text)
+
+    def _check_gradient_norm(self, norm: float | None) -> tuple[str, str] | None:
         if norm is None or not math.isfinite(norm) or norm <= 0:
             return None
-        usual, high, words = self.gradients.expected(), False, ""
-        if usual:  # of logarithms, for norms scatter by factors
-            high = math.log(norm) > usual[0] + max(SIGMAS * usual[1], math.log(JUMP))
-            words = f"gradient jump: norm {norm:.3g}, usual is {math.exp(usual[0]):.3g}"
-        self.gradients.add(math.log(norm))
-        return self._begins("gradient_jump", high, words)
 
-    def _speed(self, speed: float | None) -> tuple[str, str] | None:
+        # Norms scatter by factors, so their logarithms are compared.
+        is_jump = False
+        text = ""
+        expected = self._gradients.expect_next()
+        if expected:
+            usual, deviation = expected
+            is_jump = math.log(norm) > usual + max(OUTLIER_SIGMAS * deviation, math.log(MIN_GRADIENT_JUMP))
+            text = f"gradient jump: norm {norm:.3g}, usual is {math.exp(usual):.3g}"
+        self._gradients.add_value(math.log(norm))
+        return self._alert_at_start("gradient_jump", is_jump, text)
+
+    def _check_speed(self, speed: float | None) -> tuple[str, str] | None:
         if not speed:
             return None
-        usual = median(self.speeds) if len(self.speeds) >= FEWEST else 0.0
-        self._slow = self._slow + 1 if speed < SLOW * usual else 0
-        self.speeds.append(speed)
-        words = f"slow: {speed:,.0f} tokens/s, usual is {usual:,.0f}"
-        return self._begins("slow", self._slow >= SLOW_ENTRIES, words)
-
-    def _validation(self, loss: float) -> tuple[str, str] | None:
-        if not math.isfinite(loss) or not self.losses.values:
-            return None
-        recent = list(self.losses.values)[-FEWEST:]
-        training = sum(recent) / len(recent)
-        if self._best is None or loss < self._best[0]:
-            self._best, self._rising = (loss, training), 0
-        elif loss > self._best[0] + RISE * abs(self._best[0]) and training < self._best[1]:
-            self._rising += 1
+        usual = median(self._speeds) if len(self._speeds) >= MIN_ENTRIES else 0.0
+        if speed < SLOW_SHARE * usual:
+            self._slow_entries += 1
         else:
-            self._rising = 0
-        words = (
-            f"validation loss rises ({self._best[0]:.4g} to {loss:.4g}) while the training loss falls "
-            f"({self._best[1]:.4g} to {training:.4g}): it learns its data by heart"
+            self._slow_entries = 0
+        self._speeds.append(speed)
+        text = f"slow: {speed:,.0f} tokens/s, usual is {usual:,.0f}"
+        return self._alert_at_start("slow", self._slow_entries >= SLOW_ENTRIES, text)
+
+    def _check_validation_loss(self, loss: float) -> tuple[str, str] | None:
+        if not math.isfinite(loss) or not self._losses.values:
+            return None
+
+        recent = list(self._losses.values)[-MIN_ENTRIES:]
+        training_loss = sum(recent) / len(recent)
+        if self._best is None or loss < self._best[0]:
+            self._best = (loss, training_loss)
+            self._rising_evaluations = 0
+        elif loss > self._best[0] + MIN_RISE * abs(self._best[0]) and training_loss < self._best[1]:
+            self._rising_evaluations += 1
+        else:
+            self._rising_evaluations = 0
+
+        best_loss, training_loss_then = self._best
+        text = (
+            f"overfitting: the validation loss rises ({best_loss:.4g} to {loss:.4g}) while the training loss falls "
+            f"({training_loss_then:.4g} to {training_loss:.4g})"
         )
-        return self._begins("overfitting", self._rising >= RISES, words)
+        return self._alert_at_start("overfitting", self._rising_evaluations >= RISING_EVALUATIONS, text)
 
 
 class AlertCallback(TrainerCallback):
-    """Puts `Rules` on a training: in the main process, after the callbacks that add numbers to the logs."""
+    """Apply `AlertRules` in the main process. Stands behind the callbacks that add numbers to the logs."""
 
     def __init__(self, trainer: Trainer):
-        self.trainer, self.rules = trainer, Rules()
+        self.trainer = trainer
+        self.rules = AlertRules()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.rules = Rules()
-        for entry in state.log_history:  # told before the resume
-            self.rules.look(entry)
-        self.rules.new_session()
+        self.rules = AlertRules()
+        for entry in state.log_history:  # from before a resume: these have been reported
+            self.rules.check_entry(entry)
+        self.rules.start_session()
         if state.is_world_process_zero:
             keep_until(alerts_file(args.output_dir), state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.trainer.is_in_train:
             return
-        for alert in self.rules.look({**logs, "step": state.global_step}):
+        for alert in self.rules.check_entry({**logs, "step": state.global_step}):
             alert.time = round(time.time(), 3)
             append_row(alerts_file(args.output_dir), asdict(alert))
-            self._tell(args, alert)
+            self._report_alert(args, alert)
 
-    def _tell(self, args, alert: Alert) -> None:
-        if alert.kind != "skipped_update":  # of which the guard that drops it says more
+    def _report_alert(self, args, alert: Alert) -> None:
+        """Print an alert, and send it to TensorBoard and wandb where they are used."""
+        if alert.kind != "skipped_update":  # the guard that skips it prints more about it
             print_main(f"!! step {alert.step:,}: {alert.text}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:

@@ -1,4 +1,4 @@
-"""How long a training will go on, and what it has cost so far."""
+"""Estimate how long a training still takes, and add up what it has cost so far."""
 
 import time
 
@@ -6,51 +6,62 @@ from transformers import Trainer, TrainerCallback
 
 from hf_llm.core.jsonl import metrics_file, read_rows
 from hf_llm.hardware.energy import EnergyMeter
-from hf_llm.monitoring.callbacks.throughput import summed
+from hf_llm.monitoring.callbacks.throughput import sum_over_processes
 
-JOULES = 3.6e6  # of a kWh
+JOULES_PER_KWH = 3.6e6
 
 
-class MeterCallback(TrainerCallback):
-    """Adds to the training logs `eta_seconds`, `device_hours` (hours times processes), `cost` where the price of one
-    device for an hour is known, and `energy_kwh` where the machine lets it be read.
+class CostCallback(TrainerCallback):
+    """Add `eta_seconds`, `device_hours`, `cost` and `energy_kwh` to the training logs.
 
-    All count what was spent on steps that a fault undid; time in which nothing ran is not counted. `eta_seconds` goes
-    by this session's pace, evaluation and saving included, without its first entry, which holds the compilation.
+    `device_hours` are hours times processes; `cost` is there where the price of one device for an hour is known, and
+    `energy_kwh` where the machine lets it be read. All of them include steps that a fault undid, and leave out time in
+    which nothing ran. `eta_seconds` goes by this session's pace, evaluation and saving included, without its first
+    entry, which includes the compilation.
     """
 
     def __init__(self, trainer: Trainer, price_per_hour: float | None = None):
-        self.trainer, self.price_per_hour = trainer, price_per_hour
-        self._begun: tuple[int, float] | None = None  # step and moment
-        self._started = time.perf_counter()  # with the loading of the model: a rented machine is paid for then too
+        self.trainer = trainer
+        self.price_per_hour = price_per_hour
+        self._session_start: tuple[int, float] | None = None  # step and moment
+        self._started = time.perf_counter()  # before the model is loaded: a rented machine is paid for then too
 
     def on_train_begin(self, args, state, control, **kwargs):
-        first, self._begun = self._begun is None, (state.global_step, time.perf_counter())
-        self._paced_from = self._begun
-        if not first:  # begun again by this process, whose time and energy have been counted on
+        is_first = self._session_start is None
+        self._session_start = (state.global_step, time.perf_counter())
+        self._pace_start = self._session_start
+        if not is_first:  # started again by this process, whose time and energy have been counted all along
             return
+
         self._energy = EnergyMeter(args.device, args.local_process_index == 0)
-        before = read_rows(metrics_file(args.output_dir)) if state.is_world_process_zero and state.global_step else []
-        self._hours, self._kwh = (
-            max((row.get(name) or 0 for row in before), default=0) for name in ("device_hours", "energy_kwh")
-        )
+        earlier_rows = []
+        if state.is_world_process_zero and state.global_step:
+            earlier_rows = read_rows(metrics_file(args.output_dir))
+        self._earlier_hours = max((row.get("device_hours") or 0 for row in earlier_rows), default=0)
+        self._earlier_kwh = max((row.get("energy_kwh") or 0 for row in earlier_rows), default=0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs or self._begun is None or state.global_step <= self._begun[0]:
+        if "loss" not in logs or self._session_start is None or state.global_step <= self._session_start[0]:
             return
-        now = time.perf_counter()
-        hours = self._hours + (now - self._started) / 3600 * args.world_size
-        extra = {"eta_seconds": self._left(state, now), "device_hours": round(hours, 5)}
-        if self.price_per_hour is not None:
-            extra["cost"] = round(hours * self.price_per_hour, 4)
-        kwh = self._kwh + summed(self._energy.joules(), args.device) / JOULES
-        if kwh:
-            extra["energy_kwh"] = round(kwh, 6)
-        logs.update(extra)
-        state.log_history[-1].update(extra)
 
-    def _left(self, state, now: float) -> float:
-        step, since = self._paced_from
-        if self._paced_from == self._begun:
-            self._paced_from = (state.global_step, now)
-        return round((now - since) / (state.global_step - step) * (state.max_steps - state.global_step), 1)
+        now = time.perf_counter()
+        hours = self._earlier_hours + (now - self._started) / 3600 * args.world_size
+        values = {}
+        values["eta_seconds"] = self._estimate_seconds_left(state, now)
+        values["device_hours"] = round(hours, 5)
+        if self.price_per_hour is not None:
+            values["cost"] = round(hours * self.price_per_hour, 4)
+        joules = sum_over_processes(self._energy.joules(), args.device)
+        kwh = self._earlier_kwh + joules / JOULES_PER_KWH
+        if kwh:
+            values["energy_kwh"] = round(kwh, 6)
+
+        logs.update(values)
+        state.log_history[-1].update(values)
+
+    def _estimate_seconds_left(self, state, now: float) -> float:
+        step, since = self._pace_start
+        if self._pace_start == self._session_start:
+            self._pace_start = (state.global_step, now)  # the pace is measured from the first entry on
+        seconds_per_step = (now - since) / (state.global_step - step)
+        return round(seconds_per_step * (state.max_steps - state.global_step), 1)

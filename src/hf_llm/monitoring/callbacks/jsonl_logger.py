@@ -1,4 +1,4 @@
-"""Trainer's log, kept in `logs/metrics.jsonl` entry by entry while it trains."""
+"""Write Trainer's log to `logs/metrics.jsonl`, entry by entry, while it trains."""
 
 import time
 from typing import Any
@@ -9,17 +9,18 @@ from transformers import TrainerCallback
 from hf_llm.core.jsonl import append_row, metrics_file, read_rows, replace_rows
 
 
-class RecordCallback(TrainerCallback):
-    """Writes `logs/metrics.jsonl` in the main process. Stands behind the callbacks that add numbers to the logs."""
+class JsonlCallback(TrainerCallback):
+    """Write `logs/metrics.jsonl` in the main process. Stands behind the callbacks that add numbers to the logs."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
+
         path = metrics_file(args.output_dir)
-        times = {_key(row): row["time"] for row in read_rows(path) if "time" in row and "step" in row}
-        # What a checkpoint remembers is what has happened: rows that came after it are written anew, with their steps.
-        kept = [{"time": times.get(_key(entry)), **entry} for entry in state.log_history]
-        replace_rows(path, [{"training": training_facts(args, state)}, *kept])
+        times = {_entry_key(row): row["time"] for row in read_rows(path) if "time" in row and "step" in row}
+        # The checkpoint's history is what counts: rows that came after it are rewritten when their steps are repeated.
+        kept = [{"time": times.get(_entry_key(entry)), **entry} for entry in state.log_history]
+        replace_rows(path, [{"training": describe_training(args, state)}, *kept])
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
@@ -27,19 +28,19 @@ class RecordCallback(TrainerCallback):
             append_row(metrics_file(args.output_dir), row)
 
 
-def training_facts(args, state) -> dict[str, Any]:
-    """What a training is, for who watches it from outside."""
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+def describe_training(args, state) -> dict[str, Any]:
+    """Describe a training for whoever watches it from outside."""
+    is_cuda = args.device.type == "cuda"
     return {
         "max_steps": state.max_steps,
         "processes": args.world_size,
-        "device": device,
+        "device": torch.cuda.get_device_name(args.device) if is_cuda else args.device.type,
         "learning_rate": args.learning_rate,
         "started": round(time.time(), 3),
     }
 
 
-def _key(entry: dict[str, Any]) -> tuple[int, str]:
-    """What tells the entries of a log apart: the step, and the kind of entry."""
+def _entry_key(entry: dict[str, Any]) -> tuple[int, str]:
+    """The step and the kind of a log entry: no two entries have the same."""
     kind = next((name for name in ("loss", "eval_loss", "train_runtime") if name in entry), "other")
     return entry["step"], kind

@@ -1,6 +1,6 @@
-"""Short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`.
+"""Sample short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`.
 
-A model that fills gaps gives the prompts with their masks or sentinels filled.
+A masked language model or an encoder-decoder restores the masked tokens or spans of the prompts instead.
 """
 
 import random
@@ -18,31 +18,34 @@ from hf_llm.inference.infill import write
 
 @dataclass
 class Samples:
-    """Which prompts to complete during training, and how often. No prompts, no samples."""
+    """Which prompts to complete during training, and how often."""
 
     prompts: list[str] = field(default_factory=list)
-    every: int = field(default=1, metadata={"help": "evaluations between two sets of samples"})
+    """The prompts to complete; without any there are no samples."""
+    every: int = 1
+    """Evaluations between two sets of samples."""
     max_new_tokens: int = 48
+    """The longest completion, in tokens."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.max_new_tokens < 1:
-            raise ValueError("every and max_new_tokens are counted from 1; leave `prompts` out for no samples")
+            raise ValueError("every and max_new_tokens must be at least 1; leave `prompts` out for no samples")
 
 
 class SampleCallback(TrainerCallback):
-    """After every `samples.every`-th evaluation completes the prompts greedily: `{"step", "prompt", "text"}` a line.
+    """Complete the prompts greedily after every `samples.every`-th evaluation: `{"step", "prompt", "text"}` a line.
 
-    Only the main process generates; the model's mode and every random number generator are put back, so that a run is
-    the same bit for bit with and without samples. Under ZeRO-3, FSDP, tensor and pipeline parallelism no process
-    holds the weights and there are none.
+    Only the main process generates; the model's mode and the state of every random number generator are restored, so
+    that a run is the same bit for bit with and without samples. There are none under ZeRO-3, FSDP, tensor and pipeline
+    parallelism, where no process holds the weights.
     """
 
     def __init__(self, trainer: Trainer, samples: Samples):
         self.trainer = trainer
         self.samples = samples
         self._evaluations = 0
-        self._sharded = weights_are_sharded(trainer)
-        if self._sharded:
+        self._is_disabled = weights_are_sharded(trainer)
+        if self._is_disabled:
             print_main("no samples during training: no single process of this launch holds the weights")
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -51,33 +54,40 @@ class SampleCallback(TrainerCallback):
             keep_until(samples_file(args.output_dir), state.global_step)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if self._sharded or not self.trainer.is_in_train:
+        if self._is_disabled or not self.trainer.is_in_train:
             return
+        is_due = self._evaluations % self.samples.every == 0
         self._evaluations += 1
-        if state.is_world_process_zero and (self._evaluations - 1) % self.samples.every == 0:
-            self._keep(args, state.global_step, self._complete(model))
+        if is_due and state.is_world_process_zero:
+            self._record_samples(args, state.global_step, self._complete_prompts(model))
 
-    def _complete(self, model: torch.nn.Module) -> list[str]:
-        training, tokenizer = model.training, self.trainer.processing_class
-        python, array = random.getstate(), numpy.random.get_state()
+    def _complete_prompts(self, model: torch.nn.Module) -> list[str]:
+        """Complete the prompts without any effect on the training."""
+        was_training = model.training
+        python_state = random.getstate()
+        numpy_state = numpy.random.get_state()
         try:
             with torch.random.fork_rng():
                 model.eval()
-                return write(model, tokenizer, self.samples.prompts, self.samples.max_new_tokens)
+                return write(model, self.trainer.processing_class, self.samples.prompts, self.samples.max_new_tokens)
         finally:
-            model.train(training)
-            random.setstate(python)
-            numpy.random.set_state(array)
+            model.train(was_training)
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)
 
-    def _keep(self, args, step: int, texts: list[str]) -> None:
-        rows = [{"step": step, "prompt": p, "text": t} for p, t in zip(self.samples.prompts, texts, strict=True)]
-        for row in rows:
+    def _record_samples(self, args, step: int, completions: list[str]) -> None:
+        """Print the completions, write them to `samples.jsonl`, and send them to TensorBoard and wandb."""
+        rows = []
+        for prompt, completion in zip(self.samples.prompts, completions, strict=True):
+            row = {"step": step, "prompt": prompt, "text": completion}
             append_row(samples_file(args.output_dir), row)
-            print_main(f"[step {step}] {row['prompt']} ▸{row['text']}")
+            print_main(f"[step {step}] {prompt} ▸{completion}")
+            rows.append(row)
+
+        markdown = "\n\n".join(f"**{row['prompt']}**{row['text']}" for row in rows)
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                text = "\n\n".join(f"**{row['prompt']}**{row['text']}" for row in rows)
-                callback.tb_writer.add_text("samples", text, step)
+                callback.tb_writer.add_text("samples", markdown, step)
         if "wandb" in args.report_to:
             import wandb
 

@@ -1,0 +1,95 @@
+"""Write numbers, sizes, durations and texts as people read them: the one place for pages, tables and printed lines.
+
+`monitoring/page.js` has the same formatters for the live page, by the names in `STYLES`.
+"""
+
+import re
+from collections.abc import Callable
+
+MAGNITUDES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def format_score(value: float) -> str:
+    """Write a loss or a score: 3.412, 0.0312, 4.5e-05."""
+    if abs(value) >= 0.1 or value == 0:
+        return f"{value:.3f}"
+    return f"{value:.3g}"
+
+
+def format_short(value: float) -> str:
+    """Write a number as on an axis: 3.21, 2,500, 12k, 1.5M, 6e-4."""
+    size = abs(value)
+    if size >= 1e4:
+        for limit, letter in MAGNITUDES:
+            if size >= limit:
+                return f"{value / limit:.3g}{letter}"
+    if size >= 100 or value == 0:
+        return f"{value:,.0f}"
+    if size < 1e-3:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:.3g}"
+
+
+def format_learning_rate(value: float) -> str:
+    """Write a learning rate with two digits: 5.9e-4, 0.01."""
+    return format_short(float(f"{value:.2g}"))
+
+
+def format_count(value: float) -> str:
+    """Write a count: 12, 8.2k, 6.9M, 124M, 1.1B."""
+    for limit, letter in MAGNITUDES:
+        if value < limit:
+            continue
+        scaled = value / limit
+        text = f"{scaled:.1f}" if scaled < 100 else f"{scaled:.0f}"
+        return re.sub(r"\.0$", "", text) + letter
+    return f"{value:.0f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as a duration: 8.4 s, 61 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def format_dollars(value: float) -> str:
+    """Write an amount of money: $1,234.50."""
+    return f"${value:,.2f}"
+
+
+def format_megabytes(size: float) -> str:
+    """Write a number of bytes in millions of them: 1,234.5 MB."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+# What a metric's `format` may name instead of a format specification of Python's.
+STYLES: dict[str, Callable[[float], str]] = {
+    "score": format_score,
+    "short": format_short,
+    "learning rate": format_learning_rate,
+    "count": format_count,
+    "duration": format_duration,
+    "dollars": format_dollars,
+}
+
+
+def format_value(value: float, style: str) -> str:
+    """Write a number in one of `STYLES`, or by a format specification such as `.1%`."""
+    if style in STYLES:
+        return STYLES[style](value)
+    return format(value, style)
+
+
+def one_line(text: object) -> str:
+    """The text of anything (an error, a completion) on one line, with single spaces."""
+    return " ".join(str(text).split())

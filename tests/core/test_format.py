@@ -1,0 +1,79 @@
+"""Numbers, durations and texts as people read them."""
+
+import pytest
+
+from hf_llm.core.format import (
+    format_count,
+    format_dollars,
+    format_duration,
+    format_learning_rate,
+    format_megabytes,
+    format_score,
+    format_short,
+    format_value,
+    one_line,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12, "12"),
+        (6_912_000, "6.9M"),
+        (124_439_808, "124M"),
+        (2_000_000, "2M"),
+        (1_100_000_000, "1.1B"),
+        (8_192, "8.2k"),
+    ],
+)
+def test_format_count_has_two_or_three_digits_and_a_letter(value, text):
+    assert format_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (3.2149, "3.21"),
+        (250, "250"),
+        (2500, "2,500"),
+        (12_000, "12k"),
+        (1_500_000, "1.5M"),
+        (0.25, "0.25"),
+        (6e-4, "6e-4"),
+        (-0.00125, "-0.00125"),
+    ],
+)
+def test_format_short_writes_a_number_as_on_an_axis(value, text):
+    assert format_short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (8.44, "8.4 s"), (61.25, "61 s"), (99.9, "2 min"), (725, "12 min"), (11_100, "3 h 05 min"),
+        (190_000, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_format_duration_has_two_units_at_most(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(3.41234, "3.412"), (0, "0.000"), (0.0004, "0.0004"), (-0.02, "-0.02")])
+def test_format_score_has_three_decimals_or_three_digits(value, text):
+    assert format_score(value) == text
+
+
+def test_money_bytes_and_learning_rates():
+    assert format_dollars(1234.5) == "$1,234.50"
+    assert format_megabytes(800_000) == "0.8 MB"
+    assert format_learning_rate(5.87e-4) == "5.9e-4"
+
+
+@pytest.mark.parametrize(("style", "text"), [("count", "41.2k"), ("short", "41.2k"), (",.0f", "41,234")])
+def test_format_value_takes_a_style_or_a_format_specification(style, text):
+    assert format_value(41_234, style) == text
+
+
+def test_one_line_folds_all_white_space():
+    assert one_line(ValueError("two\n  lines\tof text ")) == "two lines of text"
