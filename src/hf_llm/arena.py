@@ -42,12 +42,14 @@ def main(argv: list[str] | None = None) -> None:
         arguments.seed = DEFAULT_SEED
 
     with open_database(arguments) as database:
-        if arguments.export or arguments.report:
-            if arguments.report:
-                report_votes(database)
-            if arguments.export:
-                export_votes(database, arguments.export)
-        elif arguments.prepare:
+        if arguments.report:
+            report_votes(database)
+        if arguments.export:
+            export_votes(database, arguments.export)
+        if arguments.report or arguments.export:
+            return
+
+        if arguments.prepare:
             prepare_answers(database)
         else:
             collect_votes(database, arguments)
@@ -56,18 +58,21 @@ def main(argv: list[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("models", nargs="*", help="model folders or Hub ids, or one file of answers")
-    add("--votes", type=Path, help="the SQLite file (runs/<name>/judging/<models>.sqlite)")
-    add("--prompts", type=Path, help="a file with a prompt on each line, or rows (default: the run's held-out prompts)")
-    add("--take", type=int, default=200, help="the largest number of prompts (%(default)s)")
-    add("--annotator", help="who votes; the page asks for a name where none is given")
-    add("--terminal", action="store_true", help="vote in this terminal instead of the browser")
-    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, by the address that is printed")
-    add("--port", type=int, default=8000, help="of the page (%(default)s)")
-    add("--prepare", action="store_true", help="only generate the answers, one model in memory at a time")
-    add("--report", action="store_true", help="write a report on the votes beside them, HTML and JSON")
-    add("--export", type=Path, help="write the preferences to this .jsonl, ready for dpo and reward")
+    parser.add_argument("models", nargs="*", help="model folders or Hub ids, or one file of answers")
+    parser.add_argument("--votes", type=Path, help="the SQLite file (runs/<name>/judging/<models>.sqlite)")
+    parser.add_argument("--prompts", type=Path, help="a prompt on each line, or rows (the run's held-out prompts)")
+    parser.add_argument("--take", type=int, default=200, help="the largest number of prompts (%(default)s)")
+    parser.add_argument("--annotator", help="who votes; the page asks for a name where none is given")
+    parser.add_argument("--terminal", action="store_true", help="vote in this terminal instead of the browser")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, by the address that is printed"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of the page (%(default)s)")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only generate the answers, one model in memory at a time"
+    )
+    parser.add_argument("--report", action="store_true", help="write a report on the votes beside them, HTML and JSON")
+    parser.add_argument("--export", type=Path, help="write the preferences to this .jsonl, ready for dpo and reward")
     add_sampling_arguments(parser)
     return parser
 

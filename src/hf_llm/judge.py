@@ -1,4 +1,4 @@
-"""The old name of `hf_llm.arena`: prints the new name, then does the same. It goes with the next version.
+"""The old name of `hf_llm.arena`: prints the new name, then does the same. The next version removes it.
 
 python -m hf_llm.arena runs/quickstart/sft runs/quickstart/dpo
 """

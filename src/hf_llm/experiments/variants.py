@@ -166,7 +166,7 @@ def set_keys(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def variant_name(changes: dict[str, Any]) -> str:
     """Return a unique name for a folder: `positions-alibi`, `learning_rate-0.002_seed-1`.
 
-    Where values are shortened or left out, a digest of the changes is added.
+    Where the name does not show every value exactly, a digest of the changes is added.
     """
     if not changes:
         return BASELINE

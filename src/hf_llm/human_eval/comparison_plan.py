@@ -50,23 +50,27 @@ def plan_from_answers_file(path: Path, seed: int, max_prompts: int | None = None
     Raises UserError where the file or one of its rows does not have that form.
     """
     rows = _read_rows(path)[:max_prompts]
-    names = [key for key in rows[0] if key != "prompt"] if rows else []
-    if len(names) < 2 or "prompt" not in rows[0]:
+    keys = list(rows[0]) if rows else []
+    names = [key for key in keys if key != "prompt"]
+    if len(names) < 2 or "prompt" not in keys:
         raise UserError(f"{path} needs a prompt and two answers or more in each row, such as {_EXAMPLE_ROW}")
 
     for number, row in enumerate(rows, 1):
-        has_all_keys = set(row) == {"prompt", *names}
-        if not has_all_keys or not all(isinstance(row[name], str) for name in names):
+        has_same_keys = set(row) == {"prompt", *names}
+        if not has_same_keys or not all(isinstance(row[name], str) for name in names):
             raise UserError(f"{path}, row {number}: needs a prompt and one text for each of {', '.join(names)}")
 
-    prompts = [_parse_prompt(row["prompt"], f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+    prompts = []
+    for number, row in enumerate(rows, 1):
+        prompts.append(_parse_prompt(row["prompt"], where=f"{path}, row {number}"))
     digest = file_digest(path)
     models = {}
     answers = {}
     for name in names:
         models[name] = {"file": path.name, "digest": digest}
-        answers[name] = {number: whole_characters(row[name]) for number, row in enumerate(rows)}
-    return ComparisonPlan(models, prompts, draw_pairs(len(prompts), names, seed), seed, answers)
+        answers[name] = {index: whole_characters(row[name]) for index, row in enumerate(rows)}
+    pairs = draw_pairs(len(prompts), names, seed)
+    return ComparisonPlan(models, prompts, pairs, seed, answers)
 
 
 def describe_models(

@@ -109,13 +109,16 @@ class ArenaHandler(PageHandler):
     def _record_vote(self) -> None:
         body = self._read_body()
         annotator = normalize_annotator_name(body.get("annotator"))
-        vote = {key: body.get(key) for key in _VOTE_FIELDS}
+        vote = {}
         for key, kind in _VOTE_FIELDS.items():
-            is_bool = isinstance(vote[key], bool)  # which Python takes for an int
-            if is_bool or not isinstance(vote[key], kind):
-                raise ValueError(f"{key} is {vote[key]!r}")
-        if vote["seconds"] is not None and not 0 <= vote["seconds"] < float("inf"):
-            raise ValueError(f"seconds is {vote['seconds']!r}")
+            value = body.get(key)
+            is_bool = isinstance(value, bool)  # Python takes it for an int
+            if is_bool or not isinstance(value, kind):
+                raise ValueError(f"{key} is {value!r}")
+            vote[key] = value
+        seconds = vote["seconds"]
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise ValueError(f"seconds is {seconds!r}")
 
         recorded = self.server.database.record_vote(annotator=annotator, **vote)
         self.send_json({"recorded": recorded, **self.server.next_state(annotator)})

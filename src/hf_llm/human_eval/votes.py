@@ -375,7 +375,9 @@ def _insert_plan(connection: sqlite3.Connection, plan: ComparisonPlan) -> None:
     connection.executemany("INSERT INTO settings VALUES (?, ?)", settings)
 
     model_ids = {name: number for number, name in enumerate(plan.models)}
-    models = [(model_ids[name], name, json.dumps(made_with)) for name, made_with in plan.models.items()]
+    models = []
+    for name, made_with in plan.models.items():
+        models.append((model_ids[name], name, json.dumps(made_with)))
     connection.executemany("INSERT INTO models VALUES (?, ?, ?)", models)
 
     prompts = [(number, json.dumps(messages)) for number, messages in enumerate(plan.prompts)]
