@@ -108,8 +108,8 @@ def measure_rates(count: int, device: Device) -> tuple[list[Rate], list[Finding]
 
     for rate in rates:
         if rate.refused:
-            what = " ".join(str(part) for part in (rate.what, rate.dtype, rate.side) if part)
-            problems.append(Finding(what, rate.refused, "note", "this figure is not used; run it again"))
+            figure = " ".join(str(part) for part in (rate.what, rate.dtype, rate.side) if part)
+            problems.append(Finding(figure, rate.refused, "note", "this figure is not used; run it again"))
     return rates, problems
 
 

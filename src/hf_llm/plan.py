@@ -172,14 +172,16 @@ def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Jo
     config = pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
     context = context_of(config, section.context)
 
-    smallest_step = context * hardware.devices * section.training.get("per_device_train_batch_size", 1)
-    if section.tokens_per_step % smallest_step:
-        next_multiple = math.ceil(section.tokens_per_step / smallest_step) * smallest_step
+    micro_batch = section.training.get("per_device_train_batch_size", 1)
+    smallest_step = context * hardware.devices * micro_batch
+    tokens_per_step = section.tokens_per_step
+    if tokens_per_step % smallest_step:
+        next_multiple = math.ceil(tokens_per_step / smallest_step) * smallest_step
         raise UserError(
-            f"pretrain.tokens_per_step: {section.tokens_per_step} is not a multiple of {smallest_step}, {context} "
+            f"pretrain.tokens_per_step: {tokens_per_step} is not a multiple of {smallest_step}, {context} "
             f"tokens of context on each of {hardware.devices} devices; try {next_multiple}"
         )
-    windows = section.tokens_per_step // context
+    windows = tokens_per_step // context
     return Job(config, context, windows, section.training, hardware.bf16)
 
 

@@ -164,12 +164,14 @@ def check_gpus() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         capability = (properties.major, properties.minor)
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        has_flash_attention = torch.version.hip is not None or capability >= (8, 0)
+        is_rocm = torch.version.hip is not None
+
+        bfloat16 = _format_yes_no(torch.cuda.is_bf16_supported(including_emulation=False))
+        flash_attention = _format_yes_no(is_rocm or capability >= (8, 0))
         value = (
             f"{properties.name}, {_format_gib(total)}, {_format_gib(free)} free, "
-            f"compute capability {capability[0]}.{capability[1]}: "
-            f"bfloat16 {_format_yes_no(has_bfloat16)}, flash attention {_format_yes_no(has_flash_attention)}"
+            f"compute capability {properties.major}.{properties.minor}: "
+            f"bfloat16 {bfloat16}, flash attention {flash_attention}"
         )
         yield check_gpu(index, value, capability, torch.cuda.get_arch_list(), free, total)
 
@@ -217,27 +219,29 @@ def check_disks(runs: Path) -> Iterator[Finding]:
     """Check the free space where runs and the Hub's downloads go."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    for what, path in (("disk for runs", runs), ("disk for the Hub's cache", Path(HF_HUB_CACHE))):
+    for title, path in (("disk for runs", runs), ("disk for the Hub's cache", Path(HF_HUB_CACHE))):
         path = path.absolute()
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
-        yield check_disk(what, str(path), shutil.disk_usage(existing).free, os.access(existing, os.W_OK))
+        free = shutil.disk_usage(existing).free
+        is_writable = os.access(existing, os.W_OK)
+        yield check_disk(title, str(path), free, is_writable)
 
 
-def check_disk(what: str, path: str, free: int, is_writable: bool) -> Finding:
+def check_disk(title: str, path: str, free: int, is_writable: bool) -> Finding:
     """Check whether a folder's disk has room for checkpoints. `free` is in bytes."""
     value = f"{_format_gib(free)} free at {path}"
     elsewhere = "work in a folder on another disk"
-    if "Hub" in what:
+    if "Hub" in title:
         elsewhere = "set HF_HOME to a folder on another disk"
 
     if not is_writable:
-        return Finding(what, f"{path} cannot be written to", "problem", elsewhere)
+        return Finding(title, f"{path} cannot be written to", "problem", elsewhere)
     if free < MIN_DISK_BYTES:
-        return Finding(what, value, "problem", f"free some, or {elsewhere}")
+        return Finding(title, value, "problem", f"free some, or {elsewhere}")
     if free < AMPLE_DISK_BYTES:
         remedy = f"a checkpoint takes 12 bytes x parameters and at least two are kept; else {elsewhere}"
-        return Finding(what, value, "note", remedy)
-    return Finding(what, value)
+        return Finding(title, value, "note", remedy)
+    return Finding(title, value)
 
 
 def check_packages() -> Iterator[Finding]:

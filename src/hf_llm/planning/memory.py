@@ -202,15 +202,19 @@ def extrapolate_footprint(
     if layers <= 4:
         return trace_footprint(partial(build, config), *step_arguments)
 
-    two_layers = trace_footprint(partial(build, truncate_layers(config, 2)), *step_arguments).phases
-    four_layers = trace_footprint(partial(build, truncate_layers(config, 4)), *step_arguments).phases
+    build_two_layers = partial(build, truncate_layers(config, 2))
+    build_four_layers = partial(build, truncate_layers(config, 4))
+    two_layers = trace_footprint(build_two_layers, *step_arguments)
+    four_layers = trace_footprint(build_four_layers, *step_arguments)
 
     phases = {}
-    for phase, parts_of_four in four_layers.items():
+    for phase, parts_of_four in four_layers.phases.items():
+        parts_of_two = two_layers.phases[phase]
         parts = {}
         for part, size_of_four in parts_of_four.items():
-            size_of_two = two_layers[phase].get(part, 0)
-            parts[part] = size_of_two + (size_of_four - size_of_two) * (layers - 2) // 2
+            size_of_two = parts_of_two.get(part, 0)
+            difference = size_of_four - size_of_two
+            parts[part] = size_of_two + difference * (layers - 2) // 2
         phases[phase] = _sort_parts(parts)
     return Footprint(phases)
 
