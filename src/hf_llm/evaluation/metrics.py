@@ -42,8 +42,8 @@ class Metric:
     """What the rest of the package needs to know of one metric."""
 
     key: str
-    """Its key in Trainer's log, where the value on the validation split has the prefix `eval_`; of a score, its key in the
-    results of the evaluation stage."""
+    """Its key in Trainer's log, where the value on the validation split has the prefix `eval_`; of a score, its key in
+    the results of the evaluation stage."""
     title: str
     """What was measured, in a reader's words."""
     format: str
