@@ -365,8 +365,8 @@ def _decode_lines(path: Path, errors: Faults) -> Iterator[tuple[int, str]]:
 def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, str, list[str] | None]]:
     """Yield the number of the first line, that line, and the values of each row.
 
-    The values are None for a line whose quotes are not paired. A value between quotes may hold delimiters, doubled quotes
-    and line ends. Where a quote is not closed as it should be, only the line it stands in is lost; in a TSV not even
+    The values are None for a line whose quotes are not paired. A value between quotes may hold delimiters, doubled
+    quotes and line ends. Where a quote is not closed as it should be, only the line it stands in is lost; in a TSV not even
     that, since quotes are read there as ordinary characters.
     """
     waiting: deque[tuple[int, str]] = deque()  # lines read ahead for a row that turned out not to be one
@@ -483,7 +483,7 @@ def _decode_or_mark(raw: bytes) -> object:
 
 
 def _choose_table(database: sqlite3.Connection, path: Path, wanted: str | None) -> str:
-    """Return the name of the wanted table, or of the only one. Raises UserError if it does not exist or is not named."""
+    """Return the name of the wanted table, or of the only one. Raises UserError if there is no such table."""
     rows = database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
     tables = [name for (name,) in rows if not name.startswith("sqlite_")]
     if wanted is None and len(tables) == 1:
