@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_llm.reward
 from hf_llm.core.manifest import read_manifest
 from hf_llm.data.chat.loaders import load_preferences
-from hf_llm.human_eval.preference_statistics import bootstrap, wilson
+from hf_llm.human_eval.preference_statistics import bootstrap_interval, wilson_interval
 from hf_llm.inference.generate import stop_tokens
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.run import Run
@@ -109,7 +109,7 @@ def measure(folder: Path, sft: Path, judge: RewardModel, rows: list[dict], optio
 
 def interval(values: torch.Tensor) -> str:
     """The mean and its 95% interval."""
-    low, high = bootstrap(len(values), lambda weights: weights @ values.double().numpy() / len(values))
+    low, high = bootstrap_interval(len(values), lambda weights: weights @ values.double().numpy() / len(values))
     return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -130,7 +130,7 @@ def table(found: dict[str, Measured]) -> str:
 def wins(rewards: torch.Tensor, others: torch.Tensor) -> str:
     """How often the one is better, equal ones being half a win, and the 95% interval."""
     won = ((rewards > others).sum() + 0.5 * (rewards == others).sum()).item()
-    low, high = wilson(won, len(rewards))
+    low, high = wilson_interval(won, len(rewards))
     return f"{won / len(rewards):.0%} ({low:.0%} to {high:.0%})"
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast, default_data_collator
 
-from hf_llm.data.tokens.corruption import CorruptedSpans, CorruptedWindows, MaskedTokens
+from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
 
 VOCABULARY, SPECIALS, LENGTH, WINDOWS, BATCH, ROUNDS = 32000, 120, 512, 256, 16, 9
 
@@ -46,8 +46,8 @@ def main() -> None:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1", mask_token="w4")
     windows = Windows()
-    masked = MaskedTokens(4, np.arange(VOCABULARY) >= SPECIALS)
-    spans = CorruptedSpans(np.arange(10, 110), eos_token_id=1, pad_token_id=0)
+    masked = TokenMasking(4, np.arange(VOCABULARY) >= SPECIALS)
+    spans = SpanCorruption(np.arange(10, 110), eos_token_id=1, pad_token_id=0)
     ways = {
         "transformers' collator, masked": (windows, DataCollatorForLanguageModeling(tokenizer)),
         "masked": (CorruptedWindows(windows, masked), default_data_collator),

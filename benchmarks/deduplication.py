@@ -27,9 +27,15 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 
-from hf_llm.data.corpus.dedup.minhash import NearDuplicates, representatives, signatures
-from hf_llm.data.corpus.dedup.shingles import shingles, word_spans
-from hf_llm.data.corpus.dedup.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
+from hf_llm.data.corpus.dedup.minhash import NearDuplicates, compute_signatures, find_representatives
+from hf_llm.data.corpus.dedup.shingles import find_word_spans, hash_shingles
+from hf_llm.data.corpus.dedup.substring import (
+    PassageCutter,
+    RepeatedPassages,
+    find_repeated_windows,
+    merge_repeated_windows,
+    write_windows,
+)
 from hf_llm.data.corpus.filters.decontamination import Decontaminate, EvaluationSet, evaluation_sets
 
 ROUNDS = 5
@@ -94,7 +100,7 @@ def compare_signatures() -> None:
     from datasketch import MinHash
 
     texts = with_near_duplicates(1200, 0, 1)
-    hashes, starts = shingles(texts, 5)
+    hashes, starts = hash_shingles(texts, 5)
     offsets = np.append(starts, len(hashes)).astype(np.uint64)
     many = rensa.RMinHash.digest_matrix_from_token_sets
     flat = rensa.RMinHash.digest_matrix_from_flat_token_hashes
@@ -109,16 +115,16 @@ def compare_signatures() -> None:
             datatrove_signatures(texts[:200], folder, 16, 7)
 
     with_datatrove()  # loads its tokenizer
-    signatures(texts, SETTINGS)
+    compute_signatures(texts, SETTINGS)
     count = len(texts)
     race(
         {
-            "ours: text to signature, 5-grams": (lambda: signatures(texts, SETTINGS), count),
+            "ours: text to signature, 5-grams": (lambda: compute_signatures(texts, SETTINGS), count),
             "rensa: split into words": (lambda: many([text.split() for text in texts], 112, 42), count),
             "rensa: 5-grams as strings": (lambda: many([word_shingles(text) for text in texts], 112, 42), count),
             "datasketch: 5-grams": (with_datasketch, 200),
             "datatrove: 5-grams": (with_datatrove, 200),
-            "ours: 5-grams hashed, no signature": (lambda: shingles(texts, 5), count),
+            "ours: 5-grams hashed, no signature": (lambda: hash_shingles(texts, 5), count),
             "rensa: our hashed 5-grams, signature only": (lambda: flat(hashes, offsets, 112, 42), count),
         },
         "documents",
@@ -154,8 +160,8 @@ def datatrove_keeps(texts: list[str], folder: Path, bands: int, rows: int) -> se
 
 def our_groups(texts: list[str], folder: Path) -> np.ndarray:
     """The number of the document that stands for each."""
-    np.save(folder / "signatures.npy", signatures(texts, SETTINGS))
-    return representatives([folder / "signatures.npy"], np.arange(len(texts)), SETTINGS)
+    np.save(folder / "signatures.npy", compute_signatures(texts, SETTINGS))
+    return find_representatives([folder / "signatures.npy"], np.arange(len(texts)), SETTINGS)
 
 
 def compare_near() -> None:
@@ -194,7 +200,7 @@ def compare_near() -> None:
 
 def exact_jaccard(texts: list[str]) -> dict[tuple[int, int], float]:
     """The Jaccard similarity of the sets of word 5-grams, of every pair that has some in common (0.1 or more)."""
-    tokens = [[text[start:end].lower() for start, end in zip(*word_spans(text), strict=True)] for text in texts]
+    tokens = [[text[start:end].lower() for start, end in zip(*find_word_spans(text), strict=True)] for text in texts]
     sets = [{tuple(each[i : i + 5]) for i in range(len(each) - 4)} for each in tokens]
     holders, shared = {}, {}
     for number, each in enumerate(sets):
@@ -212,8 +218,8 @@ def measure_quality() -> None:
     texts = with_near_duplicates(800, 1200, 0.3)
     similarity = exact_jaccard(texts)
     print(f"quality: {len(texts)} documents, {len(similarity)} pairs with a Jaccard similarity of 0.1 or more")
-    made = signatures(texts, SETTINGS)
-    wide = signatures(texts, NearDuplicates(bands=14, rows=8))
+    made = compute_signatures(texts, SETTINGS)
+    wide = compute_signatures(texts, NearDuplicates(bands=14, rows=8))
     edges = [0.1, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.001]
     print(f"  {'similarity':<14} {'pairs':>6} {'found':>8} {'in a band':>10} {'14 bands of 8':>14}")
     for low, high in [*pairwise(edges), (0.8, 1.001)]:
@@ -249,10 +255,10 @@ def cut_words(texts: list[tuple[int, str]], folder: Path, partitions: int = 8) -
     write_windows(iter(texts), folder, "all", partitions, settings)
     tables = [folder / f"{number}.npy" for number in range(partitions)]
     for number, table in enumerate(tables):
-        find_repeated(list(folder.glob(f"*.{number:05d}.windows")), table)
-    merge_repeated(tables, folder / "repeated.npy")
-    cutter = Cutter(folder / "repeated.npy", settings)
-    return [cutter.repeated_words(order, text) for order, text in texts]
+        find_repeated_windows(list(folder.glob(f"*.{number:05d}.windows")), table)
+    merge_repeated_windows(tables, folder / "repeated.npy")
+    cutter = PassageCutter(folder / "repeated.npy", settings)
+    return [cutter.mark_repeated_words(order, text) for order, text in texts]
 
 
 def suffix_array_words(texts: list[tuple[int, str]]) -> list[np.ndarray]:
@@ -331,17 +337,17 @@ def search_memory(folder: str) -> tuple[float, float]:
     tables = []
     for path in sorted(Path(folder).glob("*.windows")):
         tables.append(path.with_suffix(".npy"))
-        find_repeated([path], tables[-1])
-    merge_repeated(tables, Path(folder, "repeated.npy"))
+        find_repeated_windows([path], tables[-1])
+    merge_repeated_windows(tables, Path(folder, "repeated.npy"))
     return resident_peak() - before, time.perf_counter() - start
 
 
 def cut_memory(size: int, folder: str) -> tuple[float, float]:
     next(made_up(1))
     before, start = resident_peak(), time.perf_counter()
-    cutter = Cutter(Path(folder, "repeated.npy"), RepeatedPassages())
+    cutter = PassageCutter(Path(folder, "repeated.npy"), RepeatedPassages())
     for order, text in made_up(size):
-        cutter.cut(order, text)
+        cutter.cut_passages(order, text)
     return resident_peak() - before, time.perf_counter() - start
 
 
@@ -349,16 +355,16 @@ def near_memory(count: int, folder: str) -> tuple[float, float]:
     """Signatures of `count` documents, a fifth of them near-duplicates."""
     rng = np.random.default_rng(0)
     path = Path(folder, "signatures.npy")
-    made = np.lib.format.open_memmap(path, "w+", np.uint32, (count, SETTINGS.hashes))
+    made = np.lib.format.open_memmap(path, "w+", np.uint32, (count, SETTINGS.signature_length))
     for start in range(0, count, 50_000):
-        block = rng.integers(0, 1 << 32, (min(50_000, count - start), SETTINGS.hashes), np.uint32)
+        block = rng.integers(0, 1 << 32, (min(50_000, count - start), SETTINGS.signature_length), np.uint32)
         block[::5] = block[1 : len(block) : 5][0]
         made[start : start + len(block)] = block
     made.flush()
     order = rng.permutation(count)
     tracemalloc.start()  # the pages of the mapped file are the system's, to keep or to drop
     start = time.perf_counter()
-    representatives([path], order, SETTINGS)
+    find_representatives([path], order, SETTINGS)
     return tracemalloc.get_traced_memory()[1] / 1e6, time.perf_counter() - start
 
 

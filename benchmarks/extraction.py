@@ -32,9 +32,9 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
 from hf_llm.data.corpus.readers import mediawiki, warc
-from hf_llm.data.corpus.readers.html import decoded, text_of
-from hf_llm.data.corpus.readers.wiki_markup import prose
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.html import decode_page, extract_document
+from hf_llm.data.corpus.readers.wiki_markup import extract_prose
+from hf_llm.data.files.read_errors import ReadErrors
 
 DATA = Path(os.environ["HF_LLM_DATA"])
 ROUNDS = 3
@@ -44,7 +44,7 @@ LEAN = {"list_bullets": False, "alt_texts": False, "comments": False, "post_meta
 def pages() -> None:
     """Text of the main part of HTML pages, against text that people marked."""
     extractors = {
-        "ours": lambda page: _text(text_of(page)),
+        "ours": lambda page: _text(extract_document(page)),
         "trafilatura": _trafilatura(),
         "trafilatura, no comments": _trafilatura(include_comments=False),
         "trafilatura, fast": _trafilatura(include_comments=False, fast=True),
@@ -85,12 +85,12 @@ def wikis() -> None:
     """Prose of a Wikipedia dump: how fast, and how much markup is left in it."""
     dump = next((DATA / "wikidump").glob("enwiki-latest*.bz2"))
     content = bz2.decompress(dump.read_bytes()).decode("utf-8")
-    found = {one.about["title"] for one in mediawiki.read(dump, Faults(), None, 0)}
+    found = {one.about["title"] for one in mediawiki.read(dump, ReadErrors(), None, 0)}
     titles = re.findall(r"<title>(.*?)</title>.*?<text[^>]*>(.*?)</text>", content, re.DOTALL)
     markups = [lxml.html.fromstring(f"<p>{text}</p>").text_content() for title, text in titles if title in found]
     size = sum(len(markup.encode()) for markup in markups) / 1e6
     cleaners = {
-        "ours": prose,
+        "ours": extract_prose,
         "mwparserfromhell strip_code": lambda markup: mwparserfromhell.parse(markup).strip_code(),
     }
     texts, seconds = _measure(cleaners, markups)
@@ -135,11 +135,11 @@ def _text(found: object) -> str:
 
 
 def _trafilatura(**settings: bool) -> Callable[[bytes], str]:
-    return lambda page: trafilatura.extract(decoded(page), **settings) or ""
+    return lambda page: trafilatura.extract(decode_page(page), **settings) or ""
 
 
 def _resiliparse(**settings: bool) -> Callable[[bytes], str]:
-    return lambda page: extract_plain_text(decoded(page), preserve_formatting=True, **settings)
+    return lambda page: extract_plain_text(decode_page(page), preserve_formatting=True, **settings)
 
 
 def _scores(text: str, gold: str) -> tuple[float, float, float]:
@@ -153,7 +153,7 @@ def _our_records(archive: bytes) -> int:
     with tempfile.NamedTemporaryFile() as file:
         file.write(archive)
         file.flush()
-        return sum(1 for _ in warc.records(Path(file.name), Faults()))
+        return sum(1 for _ in warc.read_records(Path(file.name), ReadErrors()))
 
 
 def _fastwarc_records(archive: bytes) -> int:

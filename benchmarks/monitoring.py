@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 
 WARM_UP = 10
 
@@ -86,7 +86,7 @@ def main() -> None:
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=Windows())
         before = list(trainer.callback_handler.callbacks)
-        watch(trainer, flops_per_token=1.0, price_per_hour=1.0)
+        attach_callbacks(trainer, flops_per_token=1.0, price_per_hour=1.0)
         spent: dict[str, float] = {}
         for callback in trainer.callback_handler.callbacks:
             if callback not in before:

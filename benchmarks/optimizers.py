@@ -22,8 +22,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.training.fault_tolerance.checkpoint_callback import parts_of
-from hf_llm.training.optimizers import arguments_of
+from hf_llm.training.fault_tolerance.checkpoint_callback import plain_parts
+from hf_llm.training.optimizers import build_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 
 CONTEXT, ROWS = 128, 16
@@ -73,7 +73,7 @@ def state_bytes(trainer: PretrainingTrainer) -> float:
     values = [value for state in trainer.optimizer.state.values() for value in state.values()]
     projectors = [value for value in values if hasattr(value, "__dict__") and not torch.is_tensor(value)]
     values += [inner for projector in projectors for inner in vars(projector).values()]
-    tensors = [part for value in values if torch.is_tensor(value) for part in parts_of(value)]
+    tensors = [part for value in values if torch.is_tensor(value) for part in plain_parts(value)]
     return sum(tensor.nbytes for tensor in tensors) / trainer.model.num_parameters()
 
 
@@ -87,7 +87,7 @@ def train(name: str, rate: float, steps: int, train: Windows, held_out: Windows)
             **{"lr_scheduler_type": "cosine_with_min_lr", "weight_decay": 0.1, "adam_beta2": 0.95},
             **{"per_device_train_batch_size": ROWS, "logging_steps": steps, "prediction_loss_only": True},
         }
-        arguments = arguments_of(TrainingArguments, settings)
+        arguments = build_arguments(TrainingArguments, settings)
         data = {"train_dataset": train, "eval_dataset": held_out}
         trainer = PretrainingTrainer(new_model(), arguments, callbacks=[clock], **data)
         trainer.remove_callback(PrinterCallback)

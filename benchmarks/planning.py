@@ -6,8 +6,8 @@
 
 `actual` memory is the peak resident memory of a process that trains the model with Trainer, above what it held after it
 had imported everything and trained a toy; `predicted` comes from another process that never writes to a tensor
-(`hf_llm.planning.memory.on_this_cpu`). `actual` speed is that of the fastest step of the same run; `predicted` is what
-`hf_llm.planning.speed.measured` says in the same round.
+(`hf_llm.planning.memory.estimate_cpu_footprint`). `actual` speed is that of the fastest step of the same run;
+`predicted` is what `hf_llm.planning.speed.measure_speed` says in the same round.
 """
 
 import argparse
@@ -86,17 +86,19 @@ def predict(spec: dict[str, Any], folder: str) -> dict[str, float]:
     """Peak bytes and tokens per second, nothing trained."""
     import torch
 
-    from hf_llm.planning.memory import on_this_cpu
-    from hf_llm.planning.memory_estimate import model_of
-    from hf_llm.planning.speed import measured
+    from hf_llm.planning.memory import estimate_cpu_footprint
+    from hf_llm.planning.memory_estimate import build_planned_model
+    from hf_llm.planning.speed import measure_speed
 
     config, arguments = prepare(spec, folder)
     batch, context, accumulation = spec["batch"], spec["context"], spec.get("accumulation", 1)
-    build, autocast = partial(model_of, config), torch.bfloat16 if arguments.bf16 else None
-    _, growth = on_this_cpu(build, batch, context, arguments, autocast, accumulation > 1)
+    build, autocast = partial(build_planned_model, config), torch.bfloat16 if arguments.bf16 else None
+    _, growth = estimate_cpu_footprint(build, batch, context, arguments, autocast, accumulation > 1)
     found = {"bytes": growth}
     if spec.get("speed", True):
-        speed = measured(model_of, config, batch, context, batch * accumulation, arguments, autocast=autocast)
+        speed = measure_speed(
+            build_planned_model, config, batch, context, batch * accumulation, arguments, autocast=autocast
+        )
         found["tokens_per_second"] = speed.tokens_per_second
     return found
 
@@ -107,7 +109,7 @@ def measure(spec: dict[str, Any], folder: str) -> dict[str, float]:
     from transformers import Trainer, TrainerCallback
 
     from hf_llm.hardware.runtime import keep_freed_memory
-    from hf_llm.planning.memory_estimate import model_of
+    from hf_llm.planning.memory_estimate import build_planned_model
 
     keep_freed_memory()
     config, arguments = prepare(spec, folder)
@@ -122,11 +124,11 @@ def measure(spec: dict[str, Any], folder: str) -> dict[str, float]:
 
     toy = type(config)(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
     rows = [{"input_ids": row % 64, "labels": row % 64} for row in tokens[:, :8]]
-    Trainer(model_of(toy), arguments, train_dataset=rows).train()
+    Trainer(build_planned_model(toy), arguments, train_dataset=rows).train()
     gc.collect()
     before = resident("VmRSS")
     rows = [{"input_ids": row, "labels": row} for row in tokens]
-    Trainer(model_of(config), arguments, train_dataset=rows, callbacks=[Clock()]).train()
+    Trainer(build_planned_model(config), arguments, train_dataset=rows, callbacks=[Clock()]).train()
     fastest = min(later - earlier for earlier, later in itertools.pairwise(ends))
     rate = spec["batch"] * accumulation * spec["context"] / fastest
     return {"bytes": resident("VmHWM") - before, "tokens_per_second": rate}

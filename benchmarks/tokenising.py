@@ -93,10 +93,12 @@ def ours(tokenizer, path: Path, work: Path) -> tuple[float, float]:
     import numpy as np
     import pyarrow.parquet  # noqa: F401  imported before the clock starts
 
-    from hf_llm.data.tokens.token_shards import read_documents, tokenized, write_shards
+    from hf_llm.data.tokens.token_shards import read_documents, tokenize_documents, write_shards
 
     start, before = time.perf_counter(), cpu_seconds()
-    batches = tokenized(read_documents(path), tokenizer, tokenizer.token_to_id("<|endoftext|>"), np.dtype(np.uint16))
+    batches = tokenize_documents(
+        read_documents(path), tokenizer, tokenizer.token_to_id("<|endoftext|>"), np.dtype(np.uint16)
+    )
     for _ in write_shards(work, "ours", batches):
         pass
     return time.perf_counter() - start, before

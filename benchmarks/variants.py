@@ -170,7 +170,7 @@ class Run:
 
         from hf_llm.hardware.runtime import device_type
         from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-        from hf_llm.training.muon import Muon, matrices_of
+        from hf_llm.training.muon import Muon, muon_matrices
 
         self.text, self.options = text, options
         torch.manual_seed(seed)
@@ -180,7 +180,7 @@ class Run:
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         rate, betas = options.learning_rate, (0.9, 0.95)
         if options.optimizer == "muon":
-            self.optimizer = Muon(groups, rate, matrices_of(self.model), betas=betas, eps=1e-8)
+            self.optimizer = Muon(groups, rate, muon_matrices(self.model), betas=betas, eps=1e-8)
         else:
             self.optimizer = torch.optim.AdamW(groups, rate, betas=betas, fused=True)
         self.order = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_llm.average_checkpoints import average_checkpoints, main, write_manifest_and_card
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.training.fault_tolerance.checkpoints import seal
+from hf_llm.training.fault_tolerance.checkpoints import write_checkpoint_manifest
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -22,7 +22,7 @@ def save_checkpoint(folder, step, model):
     path = folder / f"checkpoint-{step}"
     model.save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
-    seal(path)
+    write_checkpoint_manifest(path)
     return path
 
 
@@ -130,7 +130,7 @@ def test_another_shape_or_an_adapter_is_refused(base, tmp_path):
         average_checkpoints(base, 2, tmp_path / "averaged")
     (base / "checkpoint-60").mkdir()
     (base / "checkpoint-60" / "adapter_config.json").write_text("{}")
-    seal(base / "checkpoint-60")
+    write_checkpoint_manifest(base / "checkpoint-60")
     with pytest.raises(UserError, match="holds an adapter"):
         average_checkpoints(base, 2, tmp_path / "averaged")
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_llm import evaluate
 from hf_llm.core.manifest import read_manifest, write_json, write_manifest
-from hf_llm.data.tokens.token_shards import Documents, dtype_for, tokenized, write_shards
+from hf_llm.data.tokens.token_shards import Documents, smallest_id_dtype, tokenize_documents, write_shards
 from hf_llm.model.load import load_model
 
 RECIPE = """
@@ -54,8 +54,11 @@ def run(tmp_path, monkeypatch):
     made = {"tokenizer": write_test_manifest(root / "tokenizer")}
     texts = [f"{number} is a number, and so is {number + 1}." for number in range(30)]
     size = len(tokenizer)
-    batches = tokenized(
-        [Documents.of(texts)], byte_tokenizer().backend_tokenizer, tokenizer.eos_token_id, dtype_for(size)
+    batches = tokenize_documents(
+        [Documents.from_texts(texts)],
+        byte_tokenizer().backend_tokenizer,
+        tokenizer.eos_token_id,
+        smallest_id_dtype(size),
     )
     *_, (shard,) = write_shards(root / "tokens", "test-00000", batches)
     index = {"dtype": "uint16", "vocab_size": size, "eos_token_id": 1, "tokenizer": ""}

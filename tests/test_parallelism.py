@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
 from hf_llm.parallel.layout import Layout, check_layout, launched_layout
-from hf_llm.training.arguments import batch
-from hf_llm.training.tensor_pipeline_trainer import check_divides
+from hf_llm.training.arguments import split_batch
+from hf_llm.training.tensor_pipeline_trainer import check_model_divides
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import ROOT, launch, launch_command, losses, prepare
 
@@ -293,7 +293,7 @@ def test_a_model_that_cannot_be_divided_is_refused(layout, model_type, words):
     gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=320)
     model = tiny_model() if model_type == "hf_llm" else AutoModelForCausalLM.from_config(gpt2)
     with pytest.raises(UserError, match=words):
-        check_divides(model, layout)
+        check_model_divides(model, layout)
 
 
 def launched(monkeypatch, processes: int, pipeline: int = 1, **sizes: int) -> None:
@@ -308,15 +308,15 @@ def test_a_step_has_the_same_tokens_however_many_processes_share_a_batch(monkeyp
     launched(monkeypatch, 16, pipeline=2, dp_shard=4, tp=2)
     assert launched_layout() == Layout(16, shard=4, tensor=2, pipeline=2)
     assert launched_layout().data == 4
-    split = batch(16384, 128, {"per_device_train_batch_size": 4}, "pretrain")
+    split = split_batch(16384, 128, {"per_device_train_batch_size": 4}, "pretrain")
     assert split["per_device_train_batch_size"] * split["gradient_accumulation_steps"] * 4 * 128 == 16384
 
 
 def test_a_pipeline_is_given_a_micro_batch_for_every_stage(monkeypatch):
     launched(monkeypatch, 4, pipeline=4)
-    assert batch(1024, 128, {}, "pretrain")["gradient_accumulation_steps"] == 4
+    assert split_batch(1024, 128, {}, "pretrain")["gradient_accumulation_steps"] == 4
     with pytest.raises(UserError, match="2 micro-batches of 4 windows for a pipeline of 4 stages"):
-        batch(1024, 128, {"per_device_train_batch_size": 4}, "pretrain")
+        split_batch(1024, 128, {"per_device_train_batch_size": 4}, "pretrain")
 
 
 def test_sizes_that_do_not_make_the_number_of_processes_are_refused(monkeypatch):

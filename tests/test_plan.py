@@ -12,9 +12,9 @@ from hf_llm.core.manifest import write_json, write_manifest
 from hf_llm.hardware.devices import parse_device
 from hf_llm.pipeline.run import Run
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
-from hf_llm.planning.memory_estimate import EngineEstimate, Job
+from hf_llm.planning.memory_estimate import EngineEstimate, TrainingJob
 from hf_llm.pretrain import Recipe
-from hf_llm.reporting.plan_accuracy import PLAN, keep, score
+from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
 from tests.tiny_models import tiny_config
 from tests.tiny_recipe import run_module, write_inputs
 
@@ -49,7 +49,7 @@ def test_this_host_is_planned_by_measuring_and_the_plan_is_kept(recipe, tmp_path
     assert base_memory == pytest.approx(sft_memory, rel=0.1)  # the C library is not as even as that
     assert "one process" in printed
     assert "program" in printed
-    (kept,) = json.loads(Path("runs/tiny", PLAN).read_text(encoding="utf-8")).values()
+    (kept,) = json.loads(Path("runs/tiny", PLAN_FILE).read_text(encoding="utf-8")).values()
     assert set(kept) == {"memory, GiB", "tokens per second", "hours"}
     assert all(value > 0 for value in kept.values())
 
@@ -61,7 +61,7 @@ def estimate(engine: str, max_micro_batch: int, checkpointing: bool = False) -> 
 
 def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
     hardware = plan.TargetHardware(4, parse_device("rtx4090"), is_this_host=False)
-    job = Job(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8}, bf16=True)
+    job = TrainingJob(tiny_config(), 128, windows=512, settings={"per_device_train_batch_size": 8}, bf16=True)
     estimates = [estimate("DDP", 2), estimate("ZeRO-2", 4), estimate("DDP", 64, True), estimate("ZeRO-2", 64, True)]
     chosen = plan.find_first_fitting(estimates, job, hardware)
     assert chosen is estimates[2]
@@ -73,7 +73,7 @@ def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
 
 def test_what_fits_nowhere_says_so():
     hardware = plan.TargetHardware(1, parse_device("t4"), is_this_host=False)
-    job = Job(tiny_config(), 128, windows=512, settings={}, bf16=False)
+    job = TrainingJob(tiny_config(), 128, windows=512, settings={}, bf16=False)
     estimates = [estimate("one device", 0), estimate("one device", 0, True)]
     assert plan.find_first_fitting(estimates, job, hardware) is None
     assert "take more or larger devices" in plan.advise(estimates, None, hardware)
@@ -105,7 +105,7 @@ def test_a_recipe_that_cannot_be_planned_is_an_error(recipe, capsys, arguments, 
 
 def write_finished_run(root, tree, predicted):
     root.mkdir(parents=True)
-    keep(root, tree, predicted)
+    save_prediction(root, tree, predicted)
     (root / "base").mkdir()
     log = [{"step": step, "loss": 1.0, "memory_gib": 2.0, "tokens_per_second": 1000.0 * step} for step in (1, 2, 3)]
     write_json(root / "base" / "trainer_state.json", {"log_history": log})
@@ -127,11 +127,11 @@ def test_plans_of_different_recipes_are_kept_side_by_side(tmp_path, recipe):
     root = tmp_path / "runs" / "tiny"
     tree = plan.Run([recipe]).tree
     write_finished_run(root, tree, {"hours": 0.5})
-    assert [(entry.what, entry.predicted) for entry in score(root, tree)] == [("hours", 0.5)]
+    assert [(entry.what, entry.predicted) for entry in compare_with_plan(root, tree)] == [("hours", 0.5)]
     other = plan.Run([recipe, "--model.hidden_size=64"]).tree
-    assert score(root, other) == []
-    keep(root, other, {"hours": 0.7})
-    assert [score(root, either)[0].predicted for either in (tree, other)] == [0.5, 0.7]
+    assert compare_with_plan(root, other) == []
+    save_prediction(root, other, {"hours": 0.7})
+    assert [compare_with_plan(root, either)[0].predicted for either in (tree, other)] == [0.5, 0.7]
 
 
 def test_the_hours_of_all_sessions_count(tmp_path, recipe):
@@ -141,7 +141,7 @@ def test_the_hours_of_all_sessions_count(tmp_path, recipe):
     log = [{"step": 1, "loss": 1.0, "device_hours": 9.0}, {"step": 2, "loss": 1.0, "device_hours": 20.0}]
     write_json(root / "base" / "trainer_state.json", {"log_history": log})
     write_manifest(root / "base", seconds=3600, facts={"processes": 2})
-    assert [entry.actual for entry in score(root, tree)] == [10.0]
+    assert [entry.actual for entry in compare_with_plan(root, tree)] == [10.0]
 
 
 def test_where_nothing_fits_on_this_host_nothing_is_timed(recipe, monkeypatch, capsys):
@@ -158,7 +158,7 @@ def test_the_data_sheet_serves_where_timing_runs_out_of_memory(monkeypatch):
 
     monkeypatch.setattr(plan, "measured_here", run_out_of_memory)
     hardware = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
-    job = Job(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
+    job = TrainingJob(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
     assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, hardware, estimate("ZeRO-3", 8)).source
 
 

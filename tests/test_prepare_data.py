@@ -15,7 +15,7 @@ KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
 @pytest.fixture(autouse=True)
 def inside(tiny_inputs, monkeypatch):
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.count_cores", lambda: 1)
     return tiny_inputs
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from hf_llm import prepare_data, train_tokenizer
 from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.data.corpus import build as corpus_module
-from hf_llm.data.corpus.build import corpus_texts
+from hf_llm.data.corpus.build import read_corpus_texts
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.tokenize_corpus import main
 
@@ -24,7 +24,7 @@ CORPUS, TOKENS = Path("runs/tiny/corpus"), Path("runs/tiny/tokens")
 def inside(tiny_inputs, monkeypatch):
     """A folder with a corpus of several shards and its tokenizer."""
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.count_cores", lambda: 1)
     monkeypatch.setattr(corpus_module, "SHARD_BYTES", 20_000)
     prepare_data.main(["tiny.yaml"])
     train_tokenizer.main(ARGV)
@@ -37,7 +37,7 @@ def test_the_shards_hold_the_corpus_with_an_end_after_every_document(capsys):
     index = json.loads((TOKENS / "index.json").read_text())
     assert index["dtype"] == "uint16" and index["eos_token_id"] == tokenizer.eos_token_id
     for split in ("train", "validation", "test"):
-        texts = list(corpus_texts(CORPUS, split))
+        texts = list(read_corpus_texts(CORPUS, split))
         ids = np.concatenate([np.fromfile(TOKENS / shard["file"], np.uint16) for shard in index["splits"][split]])
         expected = [i for text in texts for i in [*tokenizer.encode(text), tokenizer.eos_token_id]]
         assert ids.tolist() == expected
@@ -113,7 +113,7 @@ def test_a_curriculum_orders_the_windows_in_stages(mixed, by):
     folder = Path("runs/mixed/tokens")
     shards = json.loads((folder / "index.json").read_text())["splits"]["train"]
     windows = TokenWindows(folder, "train", 16)
-    assert windows.in_stages and len({shard["stage"] for shard in shards}) == (2 if by == "source" else 3)
+    assert windows.has_stages and len({shard["stage"] for shard in shards}) == (2 if by == "source" else 3)
     available = read_manifest(folder)["facts"]["tokens_by_source"]["train"]
     assert sum(shard["tokens"] for shard in shards) == sum(available.values())
     lengths = {}
@@ -142,9 +142,9 @@ def test_a_curriculum_by_mix_ends_with_the_tokens_of_its_last_stage(mixed, capsy
     poems = np.frombuffer(poems * 2, np.uint16)
     inside = np.lib.stride_tricks.sliding_window_view(poems, 16)
     is_poem = [bool((inside == item["input_ids"].numpy()).all(axis=1).any()) for item in windows]
-    assert windows.in_stages and abs(windows.last_stage * 16 - 4500) <= 2 * 16
-    assert all(is_poem[windows.last_stage :])
-    assert np.mean(is_poem[: windows.last_stage]) == pytest.approx(0.2, abs=0.01)
+    assert windows.has_stages and abs(windows.last_stage_start * 16 - 4500) <= 2 * 16
+    assert all(is_poem[windows.last_stage_start :])
+    assert np.mean(is_poem[: windows.last_stage_start]) == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize(

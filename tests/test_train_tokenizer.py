@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from hf_llm import prepare_data
 from hf_llm.core.manifest import file_digests, read_manifest
-from hf_llm.data.corpus.build import corpus_files
+from hf_llm.data.corpus.build import list_corpus_files
 from hf_llm.data.tokens.mixing import sample_texts
 from hf_llm.train_tokenizer import load_compared_tokenizers, main
 from tests import made_up_texts
@@ -21,7 +21,7 @@ ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
 @pytest.fixture(autouse=True)
 def inside(tiny_inputs, monkeypatch):
     monkeypatch.chdir(tiny_inputs)
-    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.count_cores", lambda: 1)
     return tiny_inputs
 
 
@@ -88,7 +88,7 @@ def test_shares_divide_the_sample_and_have_to_name_the_sources(capsys):
         Path(f"poems/{number}.txt").write_text(f"Zebrazoo quux {number} mumble. " * 6)
     argv = [*ARGV, "--corpus.sources=[{path: texts, license: cc0-1.0}, {path: poems, license: mit}]"]
     prepare_data.main(argv)
-    files = corpus_files(Path("runs/tiny/corpus"), "train")
+    files = list_corpus_files(Path("runs/tiny/corpus"), "train")
     texts = list(sample_texts(files, {"texts": 3, "poems": 1}, 8000))
     sizes = [sum(len(text) for text in texts if ("quux" in text) == poems) for poems in (False, True)]
     assert 6000 <= sizes[0] < 6600 and 2000 <= sizes[1] < 2300

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.manifest import BEGUN, read_manifest, write_manifest
+from hf_llm.core.manifest import BEGUN_FILE, read_manifest, write_manifest
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.run import licenses_of
-from hf_llm.reporting.model_card import model_card
-from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, fault, step_of
+from hf_llm.reporting.model_card import render_model_card
+from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints, verify_checkpoint
 
 MIN_CHECKPOINTS = 2
 
@@ -48,7 +48,7 @@ def average_checkpoints(folder: Path, last: int, output: Path) -> list[int]:
     model = average_weights(checkpoints)
     model.save_pretrained(output)
     load_tokenizer(checkpoints[-1]).save_pretrained(output)
-    steps = [step_of(checkpoint) for checkpoint in checkpoints]
+    steps = [checkpoint_step(checkpoint) for checkpoint in checkpoints]
     write_manifest_and_card(folder, output, steps)
     return steps
 
@@ -62,14 +62,14 @@ def select_newest(folder: Path, last: int) -> list[Path]:
     if len(checkpoints) < last:
         count = f"{len(checkpoints)} complete checkpoints"
         if checkpoints:
-            count += f" (steps {', '.join(str(step_of(checkpoint)) for checkpoint in checkpoints)})"
+            count += f" (steps {', '.join(str(checkpoint_step(checkpoint)) for checkpoint in checkpoints)})"
         raise UserError(
             f"--last: {folder} has {count}, not {last}; a training keeps as many as its training.save_total_limit says"
         )
 
     newest = checkpoints[-last:]
     for checkpoint in newest:
-        verification_error = fault(checkpoint)
+        verification_error = verify_checkpoint(checkpoint)
         if verification_error:
             _, reason = verification_error
             raise UserError(f"{checkpoint}: {reason}; take fewer than {last}, or put a good copy back in place")
@@ -110,7 +110,7 @@ def tensor_shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 def write_manifest_and_card(folder: Path, output: Path, steps: list[int]) -> None:
     """Write `output`'s manifest, after that of `folder`, which may be complete or not, and its model card."""
-    begun = folder / BEGUN
+    begun = folder / BEGUN_FILE
     manifest = read_manifest(folder)
     if not manifest:
         manifest = json.loads(begun.read_text(encoding="utf-8")) if begun.exists() else {}
@@ -134,7 +134,7 @@ def write_manifest_and_card(folder: Path, output: Path, steps: list[int]) -> Non
         recipe=manifest.get("recipe"),
         facts=facts,
     )
-    (output / "README.md").write_text(model_card(output), encoding="utf-8")
+    (output / "README.md").write_text(render_model_card(output), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from trl import DPOConfig
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> None:
         trainer = build_trainer(
             LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
         )
-        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
             "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
         )
-        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from hf_llm.model.load import CAUSAL, MASKED, context_length, load_model, load_t
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.reporting.lineage import SCORES
-from hf_llm.training.objectives import Objective, filled_in
+from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
@@ -122,7 +122,7 @@ def read_objective(model: PreTrainedModel, path: Path | str) -> Objective:
     settings = manifest.get("facts", {}).get("objective")
     if settings:
         return Objective(**settings)
-    return filled_in(Objective(), objective_of(model.config), model.config.model_type)
+    return fill_objective_defaults(Objective(), objective_of(model.config), model.config.model_type)
 
 
 def score_model(
@@ -130,7 +130,7 @@ def score_model(
 ) -> Scores:
     """Score the model's objective on at most `max_tokens` tokens of the test split of the folder `tokens`."""
     context = context_length(model.config, tokenizer)
-    windows = TokenWindows(tokens, "test", context).limited(max_tokens)
+    windows = TokenWindows(tokens, "test", context).limit_tokens(max_tokens)
     batch_size = max(1, TOKENS_PER_BATCH // context)
     if objective.kind == CAUSAL:
         return score(model, windows, batch_size)

@@ -13,15 +13,15 @@ from trl import KTOConfig
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_labelled
-from hf_llm.monitoring.attach import watch
+from hf_llm.data.chat.loaders import load_labelled_completions
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("kto", recipe, run.starting_model("kto", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_labelled(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        *rows, counts = load_labelled_completions(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop
+        )
         tokenizer = load_chat_tokenizer(output.start, run.root)
         limit = max_row_length(section, output.start, "kto")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
@@ -59,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         trainer = build_trainer(
             CompletionKTOTrainer, KTOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
         )
-        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, reward {eval_rewards/chosen:.2f} of good ones"
-        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

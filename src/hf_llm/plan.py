@@ -30,14 +30,14 @@ from hf_llm.planning.cost import parse_price
 from hf_llm.planning.memory import OPTIMIZER, UPDATE
 from hf_llm.planning.memory_estimate import (
     EngineEstimate,
-    Job,
+    TrainingJob,
+    build_planned_model,
+    build_pretraining_config,
     estimate_cpu_training,
     estimate_gpu_engines,
-    model_of,
-    pretraining_config,
     tensor_bytes,
 )
-from hf_llm.planning.speed import Speed, estimate_speed, measured_here
+from hf_llm.planning.speed import Speed, estimate_speed, measure_job_speed
 from hf_llm.planning.stage_plans import (
     PLANNED_FROM_ROWS,
     HardwarePlan,
@@ -46,9 +46,15 @@ from hf_llm.planning.stage_plans import (
     plan_pretraining,
     plan_tuning,
 )
-from hf_llm.planning.tables import format_gib, format_memory_table, format_score_table, format_stage_table, number
-from hf_llm.reporting.plan_accuracy import PLAN, keep, score
-from hf_llm.training.pretraining_trainer import check_checkpointing
+from hf_llm.planning.tables import (
+    format_gib,
+    format_memory_table,
+    format_number,
+    format_score_table,
+    format_stage_table,
+)
+from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
+from hf_llm.training.pretraining_trainer import check_activation_checkpointing
 
 
 @dataclass
@@ -100,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     estimate = fitting or estimates[0]
     tuning_peaks = estimate_tuning_peaks(run, job, hardware)
     speed = find_speed(job, hardware, estimate)
-    print_main(f"\n{number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
+    print_main(f"\n{format_number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
 
     # The stages
     hardware_plan = HardwarePlan(
@@ -145,11 +151,11 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def print_score(run: Run) -> None:
     """Print predicted beside actual. Raises UserError where one of the two is missing."""
-    scores = score(run.root, run.tree)
+    scores = compare_with_plan(run.root, run.tree)
     if not scores:
         raise UserError(
-            f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN} of the same recipe, which "
-            f"`python -m hf_llm.plan {run.argv[0]}` writes before it"
+            f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN_FILE} of the same recipe, "
+            f"which `python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
     print_main(format_score_table(scores))
 
@@ -163,13 +169,13 @@ def choose_hardware(gpus: str | None) -> TargetHardware:
     return TargetHardware(devices, device, is_this_host=True)
 
 
-def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Job:
+def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> TrainingJob:
     """Collect what of the recipe decides the memory of a pretraining step.
 
     Raises UserError for a step that is not a whole number of windows on each device.
     """
     section = recipe.pretrain
-    config = pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
+    config = build_pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
     context = context_of(config, section.context)
 
     micro_batch = section.training.get("per_device_train_batch_size", 1)
@@ -182,13 +188,13 @@ def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Jo
             f"tokens of context on each of {hardware.devices} devices; try {next_multiple}"
         )
     windows = tokens_per_step // context
-    return Job(config, context, windows, section.training, hardware.bf16)
+    return TrainingJob(config, context, windows, section.training, hardware.bf16)
 
 
-def print_model(job: Job, section: Any) -> None:
+def print_model(job: TrainingJob, section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
     with torch.device("meta"):
-        model = model_of(job.config)
+        model = build_planned_model(job.config)
     print_main(describe(model))
 
     parameters = model.num_parameters()
@@ -197,14 +203,14 @@ def print_model(job: Job, section: Any) -> None:
         tokens = steps * section.tokens_per_step
         flops = tokens * flops_per_token(model, job.context)
         print_main(
-            f"  {number(tokens)} tokens, {tokens / parameters:,.3g} for each parameter; {TOKENS_PER_PARAMETER} "
-            f"({number(TOKENS_PER_PARAMETER * parameters)}) are compute-optimal (Chinchilla, "
+            f"  {format_number(tokens)} tokens, {tokens / parameters:,.3g} for each parameter; {TOKENS_PER_PARAMETER} "
+            f"({format_number(TOKENS_PER_PARAMETER * parameters)}) are compute-optimal (Chinchilla, "
             f"https://arxiv.org/abs/2203.15556)\n  {flops:.3g} FLOPs in all"
         )
     print_main("")
 
 
-def estimate_memory(job: Job, hardware: TargetHardware) -> list[EngineEstimate]:
+def estimate_memory(job: TrainingJob, hardware: TargetHardware) -> list[EngineEstimate]:
     """Estimate the engines as the recipe says, and with activation checkpointing where the recipe has none."""
     micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
     if hardware.device_type == "cpu":
@@ -213,9 +219,9 @@ def estimate_memory(job: Job, hardware: TargetHardware) -> list[EngineEstimate]:
 
     is_requested = job.build_arguments().activation_checkpointing
     with torch.device("meta"):
-        model = model_of(job.config)
+        model = build_planned_model(job.config)
     if is_requested:
-        check_checkpointing(model)
+        check_activation_checkpointing(model)
         checkpointing_choices = [True]
     elif model.supports_gradient_checkpointing:
         checkpointing_choices = [False, True]
@@ -232,7 +238,9 @@ def estimate_memory(job: Job, hardware: TargetHardware) -> list[EngineEstimate]:
     return estimates
 
 
-def find_first_fitting(estimates: list[EngineEstimate], job: Job, hardware: TargetHardware) -> EngineEstimate | None:
+def find_first_fitting(
+    estimates: list[EngineEstimate], job: TrainingJob, hardware: TargetHardware
+) -> EngineEstimate | None:
     """Find the first estimate, in order of cost in speed, with room for the planned micro-batch, or else for any."""
     if hardware.device_type == "cpu":
         fits = estimates[0].footprint.peak <= hardware.device.memory
@@ -271,7 +279,7 @@ def advise(estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardw
     return f"{planned.engine} has no room for that. In order of cost: " + "; ".join(remedies) + "."
 
 
-def estimate_tuning_peaks(run: Run, job: Job, hardware: TargetHardware) -> dict[str, int]:
+def estimate_tuning_peaks(run: Run, job: TrainingJob, hardware: TargetHardware) -> dict[str, int]:
     """Estimate the bytes of one device in each training stage after pretraining that can be planned."""
     peaks = {}
     for folder in PLANNED_FROM_ROWS:
@@ -281,14 +289,14 @@ def estimate_tuning_peaks(run: Run, job: Job, hardware: TargetHardware) -> dict[
     return peaks
 
 
-def find_speed(job: Job, hardware: TargetHardware, estimate: EngineEstimate) -> Speed:
+def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstimate) -> Speed:
     """Measure the speed on this host, or estimate it from the data sheet.
 
     The data sheet also serves where one device has no room to try it out.
     """
     if hardware.is_this_host:
         try:
-            return measured_here(job, hardware.devices, estimate.checkpointing)
+            return measure_job_speed(job, hardware.devices, estimate.checkpointing)
         except torch.OutOfMemoryError:
             pass
     dtype = str(job.autocast or torch.float32).removeprefix("torch.")
@@ -302,8 +310,8 @@ def keep_plan(run: Run, estimate: EngineEstimate, speed: Speed, stage: StagePlan
         "tokens per second": speed.tokens_per_second,
         "hours": stage.hours,
     }
-    keep(run.root, run.tree, predicted)
-    print_main(f"\n{run.root / PLAN} is kept for the report")
+    save_prediction(run.root, run.tree, predicted)
+    print_main(f"\n{run.root / PLAN_FILE} is kept for the report")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_conversations, load_preferences
 from hf_llm.model.load import load_reward_model
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
@@ -28,7 +28,7 @@ from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         critic = load_critic(section, reward_model or output.start)
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
         trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
-        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
-        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:

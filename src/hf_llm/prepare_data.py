@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.manifest import digest_of, versions
+from hf_llm.core.manifest import digest_of, package_versions
 from hf_llm.data.corpus.build import make_corpus
 from hf_llm.data.corpus.config import Corpus
-from hf_llm.data.corpus.dropped import explain
+from hf_llm.data.corpus.dropped import explain_document
 from hf_llm.pipeline.run import read_run
 
 EXPLAIN = "--explain"
@@ -38,14 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     if document is not None:
         if not run.is_complete("corpus"):
             raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
-        for line in explain(run.folder("corpus"), document):
+        for line in explain_document(run.folder("corpus"), document):
             print_main(line)
         return
 
     with run.open_stage("corpus", recipe) as output:
         if output.is_complete:
             return
-        made_with = digest_of(versions())
+        made_with = digest_of(package_versions())
         ledger = make_corpus(recipe.corpus, output.path, digest_of([output.key, made_with]), made_with)
         for line in format_funnel(ledger):
             print_main(line)

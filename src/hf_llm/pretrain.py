@@ -13,23 +13,29 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
-from hf_llm.core.recipe import Settings, plain
+from hf_llm.core.recipe import Settings, to_plain
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
 from hf_llm.model.load import CAUSAL, config_class, context_of, load_tokenizer, new_model
 from hf_llm.model.summary import describe, flops_per_token
-from hf_llm.monitoring.attach import watch
-from hf_llm.monitoring.callbacks.integrations import reporters
-from hf_llm.monitoring.callbacks.samples import Samples
+from hf_llm.monitoring.attach import attach_callbacks
+from hf_llm.monitoring.callbacks.integrations import choose_reporters
+from hf_llm.monitoring.callbacks.samples import SamplesSection
 from hf_llm.parallel.layout import collator, launched_layout
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.training.arguments import batch, training_arguments
-from hf_llm.training.batch_rampup import Warmup, lengths_of, updates_of, warm_up
-from hf_llm.training.fault_tolerance.loss_spikes import Spikes
-from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, tell_epoch
-from hf_llm.training.schedules import with_decay
+from hf_llm.training.arguments import build_training_arguments, split_batch
+from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
+from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
+from hf_llm.training.objectives import (
+    Objective,
+    accuracy_arguments,
+    add_epoch_callback,
+    corrupt_windows,
+    resolve_objective,
+)
+from hf_llm.training.schedules import add_curriculum_decay
 from hf_llm.training.tensor_pipeline_trainer import trainer_class
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -42,17 +48,17 @@ class PretrainSection:
     """transformers' settings of the training, by their own names."""
     context: int | None = None
     """Tokens of one training sequence; left out, the model's context."""
-    context_warmup: Warmup | None = None
+    context_warmup: Rampup | None = None
     """Sequence-length ramp-up: shorter sequences in the first steps."""
-    batch_warmup: Warmup | None = None
+    batch_warmup: Rampup | None = None
     """Batch-size ramp-up: smaller updates in the first steps."""
     evaluation_tokens: int = 1 << 20
     """Tokens of the validation split that one evaluation takes."""
     z_loss: float = 0.0
     """Weight of the z-loss; 1e-4 keeps logits from drifting. It is not in the logged loss."""
-    samples: Samples = field(default_factory=Samples)
+    samples: SamplesSection = field(default_factory=SamplesSection)
     """Texts generated during training, to be read."""
-    spikes: Spikes = field(default_factory=Spikes)
+    spikes: SpikeSection = field(default_factory=SpikeSection)
     """Which updates are outliers to skip, and when to roll back to a checkpoint."""
     objective: str | Objective | None = None
     """causal, masked or span_corruption; left out, that of the model_type."""
@@ -89,12 +95,14 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
-    objective = objective_in(run.tree)
+    objective = resolve_objective(run.tree)
     with run.open_stage("base", recipe, recipe.pretrain.inputs()) as output:
         if output.is_complete:
             return
         trainer = build_pretraining_trainer(recipe, objective, output)
-        finish(trainer, output, run, objective.headline, spikes=recipe.pretrain.spikes, objective=plain(objective))
+        train_and_save(
+            trainer, output, run, objective.headline, spikes=recipe.pretrain.spikes, objective=to_plain(objective)
+        )
 
 
 def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> Trainer:
@@ -112,18 +120,18 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     corruption = objective.corruption(tokenizer, context)
 
     sequences_per_step = section.tokens_per_step // context
-    updates_per_step = updates_of(section.tokens_per_step, section.batch_warmup)
-    arguments = training_arguments(
+    updates_per_step = first_step_updates(section.tokens_per_step, section.batch_warmup)
+    arguments = build_training_arguments(
         TrainingArguments,
-        with_decay(section.training, train, sequences_per_step),
+        add_curriculum_decay(section.training, train, sequences_per_step),
         output.path,
         recipe.seed,
         "pretrain",
-        **batch(section.tokens_per_step, context, section.training, "pretrain", updates_per_step),
-        report_to=reporters(section.training.get("report_to")),
+        **split_batch(section.tokens_per_step, context, section.training, "pretrain", updates_per_step),
+        report_to=choose_reporters(section.training.get("report_to")),
         eval_strategy="steps",
         prediction_loss_only=objective.kind == CAUSAL,
-        train_sampling_strategy="sequential" if train.in_stages else "random",
+        train_sampling_strategy="sequential" if train.has_stages else "random",
         weight_decay=0.1,
         adam_beta2=0.95,
         torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
@@ -131,29 +139,31 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     trainer = trainer_class()(
         model=model,
         args=arguments,
-        train_dataset=corrupted(train, corruption, recipe.seed),
-        eval_dataset=corrupted(validation.limited(section.evaluation_tokens), corruption, recipe.seed),
+        train_dataset=corrupt_windows(train, corruption, recipe.seed),
+        eval_dataset=corrupt_windows(validation.limit_tokens(section.evaluation_tokens), corruption, recipe.seed),
         processing_class=tokenizer,
         data_collator=collator(launched_layout()),
         z_loss=section.z_loss,
-        **measures(objective),
+        **accuracy_arguments(objective),
     )
 
-    flops_by_length = {length: flops_per_token(model, length) for length in lengths_of(context, section.context_warmup)}
+    flops_by_length = {
+        length: flops_per_token(model, length) for length in context_lengths(context, section.context_warmup)
+    }
 
     def curriculum_stage(step: int) -> int:
-        return train.stage_of(step * sequences_per_step - 1) + 1
+        return train.find_stage(step * sequences_per_step - 1) + 1
 
-    tell_epoch(trainer)
-    warm_up(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
-    watch(
+    add_epoch_callback(trainer)
+    add_rampup_callbacks(trainer, context, section.tokens_per_step, section.context_warmup, section.batch_warmup)
+    attach_callbacks(
         trainer,
         flops_by_length if section.context_warmup else flops_by_length[context],
         validation.bytes_per_token,
         likelihood=objective.kind == CAUSAL,
         samples=section.samples,
         price_per_hour=recipe.price_per_hour,
-        stage_at=curriculum_stage if train.in_stages else None,
+        stage_at=curriculum_stage if train.has_stages else None,
     )
     return trainer
 

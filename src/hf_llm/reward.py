@@ -16,13 +16,13 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.model.load import load_tokenizer
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import max_row_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> None:
         trainer = build_trainer(
             PairwiseRewardTrainer, RewardConfig, section, output, recipe.seed, rows, load_padded_scorer, task="SEQ_CLS"
         )
-        watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
             "preference accuracy {eval_accuracy:.0%} on {eval_pairs:.0f} held-out pairs "
             "(95% interval {eval_accuracy_low:.0%} to {eval_accuracy_high:.0%}), margin {eval_margin:.2f}"
         )
-        finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hf_llm.model.load import CAUSAL, IN_WORDS
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
 from hf_llm.training.fault_tolerance.launch import run_stage
-from hf_llm.training.objectives import objective_in
+from hf_llm.training.objectives import resolve_objective
 
 FRESH = "--fresh="
 MAX_SAMPLES = 3  # prompts whose answers are printed at the end
@@ -62,7 +62,7 @@ def check_recipe(run: Run, folders: list[str]) -> None:
             lines = str(error).splitlines()
             problems |= dict.fromkeys(lines[1:] or lines)
 
-    objective = objective_in(run.tree).kind
+    objective = resolve_objective(run.tree).kind
     post_training = [folder for folder in folders if folder in OPTIONAL]
     if objective != CAUSAL and post_training:
         problem = f"{post_training[0]}: the model_type makes {IN_WORDS[objective]}; leave this section out"
@@ -106,7 +106,7 @@ def print_ending(run: Run, folders: list[str], has_worked: bool) -> None:
 def next_commands(run: Run, model: Path) -> list[str]:
     """What to try with the last model of a run."""
     base = run.folder("base")
-    if objective_in(run.tree).kind != CAUSAL:
+    if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]
     talk = f"python -m hf_llm.generate {model}" if model == base else f"python -m hf_llm.chat {model}"
     return [

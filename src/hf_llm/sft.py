@@ -17,7 +17,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import Settings
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
@@ -27,7 +27,7 @@ from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 PREVIEW = "--preview"
 
@@ -75,11 +75,11 @@ def main(argv: list[str] | None = None) -> None:
             SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out]
         )
         check_packing(trainer)
-        watch(trainer, price_per_hour=recipe.price_per_hour)
+        attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
         if collect_prompts(rows.held_out):
             headline += ", EOS rate {stop_rate:.0%}"
-        finish(
+        train_and_save(
             trainer,
             output,
             run,

@@ -20,8 +20,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import file_digest, read_manifest, write_json
-from hf_llm.data.corpus.build import Corpus, corpus_files
-from hf_llm.data.corpus.splits import NAMES
+from hf_llm.data.corpus.build import list_corpus_files
+from hf_llm.data.corpus.config import Corpus
+from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.tokens.mixing import (
     MixRow,
     StreamRouter,
@@ -38,10 +39,10 @@ from hf_llm.data.tokens.token_shards import (
     INDEX,
     Documents,
     Tokens,
-    dtype_for,
     read_documents,
     read_index,
-    tokenized,
+    smallest_id_dtype,
+    tokenize_documents,
     write_shards,
 )
 from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         ledger = read_manifest(corpus)["facts"]["ledger"]
 
         index = load_index(output, tokenizer)
-        router = build_router(recipe.corpus, corpus_files(corpus, "train"), tokenizer, list(ledger["sources"]))
+        router = build_router(recipe.corpus, list_corpus_files(corpus, "train"), tokenizer, list(ledger["sources"]))
         tokenize_splits(corpus, ledger, output.path, index, tokenizer, router, recipe.corpus.max_tokens)
 
         mix = []
@@ -92,7 +93,7 @@ def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
     if (output.path / INDEX).exists():
         return read_index(output.path)
     return {
-        "dtype": dtype_for(len(tokenizer)).name,
+        "dtype": smallest_id_dtype(len(tokenizer)).name,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "tokenizer": file_digest(output.sources["tokenizer"] / "tokenizer.json"),
@@ -154,8 +155,8 @@ def tokenize_splits(
     limit = max_tokens if router is None else None
     size = sum(counts["bytes"] for counts in ledger["splits"].values())
     with tqdm(total=size, desc="tokenising", unit="B", unit_scale=True) as bar:
-        for split in NAMES:
-            files = corpus_files(corpus, split)
+        for split in SPLIT_NAMES:
+            files = list_corpus_files(corpus, split)
             if split == "train":
                 tokenize_split(files, split, folder, index, tokenizer, bar, router, limit)
             else:
@@ -203,8 +204,8 @@ def encode_documents(
     documents: Iterable[Documents], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield documents with their tokens, as shards hold them."""
-    dtype = np.dtype(dtype_for(len(tokenizer)))
-    return tokenized(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
+    dtype = np.dtype(smallest_id_dtype(len(tokenizer)))
+    return tokenize_documents(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
 
 
 def plan_training(index: dict, section: Corpus) -> list[MixRow]:

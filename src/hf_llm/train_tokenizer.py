@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.data.corpus.build import Corpus, corpus_files
-from hf_llm.data.corpus.reader_step import Read
-from hf_llm.data.corpus.sources import Source, parts_of
+from hf_llm.data.corpus.build import list_corpus_files
+from hf_llm.data.corpus.config import Corpus, Source
+from hf_llm.data.corpus.reader_step import SourceReader
+from hf_llm.data.corpus.sources import list_read_tasks
 from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
@@ -25,7 +26,7 @@ from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
 from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
-from hf_llm.training.objectives import objective_in
+from hf_llm.training.objectives import resolve_objective
 
 MAX_REPORT_BYTES = 10_000_000  # of the validation split
 MAX_TEXT_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         corpus = output.sources["corpus"]
         compared = load_compared_tokenizers(recipe.tokenizer.compare)
         context = read_context(run.tree)
-        denoising_tokens = objective_in(run.tree).tokens(context)
+        denoising_tokens = resolve_objective(run.tree).tokens(context)
 
         tokenizer = build_tokenizer(recipe.tokenizer, corpus, recipe.corpus.shares, denoising_tokens)
         if context:
@@ -118,7 +119,7 @@ def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[st
     if section.data:
         return read_own_texts(section.data)
 
-    files = corpus_files(corpus, "train")
+    files = list_corpus_files(corpus, "train")
     if shares:
         check_shares(shares, list_train_sources(files))
     return sample_texts(files, shares, section.sample_bytes)
@@ -126,17 +127,17 @@ def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[st
 
 def read_own_texts(paths: list[str]) -> Iterator[str]:
     """Yield the texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
-    parts = parts_of([Source(path=path, license="unknown") for path in paths])
+    parts = list_read_tasks([Source(path=path, license="unknown") for path in paths])
     for rank, part in enumerate(parts):
-        step = Read(parts, MAX_TEXT_CHARS)
+        step = SourceReader(parts, MAX_TEXT_CHARS)
         for document in step.run(rank=rank, world_size=len(parts)):
             yield document.text
-        step.faults.check(part.label)
+        step.faults.check_dropped_share(part.label)
 
 
 def read_validation_split(corpus: Path) -> Iterator[Batch]:
     """Yield the validation split of the corpus, in batches."""
-    for path in corpus_files(corpus, "validation"):
+    for path in list_corpus_files(corpus, "validation"):
         for documents in read_documents(path):
             yield documents.texts, documents.sources, documents.languages
 

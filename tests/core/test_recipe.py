@@ -6,7 +6,7 @@ from typing import TypedDict
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import Settings, parse_yaml, plain
+from hf_llm.core.recipe import Settings, parse_yaml, to_plain
 from hf_llm.pipeline.run import Run, read_run
 
 
@@ -55,7 +55,7 @@ def test_a_recipe_becomes_typed_settings_and_overrides_win(tmp_path):
     assert recipe.sft == Part(steps=7)
     assert recipe.corpus == [Part(steps=1)]
     assert recipe.model == {"rate": 6e-4}
-    assert plain(recipe)["pretrain"] == {"steps": 3, "share": 0.25, "names": []}
+    assert to_plain(recipe)["pretrain"] == {"steps": 3, "share": 0.25, "names": []}
 
 
 def test_auto_leaves_a_librarys_setting_to_the_program(tmp_path):

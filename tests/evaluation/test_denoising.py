@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens
+from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
 from hf_llm.evaluation.denoising import (
     CORRUPTION_SEED,
     LONE_MASKS_PER_WINDOW,
@@ -14,10 +15,10 @@ from hf_llm.evaluation.denoising import (
     score_spans,
 )
 from hf_llm.model.load import new_model
-from hf_llm.tokenization.sentinel_tokens import gap_tokens, sentinels_of
+from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_sentinels
 from tests.tiny_models import tiny_tokenizer
 
-MASKED = MaskedTokens(mask_token_id=258, is_word=np.arange(260) < 256)
+MASKED = TokenMasking(mask_token_id=258, is_word=np.arange(260) < 256)
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 T5 = {"model_type": "t5", "d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_heads": 3, "dropout_rate": 0.0}
 
@@ -47,7 +48,7 @@ def test_masked_scores_are_those_of_the_hidden_tokens_whatever_the_batch_size():
     batch = {name: torch.stack([items[i][name] for i in range(10)]) for name in ("input_ids", "labels")}
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"]).logits
-    hidden = batch["labels"] != IGNORED
+    hidden = batch["labels"] != IGNORE_INDEX
     loss = torch.nn.functional.cross_entropy(logits[hidden], batch["labels"][hidden])
     right = (logits.argmax(-1) == batch["labels"])[hidden].float().mean()
     assert scores["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -73,9 +74,9 @@ def test_pseudo_perplexity_is_that_of_a_token_that_alone_is_hidden():
 
 def test_a_trained_encoder_decoder_generates_the_spans_exactly():
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"extra_special_tokens": gap_tokens(mask=False, sentinels=1)})
-    sentinels = np.array(sentinels_of(tokenizer))
-    spans = CorruptedSpans(sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, 0.25, 1.0)
+    tokenizer.add_special_tokens({"extra_special_tokens": list_denoising_tokens(mask=False, sentinels=1)})
+    sentinels = np.array(require_sentinels(tokenizer))
+    spans = SpanCorruption(sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, 0.25, 1.0)
     torch.manual_seed(0)
     model = new_model(T5, tokenizer, 24)
     before = score_spans(model, tokenizer, Repeating(MAX_GENERATED_WINDOWS + 8), spans, batch_size=24)

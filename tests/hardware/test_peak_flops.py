@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from hf_llm.hardware.peak_flops import find_listed_peak, measure_peak, peak_of
+from hf_llm.hardware.peak_flops import find_listed_peak, find_peak_flops, measure_peak
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 
@@ -64,7 +64,7 @@ def test_a_device_without_bfloat16_units_has_no_such_peak():
 
 def test_a_cpus_peak_is_measured_without_drawing_random_numbers():
     random_state = torch.get_rng_state()
-    peak = peak_of(torch.device("cpu"), SINGLE)
+    peak = find_peak_flops(torch.device("cpu"), SINGLE)
     assert torch.equal(random_state, torch.get_rng_state())
     assert peak.measured
     assert 1e9 < peak.flops < 1e14

@@ -6,8 +6,8 @@ from transformers import TrainingArguments
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
-from hf_llm.hardware.runtime import autocast_type, has_bf16, precision
-from hf_llm.training.arguments import training_arguments
+from hf_llm.hardware.runtime import autocast_type, choose_precision, has_bf16
+from hf_llm.training.arguments import build_training_arguments
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,17 @@ def test_trainer_gets_the_precision_of_the_device(units, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
-    arguments = training_arguments(TrainingArguments, Settings({}), tmp_path, 1, "pretrain")
+    arguments = build_training_arguments(TrainingArguments, Settings({}), tmp_path, 1, "pretrain")
     assert (arguments.bf16, arguments.fp16) == (units, False)
 
 
 def test_a_launch_in_fp8_keeps_its_precision(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    assert precision({}, units=True) == {"bf16": False, "fp16": False}
+    assert choose_precision({}, units=True) == {"bf16": False, "fp16": False}
 
 
 @pytest.mark.parametrize("key", ["bf16", "fp16"])
 def test_a_precision_in_the_recipe_that_would_undo_fp8_is_refused(key, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(UserError, match=rf"pretrain\.training\.{key}: the launch asks for fp8"):
-        training_arguments(TrainingArguments, Settings({key: True}), tmp_path, 1, "pretrain")
+        build_training_arguments(TrainingArguments, Settings({key: True}), tmp_path, 1, "pretrain")

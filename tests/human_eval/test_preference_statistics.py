@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_llm.human_eval.preference_statistics import (
-    bootstrap,
+    bootstrap_interval,
     compute_agreement,
     compute_mean_scores,
     compute_position_bias,
@@ -16,7 +16,7 @@ from hf_llm.human_eval.preference_statistics import (
     majority_outcomes,
     summarize_annotators,
     vote_outcome,
-    wilson,
+    wilson_interval,
 )
 from tests.human_eval.comparison import vote
 
@@ -27,12 +27,12 @@ from tests.human_eval.comparison import vote
 )
 def test_wilson_intervals_are_newcombes(successes, trials, low, high):
     """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_wilson_solves_its_equation():
     """The ends are the shares p from which 7 of 10 is 1.96 standard errors away."""
-    for end in wilson(7, 10):
+    for end in wilson_interval(7, 10):
         assert abs(0.7 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 10), abs=1e-9)
 
 
@@ -48,13 +48,13 @@ def test_wins_are_counted_by_model_whatever_the_side():
     assert [vote_outcome(v) for v in votes] == ["first", "first", "second", "tie", "bad", None]
     [match] = compute_win_rates(votes)
     assert match["votes"] == {"first": 2, "second": 1, "tie": 1, "bad": 1, "skip": 1}
-    assert match["win_rate"] == {"value": 3 / 5, "interval": wilson(3, 5), "prompts": 5}
-    assert match["decided"] == {"value": 2 / 3, "interval": wilson(2, 3), "prompts": 3}
+    assert match["win_rate"] == {"value": 3 / 5, "interval": wilson_interval(3, 5), "prompts": 5}
+    assert match["decided"] == {"value": 2 / 3, "interval": wilson_interval(2, 3), "prompts": 3}
 
 
 def test_ten_annotators_of_one_prompt_count_as_one_prompt():
     votes = [vote(pair, "a" if pair else "b", annotator=str(n)) for pair in range(4) for n in range(10)]
-    assert compute_win_rates(votes)[0]["win_rate"] == {"value": 0.75, "interval": wilson(3, 4), "prompts": 4}
+    assert compute_win_rates(votes)[0]["win_rate"] == {"value": 0.75, "interval": wilson_interval(3, 4), "prompts": 4}
 
 
 def test_a_match_of_skips_alone_has_no_win_rate():
@@ -115,7 +115,7 @@ def test_a_scripted_annotator_who_is_right_70_per_cent_of_the_time_is_recovered(
 
 def test_position_bias_is_the_share_of_the_left_answer():
     votes = [vote(n, "a" if n < 60 else "b", first_is_a=n % 2 == 0) for n in range(80)] + [vote(99, "tie")]
-    assert compute_position_bias(votes) == {"votes": 80, "a": 0.75, "interval": wilson(60, 80)}
+    assert compute_position_bias(votes) == {"votes": 80, "a": 0.75, "interval": wilson_interval(60, 80)}
     assert compute_position_bias([vote(0, "tie")]) is None
 
 
@@ -180,10 +180,10 @@ def test_scores_belong_to_the_model_on_that_side():
 
 def test_the_bootstrap_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(1).normal(3, 1, 400)
-    low, high = bootstrap(400, lambda weights: weights @ values / weights.sum(1))
+    low, high = bootstrap_interval(400, lambda weights: weights @ values / weights.sum(1))
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
-    assert bootstrap(1, lambda weights: weights[:, 0]) is None
+    assert bootstrap_interval(1, lambda weights: weights[:, 0]) is None
 
 
 def test_most_annotators_decide_and_a_draw_decides_nothing():

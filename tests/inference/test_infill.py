@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from hf_llm.data.tokens.corruption import put_back
+from hf_llm.data.tokens.corruption import restore_spans
 from hf_llm.inference.generate import complete_prompts
 from hf_llm.inference.infill import infill_texts, write
 from hf_llm.model.load import new_model
-from hf_llm.tokenization.sentinel_tokens import gap_tokens, sentinels_of
+from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_sentinels
 from tests.tiny_models import tiny_tokenizer
 
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -47,7 +47,7 @@ def test_the_models_mode_is_restored(masked):
 @pytest.fixture
 def encoder_decoder():
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"extra_special_tokens": gap_tokens(mask=False, sentinels=1)})
+    tokenizer.add_special_tokens({"extra_special_tokens": list_denoising_tokens(mask=False, sentinels=1)})
     torch.manual_seed(0)
     return new_model(T5, tokenizer, 32), tokenizer
 
@@ -56,7 +56,7 @@ def test_what_the_decoder_writes_stands_in_the_place_of_its_sentinel(encoder_dec
     _, tokenizer = encoder_decoder
     text = tokenizer.encode("the <extra_id_0> fox sees <extra_id_1>.")
     target = tokenizer.encode("<extra_id_0>red<extra_id_1>a hen")
-    assert tokenizer.decode(put_back(text, target, sentinels_of(tokenizer))) == "the red fox sees a hen."
+    assert tokenizer.decode(restore_spans(text, target, require_sentinels(tokenizer))) == "the red fox sees a hen."
 
 
 def test_a_new_encoder_decoder_writes_something_and_stops(encoder_decoder):

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from hf_llm.core.errors import UserError
 from hf_llm.core.jsonl import metrics_file, replace_rows
 from hf_llm.core.manifest import write_json
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
 from hf_llm.monitoring.terminal_view import draw_curve, render_runs
 from tests.monitoring.made_up_run import write_made_up_run
@@ -67,7 +67,7 @@ def test_training_log_follows_a_training_step_by_step(make_trainer, tmp_path):
             steps.append((state.global_step, log.status()["step"], log.status()["state"]))
 
     trainer = make_trainer(Rows([8] * 8, 8), max_steps=5)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.add_callback(Follow())
     trainer.train()
     assert steps == [(step, step, "running") for step in range(5)]

@@ -3,7 +3,7 @@ import pytest
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.devices import parse_device
 from hf_llm.planning.cost import disk_bytes, estimate_cost, parse_price
-from hf_llm.training.fault_tolerance.checkpoints import checkpoint_bytes
+from hf_llm.training.fault_tolerance.checkpoints import estimate_checkpoint_bytes
 
 
 def test_ten_hours_of_four_cards():
@@ -30,9 +30,9 @@ def test_parse_price_says_how_to_write_a_price(text):
 
 
 def test_a_checkpoint_holds_weights_and_states_and_deepspeeds_more():
-    assert checkpoint_bytes(400, 100, 800) == 1200
-    assert checkpoint_bytes(400, 100, 800, "deepspeed") == 400 * 2 + 800 + 400
-    assert checkpoint_bytes(400, 100, 800, "fsdp") == 400 * 2 + 800
+    assert estimate_checkpoint_bytes(400, 100, 800) == 1200
+    assert estimate_checkpoint_bytes(400, 100, 800, "deepspeed") == 400 * 2 + 800 + 400
+    assert estimate_checkpoint_bytes(400, 100, 800, "fsdp") == 400 * 2 + 800
 
 
 def test_disk_bytes_count_one_checkpoint_more_than_are_kept():

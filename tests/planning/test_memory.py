@@ -28,14 +28,14 @@ from hf_llm.planning.memory import (
     UPDATE,
     WEIGHTS,
     Footprint,
+    estimate_cpu_footprint,
     extrapolate_footprint,
-    on_this_cpu,
     trace_footprint,
     trace_steps,
     trained_process_bytes,
 )
-from hf_llm.planning.memory_estimate import build_planning_arguments, model_of
-from hf_llm.training.muon import matrices_of
+from hf_llm.planning.memory_estimate import build_planned_model, build_planning_arguments
+from hf_llm.training.muon import muon_matrices
 from tests.tiny_models import tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,13 +54,13 @@ def trace_tiny_step(
 ) -> Footprint:
     settings = {} if optim is None else {"optim": optim}
     arguments = build_planning_arguments(settings, checkpointing)
-    build = partial(model_of, config or tiny_config(), lora=lora)
+    build = partial(build_planned_model, config or tiny_config(), lora=lora)
     return trace_footprint(build, batch, context, arguments, **step_arguments)
 
 
 def count_parameters(config: PreTrainedConfig | None = None) -> int:
     with torch.device("meta"):
-        return model_of(config or tiny_config()).num_parameters()
+        return build_planned_model(config or tiny_config()).num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_peak_is_that_of_torchs_own_tracker(config):
     from torch.distributed._tools.mem_tracker import MemTracker
 
     with FakeTensorMode(), MemTracker() as tracker:
-        model = model_of(config)
+        model = build_planned_model(config)
         tokens = torch.zeros(4, 64, dtype=torch.long)
         model(input_ids=tokens, labels=tokens.clone()).loss.backward()
     expected = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
@@ -132,7 +132,7 @@ def test_only_adapters_have_gradients_and_states():
 def test_building_adapters_leaves_module_to_as_it_was():
     move_module = torch.nn.Module.to
     with torch.device("meta"):
-        model_of(tiny_config(), lora={"r": 4, "target_modules": "all-linear"})
+        build_planned_model(tiny_config(), lora={"r": 4, "target_modules": "all-linear"})
     assert torch.nn.Module.to is move_module
 
 
@@ -146,7 +146,9 @@ def test_the_loss_of_a_plain_model_holds_all_logits_and_ours_on_a_cpu_some():
     plain_config = GPT2Config(vocab_size=32768, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     plain = trace_tiny_step(plain_config, batch=64)
     with FakeTensorMode():
-        ours = trace_steps(partial(model_of, tiny_config(vocab_size=32768)), 64, 64, build_planning_arguments({}))
+        ours = trace_steps(
+            partial(build_planned_model, tiny_config(vocab_size=32768)), 64, 64, build_planning_arguments({})
+        )
     logits_bytes = 64 * 64 * 32768 * 4
     assert ours.phases[TRAINING][LOSS] < logits_bytes <= plain.phases[TRAINING][LOSS]
 
@@ -155,7 +157,7 @@ def test_the_loss_of_a_plain_model_holds_all_logits_and_ours_on_a_cpu_some():
 def test_a_deep_model_is_extrapolated_from_its_first_layers(checkpointing):
     config = tiny_config(num_hidden_layers=10)
     arguments = build_planning_arguments({}, checkpointing)
-    extrapolated = extrapolate_footprint(model_of, config, 4, 64, arguments)
+    extrapolated = extrapolate_footprint(build_planned_model, config, 4, 64, arguments)
     assert extrapolated.peak == pytest.approx(trace_tiny_step(config, checkpointing=checkpointing).peak, rel=0.01)
 
 
@@ -174,14 +176,16 @@ def test_tensors_of_allocate_only_mode_take_no_memory_and_keep_their_shapes():
 
 def test_an_error_in_the_fork_is_raised():
     with pytest.raises(RuntimeError, match="failed"):
-        on_this_cpu(partial(model_of, None), 1, 8, build_planning_arguments({}))
+        estimate_cpu_footprint(partial(build_planned_model, None), 1, 8, build_planning_arguments({}))
 
 
 def test_nothing_is_forked_where_the_platform_cannot_fork(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     monkeypatch.setattr(memory, "_run_in_fork", lambda work: pytest.fail("forked"))
 
-    footprint, growth = on_this_cpu(partial(model_of, tiny_config()), 4, 64, build_planning_arguments({}))
+    footprint, growth = estimate_cpu_footprint(
+        partial(build_planned_model, tiny_config()), 4, 64, build_planning_arguments({})
+    )
     assert growth == footprint.peak
     trained_process_bytes.cache_clear()
     try:
@@ -218,8 +222,8 @@ def test_the_peaks_of_real_trainings_of_all_kinds_are_predicted(name):
 
 
 def test_muon_keeps_one_number_for_each_element_of_a_matrix_and_adamw_two_for_the_others():
-    model = model_of(tiny_config())
-    matrices = matrices_of(model)
+    model = build_planned_model(tiny_config())
+    matrices = muon_matrices(model)
     matrix_elements = sum(parameter.numel() for parameter in matrices)
     step_counters = 4 * (len(list(model.parameters())) - len(matrices))  # AdamW counts the steps of each
     states = trace_tiny_step(optim="muon").phases[UPDATE][OPTIMIZER]

@@ -10,8 +10,8 @@ from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
 from hf_llm.planning.memory import truncate_layers
-from hf_llm.planning.memory_estimate import build_planning_arguments, model_of
-from hf_llm.planning.speed import StepTiming, estimate_speed, measured, time_layers
+from hf_llm.planning.memory_estimate import build_planned_model, build_planning_arguments
+from hf_llm.planning.speed import StepTiming, estimate_speed, measure_speed, time_layers
 from tests.tiny_models import tiny_config
 
 
@@ -57,24 +57,24 @@ def test_truncate_layers_changes_nothing_else():
     deep_config = tiny_config(num_hidden_layers=6)
     config = truncate_layers(deep_config, 2)
     assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
-    assert model_of(config).num_parameters() < model_of(deep_config).num_parameters()
+    assert build_planned_model(config).num_parameters() < build_planned_model(deep_config).num_parameters()
 
 
 def test_a_deep_model_is_timed_on_some_of_its_layers():
     arguments = build_planning_arguments({})
     config = tiny_config(num_hidden_layers=12, hidden_size=256, intermediate_size=704)
-    timing = time_layers(model_of, config, 4, 64, arguments)
+    timing = time_layers(build_planned_model, config, 4, 64, arguments)
     assert timing.window >= 0
     assert timing.layer > 0
     assert timing.parameter > 0
 
-    speed = measured(model_of, tiny_config(num_hidden_layers=12), 4, 64, 8, arguments)
+    speed = measure_speed(build_planned_model, tiny_config(num_hidden_layers=12), 4, 64, 8, arguments)
     assert speed.tokens_per_second > 0
     assert speed.source.startswith("measured here on 4 of 12 layers")
 
 
 def test_adapters_are_timed_as_they_are_trained():
-    build = partial(model_of, lora={"r": 4, "target_modules": "all-linear"})
+    build = partial(build_planned_model, lora={"r": 4, "target_modules": "all-linear"})
     timing = time_layers(build, tiny_config(), 2, 32, build_planning_arguments({}))
     assert timing.parameter > 0
 

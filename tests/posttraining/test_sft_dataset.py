@@ -7,9 +7,9 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.data.chat.loaders import ConversationSource, load_labelled, load_preferences
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import file_rows
+from hf_llm.data.chat.loaders import ConversationSource, load_labelled_completions, load_preferences
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_rows
 from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
 from hf_llm.sft import SftSection
 from hf_llm.tokenization.chat_encoding import encode_chat
@@ -141,7 +141,7 @@ CONVERSATIONS = {
 
 
 def row_of(name: str, wanted: int) -> dict:
-    return next(row for number, row in file_rows(Path(DATA) / name, Faults()) if number == wanted)
+    return next(row for number, row in read_rows(Path(DATA) / name, ReadErrors()) if number == wanted)
 
 
 def section(*sources, **keys):
@@ -238,7 +238,7 @@ def test_a_row_of_every_real_preference_set_has_the_ids_written_down_for_it(name
 @real_data
 def test_a_labelled_row_has_the_ids_written_down_for_it(tokenizer, tmp_path):
     row = row_of("llamafactory_pref/kto_en_demo.json", 1)
-    made, _, _ = load_labelled([source(write(tmp_path / "rows.jsonl", [row]))], 0.0, seed=1)
+    made, _, _ = load_labelled_completions([source(write(tmp_path / "rows.jsonl", [row]))], 0.0, seed=1)
     texts = [message["content"] for message in row["messages"]]
     parts = last_answer(turns(zip(texts[::2], texts[1::2], strict=True)))
     assert labelled_ids(tokenizer, made[0]["prompt"], made[0]["completion"]) == golden(tokenizer, parts)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from hf_llm.core.jsonl import alerts_file, append_row
 from hf_llm.core.manifest import write_json, write_manifest
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 
 PARAMETERS = 64 * 16 * 2 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
 
@@ -46,7 +46,7 @@ def train_model(folder: Path, steps: int) -> dict[str, float]:
     )
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=32, **sizes))
     trainer = Trainer(model=model, args=args, train_dataset=Windows(), eval_dataset=Windows())
-    watch(trainer, flops_per_token=6 * PARAMETERS, bytes_per_token=3.5)
+    attach_callbacks(trainer, flops_per_token=6 * PARAMETERS, bytes_per_token=3.5)
     trainer.train()
     trainer.save_model()
     trainer.save_state()

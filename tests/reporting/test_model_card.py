@@ -7,13 +7,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.reporting.model_card import HUB_LICENSES, build_front_matter, model_card
+from hf_llm.reporting.model_card import HUB_LICENSES, build_front_matter, render_model_card
 
 TOKEN = "hf_" + "Qx7" * 11
 
 
 def test_the_front_matter_is_what_the_hub_reads(run):
-    data = ModelCard(model_card(run.root / "sft")).data
+    data = ModelCard(render_model_card(run.root / "sft")).data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-generation"
     assert data.tags == ["hf_llm", "sft", "conversational"]
@@ -40,7 +40,7 @@ def test_a_licence_unknown_to_the_hub_is_named_beside_other(licenses, license, n
 
 
 def test_a_base_models_card_shows_completion_and_a_chat_models_chat(run):
-    base, chat = model_card(run.root / "base"), model_card(run.root / "sft")
+    base, chat = render_model_card(run.root / "base"), render_model_card(run.root / "sft")
     assert "apply_chat_template" not in base
     assert "conversational" not in base
     assert "apply_chat_template" in chat
@@ -49,20 +49,20 @@ def test_a_base_models_card_shows_completion_and_a_chat_models_chat(run):
 
 @pytest.mark.parametrize("stage", ["base", "sft"])
 def test_the_code_on_a_card_is_python(run, stage):
-    code = model_card(run.root / stage, "someone/tiny").split("```python")[1].split("```")[0]
+    code = render_model_card(run.root / stage, "someone/tiny").split("```python")[1].split("```")[0]
     compile(code, "card", "exec")
     assert 'name = "someone/tiny"' in code
 
 
 def test_the_snippet_trusts_remote_code_only_where_the_model_has_its_own(run, tmp_path):
-    assert "trust_remote_code" not in model_card(run.root / "base")
+    assert "trust_remote_code" not in render_model_card(run.root / "base")
     folder = shutil.copytree(run.root / "base", tmp_path / "base")
     write_json(folder / "config.json", {"model_type": "hf_llm", "auto_map": {"AutoModelForCausalLM": "m.C"}})
-    assert "trust_remote_code=True" in model_card(folder)
+    assert "trust_remote_code=True" in render_model_card(folder)
 
 
 def test_a_card_lists_data_licences_settings_results_versions_and_lineage(run):
-    card = model_card(run.root / "sft")
+    card = render_model_card(run.root / "sft")
     assert "[HuggingFaceFW/fineweb-edu sample-10BT](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)" in card
     assert "**unknown**" in card
     assert "| `training.learning_rate` | 0.01 |" in card
@@ -75,7 +75,7 @@ def test_a_card_lists_data_licences_settings_results_versions_and_lineage(run):
 
 
 def test_every_table_row_ends_with_a_bar(run):
-    rows = [line for line in model_card(run.root / "sft").splitlines() if line.startswith("|")]
+    rows = [line for line in render_model_card(run.root / "sft").splitlines() if line.startswith("|")]
     assert rows
     assert all(line.endswith("|") for line in rows)
 
@@ -92,7 +92,7 @@ def test_no_secret_and_no_local_path_gets_into_a_card(run, tmp_path, monkeypatch
         "sft.training.project": "wandb0secret0value",
     }
     write_json(root / "sft" / "manifest.json", manifest)
-    card = model_card(root / "sft")
+    card = render_model_card(root / "sft")
     assert "run_name" in card
     assert TOKEN not in card
     assert "wandb0secret0value" not in card
@@ -102,4 +102,4 @@ def test_no_secret_and_no_local_path_gets_into_a_card(run, tmp_path, monkeypatch
 
 def test_an_unfinished_folder_has_no_card(tmp_path):
     with pytest.raises(AssertionError, match="not finished"):
-        model_card(tmp_path)
+        render_model_card(tmp_path)

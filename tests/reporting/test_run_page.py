@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hf_llm.reporting.plan_accuracy import keep
+from hf_llm.reporting.plan_accuracy import save_prediction
 from hf_llm.reporting.run_page import render_run_page
 from tests.page_structure import Structure
 
@@ -81,7 +81,7 @@ def test_a_secret_in_the_recipe_does_not_reach_the_page(run):
 def test_predicted_numbers_are_shown_beside_actual_ones(run, tmp_path):
     shutil.copytree(run.root / "base", tmp_path / "base")
     assert "Predicted and actual" not in render_run_page(tmp_path, run.tree)
-    keep(tmp_path, run.tree, {"hours": 61.25 / 3600 / 2})
+    save_prediction(tmp_path, run.tree, {"hours": 61.25 / 3600 / 2})
     assert "hours 0.008507 0.01701 -50%" in " ".join(Structure(render_run_page(tmp_path, run.tree)).text.split())
 
 

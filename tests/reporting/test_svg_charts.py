@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from hf_llm.reporting.svg_charts import Series, line_chart, svg_path, thin_points, ticks_around, ticks_within
+from hf_llm.reporting.svg_charts import Series, draw_line_chart, svg_path, thin_points, ticks_around, ticks_within
 
 NAN = float("nan")
 
@@ -22,13 +22,15 @@ def test_a_value_that_is_not_finite_is_a_gap():
 
 
 def test_points_are_placed_by_their_values():
-    chart = line_chart("Loss", [Series("training", [(0, 4.0), (50, 2.0), (100, 0.0)])])
+    chart = draw_line_chart("Loss", [Series("training", [(0, 4.0), (50, 2.0), (100, 0.0)])])
     assert [point[2:] for point in chart_data(chart)["series"][0]["points"]] == [[0, 0], [500, 500], [1000, 1000]]
     assert 'd="M0 0L500 500L1000 1000"' in chart
 
 
 def test_names_are_escaped_everywhere():
-    chart = line_chart("<script>alert(1)</script>", [Series('"><b>', [(0, 1.0), (1, 2.0)]), Series("b", [(0, 1.0)])])
+    chart = draw_line_chart(
+        "<script>alert(1)</script>", [Series('"><b>', [(0, 1.0), (1, 2.0)]), Series("b", [(0, 1.0)])]
+    )
     assert "<script>" not in chart
     assert "<b>&gt;" not in chart
     assert '"><b>' not in re.sub(r"<b>", "", chart, count=1)  # the caption's own
@@ -36,17 +38,17 @@ def test_names_are_escaped_everywhere():
 
 
 def test_the_data_of_a_chart_is_json_without_nan():
-    data = chart_data(line_chart("Loss", [Series("training", [(0, NAN), (1, 2.0), (2, math.inf)])]))
+    data = chart_data(draw_line_chart("Loss", [Series("training", [(0, NAN), (1, 2.0), (2, math.inf)])]))
     assert [point[:2] for point in data["series"][0]["points"]] == [[1, 2.0]]
 
 
 def test_without_a_finite_value_there_is_no_chart():
-    assert line_chart("Loss", [Series("training", []), Series("validation", [(1, NAN)])]) == ""
+    assert draw_line_chart("Loss", [Series("training", []), Series("validation", [(1, NAN)])]) == ""
 
 
 def test_a_single_value_and_a_constant_line_are_drawn():
-    assert "h.01" in line_chart("Loss", [Series("training", [(5, 2.5)])])
-    assert 'class="line' in line_chart("Loss", [Series("training", [(1, 0.0), (2, 0.0)])])
+    assert "h.01" in draw_line_chart("Loss", [Series("training", [(5, 2.5)])])
+    assert 'class="line' in draw_line_chart("Loss", [Series("training", [(1, 0.0), (2, 0.0)])])
 
 
 @pytest.mark.parametrize(

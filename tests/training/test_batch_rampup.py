@@ -13,14 +13,14 @@ from transformers import TrainerCallback
 from hf_llm.core.errors import UserError
 from hf_llm.training.batch_rampup import (
     BatchRampup,
-    ContextWarmup,
-    Warmup,
+    ContextRampup,
+    Rampup,
+    add_rampup_callbacks,
+    context_lengths,
     cut_windows,
-    lengths_of,
-    updates_of,
-    warm_up,
+    first_step_updates,
 )
-from hf_llm.training.fault_tolerance.loss_spikes import Spikes
+from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import launch, losses, prepare, run_module
@@ -43,29 +43,29 @@ def run(folder: Path, *faults: Fault, **changes: Any) -> Ended:
 
 
 def ramp_up(trainer, context=None, batch=None):
-    warm_up(trainer, 16, STEP, context, batch)
+    add_rampup_callbacks(trainer, 16, STEP, context, batch)
 
 
-smaller = partial(ramp_up, batch=Warmup(STEP // 4, 6))
-smaller_for_long = partial(ramp_up, batch=Warmup(STEP // 4, 100))
-both = partial(ramp_up, context=Warmup(4, 6), batch=Warmup(STEP // 4, 6))
+smaller = partial(ramp_up, batch=Rampup(STEP // 4, 6))
+smaller_for_long = partial(ramp_up, batch=Rampup(STEP // 4, 100))
+both = partial(ramp_up, context=Rampup(4, 6), batch=Rampup(STEP // 4, 6))
 
 
 def test_each_size_has_an_equal_part_of_the_steps():
-    assert [Warmup(128, 9).step_divisor(step, 1024) for step in range(11)] == [8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1]
-    assert [Warmup(512, 5).step_divisor(step, 1024) for step in range(6)] == [2, 2, 2, 2, 2, 1]
-    assert [Warmup(1024, 5).step_divisor(step, 1024) for step in range(2)] == [1, 1]
-    assert lengths_of(1024, Warmup(128, 9)) == [128, 256, 512, 1024]
-    assert lengths_of(1024, None) == [1024]
-    assert updates_of(4096, Warmup(1024, 9)) == 4 and updates_of(4096, None) == 1
+    assert [Rampup(128, 9).step_divisor(step, 1024) for step in range(11)] == [8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1]
+    assert [Rampup(512, 5).step_divisor(step, 1024) for step in range(6)] == [2, 2, 2, 2, 2, 1]
+    assert [Rampup(1024, 5).step_divisor(step, 1024) for step in range(2)] == [1, 1]
+    assert context_lengths(1024, Rampup(128, 9)) == [128, 256, 512, 1024]
+    assert context_lengths(1024, None) == [1024]
+    assert first_step_updates(4096, Rampup(1024, 9)) == 4 and first_step_updates(4096, None) == 1
 
 
 @pytest.mark.parametrize("start", [3, 96, 2048])
 def test_what_does_not_double_to_the_end_is_refused_with_what_does(start):
     with pytest.raises(UserError, match=r"start: \d+ does not become 1024 by doublings; one of 512, 256, "):
-        lengths_of(1024, Warmup(start, 9))
+        context_lengths(1024, Rampup(start, 9))
     with pytest.raises(ValueError, match="above 0"):
-        Warmup(0, 3)
+        Rampup(0, 3)
 
 
 def test_a_window_is_cut_into_rows_in_its_order():
@@ -130,7 +130,7 @@ def tokens(seen):
 
 def test_the_tokens_and_their_order_are_those_without_a_rampup(tmp_path):
     plain, _ = trained(tmp_path / "plain")
-    warmed, state = trained(tmp_path / "warm", context=Warmup(4, 6), batch=Warmup(STEP // 4, 4))
+    warmed, state = trained(tmp_path / "warm", context=Rampup(4, 6), batch=Rampup(STEP // 4, 4))
     assert tokens(warmed) == tokens(plain)
     assert [batches[0]["input_ids"].shape for batches, _ in warmed.batches] == 3 * [(8, 4)] + 3 * [(4, 8)] + [(2, 16)]
     assert [int(items) for _, items in warmed.batches] == 3 * [32 * 3] + 3 * [16 * 7] + [8 * 15]
@@ -152,14 +152,14 @@ def test_an_update_is_what_a_whole_step_of_its_tokens_would_be(tmp_path):
 def test_so_it_is_with_terms_added_to_the_loss(tmp_path):
     same = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "label_smoothing_factor": 0.1}
 
-    def train(name: str, steps: int, batch: Warmup | None, **changes) -> tuple[PretrainingTrainer, list[float]]:
+    def train(name: str, steps: int, batch: Rampup | None, **changes) -> tuple[PretrainingTrainer, list[float]]:
         settings = SHAPE | same | {"save_strategy": "no", "max_steps": steps} | changes
         trainer = pretraining_trainer(tmp_path / name, z_loss=1e-2, **settings)
         ramp_up(trainer, batch=batch)
         trainer.train()
         return trainer, [entry["objective"] for entry in trainer.state.log_history if "objective" in entry]
 
-    warmed, objectives = train("warm", 3, Warmup(STEP // 4, 100))
+    warmed, objectives = train("warm", 3, Rampup(STEP // 4, 100))
     whole, each = train("whole", 12, None, gradient_accumulation_steps=1)
     assert all(map(torch.equal, warmed.model.state_dict().values(), whole.model.state_dict().values()))
     assert objectives == pytest.approx([sum(each[start : start + 4]) / 4 for start in (0, 4, 8)], rel=1e-5)
@@ -239,14 +239,16 @@ def test_one_bad_update_of_a_step_is_dropped_and_the_others_are_made(tmp_path):
 
 
 def test_a_spike_in_one_update_is_judged_by_the_updates_before(tmp_path):
-    spikes = Spikes(sigma=6, window=16)
+    spikes = SpikeSection(sigma=6, window=16)
     spoiled = partial(spoil_update, update=23, by=30.0)
     done = run(tmp_path / "base", smaller_for_long, spoiled, **SHAPE, max_steps=8, spikes=spikes)
     assert "step 6: loss" in done.output and "update dropped (1 so far)" in done.output
 
 
 def test_more_updates_in_a_step_are_no_spike(tmp_path):
-    done = run(tmp_path / "base", smaller, **SHAPE, max_steps=12, spikes=Spikes(sigma=6, window=8), learning_rate=1e-4)
+    done = run(
+        tmp_path / "base", smaller, **SHAPE, max_steps=12, spikes=SpikeSection(sigma=6, window=8), learning_rate=1e-4
+    )
     assert done.code == 0 and "dropped" not in done.output
 
 
@@ -254,10 +256,10 @@ def test_what_cannot_be_cut_is_refused(tmp_path, monkeypatch):
     trainer = pretraining_trainer(tmp_path)
     trainer.model.config.is_encoder_decoder = True
     with pytest.raises(UserError, match="context_warmup: an encoder-decoder"):
-        ContextWarmup(trainer, Warmup(4, 6), 16)
+        ContextRampup(trainer, Rampup(4, 6), 16)
     monkeypatch.setenv("PARALLELISM_CONFIG_PP_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"context_warmup does not run .* in a pipeline"):
-        ContextWarmup(trainer, Warmup(4, 6), 16)
+        ContextRampup(trainer, Rampup(4, 6), 16)
     with pytest.raises(UserError, match="batch_warmup does not run in a pipeline"):
-        BatchRampup(trainer, Warmup(64, 6), STEP)
+        BatchRampup(trainer, Rampup(64, 6), STEP)

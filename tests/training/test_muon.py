@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
 from hf_llm.training import muon
-from hf_llm.training.muon import Muon, check_muon, matrices_of, orthogonalize_matrices, orthogonalize_partition
+from hf_llm.training.muon import Muon, check_muon, muon_matrices, orthogonalize_matrices, orthogonalize_partition
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import launch, losses, run_module
 from tests.variants import CHANGES
@@ -46,8 +46,8 @@ def step(model: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> float:
 def test_its_steps_are_those_of_torchs_muon_and_adamw(monkeypatch):
     monkeypatch.setattr(muon, "has_bf16", lambda device: True)  # torch's Muon takes bfloat16 everywhere
     model, other = tiny_model().train(), tiny_model().train()
-    ours = Muon(groups_of(model.parameters()), matrices=matrices_of(model), **RATES)
-    matrices = matrices_of(other)
+    ours = Muon(groups_of(model.parameters()), matrices=muon_matrices(model), **RATES)
+    matrices = muon_matrices(other)
     theirs = torch.optim.Muon(list(matrices), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(groups_of(p for p in other.parameters() if p not in matrices), **RATES)
     for number in range(4):
@@ -61,7 +61,7 @@ def test_its_steps_are_those_of_torchs_muon_and_adamw(monkeypatch):
 @pytest.mark.parametrize("name", CHANGES)
 def test_matrices_inside_layers_are_muons_and_all_else_adamws(name):
     model = tiny_model(**CHANGES[name])
-    mine = {key for key, parameter in model.named_parameters() if parameter in matrices_of(model)}
+    mine = {key for key, parameter in model.named_parameters() if parameter in muon_matrices(model)}
     expected = {key for key, parameter in model.named_parameters() if ".layers." in key and parameter.ndim >= 2}
     assert mine == expected
 
@@ -69,7 +69,7 @@ def test_matrices_inside_layers_are_muons_and_all_else_adamws(name):
 def test_embeddings_positions_and_head_of_stock_models_are_not_muons():
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config)
-    matrices = matrices_of(model)
+    matrices = muon_matrices(model)
     mine = {name for name, parameter in model.named_parameters() if parameter in matrices}
     parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert mine == {f"transformer.h.0.{part}.weight" for part in parts}
@@ -94,7 +94,7 @@ def test_stacked_matrices_are_made_orthogonal_one_by_one():
 
 def test_a_parameter_without_gradient_stays_as_it_is():
     model = tiny_model().train()
-    optimizer = Muon(groups_of(model.parameters()), matrices=matrices_of(model), **RATES)
+    optimizer = Muon(groups_of(model.parameters()), matrices=muon_matrices(model), **RATES)
     step(model, optimizer)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer.step()

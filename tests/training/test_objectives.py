@@ -3,8 +3,15 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.tokens.corruption import CorruptedWindows, MaskedTokens
-from hf_llm.training.objectives import Objective, corrupted, measures, objective_in, regular_token_mask, tell_epoch
+from hf_llm.data.tokens.corruption import CorruptedWindows, TokenMasking
+from hf_llm.training.objectives import (
+    Objective,
+    accuracy_arguments,
+    add_epoch_callback,
+    corrupt_windows,
+    regular_token_mask,
+    resolve_objective,
+)
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_tokenizer
 
@@ -25,15 +32,15 @@ from tests.tiny_models import tiny_tokenizer
     ],
 )
 def test_the_objective_follows_from_the_model_type(model, expected):
-    assert objective_in({"model": model}) == expected
-    assert objective_in({"model": model, "pretrain": {"objective": expected.kind}}) == expected
+    assert resolve_objective({"model": model}) == expected
+    assert resolve_objective({"model": model, "pretrain": {"objective": expected.kind}}) == expected
 
 
 def test_a_section_changes_what_the_papers_say():
     tree = {"model": {"model_type": "bert"}, "pretrain": {"objective": {"share": 0.4}}}
-    assert objective_in(tree) == Objective("masked", 0.4)
+    assert resolve_objective(tree) == Objective("masked", 0.4)
     tree = {"model": {"model_type": "t5"}, "pretrain": {"objective": {"kind": "span_corruption", "mean_span": 8}}}
-    assert objective_in(tree) == Objective("span_corruption", 0.15, 8)
+    assert resolve_objective(tree) == Objective("span_corruption", 0.15, 8)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,7 @@ def test_a_section_changes_what_the_papers_say():
 )
 def test_what_a_model_cannot_be_trained_on_is_an_error_that_says_what_can(model, objective, words):
     with pytest.raises(UserError, match=words):
-        objective_in({"model": model, "pretrain": {"objective": objective}})
+        resolve_objective({"model": model, "pretrain": {"objective": objective}})
 
 
 def test_a_tokenizer_gets_as_many_sentinels_as_the_context_needs():
@@ -114,11 +121,11 @@ def trained(folder, workers, resume=False, dropout=0.1, **arguments):
         **{"per_device_train_batch_size": 4, **arguments},
     )
     words = torch.arange(64).numpy() >= 8
-    windows = corrupted(Rows(), MaskedTokens(4, words), seed=5)
+    windows = corrupt_windows(Rows(), TokenMasking(4, words), seed=5)
     trainer = PretrainingTrainer(
-        model, args, train_dataset=windows, eval_dataset=windows, **measures(Objective("masked", 0.15))
+        model, args, train_dataset=windows, eval_dataset=windows, **accuracy_arguments(Objective("masked", 0.15))
     )
-    tell_epoch(trainer)
+    add_epoch_callback(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return seen.rows, trainer
 

@@ -15,8 +15,8 @@ from transformers import (
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
-from hf_llm.training.arguments import training_arguments
-from hf_llm.training.optimizers import arguments_of, check_optimizer, new_optimizer
+from hf_llm.training.arguments import build_training_arguments
+from hf_llm.training.optimizers import build_arguments, build_optimizer, check_optimizer
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_model
 from tests.variants import CHANGES
@@ -52,7 +52,7 @@ def trained(folder, name: str, resume=None) -> PretrainingTrainer:
         **{"max_steps": 20, "logging_steps": 1, "save_steps": 10, "per_device_train_batch_size": 8},
         **{"learning_rate": 3e-3, "weight_decay": 0.1},
     }
-    trainer = PretrainingTrainer(tiny_model(), arguments_of(TrainingArguments, settings), train_dataset=Rows())
+    trainer = PretrainingTrainer(tiny_model(), build_arguments(TrainingArguments, settings), train_dataset=Rows())
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -143,7 +143,7 @@ def test_galore_projects_the_matrices_inside_layers_and_decays_what_others_decay
 
 def arguments(folder, **settings) -> TrainingArguments:
     given = Settings({"report_to": "none", "save_strategy": "no", **settings})
-    return training_arguments(TrainingArguments, given, folder, 0, "pretrain")
+    return build_training_arguments(TrainingArguments, given, folder, 0, "pretrain")
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
@@ -167,7 +167,7 @@ def test_steps_amid_the_backward_pass_are_refused(tmp_path, name):
 def test_parts_of_weights_are_refused_to_those_that_need_whole_ones(tmp_path, monkeypatch):
     settings = {"output_dir": tmp_path, "use_cpu": True, "report_to": "none"}
     names = ("adafactor", "galore_adamw", "adamw_8bit", "adamw_torch_fused")
-    built = {name: arguments_of(TrainingArguments, {**settings, "optim": name}) for name in names}
+    built = {name: build_arguments(TrainingArguments, {**settings, "optim": name}) for name in names}
     with monkeypatch.context() as patch:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
         for name in names[:-1]:
@@ -197,7 +197,7 @@ def test_settings_that_an_optimizer_does_not_take_are_told(tmp_path):
 def test_the_optimizer_of_a_plan_is_that_of_the_training(tmp_path):
     model = tiny_model()
     for name in ("muon", "adafactor"):
-        planned = new_optimizer(arguments(tmp_path, optim=name), model)
+        planned = build_optimizer(arguments(tmp_path, optim=name), model)
         made = PretrainingTrainer(tiny_model(), arguments(tmp_path, optim=name)).create_optimizer()
         assert type(planned) is type(made)
         assert sum(len(group["params"]) for group in planned.param_groups) == len(list(model.parameters()))

@@ -7,9 +7,9 @@ from transformers import TrainingArguments
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
 from hf_llm.data.tokens.token_dataset import TokenWindows
-from hf_llm.training.arguments import training_arguments
+from hf_llm.training.arguments import build_training_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
-from hf_llm.training.schedules import decay_steps, with_decay
+from hf_llm.training.schedules import add_curriculum_decay, decay_steps
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import losses, prepare, run_module
 
@@ -43,18 +43,18 @@ def test_a_training_that_never_comes_to_the_last_stage_is_told_the_budget_to_set
 
 def test_every_schedule_is_held_to_the_stages(windows, capsys):
     with pytest.raises(UserError, match=r"set corpus\.max_tokens=700"):
-        with_decay({"lr_scheduler_type": "cosine", "max_steps": 7}, windows, 10)
-    assert with_decay({"max_steps": 9}, windows, 10) == {"max_steps": 9}
+        add_curriculum_decay({"lr_scheduler_type": "cosine", "max_steps": 7}, windows, 10)
+    assert add_curriculum_decay({"max_steps": 9}, windows, 10) == {"max_steps": 9}
     assert not capsys.readouterr().out
-    assert with_decay({"max_steps": 18}, windows, 10) == {"max_steps": 18}
+    assert add_curriculum_decay({"max_steps": 18}, windows, 10) == {"max_steps": 18}
     assert "stages end after 9 of 18 steps, and start again with the first" in capsys.readouterr().out
-    assert with_decay({"max_steps": -1}, windows, 10) == {"max_steps": -1}
+    assert add_curriculum_decay({"max_steps": -1}, windows, 10) == {"max_steps": -1}
 
 
 def rates(folder, steps=100, **settings) -> list[float]:
     """The learning rate before each step, and after the last."""
     given = Settings({"learning_rate": 1e-2, "warmup_steps": 10, "report_to": "none", **settings})
-    arguments = training_arguments(TrainingArguments, given, folder, 0, "pretrain")
+    arguments = build_training_arguments(TrainingArguments, given, folder, 0, "pretrain")
     trainer = PretrainingTrainer(tiny_model(), arguments)
     trainer.create_optimizer_and_scheduler(steps)
     learning_rates = []
@@ -110,27 +110,30 @@ def test_settings_that_a_schedule_does_not_take_are_named_before_any_work(tmp_pa
 def test_a_stage_that_counts_in_epochs_is_asked_for_the_steps_of_its_decay(tmp_path):
     given = Settings({"lr_scheduler_type": "warmup_stable_decay", "report_to": "none"})
     with pytest.raises(UserError, match=r"sft.training.lr_scheduler_kwargs: .*needs num_decay_steps, or .*max_steps"):
-        training_arguments(TrainingArguments, given, tmp_path, 0, "sft")
-    arguments = training_arguments(TrainingArguments, Settings({**given, "max_steps": 50}), tmp_path, 0, "sft")
+        build_training_arguments(TrainingArguments, given, tmp_path, 0, "sft")
+    arguments = build_training_arguments(TrainingArguments, Settings({**given, "max_steps": 50}), tmp_path, 0, "sft")
     assert arguments.lr_scheduler_kwargs == {"num_decay_steps": 10}
 
 
 def test_a_decay_that_is_left_open_is_filled_in(windows):
     settings = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 90}
-    assert with_decay(settings, windows, 1)["lr_scheduler_kwargs"] == {"num_decay_steps": 20}
+    assert add_curriculum_decay(settings, windows, 1)["lr_scheduler_kwargs"] == {"num_decay_steps": 20}
     shaped = {**settings, "lr_scheduler_kwargs": {"decay_type": "linear"}}
-    assert with_decay(shaped, windows, 1)["lr_scheduler_kwargs"] == {"decay_type": "linear", "num_decay_steps": 20}
+    assert add_curriculum_decay(shaped, windows, 1)["lr_scheduler_kwargs"] == {
+        "decay_type": "linear",
+        "num_decay_steps": 20,
+    }
     one_epoch = {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 1}
-    assert with_decay(one_epoch, windows, 8)["lr_scheduler_kwargs"] == {"num_decay_steps": 3}
+    assert add_curriculum_decay(one_epoch, windows, 8)["lr_scheduler_kwargs"] == {"num_decay_steps": 3}
 
 
 def test_what_the_recipe_says_itself_stays(windows, tmp_path):
     given = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 7}, "max_steps": 90}
-    assert with_decay(given, windows, 1) is given
+    assert add_curriculum_decay(given, windows, 1) is given
     other = {"lr_scheduler_type": "cosine", "max_steps": 90}
-    assert with_decay(other, windows, 1) is other
+    assert add_curriculum_decay(other, windows, 1) is other
     no_curriculum = {"lr_scheduler_type": "warmup_stable_decay", "max_steps": 2}
-    assert with_decay(no_curriculum, TokenWindows(tmp_path, "validation", 10), 1) is no_curriculum
+    assert add_curriculum_decay(no_curriculum, TokenWindows(tmp_path, "validation", 10), 1) is no_curriculum
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ ROW_GROUP = 1000  # rows of a Parquet file that are read at a time
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` when the block has ended well. Two processes may write the same file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     yield temporary
@@ -23,7 +23,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole."""
-    with whole(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -38,5 +38,5 @@ def table_writer(path: Path, schema: "pyarrow.Schema") -> Iterator[Callable[["py
     """A function that appends a table to what becomes the Parquet file `path` when the block has ended well."""
     import pyarrow.parquet
 
-    with whole(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         yield partial(writer.write_table, row_group_size=ROW_GROUP)

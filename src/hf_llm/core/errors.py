@@ -26,24 +26,24 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
         try:
             main(argv)
         except UserError as error:
-            stop(str(error))
+            exit_with_error(str(error))
         except BrokenPipeError:  # whoever read our output (`| head`) has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
             if error.filename and error.errno in NOT_ALLOWED:
-                stop(
+                exit_with_error(
                     f"{error.filename}: {error.strerror}; run from a folder that you may write to, or change its rights"
                 )
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_WROTE_LESS.fullmatch(str(error)):
                 raise
             where = f" for {error.filename}" if error.filename else ""
-            stop(f"no space left on the disk{where}; free some, and the same command goes on from here")
+            exit_with_error(f"no space left on the disk{where}; free some, and the same command goes on from here")
 
     return run
 
 
-def stop(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """Print what is wrong, once for all processes of a launch, and end with exit code 2."""
     if os.environ.get("RANK", "0") == "0":
         print(f"\nerror: {message}", file=sys.stderr)

@@ -38,23 +38,23 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a line to a file of JSON lines, in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(as_line(row))
+        file.write(format_row(row))
 
 
 def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a file of JSON lines anew; a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(map(as_line, rows)))
+    write_text(path, "".join(map(format_row, rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; none where there is no file. A line cut off by a kill is left out."""
     if not path.exists():
         return []
-    return [row for line in path.read_bytes().splitlines(True) if (row := row_of(line)) is not None]
+    return [row for line in path.read_bytes().splitlines(True) if (row := parse_row(line)) is not None]
 
 
-def row_of(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row of one line; None where the line is not whole."""
     if not line.endswith(b"\n"):
         return None
@@ -65,13 +65,13 @@ def row_of(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def keep_until(path: Path, step: int) -> None:
+def truncate_after_step(path: Path, step: int) -> None:
     """Drop the rows after `step`: a run resumed there makes them again."""
     if path.exists():
         replace_rows(path, [row for row in read_rows(path) if row["step"] <= step])
 
 
-def as_line(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """A row as JSON and a line's end."""
     return json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False, default=float) + "\n"
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import xxhash
 
-FILE = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 SKIPPED = ("checkpoint-*", "logs", "README.md", "ledger.json")  # logs, and what is made from the rest
-BEGUN = "begun.json"  # settings and inputs of a folder under way, until the manifest takes their place
+BEGUN_FILE = "begun.json"  # settings and inputs of a folder under way, until the manifest takes their place
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
 
 def read_manifest(folder: Path) -> dict | None:
     """The manifest of a folder; None where there is none, which means that the folder is not complete."""
     try:
-        return json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        return json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -31,16 +31,16 @@ def write_manifest(path: Path, **entries: Any) -> dict:
     files = file_digests(path)
     manifest = {
         **entries,
-        "versions": versions(),
+        "versions": package_versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "files": files,
         "digest": digest_of(files),
     }
-    write_json(Path(path) / FILE, manifest)
+    write_json(Path(path) / MANIFEST_FILE, manifest)
     return manifest
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The installed versions of the packages a result depends on."""
     installed = {}
     for package in _PACKAGES:
@@ -79,7 +79,7 @@ def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, lis
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         top = Path(relative.parts[0])
-        is_skipped = path.name in (FILE, BEGUN) or any(top.match(pattern) for pattern in skip)
+        is_skipped = path.name in (MANIFEST_FILE, BEGUN_FILE) or any(top.match(pattern) for pattern in skip)
         if path.is_file() and not is_skipped:
             digests[relative.as_posix()] = [path.stat().st_size, file_digest(path)]
     return digests

@@ -320,14 +320,14 @@ def _build_settings(target: Any, value: Any, where: str, problems: list[str]) ->
     return settings
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A built recipe as plain values again, fit for JSON and YAML."""
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     return str(value)

@@ -9,7 +9,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens, spans_of
+from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking, split_target_spans
 from hf_llm.evaluation.perplexity import MAX_EXPONENT, Windows
 
 LONE_MASKS_PER_WINDOW = 4  # tokens of each window that are masked alone, for the pseudo-perplexity
@@ -17,7 +18,7 @@ MAX_GENERATED_WINDOWS = 64  # windows whose spans are generated
 CORRUPTION_SEED = 0
 
 
-def score_masked(model: PreTrainedModel, windows: Windows, masked: MaskedTokens, batch_size: int) -> dict[str, float]:
+def score_masked(model: PreTrainedModel, windows: Windows, masked: TokenMasking, batch_size: int) -> dict[str, float]:
     """Return `loss` (nats) and `masked_accuracy` of the tokens that `masked` hides, `tokens` of them, and
     `pseudo_perplexity`.
 
@@ -48,7 +49,7 @@ def score_spans(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     windows: Windows,
-    spans: CorruptedSpans,
+    spans: SpanCorruption,
     batch_size: int,
 ) -> dict[str, float]:
     """Return `loss` (nats) and `target_accuracy` of the target's `tokens`, each predicted from the true ones before it;
@@ -79,7 +80,7 @@ def _predict_corrupted(model: PreTrainedModel, windows: CorruptedWindows, batch_
     tokens = 0
     for batch in _load_batches(windows, batch_size, len(windows)):
         output = model(**{name: values.to(model.device) for name, values in batch.items()})
-        is_predicted = (batch["labels"] != IGNORED).to(model.device)  # B T
+        is_predicted = (batch["labels"] != IGNORE_INDEX).to(model.device)  # B T
         is_correct = output.logits.argmax(-1) == batch["labels"].to(model.device)  # B T
         count = int(is_predicted.sum())
         total_loss += output.loss.item() * count
@@ -95,7 +96,7 @@ def _count_exact_spans(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, windows: CorruptedWindows, batch_size: int
 ) -> tuple[int, int]:
     """Return the spans generated exactly as they were, and all spans generated."""
-    _, spans_per_window = windows.corruption.spans(windows.windows.length)
+    _, spans_per_window = windows.corruption.count_masked(windows.windows.length)
     sentinels = windows.corruption.sentinels[:spans_per_window].tolist()
 
     was_training = model.training
@@ -112,8 +113,8 @@ def _count_exact_spans(
             eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the target
         ).tolist()
         for target, true_target in zip(targets, batch["labels"].tolist(), strict=True):
-            written_spans = spans_of(target, sentinels)
-            true_spans = spans_of(true_target, sentinels)
+            written_spans = split_target_spans(target, sentinels)
+            true_spans = split_target_spans(true_target, sentinels)
             written_spans[-1] = written_spans[-1][: len(true_spans[-1])]  # the true one ends with the end of text
             exact += sum(written == true for written, true in zip(written_spans, true_spans, strict=True))
             generated += spans_per_window

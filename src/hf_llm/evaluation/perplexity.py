@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from hf_llm.data.tokens.corruption import IGNORED
+from hf_llm.core.labels import IGNORE_INDEX
 
 MAX_EXPONENT = 700  # beyond it exp overflows double precision
 
@@ -39,7 +39,7 @@ def score(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str
     tokens = 0
     num_batches = math.ceil(len(windows) / batch_size)
     for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
-        predicted = int((labels[:, 1:] != IGNORED).sum())
+        predicted = int((labels[:, 1:] != IGNORE_INDEX).sum())
         if predicted:
             loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
             total_loss += loss.item() * predicted

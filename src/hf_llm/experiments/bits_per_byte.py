@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.manifest import digest_of, read_manifest, write_json
-from hf_llm.data.corpus.build import corpus_texts
+from hf_llm.data.corpus.build import read_corpus_texts
 from hf_llm.evaluation.perplexity import score
 from hf_llm.hardware.runtime import device_type, use_all_cores
 from hf_llm.model.load import load_model, load_tokenizer
@@ -26,7 +26,7 @@ class TextWindows:
     def __init__(self, corpus: Path, tokenizer: PreTrainedTokenizerBase, window_tokens: int, min_bytes: int):
         token_ids: list[int] = []
         byte_count = 0
-        for text in corpus_texts(corpus, "validation"):
+        for text in read_corpus_texts(corpus, "validation"):
             token_ids += tokenizer(text, add_special_tokens=False)["input_ids"]
             token_ids.append(tokenizer.eos_token_id)
             byte_count += len(text.encode())

@@ -7,10 +7,10 @@ from hf_llm.experiments.matched_sizes import UNIT_NAMES, measure_model
 from hf_llm.experiments.train_variants import run_in_subprocess
 from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining
 from hf_llm.hardware.runtime import device_type, has_bf16
-from hf_llm.planning.memory_estimate import Job
-from hf_llm.planning.speed import measured_here
-from hf_llm.planning.stage_plans import tokens_worked
-from hf_llm.planning.tables import aligned, number
+from hf_llm.planning.memory_estimate import TrainingJob
+from hf_llm.planning.speed import measure_job_speed
+from hf_llm.planning.stage_plans import count_equivalent_tokens
+from hf_llm.planning.tables import align_columns, format_number
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _plan_variant(variant: Variant) -> PlannedVariant:
     max_steps = section.training.get("max_steps")
     if max_steps and max_steps > 0:
         tokens = max_steps * section.tokens_per_step
-        total_flops = size["flops"] * tokens_worked(section, max_steps)
+        total_flops = size["flops"] * count_equivalent_tokens(section, max_steps)
     return PlannedVariant(variant, pretraining, size["parameters"], size["flops"], tokens, total_flops)
 
 
@@ -64,8 +64,8 @@ def measure_flops_per_second(planned: PlannedVariant) -> float:
     section = pretraining.section
     windows_per_step = section.tokens_per_step // pretraining.context
     bf16 = has_bf16(device_type())
-    job = Job(pretraining.config, pretraining.context, windows_per_step, section.training, bf16)
-    speed = run_in_subprocess(measured_here, job, 1)
+    job = TrainingJob(pretraining.config, pretraining.context, windows_per_step, section.training, bf16)
+    speed = run_in_subprocess(measure_job_speed, job, 1)
     return speed.tokens_per_second * planned.flops_per_token
 
 
@@ -86,7 +86,7 @@ def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: flo
             ratio = entry.matched_quantity(equal) / planned[0].matched_quantity(equal)
             row.append(f"{ratio - 1:+.2%}")
         if entry.tokens:
-            row += [number(entry.tokens), format_duration(entry.total_flops / flops_per_second)]
+            row += [format_number(entry.tokens), format_duration(entry.total_flops / flops_per_second)]
         else:
             row += ["by epochs", ""]
         if is_matched:
@@ -94,7 +94,7 @@ def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: flo
             row.append(", ".join(fitted))
         rows.append(row)
 
-    lines = [aligned(rows)]
+    lines = [align_columns(rows)]
     if is_matched:
         lines.append(f"  equal {UNIT_NAMES[equal]} within 1%")
     if any(entry.total_flops is None for entry in planned):
@@ -103,7 +103,7 @@ def format_plan(planned: list[PlannedVariant], equal: str, flops_per_second: flo
 
     seconds = seeds * sum(entry.total_flops for entry in planned) / flops_per_second
     lines.append(
-        f"  {len(planned) * seeds} trainings, about {format_duration(seconds)} in all at {flops_per_second:.2g} FLOP/s, "
-        "measured on this machine with the first"
+        f"  {len(planned) * seeds} trainings, about {format_duration(seconds)} in all at {flops_per_second:.2g} "
+        "FLOP/s, measured on this machine with the first"
     )
     return "\n".join(lines)

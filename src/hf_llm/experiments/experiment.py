@@ -20,7 +20,7 @@ from hf_llm.experiments.train_variants import (
 from hf_llm.experiments.variants import Variant
 from hf_llm.model.load import CAUSAL
 from hf_llm.pipeline.run import Run
-from hf_llm.training.objectives import objective_in
+from hf_llm.training.objectives import resolve_objective
 
 
 class Experiment:
@@ -92,7 +92,7 @@ def check_comparable(trainings: list[Training]) -> None:
     """Raise UserError for models that read different tokens and that have no bits per byte to be compared by."""
     trees = [training.variant.tree for training in trainings]
     data_names = {tree["name"] for tree in trees}
-    kinds_without_bits = {objective_in(tree).kind for tree in trees} - {CAUSAL}
+    kinds_without_bits = {resolve_objective(tree).kind for tree in trees} - {CAUSAL}
     if kinds_without_bits and len(data_names) > 1:
         raise UserError(
             "variants that read different tokens are compared by bits per byte, and "

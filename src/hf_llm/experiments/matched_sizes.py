@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from hf_llm.core.errors import UserError
 from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining, set_keys
 from hf_llm.model.summary import flops_per_token
-from hf_llm.planning.memory_estimate import model_of, planned_config
+from hf_llm.planning.memory_estimate import build_planned_config, build_planned_model
 
 MATCH_CHOICES = ("parameters", "flops", "none")
 UNIT_NAMES = {"parameters": "parameters", "flops": "FLOPs per token"}
@@ -29,7 +29,7 @@ Sizes = dict[str, int]  # keys of the `model` section
 def measure_model(config: PreTrainedConfig, context: int) -> dict[str, int]:
     """Count `parameters` (tied ones once) and `flops` of training on one token (of experts, the active ones)."""
     with torch.device("meta"):
-        model = model_of(config)
+        model = build_planned_model(config)
     return {"parameters": model.num_parameters(), "flops": flops_per_token(model, context)}
 
 
@@ -111,7 +111,7 @@ class SizeSearch:
 
     def _count(self, sizes: Sizes) -> int:
         section = {**self.pretraining.model, **sizes}
-        config = planned_config(section, self.config.vocab_size, self.pretraining.section.context)
+        config = build_planned_config(section, self.config.vocab_size, self.pretraining.section.context)
         return measure_model(config, self.pretraining.context)[self.equal]
 
     def _relative_error(self, count: float) -> float:

@@ -19,8 +19,8 @@ from hf_llm.experiments.results import (
 )
 from hf_llm.experiments.train_variants import Training
 from hf_llm.reporting import templates
-from hf_llm.reporting.secrets import redact
-from hf_llm.reporting.svg_charts import Series, line_chart
+from hf_llm.reporting.secrets import redact_secrets
+from hf_llm.reporting.svg_charts import Series, draw_line_chart
 
 MAX_CURVES = 6  # of one chart: there are as many colours
 MEASURED_AS_DOTS = ".law .line-0, .bare .line-1 { stroke-width: 8; }"
@@ -35,7 +35,7 @@ def write_page(
     """
     if law:
         results = {**results, "law": law}
-    results = redact(results)
+    results = redact_secrets(results)
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
@@ -58,7 +58,7 @@ def render_page(results: dict[str, Any], trainings: list[Training]) -> str:
     scored = [row["name"] for row in variants if row["mean"] is not None]
     drawn = scored[:MAX_CURVES]
     [metric] = [key for key, name in METRIC_NAMES.items() if name == results["metric"]]
-    template = templates.html(Path(__file__).parent).get_template("page.html")
+    template = templates.html_environment(Path(__file__).parent).get_template("page.html")
     return template.render(
         **{"law": None, **results},
         title=results["name"],
@@ -75,8 +75,8 @@ def render_page(results: dict[str, Any], trainings: list[Training]) -> str:
         format_interval=format_interval,
         describe_status=describe_status,
         format_count=count,
-        style=templates.file("page.css") + templates.file("range.css") + Markup(MEASURED_AS_DOTS),
-        script=templates.file("page.js"),
+        style=templates.read_asset("page.css") + templates.read_asset("range.css") + Markup(MEASURED_AS_DOTS),
+        script=templates.read_asset("page.js"),
     )
 
 
@@ -137,7 +137,7 @@ def draw_curves(trainings: list[Training], drawn: list[str], metric: str) -> lis
     for key, title in titles.items():
         curves = average_curves(trainings, key)
         series = [Series(name, curves.get(name, [])) for name in drawn]
-        chart = line_chart(title, series, x_label="tokens")
+        chart = draw_line_chart(title, series, x_label="tokens")
         if chart:
             charts.append(chart)
     return charts
@@ -160,7 +160,7 @@ def draw_law(law: dict[str, Any], metric: str) -> Markup:
         series.append(Series("law", _log_points(law["curve"])))
     for name, points in law["band"].items():
         series.append(Series(name, _log_points(points)))
-    return line_chart(metric.capitalize(), series, x_label="log10 FLOPs", x_from_zero=False)
+    return draw_line_chart(metric.capitalize(), series, x_label="log10 FLOPs", x_from_zero=False)
 
 
 def _log_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

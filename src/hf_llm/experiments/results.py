@@ -12,8 +12,8 @@ from hf_llm.experiments.estimate import PlannedVariant
 from hf_llm.experiments.seed_statistics import INCONCLUSIVE, LEVEL, compare_paired, mean_interval
 from hf_llm.experiments.train_variants import Training, is_finished, run_in_subprocess
 from hf_llm.experiments.variants import plan_pretraining
-from hf_llm.planning.tables import aligned, number
-from hf_llm.reporting.lineage import log_history
+from hf_llm.planning.tables import align_columns, format_number
+from hf_llm.reporting.lineage import read_log_history
 
 BITS_PER_BYTE = "eval_bits_per_byte"
 LOSS = "eval_loss"
@@ -112,7 +112,7 @@ def _score_on_same_text(training: Training, baseline: Training) -> float:
 
 def _read_logged_values(training: Training, key: str) -> list[float]:
     """Return the finite values of a key in a training's log."""
-    values = [entry.get(key) for entry in log_history(training.base)]
+    values = [entry.get(key) for entry in read_log_history(training.base)]
     return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
 
 
@@ -124,7 +124,7 @@ def average_curves(trainings: list[Training], key: str) -> dict[str, list[tuple[
             continue
         tokens_per_step = training.variant.tree["pretrain"]["tokens_per_step"]
         values_by_tokens = values_by_variant.setdefault(training.variant.name, {})
-        for entry in log_history(training.base):
+        for entry in read_log_history(training.base):
             if isinstance(entry.get(key), int | float):
                 tokens = entry["step"] * tokens_per_step
                 values_by_tokens.setdefault(tokens, []).append(entry[key])
@@ -149,8 +149,8 @@ def format_table(results: dict[str, Any]) -> str:
 
     rows = [header]
     for result in results["variants"]:
-        speed = number(result["tokens_per_second"]) if result["tokens_per_second"] else ""
-        row = [result["name"], number(result["parameters"]), speed, format_score(result["mean"])]
+        speed = format_number(result["tokens_per_second"]) if result["tokens_per_second"] else ""
+        row = [result["name"], format_number(result["parameters"]), speed, format_score(result["mean"])]
         if has_intervals:
             row.append(format_interval(result["interval"]))
         if results["compared"]:
@@ -160,7 +160,7 @@ def format_table(results: dict[str, Any]) -> str:
         row.append(describe_status(result))
         rows.append(row)
 
-    table = aligned(rows)
+    table = align_columns(rows)
     if not has_intervals:
         table += "\n  one seed: no intervals; --seeds 3 tells a difference from chance"
     return table

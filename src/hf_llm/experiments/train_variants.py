@@ -25,7 +25,7 @@ from hf_llm.experiments.variants import PRETRAINING, Variant, has_data
 from hf_llm.pipeline.run import Run, settings_of
 from hf_llm.pipeline.stages import DATA, STAGES
 from hf_llm.training.fault_tolerance.launch import gpu_count, run_stage
-from hf_llm.training.fault_tolerance.supervisor import RECORD
+from hf_llm.training.fault_tolerance.supervisor import RECORD_FILE
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Training:
     @property
     def failure(self) -> str:
         """Why the last attempt ended without a model, as its supervisor noted; empty where there was none."""
-        record = self.base / RECORD
+        record = self.base / RECORD_FILE
         if not record.exists():
             return ""
         attempts = json.loads(record.read_text(encoding="utf-8"))["attempts"]

@@ -13,13 +13,13 @@ from transformers import PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
-from hf_llm.core.recipe import build_recipe, parse_yaml, plain, set_key
+from hf_llm.core.recipe import build_recipe, parse_yaml, set_key, to_plain
 from hf_llm.model.load import context_of
 from hf_llm.pipeline.run import settings_of
 from hf_llm.pipeline.sizing import SIZING_KEYS
 from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES
-from hf_llm.planning.memory_estimate import pretraining_config
-from hf_llm.training.arguments import batch
+from hf_llm.planning.memory_estimate import build_pretraining_config
+from hf_llm.training.arguments import split_batch
 
 BASELINE = "baseline"
 MAX_NAME_CHARS = 60  # of a variant's folder
@@ -205,19 +205,19 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
     section = recipes["base"].pretrain
     tokenizer = Path("runs") / str(tree["name"]) / "tokenizer"
     try:
-        config = pretraining_config(model, section, tree, tokenizer)
+        config = build_pretraining_config(model, section, tree, tokenizer)
         context = context_of(config, section.context)
-        batch(section.tokens_per_step, context, section.training, "pretrain")
+        split_batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None
 
     data = {}
     for folder in DATA:
-        data |= {key: value for key, value in plain(recipes[folder]).items() if key != "name"}
+        data |= {key: value for key, value in to_plain(recipes[folder]).items() if key != "name"}
     return PlannedPretraining(data, section, model, config, context)
 
 
 def digest_training(tree: dict[str, Any], where: str) -> str:
     """Return a digest of what a recipe trains: equal for recipes that differ only in defaults they write out."""
     pretraining = plan_pretraining(tree, where)
-    return digest_of([pretraining.data, plain(pretraining.section), pretraining.config.to_dict()])
+    return digest_of([pretraining.data, to_plain(pretraining.section), pretraining.config.to_dict()])

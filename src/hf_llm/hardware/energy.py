@@ -18,12 +18,12 @@ class EnergyMeter:
 
     def __init__(self, device: torch.device, first_of_host: bool, rapl: Path = RAPL):
         self._read_gpu_counter = open_gpu_counter(device)
-        self._packages = rapl_packages(rapl) if first_of_host else []
+        self._packages = find_rapl_packages(rapl) if first_of_host else []
         self._gpu_start = self._read_gpu_joules()
         self._last_microjoules = [_read_microjoules(package) for package in self._packages]
         self._cpu_joules = 0.0
 
-    def joules(self) -> float:
+    def read_joules(self) -> float:
         """Return the joules since the meter was made.
 
         RAPL's counters wrap around within the hour: call this more often than that.
@@ -65,7 +65,7 @@ def open_gpu_counter(device: torch.device) -> Callable[[], float] | None:
     return read_joules
 
 
-def rapl_packages(root: Path) -> list[Path]:
+def find_rapl_packages(root: Path) -> list[Path]:
     """Find the folders of the CPU packages whose energy this user may read."""
     if not sys.platform.startswith("linux") or not root.is_dir():
         return []

@@ -13,7 +13,7 @@ from hf_llm.hardware.microbenchmarks import time_matrix_product
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakFlops:
     """The peak of one device for matrix products."""
 
     flops: float
@@ -27,7 +27,7 @@ class Peak:
         return f"{self.flops / 1e12:,.3g} TFLOP/s in {self.dtype}, from {source}"
 
 
-def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
+def find_peak_flops(device: torch.device, dtype: torch.dtype) -> PeakFlops:
     """Find the peak of `device` in `dtype` (float32 counts as tf32 where torch is told to use that)."""
     if device.type == "cuda":
         uses_tf32 = torch.get_float32_matmul_precision() != "highest"
@@ -37,7 +37,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     return measure_peak(device, dtype)
 
 
-def find_listed_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> Peak | None:
+def find_listed_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> PeakFlops | None:
     """Look up the data sheet's peak of the device `name`; None where it is not listed or has no units for `dtype`."""
     device = find_device(name)
     if device is None:
@@ -48,11 +48,11 @@ def find_listed_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> Peak 
         units = "tf32"
     if units not in device.flops:
         return None
-    return Peak(device.flops[units], units, measured=False)
+    return PeakFlops(device.flops[units], units, measured=False)
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Peak:
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> PeakFlops:
     """Time square matrix products for about `seconds`, synchronised, and take the fastest. Draws no random numbers."""
     side = 1024 if device.type == "cpu" else 8192
     flops = 2 * side**3 / time_matrix_product(side, device, dtype, seconds)
-    return Peak(flops, str(dtype).removeprefix("torch."), measured=True)
+    return PeakFlops(flops, str(dtype).removeprefix("torch."), measured=True)

@@ -32,7 +32,7 @@ def has_bf16(device: str) -> bool:
     return False
 
 
-def precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
+def choose_precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
     """Choose TrainingArguments' precision keys.
 
     They are what the `training` settings of a recipe say, else bf16 where the device has `units` for it. fp16 needs
@@ -40,13 +40,13 @@ def precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
     chosen: Trainer would prefer it to the launch's.
     """
     from_recipe = {key: bool(settings[key]) for key in ("bf16", "fp16") if settings.get(key) is not None}
-    bf16 = units and not launched_in_fp8() and not from_recipe.get("fp16")
+    bf16 = units and not is_launched_in_fp8() and not from_recipe.get("fp16")
     return {"bf16": bf16, "fp16": False, **from_recipe}
 
 
 def autocast_type(settings: Mapping[str, Any], units: bool) -> torch.dtype | None:
     """The type of a training's matrix products, None for that of the weights."""
-    chosen = precision(settings, units)
+    chosen = choose_precision(settings, units)
     if chosen["bf16"]:
         return torch.bfloat16
     if chosen["fp16"]:
@@ -54,7 +54,7 @@ def autocast_type(settings: Mapping[str, Any], units: bool) -> torch.dtype | Non
     return None
 
 
-def launched_in_fp8() -> bool:
+def is_launched_in_fp8() -> bool:
     """Whether `accelerate launch` asks for matrix products in 8 bits (accelerate_configs/fp8.yaml)."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8"
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of, file_digest, file_digests, read_manifest
-from hf_llm.core.surrogates import whole_characters
-from hf_llm.data.chat.formats import Unusable, message
+from hf_llm.core.surrogates import replace_lone_surrogates
+from hf_llm.data.chat.formats import Unusable, parse_message
 from hf_llm.data.chat.loaders import (
     ConversationSource,
     load_conversations,
-    load_labelled,
+    load_labelled_completions,
     load_preferences,
     load_prompts,
 )
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import file_rows
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_rows
 from hf_llm.pipeline.stages import ALIGNED_MODELS
-from hf_llm.reporting.lineage import lineage
+from hf_llm.reporting.lineage import read_lineage
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...], the last message the user's
 
@@ -68,7 +68,7 @@ def plan_from_answers_file(path: Path, seed: int, max_prompts: int | None = None
     answers = {}
     for name in names:
         models[name] = {"file": path.name, "digest": digest}
-        answers[name] = {index: whole_characters(row[name]) for index, row in enumerate(rows)}
+        answers[name] = {index: replace_lone_surrogates(row[name]) for index, row in enumerate(rows)}
     pairs = draw_pairs(len(prompts), names, seed)
     return ComparisonPlan(models, prompts, pairs, seed, answers)
 
@@ -162,7 +162,7 @@ def collect_held_out_prompts(models: list[str], max_prompts: int) -> list[Conver
     chat_stages = ("sft", *ALIGNED_MODELS)
     manifests_by_model = {}
     for model in models:
-        manifests = lineage(Path(model)).values()
+        manifests = read_lineage(Path(model)).values()
         manifests_by_model[model] = [manifest for manifest in manifests if manifest["folder"] in chat_stages]
 
     # Models often share stages: the data of each is read once.
@@ -192,7 +192,7 @@ def _load_stage_prompts(folder: str, recipe: dict[str, Any]) -> list[list[Conver
     loaders: dict[str, Callable] = {
         "sft": partial(load_conversations, documents=True),
         "dpo": load_preferences,
-        "kto": load_labelled,
+        "kto": load_labelled_completions,
     }
     if folder == "ppo":
         loaders["ppo"] = load_conversations if section["rows"] == "conversations" else load_preferences
@@ -226,8 +226,8 @@ def _drop_duplicates(prompts: list[Conversation]) -> list[Conversation]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    errors = Faults()
-    rows = [row for _, row in file_rows(path, errors)]
+    errors = ReadErrors()
+    rows = [row for _, row in read_rows(path, errors)]
     if errors.dropped:
         raise UserError(f"{path} holds rows that cannot be read: {errors.samples[0]}; repair or remove them")
     return rows
@@ -237,7 +237,7 @@ def _parse_prompt(value: Any, where: str) -> Conversation:
     """Return a prompt given as text, or as messages that end with the user's. Raises UserError, which names `where`."""
     given_messages = value if isinstance(value, list) else _user_message(value)
     try:
-        messages = [message(given) for given in given_messages]
+        messages = [parse_message(given) for given in given_messages]
     except Unusable as error:
         raise UserError(f"{where}: {error}") from error
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():

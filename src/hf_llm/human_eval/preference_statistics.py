@@ -25,7 +25,7 @@ OUTCOMES = ("first", "second", "tie", "bad")
 Interval = tuple[float, float]
 
 
-def wilson(successes: float, trials: int) -> Interval:
+def wilson_interval(successes: float, trials: int) -> Interval:
     """Return the Wilson score interval of a share (Wilson 1927).
 
     For values between 0 and 1 instead of yes and no it is wider than necessary, never narrower, since no values vary
@@ -39,7 +39,7 @@ def wilson(successes: float, trials: int) -> Interval:
     return max(0.0, float(centre - half_width)), min(1.0, float(centre + half_width))
 
 
-def bootstrap(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
+def bootstrap_interval(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
     """Return the bootstrap percentile interval (Efron 1979) of a statistic; None for fewer than two groups.
 
     Whole groups are resampled. `statistic` takes how often each group was drawn, (RESAMPLES, groups), and returns
@@ -114,7 +114,7 @@ def _win_rate_over_prompts(votes: list[Vote]) -> dict[str, Any] | None:
         return None
     scores = _mean_by_prompt((vote.prompt, first_model_score(vote)) for vote in votes)
     wins = sum(scores.values())
-    return {"value": wins / len(scores), "interval": wilson(wins, len(scores)), "prompts": len(scores)}
+    return {"value": wins / len(scores), "interval": wilson_interval(wins, len(scores)), "prompts": len(scores)}
 
 
 def _mean_by_prompt(values: Iterable[tuple[int, float]]) -> dict[int, float]:
@@ -203,7 +203,7 @@ def compute_position_bias(votes: Iterable[Vote]) -> dict[str, Any] | None:
     decided = choices["a"] + choices["b"]
     if not decided:
         return None
-    return {"votes": decided, "a": choices["a"] / decided, "interval": wilson(choices["a"], decided)}
+    return {"votes": decided, "a": choices["a"] / decided, "interval": wilson_interval(choices["a"], decided)}
 
 
 def compute_agreement(votes: Iterable[Vote]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _agreement_of_annotators(
         "pairs": len(table),
         "agree": float(np.mean([len(set(row)) == 1 for row in table])),
         "kappa": value if np.isfinite(value) else None,  # undefined where everybody gave the same outcome to every pair
-        "interval": bootstrap(len(table), lambda weights: kappa(one_hot, weights)),
+        "interval": bootstrap_interval(len(table), lambda weights: kappa(one_hot, weights)),
     }
 
 
@@ -301,7 +301,7 @@ def compute_mean_scores(votes: Iterable[Vote], models: list[str]) -> dict[str, d
         if not scores:
             continue
         values = np.array(list(_mean_by_prompt(scores).values()))
-        interval = bootstrap(len(values), lambda weights, values=values: weights @ values / weights.sum(1))
+        interval = bootstrap_interval(len(values), lambda weights, values=values: weights @ values / weights.sum(1))
         mean_scores[name] = {"mean": float(values.mean()), "interval": interval, "scores": len(scores)}
     return mean_scores
 

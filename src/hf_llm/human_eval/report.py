@@ -17,7 +17,7 @@ from hf_llm.human_eval.preference_statistics import (
 )
 from hf_llm.human_eval.votes import VoteDatabase
 from hf_llm.reporting import templates
-from hf_llm.reporting.secrets import redact
+from hf_llm.reporting.secrets import redact_secrets
 
 EMPTY_RATING_AXIS = (900.0, 1100.0)
 MIN_RATING_MARGIN = 20.0
@@ -59,14 +59,14 @@ def write_report(database: VoteDatabase) -> tuple[Path, dict[str, Any]]:
 
 def render_page(results: dict[str, Any], title: str) -> str:
     """Render the report as an HTML page that loads nothing."""
-    environment = templates.html(Path(__file__).parent)
+    environment = templates.html_environment(Path(__file__).parent)
     environment.filters["percent"] = format_percent
     return environment.get_template("report.html").render(
-        **redact(results),
+        **redact_secrets(results),
         title=title,
         summary=summarize_results(results),
         scale=rating_axis(results["ratings"]),
-        style=templates.file("page.css") + templates.file("range.css"),
+        style=templates.read_asset("page.css") + templates.read_asset("range.css"),
     )
 
 

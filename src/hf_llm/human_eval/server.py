@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from hf_llm.human_eval.votes import VoteDatabase, normalize_annotator_name
-from hf_llm.reporting.local_server import PageHandler, PageServer, Refused
+from hf_llm.reporting.local_server import PageHandler, PageServer, RequestRefused
 
 MAX_BODY_BYTES = 4096  # a vote has about 150
 TOKEN_HEADER = "X-Judging-Token"
@@ -70,7 +70,7 @@ class ArenaHandler(PageHandler):
     server: ArenaServer
 
     def do_GET(self) -> None:
-        self.serve(
+        self.serve_route(
             {
                 "/": self._send_page,
                 "/page.css": self._send_style,
@@ -80,7 +80,7 @@ class ArenaHandler(PageHandler):
         )
 
     def do_POST(self) -> None:
-        self.serve({"/api/vote": self._record_vote, "/api/undo": self._undo_vote})
+        self.serve_route({"/api/vote": self._record_vote, "/api/undo": self._undo_vote})
 
     def _send_page(self) -> None:
         if not self.server.local:
@@ -137,12 +137,12 @@ class ArenaHandler(PageHandler):
         """Read the JSON object of a request. Raises Refused or ValueError for a wrong token, type, size or content."""
         self._check_token(self.headers.get(TOKEN_HEADER, ""))
         if self.headers.get_content_type() != "application/json":
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json")
+            raise RequestRefused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json")
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "the length of the body is missing")
+            raise RequestRefused(HTTPStatus.LENGTH_REQUIRED, "the length of the body is missing")
         if int(length) > MAX_BODY_BYTES:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {MAX_BODY_BYTES} bytes")
+            raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {MAX_BODY_BYTES} bytes")
 
         body = json.loads(self.rfile.read(int(length)))
         if not isinstance(body, dict):
@@ -151,7 +151,9 @@ class ArenaHandler(PageHandler):
 
     def _check_token(self, token: str) -> None:
         if not hmac.compare_digest(token.encode(), self.server.database.token.encode()):
-            raise Refused(HTTPStatus.FORBIDDEN, "the token is missing or wrong; open the address that was printed")
+            raise RequestRefused(
+                HTTPStatus.FORBIDDEN, "the token is missing or wrong; open the address that was printed"
+            )
 
 
 def _read_asset(name: str) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model, load_tokenizer
-from hf_llm.tokenization.chat_encoding import encode_chat, ends_of_answers
+from hf_llm.tokenization.chat_encoding import encode_chat, stop_token_ids
 
 MAX_DEFAULT_NEW_TOKENS = 256
 
@@ -113,7 +113,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     """Return the ids that end a completion: the model's own, the tokenizer's end of text, and the end of a turn."""
     own = model.generation_config.eos_token_id
     own_ids = own if isinstance(own, list) else [own]
-    return sorted({*own_ids, *ends_of_answers(tokenizer)} - {None})
+    return sorted({*own_ids, *stop_token_ids(tokenizer)} - {None})
 
 
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -3,10 +3,10 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_llm.data.tokens.corruption import put_back
+from hf_llm.data.tokens.corruption import restore_spans
 from hf_llm.inference.generate import complete_prompts
 from hf_llm.model.load import CAUSAL, MASKED, context_length, objective_of
-from hf_llm.tokenization.sentinel_tokens import sentinel, sentinels_of
+from hf_llm.tokenization.sentinel_tokens import require_sentinels, sentinel_token
 
 
 def write(
@@ -29,7 +29,7 @@ def infill_texts(
     A text without a gap gets one at its end. One too long for the context loses its end.
     """
     is_masked_model = objective_of(model.config) == MASKED
-    gap = tokenizer.mask_token if is_masked_model else sentinel(0)
+    gap = tokenizer.mask_token if is_masked_model else sentinel_token(0)
     batch = tokenizer(
         [text if gap in text else f"{text} {gap}" for text in texts],
         padding=True,
@@ -66,6 +66,6 @@ def _fill_spans(
         max_new_tokens=max_new_tokens,
         do_sample=False,
     ).tolist()
-    sentinels = sentinels_of(tokenizer)
+    sentinels = require_sentinels(tokenizer)
     texts = batch["input_ids"].tolist()
-    return [put_back(text, target, sentinels) for text, target in zip(texts, targets, strict=True)]
+    return [restore_spans(text, target, sentinels) for text, target in zip(texts, targets, strict=True)]

@@ -13,16 +13,16 @@ from hf_llm.monitoring.callbacks.console import ConsoleCallback
 from hf_llm.monitoring.callbacks.eta_and_cost import CostCallback
 from hf_llm.monitoring.callbacks.gradient_norms import GradientNormCallback
 from hf_llm.monitoring.callbacks.jsonl_logger import JsonlCallback
-from hf_llm.monitoring.callbacks.samples import SampleCallback, Samples
+from hf_llm.monitoring.callbacks.samples import SampleCallback, SamplesSection
 from hf_llm.monitoring.callbacks.throughput import ThroughputCallback
 
 
-def watch(
+def attach_callbacks(
     trainer: Trainer,
     flops_per_token: float | Mapping[int, float] | None = None,
     bytes_per_token: float | None = None,
     likelihood: bool = True,
-    samples: Samples | None = None,
+    samples: SamplesSection | None = None,
     price_per_hour: float | None = None,
     stage_at: Callable[[int], int] | None = None,
 ) -> None:

@@ -76,7 +76,7 @@ class LiveHandler(PageHandler):
     server: LiveServer
 
     def do_GET(self) -> None:
-        self.serve(
+        self.serve_route(
             {
                 "/": self._send_page,
                 "/page.css": self._send_style,

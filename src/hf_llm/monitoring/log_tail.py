@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.jsonl import alerts_file, metrics_file, row_of, samples_file
+from hf_llm.core.jsonl import alerts_file, metrics_file, parse_row, samples_file
 from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import RUNNING, read_status
@@ -44,7 +44,7 @@ class Tail:
         complete_lines = block[: block.rfind(b"\n") + 1]
         self._offset += len(complete_lines)
         for line in complete_lines.splitlines(True):
-            row = row_of(line)
+            row = parse_row(line)
             if row is not None:
                 self.rows.append(row)
 

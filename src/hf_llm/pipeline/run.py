@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
-from hf_llm.core.manifest import BEGUN, digest_of, read_manifest, write_json, write_manifest
-from hf_llm.core.recipe import build_recipe, plain, read_tree
+from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_json, write_manifest
+from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
@@ -157,14 +157,14 @@ class Run:
             settings=settings_of(folder, self.tree),
             inputs={name: _identity(source) for name, source in sources.items()},
             sources=sources,
-            recipe=plain(recipe),
+            recipe=to_plain(recipe),
         )
         earlier = read_manifest(path) or _read_begun(path)
         if earlier:
             self._check_inputs(folder, earlier["inputs"], output.inputs)
         elif is_main_process():
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / BEGUN, {"settings": output.settings, "inputs": output.inputs})
+            write_json(path / BEGUN_FILE, {"settings": output.settings, "inputs": output.inputs})
             self._print_derived(folder)
         return output
 
@@ -250,7 +250,7 @@ class StageOutput:
         if manifest is None:
             return False
         if is_main_process():
-            (self.path / BEGUN).unlink(missing_ok=True)  # left by a run that was killed after its last write
+            (self.path / BEGUN_FILE).unlink(missing_ok=True)  # left by a run that was killed after its last write
         print_main(f"{self.path} is complete ({manifest['headline']})")
         return True
 
@@ -270,7 +270,7 @@ class StageOutput:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         """After a user's error let the next run begin with other settings, unless there are checkpoints already."""
         if isinstance(error, UserError) and is_main_process() and not any(self.path.glob("checkpoint-*")):
-            (self.path / BEGUN).unlink(missing_ok=True)
+            (self.path / BEGUN_FILE).unlink(missing_ok=True)
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the one number that matters; `licenses` those of all sources so far."""
@@ -287,7 +287,7 @@ class StageOutput:
             recipe=self.recipe,
             facts=facts,
         )
-        (self.path / BEGUN).unlink(missing_ok=True)
+        (self.path / BEGUN_FILE).unlink(missing_ok=True)
         print_main(f"{self.path}: {headline}")
 
 
@@ -313,7 +313,7 @@ def licenses_of(*folders: Path | str) -> list[str]:
 
 def _read_begun(path: Path) -> dict | None:
     try:
-        return json.loads((path / BEGUN).read_text(encoding="utf-8"))
+        return json.loads((path / BEGUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 

@@ -21,7 +21,7 @@ PREEMPTED = "preempted"
 FAILED = "failed"
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """The time (UTC), to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -31,7 +31,7 @@ def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
     if not is_main_process():
         return
     try:
-        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": now(), **more})
+        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": utc_timestamp(), **more})
     except OSError as error:
         # On a full disk, say. The error that filled it is about to be reported, and matters more.
         print_main(f"{STATUS} could not be written: {error}")
@@ -52,7 +52,7 @@ class Heartbeat:
         self.folder = folder
         self._last_write = time.monotonic()
 
-    def beat(self, step: int) -> None:
+    def write_if_due(self, step: int) -> None:
         """Write the status if it is due. Call this often: after a step, and within what takes long."""
         if time.monotonic() - self._last_write >= HEARTBEAT_SECONDS:
             self._last_write = time.monotonic()

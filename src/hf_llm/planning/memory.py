@@ -40,7 +40,7 @@ from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.model.summary import DECODED, ENCODED
 from hf_llm.planning.allocate_only_mode import AllocateOnlyMode
-from hf_llm.training.optimizers import new_optimizer
+from hf_llm.training.optimizers import build_optimizer
 
 # The parts of a footprint, in the order in which a plan shows them.
 WEIGHTS = "weights"
@@ -231,7 +231,7 @@ def truncate_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return shallow
 
 
-def on_this_cpu(
+def estimate_cpu_footprint(
     build: Callable[[], PreTrainedModel],
     batch: int,
     context: int,
@@ -354,7 +354,7 @@ def trace_steps(
         model = _build_for_training(build, arguments)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         _register_part_hooks(storages, model, trained)
-        optimizer = new_optimizer(arguments, model)
+        optimizer = build_optimizer(arguments, model)
 
         # A single step that accumulates begins with the gradients of the micro-batches before it.
         if accumulate and count == 1:

@@ -30,14 +30,14 @@ from hf_llm.planning.memory import (
     TRAINING,
     UPDATE,
     Footprint,
+    estimate_cpu_footprint,
     extrapolate_footprint,
-    on_this_cpu,
     trained_process_bytes,
 )
 from hf_llm.planning.sharded_memory import ParameterCounts, estimate_engines
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
-from hf_llm.training.optimizers import arguments_of
+from hf_llm.training.optimizers import build_arguments
 
 # Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and the share of memory that the
 # allocator cannot use.
@@ -60,7 +60,7 @@ MEMORY_SETTINGS = (
 )
 
 
-def planned_config(section: dict[str, Any], vocabulary: int, context: int | None) -> PreTrainedConfig:
+def build_planned_config(section: dict[str, Any], vocabulary: int, context: int | None) -> PreTrainedConfig:
     """Build the config that `new_model` will make of a `model` section with a tokenizer of `vocabulary` tokens.
 
     Raises UserError where the section's keys or values are wrong.
@@ -82,7 +82,9 @@ def planned_config(section: dict[str, Any], vocabulary: int, context: int | None
     return config_of(cls, settings, tokenizer_settings, context)
 
 
-def pretraining_config(model: dict[str, Any], section: Any, tree: dict[str, Any], tokenizer: Path) -> PreTrainedConfig:
+def build_pretraining_config(
+    model: dict[str, Any], section: Any, tree: dict[str, Any], tokenizer: Path
+) -> PreTrainedConfig:
     """Build the config of the model that a recipe's pretraining makes.
 
     `model` and `section` are the recipe's sections `model` and `pretrain`; the run's tokenizer is, or will be, the
@@ -91,7 +93,7 @@ def pretraining_config(model: dict[str, Any], section: Any, tree: dict[str, Any]
     if section.keep_layers is not None:
         unpruned = load_model(section.start_from, objective=None)
         model = student_section(unpruned, model, section.keep_layers)
-    return planned_config(model, count_vocabulary(tree, tokenizer), section.context)
+    return build_planned_config(model, count_vocabulary(tree, tokenizer), section.context)
 
 
 def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
@@ -131,12 +133,12 @@ def build_planning_arguments(settings: dict[str, Any], checkpointing: bool | Non
 
     planning_settings = {"output_dir": "unused", "use_cpu": True, "report_to": "none", **memory_settings}
     try:
-        return arguments_of(TrainingArguments, planning_settings)
+        return build_arguments(TrainingArguments, planning_settings)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {one_line(error)}") from error
 
 
-def model_of(
+def build_planned_model(
     config: PreTrainedConfig, dtype: torch.dtype = torch.float32, lora: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     """Build an untrained model of `config`, with adapters where there is a `lora` section."""
@@ -165,7 +167,7 @@ def _keep_modules_on_their_device() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What of a training stage decides the memory of its steps."""
 
     config: PreTrainedConfig
@@ -187,7 +189,7 @@ class Job:
         return build_planning_arguments(self.settings, checkpointing)
 
     def choose_micro_batch(self, devices: int, device_type: str) -> int:
-        """Choose the windows of one forward and backward pass as `hf_llm.training.arguments.batch` does."""
+        """Choose the windows of one forward and backward pass as `hf_llm.training.arguments.split_batch` does."""
         from_recipe = self.settings.get("per_device_train_batch_size")
         if from_recipe:
             return from_recipe
@@ -207,7 +209,7 @@ def largest_divisor(number: int, limit: int) -> int:
 def count_parameters(config: PreTrainedConfig, lora: dict[str, Any] | None = None) -> ParameterCounts:
     """Count the parameters of a model: trained and frozen, of one layer, and outside of all layers."""
     with torch.device("meta"):
-        model = model_of(config, lora=lora)
+        model = build_planned_model(config, lora=lora)
 
     trained = 0
     total = 0
@@ -245,7 +247,7 @@ class EngineEstimate:
 
 
 def estimate_gpu_engines(
-    job: Job, devices: int, device: Device, micro_batch: int, checkpointing: bool
+    job: TrainingJob, devices: int, device: Device, micro_batch: int, checkpointing: bool
 ) -> list[EngineEstimate]:
     """Estimate each engine for a training on `devices` GPUs of one kind."""
     counts = count_parameters(job.config, job.lora)
@@ -254,7 +256,7 @@ def estimate_gpu_engines(
     accumulate = windows_per_device > micro_batch
 
     def extrapolate(windows: int, dtype: torch.dtype, autocast: torch.dtype | None) -> Footprint:
-        build = partial(model_of, dtype=dtype, lora=job.lora)
+        build = partial(build_planned_model, dtype=dtype, lora=job.lora)
         return extrapolate_footprint(build, job.config, windows, job.context, arguments, autocast, accumulate)
 
     def footprints_by_engine(windows: int) -> dict[str, Footprint]:
@@ -311,11 +313,13 @@ def tensor_bytes(footprint: Footprint) -> int:
     return max(sum(parts.values()) - parts.get(FRAMEWORK, 0) for parts in footprint.phases.values())
 
 
-def estimate_cpu_training(job: Job, micro_batch: int) -> EngineEstimate:
+def estimate_cpu_training(job: TrainingJob, micro_batch: int) -> EngineEstimate:
     """Estimate a training in one process on this host's CPU, as `hf_llm.planning.memory` tries it."""
-    build = partial(model_of, job.config, lora=job.lora)
+    build = partial(build_planned_model, job.config, lora=job.lora)
     accumulate = job.windows > micro_batch
-    footprint, growth = on_this_cpu(build, micro_batch, job.context, job.build_arguments(), job.autocast, accumulate)
+    footprint, growth = estimate_cpu_footprint(
+        build, micro_batch, job.context, job.build_arguments(), job.autocast, accumulate
+    )
 
     holes = max(0, growth - footprint.peak)
     phases = {}
@@ -326,14 +330,14 @@ def estimate_cpu_training(job: Job, micro_batch: int) -> EngineEstimate:
     return EngineEstimate("one process", checkpointing, Footprint(phases), micro_batch, job.windows // micro_batch)
 
 
-def estimate_tuning_peak(job: Job, micro_batch: int, device: Device) -> int:
+def estimate_tuning_peak(job: TrainingJob, micro_batch: int, device: Device) -> int:
     """Estimate the bytes of one device in a step of a stage after pretraining, nothing sharded."""
     accumulate = job.windows > micro_batch
     step_arguments = (micro_batch, job.context, job.build_arguments(), job.autocast, accumulate)
 
     if device.key == "cpu":
-        _, growth = on_this_cpu(partial(model_of, job.config, lora=job.lora), *step_arguments)
+        _, growth = estimate_cpu_footprint(partial(build_planned_model, job.config, lora=job.lora), *step_arguments)
         return trained_process_bytes() + growth
 
-    footprint = extrapolate_footprint(partial(model_of, lora=job.lora), job.config, *step_arguments)
+    footprint = extrapolate_footprint(partial(build_planned_model, lora=job.lora), job.config, *step_arguments)
     return add_framework_memory(footprint).peak

@@ -18,8 +18,8 @@ from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
 from hf_llm.planning.memory import build_model_inputs, truncate_layers
-from hf_llm.planning.memory_estimate import Job, build_planning_arguments, model_of
-from hf_llm.training.optimizers import new_optimizer
+from hf_llm.planning.memory_estimate import TrainingJob, build_planned_model, build_planning_arguments
+from hf_llm.training.optimizers import build_optimizer
 
 MAX_TIMED_LAYERS = 4
 TIMED_PASS_FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
@@ -157,7 +157,7 @@ class _TimedModel:
 
         self.trained = _find_trained_parameters(model)
         self.parameter_count = _count_elements(self.trained)
-        self.optimizer = new_optimizer(arguments, model)
+        self.optimizer = build_optimizer(arguments, model)
 
     def run_step(self) -> tuple[float, float]:
         """Return the seconds of forward and backward, and of the optimizer step with the clipping before it."""
@@ -187,7 +187,7 @@ def _count_elements(parameters: list[torch.nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def measured(
+def measure_speed(
     build: Callable[[PreTrainedConfig], PreTrainedModel],
     config: PreTrainedConfig,
     batch: int,
@@ -211,10 +211,10 @@ def measured(
     return Speed(tokens_per_second, source)
 
 
-def measured_here(job: Job, devices: int, checkpointing: bool | None = None) -> Speed:
+def measure_job_speed(job: TrainingJob, devices: int, checkpointing: bool | None = None) -> Speed:
     """Measure the speed of a training job on this host's `devices`, on a few layers and one of them."""
-    return measured(
-        partial(model_of, lora=job.lora),
+    return measure_speed(
+        partial(build_planned_model, lora=job.lora),
         job.config,
         job.choose_micro_batch(devices, device_type()),
         job.context,
@@ -243,6 +243,8 @@ def measure_training_rate() -> Rate:
     bf16 = has_bf16(device_type())
     autocast = torch.bfloat16 if bf16 else None
 
-    speed = measured(model_of, config, windows, context, windows, build_planning_arguments({}), autocast=autocast)
+    speed = measure_speed(
+        build_planned_model, config, windows, context, windows, build_planning_arguments({}), autocast=autocast
+    )
     flops_per_second = speed.tokens_per_second * flops_per_token(config, context)
     return Rate("training", flops_per_second, "bfloat16" if bf16 else "float32")

@@ -10,8 +10,8 @@ from hf_llm.hardware.devices import Device
 from hf_llm.hardware.runtime import autocast_type
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import Cost, disk_bytes, estimate_cost
-from hf_llm.planning.memory_estimate import Job, count_parameters, estimate_tuning_peak
-from hf_llm.training.fault_tolerance.checkpoints import checkpoint_bytes
+from hf_llm.planning.memory_estimate import TrainingJob, count_parameters, estimate_tuning_peak
+from hf_llm.training.fault_tolerance.checkpoints import estimate_checkpoint_bytes
 
 # Stages that can be planned from rows. Those that sample their completions cannot: the length is not known before.
 PLANNED_FROM_ROWS = tuple(stage.folder for stage in STAGES.values() if stage.texts_per_row)
@@ -68,7 +68,7 @@ def plan_pretraining(section: Any, memory: int, optimizer_bytes: int, hardware: 
     if not steps or steps < 0:
         return _plan_without_steps("base", memory)
 
-    hours = tokens_worked(section, steps) / hardware.tokens_per_second / 3600
+    hours = count_equivalent_tokens(section, steps) / hardware.tokens_per_second / 3600
     return StagePlan(
         folder="base",
         steps=steps,
@@ -81,7 +81,7 @@ def plan_pretraining(section: Any, memory: int, optimizer_bytes: int, hardware: 
     )
 
 
-def tokens_worked(section: Any, steps: int) -> float:
+def count_equivalent_tokens(section: Any, steps: int) -> float:
     """Count the training tokens that take as long as `steps` of the `pretrain` section with their evaluations."""
     # A forward pass is a third of the arithmetic.
     evaluation_tokens = count_evaluations(section.training, steps) * section.evaluation_tokens / 3
@@ -144,7 +144,7 @@ def estimate_tuning_memory(
     length = training.get("max_length") or config.max_position_embeddings
     micro_batch = training.get("per_device_train_batch_size", 8) * STAGES[folder].texts_per_row
     windows_per_step = micro_batch * training.get("gradient_accumulation_steps", 1)
-    job = Job(config, length, windows_per_step, training, bf16, section.get("lora"))
+    job = TrainingJob(config, length, windows_per_step, training, bf16, section.get("lora"))
     return estimate_tuning_peak(job, micro_batch, device)
 
 
@@ -180,6 +180,8 @@ def _estimate_disk_bytes(
     is_half = engine == "deepspeed" and autocast_type(training, hardware.bf16)
     bytes_per_parameter = 2 if is_half else 4
 
-    checkpoint = checkpoint_bytes(bytes_per_parameter * saved_parameters, counts.trained, optimizer_bytes, engine)
+    checkpoint = estimate_checkpoint_bytes(
+        bytes_per_parameter * saved_parameters, counts.trained, optimizer_bytes, engine
+    )
     kept = training.get("save_total_limit") or 0
     return disk_bytes(checkpoint, kept, bytes_per_parameter * all_parameters)

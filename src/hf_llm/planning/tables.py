@@ -4,7 +4,7 @@ from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZ
 from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate
 from hf_llm.planning.sharded_memory import BUFFERS
 from hf_llm.planning.stage_plans import StagePlan
-from hf_llm.reporting.plan_accuracy import Score
+from hf_llm.reporting.plan_accuracy import PredictedQuantity
 
 PART_HEADINGS = {
     WEIGHTS: "weights",
@@ -22,7 +22,7 @@ PART_HEADINGS = {
 MIN_SHOWN_BYTES = 2**30 / 200  # 0.01 GiB when rounded
 
 
-def aligned(rows: list[list[str]], left_columns: int = 1) -> str:
+def align_columns(rows: list[list[str]], left_columns: int = 1) -> str:
     """Pad columns to their widest cell: the first `left_columns` of them are flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
@@ -54,7 +54,7 @@ def format_memory_table(estimates: list[EngineEstimate]) -> str:
         if estimate.max_micro_batch:
             batches = [str(estimate.max_micro_batch), str(estimate.accumulation)]
         rows.append([name, *sizes, format_gib(estimate.footprint.peak), *batches])
-    return aligned(rows)
+    return align_columns(rows)
 
 
 def format_stage_table(stages: list[StagePlan], with_rent: bool, with_electricity: bool) -> str:
@@ -73,7 +73,7 @@ def format_stage_table(stages: list[StagePlan], with_rent: bool, with_electricit
         if with_electricity:
             row.append(_format_amount(stage.cost and stage.cost.electricity))
         rows.append(row)
-    return aligned(rows)
+    return align_columns(rows)
 
 
 def _format_training(stage: StagePlan) -> list[str]:
@@ -86,7 +86,7 @@ def _format_training(stage: StagePlan) -> list[str]:
         energy = f"{stage.cost.energy:,.1f}"
     return [
         f"{stage.steps:,}",
-        limit + number(stage.tokens),
+        limit + format_number(stage.tokens),
         limit + format_hours(stage.hours),
         format_gib(stage.disk),
         energy,
@@ -97,12 +97,12 @@ def _format_amount(amount: float | None) -> str:
     return "" if amount is None else f"{amount:,.2f}"
 
 
-def format_score_table(scores: list[Score]) -> str:
+def format_score_table(scores: list[PredictedQuantity]) -> str:
     """Tabulate predicted beside actual."""
     rows = [["pretraining", "predicted", "actual", "error"]]
     for score in scores:
         rows.append([score.what, f"{score.predicted:,.4g}", f"{score.actual:,.4g}", f"{score.error:+.0%}"])
-    return aligned(rows)
+    return align_columns(rows)
 
 
 def format_gib(size: int) -> str:
@@ -115,7 +115,7 @@ def format_hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format 12,345 in full, from a million on as 1.2M or 3.4B."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if value >= limit:

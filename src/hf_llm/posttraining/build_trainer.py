@@ -16,14 +16,14 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
 from hf_llm.inference.generate import stop_at_end_of_turn
 from hf_llm.model.load import load_model, one_line
-from hf_llm.monitoring.callbacks.integrations import reporters
+from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.qlora import load_quantized
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
-from hf_llm.tokenization.chat_encoding import special_texts
-from hf_llm.training.arguments import training_arguments
-from hf_llm.training.train_and_save import ROWS
+from hf_llm.tokenization.chat_encoding import special_token_texts
+from hf_llm.training.arguments import build_training_arguments
+from hf_llm.training.train_and_save import ROWS_FOLDER
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages")
 
@@ -63,20 +63,20 @@ def build_trainer(
         defaults = {"max_length": model.config.max_position_embeddings, **defaults}
     if "router_aux_loss_coef" in known_arguments:
         defaults = {"router_aux_loss_coef": 0.0, **defaults}  # TRL adds the term to the losses that it logs
-    arguments = training_arguments(
+    arguments = build_training_arguments(
         arguments_class,
         section.training,
         output.path,
         seed,
         output.folder,
-        report_to=reporters(section.training.get("report_to")),
+        report_to=choose_reporters(section.training.get("report_to")),
         eval_strategy="epoch",
         **defaults,
     )
 
     with arguments.main_process_first(local=False, desc="writing the rows"):
-        train, digest = cache_rows_on_disk(rows[0], output.path / ROWS)
-        evaluation, _ = cache_rows_on_disk(rows[1], output.path / ROWS)
+        train, digest = cache_rows_on_disk(rows[0], output.path / ROWS_FOLDER)
+        evaluation, _ = cache_rows_on_disk(rows[1], output.path / ROWS_FOLDER)
 
     peft_config = None
     if section.lora is not None:
@@ -138,7 +138,7 @@ def drop_special_token_rows(
     columns = [name for name in TEXT_COLUMNS if name in names]
     if "input_ids" in names or not columns:
         return rows
-    specials = special_texts(tokenizer)
+    specials = special_token_texts(tokenizer)
 
     def is_plain(row: dict[str, Any]) -> bool:
         texts = [json.dumps(row[name], ensure_ascii=False) for name in columns]

@@ -15,7 +15,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.chat.loaders import load_prompts
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
@@ -23,7 +23,7 @@ from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
-from hf_llm.training.train_and_save import finish
+from hf_llm.training.train_and_save import train_and_save
 
 
 class GroupSampler(Sampler[int]):
@@ -156,11 +156,11 @@ def train_group_policy(
     )
     check_enough_prompts(trainer, len(rows[0]), output.folder)
 
-    watch(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
     headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
-    finish(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+    train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 
 def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:

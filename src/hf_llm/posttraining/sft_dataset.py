@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.data.chat.loaders import load_conversations, too_many
+from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 
@@ -56,7 +56,9 @@ def build_sft_rows(
     for source in report["sources"]:
         dropped = sum(source["dropped"].values())
         if dropped > section.allow_drop * (dropped + source["kept"]):
-            raise UserError(too_many(source["source"], source["dropped"], source["samples"], source["kept"]))
+            raise UserError(
+                describe_dropped_rows(source["source"], source["dropped"], source["samples"], source["kept"])
+            )
 
     report["dropped"] = _sum_counts(source["dropped"] for source in report["sources"])
     report["truncated"] = sum(source["truncated"] for source in report["sources"])

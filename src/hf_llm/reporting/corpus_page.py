@@ -7,7 +7,7 @@ from typing import Any
 from hf_llm.core.format import format_count, format_megabytes
 from hf_llm.core.manifest import read_manifest
 from hf_llm.reporting import templates
-from hf_llm.reporting.secrets import redact
+from hf_llm.reporting.secrets import redact_secrets
 
 
 def render_corpus_page(root: Path, title: str) -> str | None:
@@ -35,8 +35,8 @@ def render_corpus_page(root: Path, title: str) -> str | None:
         "mix": tokens.get("mix") or [],
         "tokenizer": _read_facts(root / "tokenizer").get("report") or {},
     }
-    template = templates.html().get_template("corpus_page.html")
-    return template.render(**redact(facts), style=templates.file("page.css"))
+    template = templates.html_environment().get_template("corpus_page.html")
+    return template.render(**redact_secrets(facts), style=templates.read_asset("page.css"))
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

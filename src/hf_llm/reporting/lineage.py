@@ -17,7 +17,7 @@ DATA_KEYS = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder 
 SCORES = {metric.key: (metric.title, metric.table_format or metric.format) for metric in metrics_in("scores")}
 
 
-def lineage(folder: Path) -> dict[str, dict]:
+def read_lineage(folder: Path) -> dict[str, dict]:
     """Read the manifests of `folder` and of the folders beside it that it was made from, by folder name, oldest first.
 
     A neighbour counts only where its digest is the one the manifest names: it may have been rebuilt since.
@@ -32,14 +32,14 @@ def lineage(folder: Path) -> dict[str, dict]:
         neighbour_manifest = read_manifest(neighbour) or {}
         if neighbour_manifest.get("digest") != digest:
             continue
-        for ancestor, ancestor_manifest in lineage(neighbour).items():
+        for ancestor, ancestor_manifest in read_lineage(neighbour).items():
             manifests.setdefault(ancestor, ancestor_manifest)
     manifests[folder.name] = manifest
     return manifests
 
 
 def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
-    """List what a model was trained on, from `lineage`'s manifests: `used_for`, `name`, `hub` (an id or empty) and
+    """List what a model was trained on, from `read_lineage`'s manifests: `used_for`, `name`, `hub` (an id or empty) and
     `license` of each source."""
     sources = []
     for folder, manifest in manifests.items():
@@ -86,7 +86,7 @@ def count_parameters(folder: Path) -> int | None:
     return total or None
 
 
-def log_history(folder: Path) -> list[dict[str, Any]]:
+def read_log_history(folder: Path) -> list[dict[str, Any]]:
     """Read Trainer's log of a training stage; empty where there is none."""
     path = folder / "trainer_state.json"
     if not path.exists():

@@ -27,7 +27,7 @@ _HEADERS = {
 }
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is not served: the HTTP status, and the reason as its message."""
 
     def __init__(self, status: HTTPStatus, reason: str):
@@ -74,14 +74,14 @@ class PageServer(ThreadingHTTPServer):
 
 
 class PageHandler(BaseHTTPRequestHandler):
-    """One request. A subclass gives `serve` in `do_GET` and `do_POST` what each of its addresses does."""
+    """One request. A subclass gives `serve_route` in `do_GET` and `do_POST` what each of its addresses does."""
 
     server: PageServer
     timeout = REQUEST_SECONDS
     server_version = "hf_llm"
     sys_version = ""
 
-    def serve(self, routes: dict[str, Callable[[], None]]) -> None:
+    def serve_route(self, routes: dict[str, Callable[[], None]]) -> None:
         """Call the function in `routes` for the address that is requested."""
         try:
             self._answer_request(routes)
@@ -94,9 +94,9 @@ class PageHandler(BaseHTTPRequestHandler):
             self._check_host()
             route = routes.get(urlsplit(self.path).path)
             if route is None:
-                raise Refused(HTTPStatus.NOT_FOUND, "there is no such page")
+                raise RequestRefused(HTTPStatus.NOT_FOUND, "there is no such page")
             route()
-        except Refused as refusal:
+        except RequestRefused as refusal:
             self.send_json({"problem": str(refusal)}, refusal.status)
         except (ValueError, OverflowError, RecursionError) as error:
             self.send_json({"problem": str(error)}, HTTPStatus.BAD_REQUEST)
@@ -107,7 +107,7 @@ class PageHandler(BaseHTTPRequestHandler):
         """Refuse a request that names another host than this machine, where only this machine is served."""
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if self.server.local and not is_local(host or ""):
-            raise Refused(HTTPStatus.FORBIDDEN, "this page is for this machine only")
+            raise RequestRefused(HTTPStatus.FORBIDDEN, "this page is for this machine only")
 
     def send_json(self, value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
         """Answer with a JSON object."""

@@ -11,8 +11,8 @@ from hf_llm.core.manifest import read_manifest
 from hf_llm.evaluation.metrics import format_last_evaluation, format_scores
 from hf_llm.pipeline.stages import MODELS
 from hf_llm.reporting import templates
-from hf_llm.reporting.lineage import count_parameters, lineage, list_sources, read_test_scores
-from hf_llm.reporting.secrets import redact
+from hf_llm.reporting.lineage import count_parameters, list_sources, read_lineage, read_test_scores
+from hf_llm.reporting.secrets import redact_secrets
 
 # What the Hub accepts under `license` (https://huggingface.co/docs/hub/repositories-licenses); it refuses an upload
 # with any other.
@@ -58,7 +58,7 @@ ARCHITECTURE = {
 }
 
 
-def model_card(folder: Path, repository: str | None = None) -> str:
+def render_model_card(folder: Path, repository: str | None = None) -> str:
     """Render the card of the model in `folder`: Markdown with YAML front matter. The folder must be finished.
 
     `repository` is the Hub id that the usage snippets name; without it they name the folder. Secrets are redacted, and
@@ -68,7 +68,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} is not finished"
 
-    manifests = lineage(folder)
+    manifests = read_lineage(folder)
     config = _read_config(folder)
     kind = model_kind(manifest)
     sources = list_sources(manifests)
@@ -95,7 +95,7 @@ def model_card(folder: Path, repository: str | None = None) -> str:
         created=manifest["created"],
     )
     front_matter = build_front_matter(manifest, sources, licenses, kind)
-    return redact(f"---\n{front_matter.to_yaml()}\n---\n\n{body}")
+    return redact_secrets(f"---\n{front_matter.to_yaml()}\n---\n\n{body}")
 
 
 def model_kind(manifest: dict) -> str:
@@ -145,5 +145,5 @@ def _list_training_settings(manifests: dict[str, dict]) -> dict[str, dict[str, A
             _, _, key_in_section = key.partition(".")
             if key_in_section and not isinstance(value, list | dict | None):
                 settings[key_in_section] = value
-        settings_by_stage[name] = redact(settings)
+        settings_by_stage[name] = redact_secrets(settings)
     return settings_by_stage

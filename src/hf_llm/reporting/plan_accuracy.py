@@ -7,14 +7,14 @@ from statistics import median
 from typing import Any
 
 from hf_llm.core.manifest import digest_of, read_manifest, write_json
-from hf_llm.reporting.lineage import finite_values, log_history
+from hf_llm.reporting.lineage import finite_values, read_log_history
 
-PLAN = "plan.json"  # in the run's folder
+PLAN_FILE = "plan.json"  # in the run's folder
 PRETRAINING_FOLDER = "base"
 
 
 @dataclass(frozen=True)
-class Score:
+class PredictedQuantity:
     """One predicted quantity beside the actual one."""
 
     what: str
@@ -27,7 +27,7 @@ class Score:
         return self.predicted / self.actual - 1
 
 
-def score(root: Path, tree: dict[str, Any]) -> list[Score]:
+def compare_with_plan(root: Path, tree: dict[str, Any]) -> list[PredictedQuantity]:
     """Compare the quantities of the plan in `root/plan.json` that the finished pretraining has measured too.
 
     Empty where there is no plan of this recipe, or no finished pretraining.
@@ -37,7 +37,7 @@ def score(root: Path, tree: dict[str, Any]) -> list[Score]:
     if not plan or not manifest:
         return []
 
-    log = log_history(root / PRETRAINING_FOLDER)
+    log = read_log_history(root / PRETRAINING_FOLDER)
     speeds = finite_values(log, "tokens_per_second")
     actual = {
         "memory, GiB": max(finite_values(log, "memory_gib"), default=None),
@@ -49,14 +49,14 @@ def score(root: Path, tree: dict[str, Any]) -> list[Score]:
     for what, value in actual.items():
         predicted = plan.get(what)
         if predicted and value:
-            scores.append(Score(what, predicted, value))
+            scores.append(PredictedQuantity(what, predicted, value))
     return scores
 
 
-def keep(root: Path, tree: dict[str, Any], predicted: dict[str, float]) -> None:
+def save_prediction(root: Path, tree: dict[str, Any], predicted: dict[str, float]) -> None:
     """Save what was predicted for the recipe `tree` in `root/plan.json`, beside the plans of other settings."""
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / PLAN, {**_read_plans(root), _plan_key(tree): predicted})
+    write_json(root / PLAN_FILE, {**_read_plans(root), _plan_key(tree): predicted})
 
 
 def _plan_key(tree: dict[str, Any]) -> str:
@@ -66,7 +66,7 @@ def _plan_key(tree: dict[str, Any]) -> str:
 
 def _read_plans(root: Path) -> dict[str, Any]:
     """Read the predictions in `root/plan.json` by `_plan_key`; empty where there is no such file."""
-    path = root / PLAN
+    path = root / PLAN_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

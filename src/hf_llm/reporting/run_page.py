@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
-from hf_llm.core.manifest import read_manifest, versions
+from hf_llm.core.manifest import package_versions, read_manifest
 from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns
 from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, OPTIONAL, STAGES
 from hf_llm.reporting import templates
@@ -19,12 +19,12 @@ from hf_llm.reporting.lineage import (
     count_parameters,
     finite_values,
     list_sources,
-    log_history,
+    read_log_history,
     read_samples,
 )
-from hf_llm.reporting.plan_accuracy import score
-from hf_llm.reporting.secrets import redact
-from hf_llm.reporting.svg_charts import Point, Series, line_chart
+from hf_llm.reporting.plan_accuracy import compare_with_plan
+from hf_llm.reporting.secrets import redact_secrets
+from hf_llm.reporting.svg_charts import Point, Series, draw_line_chart
 
 
 def render_run_page(root: Path, tree: dict[str, Any]) -> str:
@@ -46,17 +46,17 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
         "ledger": _summarize_ledger(corpus_ledger) if corpus_ledger else None,
         "sources": list_sources(manifests),
         "licenses": sorted({name for manifest in manifests.values() for name in manifest["licenses"]}),
-        "versions": manifests[models[-1]]["versions"] if models else versions(),
+        "versions": manifests[models[-1]]["versions"] if models else package_versions(),
         "digests": {folder: manifest["digest"] for folder, manifest in manifests.items()},
-        "recipe": yaml.safe_dump(redact(tree), sort_keys=False, allow_unicode=True, width=100),
+        "recipe": yaml.safe_dump(redact_secrets(tree), sort_keys=False, allow_unicode=True, width=100),
         "made": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
-    template = templates.html().get_template("page.html")
+    template = templates.html_environment().get_template("page.html")
     return template.render(
-        **redact(facts),
+        **redact_secrets(facts),
         trainings=[_describe_training(root / folder, STAGES[folder].title) for folder in models],
-        style=templates.file("page.css"),
-        script=templates.file("page.js"),
+        style=templates.read_asset("page.css"),
+        script=templates.read_asset("page.js"),
     )
 
 
@@ -107,7 +107,7 @@ def _list_key_numbers(
     for name, scores in list(evaluation["models"].items())[:1]:
         numbers += [(value, f"{title} on the test split ({name})") for title, value in format_scores(scores)[:2]]
 
-    log = log_history(root / "base")
+    log = read_log_history(root / "base")
     for metric in metrics_in("report"):
         values = finite_values(log, metric.key)
         if values:
@@ -138,21 +138,21 @@ def _compare_plan(root: Path, tree: dict[str, Any]) -> list[tuple[str, str, str,
     """What the plan predicted beside what pretraining took, as (what, predicted, actual, error)."""
     return [
         (entry.what, f"{entry.predicted:,.4g}", f"{entry.actual:,.4g}", f"{entry.error:+.0%}")
-        for entry in score(root, tree)
+        for entry in compare_with_plan(root, tree)
     ]
 
 
 def _describe_training(folder: Path, title: str) -> dict[str, Any]:
     """What the page shows of one training stage: its charts, its alerts, and the completions sampled on the way."""
     samples_by_prompt: dict[str, list] = {}
-    for sample in redact(read_samples(folder)):
+    for sample in redact_secrets(read_samples(folder)):
         samples_by_prompt.setdefault(sample["prompt"], []).append(sample)
     return {
         "folder": folder.name,
         "title": title,
-        "charts": _draw_charts(log_history(folder)),
+        "charts": _draw_charts(read_log_history(folder)),
         "samples": samples_by_prompt,
-        "alerts": redact(read_rows(alerts_file(folder))),
+        "alerts": redact_secrets(read_rows(alerts_file(folder))),
     }
 
 
@@ -161,7 +161,7 @@ def _draw_charts(log: list[dict[str, Any]]) -> list[Markup]:
     drawn: dict[str, Markup] = {}
     for chart, lines in list_charts().items():
         series = [Series(legend, _points(log, key)) for legend, key in lines]
-        figure = line_chart(chart.title, series, chart.from_zero)
+        figure = draw_line_chart(chart.title, series, chart.from_zero)
         if figure and chart.hidden_by not in drawn:
             drawn[chart.title] = figure
     return list(drawn.values())

@@ -17,7 +17,7 @@ SECRET_VALUE = re.compile(
 SECRET_VARIABLE = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)(_|$)", re.IGNORECASE)
 
 
-def redact(value: Any) -> Any:
+def redact_secrets(value: Any) -> Any:
     """Return `value` (plain, nested) with its secrets replaced by `HIDDEN`.
 
     They are recognised by the key they stand under, by their shape, and by being the value of an environment variable

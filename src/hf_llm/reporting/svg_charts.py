@@ -24,7 +24,7 @@ class Series:
     """(x, y), by rising x."""
 
 
-def line_chart(
+def draw_line_chart(
     title: str, series: list[Series], from_zero: bool = False, x_label: str = "step", x_from_zero: bool = True
 ) -> Markup:
     """Draw one or more lines as HTML: an SVG stretched to the width it gets, under labels of constant size.
@@ -57,7 +57,7 @@ def line_chart(
         {"name": line.name, "points": [[x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]}
         for line in lines
     ]
-    template = templates.html().get_template("chart.html")
+    template = templates.html_environment().get_template("chart.html")
     figure = template.render(
         title=title,
         lines=[(line.name, svg_path(line.points, to_plot)) for line in lines],

@@ -10,7 +10,7 @@ from hf_llm.core.format import one_line
 FOLDER = Path(__file__).parent
 
 
-def html(*folders: Path) -> Environment:
+def html_environment(*folders: Path) -> Environment:
     """Build the environment for HTML: every value is escaped. Templates in `folders` come before those here."""
     return _build_environment(folders, autoescape=True)
 
@@ -22,7 +22,7 @@ def markdown_environment() -> Environment:
     return environment
 
 
-def file(name: str) -> Markup:
+def read_asset(name: str) -> Markup:
     """Read a style or script beside this file, to be put into a page as it is."""
     return Markup((FOLDER / name).read_text(encoding="utf-8"))
 

@@ -28,7 +28,7 @@ def encode_chat(
     Equal to `apply_chat_template` where no message holds the text of a special token; raises what the template raises.
     A template without such marks covers nothing.
     """
-    specials = special_texts(tokenizer)
+    specials = special_token_texts(tokenizer)
 
     # A guard splits the special tokens that people typed, so that those in the rendered text are the template's.
     guarded_messages = _guard_specials([_drop_missing_keys(turn) for turn in messages], specials)
@@ -77,7 +77,7 @@ def _drop_missing_keys(turn: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in turn.items() if value is not None or key == "content"}
 
 
-def ends_of_answers(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Return the ids that end an answer: the end of text, and the special token that the chat template puts after an
     answer (`<|im_end|>` where there is no single template to ask)."""
     answered = [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Yes."}]
@@ -99,7 +99,7 @@ def _is_covered(first: int, last: int, spans: list[tuple[int, int]]) -> bool:
     return any(begin < last and first < end for begin, end in spans)
 
 
-def special_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def special_token_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return the texts that the tokenizer takes for a single special token, the longest first."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(texts, key=len, reverse=True)

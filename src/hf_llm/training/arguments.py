@@ -16,11 +16,18 @@ from hf_llm.core.console import is_main_process
 from hf_llm.core.distributed import init_cpu_process_group
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
-from hf_llm.hardware.runtime import device_type, has_bf16, keep_freed_memory, launched_in_fp8, precision, use_all_cores
+from hf_llm.hardware.runtime import (
+    choose_precision,
+    device_type,
+    has_bf16,
+    is_launched_in_fp8,
+    keep_freed_memory,
+    use_all_cores,
+)
 from hf_llm.parallel.layout import check_layout, launched_layout, let_cpus_shard
 from hf_llm.training.fault_tolerance.auto_batch_size import check_auto_batch_size
 from hf_llm.training.hub_upload import create_repository
-from hf_llm.training.optimizers import arguments_of, check_optimizer
+from hf_llm.training.optimizers import build_arguments, check_optimizer
 from hf_llm.training.schedules import check_schedule
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -37,7 +44,7 @@ DEEPSPEED_KEYS_OF_RECIPE = (
 )
 
 
-def training_arguments(
+def build_training_arguments(
     cls: type[Arguments], settings: Settings, folder: Path, seed: int, where: str, **defaults: Any
 ) -> Arguments:
     """Build `cls` from the checked `settings` of the recipe section `where`, writing to `folder`.
@@ -67,7 +74,7 @@ def training_arguments(
         "activation_checkpointing": settings.get("gradient_checkpointing", False),
         **defaults,
         **settings,
-        **precision(settings, has_bf16(device)),
+        **choose_precision(settings, has_bf16(device)),
     }
     check_half_precision(values, where)
     check_deepspeed_config(where)
@@ -82,7 +89,7 @@ def training_arguments(
     if device == "cpu":
         init_cpu_process_group(values.get("ddp_timeout", cls.ddp_timeout))
     try:
-        arguments = arguments_of(cls, values)
+        arguments = build_arguments(cls, values)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}.training: {error}") from None
 
@@ -105,7 +112,7 @@ def refuse_hub_token(settings: Settings, where: str) -> None:
 
 def check_half_precision(values: dict[str, Any], where: str) -> None:
     """Raise UserError where a launch asks for fp8 and the recipe for bf16 or fp16."""
-    if not launched_in_fp8():
+    if not is_launched_in_fp8():
         return
     for key in ("bf16", "fp16"):
         if values.get(key):
@@ -114,7 +121,7 @@ def check_half_precision(values: dict[str, Any], where: str) -> None:
             )
 
 
-def batch(tokens_per_step: int, context: int, settings: Settings, where: str, updates: int = 1) -> dict[str, int]:
+def split_batch(tokens_per_step: int, context: int, settings: Settings, where: str, updates: int = 1) -> dict[str, int]:
     """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
 
     The micro-batch is `per_device_train_batch_size` where the recipe gives it, else the largest that fits in

@@ -25,7 +25,7 @@ BATCH_KEY = "pretrain.batch_warmup"
 
 
 @dataclass
-class Warmup:
+class Rampup:
     """A number of tokens that doubles until it reaches the size that the recipe gives elsewhere."""
 
     start: int
@@ -60,22 +60,22 @@ class Warmup:
         return 1 << max(0, doublings - doublings_done)
 
 
-def warm_up(
-    trainer: Trainer, context: int, tokens_per_step: int, context_warmup: Warmup | None, batch_warmup: Warmup | None
+def add_rampup_callbacks(
+    trainer: Trainer, context: int, tokens_per_step: int, context_warmup: Rampup | None, batch_warmup: Rampup | None
 ) -> None:
     """Let a PretrainingTrainer, whose windows have `context` tokens, start with shorter windows or smaller updates.
 
     Raises UserError where a ramp-up does not divide them, or the launch does not allow it.
     """
     if context_warmup is not None:
-        trainer.context_rampup = ContextWarmup(trainer, context_warmup, context)
+        trainer.context_rampup = ContextRampup(trainer, context_warmup, context)
         trainer.add_callback(trainer.context_rampup)
     if batch_warmup is not None:
         trainer.batch_rampup = BatchRampup(trainer, batch_warmup, tokens_per_step)
         trainer.add_callback(trainer.batch_rampup)
 
 
-def lengths_of(context: int, rampup: Warmup | None) -> list[int]:
+def context_lengths(context: int, rampup: Rampup | None) -> list[int]:
     """Return the lengths that sequences will have, the shortest first."""
     divisor = 1
     if rampup is not None:
@@ -83,20 +83,20 @@ def lengths_of(context: int, rampup: Warmup | None) -> list[int]:
     return [context >> power for power in reversed(range(divisor.bit_length()))]
 
 
-def updates_of(tokens_per_step: int, rampup: Warmup | None) -> int:
+def first_step_updates(tokens_per_step: int, rampup: Rampup | None) -> int:
     """Return how many optimizer updates the first step makes."""
     if rampup is None:
         return 1
     return rampup.initial_divisor(tokens_per_step, BATCH_KEY)
 
 
-class ContextWarmup(TrainerCallback):
+class ContextRampup(TrainerCallback):
     """Cut the windows of the first steps into shorter ones of equal length, as soon as they are fetched.
 
     PretrainingTrainer fetches through `cut_batches`; as a callback, this prints each new length.
     """
 
-    def __init__(self, trainer: Trainer, rampup: Warmup, context: int):
+    def __init__(self, trainer: Trainer, rampup: Rampup, context: int):
         rampup.initial_divisor(context, CONTEXT_KEY)  # raises UserError where the windows cannot be cut
 
         layout = launched_layout()
@@ -138,7 +138,7 @@ class BatchRampup(TrainerCallback):
     `run_micro_batch`.
     """
 
-    def __init__(self, trainer: Trainer, rampup: Warmup, tokens_per_step: int):
+    def __init__(self, trainer: Trainer, rampup: Rampup, tokens_per_step: int):
         if launched_layout().pipeline > 1:
             raise UserError(f"{BATCH_KEY} does not run in a pipeline, whose steps are whole; leave it out")
 

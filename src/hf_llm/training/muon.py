@@ -60,7 +60,7 @@ def check_muon(where: str) -> None:
             )
 
 
-def matrices_of(model: PreTrainedModel) -> set[nn.Parameter]:
+def muon_matrices(model: PreTrainedModel) -> set[nn.Parameter]:
     """Return the parameters that Muon is for: those of two or more dimensions, without embeddings and head."""
     excluded_modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = model.get_output_embeddings()

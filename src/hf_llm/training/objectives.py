@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.tokens.corruption import IGNORED, CorruptedSpans, CorruptedWindows, MaskedTokens
+from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
 from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_exists, one_line, usual_objective
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.tokenization.sentinel_tokens import gap_tokens, mask_of, sentinels_of
+from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_mask_token, require_sentinels
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
 DEFAULT_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}
@@ -58,7 +59,7 @@ class Objective:
         """The manifest's headline, a format string over the metrics of an evaluation."""
         return HEADLINES[self.kind]
 
-    def corruption(self, tokenizer: PreTrainedTokenizerBase, context: int) -> MaskedTokens | CorruptedSpans | None:
+    def corruption(self, tokenizer: PreTrainedTokenizerBase, context: int) -> TokenMasking | SpanCorruption | None:
         """Build what takes tokens out of windows of `context` tokens; None where the model predicts all of them.
 
         Raises UserError for a tokenizer that has no token to put in their place.
@@ -66,13 +67,13 @@ class Objective:
         if self.kind == CAUSAL:
             return None
         if self.kind == MASKED:
-            return MaskedTokens(mask_of(tokenizer), regular_token_mask(tokenizer), self.share)
+            return TokenMasking(require_mask_token(tokenizer), regular_token_mask(tokenizer), self.share)
 
-        sentinels = np.array(sentinels_of(tokenizer), np.int64)
-        corruption = CorruptedSpans(
+        sentinels = np.array(require_sentinels(tokenizer), np.int64)
+        corruption = SpanCorruption(
             sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, self.share, self.mean_span
         )
-        corruption.check(context)
+        corruption.check_sentinels(context)
         return corruption
 
     def tokens(self, context: int | None) -> list[str]:
@@ -84,10 +85,10 @@ class Objective:
         if self.kind == SPAN_CORRUPTION:
             spans_in_window = round((context or 0) * (self.share or 0) / (self.mean_span or 1))
             sentinels = spans_in_window + 1  # one to spare for rounding
-        return gap_tokens(mask=self.kind == MASKED, sentinels=sentinels)
+        return list_denoising_tokens(mask=self.kind == MASKED, sentinels=sentinels)
 
 
-def objective_in(tree: dict[str, Any]) -> Objective:
+def resolve_objective(tree: dict[str, Any]) -> Objective:
     """Return the objective of a recipe `tree`, the papers' values filled in.
 
     Raises UserError where a model of its model_type cannot be trained on it.
@@ -107,12 +108,12 @@ def objective_in(tree: dict[str, Any]) -> Objective:
         )
 
     try:
-        return filled_in(objective, trainable_kind, model_type)
+        return fill_objective_defaults(objective, trainable_kind, model_type)
     except ValueError as error:
         raise UserError(f"pretrain.objective: {error}") from None
 
 
-def filled_in(objective: Objective, kind: str, model_type: str) -> Objective:
+def fill_objective_defaults(objective: Objective, kind: str, model_type: str) -> Objective:
     """Return `objective` as one of this `kind`, with the papers' values for what it leaves open.
 
     Raises ValueError for settings that belong to another kind.
@@ -163,7 +164,7 @@ def regular_token_mask(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return is_regular
 
 
-def corrupted(windows: Dataset, corruption: MaskedTokens | CorruptedSpans | None, seed: int) -> Dataset:
+def corrupt_windows(windows: Dataset, corruption: TokenMasking | SpanCorruption | None, seed: int) -> Dataset:
     """Wrap `windows` so that tokens are taken out as the objective has it; without a `corruption` return them as is.
 
     Raises UserError where the launch cuts windows in pieces, each of which would lack what the other has.
@@ -180,7 +181,7 @@ def corrupted(windows: Dataset, corruption: MaskedTokens | CorruptedSpans | None
     return CorruptedWindows(windows, corruption, seed)
 
 
-def measures(objective: Objective) -> dict[str, Any]:
+def accuracy_arguments(objective: Objective) -> dict[str, Any]:
     """Return Trainer's arguments that measure the token accuracy in an evaluation; none for a causal model.
 
     The accuracy is the share of the tokens taken out that the model predicts.
@@ -189,7 +190,7 @@ def measures(objective: Objective) -> dict[str, Any]:
         return {}
 
     def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-        is_counted = prediction.label_ids != IGNORED
+        is_counted = prediction.label_ids != IGNORE_INDEX
         is_correct = prediction.predictions == prediction.label_ids
         return {ACCURACY_KEYS[objective.kind]: float(is_correct[is_counted].mean())}
 
@@ -206,7 +207,7 @@ def likeliest_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: to
     return logits.argmax(-1)
 
 
-def tell_epoch(trainer: Trainer) -> None:
+def add_epoch_callback(trainer: Trainer) -> None:
     """Let a trainer pass the epoch on to its corrupted windows, where it has such."""
     if isinstance(trainer.train_dataset, CorruptedWindows):
         trainer.add_callback(EpochCallback(trainer.train_dataset))

@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import launched_layout, uses
-from hf_llm.training.muon import MUON, Muon, check_muon, matrices_of
+from hf_llm.training.muon import MUON, Muon, check_muon, muon_matrices
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -26,7 +26,7 @@ MODULES_INSIDE_LAYERS = r".*\.\d+\..*"  # a pattern for the names of modules bel
 PACKAGES_OF_EXTRA = ("torchao", "bitsandbytes", "galore_torch")  # installed by hf-llm[optimizers]
 
 
-def arguments_of(cls: type[Arguments], settings: dict[str, Any]) -> Arguments:
+def build_arguments(cls: type[Arguments], settings: dict[str, Any]) -> Arguments:
     """Build `cls(**settings)`, where `optim` may be muon, and GaLore and APOLLO project the matrices inside layers.
 
     Raises ValueError for an unknown optimizer, and whatever `cls` raises.
@@ -99,12 +99,12 @@ def optimizer_class(arguments: TrainingArguments, model: PreTrainedModel | None)
         "lr": arguments.learning_rate,
         "betas": (arguments.adam_beta1, arguments.adam_beta2),
         "eps": arguments.adam_epsilon,
-        "matrices": matrices_of(model),
+        "matrices": muon_matrices(model),
     }
     return Muon, settings
 
 
-def new_optimizer(arguments: TrainingArguments, model: PreTrainedModel) -> Optimizer:
+def build_optimizer(arguments: TrainingArguments, model: PreTrainedModel) -> Optimizer:
     """Build the optimizer of all trained parameters of a model, without weight decay."""
     cls, settings = optimizer_class(arguments, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

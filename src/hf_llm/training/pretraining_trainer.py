@@ -15,7 +15,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import launched_layout
-from hf_llm.training.batch_rampup import BatchRampup, ContextWarmup
+from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
 from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
 from hf_llm.training.schedules import complete_scheduler_kwargs
 
@@ -34,7 +34,7 @@ class PretrainingTrainer(Trainer):
         if self.terms and launched_layout().sequence > 1:
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
         if args.activation_checkpointing:
-            check_checkpointing(model)
+            check_activation_checkpointing(model)
 
         super().__init__(model, args, **more)
         self.label_smoother = None
@@ -42,7 +42,7 @@ class PretrainingTrainer(Trainer):
         self._loss_shifts_labels |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
         # Set by `batch_rampup.add_rampup_callbacks`; None without a ramp-up.
-        self.context_rampup: ContextWarmup | None = None
+        self.context_rampup: ContextRampup | None = None
         self.batch_rampup: BatchRampup | None = None
 
         # What the terms have added to the loss: in this step so far, and in the steps since the last log entry, with
@@ -190,7 +190,7 @@ class PretrainingTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def check_checkpointing(model: PreTrainedModel) -> None:
+def check_activation_checkpointing(model: PreTrainedModel) -> None:
     """Raise UserError for a model that cannot recompute its activations instead of keeping them."""
     if not model.supports_gradient_checkpointing:
         raise UserError(

@@ -15,7 +15,7 @@ DECAY_SHARE = 0.2  # of the steps, in which warmup_stable_decay goes down (https
 KINDS_WITH_MINIMUM = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
 
 
-def with_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
+def add_curriculum_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
     """Return `settings` of TrainingArguments, with a decay that lasts as long as the curriculum's last stage.
 
     The decay is that of a warmup_stable_decay schedule, where `settings` leave it open; other settings are returned as
@@ -49,13 +49,13 @@ def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) ->
     As the decay of a warmup_stable_decay schedule they let it fall on the data that the last stage chose. Raises
     UserError where training ends before that stage.
     """
-    if not windows.in_stages:
+    if not windows.has_stages:
         return None
 
-    first_step = math.ceil(windows.last_stage / windows_per_step)
+    first_step = math.ceil(windows.last_stage_start / windows_per_step)
     if first_step >= max_steps:
         tokens_seen = max_steps * windows_per_step * windows.length
-        tokens_before_stage = windows.last_stage * windows.length
+        tokens_before_stage = windows.last_stage_start * windows.length
         raise UserError(
             f"pretrain.training.max_steps: {max_steps} steps are {tokens_seen:,} tokens, and the last stage of "
             f"corpus.curriculum begins after {tokens_before_stage:,}; set corpus.max_tokens={tokens_seen}, so "

@@ -60,7 +60,7 @@ def split_model(model: PreTrainedModel, layout: Layout, device: torch.device) ->
     a part of the gradient. The vocabulary (embedding and head) is whole in each of them: the model's loss works on it
     in chunks. Raises UserError where the model does not divide.
     """
-    check_divides(model, layout)
+    check_model_divides(model, layout)
     mesh = init_device_mesh(
         device.type,
         (layout.replicate, layout.shard, layout.pipeline, layout.tensor),
@@ -116,7 +116,7 @@ def _shard_model(model: PreTrainedModel, layout: Layout, mesh: DeviceMesh) -> No
     keep_own_class(model)
 
 
-def check_divides(model: PreTrainedModel, layout: Layout) -> None:
+def check_model_divides(model: PreTrainedModel, layout: Layout) -> None:
     """Raise UserError where `model` has too few layers, or heads that do not divide, for the layout."""
     config = model.config
     if layout.pipeline > config.num_hidden_layers:

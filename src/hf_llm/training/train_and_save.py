@@ -13,10 +13,10 @@ from transformers import Trainer
 
 from hf_llm.core.console import is_main_process
 from hf_llm.core.manifest import digest_of
-from hf_llm.core.recipe import plain
+from hf_llm.core.recipe import to_plain
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
-from hf_llm.reporting.model_card import model_card
-from hf_llm.training.fault_tolerance.loss_spikes import Spikes
+from hf_llm.reporting.model_card import render_model_card
+from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import train_with_guards
 from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # The folder, inside a stage's output until the stage is complete, where post-training caches its tokenized rows.
-ROWS = "rows"
+ROWS_FOLDER = "rows"
 
 
-def finish(
+def train_and_save(
     trainer: Trainer,
     output: StageOutput,
     run: Run,
     headline: str,
     measure: Callable[[], dict[str, Any]] | None = None,
-    spikes: Spikes | None = None,
+    spikes: SpikeSection | None = None,
     **facts: Any,
 ) -> None:
     """Train to the end under all guards, then turn `output.path` into a model folder that `from_pretrained` opens.
@@ -49,7 +49,7 @@ def finish(
     trainer.save_state()
 
     if is_main_process():
-        shutil.rmtree(output.path / ROWS, ignore_errors=True)
+        shutil.rmtree(output.path / ROWS_FOLDER, ignore_errors=True)
         if measure is not None:
             metrics = {**metrics, **measure()}
         _complete_output(trainer, output, run, headline, metrics, facts)
@@ -71,10 +71,10 @@ def _complete_output(
     facts["steps"] = trainer.state.global_step
     facts["metrics"] = metrics
     facts["processes"] = trainer.args.world_size
-    facts["arguments"] = plain(trainer.args.to_dict())  # `to_dict` hides tokens
+    facts["arguments"] = to_plain(trainer.args.to_dict())  # `to_dict` hides tokens
     output.complete(headline.format(**metrics), licenses, **facts)
 
-    card = model_card(output.path, trainer.hub_model_id)
+    card = render_model_card(output.path, trainer.hub_model_id)
     (output.path / "README.md").write_text(card, encoding="utf-8")
 
 

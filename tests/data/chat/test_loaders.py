@@ -4,8 +4,8 @@ import os
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.chat.loaders import ConversationSource, load_conversations, load_labelled, load_preferences
-from hf_llm.data.corpus.python_docs import file_groups
+from hf_llm.data.chat.loaders import ConversationSource, load_conversations, load_labelled_completions, load_preferences
+from hf_llm.data.corpus.python_docs import group_files
 
 DATA = os.environ.get("HF_LLM_DATA")
 real_data = pytest.mark.skipif(not DATA, reason="real data: set HF_LLM_DATA")
@@ -157,7 +157,7 @@ def check_documentation(least):
 def test_the_documentation_gives_conversations_and_preferences(monkeypatch):
     def few_files(item, size):
         return [
-            [pair for pair in group if pair[1].startswith(("json/", "email/"))] for group in file_groups(item, size)
+            [pair for pair in group if pair[1].startswith(("json/", "email/"))] for group in group_files(item, size)
         ]
 
     monkeypatch.setattr("hf_llm.data.chat.python_docs_qa.file_groups", few_files)
@@ -226,7 +226,7 @@ def test_real_votes_become_preferences_without_the_ties():
 @real_data
 @pytest.mark.parametrize(("name", "kept"), [("llamafactory_pref/kto_en_demo.json", 300), ("hh_rlhf", 2 * 1492)])
 def test_real_labels_are_read_and_made_of_preferences(name, kept):
-    train, held_out, report = load_labelled([source(f"{DATA}/{name}")], 0.05, seed=1)
+    train, held_out, report = load_labelled_completions([source(f"{DATA}/{name}")], 0.05, seed=1)
     assert report["kept"] == kept == len(train) + len(held_out)
     assert train.column_names == ["prompt", "completion", "label"]
     assert sum(train["label"]) + sum(held_out["label"]) == kept // 2
@@ -265,7 +265,7 @@ def test_documents_are_rows_of_text_for_the_stage_that_takes_them(tmp_path):
     assert sorted(row["text"] for row in rows if row["source"] == 0)[0].endswith("Our machine has 0 wheels.")
     assert [row["messages"] is None for row in rows] == [row["source"] == 0 for row in rows]
     assert [each["kept"] for each in report["sources"]] == [5, 20]
-    for load in (load_conversations, load_preferences, load_labelled):
+    for load in (load_conversations, load_preferences, load_labelled_completions):
         with pytest.raises(UserError, match="texts without questions; only the sft section"):
             load([documents], 0.1, seed=1)
 

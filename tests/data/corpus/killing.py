@@ -16,7 +16,7 @@ def run_until_killed(module, argv, number) -> None:
     """Run the stage, and kill this process at the `number`-th call of `os.replace` or `os.unlink`."""
     from hf_llm.data.corpus import task_runner
 
-    task_runner.cores = lambda: 1
+    task_runner.count_cores = lambda: 1
     calls = 0
 
     def count_calls(operation):

@@ -10,20 +10,20 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digests
 from hf_llm.data.corpus import build as corpus_module
 from hf_llm.data.corpus import clean_pass
-from hf_llm.data.corpus.build import check_space, corpus_files, corpus_texts, make_corpus
+from hf_llm.data.corpus.build import check_space, list_corpus_files, make_corpus, read_corpus_texts
 from hf_llm.data.corpus.clean_pass import clean_read_task
 from hf_llm.data.corpus.config import Corpus, Deduplicate, Rules, Source
 from hf_llm.data.corpus.dedup.substring import RepeatedPassages
 from hf_llm.data.corpus.filters.gopher_quality import GopherQuality
-from hf_llm.data.corpus.sources import parts_of
-from hf_llm.data.corpus.splits import NAMES, Split
+from hf_llm.data.corpus.sources import list_read_tasks
+from hf_llm.data.corpus.splits import SPLIT_NAMES, Split
 
 WORDS = ("red", "fox", "river", "stone", "child", "tower", "answers", "follows", "paints", "golden", "crow", "baker")
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 1)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.count_cores", lambda: 1)
 
 
 def texts(count, seed=0):
@@ -43,7 +43,7 @@ def made(folder, *sources, key="", **settings):
 
 
 def split_of_text(folder):
-    return {text: split for split in NAMES for text in corpus_texts(folder, split)}
+    return {text: split for split in SPLIT_NAMES for text in read_corpus_texts(folder, split)}
 
 
 def test_datasets_opens_the_corpus(tmp_path):
@@ -52,7 +52,9 @@ def test_datasets_opens_the_corpus(tmp_path):
     rows = [{"text": text, "url": f"https://example.org/{i}"} for i, text in enumerate(texts(200))]
     ledger = made(tmp_path / "corpus", jsonl(tmp_path / "a.jsonl", rows))
     data_set = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(data_set[name]) for name in NAMES} == {n: ledger["splits"][n]["documents"] for n in NAMES}
+    assert {name: len(data_set[name]) for name in SPLIT_NAMES} == {
+        n: ledger["splits"][n]["documents"] for n in SPLIT_NAMES
+    }
     assert data_set["train"].column_names == ["id", "text", "source", "license", "language", "url", "metadata"]
     row = data_set["train"][0]
     line = int(row["url"].rpartition("/")[2]) + 1
@@ -70,7 +72,7 @@ def test_equal_texts_are_kept_once_whatever_their_order(tmp_path):
         ledger = made(folder, jsonl(tmp_path / "a.jsonl", rows))
         rule = ledger["sources"]["a.jsonl"]["rules"]["exact_duplicates"]
         assert (rule["documents"], rule["dropped"]) == (150, {"duplicate": 90})
-        results.append({split: list(corpus_texts(folder, split)) for split in NAMES})
+        results.append({split: list(read_corpus_texts(folder, split)) for split in SPLIT_NAMES})
     assert sorted(text for split in results[0].values() for text in split) == sorted(unique)
     assert results[0] == results[1] == results[2]
 
@@ -91,7 +93,7 @@ def test_adding_documents_moves_none_of_the_others(tmp_path):
 
 
 def test_the_split_has_its_shares():
-    counts = {name: 0 for name in NAMES}
+    counts = {name: 0 for name in SPLIT_NAMES}
     for i in range(10_000):
         counts[Split(0.7, 0.2, 0.1).choose_split(str(i))] += 1
     assert abs(counts["train"] - 7000) < 200 and abs(counts["validation"] - 2000) < 200
@@ -108,15 +110,15 @@ def test_several_shards_hold_what_one_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(clean_pass, "BUFFER_BYTES", 9_000)
     several = made(tmp_path / "several", source)
     assert {**several, "seconds": 0} == {**one, "seconds": 0}
-    assert len(corpus_files(tmp_path / "several", "train")) > 4
-    for split in NAMES:
-        assert list(corpus_texts(tmp_path / "several", split)) == list(corpus_texts(tmp_path / "one", split))
+    assert len(list_corpus_files(tmp_path / "several", "train")) > 4
+    for split in SPLIT_NAMES:
+        assert list(read_corpus_texts(tmp_path / "several", split)) == list(read_corpus_texts(tmp_path / "one", split))
 
 
 def test_workers_make_what_one_process_makes(tmp_path, monkeypatch):
     sources = [jsonl(tmp_path / f"{name}.jsonl", texts(100, seed)) for seed, name in enumerate("abc")]
     made(tmp_path / "one", *sources)
-    monkeypatch.setattr("hf_llm.data.corpus.task_runner.cores", lambda: 2)
+    monkeypatch.setattr("hf_llm.data.corpus.task_runner.count_cores", lambda: 2)
     made(tmp_path / "many", *sources)
     assert file_digests(tmp_path / "many") == file_digests(tmp_path / "one")
 
@@ -133,7 +135,7 @@ def test_a_hub_data_set_is_read_row_by_row_up_to_take(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.py", "a.txt.gz"])
 def test_a_file_that_vanishes_while_the_corpus_is_made_is_named(tmp_path, name):
     (tmp_path / name).write_text("text")
-    [part] = parts_of([Source(license="mit", path=str(tmp_path))])
+    [part] = list_read_tasks([Source(license="mit", path=str(tmp_path))])
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
         clean_read_task(Corpus(sources=[part.source]), part, tmp_path, "part")
@@ -144,7 +146,7 @@ def test_what_was_read_is_kept_when_another_file_vanishes(tmp_path, monkeypatch)
         (tmp_path / name).mkdir()
         jsonl(tmp_path / name / "x.jsonl", texts(100, seed=ord(name)))
     sources = [Source(license="mit", path=str(tmp_path / name)) for name in ("a", "b", "c")]
-    tasks = parts_of(sources)
+    tasks = list_read_tasks(sources)
     (tmp_path / "b" / "x.jsonl").rename(tmp_path / "away")
     with monkeypatch.context() as patch:
         patch.setattr(corpus_module, "parts_of", lambda sources: tasks)  # it vanished after the tasks were listed
@@ -213,7 +215,7 @@ def test_a_passage_that_repeats_stays_in_one_document(tmp_path):
 
 
 def test_too_small_a_disk_is_an_error_before_anything_is_read(tmp_path):
-    [part] = parts_of([jsonl(tmp_path / "a.jsonl", texts(5))])
+    [part] = list_read_tasks([jsonl(tmp_path / "a.jsonl", texts(5))])
     large = replace(part, bytes=10**15)
     with pytest.raises(UserError, match=r"GB free; a corpus of 1,000,000\.0 GB of text takes about"):
         check_space([large], tmp_path, Corpus(sources=[part.source]))
@@ -221,7 +223,7 @@ def test_too_small_a_disk_is_an_error_before_anything_is_read(tmp_path):
 
 
 def test_space_that_an_interrupted_run_has_used_is_not_needed_again(tmp_path, monkeypatch):
-    [part] = parts_of([jsonl(tmp_path / "a.jsonl", texts(5))])
+    [part] = list_read_tasks([jsonl(tmp_path / "a.jsonl", texts(5))])
     (tmp_path / "work").mkdir()
     monkeypatch.setattr(corpus_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=part.bytes - 10))
     with pytest.raises(UserError, match="Free some space"):
@@ -310,6 +312,6 @@ def test_real_text_becomes_documents(tmp_path):
     ledger = made(tmp_path / "c", *sources, min_chars=100)
     left = {name: entry["rules"]["exact_duplicates"]["documents"] for name, entry in ledger["sources"].items()}
     assert left["tinyshakespeare"] > 100 and left["wikitext2"] > 600 and left["web_text"] >= 300
-    assert all(ledger["splits"][name]["documents"] > 50 for name in NAMES)
+    assert all(ledger["splits"][name]["documents"] > 50 for name in SPLIT_NAMES)
     before = ledger["sources"]["wikitext2"]["rules"]["read"]["bytes"]
     assert ledger["sources"]["wikitext2"]["rules"]["exact_duplicates"]["bytes"] > 0.98 * before

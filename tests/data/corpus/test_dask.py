@@ -6,9 +6,9 @@ import dask.dataframe
 import pytest
 
 from hf_llm.data.corpus.config import Source
-from hf_llm.data.corpus.sources import parts_of
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import file_rows
+from hf_llm.data.corpus.sources import list_read_tasks
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def test_a_corpus_opens_as_a_data_frame(corpus):
 def test_what_a_data_frame_wrote_is_a_source(corpus, tmp_path):
     frame = dask.dataframe.read_parquet(corpus / "data/train-*.parquet").repartition(npartitions=3)
     frame.to_parquet(tmp_path / "frame", write_metadata_file=False)
-    tasks = parts_of([Source(path=str(tmp_path / "frame"), license="unknown")])
+    tasks = list_read_tasks([Source(path=str(tmp_path / "frame"), license="unknown")])
     files = [name for task in tasks for _, name in task.files]
     assert len(files) == 3
-    texts = sorted(row["text"] for name in files for _, row in file_rows(tmp_path / "frame" / name, Faults()))
+    texts = sorted(row["text"] for name in files for _, row in read_rows(tmp_path / "frame" / name, ReadErrors()))
     assert texts == sorted(frame["text"].compute())

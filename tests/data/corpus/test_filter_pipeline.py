@@ -7,7 +7,7 @@ import pytest
 from datatrove.data import Document
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import plain
+from hf_llm.core.recipe import to_plain
 from hf_llm.data.corpus.config import Rules
 from hf_llm.data.corpus.dropped import DETAIL_KEY
 from hf_llm.data.corpus.filter_pipeline import FilterStep, make_filter_steps, train_filters
@@ -237,7 +237,7 @@ def test_a_step_adds_the_changes_of_its_filter_to_its_statistics():
 
 
 def test_settings_are_plain_values_for_the_manifest():
-    assert plain(published())["gopher_quality"]["min_words"] == 50
+    assert to_plain(published())["gopher_quality"]["min_words"] == 50
 
 
 def test_decisions_are_those_of_datatrove_on_real_text(tmp_path):

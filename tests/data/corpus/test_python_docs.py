@@ -3,12 +3,12 @@ import sys
 from pathlib import Path
 
 from hf_llm.data.corpus.python_docs import (
-    entries,
-    file_groups,
     first_sentence,
+    group_files,
+    list_docstrings,
+    load_topics,
     read_documentation,
     render_docstrings,
-    topics,
 )
 
 SOURCE = b'''"""A module. It has more to say.
@@ -33,21 +33,21 @@ async def fetch(url):
 
 
 def test_docstrings_are_found_with_names_and_signatures():
-    names = [(entry.name, entry.kind, entry.signature) for entry in entries(SOURCE, "shapes")]
+    names = [(entry.name, entry.kind, entry.signature) for entry in list_docstrings(SOURCE, "shapes")]
     assert names == [
         ("shapes", "module", ""),
         ("shapes.Shape", "class", ""),
         ("shapes.Shape.area", "def", "area(self, scale: float=1.0, *, unit='m')"),
         ("shapes.fetch", "def", "fetch(url)"),
     ]
-    text = render_docstrings(entries(SOURCE, "shapes"))
+    text = render_docstrings(list_docstrings(SOURCE, "shapes"))
     assert text.startswith("# shapes\n\nA module. It has more to say.")
     assert "## shapes.Shape.area(self, scale: float=1.0, *, unit='m')\n\nThe area in\nsquare units." in text
 
 
 def test_source_that_does_not_parse_has_no_docstrings():
-    assert entries(b"print 'hello'", "old") == []
-    assert entries(b"x = '\0'", "nul") == []
+    assert list_docstrings(b"print 'hello'", "old") == []
+    assert list_docstrings(b"x = '\0'", "nul") == []
 
 
 def test_the_first_sentence_ends_where_it_ends():
@@ -57,7 +57,7 @@ def test_the_first_sentence_ends_where_it_ends():
 
 def test_the_standard_library_is_read_without_importing_it():
     before = set(sys.modules)
-    [[*files]] = file_groups("standard_library", 1 << 40)
+    [[*files]] = group_files("standard_library", 1 << 40)
     json_files = tuple((str(path), name) for path, name in files if name == "json/__init__.py")
     source, docstrings = read_documentation("standard_library", json_files)
     assert source.text == Path(json.__file__).read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_the_standard_library_is_read_without_importing_it():
 
 
 def test_packages_are_whole_in_their_group_and_carry_their_licence():
-    groups = file_groups("packages", 1 << 20)
+    groups = group_files("packages", 1 << 20)
     homes = [{name.split("/")[0] for _, name in group} for group in groups]
     assert len(groups) > 10
     assert sum(map(len, homes)) == len(set.union(*homes))
@@ -78,4 +78,4 @@ def test_packages_are_whole_in_their_group_and_carry_their_licence():
 
 
 def test_the_language_reference_has_its_topics():
-    assert "assert" in topics() and list(topics()) == sorted(topics())
+    assert "assert" in load_topics() and list(load_topics()) == sorted(load_topics())

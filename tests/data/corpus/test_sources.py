@@ -2,7 +2,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.corpus.config import Source
-from hf_llm.data.corpus.sources import PART_BYTES, list_source_files, parts_of
+from hf_llm.data.corpus.sources import PART_BYTES, list_read_tasks, list_source_files
 
 
 def write(folder, *names):
@@ -84,18 +84,18 @@ def test_a_pattern_that_matches_code_and_what_is_unknown_gives_the_code(tmp_path
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"corpus\.sources\[0\]: nowhere/texts does not exist"):
-        parts_of([Source(license="mit", path="nowhere/texts")])
+        list_read_tasks([Source(license="mit", path="nowhere/texts")])
     write(tmp_path, "a.png")
     with pytest.raises(UserError, match=r"holds no file to read \(it holds \.png\)"):
-        parts_of([Source(license="mit", path=str(tmp_path))])
+        list_read_tasks([Source(license="mit", path=str(tmp_path))])
 
 
 def test_parts_change_with_the_files_and_cover_them_once(tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.txt").write_bytes(b"x" * (PART_BYTES // 2))
     source = [Source(license="mit", path=str(tmp_path))]
-    parts = parts_of(source)
+    parts = list_read_tasks(source)
     assert [[name for _, name in part.files] for part in parts] == [["0.txt", "1.txt"], ["2.txt", "3.txt"], ["4.txt"]]
     (tmp_path / "4.txt").write_bytes(b"y")
-    again = parts_of(source)
+    again = list_read_tasks(source)
     assert [a.state == b.state for a, b in zip(parts, again, strict=True)] == [True, True, False]

@@ -11,15 +11,15 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from hf_llm.data.files.archives import is_archive, members
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.archives import extract_members, is_archive
+from hf_llm.data.files.read_errors import ReadErrors
 
 TEXTS = {f"folder/file {i}.txt": f"text {i} ".encode() * 5000 + os.urandom(20_000) for i in range(9, -1, -1)}
 
 
 def read(path):
-    errors = Faults()
-    return [(name, file.name, file.read_bytes()) for name, file in members(path, errors)], errors
+    errors = ReadErrors()
+    return [(name, file.name, file.read_bytes()) for name, file in extract_members(path, errors)], errors
 
 
 def tar_of(files):
@@ -61,8 +61,8 @@ def test_the_files_of_an_archive_come_in_its_order_and_are_deleted_after_use(tmp
     path = tmp_path / f"a.{suffix}"
     WRITERS[suffix](path, TEXTS)
     assert is_archive(path)
-    seen, errors = [], Faults()
-    for name, file in members(path, errors):
+    seen, errors = [], ReadErrors()
+    for name, file in extract_members(path, errors):
         assert file.name == name.split("/")[-1] and file.read_bytes() == TEXTS[name]
         assert not any(earlier.exists() for earlier in seen)
         seen.append(file)

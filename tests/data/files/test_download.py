@@ -8,7 +8,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.files import download
-from hf_llm.data.files.download import Crawl, fetch, segments
+from hf_llm.data.files.download import Crawl, download_file, list_segments
 from tests.served import in_thread
 
 CONTENT = bytes(range(256)) * 4096 * 3  # 3 MiB
@@ -74,23 +74,23 @@ def server(monkeypatch):
 
 
 def test_a_file_is_downloaded_once(server, tmp_path):
-    path = fetch(server.url, tmp_path)
+    path = download_file(server.url, tmp_path)
     assert path.read_bytes() == CONTENT
     assert path.name == hashlib.sha256(server.url.encode()).hexdigest()[:8] + "-a.warc.gz"
-    assert fetch(server.url, tmp_path) == path
+    assert download_file(server.url, tmp_path) == path
     assert server.asked == [None]
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_equal_names_in_different_places_are_different_files(server, tmp_path):
-    first = fetch(server.url, tmp_path)
-    second = fetch(server.url.replace("/crawl/", "/other/"), tmp_path)
+    first = download_file(server.url, tmp_path)
+    second = download_file(server.url.replace("/crawl/", "/other/"), tmp_path)
     assert first != second
 
 
 def test_a_cut_connection_is_resumed_where_it_broke_off(server, tmp_path):
     server.faults = ["cut", "cut"]
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, f"bytes={len(CONTENT) // 2}-", f"bytes={len(CONTENT) * 3 // 4}-"]
 
 
@@ -98,8 +98,8 @@ def test_a_download_that_was_killed_is_resumed_in_the_next_run(server, tmp_path,
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     server.faults = ["cut"]
     with pytest.raises(UserError, match="what has come is kept"):
-        fetch(server.url, tmp_path)
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+        download_file(server.url, tmp_path)
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
     assert server.asked[-1] == f"bytes={len(CONTENT) // 2}-"
 
 
@@ -107,24 +107,24 @@ def test_a_file_that_changed_meanwhile_is_downloaded_again(server, tmp_path, mon
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     server.faults = ["cut"]
     with pytest.raises(UserError):
-        fetch(server.url, tmp_path)
+        download_file(server.url, tmp_path)
     server.content, server.version = CONTENT[::-1], '"two"'
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT[::-1]
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT[::-1]
 
 
 @pytest.mark.parametrize(("ranges", "version"), [(False, '"one"'), (True, ""), (True, 'W/"weak"')])
 def test_without_ranges_or_a_version_a_cut_download_starts_again(server, tmp_path, ranges, version):
     server.ranges, server.version = ranges, version
     server.faults = ["cut"]
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_already_is_not_downloaded_again(server, tmp_path):
-    path = fetch(server.url, tmp_path)
+    path = download_file(server.url, tmp_path)
     part = path.with_name(path.name + ".part")
     path.rename(part)
     part.with_name(part.name + ".json").write_text('{"version": "\\"one\\""}')
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, f"bytes={len(CONTENT)}-"]
 
 
@@ -132,12 +132,12 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(server, tmp_path):
     part = tmp_path / (download.local_name(server.url) + ".part")
     part.write_bytes(CONTENT + b"more")
     part.with_name(part.name + ".json").write_text('{"version": "\\"one\\""}')
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_busy_server_is_asked_again(server, tmp_path):
     server.faults = [503, 429, 500]
-    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert download_file(server.url, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_server_that_stays_busy_is_an_error_that_names_the_address(server, tmp_path):
@@ -145,7 +145,7 @@ def test_a_server_that_stays_busy_is_an_error_that_names_the_address(server, tmp
     with pytest.raises(
         UserError, match=r"a\.warc\.gz could not be downloaded \(HTTP 503 Service Unavailable, 6 times\)"
     ):
-        fetch(server.url, tmp_path)
+        download_file(server.url, tmp_path)
     assert len(server.asked) == 6
 
 
@@ -153,7 +153,7 @@ def test_a_server_that_stays_busy_is_an_error_that_names_the_address(server, tmp
 def test_a_refusal_is_an_error_at_once_with_its_remedy(server, tmp_path, code, remedy):
     server.faults = [code]
     with pytest.raises(UserError, match=rf"a\.warc\.gz: HTTP {code} .*{remedy}"):
-        fetch(server.url, tmp_path)
+        download_file(server.url, tmp_path)
     assert len(server.asked) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -163,9 +163,9 @@ def test_nobody_at_the_address_is_an_error(tmp_path, monkeypatch):
     with in_thread(Server()) as gone:
         address = gone.url
     with pytest.raises(UserError, match=r"could not be downloaded .*refused"):
-        fetch(address, tmp_path)
+        download_file(address, tmp_path)
     with pytest.raises(UserError, match="is not an address of the web"):
-        fetch("file:///etc/hostname", tmp_path)
+        download_file("file:///etc/hostname", tmp_path)
 
 
 def test_a_full_disk_is_no_reason_to_try_again(server, tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_full_disk_is_no_reason_to_try_again(server, tmp_path, monkeypatch):
     part.mkdir()  # what cannot be written fails as the disk's fault, not the network's
     (part / "file").touch()
     with pytest.raises(OSError) as caught:
-        fetch(server.url, tmp_path)
+        download_file(server.url, tmp_path)
     assert caught.value.errno
     assert len(server.asked) == 1
 
@@ -186,10 +186,10 @@ def test_a_crawl_lists_its_files(server, tmp_path):
     (tmp_path / "wet.paths.gz").write_bytes(gzip.compress(LIST.encode()))
     (tmp_path / "wet.paths").write_text(LIST)
     server.content = gzip.compress(LIST.encode())
-    assert segments(Crawl(str(tmp_path / "wet.paths.gz"))) == expected
-    assert segments(Crawl(str(tmp_path / "wet.paths"), take=2)) == expected[:2]
-    assert segments(Crawl(server.url)) == expected
-    assert segments(Crawl(["a/b.gz", "https://b.org/c.gz"], base="http://a.org/x")) == [
+    assert list_segments(Crawl(str(tmp_path / "wet.paths.gz"))) == expected
+    assert list_segments(Crawl(str(tmp_path / "wet.paths"), take=2)) == expected[:2]
+    assert list_segments(Crawl(server.url)) == expected
+    assert list_segments(Crawl(["a/b.gz", "https://b.org/c.gz"], base="http://a.org/x")) == [
         "http://a.org/x/a/b.gz",
         "https://b.org/c.gz",
     ]
@@ -197,13 +197,13 @@ def test_a_crawl_lists_its_files(server, tmp_path):
 
 def test_a_list_that_is_none_is_an_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        segments(Crawl(str(tmp_path / "wet.paths.gz")))
+        list_segments(Crawl(str(tmp_path / "wet.paths.gz")))
     (tmp_path / "wet.paths.gz").write_bytes(gzip.compress(LIST.encode())[:-9])
     with pytest.raises(UserError, match="is not a list of files, one name per line"):
-        segments(Crawl(str(tmp_path / "wet.paths.gz")))
+        list_segments(Crawl(str(tmp_path / "wet.paths.gz")))
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="lists no files"):
-        segments(Crawl(str(tmp_path / "empty")))
+        list_segments(Crawl(str(tmp_path / "empty")))
 
 
 @pytest.mark.parametrize(

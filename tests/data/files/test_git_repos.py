@@ -6,14 +6,14 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.git_repos import (
-    clone,
+    clone_repository,
     detect_machine_written,
     find_spdx_identifier,
     folder_license,
     head_commit,
+    list_repository_files,
     nearest_license,
     recognize_license,
-    repository_files,
 )
 
 MIT = """MIT License
@@ -62,7 +62,7 @@ def git(root, *arguments):
 
 def test_what_people_wrote_is_kept_and_the_rest_is_counted(repository):
     left_out = Counter()
-    assert [name for _, name in repository_files(repository, left_out)] == sorted(KEPT)
+    assert [name for _, name in list_repository_files(repository, left_out)] == sorted(KEPT)
     # A walk does not go into folders that are left out.
     assert left_out == {"hidden": 1, "generated": 7, "data": 3, "minified": 1, "binary": 1}
 
@@ -74,7 +74,7 @@ def test_in_a_git_folder_only_what_git_knows_of_is_read(repository):
     (repository / "ignored.py").write_text("x = 1\n")
     (repository / "untracked.py").write_text("x = 1\n")
     left_out = Counter()
-    files = repository_files(repository, left_out)
+    files = list_repository_files(repository, left_out)
     assert files == [(repository / name, name) for name in sorted(KEPT)]
     assert left_out == {reason: len(names) for reason, names in LEFT_OUT.items()}
 
@@ -84,7 +84,7 @@ def test_links_and_files_deleted_from_the_folder_are_left_out(repository):
     git(repository, "init", "-q")
     git(repository, "add", "-A", "-f")
     (repository / "src/main.py").unlink()
-    names = [name for _, name in repository_files(repository)]
+    names = [name for _, name in list_repository_files(repository)]
     assert "link.py" not in names and "src/main.py" not in names and "README.md" in names
 
 
@@ -94,29 +94,29 @@ def test_a_repository_is_cloned_once_and_again_where_it_is_half_there(repository
     git(repository, "commit", "-q", "-m", "one")
     folder = tmp_path / "clones" / "a"
     address = repository.as_uri()
-    assert clone(address, folder) == folder
-    assert [name for _, name in repository_files(folder)] == sorted(KEPT)
+    assert clone_repository(address, folder) == folder
+    assert [name for _, name in list_repository_files(folder)] == sorted(KEPT)
     assert len(head_commit(folder)) == 40 and head_commit(folder) == head_commit(repository)
     (folder / "mark").touch()
-    clone(address, folder)
+    clone_repository(address, folder)
     assert (folder / "mark").exists()  # not fetched again
     (folder / ".git" / "hf_llm_complete").unlink()
-    clone(address, folder)
+    clone_repository(address, folder)
     assert not (folder / "mark").exists()
 
 
 def test_a_repository_that_cannot_be_cloned_is_a_clear_error_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"nothing.* cannot be cloned: .*\n.*Check the address"):
-        clone((tmp_path / "nothing").as_uri(), tmp_path / "clone")
+        clone_repository((tmp_path / "nothing").as_uri(), tmp_path / "clone")
     assert not (tmp_path / "clone").exists()
     with pytest.raises(UserError, match="is not an address"):
-        clone("--upload-pack=touch /tmp/x", tmp_path / "clone")
+        clone_repository("--upload-pack=touch /tmp/x", tmp_path / "clone")
 
 
 def test_without_git_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="`git` is not installed"):
-        clone("https://example.invalid/a.git", tmp_path / "clone")
+        clone_repository("https://example.invalid/a.git", tmp_path / "clone")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_a_program_wrote_is_known_by_its_mark_or_its_lines(text, reason):
 
 def test_this_repository_itself_is_read():
     root = Path(__file__).parents[3]
-    names = [name for _, name in repository_files(root)]
+    names = [name for _, name in list_repository_files(root)]
     assert "src/hf_llm/data/files/git_repos.py" in names and "README.md" in names
     assert not any(name.startswith((".git/", "runs/")) for name in names)
     assert folder_license(root) == "Apache-2.0"

@@ -12,13 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import LINE_BYTES, column, file_rows, hub_rows, hub_shard_count
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import LINE_BYTES, count_hub_shards, get_column, read_hub_rows, read_rows
 
 
 def read(path):
-    errors = Faults()
-    return list(file_rows(path, errors)), errors
+    errors = ReadErrors()
+    return list(read_rows(path, errors)), errors
 
 
 def zstandard(data):
@@ -88,8 +88,8 @@ def test_of_several_tables_one_is_named(tmp_path):
     write_database(path, 'odd "name"', [{"text": "odd", "url": ""}])
     with pytest.raises(UserError, match=r'several tables; write `table:` with one of odd "name", posts'):
         read(path)
-    assert list(file_rows(path, Faults(), "posts")) == [(1, {"text": "a post", "url": ""})]
-    assert list(file_rows(path, Faults(), 'odd "name"')) == [(1, {"text": "odd", "url": ""})]
+    assert list(read_rows(path, ReadErrors(), "posts")) == [(1, {"text": "a post", "url": ""})]
+    assert list(read_rows(path, ReadErrors(), 'odd "name"')) == [(1, {"text": "odd", "url": ""})]
 
 
 def test_a_database_row_that_is_not_utf8_is_dropped_alone(tmp_path):
@@ -177,7 +177,7 @@ def test_a_file_that_is_not_what_its_name_says_is_one_fault(tmp_path, name):
     assert rows == [] and errors.dropped == {"damaged file": 1} and errors.records == 1
     assert str(tmp_path / name) in errors.samples[0]
     with pytest.raises(UserError, match=name):
-        errors.check("the source")
+        errors.check_dropped_share("the source")
 
 
 def test_a_truncated_file_of_a_library_is_one_fault_and_rows_before_the_cut_are_kept(tmp_path):
@@ -261,14 +261,14 @@ def test_one_json_object_is_no_rows(tmp_path):
 
 def test_a_missing_column_names_the_ones_there_are_and_the_remedy():
     with pytest.raises(UserError, match=r"x\.jsonl, line 3 has no column 'text'; it has id, body: write `text: body`"):
-        column({"id": 1, "body": "b"}, "text", "x.jsonl, line 3")
+        get_column({"id": 1, "body": "b"}, "text", "x.jsonl, line 3")
 
 
 def test_the_hub_without_a_network_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="someone/something train cannot be read"):
-        next(iter(hub_rows("someone/something", None, "train", True, None)))
+        next(iter(read_hub_rows("someone/something", None, "train", True, None)))
 
 
 @pytest.fixture
@@ -282,19 +282,19 @@ def hub_folder(tmp_path):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_rows_of_a_data_set_are_sliced_in_its_order(hub_folder, streaming):
-    whole = list(hub_rows(hub_folder, None, "train", streaming, None))
+    whole = list(read_hub_rows(hub_folder, None, "train", streaming, None))
     assert [number for number, _ in whole] == list(range(1, 13))
     assert whole[3] == (4, {"text": "file 1, row 0"})
-    assert list(hub_rows(hub_folder, None, "train", streaming, 4, skip=2)) == whole[2:6]
-    assert list(hub_rows(hub_folder, None, "train", streaming, 40, skip=10)) == whole[10:]
+    assert list(read_hub_rows(hub_folder, None, "train", streaming, 4, skip=2)) == whole[2:6]
+    assert list(read_hub_rows(hub_folder, None, "train", streaming, 40, skip=10)) == whole[10:]
 
 
 @pytest.mark.parametrize("count", [4, 3, 1])
 def test_the_shards_of_a_data_set_are_the_data_set(hub_folder, count):
-    assert hub_shard_count(hub_folder, None, "train", True) == 4
-    assert hub_shard_count(hub_folder, None, "train", False) == 1
-    shards = [list(hub_rows(hub_folder, None, "train", True, None, shard=(count, i))) for i in range(count)]
-    whole = [row for _, row in hub_rows(hub_folder, None, "train", True, None)]
+    assert count_hub_shards(hub_folder, None, "train", True) == 4
+    assert count_hub_shards(hub_folder, None, "train", False) == 1
+    shards = [list(read_hub_rows(hub_folder, None, "train", True, None, shard=(count, i))) for i in range(count)]
+    whole = [row for _, row in read_hub_rows(hub_folder, None, "train", True, None)]
     assert [row for shard in shards for _, row in shard] == whole
     assert all(shard[0][0] == 1 for shard in shards)
 
@@ -302,17 +302,17 @@ def test_the_shards_of_a_data_set_are_the_data_set(hub_folder, count):
 def test_a_damaged_file_of_a_data_set_is_a_clear_error(hub_folder, tmp_path):
     (tmp_path / "train-00002-of-00004.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match="cannot be read"):
-        list(hub_rows(hub_folder, None, "train", True, None))
+        list(read_hub_rows(hub_folder, None, "train", True, None))
 
 
 def test_the_files_of_a_data_set_can_be_named_by_a_pattern(hub_folder, tmp_path):
-    rows = list(hub_rows(f"{hub_folder}/train-0000[13]-*.parquet", None, "train", True, None))
+    rows = list(read_hub_rows(f"{hub_folder}/train-0000[13]-*.parquet", None, "train", True, None))
     assert [row["text"] for _, row in rows] == [f"file {n}, row {i}" for n in (1, 3) for i in range(3)]
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard(b'{"text": "one"}\n{"text": "two"}\n'))  # as The Pile has them
-    assert [row["text"] for _, row in hub_rows(f"{tmp_path}/*.zst", None, "train", True, None)] == ["one", "two"]
+    assert [row["text"] for _, row in read_hub_rows(f"{tmp_path}/*.zst", None, "train", True, None)] == ["one", "two"]
 
 
 def test_a_data_set_with_a_loading_script_is_a_clear_error(tmp_path):
     (tmp_path / f"{tmp_path.name}.py").write_text("import datasets\n")
     with pytest.raises(UserError, match=r"(?s)scripts are no longer supported.*hub: hf://datasets/"):
-        next(hub_rows(str(tmp_path), None, "train", True, None))
+        next(read_hub_rows(str(tmp_path), None, "train", True, None))

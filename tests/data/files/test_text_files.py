@@ -3,12 +3,12 @@ import lzma
 
 import pytest
 
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.text_files import PIECE_CHARS, join_into_pieces, read_code_documents, read_text_documents
 
 
 def read(path, max_chars=100_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read_text_documents(path, max_chars, errors)), errors
 
 
@@ -97,7 +97,7 @@ def test_code_is_read_whole_or_not_at_all(tmp_path):
     good.write_text("def f():\n    return 1\n")
     latin.write_bytes(b"# caf\xe9\nx = 1\n")
     binary.write_bytes(b"x\0y")
-    errors = Faults()
+    errors = ReadErrors()
     documents = [list(read_code_documents(path, 1000, errors)) for path in (good, latin, binary)]
     assert documents == [["def f():\n    return 1\n"], [], []]
     assert errors.dropped == {"not UTF-8": 1, "binary": 1}

@@ -102,7 +102,7 @@ def test_the_sources_of_a_corpus(tmp_path):
 
 
 def test_streams_by_source_and_stage():
-    documents = Documents.of(["a"] * 3)
+    documents = Documents.from_texts(["a"] * 3)
     documents.sources = ["web", "books", "web"]
     tokens = tokens_of([5], [5, 5, 5, 5], [5, 5, 5, 5])
     assert StreamRouter(["web", "books"]).route_documents(documents, tokens).tolist() == [0, 1, 0]
@@ -120,7 +120,7 @@ def test_stages_by_length_hold_equal_numbers_of_tokens():
     rng = np.random.default_rng(1)
     tokens = tokens_of(*([7] * int(n) for n in rng.integers(1, 400, 2000)))
     curriculum = Curriculum("length", 4)
-    bounds, costs = measure_stage_bounds(curriculum, [(Documents.of(["x"] * 2000), tokens)], 8)
+    bounds, costs = measure_stage_bounds(curriculum, [(Documents.from_texts(["x"] * 2000), tokens)], 8)
     assert costs is None and len(bounds) == 3
     stages = StreamRouter(None, curriculum, bounds).route_documents(None, tokens)
     shares = np.bincount(stages, weights=tokens.lengths) / tokens.lengths.sum()
@@ -134,7 +134,7 @@ def test_rare_tokens_make_a_text_difficult_and_length_does_not():
     common, rare = [1, 2, 1, 2], [3, 4, 5, 6]
     tokens = tokens_of(*[common] * 50, common * 20, rare)
     curriculum = Curriculum("difficulty", 2)
-    bounds, costs = measure_stage_bounds(curriculum, [(Documents.of(["x"] * 52), tokens)], 8)
+    bounds, costs = measure_stage_bounds(curriculum, [(Documents.from_texts(["x"] * 52), tokens)], 8)
     scores = score_documents(curriculum, tokens, costs)
     assert scores[51] > scores[50] and scores[51] > scores[0]
     assert abs(int(scores[50]) - int(scores[0])) < 0.25 * (scores[51] - scores[0])

@@ -68,9 +68,9 @@ def test_workers_of_a_data_loader_read_the_same(tmp_path):
 
 def test_an_evaluation_can_be_limited_to_a_budget(tmp_path):
     windows = TokenWindows(tokens_folder(tmp_path, [40, 60]), "train", 10)
-    fewer = windows.limited(35)
+    fewer = windows.limit_tokens(35)
     assert (len(fewer), fewer.tokens, fewer.bytes, fewer.bytes_per_token) == (3, 30, 90, 3.0)
-    assert len(windows) == 10 and len(windows.limited(1)) == 1 and len(windows.limited(10**9)) == 10
+    assert len(windows) == 10 and len(windows.limit_tokens(1)) == 1 and len(windows.limit_tokens(10**9)) == 10
     with pytest.raises(IndexError):
         fewer[3]
 
@@ -100,7 +100,7 @@ def mixed_folder(folder, streams):
 def test_a_mix_serves_every_token_as_often_as_its_plan_says(tmp_path):
     folder = mixed_folder(tmp_path, [(0, "web", 600, 600), (0, "books", 90, 225), (0, "code", 300, 60)])
     windows = TokenWindows(folder, "train", 10)
-    assert len(windows) == 60 + 22 + 6 and not windows.in_stages
+    assert len(windows) == 60 + 22 + 6 and not windows.has_stages
     assert windows.tokens == 885 and windows.bytes == 600 * 2 + 225 * 3 + 60 * 4
     ids, counts = np.unique(torch.stack([item["input_ids"] for item in windows]).numpy(), return_counts=True)
     of = lambda number: counts[(ids >= 1000 * number) & (ids < 1000 * (number + 1))]  # noqa: E731
@@ -128,12 +128,12 @@ def test_a_curriculum_serves_stage_after_stage_each_window_once(tmp_path, length
     streams = [(0, "web", 300, 300), (0, "books", 100, 100), (1, "web", 200, 200), (1, "books", 100, 200)]
     windows = TokenWindows(mixed_folder(tmp_path, streams), "train", length, seed=3)
     counts = [planned // length for *_, planned in streams]
-    assert windows.in_stages and len(windows) == sum(counts)
+    assert windows.has_stages and len(windows) == sum(counts)
     places = [windows._locate_window(i) for i in range(len(windows))]
     assert len(set(places)) == len(windows)
     stages = [streams[number][0] for number, _ in places]
     assert stages == sorted(stages)
-    assert [windows.stage_of(i) for i in range(len(windows))] == stages
+    assert [windows.find_stage(i) for i in range(len(windows))] == stages
     assert places != sorted(places)
 
 
@@ -161,7 +161,7 @@ def test_a_stage_goes_on_in_a_source_where_the_stages_before_have_stopped(tmp_pa
     ]
     (folder / "index.json").write_text(json.dumps(index))
     windows = TokenWindows(folder, "train", 10, seed=4)
-    assert len(windows) == 65 and windows.in_stages and windows.last_stage == 50
+    assert len(windows) == 65 and windows.has_stages and windows.last_stage_start == 50
     ids = np.concatenate([item["input_ids"].numpy() for item in windows])
     assert len(set(ids)) == len(ids)  # nothing twice
     assert set(range(1000, 1200)) <= set(ids)  # all books

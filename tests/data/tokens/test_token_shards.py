@@ -5,7 +5,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.tokens.token_shards import Documents, dtype_for, read_documents, read_index, tokenized, write_shards
+from hf_llm.data.tokens.token_shards import (
+    Documents,
+    read_documents,
+    read_index,
+    smallest_id_dtype,
+    tokenize_documents,
+    write_shards,
+)
 
 END = "<|endoftext|>"
 
@@ -24,8 +31,8 @@ def byte_tokenizer(extra=0):
 
 def batches(texts, tokenizer, dtype=np.uint16):
     """The texts tokenised, in batches of at most 600 documents."""
-    parts = [Documents.of(texts[i : i + 600]) for i in range(0, len(texts), 600)]
-    return tokenized(parts, tokenizer, 0, np.dtype(dtype))
+    parts = [Documents.from_texts(texts[i : i + 600]) for i in range(0, len(texts), 600)]
+    return tokenize_documents(parts, tokenizer, 0, np.dtype(dtype))
 
 
 def write(path, texts, tokenizer, dtype=np.uint16, limit=None):
@@ -56,9 +63,9 @@ def test_a_limit_stops_after_the_document_that_reaches_it(tmp_path):
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):
-    assert dtype_for(65_536) == np.uint16 and dtype_for(65_537) == np.uint32
+    assert smallest_id_dtype(65_536) == np.uint16 and smallest_id_dtype(65_537) == np.uint32
     tokenizer = byte_tokenizer(extra=70_000)
-    ids, _ = write(tmp_path / "a.bin", ["hello"], tokenizer, dtype_for(tokenizer.get_vocab_size()))
+    ids, _ = write(tmp_path / "a.bin", ["hello"], tokenizer, smallest_id_dtype(tokenizer.get_vocab_size()))
     ids = np.fromfile(tmp_path / "a.bin", np.uint32)
     assert ids.min() == 0 and ids.max() > 70_000
     assert tokenizer.decode(ids[:-1]) == "hello"
@@ -104,17 +111,19 @@ def test_streams_divide_the_documents_and_keep_their_order(tmp_path):
 
 def test_tokens_are_counted_by_source_and_language(tmp_path):
     documents = Documents(["abc", "de", "f"], np.array([3, 2, 1]), ["web", "books", "web"], ["en", "en", "de"])
-    *_, (entry,) = write_shards(tmp_path, "a", tokenized([documents], byte_tokenizer(), 0, np.dtype(np.uint16)))
+    *_, (entry,) = write_shards(
+        tmp_path, "a", tokenize_documents([documents], byte_tokenizer(), 0, np.dtype(np.uint16))
+    )
     assert entry["sources"] == {"books": 3, "web": 6} and entry["languages"] == {"de": 2, "en": 7}
 
 
 def test_a_fault_while_reading_comes_through_and_leaves_no_shard(tmp_path):
     def reading():
-        yield Documents.of(["abc"])
+        yield Documents.from_texts(["abc"])
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(write_shards(tmp_path, "a", tokenized(reading(), byte_tokenizer(), 0, np.dtype(np.uint16))))
+        list(write_shards(tmp_path, "a", tokenize_documents(reading(), byte_tokenizer(), 0, np.dtype(np.uint16))))
     assert not (tmp_path / "a.bin").exists()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_llm.core.jsonl import alerts_file, read_rows
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks.alerts import AlertRules
 from tests.monitoring.tiny_training import Rows
 
@@ -97,7 +97,7 @@ def train_with_bad_batch(make_trainer, steps, resume=None, **settings):
     settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 45, "learning_rate": 3e-3, **settings}
     settings |= {"train_sampling_strategy": "sequential", "lr_scheduler_type": "constant"}
     trainer = make_trainer(BadBatch(200, range(80, 82)), **settings)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -117,6 +117,6 @@ def test_an_alert_is_printed_and_recorded_and_not_repeated_after_a_resume(make_t
 
 def test_a_training_without_alerts_has_no_file(make_trainer, tmp_path):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=3)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     assert not alerts_file(tmp_path / "out").exists()

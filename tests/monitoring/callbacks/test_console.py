@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from hf_llm.core.console import CLEAR_LINE
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import console
 from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
 from tests.monitoring.tiny_training import Rows
@@ -54,7 +54,7 @@ def test_format_evaluation_of_pretraining():
 def make_attached_trainer(make_trainer, **settings):
     rows = Rows([8] * 8, 8)
     trainer = make_trainer(rows, rows, max_steps=6, eval_strategy="steps", eval_steps=3, **settings)
-    watch(trainer, bytes_per_token=3.0)
+    attach_callbacks(trainer, bytes_per_token=3.0)
     return trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import gradient_norms
 from hf_llm.monitoring.callbacks.gradient_norms import PARTS, model_part
 from tests.monitoring.tiny_training import Rows
@@ -31,7 +31,7 @@ class NormRecorder(TrainerCallback):
 def train_with_norms(make_trainer, **settings):
     trainer = make_trainer(Rows([8] * 8, 8), **{**SETTINGS, **settings})
     recorder = NormRecorder()
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.add_callback(recorder)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -66,7 +66,7 @@ def test_norms_are_computed_only_in_steps_that_are_logged(make_trainer, monkeypa
 def test_a_part_that_is_frozen_has_no_norm(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=1)
     trainer.model.model.embed_tokens.requires_grad_(False)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert "grad_norm/embeddings" not in entry

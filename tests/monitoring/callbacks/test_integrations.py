@@ -6,10 +6,10 @@ import pytest
 import wandb
 from transformers import TrainerCallback
 
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
-from hf_llm.monitoring.callbacks.integrations import is_wandb_login_known, reporters
-from hf_llm.monitoring.callbacks.samples import Samples
+from hf_llm.monitoring.callbacks.integrations import choose_reporters, is_wandb_login_known
+from hf_llm.monitoring.callbacks.samples import SamplesSection
 from tests.monitoring.tiny_training import Rows
 
 SECRET = "hf_" + "Sx7" * 11
@@ -26,20 +26,20 @@ def no_login(monkeypatch, tmp_path):
 
 
 def test_tensorboard_is_the_default_and_the_recipe_decides():
-    assert reporters(None) == ["tensorboard"]
-    assert reporters("none") == ["none"]
-    assert reporters(["tensorboard"]) == ["tensorboard"]
+    assert choose_reporters(None) == ["tensorboard"]
+    assert choose_reporters("none") == ["none"]
+    assert choose_reporters(["tensorboard"]) == ["tensorboard"]
 
 
 def test_wandb_without_a_login_runs_offline_with_a_message(no_login, capsys):
-    assert reporters(["tensorboard", "wandb"]) == ["tensorboard", "wandb"]
+    assert choose_reporters(["tensorboard", "wandb"]) == ["tensorboard", "wandb"]
     assert os.environ["WANDB_MODE"] == "offline"
     assert "offline" in capsys.readouterr().out
 
 
 def test_wandb_without_a_login_never_asks_even_if_online_is_requested(no_login, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
-    reporters("wandb")
+    choose_reporters("wandb")
     assert os.environ["WANDB_MODE"] == "offline"
 
 
@@ -50,7 +50,7 @@ def test_wandb_with_a_login_is_left_unchanged(no_login, monkeypatch, capsys, how
     else:
         no_login.write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
         no_login.chmod(0o600)
-    reporters("wandb")
+    choose_reporters("wandb")
     assert "WANDB_MODE" not in os.environ
     assert capsys.readouterr().out == ""
 
@@ -82,8 +82,10 @@ def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.chdir(tmp_path)
     rows = Rows([8] * 4, 8)
-    trainer = make_trainer(rows, rows, max_steps=2, report_to=reporters("wandb"), hub_token=SECRET, run_name="tiny")
-    watch(trainer, samples=Samples([]))
+    trainer = make_trainer(
+        rows, rows, max_steps=2, report_to=choose_reporters("wandb"), hub_token=SECRET, run_name="tiny"
+    )
+    attach_callbacks(trainer, samples=SamplesSection([]))
     trainer.add_callback(SpikeAtEnd(trainer))
     trainer.train()
     wandb.finish()
@@ -100,8 +102,10 @@ def test_an_offline_wandb_run_is_written_beside_the_model_and_holds_no_secret(
 def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_path):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     trackio = pytest.importorskip("trackio")
-    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2, report_to=reporters("trackio"), run_name="tiny", project="p")
-    watch(trainer)
+    trainer = make_trainer(
+        Rows([8] * 4, 8), max_steps=2, report_to=choose_reporters("trackio"), run_name="tiny", project="p"
+    )
+    attach_callbacks(trainer)
     trainer.train()
     run = trackio.Api().runs("p")[0]
     assert run.name == "tiny"

@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import TrainerCallback
 
-from hf_llm.core.jsonl import append_row, keep_until, metrics_file, read_rows
-from hf_llm.monitoring.attach import watch
+from hf_llm.core.jsonl import append_row, metrics_file, read_rows, truncate_after_step
+from hf_llm.monitoring.attach import attach_callbacks
 from tests.monitoring.tiny_training import Rows
 
 
@@ -25,7 +25,7 @@ def make_attached_trainer(make_trainer, **settings):
     rows = Rows([8] * 8, 8)
     shared = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4, "max_steps": 10}
     trainer = make_trainer(rows, rows, **{**shared, **settings})
-    watch(trainer, bytes_per_token=3.0, price_per_hour=2.0)
+    attach_callbacks(trainer, bytes_per_token=3.0, price_per_hour=2.0)
     return trainer
 
 
@@ -90,5 +90,5 @@ def test_keep_until_drops_rows_after_the_resumed_step(tmp_path):
     path = tmp_path / "samples.jsonl"
     lines = [json.dumps({"step": step, "prompt": "p", "text": "t"}) + "\n" for step in (2, 4, 6)]
     path.write_text("".join(lines) + '{"step": 8, "pro')  # killed while writing
-    keep_until(path, 4)
+    truncate_after_step(path, 4)
     assert path.read_text() == "".join(lines[:2])

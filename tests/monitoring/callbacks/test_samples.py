@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from hf_llm.monitoring.attach import watch
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import samples as sampling
-from hf_llm.monitoring.callbacks.samples import SampleCallback, Samples, weights_are_sharded
+from hf_llm.monitoring.callbacks.samples import SampleCallback, SamplesSection, weights_are_sharded
 from tests.monitoring.tiny_training import Rows
 
 PROMPTS = ["w1 w2", "w3"]
@@ -41,7 +41,7 @@ def train_with_samples(make_trainer, tokenizer, samples):
     trainer = make_trainer(rows, rows, tokenizer=tokenizer, max_steps=6, eval_strategy="steps", eval_steps=2)
     draws = NumberDrawer()
     trainer.add_callback(draws)
-    watch(trainer, samples=samples)
+    attach_callbacks(trainer, samples=samples)
     trainer.train()
     losses = [entry["loss"].hex() for entry in trainer.state.log_history if "loss" in entry]
     return losses, draws.drawn, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -55,7 +55,7 @@ def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, mo
     write = sampling.write
     monkeypatch.setattr(sampling, "write", write_with_noise)
     plain, sampled = (
-        train_with_samples(make_trainer, tokenizer, s) for s in (None, Samples(PROMPTS, max_new_tokens=5))
+        train_with_samples(make_trainer, tokenizer, s) for s in (None, SamplesSection(PROMPTS, max_new_tokens=5))
     )
     assert plain[0] == sampled[0]
     assert plain[1] == sampled[1]
@@ -63,7 +63,7 @@ def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, mo
 
 
 def test_samples_of_every_prompt_are_recorded_and_printed(make_trainer, tokenizer, tmp_path, capsys):
-    train_with_samples(make_trainer, tokenizer, Samples(PROMPTS, every=2, max_new_tokens=5))
+    train_with_samples(make_trainer, tokenizer, SamplesSection(PROMPTS, every=2, max_new_tokens=5))
     rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt"]) for row in rows] == [(step, prompt) for step in (2, 6) for prompt in PROMPTS]
     assert all(row["text"].split() and "w1 w2" not in row["text"][:5] for row in rows)
@@ -72,7 +72,7 @@ def test_samples_of_every_prompt_are_recorded_and_printed(make_trainer, tokenize
 
 def test_the_mode_of_the_model_is_restored(make_trainer, tokenizer):
     trainer = make_trainer(Rows([8] * 2, 8), tokenizer=tokenizer)
-    callback = SampleCallback(trainer, Samples(PROMPTS, max_new_tokens=2))
+    callback = SampleCallback(trainer, SamplesSection(PROMPTS, max_new_tokens=2))
     for mode in (True, False):
         trainer.model.train(mode)
         callback._complete_prompts(trainer.model)
@@ -82,7 +82,7 @@ def test_the_mode_of_the_model_is_restored(make_trainer, tokenizer):
 def test_an_evaluation_outside_training_makes_no_samples(make_trainer, tokenizer, tmp_path):
     rows = Rows([8] * 2, 8)
     trainer = make_trainer(rows, rows, tokenizer=tokenizer)
-    watch(trainer, samples=Samples(PROMPTS))
+    attach_callbacks(trainer, samples=SamplesSection(PROMPTS))
     trainer.evaluate()
     assert not (tmp_path / "out" / "samples.jsonl").exists()
 
@@ -103,4 +103,4 @@ def test_weights_are_sharded_under_zero_3_and_fsdp_only(stage, fsdp, sharded):
 
 def test_settings_below_one_are_an_error():
     with pytest.raises(ValueError, match="at least 1"):
-        Samples(["a"], every=0)
+        SamplesSection(["a"], every=0)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_llm.hardware.peak_flops import Peak
-from hf_llm.monitoring.attach import watch
+from hf_llm.hardware.peak_flops import PeakFlops
+from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import throughput
-from hf_llm.training.batch_rampup import ContextWarmup, Warmup
+from hf_llm.training.batch_rampup import ContextRampup, Rampup
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.monitoring.tiny_training import Clock, Rows
 
@@ -43,7 +43,7 @@ def test_tokens_are_counted_without_padding_under_accumulation(make_trainer, clo
         lr_scheduler_type="constant",
     )
     trainer.add_callback(clock)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     # 8 rows = 2 steps of 2 x 2 rows: every log covers the whole data set in 4 seconds
     assert logged_values(trainer, "tokens_per_second") == [36 / 4] * 3
@@ -61,7 +61,7 @@ def test_evaluation_and_saving_do_not_count_as_training_time(make_trainer, clock
         save_steps=4,
     )
     trainer.add_callback(clock)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     assert logged_values(trainer, "tokens_per_second") == [3 * 16 / 6] * 3
     assert clock.now > 1000 + 9 * 2 + 5 * 100  # it did evaluate and save
@@ -71,7 +71,7 @@ def test_evaluation_at_the_start_does_not_count(make_trainer, clock):
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=2, eval_on_start=True, eval_strategy="epoch")
     trainer.add_callback(clock)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     assert logged_values(trainer, "tokens_per_second") == [16 / 2] * 2
 
@@ -79,7 +79,7 @@ def test_evaluation_at_the_start_does_not_count(make_trainer, clock):
 def test_perplexity_and_bits_per_byte_follow_from_the_losses(make_trainer):
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=2, eval_strategy="steps", eval_steps=1)
-    watch(trainer, bytes_per_token=3.5)
+    attach_callbacks(trainer, bytes_per_token=3.5)
     trainer.train()
     for entry in trainer.state.log_history:
         if "loss" in entry:
@@ -95,7 +95,7 @@ def test_perplexity_and_bits_per_byte_follow_from_the_losses(make_trainer):
 def test_a_loss_that_is_not_a_likelihood_has_no_perplexity(make_trainer):
     rows = Rows([8] * 4, 8)
     trainer = make_trainer(rows, rows, max_steps=1, eval_strategy="steps", eval_steps=1)
-    watch(trainer, likelihood=False, bytes_per_token=3.5)
+    attach_callbacks(trainer, likelihood=False, bytes_per_token=3.5)
     trainer.train()
     names = {name for entry in trainer.state.log_history for name in entry}
     assert "tokens_per_second" in names
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_a_likelihood_has_no_perplexity(make_trainer):
 
 def test_a_loss_that_is_not_finite_has_no_perplexity(make_trainer):
     trainer = make_trainer(Rows([8] * 2, 8))
-    watch(trainer)
+    attach_callbacks(trainer)
     for loss in (float("nan"), float("inf"), 1e4):
         trainer.log({"loss": loss})
         assert "perplexity" not in trainer.state.log_history[-1]
@@ -112,29 +112,29 @@ def test_a_loss_that_is_not_finite_has_no_perplexity(make_trainer):
 
 @pytest.mark.parametrize(("measured", "name"), [(False, "mfu"), (True, "mfu_of_measured_peak")])
 def test_the_key_of_mfu_names_the_peak_it_is_relative_to(make_trainer, clock, monkeypatch, capsys, measured, name):
-    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", measured))
+    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: PeakFlops(1e6, "float32", measured))
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
     trainer.add_callback(clock)
-    watch(trainer, flops_per_token=50_000)
+    attach_callbacks(trainer, flops_per_token=50_000)
     trainer.train()
     assert logged_values(trainer, name) == [8 * 50_000 / 1e6] * 2
     assert ("measured here" if measured else "data sheet") in capsys.readouterr().out
 
 
 def test_mfu_counts_the_flops_of_each_sequence_length(make_trainer, clock, monkeypatch):
-    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: Peak(1e6, "float32", False))
+    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: PeakFlops(1e6, "float32", False))
     plain = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
     trainer = PretrainingTrainer(plain.model, plain.args, train_dataset=plain.train_dataset)
     trainer.add_callback(clock)
-    trainer.context_rampup = ContextWarmup(trainer, Warmup(2, 2), 8)  # lengths 2, 4, 8
-    watch(trainer, flops_per_token={2: 20_000, 4: 30_000, 8: 40_000})
+    trainer.context_rampup = ContextRampup(trainer, Rampup(2, 2), 8)  # lengths 2, 4, 8
+    attach_callbacks(trainer, flops_per_token={2: 20_000, 4: 30_000, 8: 40_000})
     trainer.train()
     assert logged_values(trainer, "mfu") == [8 * 30_000 / 1e6]
 
 
 def test_without_flops_per_token_there_is_no_mfu(make_trainer):
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=1)
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     assert not [key for entry in trainer.state.log_history for key in entry if key.startswith("mfu")]
 
@@ -142,7 +142,7 @@ def test_without_flops_per_token_there_is_no_mfu(make_trainer):
 def test_numbers_reach_history_tensorboard_and_console(make_trainer, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=3, report_to=["tensorboard"])
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     events = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     shown = [scalar.value for scalar in events.Scalars("train/tokens_per_second")]
@@ -165,7 +165,7 @@ def test_without_a_count_of_tokens_none_are_logged(make_trainer):
         return {"inputs_embeds": embed(ids).detach(), "labels": ids}
 
     trainer.data_collator = collate
-    watch(trainer)
+    attach_callbacks(trainer)
     trainer.train()
     assert logged_values(trainer, "tokens_per_second") == logged_values(trainer, "tokens_seen") == []
     assert len(logged_values(trainer, "memory_gib")) == len(logged_values(trainer, "eta_seconds")) == 2
@@ -173,7 +173,7 @@ def test_without_a_count_of_tokens_none_are_logged(make_trainer):
 
 def test_the_stage_of_a_curriculum_is_logged(make_trainer):
     trainer = make_trainer(Rows([8] * 8, 8), max_steps=4)
-    watch(trainer, stage_at=lambda step: 1 if step < 3 else 2)
+    attach_callbacks(trainer, stage_at=lambda step: 1 if step < 3 else 2)
     trainer.train()
     assert logged_values(trainer, "curriculum_stage") == [1, 1, 2, 2]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, fault
+from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, verify_checkpoint
 from tests.training.fault_tolerance.faults import (
     fill_disk,
     fill_disk_in_save,
@@ -62,7 +62,7 @@ def test_kill_9_while_deleting_the_oldest_leaves_two_whole_ones(undisturbed, tmp
     folder = tmp_path / "base"
     assert run(folder, partial(kill_in_rotation, files=files)).code == -9
     assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-8", "checkpoint-12"]
-    assert all(fault(path) is None for path in complete_checkpoints(folder))
+    assert all(verify_checkpoint(path) is None for path in complete_checkpoints(folder))
     assert run(folder).outcome["weights"] == undisturbed.ended.outcome["weights"]
 
 
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_while_saving_is_an_error_in_bytes_and_resumes_afte
     assert "no space left for" in ended.output
     assert "it takes about" in ended.output
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert fault(folder / "checkpoint-4") is None
+    assert verify_checkpoint(folder / "checkpoint-4") is None
     (folder / "filler").unlink()
     assert run(folder).outcome["weights"] == undisturbed.ended.outcome["weights"]
 

@@ -10,10 +10,10 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     check_fingerprint,
     complete_checkpoints,
     delete_old_checkpoints,
-    fault,
     latest_valid_checkpoint,
     recorded_bytes,
-    seal,
+    verify_checkpoint,
+    write_checkpoint_manifest,
 )
 
 FILES = {"model.safetensors": 5000, "optimizer.pt": 9000, "trainer_state.json": 300, "global_step4/rank_1.pt": 700}
@@ -25,7 +25,7 @@ def make(folder, step, sealed=True):
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
         (checkpoint / name).write_bytes(random.Random(f"{step}{name}").randbytes(size))
     if sealed:
-        seal(checkpoint, fingerprint={"data": "a", "rows": [1, 2]}, processes=1, engine="torch")
+        write_checkpoint_manifest(checkpoint, fingerprint={"data": "a", "rows": [1, 2]}, processes=1, engine="torch")
     return checkpoint
 
 
@@ -35,37 +35,40 @@ def names(folder):
 
 def test_a_sealed_checkpoint_is_whole_and_knows_its_size(tmp_path):
     checkpoint = make(tmp_path, 4)
-    assert fault(checkpoint) is None
+    assert verify_checkpoint(checkpoint) is None
     assert recorded_bytes(checkpoint) == sum(FILES.values())
     assert read_manifest(checkpoint)["step"] == 4
 
 
 def test_every_single_bit_flip_is_found_and_its_file_named(undisturbed, tmp_path):
     checkpoint = shutil.copytree(undisturbed.folder / "checkpoint-8", tmp_path / "checkpoint-8")
-    assert fault(checkpoint) is None
+    assert verify_checkpoint(checkpoint) is None
     draw = random.Random(0)
     for path in [path for path in checkpoint.rglob("*") if path.is_file()] * 3:
         content = path.read_bytes()
         place, bit = draw.randrange(len(content)), draw.randrange(8)
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
-        kind, reason = fault(checkpoint)
+        kind, reason = verify_checkpoint(checkpoint)
         assert (kind, path.name in reason) == ("corrupt", True), (path, place, bit, reason)
         path.write_bytes(content)
-    assert fault(checkpoint) is None
+    assert verify_checkpoint(checkpoint) is None
 
 
 def test_truncated_missing_and_foreign_files_are_found_and_named(tmp_path):
     for name in FILES:
         checkpoint, other = make(tmp_path / "a", 4), make(tmp_path / "b", 8)
         (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:-1])
-        assert fault(checkpoint) == (
+        assert verify_checkpoint(checkpoint) == (
             "corrupt",
             f"{name} has {FILES[name] - 1:,} bytes and had {FILES[name]:,} when it was saved",
         )
         shutil.copy(other / name, checkpoint / name)
-        assert fault(checkpoint) == ("corrupt", f"{name} differs from what was saved (its digest does not match)")
+        assert verify_checkpoint(checkpoint) == (
+            "corrupt",
+            f"{name} differs from what was saved (its digest does not match)",
+        )
         (checkpoint / name).unlink()
-        assert fault(checkpoint) == ("corrupt", f"{name} is missing")
+        assert verify_checkpoint(checkpoint) == ("corrupt", f"{name} is missing")
 
 
 def test_the_newest_whole_one_is_chosen_and_newer_ones_quarantined_with_a_reason(tmp_path, capsys):

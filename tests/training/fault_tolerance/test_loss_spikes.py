@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 
-from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, Spikes
+from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, SpikeSection
 from tests.training.fault_tolerance.faults import kill_in_step, run, scaled_loss
 from tests.training.fault_tolerance.test_step_guard import all_finite, logged
 
-SOON = Spikes(sigma=6, window=8)  # judges from the fifth step on
-COARSE = Spikes(sigma=50, window=8)  # for trainings of twelve steps, which differ a lot
+SOON = SpikeSection(sigma=6, window=8)  # judges from the fifth step on
+COARSE = SpikeSection(sigma=50, window=8)  # for trainings of twelve steps, which differ a lot
 
 
 def steps(recent, losses, norm=1.0):
@@ -22,7 +22,7 @@ def usual(count, seed=0, mean=3.0):
 
 
 def test_usual_steps_pass_and_one_far_above_them_does_not():
-    recent = RecentSteps(Spikes())
+    recent = RecentSteps(SpikeSection())
     assert not any(steps(recent, usual(1000)))
     assert recent.find_outlier(4.5, 1.0).startswith("loss 4.5 is above 3.")
     assert recent.find_outlier(3.0, 20.0).startswith("gradient norm 20 is above")
@@ -30,20 +30,20 @@ def test_usual_steps_pass_and_one_far_above_them_does_not():
 
 
 def test_nothing_is_judged_before_half_a_window_is_known():
-    recent = RecentSteps(Spikes(window=128))
+    recent = RecentSteps(SpikeSection(window=128))
     assert not any(steps(recent, [*usual(63), 1e6]))
-    recent = RecentSteps(Spikes(window=128))
+    recent = RecentSteps(SpikeSection(window=128))
     assert steps(recent, [*usual(64), 1e6])[-1]
 
 
 def test_one_spike_hides_none_of_those_that_follow():
-    recent = RecentSteps(Spikes())
+    recent = RecentSteps(SpikeSection())
     steps(recent, usual(128))
     assert all(steps(recent, [1e6, 50.0, 6.0]))
 
 
 def test_a_new_level_of_the_loss_is_taken_for_usual_after_a_few_steps():
-    recent = RecentSteps(Spikes())
+    recent = RecentSteps(SpikeSection())
     steps(recent, usual(128))
     outliers = steps(recent, usual(60, seed=1, mean=5.0))  # 20 deviations higher
     assert outliers[0] and 5 < sum(map(bool, outliers)) < 20
@@ -75,7 +75,7 @@ def test_its_memory_survives_being_written_down():
 @pytest.mark.parametrize("values", [{"window": 1}, {"sigma": 0}, {"sigma": -1}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match="window is 2 steps or more"):
-        Spikes(**values)
+        SpikeSection(**values)
 
 
 def test_an_update_with_a_loss_a_million_times_the_usual_is_skipped_and_told(tmp_path):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.training.fault_tolerance.checkpoints import seal
+from hf_llm.training.fault_tolerance.checkpoints import write_checkpoint_manifest
 from hf_llm.training.fault_tolerance.resume import check_engine
 from tests.training.fault_tolerance.faults import (
     EVERY,
@@ -179,12 +179,12 @@ def test_a_killed_rank_ends_the_others_and_the_relaunch_is_exact(undisturbed_by_
 def test_fewer_processes_go_on_with_a_word_unless_the_optimizer_is_split_among_them(tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint-4"
     checkpoint.mkdir()
-    seal(checkpoint, processes=2, engine="torch")
+    write_checkpoint_manifest(checkpoint, processes=2, engine="torch")
     check_engine(checkpoint, {"processes": 1, "engine": "torch"})
     assert "2 processes saved, 1 continue" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved by torch with 2 processes; this launch is ZeRO-2 with 2"):
         check_engine(checkpoint, {"processes": 2, "engine": "ZeRO-2"})
-    seal(checkpoint, processes=2, engine="ZeRO-2")
+    write_checkpoint_manifest(checkpoint, processes=2, engine="ZeRO-2")
     check_engine(checkpoint, {"processes": 2, "engine": "ZeRO-2"})
     with pytest.raises(
         UserError, match=r"(?s)ZeRO-2 with 2 processes; this launch is ZeRO-2 with 1.*--num_processes=2"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
-from hf_llm.training.fault_tolerance.supervisor import RECORD, Supervisor, process_identity, wait_for_port
+from hf_llm.training.fault_tolerance.supervisor import RECORD_FILE, Supervisor, process_identity, wait_for_port
 from tests.training.fault_tolerance.faults import (
     hang_in_step,
     kill_in_save,
@@ -38,7 +38,7 @@ def supervised(folder, *launches, processes=1, changes=None, **options):
 
 
 def record(folder):
-    return json.loads((folder / RECORD).read_text())
+    return json.loads((folder / RECORD_FILE).read_text())
 
 
 def outcomes(folder):
@@ -236,13 +236,13 @@ def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_n
     (folder / "logs").mkdir(parents=True)
     written = {"status": "running", "attempts": [], "supervisor": {**process_identity(), "pid": first.pid}}
     written["supervisor"]["since"] = process.create_time()
-    (folder / RECORD).write_text(json.dumps(written))
+    (folder / RECORD_FILE).write_text(json.dumps(written))
     second = Supervisor(folder, lambda variables: script("pass", variables))
     with pytest.raises(UserError, match=f"is supervised already, by process {first.pid}"):
         second.run()
     assert first.poll() is None
     written["supervisor"]["since"] += 2  # the system's clock has been set
-    (folder / RECORD).write_text(json.dumps(written))
+    (folder / RECORD_FILE).write_text(json.dumps(written))
     with pytest.raises(UserError, match="is supervised already"):
         second.run()
     first.kill(), first.wait()
@@ -252,7 +252,7 @@ def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_n
 def test_one_on_another_machine_is_alive_as_long_as_its_training_writes_its_status(tmp_path):
     (folder := tmp_path / "base" / "logs").mkdir(parents=True)
     other = {"status": "running", "attempts": [], "supervisor": {"host": "node7", "pid": os.getpid(), "since": 0.0}}
-    (tmp_path / "base" / RECORD).write_text(json.dumps(other))
+    (tmp_path / "base" / RECORD_FILE).write_text(json.dumps(other))
     status = folder.parent / "run_status.json"
     status.write_text('{"status": "running", "step": 3}')
     second = Supervisor(folder.parent, lambda variables: script("pass", variables))
@@ -335,5 +335,5 @@ def test_the_record_is_where_neither_digests_nor_uploads_look():
     from hf_llm.core.manifest import SKIPPED
     from hf_llm.training.hub_upload import IGNORED_FILES
 
-    assert Path(RECORD).parts[0] in SKIPPED
-    assert any(Path(RECORD).match(pattern) for pattern in IGNORED_FILES)
+    assert Path(RECORD_FILE).parts[0] in SKIPPED
+    assert any(Path(RECORD_FILE).match(pattern) for pattern in IGNORED_FILES)

@@ -140,7 +140,7 @@ def _describe_disorder(previous: str, role: str) -> str:
     return "user and assistant do not take turns"
 
 
-def message(value: Any) -> Message:
+def parse_message(value: Any) -> Message:
     """Parse one message from `{role, content}` or `{from, value}`; the content is a string or a list of parts.
 
     Raises Unusable where it is not a message.
@@ -265,7 +265,7 @@ def _parse_messages(value: Any) -> list[Message]:
         return [make_message("user", value)]
     if not isinstance(value, list):
         raise Unusable("no list of messages")
-    return [message(item) for item in value]
+    return [parse_message(item) for item in value]
 
 
 def _read_system(row: Row) -> list[Message]:
@@ -511,7 +511,7 @@ def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
         for speaker, text in zip(turns[::2], turns[1::2], strict=True):
             messages.append(make_message(_TRANSCRIPT_ROLES[speaker], text.strip()))
     elif isinstance(value, dict):
-        messages = [message(value)]
+        messages = [parse_message(value)]
     else:
         messages = _parse_messages(value)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import xxhash
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.surrogates import whole_characters
+from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.chat.formats import (
     CONVERSATION_FORMATS,
     LABELLED_FORMATS,
@@ -33,9 +33,9 @@ from hf_llm.data.chat.formats import (
     split_answer,
     unpair_preference,
 )
-from hf_llm.data.files.file_formats import FORMATS, files_under
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import file_rows, hub_rows, unreadable
+from hf_llm.data.files.file_formats import FORMATS, find_files
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,7 +158,7 @@ def load_preferences(
     return _load(sources, kind, eval_share, seed, allow_drop)
 
 
-def load_labelled(
+def load_labelled_completions(
     sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
     """Load training and evaluation rows with the columns `prompt`, `completion` (message lists) and `label`, and a
@@ -221,7 +221,7 @@ def _load(
     rows = []
     reports = []
     for number, source in enumerate(sources):
-        faults = Faults()
+        faults = ReadErrors()
         left_out = Counter()
         source_rows = []
         for row in _read_usable_rows(source, kind, faults, left_out):
@@ -277,7 +277,9 @@ def _build_dataset(rows: list[Row], columns: list[str]) -> "Dataset":
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
 
 
-def _read_usable_rows(source: ConversationSource, kind: _RowKind, faults: Faults, left_out: Counter) -> Iterator[Row]:
+def _read_usable_rows(
+    source: ConversationSource, kind: _RowKind, faults: ReadErrors, left_out: Counter
+) -> Iterator[Row]:
     """Yield the rows of a source that can be used; count the others in `faults` and `left_out`."""
     if source.installed:
         yield from islice(kind.documentation_rows(), source.take)
@@ -289,16 +291,16 @@ def _read_usable_rows(source: ConversationSource, kind: _RowKind, faults: Faults
     for where, row, reader in _read_rows(source, kind, faults):
         try:
             for usable in reader(row):
-                yield whole_characters(usable)
+                yield replace_lone_surrogates(usable)
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except Unusable as reason:
-            faults.drop(str(reason), where)
+            faults.drop_record(str(reason), where)
         except KeyError as missing:
-            faults.drop(f"no column {missing}", where)
+            faults.drop_record(f"no column {missing}", where)
 
 
-def _read_rows(source: ConversationSource, kind: _RowKind, faults: Faults) -> Iterator[tuple[str, Row, RowReader]]:
+def _read_rows(source: ConversationSource, kind: _RowKind, faults: ReadErrors) -> Iterator[tuple[str, Row, RowReader]]:
     """Yield the location of each row, the row, and the reader of its file's format.
 
     Raises UserError for a file whose format is unknown.
@@ -332,29 +334,30 @@ def _describe_unknown_format(where: str, row: Row, source: ConversationSource, k
     )
 
 
-def _read_source(source: ConversationSource, faults: Faults) -> Iterator[tuple[str, int, Row]]:
+def _read_source(source: ConversationSource, faults: ReadErrors) -> Iterator[tuple[str, int, Row]]:
     """Yield the file (or Hub id), number and columns of every row of a source."""
     if source.hub:
         is_streamed = source.take is not None
-        for number, row in hub_rows(source.hub, source.subset, source.split, is_streamed, source.take):
+        for number, row in read_hub_rows(source.hub, source.subset, source.split, is_streamed, source.take):
             yield source.hub, number, row
         return
 
-    for path, _ in files_under(source.path, FORMATS["rows"]):
+    for path, _ in find_files(source.path, FORMATS["rows"]):
         try:
-            for number, row in file_rows(path, faults):
+            for number, row in read_rows(path, faults):
                 yield str(path), number, row
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_file_error(path, error) from error
 
 
-def _read_documents(source: ConversationSource, faults: Faults) -> Iterator[Row]:
+def _read_documents(source: ConversationSource, faults: ReadErrors) -> Iterator[Row]:
     """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
-    from hf_llm.data.corpus.reader_step import Read
-    from hf_llm.data.corpus.sources import Source, parts_of
+    from hf_llm.data.corpus.config import Source
+    from hf_llm.data.corpus.reader_step import SourceReader
+    from hf_llm.data.corpus.sources import list_read_tasks
 
-    parts = parts_of([Source(license=source.license, path=source.documents)])
-    step = Read(parts, _MAX_DOCUMENT_CHARS)
+    parts = list_read_tasks([Source(license=source.license, path=source.documents)])
+    step = SourceReader(parts, _MAX_DOCUMENT_CHARS)
     for rank in range(len(parts)):
         for document in step.run(None, rank, len(parts)):
             text = document.text.strip()
@@ -363,15 +366,15 @@ def _read_documents(source: ConversationSource, faults: Faults) -> Iterator[Row]
     faults.add(step.faults)
 
 
-def _check_dropped(source: ConversationSource, faults: Faults, kept: int, allow_drop: float) -> None:
+def _check_dropped(source: ConversationSource, faults: ReadErrors, kept: int, allow_drop: float) -> None:
     dropped = faults.dropped.total()
     if dropped > allow_drop * (dropped + kept):
-        raise UserError(too_many(source.name, faults.dropped, faults.samples, kept))
+        raise UserError(describe_dropped_rows(source.name, faults.dropped, faults.samples, kept))
     if not kept:
         raise UserError(f"{source.name} holds no rows that can be used; correct the source or leave it out")
 
 
-def too_many(name: str, dropped: dict[str, int], samples: list[str], kept: int) -> str:
+def describe_dropped_rows(name: str, dropped: dict[str, int], samples: list[str], kept: int) -> str:
     """Return the error message for a source of which more rows were dropped than `allow_drop` allows."""
     bad = sum(dropped.values())
     total = bad + kept

@@ -11,7 +11,14 @@ from pathlib import Path
 import xxhash
 
 from hf_llm.data.chat.formats import make_message
-from hf_llm.data.corpus.python_docs import Entry, entries, file_groups, first_sentence, module_name, topics
+from hf_llm.data.corpus.python_docs import (
+    DocstringEntry,
+    first_sentence,
+    group_files,
+    list_docstrings,
+    load_topics,
+    module_name,
+)
 
 MIN_ANSWER_CHARS = 20
 MAX_ANSWER_CHARS = 300
@@ -60,7 +67,7 @@ def _question_answer_pairs() -> Iterator[tuple[str, str]]:
         if MIN_ANSWER_CHARS <= len(answer) <= MAX_ANSWER_CHARS:
             answers.setdefault(question, answer)
 
-    for topic, text in topics().items():
+    for topic, text in load_topics().items():
         blocks = text.split("\n\n")[1:]  # the first is the heading
         paragraphs = [" ".join(block.split()) for block in blocks if block[:1].isalpha()]
         if paragraphs and len(paragraphs[0]) <= MAX_TOPIC_CHARS:
@@ -70,7 +77,7 @@ def _question_answer_pairs() -> Iterator[tuple[str, str]]:
         yield question, answers[question]
 
 
-def _ask_about(entry: Entry) -> tuple[str, str]:
+def _ask_about(entry: DocstringEntry) -> tuple[str, str]:
     """Return a question about a documented name and its answer."""
     sentence = first_sentence(entry.docstring)
     if entry.kind == "module":
@@ -88,14 +95,14 @@ def _ask_about(entry: Entry) -> tuple[str, str]:
     return f"Which function of `{parent}` is this? {sentence}", f"It is `{call}`."
 
 
-def _public_entries() -> Iterator[Entry]:
+def _public_entries() -> Iterator[DocstringEntry]:
     """Yield the documented public names of the standard library."""
-    for group in file_groups("standard_library", _ONE_GROUP_BYTES):
+    for group in group_files("standard_library", _ONE_GROUP_BYTES):
         for path, name in group:
             module = module_name(name)
             if _is_private(module):
                 continue
-            for entry in entries(Path(path).read_bytes(), module):
+            for entry in list_docstrings(Path(path).read_bytes(), module):
                 if not _is_private(entry.name):
                     yield entry
 

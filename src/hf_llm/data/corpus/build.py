@@ -24,8 +24,8 @@ from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
     cut_shard,
     find_near_duplicates,
-    find_repeated_windows,
-    merge_repeated_windows,
+    find_repeated_in_shard,
+    merge_repeated_of_shards,
     write_shard,
     write_shard_windows,
 )
@@ -33,12 +33,12 @@ from hf_llm.data.corpus.executors import Executor
 from hf_llm.data.corpus.filter_pipeline import train_filters
 from hf_llm.data.corpus.filters.decontamination import evaluation_sets
 from hf_llm.data.corpus.ledger import make_ledger
-from hf_llm.data.corpus.sources import ReadTask, parts_of
-from hf_llm.data.corpus.splits import NAMES
+from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
+from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
@@ -78,16 +78,16 @@ def _move_finished(work: Path, folder: Path) -> None:
     os.replace(work / LEDGER, folder / LEDGER)
 
 
-def corpus_files(folder: Path, split: str) -> list[Path]:
+def list_corpus_files(folder: Path, split: str) -> list[Path]:
     """List the Parquet files of one split of a corpus, in order."""
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
-def corpus_texts(folder: Path, split: str) -> Iterator[str]:
+def read_corpus_texts(folder: Path, split: str) -> Iterator[str]:
     """Yield the texts of one split of a corpus, in order."""
     import pyarrow.parquet
 
-    for path in corpus_files(folder, split):
+    for path in list_corpus_files(folder, split):
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
                 yield from batch["text"].to_pylist()
@@ -95,7 +95,7 @@ def corpus_texts(folder: Path, split: str) -> Iterator[str]:
 
 def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
     """Run all passes and return the ledger; the files they leave in `work` are moved to their places by the caller."""
-    tasks = parts_of(section.sources)
+    tasks = list_read_tasks(section.sources)
     check_space(tasks, work, section)
 
     models = work / MODELS_FOLDER
@@ -165,14 +165,14 @@ def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, nam
     executor = Executor(section.executor, section.cluster)
     results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
 
-    faults_of_sources: dict[str, Faults] = {}
+    faults_of_sources: dict[str, ReadErrors] = {}
     for read_task, result in zip(read_tasks, results, strict=True):
-        total = faults_of_sources.setdefault(read_task.label, Faults())
+        total = faults_of_sources.setdefault(read_task.label, ReadErrors())
         counted = result["faults"]
         dropped = Counter(counted["dropped"])
-        total.add(Faults(counted["records"], dropped, counted["examples"]))
+        total.add(ReadErrors(counted["records"], dropped, counted["examples"]))
     for label, faults in faults_of_sources.items():
-        faults.check(f"corpus source {label}")
+        faults.check_dropped_share(f"corpus source {label}")
     return results
 
 
@@ -203,8 +203,8 @@ def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: 
     passages = section.deduplicate.substring
     if passages:
         run_per_shard("windows", write_shard_windows, passages)
-        run_per_shard("repetitions", find_repeated_windows)
-        run_once("gathering", merge_repeated_windows, folder, shard_count)
+        run_per_shard("repetitions", find_repeated_in_shard)
+        run_once("gathering", merge_repeated_of_shards, folder, shard_count)
         run_per_shard("cutting", cut_shard, section)
     return passes
 
@@ -236,7 +236,7 @@ def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
 
 
 def _is_compressed(path: Path) -> bool:
-    return is_archive(path) or path.suffix.lower() in {*COMPRESSED, ".parquet"}
+    return is_archive(path) or path.suffix.lower() in {*COMPRESSED_SUFFIXES, ".parquet"}
 
 
 def _gather_files(work: Path, shard_folder: Path, passes: dict[str, list[dict]]) -> None:
@@ -268,7 +268,7 @@ def _gather_files(work: Path, shard_folder: Path, passes: dict[str, list[dict]])
 
 def _check_not_empty(section: Corpus, ledger: dict) -> None:
     """Raise UserError where a split that has a share has no documents."""
-    empty_splits = [name for name in NAMES if getattr(section.split, name) and name not in ledger["splits"]]
+    empty_splits = [name for name in SPLIT_NAMES if getattr(section.split, name) and name not in ledger["splits"]]
     if not empty_splits:
         return
 

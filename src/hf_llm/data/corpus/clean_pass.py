@@ -15,12 +15,12 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_llm.core.atomic_io import write_table
 from hf_llm.data.corpus.config import Corpus
-from hf_llm.data.corpus.dedup.minhash import NearDuplicates, signatures
+from hf_llm.data.corpus.dedup.minhash import NearDuplicates, compute_signatures
 from hf_llm.data.corpus.dropped import DroppedRecords, encode_about
 from hf_llm.data.corpus.filter_pipeline import FilterStep, make_filter_steps
 from hf_llm.data.corpus.filters.length import LengthFilter
 from hf_llm.data.corpus.normalize import TextNormalizer
-from hf_llm.data.corpus.reader_step import Read
+from hf_llm.data.corpus.reader_step import SourceReader
 from hf_llm.data.corpus.sources import ReadTask
 from hf_llm.data.corpus.task_runner import run_steps, utf8_length
 
@@ -38,7 +38,7 @@ def clean_read_task(section: Corpus, task: ReadTask, work: Path, name: str) -> d
 
     Returns what passed each step, the read errors, and the names of the files.
     """
-    reader = Read([task], section.max_chars)
+    reader = SourceReader([task], section.max_chars)
     writer = SortedWriter(work, name, section.deduplicate.near)
     steps = [reader, TextNormalizer(), *_make_all_filter_steps(section, task, work), writer]
 
@@ -99,7 +99,7 @@ class SortedWriter(PipelineStep):
         path = self.folder / f"{self.prefix}.{len(self.files):04d}.parquet"
         write_table(pyarrow.Table.from_pylist(rows, schema=cleaned_schema()), path)
         if self.near:
-            np.save(signature_file(path), signatures([row["text"] for row in rows], self.near))
+            np.save(signature_file(path), compute_signatures([row["text"] for row in rows], self.near))
         self.files.append(path.name)
 
 

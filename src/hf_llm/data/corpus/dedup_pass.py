@@ -19,10 +19,16 @@ import numpy as np
 from hf_llm.core.atomic_io import table_writer, write_table
 from hf_llm.data.corpus.clean_pass import COLUMNS, ORDER, cleaned_schema, signature_file
 from hf_llm.data.corpus.config import Corpus
-from hf_llm.data.corpus.dedup.minhash import NearDuplicates, representatives
-from hf_llm.data.corpus.dedup.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
+from hf_llm.data.corpus.dedup.minhash import NearDuplicates, find_representatives
+from hf_llm.data.corpus.dedup.substring import (
+    PassageCutter,
+    RepeatedPassages,
+    find_repeated_windows,
+    merge_repeated_windows,
+    write_windows,
+)
 from hf_llm.data.corpus.dropped import DroppedRecords
-from hf_llm.data.corpus.splits import NAMES
+from hf_llm.data.corpus.splits import SPLIT_NAMES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -85,7 +91,7 @@ def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) 
         order[ranked] = np.arange(len(ids))
 
         signature_files = [signature_file(file) for file in files]
-        keepers = ids[representatives(signature_files, order, near)]
+        keepers = ids[find_representatives(signature_files, order, near)]
     else:
         keepers = ids
 
@@ -210,20 +216,20 @@ def _read_documents(work: Path, number: int) -> Iterator[tuple[int, str]]:
         yield from zip(_rank_documents(table), table["text"].to_pylist(), strict=True)
 
 
-def find_repeated_windows(work: Path, number: int, count: int) -> dict:
+def find_repeated_in_shard(work: Path, number: int, count: int) -> dict:
     """Find the windows of one partition that occur more than once, and delete the files of all of them."""
     files = sorted((work / WINDOWS).glob(f"*.{number:05d}.windows"))
     output = _repeated_file(work, number)
     if not output.exists():  # else a run was killed while it deleted the files
-        find_repeated(files, output)
+        find_repeated_windows(files, output)
     for file in files:
         file.unlink()
     return {}
 
 
-def merge_repeated_windows(work: Path, count: int) -> dict:
+def merge_repeated_of_shards(work: Path, count: int) -> dict:
     """Merge the repeated windows of all partitions into one file, which the tasks that cut map into memory."""
-    merge_repeated([_repeated_file(work, number) for number in range(count)], work / REPEATED)
+    merge_repeated_windows([_repeated_file(work, number) for number in range(count)], work / REPEATED)
     return {}
 
 
@@ -249,7 +255,7 @@ class _PassageCutter:
 
     def __init__(self, task: ShardTask):
         self.task = task
-        self.cutter = Cutter(task.work / REPEATED, task.section.deduplicate.substring)
+        self.cutter = PassageCutter(task.work / REPEATED, task.section.deduplicate.substring)
         self.cut_characters = 0
 
     def cut_table(self, table: "pyarrow.Table") -> "pyarrow.Table":
@@ -260,7 +266,7 @@ class _PassageCutter:
         texts = []
         is_too_short = []
         for order, text in zip(_rank_documents(table), table["text"].to_pylist(), strict=True):
-            cut_text, passages = self.cutter.cut(order, text)
+            cut_text, passages = self.cutter.cut_passages(order, text)
             self.cut_characters += sum(len(passage) for passage in passages)
             texts.append(cut_text)
             is_too_short.append(len(cut_text) < min_chars and cut_text != text)
@@ -311,7 +317,7 @@ def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[st
         for table in tables:
             split_names = [task.section.split.choose_split(id) for id in table["id"].to_pylist()]
             splits = pyarrow.array(split_names, pyarrow.string())
-            for name in NAMES:
+            for name in SPLIT_NAMES:
                 rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
                 # Train has a file in every shard, that of validation and test is made for its first document.
                 if name not in writers and (len(rows) or name == "train"):

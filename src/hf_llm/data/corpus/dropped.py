@@ -133,7 +133,7 @@ def merge_samples(samples_of_tasks: list[dict[str, list[dict]]]) -> dict[str, li
     return {rule: _sort_samples(heap) for rule, heap in heaps.items()}
 
 
-def explain(folder: Path, wanted: str) -> Iterator[str]:
+def explain_document(folder: Path, wanted: str) -> Iterator[str]:
     """Yield lines that say what became of a document of a finished corpus.
 
     `wanted` is an id (or its first eight or more digits), a url, or a file's name in its source. Raises UserError where

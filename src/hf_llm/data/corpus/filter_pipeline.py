@@ -21,8 +21,8 @@ from hf_llm.data.corpus.filters.base import Filter
 from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
 from hf_llm.data.corpus.normalize import normalize_text
 from hf_llm.data.corpus.pii import Redaction, redact_text
-from hf_llm.data.corpus.reader_step import Read
-from hf_llm.data.corpus.sources import ReadTask, parts_of
+from hf_llm.data.corpus.reader_step import SourceReader
+from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 
 MAX_EXAMPLE_CHARS = 100_000  # of a text to train on; longer ones are cut or dropped as those of sources are
 
@@ -105,7 +105,7 @@ def _locate_model(name: str, settings: TrainedFilterSettings, models: Path) -> P
 
 def _list_example_tasks(path: str) -> list[ReadTask]:
     try:
-        return parts_of([Source(path=path, license="unknown")])
+        return list_read_tasks([Source(path=path, license="unknown")])
     except UserError as error:
         raise UserError(f"rules, example texts: {error}") from None
 
@@ -113,7 +113,7 @@ def _list_example_tasks(path: str) -> list[ReadTask]:
 def _read_examples(path: str) -> Iterator[str]:
     """Yield the texts at a path, each once, normalized as the documents that are filtered are."""
     tasks = _list_example_tasks(path)
-    reader = Read(tasks, MAX_EXAMPLE_CHARS)
+    reader = SourceReader(tasks, MAX_EXAMPLE_CHARS)
     seen = set()
     for rank in range(len(tasks)):
         for document in reader.run(None, rank, len(tasks)):
@@ -122,4 +122,4 @@ def _read_examples(path: str) -> Iterator[str]:
             if text and key not in seen:
                 seen.add(key)
                 yield text
-    reader.faults.check(path)
+    reader.faults.check_dropped_share(path)

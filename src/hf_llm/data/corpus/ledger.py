@@ -14,7 +14,7 @@ from collections import Counter
 
 from hf_llm.data.corpus.dropped import merge_samples
 from hf_llm.data.corpus.sources import ReadTask
-from hf_llm.data.files.read_errors import EXAMPLES
+from hf_llm.data.files.read_errors import MAX_EXAMPLES_PER_REASON
 
 # Why the rules of the later passes drop documents.
 _REASONS = {
@@ -75,7 +75,7 @@ def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], t
     unreadable = entry["unreadable"]
     for reason, examples in result["faults"]["examples"].items():
         all_examples = unreadable.get(reason, []) + examples
-        unreadable[reason] = all_examples[:EXAMPLES]
+        unreadable[reason] = all_examples[:MAX_EXAMPLES_PER_REASON]
 
     filter_stats = result["flows"][:-1]  # the last step writes
     stats_by_rule = {stats["rule"]: stats for stats in filter_stats}

@@ -32,7 +32,7 @@ _SKIPPED_NAMES = {
 }  # fmt: skip
 
 
-class Entry(NamedTuple):
+class DocstringEntry(NamedTuple):
     """A documented module, class, function or method."""
 
     name: str  # dotted, from the package on: json.JSONDecoder.decode
@@ -49,7 +49,7 @@ class DocumentationText(NamedTuple):
     metadata: dict
 
 
-def file_groups(item: str, group_bytes: int) -> list[list[tuple[Path, str]]]:
+def group_files(item: str, group_bytes: int) -> list[list[tuple[Path, str]]]:
     """List the files of an item with their names, in groups of about `group_bytes`; a package is never divided.
 
     Raises UserError where this Python has none.
@@ -93,9 +93,9 @@ def _package_name(file: str) -> str:
 
 
 def read_documentation(item: str, files: tuple[tuple[str, str], ...]) -> Iterator[DocumentationText]:
-    """Yield the texts of some files of an item, as `file_groups` lists them."""
+    """Yield the texts of some files of an item, as `group_files` lists them."""
     if item == "language_reference":
-        for topic, text in topics().items():
+        for topic, text in load_topics().items():
             yield DocumentationText(text, None, {"topic": topic})
     elif item == "standard_library":
         for path, name in files:
@@ -105,14 +105,14 @@ def read_documentation(item: str, files: tuple[tuple[str, str], ...]) -> Iterato
             yield from _read_package(package, list(package_files))
 
 
-def topics() -> dict[str, str]:
+def load_topics() -> dict[str, str]:
     """Return the language reference: topic to text, in order of the topics' names."""
     import pydoc_data.topics
 
     return dict(sorted(pydoc_data.topics.topics.items()))
 
 
-def entries(source: bytes, module: str) -> list[Entry]:
+def list_docstrings(source: bytes, module: str) -> list[DocstringEntry]:
     """List every docstring of a module's source, in the source's order. Source that does not parse has none."""
     try:
         with warnings.catch_warnings(record=True):  # invalid escapes in the packages are not the user's to repair
@@ -122,14 +122,14 @@ def entries(source: bytes, module: str) -> list[Entry]:
     return list(_walk_docstrings(tree, module, "module"))
 
 
-def _walk_docstrings(node: ast.AST, name: str, kind: str) -> Iterator[Entry]:
+def _walk_docstrings(node: ast.AST, name: str, kind: str) -> Iterator[DocstringEntry]:
     docstring = ast.get_docstring(node)
     if docstring:
         signature = ""
         if kind == "def":
             function_name = name.rpartition(".")[2]
             signature = f"{function_name}({ast.unparse(node.args)})"
-        yield Entry(name, kind, signature, docstring)
+        yield DocstringEntry(name, kind, signature, docstring)
 
     if kind == "def":  # what a function defines inside is not part of its interface
         return
@@ -140,7 +140,7 @@ def _walk_docstrings(node: ast.AST, name: str, kind: str) -> Iterator[Entry]:
             yield from _walk_docstrings(child, f"{name}.{child.name}", "def")
 
 
-def render_docstrings(docstrings: list[Entry]) -> str:
+def render_docstrings(docstrings: list[DocstringEntry]) -> str:
     """Render the docstrings of a module as Markdown: a heading per name, with its signature."""
     sections = []
     for entry in docstrings:
@@ -178,7 +178,7 @@ def _read_library_file(path: Path, name: str) -> Iterator[DocumentationText]:
         yield DocumentationText(source, None, {"file": name})
 
     module = module_name(name)
-    docstrings = render_docstrings(entries(content, module))
+    docstrings = render_docstrings(list_docstrings(content, module))
     if docstrings:
         yield DocumentationText(docstrings, None, {"module": module})
 
@@ -198,7 +198,7 @@ def _read_package(package: str, files: list[tuple[str, str]]) -> Iterator[Docume
         content = Path(path).read_bytes()
         if content.count(b'"""') > 1:  # else there is no docstring worth parsing for
             module = module_name(name)
-            text = render_docstrings(entries(content, module))
+            text = render_docstrings(list_docstrings(content, module))
             if text:
                 chars += len(text)
                 yield DocumentationText(text, license, {"module": module})

@@ -8,23 +8,23 @@ from pathlib import Path
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from hf_llm.core.surrogates import whole_characters
+from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.corpus import python_docs
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.corpus.readers.tabular import row_document
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.corpus.readers.tabular import make_row_document
 from hf_llm.data.corpus.sources import ReadTask, download_folder
-from hf_llm.data.files.archives import is_archive, members
-from hf_llm.data.files.download import fetch
+from hf_llm.data.files.archives import extract_members, is_archive
+from hf_llm.data.files.download import download_file
 from hf_llm.data.files.file_formats import detect_format, is_input_file
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import hub_rows, unreadable
-from hf_llm.data.files.text_files import cut
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_hub_rows, unreadable_file_error
+from hf_llm.data.files.text_files import split_text
 
 READER_MODULES = {"rows": "tabular"}  # the module in readers/ of a format, where it has another name
 CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # whose long files become several documents
 
 
-class Read(PipelineStep):
+class SourceReader(PipelineStep):
     """Reads sources: rank n yields the documents of the n-th read task.
 
     A document's metadata: source, license, language, url, position, and `about`: what its source says of it.
@@ -37,7 +37,7 @@ class Read(PipelineStep):
         super().__init__()
         self.tasks = tasks
         self.max_chars = max_chars
-        self.faults = Faults()  # of the task that is run
+        self.faults = ReadErrors()  # of the task that is run
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         assert data is None and world_size == len(self.tasks), "one rank per read task, and nothing before it"
@@ -50,27 +50,29 @@ class Read(PipelineStep):
             raw_documents = chain.from_iterable(self._read_file(task, path, name) for path, name in task.files)
         return (_make_document(task, raw) for raw in raw_documents)
 
-    def _read_installed(self, task: ReadTask) -> Iterator[Found]:
+    def _read_installed(self, task: ReadTask) -> Iterator[RawDocument]:
         for text, license, about in python_docs.read_documentation(task.item, task.files):
             self.faults.records += 1
-            for number, piece in enumerate(cut(text, self.max_chars)):
-                yield Found(piece, license=license, about={**about, "piece": number})
+            for number, piece in enumerate(split_text(text, self.max_chars)):
+                yield RawDocument(piece, license=license, about={**about, "piece": number})
 
-    def _read_hub_rows(self, task: ReadTask) -> Iterator[Found]:
+    def _read_hub_rows(self, task: ReadTask) -> Iterator[RawDocument]:
         source = task.source
-        rows = hub_rows(source.hub, source.subset, source.split, source.streaming, source.take, source.skip, task.shard)
+        rows = read_hub_rows(
+            source.hub, source.subset, source.split, source.streaming, source.take, source.skip, task.shard
+        )
         for number, row in rows:
             self.faults.records += 1
             is_first = number == source.skip + 1
-            raw = row_document(row, source, f"{source.hub}, row {number}", self.faults, is_first)
+            raw = make_row_document(row, source, f"{source.hub}, row {number}", self.faults, is_first)
             if raw:
                 raw.about = {"row": number}
                 yield raw
 
-    def _read_file(self, task: ReadTask, path: str, name: str) -> Iterator[Found]:
+    def _read_file(self, task: ReadTask, path: str, name: str) -> Iterator[RawDocument]:
         """Yield the documents of one file, downloaded first where it is an address; of an archive, of its files."""
         source = task.source
-        file = fetch(path, download_folder() / "crawl") if source.crawl else Path(path)
+        file = download_file(path, download_folder() / "crawl") if source.crawl else Path(path)
         try:
             # A paper from arXiv is an archive that its reader opens itself.
             if is_archive(file) and source.format != "latex":
@@ -78,10 +80,10 @@ class Read(PipelineStep):
             else:
                 yield from self._read_documents(task, file, name)
         except OSError as error:
-            raise unreadable(file, error) from error
+            raise unreadable_file_error(file, error) from error
 
-    def _read_archive(self, task: ReadTask, archive: Path, name: str) -> Iterator[Found]:
-        for inner_name, member in members(archive, self.faults):
+    def _read_archive(self, task: ReadTask, archive: Path, name: str) -> Iterator[RawDocument]:
+        for inner_name, member in extract_members(archive, self.faults):
             if is_input_file(inner_name) and (task.source.format or detect_format(member)):
                 yield from self._read_documents(task, member, f"{name}/{inner_name}")
 
@@ -89,7 +91,7 @@ class Read(PipelineStep):
             for examples in self.faults.examples.values():
                 examples[:] = [example.replace(str(member), f"{archive}/{inner_name}") for example in examples]
 
-    def _read_documents(self, task: ReadTask, path: Path, name: str) -> Iterator[Found]:
+    def _read_documents(self, task: ReadTask, path: Path, name: str) -> Iterator[RawDocument]:
         format = task.source.format or detect_format(path) or "text"
         module_name = READER_MODULES.get(format, format)
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")
@@ -102,7 +104,7 @@ class Read(PipelineStep):
             yield raw
 
 
-def _make_document(task: ReadTask, raw: Found) -> Document:
+def _make_document(task: ReadTask, raw: RawDocument) -> Document:
     """Make a document of what a reader yielded.
 
     The text is as it stands in the source; what is known of it, names of files included, has whole characters only.
@@ -116,4 +118,4 @@ def _make_document(task: ReadTask, raw: Found) -> Document:
         "about": raw.about,
     }
     # The id is the digest of the normalized text, known at the end.
-    return Document(text=raw.text, id="", metadata=whole_characters(metadata))
+    return Document(text=raw.text, id="", metadata=replace_lone_surrogates(metadata))

@@ -15,10 +15,10 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.corpus import python_docs
 from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive
-from hf_llm.data.files.download import segments
-from hf_llm.data.files.file_formats import FORMATS, NAMED_FORMATS, detect_format, files_under, is_vendored
-from hf_llm.data.files.git_repos import clone, repository_files
-from hf_llm.data.files.tabular import hub_shard_count, kind
+from hf_llm.data.files.download import list_segments
+from hf_llm.data.files.file_formats import FORMATS, NAMED_FORMATS, detect_format, find_files, is_vendored
+from hf_llm.data.files.git_repos import clone_repository, list_repository_files
+from hf_llm.data.files.tabular import content_suffix, count_hub_shards
 
 PART_BYTES = 16 << 20  # input of a task that reads many files
 STYLE_SHEETS = (".css", ".scss")  # read as code, but a folder of pages that has some is not a program
@@ -49,7 +49,7 @@ class ReadTask:
     """Which of the installed documentation."""
 
 
-def parts_of(sources: list[Source]) -> list[ReadTask]:
+def list_read_tasks(sources: list[Source]) -> list[ReadTask]:
     """List the read tasks of every source, in the recipe's order.
 
     Raises UserError where a source has nothing to read.
@@ -68,12 +68,12 @@ def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
         yield from _list_hub_tasks(source, position)
     elif source.crawl:
         label = source.name or "common_crawl"
-        for url in segments(source.crawl):
+        for url in list_segments(source.crawl):
             name = url.rpartition("/")[2]
             yield ReadTask(source, position, label, ((url, name),), 0, url)
     elif source.installed:
         for item in source.installed:
-            for files in python_docs.file_groups(item, PART_BYTES):
+            for files in python_docs.group_files(item, PART_BYTES):
                 yield _make_file_task(source, position, source.name or item, files, item)
     else:
         files = list_source_files(source.path, source.format) if source.path else _list_git_files(source.git)
@@ -88,7 +88,7 @@ def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
     if is_slice:
         count = 1
     else:
-        count = hub_shard_count(source.hub, source.subset, source.split, source.streaming)
+        count = count_hub_shards(source.hub, source.subset, source.split, source.streaming)
     for index in range(count):
         shard = (count, index) if count > 1 else None
         yield ReadTask(source, position, label, (), 0, "", shard)
@@ -134,8 +134,8 @@ def _make_file_task(
 def _list_git_files(address: str) -> list[tuple[Path, str]]:
     root = Path(address).expanduser()
     if not root.is_dir():
-        root = clone(address, download_folder() / "git" / xxhash.xxh3_64_hexdigest(address.encode()))
-    files = [(file, name) for file, name in repository_files(root) if detect_format(file) in ("code", "text")]
+        root = clone_repository(address, download_folder() / "git" / xxhash.xxh3_64_hexdigest(address.encode()))
+    files = [(file, name) for file, name in list_repository_files(root) if detect_format(file) in ("code", "text")]
     if not files:
         raise UserError(f"{address} holds no source file that is read")
     return files
@@ -154,10 +154,10 @@ def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, 
     """
     if format:
         suffixes = NAMED_FORMATS.get(format) or FORMATS[format]
-        return files_under(path, suffixes, archives=True)
+        return find_files(path, suffixes, archives=True)
 
     all_suffixes = set().union(*FORMATS.values())
-    files = files_under(path, all_suffixes, archives=True)
+    files = find_files(path, all_suffixes, archives=True)
     formats = {file: detect_format(file) for file, _ in files}
 
     code = set()
@@ -168,7 +168,7 @@ def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, 
         if file_format not in ("code", "text", None) or is_archive(file):
             data.add(file)
 
-    programs = {file for file in code if kind(file) not in STYLE_SHEETS}
+    programs = {file for file in code if content_suffix(file) not in STYLE_SHEETS}
     is_code_folder = bool(programs) and _measure_files(programs) >= _measure_files(data)
 
     left_out = set()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-NAMES = ("train", "validation", "test")
+SPLIT_NAMES = ("train", "validation", "test")
 
 
 @dataclass

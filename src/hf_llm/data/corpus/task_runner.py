@@ -153,7 +153,7 @@ def _run_locally(tasks: dict[Path, tuple], work: Callable[..., dict], bar: tqdm,
     Yields the path of each task that is done.
     """
     if workers < 0:
-        workers = cores()
+        workers = count_cores()
     workers = min(len(tasks), workers)
     if workers <= 1:
         for path, arguments in tasks.items():
@@ -212,7 +212,7 @@ def _start_worker(counter) -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return how many processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, count_damage, count_damaged_file, open_file
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, count_damage, count_damaged_file, open_file
 
 MEMBER_BYTES = 8 << 30
 MAX_RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
@@ -30,7 +30,7 @@ SMALL_BYTES = 64 << 20  # no member below this is a bomb, however well it compre
 CHUNK_BYTES = 1 << 20
 NAME_BYTES = 200  # of a file's name, which every file system takes
 
-_TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in COMPRESSED))
+_TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in COMPRESSED_SUFFIXES))
 _COMPRESSION_OF_SHORT_SUFFIX = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 _FILE_TYPE_BITS = 0o170000  # of the Unix mode in a zip's external attributes
 _REGULAR_FILE = 0o100000
@@ -42,11 +42,11 @@ class _ArchiveBomb(Exception):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `members` can find several files in this one, by its name."""
+    """Whether `extract_members` can find several files in this one, by its name."""
     return path.name.lower().endswith((".zip", *_TAR_SUFFIXES))
 
 
-def members(path: Path, errors: Faults, name: str = "") -> Iterator[tuple[str, Path]]:
+def extract_members(path: Path, errors: ReadErrors, name: str = "") -> Iterator[tuple[str, Path]]:
     """Yield the name of every file of an archive and the path it is unpacked to, in the order of the archive.
 
     `name` says what kind of archive it is, if not the path's own name. Each file exists until the next one is asked
@@ -64,7 +64,7 @@ def members(path: Path, errors: Faults, name: str = "") -> Iterator[tuple[str, P
         yield from extract(path, Path(folder), errors)
 
 
-def _extract_zip(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
+def _extract_zip(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
@@ -83,15 +83,15 @@ def _extract_zip(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str
             errors.records += 1
             limit = _size_limit(member.compress_size)
             if member.flag_bits & _ENCRYPTED_FLAG:
-                errors.drop("encrypted", where)
+                errors.drop_record("encrypted", where)
             elif member.file_size > limit:
-                errors.drop("archive bomb", where, f"{member.file_size:,} bytes")
+                errors.drop_record("archive bomb", where, f"{member.file_size:,} bytes")
             else:
                 with _count_member_damage(where, errors), archive.open(member) as source:
                     yield from _write_member(source, name, folder, limit)
 
 
-def _extract_tar(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
+def _extract_tar(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
     limit = _size_limit(path.stat().st_size)
     try:
         with (
@@ -105,7 +105,7 @@ def _extract_tar(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str
                     continue
                 errors.records += 1
                 if member.size > limit:
-                    errors.drop("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
+                    errors.drop_record("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
                 else:
                     yield from _write_member(archive.extractfile(member), name, folder, limit)
 
@@ -117,24 +117,24 @@ def _extract_tar(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str
         count_damaged_file(path, error, errors)
 
 
-def _extract_single_file(path: Path, folder: Path, errors: Faults) -> Iterator[tuple[str, Path]]:
+def _extract_single_file(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
     errors.records += 1
     limit = _size_limit(path.stat().st_size)
     try:
         with count_damage(path, errors), open_file(path) as source:
             yield from _write_member(source, path.stem, folder, limit)
     except _ArchiveBomb:
-        errors.drop("archive bomb", str(path))
+        errors.drop_record("archive bomb", str(path))
 
 
 @contextmanager
-def _count_member_damage(where: str, errors: Faults) -> Iterator[None]:
+def _count_member_damage(where: str, errors: ReadErrors) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-        errors.drop("damaged file", where, str(error))
+        errors.drop_record("damaged file", where, str(error))
     except _ArchiveBomb:
-        errors.drop("archive bomb", where)
+        errors.drop_record("archive bomb", where)
 
 
 def _open_tar_stream(path: Path) -> IO[bytes]:

@@ -57,7 +57,7 @@ class Crawl:
             raise ValueError(f"take is {self.take}; leave it out for all files")
 
 
-def segments(crawl: Crawl) -> list[str]:
+def list_segments(crawl: Crawl) -> list[str]:
     """List the URLs of a crawl's files, in the order of its list. Raises UserError if there are none."""
     if isinstance(crawl.paths, list):
         lines = crawl.paths
@@ -75,7 +75,7 @@ def segments(crawl: Crawl) -> list[str]:
 def _read_list(paths: str) -> list[str]:
     if urlsplit(paths).scheme in ("http", "https"):
         with tempfile.TemporaryDirectory() as folder:
-            return _read_lines(fetch(paths, Path(folder)))
+            return _read_lines(download_file(paths, Path(folder)))
     path = Path(paths).expanduser()
     if not path.is_file():
         raise UserError(f"{paths} does not exist (seen from {Path.cwd()}); correct `crawl.paths`")
@@ -94,7 +94,7 @@ def _read_lines(path: Path) -> list[str]:
         ) from None
 
 
-def fetch(url: str, folder: Path) -> Path:
+def download_file(url: str, folder: Path) -> Path:
     """Download the file at `url` completely to `folder`, unless it is already there. Returns its path.
 
     What came before an interruption stays in a `.part` file, and the download is resumed from it if the server says

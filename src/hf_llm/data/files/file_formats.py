@@ -11,8 +11,8 @@ from typing import Literal
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.archives import is_archive
-from hf_llm.data.files.git_repos import FOREIGN_FOLDERS, INSTALLED_FOLDERS
-from hf_llm.data.files.tabular import kind
+from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, VENDORED_OR_BUILT_FOLDERS
+from hf_llm.data.files.tabular import content_suffix
 
 # What a source's `format` may say.
 Format = Literal["text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions"]
@@ -50,14 +50,14 @@ DESCRIPTION_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.js
 
 def detect_format(path: Path) -> str | None:
     """Return the format of a file by its name, or None where no reader is known for it."""
-    suffix = kind(path)
+    suffix = content_suffix(path)
     for name, suffixes in FORMATS.items():
         if suffix in suffixes:
             return name
     return None
 
 
-def files_under(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
+def find_files(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
     """List the files that `path` names: one file, those below a folder, or those that match a glob pattern.
 
     Below a folder only files whose suffix is in `kinds` (and archives, where `archives` is true) are listed; a file
@@ -83,7 +83,7 @@ def _find_in_folder(root: Path, path: str, kinds: set[str], archives: bool) -> l
 
     files = []
     for file, name in everything:
-        has_kind = kind(file) in kinds or file.suffix.lower() in kinds
+        has_kind = content_suffix(file) in kinds or file.suffix.lower() in kinds
         if is_input_file(name) and (has_kind or (archives and is_archive(file))):
             files.append((file, name))
 
@@ -127,4 +127,4 @@ def is_input_file(name: str) -> bool:
 def is_vendored(name: str) -> bool:
     """Whether a file of a code folder, by its relative name, is vendored, built or minified."""
     *folders, file = name.split("/")
-    return bool(FOREIGN_FOLDERS.intersection(folders)) or ".min." in file
+    return bool(VENDORED_OR_BUILT_FOLDERS.intersection(folders)) or ".min." in file

@@ -21,7 +21,7 @@ SPDX_CHARS = 4096  # of a file, looked at for its SPDX line
 LONGEST_LINE_CHARS = 5_000
 MEAN_LINE_CHARS = 300
 
-FOREIGN_FOLDERS = {
+VENDORED_OR_BUILT_FOLDERS = {
     "node_modules", "vendor", "vendors", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "3rdparty",
     "external", "externals", "extern", "deps", "site-packages", "dist-packages", "venv", "env", "__pycache__", "dist",
     "build", "target", "bower_components", "jspm_packages", "Pods", "Carthage", "Godeps",
@@ -57,7 +57,7 @@ _GENERATED_MARK = re.compile(
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|%|<!--|\"\"\"|'''|\(\*|\{-|rem\b|dnl\b)", re.IGNORECASE)
 
 
-def clone(url: str, folder: Path) -> Path:
+def clone_repository(url: str, folder: Path) -> Path:
     """Clone a repository, without its history, to `folder`, and return that. A complete clone is not fetched again.
 
     Raises UserError if there is no git, no such repository or no network.
@@ -95,7 +95,7 @@ def head_commit(root: Path) -> str:
     return "" if result.returncode else result.stdout.strip()
 
 
-def repository_files(root: Path, left_out: Counter | None = None) -> list[tuple[Path, str]]:
+def list_repository_files(root: Path, left_out: Counter | None = None) -> list[tuple[Path, str]]:
     """List the files that people wrote in a repository, sorted by name, each with its name relative to `root`.
 
     In a git folder those that are tracked, elsewhere all. The number left out for each reason is added to `left_out`.
@@ -122,7 +122,7 @@ def _list_tracked_files(root: Path) -> list[str]:
 def _walk_folder(root: Path) -> list[str]:
     names = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in FOREIGN_FOLDERS]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in VENDORED_OR_BUILT_FOLDERS]
         names += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
     return names
 
@@ -162,7 +162,7 @@ def _exclusion_reason(path: Path, name: str) -> str | None:
 
 def _name_exclusion_reason(name: str) -> str | None:
     *folders, file = name.split("/")
-    if FOREIGN_FOLDERS.intersection(folders):
+    if VENDORED_OR_BUILT_FOLDERS.intersection(folders):
         return "vendored or built"
     if any(part.startswith(".") for part in (*folders, file)):
         return "hidden"

@@ -4,46 +4,46 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.surrogates import whole_characters
+from hf_llm.core.surrogates import replace_lone_surrogates
 
-EXAMPLES = 3  # kept of the records dropped for one reason
+MAX_EXAMPLES_PER_REASON = 3  # kept of the records dropped for one reason
 EXCERPT_CHARS = 80
 NO_TEXT = "no_text"  # the reason for a web page that was read and has no text: not an error
 MAX_UNREADABLE_SHARE = 0.10  # of a source's records (lines of text, rows, code files)
 
 
 @dataclass
-class Faults:
+class ReadErrors:
     """The records that were read and those that were dropped while one part was read."""
 
     records: int = 0
     dropped: Counter = field(default_factory=Counter)  # by reason
     examples: dict[str, list[str]] = field(default_factory=dict)  # by reason
 
-    def drop(self, reason: str, where: str, excerpt: bytes | str = "") -> None:
+    def drop_record(self, reason: str, where: str, excerpt: bytes | str = "") -> None:
         """Count a record at `where` (file and line) as dropped for `reason`."""
         self.dropped[reason] += 1
-        if self.dropped[reason] > EXAMPLES:
+        if self.dropped[reason] > MAX_EXAMPLES_PER_REASON:
             return
         example = f"{where}: {reason}"
         if excerpt:
             example += f": {excerpt[:EXCERPT_CHARS]!r}"
-        self.examples.setdefault(reason, []).append(whole_characters(example))
+        self.examples.setdefault(reason, []).append(replace_lone_surrogates(example))
 
-    def add(self, other: "Faults") -> None:
+    def add(self, other: "ReadErrors") -> None:
         """Add the counts and examples of another part."""
         self.records += other.records
         self.dropped.update(other.dropped)
         for reason, examples in other.examples.items():
             together = [*self.examples.get(reason, []), *examples]
-            self.examples[reason] = together[:EXAMPLES]
+            self.examples[reason] = together[:MAX_EXAMPLES_PER_REASON]
 
     @property
     def samples(self) -> list[str]:
         """The examples of all reasons, one after the other."""
         return [example for examples in self.examples.values() for example in examples]
 
-    def check(self, name: str) -> None:
+    def check_dropped_share(self, name: str) -> None:
         """Raise UserError if more than `MAX_UNREADABLE_SHARE` of the records of `name` were dropped."""
         unreadable = self.dropped.total() - self.dropped[NO_TEXT]
         if unreadable > MAX_UNREADABLE_SHARE * max(self.records, 1):

@@ -23,7 +23,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 LINE_BYTES = 64 << 20  # a line or a JSON value longer than this is dropped rather than held in memory
 ENDLESS_BYTES = 1 << 30  # after so much of one line the rest of the file is not read: it is a bomb, not text
@@ -32,7 +32,7 @@ BATCH_ROWS = 256
 PEEK_BYTES = 4096  # of a .json file, to tell an array from JSON lines
 
 DATABASES = {".sqlite", ".sqlite3", ".db"}
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
 # The loader of `datasets` for files named by a pattern, by their suffix.
 _HUB_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".gz": "json", ".zst": "json", ".csv": "csv"}
 
@@ -42,13 +42,13 @@ _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 csv.field_size_limit(LINE_BYTES)
 
 
-def file_rows(path: Path, errors: Faults, table: str | None = None) -> Iterator[tuple[int, dict]]:
+def read_rows(path: Path, errors: ReadErrors, table: str | None = None) -> Iterator[tuple[int, dict]]:
     """Read the number (from 1; lines for JSONL and CSV) and the columns of every row of a file.
 
     `table` is read of a database. Raises OSError if the file has vanished or may not be read, UserError if it does not
     hold rows.
     """
-    suffix = kind(path)
+    suffix = content_suffix(path)
     if suffix in DATABASES:
         return _read_sqlite(path, errors, table)
     if suffix == ".json":
@@ -62,15 +62,15 @@ def file_rows(path: Path, errors: Faults, table: str | None = None) -> Iterator[
     return _read_json_lines(path, errors)
 
 
-def kind(path: Path) -> str:
+def content_suffix(path: Path) -> str:
     """Return the suffix that says how a file is read, without that of its compression: `.jsonl` for `a.jsonl.gz`."""
     suffix = path.suffix.lower()
-    if suffix in COMPRESSED:
+    if suffix in COMPRESSED_SUFFIXES:
         return Path(path.stem).suffix.lower()
     return suffix
 
 
-def hub_rows(
+def read_hub_rows(
     hub: str,
     subset: str | None,
     split: str,
@@ -96,8 +96,8 @@ def hub_rows(
         yield from enumerate(islice(rows, take), skip + 1)
 
 
-def hub_shard_count(hub: str, subset: str | None, split: str, streaming: bool) -> int:
-    """Count the shards that `hub_rows` can cut a Hub data set into: its files if it is streamed, 1 if on the disk."""
+def count_hub_shards(hub: str, subset: str | None, split: str, streaming: bool) -> int:
+    """Count the shards `read_hub_rows` can cut a Hub data set into: its files if it is streamed, 1 if on the disk."""
     with _explain_hub_errors(hub, subset, split):
         if streaming:
             return _load_hub_dataset(hub, subset, split, streaming).num_shards
@@ -130,7 +130,7 @@ def _explain_hub_errors(hub: str, subset: str | None, split: str) -> Iterator[No
         ) from error
 
 
-def column(row: dict, name: str, where: str) -> object:
+def get_column(row: dict, name: str, where: str) -> object:
     """Return the value of a column. Raises UserError, which names the existing columns, if it is missing."""
     if name in row:
         return row[name]
@@ -159,7 +159,7 @@ def open_file(path: Path, suffix: str | None = None) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def count_damage(path: Path, errors: Faults) -> Iterator[None]:
+def count_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
     """End the block where the file turns out to be damaged, and count that. An error of the disk passes through."""
     try:
         yield
@@ -169,13 +169,13 @@ def count_damage(path: Path, errors: Faults) -> Iterator[None]:
         count_damaged_file(path, error, errors)
 
 
-def count_damaged_file(path: Path, error: Exception, errors: Faults) -> None:
+def count_damaged_file(path: Path, error: Exception, errors: ReadErrors) -> None:
     """Count a file as damaged: what stands before the damage has been read, what follows it is lost."""
     errors.records += 1
-    errors.drop("damaged file", str(path), str(error))
+    errors.drop_record("damaged file", str(path), str(error))
 
 
-def unreadable(path: Path, error: OSError) -> UserError:
+def unreadable_file_error(path: Path, error: OSError) -> UserError:
     """Make the error for a file that has vanished, may not be read or whose disk fails."""
     return UserError(f"{path} cannot be read: {error.strerror or error}; put it back or leave it out, then run again")
 
@@ -188,7 +188,7 @@ def decode_utf8(line: bytes) -> str | None:
         return None
 
 
-def _read_lines(path: Path, errors: Faults) -> Iterator[tuple[int, bytes]]:
+def _read_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the bytes of every line that can be held; the others are dropped and counted."""
     with count_damage(path, errors), open_file(path) as file:
         number = 0
@@ -199,7 +199,7 @@ def _read_lines(path: Path, errors: Faults) -> Iterator[tuple[int, bytes]]:
                 continue
 
             errors.records += 1
-            errors.drop(f"line longer than {LINE_BYTES >> 20} MiB", f"{path}, line {number}")
+            errors.drop_record(f"line longer than {LINE_BYTES >> 20} MiB", f"{path}, line {number}")
             if not _skip_line(file):
                 endless = ValueError(f"line {number} does not end within {ENDLESS_BYTES >> 20} MiB")
                 count_damaged_file(path, endless, errors)
@@ -217,7 +217,7 @@ def _skip_line(file: IO[bytes]) -> bool:
     return False
 
 
-def _read_json_lines(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
+def _read_json_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     for number, line in _read_lines(path, errors):
         if not line.strip():
             continue
@@ -226,20 +226,20 @@ def _read_json_lines(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
 
         text = decode_utf8(line)
         if text is None:
-            errors.drop("not UTF-8", where, line)
+            errors.drop_record("not UTF-8", where, line)
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):
-            errors.drop("malformed JSON", where, text)
+            errors.drop_record("malformed JSON", where, text)
             continue
         if isinstance(row, dict):
             yield number, row
         else:
-            errors.drop("no JSON object", where, text)
+            errors.drop_record("no JSON object", where, text)
 
 
-def _read_json(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
+def _read_json(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     """Read a JSON array of objects, or JSON lines under the name .json, as Hub data sets have it."""
     start = b""
     with count_damage(path, errors), open_file(path) as file:
@@ -261,7 +261,7 @@ def _read_json(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
                 if isinstance(row, dict):
                     yield number, row
                 else:
-                    errors.drop("no JSON object", f"{path}, row {number}", str(row))
+                    errors.drop_record("no JSON object", f"{path}, row {number}", str(row))
     except (ValueError, RecursionError) as error:  # the error for what is not UTF-8 is a ValueError too
         count_damaged_file(path, error, errors)
 
@@ -330,8 +330,8 @@ class _JsonArray:
         self.position = 0
 
 
-def _read_csv(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
-    delimiter = "\t" if kind(path) == ".tsv" else ","
+def _read_csv(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
+    delimiter = "\t" if content_suffix(path) == ".tsv" else ","
     columns: list[str] | None = None
     for number, line, values in _parse_separated(_decode_lines(path, errors), delimiter):
         if columns is None:
@@ -344,20 +344,20 @@ def _read_csv(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
 
         errors.records += 1
         if values is None:
-            errors.drop("a quote without its end", f"{path}, line {number}", line)
+            errors.drop_record("a quote without its end", f"{path}, line {number}", line)
         elif len(values) != len(columns):
-            errors.drop("wrong number of columns", f"{path}, line {number}", line)
+            errors.drop_record("wrong number of columns", f"{path}, line {number}", line)
         else:
             yield number, dict(zip(columns, values, strict=True))
 
 
-def _decode_lines(path: Path, errors: Faults) -> Iterator[tuple[int, str]]:
+def _decode_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, str]]:
     """Yield the number and the text of every line; those that are not UTF-8 are dropped and counted."""
     for number, line in _read_lines(path, errors):
         text = decode_utf8(line)
         if text is None:
             errors.records += 1
-            errors.drop("not UTF-8", f"{path}, line {number}", line)
+            errors.drop_record("not UTF-8", f"{path}, line {number}", line)
         else:
             yield number, text.replace("\0", "")
 
@@ -366,8 +366,8 @@ def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterat
     """Yield the number of the first line, that line, and the values of each row.
 
     The values are None for a line whose quotes are not paired. A value between quotes may hold delimiters, doubled
-    quotes and line ends. Where a quote is not closed as it should be, only the line it stands in is lost; in a TSV not even
-    that, since quotes are read there as ordinary characters.
+    quotes and line ends. Where a quote is not closed as it should be, only the line it stands in is lost; in a TSV
+    not even that, since quotes are read there as ordinary characters.
     """
     waiting: deque[tuple[int, str]] = deque()  # lines read ahead for a row that turned out not to be one
     width = 0  # of the first row
@@ -412,14 +412,14 @@ def _feed_lines(
         yield line
 
 
-def _read_parquet(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
+def _read_parquet(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     import pyarrow.parquet
 
     with _count_arrow_damage(path, errors), pyarrow.parquet.ParquetFile(path) as file:
         yield from _flatten_batches(file.iter_batches(batch_size=BATCH_ROWS), errors)
 
 
-def _read_arrow(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
+def _read_arrow(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     """Read Arrow's stream format (what `datasets` keeps on disk) or its file format."""
     import pyarrow
     import pyarrow.ipc
@@ -435,7 +435,7 @@ def _read_arrow(path: Path, errors: Faults) -> Iterator[tuple[int, dict]]:
 
 
 @contextlib.contextmanager
-def _count_arrow_damage(path: Path, errors: Faults) -> Iterator[None]:
+def _count_arrow_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
     import pyarrow
 
     with count_damage(path, errors):
@@ -445,7 +445,7 @@ def _count_arrow_damage(path: Path, errors: Faults) -> Iterator[None]:
             count_damaged_file(path, error, errors)
 
 
-def _flatten_batches(batches: Iterator[Any], errors: Faults) -> Iterator[tuple[int, dict]]:
+def _flatten_batches(batches: Iterator[Any], errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     number = 0
     for batch in batches:
         for row in batch.to_pylist():
@@ -457,7 +457,7 @@ def _flatten_batches(batches: Iterator[Any], errors: Faults) -> Iterator[tuple[i
 _NOT_UTF8 = object()
 
 
-def _read_sqlite(path: Path, errors: Faults, table: str | None) -> Iterator[tuple[int, dict]]:
+def _read_sqlite(path: Path, errors: ReadErrors, table: str | None) -> Iterator[tuple[int, dict]]:
     """Read the rows of one table, in the order of the database, opened read-only. A blob stays bytes."""
     path.stat()  # for a file that has vanished SQLite raises the same error as for a damaged one
     address = f"file:{quote(str(path))}?mode=ro"
@@ -470,7 +470,7 @@ def _read_sqlite(path: Path, errors: Faults, table: str | None) -> Iterator[tupl
             for number, values in enumerate(rows, 1):
                 errors.records += 1
                 if _NOT_UTF8 in values:
-                    errors.drop("not UTF-8", f"{path}, row {number}")
+                    errors.drop_record("not UTF-8", f"{path}, row {number}")
                 else:
                     yield number, dict(zip(columns, values, strict=True))
     except sqlite3.DatabaseError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, decode_utf8, open_file
 
 PIECE_CHARS = 10_000
@@ -23,7 +23,7 @@ _HEADING = re.compile(r"#{1,6} \S|\f")
 _SEPARATOR = "<|endoftext|>"
 
 
-def read_text_documents(path: Path, max_chars: int, errors: Faults) -> Iterator[str]:
+def read_text_documents(path: Path, max_chars: int, errors: ReadErrors) -> Iterator[str]:
     """Yield the documents of a text file. Lines that are not UTF-8 are dropped and counted."""
     lines = _read_text_lines(path, errors)
 
@@ -40,22 +40,22 @@ def read_text_documents(path: Path, max_chars: int, errors: Faults) -> Iterator[
     yield from join_into_pieces(chain(first_lines, lines), max_chars, target)
 
 
-def read_code_documents(path: Path, max_chars: int, errors: Faults) -> Iterator[str]:
+def read_code_documents(path: Path, max_chars: int, errors: ReadErrors) -> Iterator[str]:
     """Return the documents of a code file. A file that is binary or not UTF-8 is dropped whole, and counted."""
     errors.records += 1
     with open_file(path) as file:
         content = file.read()
     if b"\0" in content:
-        errors.drop("binary", str(path))
+        errors.drop_record("binary", str(path))
         return iter(())
     text = decode_utf8(content)
     if text is None:
-        errors.drop("not UTF-8", str(path))
+        errors.drop_record("not UTF-8", str(path))
         return iter(())
-    return cut(text, max_chars)
+    return split_text(text, max_chars)
 
 
-def cut(text: str, max_chars: int) -> Iterator[str]:
+def split_text(text: str, max_chars: int) -> Iterator[str]:
     """Split a text into documents: one if it has at most `max_chars` characters, else several pieces."""
     target = max_chars if len(text) <= max_chars else PIECE_CHARS
     return join_into_pieces(text.splitlines(keepends=True), max_chars, target)
@@ -101,11 +101,11 @@ def _split_long_lines(lines: Iterable[str], max_chars: int) -> Iterator[str]:
         yield line
 
 
-def _read_text_lines(path: Path, errors: Faults) -> Iterator[str]:
+def _read_text_lines(path: Path, errors: ReadErrors) -> Iterator[str]:
     with count_damage(path, errors), open_file(path) as file:
         if b"\0" in file.peek(PEEK_BYTES)[:PEEK_BYTES]:
             errors.records += 1
-            errors.drop("binary", str(path))
+            errors.drop_record("binary", str(path))
             return
 
         number = 0
@@ -116,7 +116,7 @@ def _read_text_lines(path: Path, errors: Faults) -> Iterator[str]:
             errors.records += 1
             text = decode_utf8(line)
             if text is None:
-                errors.drop("not UTF-8", f"{path}, line {number}", line)
+                errors.drop_record("not UTF-8", f"{path}, line {number}", line)
             else:
                 yield text
 

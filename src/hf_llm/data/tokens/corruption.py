@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
 
-IGNORED = -100  # the label of a token that the loss ignores, as PyTorch's cross-entropy has it
+IGNORE_INDEX = -100  # the label of a token that the loss ignores, as PyTorch's cross-entropy has it
 
 # Of the tokens to predict, the share shown as the mask and as a random token; the others are shown as they are (BERT,
 # appendix A.1).
@@ -30,7 +30,7 @@ class Corruption(Protocol):
 
 
 @dataclass(frozen=True)
-class MaskedTokens:
+class TokenMasking:
     """BERT's masked language modelling (https://arxiv.org/abs/1810.04805, section 3.1).
 
     A window gives `input_ids` and `labels`, both (n,). The number of tokens to predict is the same in every window, so
@@ -58,7 +58,7 @@ class MaskedTokens:
         count = min(wanted, len(candidates))
         chosen = random.choice(candidates, count, replace=False, shuffle=False)  # (count,) positions to predict
 
-        labels = np.full(len(ids), IGNORED, np.int64)
+        labels = np.full(len(ids), IGNORE_INDEX, np.int64)
         labels[chosen] = ids[chosen]
         input_ids = ids.copy()
         input_ids[chosen] = self._corrupt_ids(ids[chosen], random)
@@ -77,7 +77,7 @@ class MaskedTokens:
 
 
 @dataclass(frozen=True)
-class CorruptedSpans:
+class SpanCorruption:
     """T5's span corruption (https://arxiv.org/abs/1910.10683, section 3.1.4).
 
     `input_ids` has a sentinel token in the place of each masked span, `labels` each sentinel followed by the tokens of
@@ -94,7 +94,7 @@ class CorruptedSpans:
     mean_span: float = 3.0
     """Mean length of a masked span, in tokens."""
 
-    def spans(self, length: int) -> tuple[int, int]:
+    def count_masked(self, length: int) -> tuple[int, int]:
         """Return how many tokens of a window of `length` tokens are masked, and in how many spans."""
         masked = round(length * self.share)
         masked = min(max(masked, 1), length - 1)
@@ -105,14 +105,14 @@ class CorruptedSpans:
 
     def input_and_target_lengths(self, length: int) -> tuple[int, int]:
         """Return the tokens of input and target of a window of `length` tokens."""
-        masked, spans = self.spans(length)
+        masked, spans = self.count_masked(length)
         input_length = length - masked + spans + 1
         target_length = masked + spans + 1
         return input_length, target_length
 
-    def check(self, length: int) -> None:
+    def check_sentinels(self, length: int) -> None:
         """Raise UserError where a window of `length` tokens has more spans than there are sentinels."""
-        _, spans = self.spans(length)
+        _, spans = self.count_masked(length)
         if spans > len(self.sentinels):
             raise UserError(
                 f"pretrain.objective: a window of {length} tokens has {spans} masked spans, and the tokenizer "
@@ -121,7 +121,7 @@ class CorruptedSpans:
             )
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
-        masked, spans = self.spans(len(ids))
+        masked, spans = self.count_masked(len(ids))
         sentinels = self.sentinels[:spans]
 
         # The window is kept and masked pieces in turn, the first of them kept.
@@ -183,7 +183,7 @@ class CorruptedWindows(Dataset):
         return {name: torch.from_numpy(values) for name, values in corrupted.items()}
 
 
-def spans_of(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
+def split_target_spans(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
     """Return the tokens after each sentinel of a target, in the order of `sentinels`; none for a missing sentinel."""
     spans: dict[int, list[int]] = {token: [] for token in sentinels}
     span: list[int] = []  # of what stands before the first sentinel, which belongs to none
@@ -196,9 +196,9 @@ def spans_of(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]
     return list(spans.values())
 
 
-def put_back(text: Sequence[int], target: Sequence[int], sentinels: Sequence[int]) -> list[int]:
+def restore_spans(text: Sequence[int], target: Sequence[int], sentinels: Sequence[int]) -> list[int]:
     """Return the tokens of `text`, each sentinel replaced by the tokens that `target` has after it."""
-    spans = dict(zip(sentinels, spans_of(target, sentinels), strict=True))
+    spans = dict(zip(sentinels, split_target_spans(target, sentinels), strict=True))
     restored = []
     for token in text:
         restored += spans.get(token, [token])

@@ -29,11 +29,11 @@ class TokenWindows(Dataset):
     the remainder at the end is not a window. Of a mix (`hf_llm.data.tokens.mixing`) each stream gives as many windows
     as the plan says; it is read as a ring from a position that `seed` chooses, so that an epoch over it reads every
     token once, and a part of an epoch some stretch. The windows of one stream follow those of another, to be shuffled
-    by the sampler. With a curriculum the windows are `in_stages`, to be read in their order: stage after stage, each
+    by the sampler. With a curriculum the windows are `has_stages`, to be read in their order: stage after stage, each
     shuffled here.
 
-    `tokens` and `bytes` are those of the split or the plan (after `limited` those of the first windows, in proportion);
-    `bytes_per_token` turns a loss per token into bits per byte.
+    `tokens` and `bytes` are those of the split or the plan (after `limit_tokens` those of the first windows, in
+    proportion); `bytes_per_token` turns a loss per token into bits per byte.
     """
 
     def __init__(self, folder: Path, split: str, length: int, seed: int = 0):
@@ -64,25 +64,25 @@ class TokenWindows(Dataset):
             )
 
     @property
-    def in_stages(self) -> bool:
+    def has_stages(self) -> bool:
         """Whether the windows have an order that a sampler has to keep."""
         return len(self._stage_ends) > 1
 
-    def stage_of(self, i: int) -> int:
+    def find_stage(self, i: int) -> int:
         """Return which stage of the curriculum item `i` belongs to, from 0; 0 without a curriculum."""
         return int(np.searchsorted(self._stage_ends, i % len(self), side="right"))
 
     @property
-    def last_stage(self) -> int:
+    def last_stage_start(self) -> int:
         """The first item of the curriculum's last stage; 0 without a curriculum."""
-        return int(self._stage_ends[-2]) if self.in_stages else 0
+        return int(self._stage_ends[-2]) if self.has_stages else 0
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the end-of-text tokens included."""
         return self.bytes / self.tokens
 
-    def limited(self, tokens: int) -> "TokenWindows":
+    def limit_tokens(self, tokens: int) -> "TokenWindows":
         """Return the first windows that hold at most `tokens` tokens together, but one at least."""
         fewer = copy.copy(self)
         fewer._windows = min(self._windows, max(1, tokens // self.length))
@@ -105,7 +105,7 @@ class TokenWindows(Dataset):
 
     def _locate_window(self, i: int) -> tuple[int, int]:
         """Return the number of the stream that item `i` is read from, and which of its windows it is."""
-        if self.in_stages:
+        if self.has_stages:
             i = self._shuffle_within_stage(i)
         number = int(np.searchsorted(self._stream_ends, i, side="right"))
         stream_start = int(self._stream_ends[number - 1]) if number else 0

@@ -48,7 +48,7 @@ class Documents:
     languages: list[str]
 
     @classmethod
-    def of(cls, texts: list[str]) -> "Documents":
+    def from_texts(cls, texts: list[str]) -> "Documents":
         """Build documents of unknown source and language."""
         sizes = np.array([len(text.encode("utf-8")) for text in texts], np.int64)
         unknown = [""] * len(texts)
@@ -89,7 +89,7 @@ class SingleFileRouter:
         return np.zeros(len(tokens.lengths), np.int64)
 
 
-def dtype_for(vocab_size: int) -> np.dtype:
+def smallest_id_dtype(vocab_size: int) -> np.dtype:
     """Return the smallest unsigned integer type that holds every id of a vocabulary: uint16 up to 65,536 tokens, then
     uint32."""
     is_small = vocab_size <= 1 << 16
@@ -120,7 +120,7 @@ def read_documents(path: Path) -> Iterator[Documents]:
                 )
 
 
-def tokenized(
+def tokenize_documents(
     documents: Iterable[Documents], tokenizer: "Tokenizer", eos_token_id: int, dtype: np.dtype
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield batches of documents, each with its tokens.

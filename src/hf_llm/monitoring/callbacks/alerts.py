@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hf_llm.core.console import print_main
-from hf_llm.core.jsonl import alerts_file, append_row, keep_until
+from hf_llm.core.jsonl import alerts_file, append_row, truncate_after_step
 
 WINDOW_ENTRIES = 48  # of the log that are remembered
 NEIGHBOURS = 5  # entries that a new one is compared with
@@ -199,7 +199,7 @@ class AlertCallback(TrainerCallback):
             self.rules.check_entry(entry)
         self.rules.start_session()
         if state.is_world_process_zero:
-            keep_until(alerts_file(args.output_dir), state.global_step)
+            truncate_after_step(alerts_file(args.output_dir), state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.trainer.is_in_train:

@@ -51,7 +51,7 @@ class CostCallback(TrainerCallback):
         values["device_hours"] = round(hours, 5)
         if self.price_per_hour is not None:
             values["cost"] = round(hours * self.price_per_hour, 4)
-        joules = sum_over_processes(self._energy.joules(), args.device)
+        joules = sum_over_processes(self._energy.read_joules(), args.device)
         kwh = self._earlier_kwh + joules / JOULES_PER_KWH
         if kwh:
             values["energy_kwh"] = round(kwh, 6)

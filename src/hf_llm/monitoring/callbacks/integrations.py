@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from hf_llm.core.console import print_main
 
 
-def reporters(requested: str | list[str] | None) -> list[str]:
+def choose_reporters(requested: str | list[str] | None) -> list[str]:
     """Choose the `report_to` of TrainingArguments from what a recipe requests; TensorBoard where that is nothing.
 
     Where wandb is requested and no login is known, it runs offline (`WANDB_MODE`), and a line says so.

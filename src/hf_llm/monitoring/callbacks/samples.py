@@ -12,12 +12,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hf_llm.core.console import print_main
-from hf_llm.core.jsonl import append_row, keep_until, samples_file
+from hf_llm.core.jsonl import append_row, samples_file, truncate_after_step
 from hf_llm.inference.infill import write
 
 
 @dataclass
-class Samples:
+class SamplesSection:
     """Which prompts to complete during training, and how often."""
 
     prompts: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class SampleCallback(TrainerCallback):
     parallelism, where no process holds the weights.
     """
 
-    def __init__(self, trainer: Trainer, samples: Samples):
+    def __init__(self, trainer: Trainer, samples: SamplesSection):
         self.trainer = trainer
         self.samples = samples
         self._evaluations = 0
@@ -51,7 +51,7 @@ class SampleCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._evaluations = 0
         if state.is_world_process_zero:
-            keep_until(samples_file(args.output_dir), state.global_step)
+            truncate_after_step(samples_file(args.output_dir), state.global_step)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if self._is_disabled or not self.trainer.is_in_train:

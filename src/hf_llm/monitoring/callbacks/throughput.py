@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_llm.core.console import print_main
 from hf_llm.hardware.memory_counters import memory_in_use
-from hf_llm.hardware.peak_flops import peak_of
+from hf_llm.hardware.peak_flops import find_peak_flops
 from hf_llm.parallel.layout import launched_layout
 
 MAX_EXPONENT = math.log(sys.float_info.max)  # of the largest perplexity that a float can hold
@@ -95,7 +95,7 @@ class ThroughputCallback(TrainerCallback):
 
         self._peak = None
         if self.flops_per_token:
-            peak = peak_of(args.device, _compute_dtype(args, model))
+            peak = find_peak_flops(args.device, _compute_dtype(args, model))
             print_main(f"MFU is measured against {peak} ({args.device})")
             key = "mfu_of_measured_peak" if peak.measured else "mfu"
             self._peak = (sum_over_processes(peak.flops, args.device), key)

@@ -15,16 +15,16 @@ from transformers.trainer_utils import SaveStrategy
 from hf_llm.core.console import is_main_process
 from hf_llm.core.distributed import run_on_main
 from hf_llm.core.errors import UserError
-from hf_llm.core.manifest import FILE, read_manifest
+from hf_llm.core.manifest import MANIFEST_FILE, read_manifest
 from hf_llm.parallel.layout import keep_own_class, launched_layout
 from hf_llm.training.fault_tolerance.checkpoints import (
-    checkpoint_bytes,
+    checkpoint_step,
     complete_checkpoints,
     delete_checkpoint,
     delete_old_checkpoints,
+    estimate_checkpoint_bytes,
     recorded_bytes,
-    seal,
-    step_of,
+    write_checkpoint_manifest,
 )
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps
 
@@ -100,7 +100,7 @@ class SaveGuard(TrainerCallback):
                 "loss since last log": {"after step": self.trainer._globalstep_last_logged, "per process": losses},
                 "recent steps": self.recent.state_dict(),
             }
-            seal(folder / f"checkpoint-{state.global_step}", **entries)
+            write_checkpoint_manifest(folder / f"checkpoint-{state.global_step}", **entries)
 
             best = None
             if state.best_model_checkpoint:
@@ -124,7 +124,7 @@ class SaveGuard(TrainerCallback):
         for parameter_state in self.trainer.optimizer.state.values():
             tensors += [value for value in parameter_state.values() if torch.is_tensor(value)]
 
-        plain_tensors = [part.detach() for tensor in tensors for part in parts_of(tensor)]
+        plain_tensors = [part.detach() for tensor in tensors for part in plain_parts(tensor)]
         plain_tensors = [tensor for tensor in plain_tensors if tensor.is_floating_point() and tensor.numel()]
         norm = torch.nn.utils.get_total_norm(plain_tensors, norm_type=1)  # unlike the 2-norm, it does not overflow
         is_bad = (~torch.isfinite(norm)).int().to(self.trainer.args.device)
@@ -132,7 +132,7 @@ class SaveGuard(TrainerCallback):
 
     def _check_disk_space(self) -> None:
         """Raise UserError where the disk has less room than the checkpoint will take."""
-        (self.saving_to / FILE).unlink(missing_ok=True)
+        (self.saving_to / MANIFEST_FILE).unlink(missing_ok=True)
 
         complete = complete_checkpoints(self.saving_to.parent)
         if complete:
@@ -176,10 +176,10 @@ class SaveGuard(TrainerCallback):
         usable = [path for path in checkpoints if path != self.saving_to]
         if not usable:
             return "there is no checkpoint yet."
-        return f"the same command resumes from step {step_of(usable[-1])}."
+        return f"the same command resumes from step {checkpoint_step(usable[-1])}."
 
 
-def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Return the plain tensors that a tensor is made of.
 
     A quantised optimizer state is made of codes and scales, a DTensor of a shard.
@@ -188,7 +188,7 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
     parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is among them
-    return [plain for part in parts if isinstance(part, torch.Tensor) for plain in parts_of(part)]
+    return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_parts(part)]
 
 
 def estimate_first_checkpoint_bytes(trainer: Trainer) -> int:
@@ -213,7 +213,7 @@ def estimate_first_checkpoint_bytes(trainer: Trainer) -> int:
         engine = "deepspeed"
     elif trainer.is_fsdp_enabled:
         engine = "fsdp"
-    return launched_layout().pipeline * checkpoint_bytes(weight_bytes, trained, 8 * trained, engine)
+    return launched_layout().pipeline * estimate_checkpoint_bytes(weight_bytes, trained, 8 * trained, engine)
 
 
 def _is_write_error(error: BaseException) -> bool:

@@ -14,7 +14,15 @@ from typing import Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.core.manifest import FILE, digest_of, file_digest, file_digests, read_manifest, versions, write_json
+from hf_llm.core.manifest import (
+    MANIFEST_FILE,
+    digest_of,
+    file_digest,
+    file_digests,
+    package_versions,
+    read_manifest,
+    write_json,
+)
 
 # What follows the name of a quarantined checkpoint.
 INCOMPLETE = "incomplete"
@@ -27,20 +35,20 @@ MIN_CHECKPOINTS_KEPT = 2
 def all_checkpoints(folder: Path) -> list[Path]:
     """Return every `checkpoint-N` in `folder`, complete or not, by step."""
     paths = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(paths, key=step_of)
+    return sorted(paths, key=checkpoint_step)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Return every `checkpoint-N` in `folder` that has a manifest, by step. It may have been damaged since."""
-    return [path for path in all_checkpoints(folder) if (path / FILE).exists()]
+    return [path for path in all_checkpoints(folder) if (path / MANIFEST_FILE).exists()]
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """Return the optimizer step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") -> int:
+def estimate_checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") -> int:
     """Estimate the bytes of one checkpoint from what it holds of all processes.
 
     `weights` are the bytes of the weights (of adapters only theirs), `states` those of the optimizer's states, and
@@ -55,15 +63,20 @@ def checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") 
     return total
 
 
-def seal(checkpoint: Path, **entries: Any) -> None:
+def write_checkpoint_manifest(checkpoint: Path, **entries: Any) -> None:
     """Flush every file of `checkpoint` to the disk, then write its manifest: `entries` and the files' digests."""
     for path in checkpoint.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
 
-    manifest = {"step": step_of(checkpoint), **entries, "versions": versions(), "files": file_digests(checkpoint)}
-    write_json(checkpoint / FILE, {**manifest, "digest": digest_of(manifest)})
+    manifest = {
+        "step": checkpoint_step(checkpoint),
+        **entries,
+        "versions": package_versions(),
+        "files": file_digests(checkpoint),
+    }
+    write_json(checkpoint / MANIFEST_FILE, {**manifest, "digest": digest_of(manifest)})
 
 
 def recorded_bytes(checkpoint: Path) -> int:
@@ -71,7 +84,7 @@ def recorded_bytes(checkpoint: Path) -> int:
     return sum(size for size, _ in read_manifest(checkpoint)["files"].values())
 
 
-def fault(checkpoint: Path) -> tuple[str, str] | None:
+def verify_checkpoint(checkpoint: Path) -> tuple[str, str] | None:
     """Read every byte of a checkpoint and compare it with its manifest.
 
     Returns None for a valid checkpoint, else `INCOMPLETE` or `CORRUPT` and the reason.
@@ -79,11 +92,11 @@ def fault(checkpoint: Path) -> tuple[str, str] | None:
     try:
         manifest = read_manifest(checkpoint)
     except ValueError:  # not JSON, or not UTF-8
-        return CORRUPT, f"cannot parse {FILE} as JSON"
+        return CORRUPT, f"cannot parse {MANIFEST_FILE} as JSON"
     if manifest is None:
-        return INCOMPLETE, f"it was cut off while being written (it has no {FILE})"
+        return INCOMPLETE, f"it was cut off while being written (it has no {MANIFEST_FILE})"
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
-        return CORRUPT, f"{FILE} has been changed since it was written"
+        return CORRUPT, f"{MANIFEST_FILE} has been changed since it was written"
 
     for name, (recorded_size, recorded_digest) in manifest["files"].items():
         path = checkpoint / name
@@ -105,7 +118,7 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
     """
     bad_checkpoints = []  # newest first: checkpoint, kind, reason
     for checkpoint in reversed(all_checkpoints(folder)):
-        verification_error = fault(checkpoint)
+        verification_error = verify_checkpoint(checkpoint)
         if verification_error is None:
             for bad_checkpoint, kind, reason in bad_checkpoints:
                 quarantine(bad_checkpoint, kind, reason)
@@ -151,9 +164,9 @@ def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) ->
         kept.append(best)
     kept_paths = {path.resolve() for path in kept}
 
-    newest_step = step_of(complete[-1])
+    newest_step = checkpoint_step(complete[-1])
     for checkpoint in all_checkpoints(folder):
-        if checkpoint.resolve() not in kept_paths and step_of(checkpoint) < newest_step:
+        if checkpoint.resolve() not in kept_paths and checkpoint_step(checkpoint) < newest_step:
             delete_checkpoint(checkpoint)
     for quarantined in Path(folder).glob(f"checkpoint-*.{INCOMPLETE}"):
         delete_checkpoint(quarantined)
@@ -165,7 +178,7 @@ def delete_checkpoint(checkpoint: Path) -> None:
     The manifest goes first: a kill halfway leaves a folder that is known to be incomplete.
     """
     try:
-        (checkpoint / FILE).unlink(missing_ok=True)
+        (checkpoint / MANIFEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     except OSError as error:
         print_main(f"{checkpoint} could not be deleted: {error}")

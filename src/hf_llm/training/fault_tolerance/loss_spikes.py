@@ -10,7 +10,7 @@ MIN_DEVIATION_SHARE = 0.01  # of the mean: a loss that hardly moves would make a
 
 
 @dataclass
-class Spikes:
+class SpikeSection:
     """Which updates to skip: those whose loss or gradient norm lies far above the mean of the steps before.
 
     Limit and window are those of OLMo-core's SkipStepOptimizer.
@@ -33,7 +33,7 @@ class RecentSteps:
     loss has a new level for good (other data), a few steps are skipped and then no more.
     """
 
-    def __init__(self, spikes: Spikes):
+    def __init__(self, spikes: SpikeSection):
         self.spikes = spikes
         self.forget_steps()
 

@@ -25,15 +25,15 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     UNDONE,
     all_checkpoints,
     check_fingerprint,
+    checkpoint_step,
     complete_checkpoints,
     convert_to_json,
-    fault,
     latest_valid_checkpoint,
     quarantine,
-    step_of,
+    verify_checkpoint,
 )
 from hf_llm.training.fault_tolerance.determinism import warn_of_random_data
-from hf_llm.training.fault_tolerance.loss_spikes import Spikes
+from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.preemption import SignalListener
 from hf_llm.training.fault_tolerance.step_guard import StepGuard
 
@@ -46,7 +46,7 @@ def train_with_guards(
     *,
     fingerprint: dict[str, Any],
     keep: int = MIN_CHECKPOINTS_KEPT,
-    spikes: Spikes | None = None,
+    spikes: SpikeSection | None = None,
 ) -> TrainOutput:
     """Resume from the newest valid checkpoint of `trainer.args.output_dir`, or start, and train to the end.
 
@@ -78,11 +78,11 @@ def train_with_guards(
         first_step = 0
         print_main(f"starting; checkpoints go to {folder}")
     else:
-        first_step = step_of(checkpoint)
+        first_step = checkpoint_step(checkpoint)
         print_main(f"resuming at step {first_step} from {checkpoint}")
 
     with SignalListener("saving at the end of this step; a second signal stops at once", die_at_second=True) as signals:
-        step_guard = StepGuard(trainer, signals, spikes or Spikes(sigma=None))
+        step_guard = StepGuard(trainer, signals, spikes or SpikeSection(sigma=None))
         save_guard = SaveGuard(trainer, identity, keep, step_guard.recent)
         write_status(folder, RUNNING, first_step)
 
@@ -172,7 +172,7 @@ def select_checkpoint(folder: Path, identity: dict[str, Any], requested: str | N
 def has_rolled_back(folder: Path, requested: str) -> bool:
     """Whether the newest valid checkpoint was made since the training was rolled back to `requested`; prints so."""
     for checkpoint in reversed(complete_checkpoints(folder)):
-        if fault(checkpoint) is not None:
+        if verify_checkpoint(checkpoint) is not None:
             continue
         is_newer = read_manifest(checkpoint)[ROLLED_BACK_TO] == requested
         if is_newer:
@@ -194,14 +194,14 @@ def roll_back(folder: Path, requested: Path) -> Path:
             f"resume_from_checkpoint: {requested} is not a checkpoint of {folder}; leave it out to resume from the "
             "newest"
         )
-    verification_error = fault(requested)
+    verification_error = verify_checkpoint(requested)
     if verification_error:
         _, reason = verification_error
         raise UserError(f"resume_from_checkpoint: {requested} cannot be resumed from: {reason}")
 
-    step = step_of(requested)
+    step = checkpoint_step(requested)
     for checkpoint in all_checkpoints(folder):
-        if step_of(checkpoint) > step:
+        if checkpoint_step(checkpoint) > step:
             quarantine(checkpoint, UNDONE, f"resume_from_checkpoint rolls back to step {step}")
     return requested
 

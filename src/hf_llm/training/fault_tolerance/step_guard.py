@@ -15,7 +15,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.pipeline.status import Heartbeat
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
-from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, Spikes
+from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, SpikeSection
 from hf_llm.training.fault_tolerance.preemption import SignalListener, let_workers_exit_quietly
 
 MAX_BAD_UPDATES_IN_A_ROW = 5
@@ -35,12 +35,12 @@ class StepGuard(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, signals: SignalListener, spikes: Spikes, patience: int = MAX_BAD_UPDATES_IN_A_ROW
+        self, trainer: Trainer, signals: SignalListener, spikes: SpikeSection, patience: int = MAX_BAD_UPDATES_IN_A_ROW
     ):
         self.trainer = trainer
         self.signals = signals
         self.patience = patience
-        self.recent = RecentSteps(Spikes(sigma=None) if trainer.is_deepspeed_enabled else spikes)
+        self.recent = RecentSteps(SpikeSection(sigma=None) if trainer.is_deepspeed_enabled else spikes)
         self.stop_signal = 0  # the one that all processes agreed on
         self.skipped = 0  # updates, over all of the training
         self.bad_in_a_row = 0  # updates that are not finite
@@ -90,7 +90,7 @@ class StepGuard(TrainerCallback):
         self._begin_update()
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self._heartbeat.beat(state.global_step)
+        self._heartbeat.write_if_due(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -143,7 +143,7 @@ class StepGuard(TrainerCallback):
             control.should_log = True
             self._log_is_due = False
 
-        self._heartbeat.beat(state.global_step)
+        self._heartbeat.write_if_due(state.global_step)
         if self.stop_signal:
             control.should_save = True
             control.should_training_stop = True

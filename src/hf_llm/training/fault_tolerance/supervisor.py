@@ -21,15 +21,15 @@ import psutil
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import write_json
-from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, now, read_status
-from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, step_of
+from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, read_status, utc_timestamp
+from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints
 from hf_llm.training.fault_tolerance.preemption import SignalListener
 
 # How a launch, or its supervisor, can end beside what run_status.json knows.
 REFUSED = "refused"
 GAVE_UP = "gave up"
 
-RECORD = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
+RECORD_FILE = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
 MAX_RELAUNCHES = 3  # without a new checkpoint
 HANG_SECONDS = 1800.0  # without a step, after which a run counts as hanging
 POLL_SECONDS = 0.2
@@ -124,7 +124,7 @@ class Supervisor:
 
         Raises UserError where another supervisor is still at work.
         """
-        path = self.folder / RECORD
+        path = self.folder / RECORD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"attempts": []}
         if path.exists():
@@ -152,7 +152,7 @@ class Supervisor:
     def _run_attempt(self, signals: SignalListener) -> Attempt:
         """Launch the training once, wait for its end, and end all of its processes."""
         self.user_error.unlink(missing_ok=True)
-        attempt = Attempt(began=now(), from_step=newest_checkpoint_step(self.folder))
+        attempt = Attempt(began=utc_timestamp(), from_step=newest_checkpoint_step(self.folder))
         self.attempts.append(asdict(attempt))
         self._write_record(RUNNING)
 
@@ -169,7 +169,7 @@ class Supervisor:
         status = {}
         if status_time_ns(self.folder) != status_time_before:
             status = read_status(self.folder)
-        attempt.ended = now()
+        attempt.ended = utc_timestamp()
         attempt.exit_code = exit_code(child)
         attempt.step = status.get("step", 0)
         attempt.checkpoint = newest_checkpoint_step(self.folder)
@@ -263,14 +263,19 @@ class Supervisor:
         return 0
 
     def _write_record(self, status: str) -> None:
-        record = {"status": status, "time": now(), "supervisor": process_identity(), "attempts": self.attempts}
-        write_json(self.folder / RECORD, record)
+        record = {
+            "status": status,
+            "time": utc_timestamp(),
+            "supervisor": process_identity(),
+            "attempts": self.attempts,
+        }
+        write_json(self.folder / RECORD_FILE, record)
 
 
 def newest_checkpoint_step(folder: Path) -> int:
     """Return the step of the newest complete checkpoint in `folder`, 0 where there is none."""
     complete = complete_checkpoints(folder)
-    return step_of(complete[-1]) if complete else 0
+    return checkpoint_step(complete[-1]) if complete else 0
 
 
 def status_time_ns(folder: Path) -> int:

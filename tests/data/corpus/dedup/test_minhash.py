@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hf_llm.data.corpus.dedup import minhash
-from hf_llm.data.corpus.dedup.minhash import NearDuplicates, representatives, signatures
-from hf_llm.data.corpus.dedup.shingles import shingles
+from hf_llm.data.corpus.dedup.minhash import NearDuplicates, compute_signatures, find_representatives
+from hf_llm.data.corpus.dedup.shingles import hash_shingles
 
 DATA = os.environ.get("HF_LLM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
@@ -45,7 +45,7 @@ def find_groups(folder, parts, order, settings=SETTINGS):
     for number, part in enumerate(parts):
         files.append(folder / f"{number}.npy")
         np.save(files[-1], part)
-    return representatives(files, np.asarray(order), settings)
+    return find_representatives(files, np.asarray(order), settings)
 
 
 def share_of_equal_hashes(left, right):
@@ -55,16 +55,16 @@ def share_of_equal_hashes(left, right):
 def test_a_signature_does_not_depend_on_the_texts_beside_it(monkeypatch):
     rng = random.Random(0)
     texts = [random_text(rng, rng.randrange(0, 400)) for _ in range(100)]
-    together = signatures(texts, SETTINGS)
+    together = compute_signatures(texts, SETTINGS)
     assert together.shape == (100, 112) and together.dtype == np.uint32
-    assert np.array_equal(together, np.concatenate([signatures([text], SETTINGS) for text in texts]))
+    assert np.array_equal(together, np.concatenate([compute_signatures([text], SETTINGS) for text in texts]))
     monkeypatch.setattr(minhash, "BATCH_CHARS", 1000)
-    assert np.array_equal(together, signatures(texts, SETTINGS))
-    assert signatures([], SETTINGS).shape == (0, 112)
+    assert np.array_equal(together, compute_signatures(texts, SETTINGS))
+    assert compute_signatures([], SETTINGS).shape == (0, 112)
 
 
 def test_signatures_stay_what_they_were():
-    values = signatures(["The quick brown fox jumps over the lazy dog.", "東京は日本の首都です"], SETTINGS)
+    values = compute_signatures(["The quick brown fox jumps over the lazy dog.", "東京は日本の首都です"], SETTINGS)
     assert values[:, [0, 50, 111]].tolist() == [[521845261, 270012730, 771738757], [268342989, 413430735, 1435591]]
 
 
@@ -77,7 +77,7 @@ def test_shares_of_equal_hashes_estimate_jaccard():
         for _ in range(300):
             words = [f"w{number}" for number in rng.integers(0, 1 << 62, 300)]
             own = round(300 * (1 - similarity) / 2)
-            pair = signatures([" ".join(words[own:]), " ".join(words[: len(words) - own])], settings)
+            pair = compute_signatures([" ".join(words[own:]), " ".join(words[: len(words) - own])], settings)
             errors.append(share_of_equal_hashes(*pair) - (300 - 2 * own) / 300)
         spread = (similarity * (1 - similarity) / 128) ** 0.5
         assert abs(np.mean(errors)) < 3 * spread / 300**0.5
@@ -85,7 +85,7 @@ def test_shares_of_equal_hashes_estimate_jaccard():
 
 
 def test_case_punctuation_and_white_space_make_no_difference():
-    pair = signatures(["One, two: “three”\nfour – five (six)!", "one two three four five SIX"], SETTINGS)
+    pair = compute_signatures(["One, two: “three”\nfour – five (six)!", "one two three four five SIX"], SETTINGS)
     assert share_of_equal_hashes(*pair) == 1
 
 
@@ -93,7 +93,7 @@ def test_chinese_texts_are_compared_by_characters():
     rng = random.Random(0)
     text = "".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(400))
     near, other = text[:200] + "新" + text[201:], "".join(rng.sample(text, 400))
-    left, right, far = signatures([text, near, other], SETTINGS)
+    left, right, far = compute_signatures([text, near, other], SETTINGS)
     assert share_of_equal_hashes(left, right) > 0.9 and share_of_equal_hashes(left, far) < 0.1
 
 
@@ -102,7 +102,7 @@ def test_the_first_in_order_stands_for_its_group(tmp_path):
     texts = [random_text(rng) for _ in range(3)]
     texts += [replace_words(texts[0], 0.9, rng), texts[1], replace_words(texts[0], 0.9, rng), "", "", "---"]
     order = np.array([2**63 + 5, 1, 2**64 - 1, 2**63 + 4, 0, 2**63 + 6, 7, 6, 8], np.uint64)
-    kept = find_groups(tmp_path, [signatures(texts, SETTINGS)], order)
+    kept = find_groups(tmp_path, [compute_signatures(texts, SETTINGS)], order)
     assert kept.dtype == np.int64
     assert kept.tolist() == [3, 4, 2, 3, 4, 3, 7, 7, 8]
 
@@ -112,7 +112,7 @@ def test_groups_do_not_depend_on_how_documents_lie_in_files(tmp_path):
     texts = [random_text(rng, 100) for _ in range(60)]
     texts += [replace_words(rng.choice(texts), similarity, rng) for similarity in np.linspace(0.5, 1, 140)]
     order = np.array([rng.getrandbits(64) for _ in texts], np.uint64)
-    table = signatures(texts, SETTINGS)
+    table = compute_signatures(texts, SETTINGS)
     whole = order[find_groups(tmp_path, [table], order)]
     assert 60 < len(set(whole.tolist())) < 150
     for _ in range(3):
@@ -126,7 +126,7 @@ def test_a_chain_of_near_duplicates_is_one_group(tmp_path):
     texts = [random_text(rng)]
     for _ in range(30):
         texts.append(replace_words(texts[-1], 0.93, rng))
-    table = signatures(texts, SETTINGS)
+    table = compute_signatures(texts, SETTINGS)
     assert share_of_equal_hashes(table[0], table[-1]) < 0.5
     assert set(find_groups(tmp_path, [table], np.arange(31)).tolist()) == {0}
 
@@ -152,7 +152,7 @@ def test_memory_is_bounded_by_the_number_of_documents(tmp_path):
         files.append(tmp_path / f"{number}.npy")
         np.save(files[-1], table)
     tracemalloc.start()
-    kept = representatives(files, rng.permutation(count), settings)
+    kept = find_representatives(files, rng.permutation(count), settings)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(np.unique(kept)) == count // 4
@@ -182,7 +182,7 @@ def test_recall_and_precision_on_real_documents_with_planted_near_duplicates(tmp
             holders.setdefault(gram, []).append(number)
     near = {pair for numbers in holders.values() if len(numbers) < 50 for pair in combinations(numbers, 2)}
     exact = {pair: jaccard(sets[pair[0]], sets[pair[1]]) for pair in near}
-    table = signatures(texts, SETTINGS)
+    table = compute_signatures(texts, SETTINGS)
     bands = table.reshape(len(texts), SETTINGS.bands, SETTINGS.rows)
     pairs = {
         pair
@@ -222,4 +222,4 @@ def test_settings_are_checked(wrong):
 
 def test_the_default_bands_find_what_the_help_says():
     assert 0.95 < 1 - (1 - 0.8**SETTINGS.rows) ** SETTINGS.bands < 0.98
-    assert shingles(["one two"], SETTINGS.words)[0].shape == (1,)
+    assert hash_shingles(["one two"], SETTINGS.words)[0].shape == (1,)

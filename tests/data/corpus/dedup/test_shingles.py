@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_llm.data.corpus.dedup import shingles as module
-from hf_llm.data.corpus.dedup.shingles import shingles, windows, word_hashes, word_spans
+from hf_llm.data.corpus.dedup.shingles import find_word_spans, hash_shingles, hash_windows, hash_words
 
 ALPHABET = "abcABCéÉßжЖ0٣ \n\t.,-'’“”。、—…$+𝒳😀中文字かナกขกြ́\u200d\u00a0\u3000"
 
@@ -46,7 +46,7 @@ def same_classes(hashes, words):
 
 def test_two_words_have_one_hash_where_they_are_the_same_but_for_case_and_punctuation():
     texts = random_texts(0)
-    words = word_hashes(texts)
+    words = hash_words(texts)
     expected = [folded_words(text) for text in texts]
     assert np.diff(words.bounds).tolist() == list(map(len, expected))
     assert same_classes(words.hashes.tolist(), [word for each in expected for word in each])
@@ -54,35 +54,35 @@ def test_two_words_have_one_hash_where_they_are_the_same_but_for_case_and_punctu
 
 def test_exact_words_are_those_between_white_space():
     texts = [re.sub("[中文字かナกขြก]", "x", text) for text in random_texts(1)]
-    words = word_hashes(texts, folded=False)
+    words = hash_words(texts, folded=False)
     expected = [text.split() for text in texts]
     assert np.diff(words.bounds).tolist() == list(map(len, expected))
     assert same_classes(words.hashes.tolist(), [word for each in expected for word in each])
     for text, each in zip(texts, expected, strict=True):
-        assert [text[start:end] for start, end in zip(*word_spans(text, folded=False), strict=True)] == each
+        assert [text[start:end] for start, end in zip(*find_word_spans(text, folded=False), strict=True)] == each
 
 
 def test_spans_hold_the_words():
     for text in random_texts(2):
-        spans = [text[start:end] for start, end in zip(*word_spans(text), strict=True)]
+        spans = [text[start:end] for start, end in zip(*find_word_spans(text), strict=True)]
         assert [folded_words(word) for word in spans] == [[word] for word in folded_words(text)]
 
 
 def test_unicode_is_read_like_ascii():
     plain, fancy = "it's a \"TEST\" - of word-breaks, isn't it?", "It’s a “test” — of WORD‐breaks… isn’t it？"
-    assert word_hashes([plain]).hashes.tolist() == word_hashes([fancy]).hashes.tolist()
-    assert word_hashes(["ÉTUDE ΛΌΓΟΣ ПРАВДА"]).hashes.tolist() == word_hashes(["étude λόγος правда"]).hashes.tolist()
+    assert hash_words([plain]).hashes.tolist() == hash_words([fancy]).hashes.tolist()
+    assert hash_words(["ÉTUDE ΛΌΓΟΣ ПРАВДА"]).hashes.tolist() == hash_words(["étude λόγος правда"]).hashes.tolist()
 
 
 def test_a_text_of_many_blocks_is_read_as_one(monkeypatch):
     text = " ".join(random_texts(3, 100))
-    whole, spans = word_hashes([text, "last"]), word_spans(text)
+    whole, spans = hash_words([text, "last"]), find_word_spans(text)
     monkeypatch.setattr(module, "BLOCK_CHARS", 100)
     module._base_powers.cache_clear()
-    pieces = word_hashes([text, "last"])
+    pieces = hash_words([text, "last"])
     assert np.array_equal(whole.hashes, pieces.hashes) and np.array_equal(whole.bounds, pieces.bounds)
-    assert np.array_equal(spans, word_spans(text))
-    assert len(word_hashes(["x" * 250]).hashes) == 3  # a word longer than a block is cut
+    assert np.array_equal(spans, find_word_spans(text))
+    assert len(hash_words(["x" * 250]).hashes) == 3  # a word longer than a block is cut
     module._base_powers.cache_clear()
 
 
@@ -90,8 +90,8 @@ def test_a_text_of_many_blocks_is_read_as_one(monkeypatch):
 def test_windows_are_all_runs_of_words_inside_a_text(length):
     rng = random.Random(length)
     texts = [" ".join(rng.choices("ab", k=rng.randrange(0, 3 * length))) for _ in range(100)]
-    words = word_hashes(texts)
-    hashes, places = windows(words, length)
+    words = hash_words(texts)
+    hashes, places = hash_windows(words, length)
     expected, starts = [], []
     for first, text in zip(words.bounds, texts, strict=False):
         runs = range(len(text.split()) - length + 1)
@@ -103,17 +103,17 @@ def test_windows_are_all_runs_of_words_inside_a_text(length):
 
 def test_a_window_says_in_which_order_its_words_stand():
     texts = ["a b c d e", "b a c d e", "a c b d e", "e d c b a", "a a b b c", "a b a b c", "b b a a c"]
-    assert len(set(windows(word_hashes(texts), 5)[0].tolist())) == len(texts)
+    assert len(set(hash_windows(hash_words(texts), 5)[0].tolist())) == len(texts)
 
 
 def test_every_text_has_a_shingle():
     texts = ["a b c d e f", "a b c", "", "A, b: c!", "----", "----", "=== ===", "x", "e f g h i"]
-    hashes, starts = shingles(texts, 5)
+    hashes, starts = hash_shingles(texts, 5)
     assert starts.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9] and len(hashes) == 10
     each = hashes[starts].tolist()
     assert each[1] == each[3] and each[4] == each[5]
     assert len(set(hashes.tolist())) == 8
-    assert shingles([], 5)[0].tolist() == []
+    assert hash_shingles([], 5)[0].tolist() == []
 
 
 def test_hashes_are_the_same_in_every_process():
@@ -126,4 +126,4 @@ def test_hashes_are_the_same_in_every_process():
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
             check=True,
         ).stdout
-        assert output.split("[")[1] == str(shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"
+        assert output.split("[")[1] == str(hash_shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from hf_llm.data.corpus.dedup import substring
-from hf_llm.data.corpus.dedup.shingles import word_spans
-from hf_llm.data.corpus.dedup.substring import Cutter, RepeatedPassages, find_repeated, merge_repeated, write_windows
+from hf_llm.data.corpus.dedup.shingles import find_word_spans
+from hf_llm.data.corpus.dedup.substring import (
+    PassageCutter,
+    RepeatedPassages,
+    find_repeated_windows,
+    merge_repeated_windows,
+    write_windows,
+)
 
 DATA = os.environ.get("HF_LLM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
@@ -21,9 +27,9 @@ def build_cutter(folder, documents, words, shards=1, partitions=3):
     tables = []
     for number in range(partitions):
         tables.append(folder / f"{number}.npy")
-        find_repeated(sorted(folder.glob(f"*.{number:05d}.windows")), tables[-1])
-    merge_repeated(tables, folder / "repeated.npy")
-    return Cutter(folder / "repeated.npy", settings)
+        find_repeated_windows(sorted(folder.glob(f"*.{number:05d}.windows")), tables[-1])
+    merge_repeated_windows(tables, folder / "repeated.npy")
+    return PassageCutter(folder / "repeated.npy", settings)
 
 
 def brute_force(documents, words):
@@ -58,8 +64,8 @@ def test_the_words_cut_are_those_brute_force_finds(tmp_path, words, shards):
     expected = brute_force(documents, words)
     assert any(map(any, expected.values()))
     for order, text in documents:
-        assert passage_cutter.repeated_words(order, text).tolist() == expected[order]
-        remaining, passages = passage_cutter.cut(order, text)
+        assert passage_cutter.mark_repeated_words(order, text).tolist() == expected[order]
+        remaining, passages = passage_cutter.cut_passages(order, text)
         kept = [word for word, cut in zip(text.split(), expected[order], strict=True) if not cut]
         assert remaining.split() == kept
         assert sum(len(passage.split()) for passage in passages) == sum(expected[order])
@@ -74,30 +80,33 @@ def test_a_shared_passage_stays_in_the_document_that_takes_precedence(tmp_path):
         (7, f"Only part: {shared.removesuffix(' word49')} stands here."),
     ]
     passage_cutter = build_cutter(tmp_path, documents, 50, shards=2)
-    assert passage_cutter.cut(*documents[0]) == ("Before it.\n\nAfter it, more.", [shared])
-    assert passage_cutter.cut(*documents[1]) == (documents[1][1], [])
-    assert passage_cutter.cut(*documents[2]) == ("", [shared])
-    assert passage_cutter.cut(*documents[3]) == (documents[3][1], [])
+    assert passage_cutter.cut_passages(*documents[0]) == ("Before it.\n\nAfter it, more.", [shared])
+    assert passage_cutter.cut_passages(*documents[1]) == (documents[1][1], [])
+    assert passage_cutter.cut_passages(*documents[2]) == ("", [shared])
+    assert passage_cutter.cut_passages(*documents[3]) == (documents[3][1], [])
 
 
 def test_a_passage_said_twice_in_one_document_is_said_once(tmp_path):
     passage = " ".join(f"word{i}" for i in range(60))
     text = f"{passage}\nand again:\n{passage}\nthe end"
-    assert build_cutter(tmp_path, [(1, text)], 50).cut(1, text) == (f"{passage}\nand again:\nthe end", [passage])
+    assert build_cutter(tmp_path, [(1, text)], 50).cut_passages(1, text) == (
+        f"{passage}\nand again:\nthe end",
+        [passage],
+    )
 
 
 def test_characters_are_words_where_no_spaces_are_written(tmp_path):
     shared = "".join(chr(0x4E00 + i) for i in range(50))
     documents = [(1, f"甲乙{shared}丙丁"), (2, f"戊己{shared}庚辛"), (3, f"子{shared[:-1]}丑")]
     passage_cutter = build_cutter(tmp_path, documents, 50)
-    assert passage_cutter.cut(*documents[0])[1] == [] and passage_cutter.cut(*documents[2])[1] == []
-    assert passage_cutter.cut(*documents[1]) == ("戊己庚辛", [shared])
+    assert passage_cutter.cut_passages(*documents[0])[1] == [] and passage_cutter.cut_passages(*documents[2])[1] == []
+    assert passage_cutter.cut_passages(*documents[1]) == ("戊己庚辛", [shared])
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "a few words"])
 def test_documents_too_short_to_repeat_are_left_alone(tmp_path, text):
     passage_cutter = build_cutter(tmp_path, [(1, text), (2, text)], 50)
-    assert passage_cutter.cut(2, text) == (text, [])
+    assert passage_cutter.cut_passages(2, text) == (text, [])
 
 
 def test_the_table_is_the_same_for_any_number_of_shards_buffers_and_partitions(tmp_path, monkeypatch):
@@ -119,9 +128,9 @@ def test_windows_with_one_hash_and_different_checks_are_told_apart(tmp_path):
         substring.WINDOW,
     )
     windows.tofile(tmp_path / "a.windows")
-    find_repeated([tmp_path / "a.windows"], tmp_path / "a.npy")
+    find_repeated_windows([tmp_path / "a.windows"], tmp_path / "a.npy")
     assert np.load(tmp_path / "a.npy").T.tolist() == [[7, 100, 1, 0], [7, 300, 1, 9]]
-    columns = Cutter(tmp_path / "a.npy", RepeatedPassages())._find_columns(
+    columns = PassageCutter(tmp_path / "a.npy", RepeatedPassages())._find_columns(
         np.array([7, 7, 7], np.uint64), np.array([300, 100, 200], np.uint64)
     )
     assert columns.tolist() == [1, 0, -1]
@@ -146,7 +155,7 @@ def test_real_text_is_cut_as_a_suffix_array_says(tmp_path):
     documents = sorted(real_documents())
     words, numbers = [], {}
     for i, (_, text) in enumerate(documents):
-        words_of_text = [text[start:end] for start, end in zip(*word_spans(text, folded=False), strict=True)]
+        words_of_text = [text[start:end] for start, end in zip(*find_word_spans(text, folded=False), strict=True)]
         words += [numbers.setdefault(word, len(numbers)) for word in words_of_text] + [-1 - i]
     words = np.array(words)
     words[words < 0] = len(numbers) - 1 - words[words < 0]  # every document ends in a word of its own
@@ -158,7 +167,7 @@ def test_real_text_is_cut_as_a_suffix_array_says(tmp_path):
     for start in order[order != first]:
         cut[start : start + 50] = True
     passage_cutter = build_cutter(tmp_path, documents, 50, shards=3)
-    repeated = [np.append(passage_cutter.repeated_words(*document), False) for document in documents]
+    repeated = [np.append(passage_cutter.mark_repeated_words(*document), False) for document in documents]
     assert cut.sum() > 1000
     assert np.array_equal(np.concatenate(repeated), cut)
 

@@ -11,8 +11,8 @@ from datatrove.data import Document
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.corpus.filters.decontamination import Decontaminate, EvaluationSet, evaluation_sets
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import file_rows
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import read_rows
 
 DATA = os.environ.get("HF_LLM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
@@ -247,7 +247,7 @@ def real_items():
     """Every text of six words or more in the columns of the real sets."""
     for path, columns in REAL.items():
         for file in sorted(Path(DATA).glob(path)):
-            for _, row in file_rows(file, Faults()):
+            for _, row in read_rows(file, ReadErrors()):
                 values = [row[column] for column in columns or row]
                 for text in [text for value in values for text in (value if isinstance(value, list) else [value])]:
                     if len(re.findall(r"[^\W_]+", text)) >= 6:

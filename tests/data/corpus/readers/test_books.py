@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers.books import join_wrapped_lines, read, remove_page_lines
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 
 def read_book(path, max_chars=10_000_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read(path, errors, None, max_chars)), errors
 
 
@@ -193,7 +193,10 @@ def test_a_book_in_another_encoding_is_read(tmp_path, encoding, named):
 
 def test_a_file_that_is_no_book_is_counted(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"PK\x03\x04\0\0")
-    assert read_book(tmp_path / "a.txt") == ([], Faults(1, {"binary": 1}, {"binary": [f"{tmp_path}/a.txt: binary"]}))
+    assert read_book(tmp_path / "a.txt") == (
+        [],
+        ReadErrors(1, {"binary": 1}, {"binary": [f"{tmp_path}/a.txt: binary"]}),
+    )
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(PROSE.encode() * 100)[:-20])
     assert read_book(tmp_path / "b.txt.gz")[1].dropped == {"damaged file": 1}
     monkeypatch.setattr("hf_llm.data.corpus.readers.books.BOOK_BYTES", 100)

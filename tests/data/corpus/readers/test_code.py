@@ -2,14 +2,14 @@ import json
 
 import pytest
 
+from hf_llm.data.corpus.config import Source
 from hf_llm.data.corpus.readers.code import read
-from hf_llm.data.corpus.sources import Source
 from hf_llm.data.files.git_repos import folder_license
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 
 def read_code(path, root, max_chars=100_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read(path, errors, Source(license="unknown", path=str(root)), max_chars)), errors
 
 
@@ -82,7 +82,7 @@ def test_the_licence_of_a_repository_is_looked_for_up_to_its_root_and_no_further
     path = root / "src" / "deep" / "a.py"
     path.write_text("x = 1\n")
     source = Source(license="unknown", git=str(root))
-    assert [document.license for document in read(path, Faults(), source, 1000)] == [None]
+    assert [document.license for document in read(path, ReadErrors(), source, 1000)] == [None]
     (root / "COPYING").write_text("Apache License Version 2.0")
     folder_license.cache_clear()
-    assert [document.license for document in read(path, Faults(), source, 1000)] == ["Apache-2.0"]
+    assert [document.license for document in read(path, ReadErrors(), source, 1000)] == ["Apache-2.0"]

@@ -7,11 +7,11 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 from hf_llm.data.corpus.readers.discussions import convert_html, read
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 
 def read_discussions(path, max_chars=100_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read(path, errors, None, max_chars)), errors
 
 
@@ -197,5 +197,5 @@ def test_the_parts_of_a_message_are_one_text(tmp_path):
     ]
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "I see."}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    [thread] = read(tmp_path / "a.jsonl", Faults(), None, 1000)
+    [thread] = read(tmp_path / "a.jsonl", ReadErrors(), None, 1000)
     assert thread.text == "User: Look\nhere\n\nAssistant: I see."

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers import html
-from hf_llm.data.corpus.readers.html import PageError, PageReader, decoded, text_of
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.html import PageError, PageReader, decode_page, extract_document
+from hf_llm.data.files.read_errors import ReadErrors
 
 REAL = Path(os.environ.get("HF_LLM_DATA", "."))
 PROSE = "The river rises in the northern hills and runs for two hundred miles to the sea. " * 5
@@ -28,7 +28,7 @@ def page(head: str = "", body: str = "", foot: str = "") -> bytes:
 
 
 def test_the_main_text_is_kept_and_menus_and_footers_are_not():
-    document = text_of(page(), "http://a.org/river")
+    document = extract_document(page(), "http://a.org/river")
     assert document.text.split("\n") == ["The river", PROSE.strip(), MORE.strip()]
     assert "Shop" not in document.text
     assert "Copyright" not in document.text
@@ -38,13 +38,13 @@ def test_the_main_text_is_kept_and_menus_and_footers_are_not():
 
 def test_a_page_of_several_articles_gives_all_of_them():
     articles = [f"<article><h2>Day {day}</h2><p>On day {day} {PROSE}</p></article>" for day in range(9)]
-    document = text_of(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
+    document = extract_document(f"<html><body><main>{''.join(articles)}</main></body></html>".encode())
     assert all(f"On day {day} The river" in document.text for day in range(9))
 
 
 def test_a_page_without_text_has_no_document():
-    assert text_of(b"") is None
-    assert text_of(b"<html><body><script>let a = 1</script></body></html>") is None
+    assert extract_document(b"") is None
+    assert extract_document(b"<html><body><script>let a = 1</script></body></html>") is None
 
 
 BY_SA = '<a rel="license" href="https://creativecommons.org/licenses/by-sa/4.0/">licence</a>'
@@ -64,7 +64,7 @@ BY_SA = '<a rel="license" href="https://creativecommons.org/licenses/by-sa/4.0/"
     ids=["stated", "in the head", "zero", "only linked", "of a picture", "two of them", "of another kind"],
 )
 def test_a_licence_is_taken_where_the_page_itself_states_one(parts, license):
-    assert text_of(page(**parts)).license == license
+    assert extract_document(page(**parts)).license == license
 
 
 WORD = "Füße, 10 €, “naïve”"
@@ -98,16 +98,16 @@ WORD = "Füße, 10 €, “naïve”"
     ],
 )
 def test_bytes_become_text_whatever_their_encoding(data, charset, text):
-    assert decoded(data, charset) == text
+    assert decode_page(data, charset) == text
 
 
 def test_an_unknown_charset_is_not_trusted():
-    assert decoded("Füße".encode("latin-1"), "x-no-such-charset") == "Füße"
+    assert decode_page("Füße".encode("latin-1"), "x-no-such-charset") == "Füße"
 
 
 def test_the_reader_answers_as_the_function_does():
     reader = PageReader()
-    assert reader.extract_page(page(foot=BY_SA), "http://a.org/") == text_of(page(foot=BY_SA), "http://a.org/")
+    assert reader.extract_page(page(foot=BY_SA), "http://a.org/") == extract_document(page(foot=BY_SA), "http://a.org/")
     assert reader.extract_page(b"<html></html>") is None
     reader.stop()
 
@@ -145,7 +145,7 @@ def test_files_are_read_one_document_each_and_the_others_counted(tmp_path):
     (tmp_path / "c.html").write_bytes(b"<html></html>")
     (tmp_path / "d.html.gz").write_bytes(gzip.compress(page())[:-30])
     (tmp_path / "e.html.gz").write_bytes(gzip.compress(b" " * (200 << 20)))
-    errors = Faults()
+    errors = ReadErrors()
     counts = [len(list(html.read(path, errors, None, 1000))) for path in sorted(tmp_path.iterdir())]
     assert counts == [1, 1, 0, 0, 0]
     assert errors.records == 5
@@ -163,7 +163,10 @@ def test_the_text_of_thirty_real_articles_is_what_people_marked():
     folder = REAL / "html_articles"
     gold = json.loads((folder / "ground-truth.json").read_text(encoding="utf-8"))
     scores = [
-        f1(text_of(gzip.decompress((folder / "html" / f"{name}.html.gz").read_bytes())).text, article["articleBody"])
+        f1(
+            extract_document(gzip.decompress((folder / "html" / f"{name}.html.gz").read_bytes())).text,
+            article["articleBody"],
+        )
         for name, article in gold.items()
     ]
     assert sum(scores) / len(scores) > 0.97

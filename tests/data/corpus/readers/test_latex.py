@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from hf_llm.data.corpus.readers.latex import convert_paper, read
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 PAPER = r"""% a comment before everything
 \documentclass[11pt]{article}
@@ -98,7 +98,7 @@ Done now.
 
 
 def read_papers(path, max_chars=100_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read(path, errors, None, max_chars)), errors
 
 

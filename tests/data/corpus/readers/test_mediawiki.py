@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers import mediawiki
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.read_errors import ReadErrors
 
 REAL = Path(os.environ.get("HF_LLM_DATA", "."))
 HEADER = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="de">
@@ -33,13 +33,13 @@ def dump(*pages: str) -> str:
     return HEADER + "".join(pages) + "</mediawiki>"
 
 
-def read(path: Path, content: bytes) -> tuple[list[Found], Faults]:
+def read(path: Path, content: bytes) -> tuple[list[RawDocument], ReadErrors]:
     path.write_bytes(content)
-    errors = Faults()
+    errors = ReadErrors()
     return list(mediawiki.read(path, errors, None, 100_000)), errors
 
 
-def titles(documents: list[Found]) -> list[str]:
+def titles(documents: list[RawDocument]) -> list[str]:
     return [document.about["title"] for document in documents]
 
 
@@ -125,7 +125,7 @@ def test_memory_stays_bounded_however_long_a_page_is(tmp_path, monkeypatch):
     content = dump(page("A", "Good."), page("B", "x" * (80 << 20)), page("C", "Good.")).encode()
     (tmp_path / "a.xml.bz2").write_bytes(bz2.compress(content))
     del content
-    errors = Faults()
+    errors = ReadErrors()
     tracemalloc.start()
     documents = list(mediawiki.read(tmp_path / "a.xml.bz2", errors, None, 100_000))
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
@@ -135,8 +135,8 @@ def test_memory_stays_bounded_however_long_a_page_is(tmp_path, monkeypatch):
 
 
 def test_an_empty_dump_and_one_of_rubbish_give_nothing(tmp_path):
-    assert read(tmp_path / "a.xml", b"") == ([], Faults())
-    assert read(tmp_path / "a.xml", os.urandom(3 << 20)) == ([], Faults())
+    assert read(tmp_path / "a.xml", b"") == ([], ReadErrors())
+    assert read(tmp_path / "a.xml", os.urandom(3 << 20)) == ([], ReadErrors())
 
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="needs the folder of real data, HF_LLM_DATA")
@@ -149,7 +149,7 @@ def test_an_empty_dump_and_one_of_rubbish_give_nothing(tmp_path):
     ],
 )
 def test_real_dumps_leave_no_markup(name, record_count, document_count):
-    errors = Faults()
+    errors = ReadErrors()
     documents = list(mediawiki.read(REAL / "wikidump" / name, errors, None, 100_000))
     assert (errors.records, len(documents), errors.dropped.total()) == (record_count, document_count, 0)
     for document in documents:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hf_llm.data.corpus.readers.pdf import read
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 SYLLABLES = ["ba", "co", "dri", "el", "fa", "gro", "hin", "jo", "ku", "lam", "mo", "ner", "or", "pus", "qui", "ret"]
 RANDOM = random.Random(0)
@@ -61,7 +61,7 @@ def wrap_lines(text, width=80, divided=True):
 
 
 def read_pdf(path, max_chars=100_000):
-    errors = Faults()
+    errors = ReadErrors()
     return list(read(path, errors, None, max_chars)), errors
 
 
@@ -113,7 +113,7 @@ def test_a_pdf_that_gives_no_text_is_counted(tmp_path, content, reason):
 def test_a_title_that_is_no_text_costs_the_title_alone(tmp_path):
     content = build_pdf([wrap_lines(PROSE)[:30]]).replace(b"/Title ()", b"/Title <FEFFD8000041>")
     (tmp_path / "a.pdf").write_bytes(content)
-    documents = list(read(tmp_path / "a.pdf", errors := Faults(), None, 100_000))
+    documents = list(read(tmp_path / "a.pdf", errors := ReadErrors(), None, 100_000))
     assert len(documents) == 1 and "title" not in documents[0].about and not errors.dropped
 
 

@@ -11,7 +11,7 @@ import brotli
 import pytest
 
 from hf_llm.data.corpus.readers import warc
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.files.read_errors import ReadErrors
 
 REAL = Path(os.environ.get("HF_LLM_DATA", "."))
 PROSE = "The river rises in the northern hills and runs for two hundred miles to the sea. "
@@ -38,10 +38,10 @@ def pages(count: int) -> list[bytes]:
     return [record(http(page(n)), url=f"http://a.org/{n}") for n in range(count)]
 
 
-def read(path: Path, *parts: bytes) -> tuple[list[str], Faults]:
+def read(path: Path, *parts: bytes) -> tuple[list[str], ReadErrors]:
     """The last part of the address of every document, and the errors, of an archive of these parts."""
     path.write_bytes(b"".join(parts))
-    errors = Faults()
+    errors = ReadErrors()
     return [document.url.rpartition("/")[2] for document in warc.read(path, errors, None, 100_000)], errors
 
 
@@ -51,7 +51,7 @@ def zipped(*records: bytes) -> list[bytes]:
 
 def test_a_page_becomes_a_document_that_says_where_it_is_from(tmp_path):
     (tmp_path / "a.warc").write_bytes(record(http(page(1)), url="http://a.org/1"))
-    (document,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
+    (document,) = warc.read(tmp_path / "a.warc", ReadErrors(), None, 100_000)
     assert document.text.strip() == f"1: {PROSE * 5}".strip()
     assert (document.url, document.license) == ("http://a.org/1", None)
     assert document.about == {
@@ -79,7 +79,7 @@ def test_only_text_that_was_found_is_a_document_and_the_rest_is_no_fault(tmp_pat
 
 def test_plain_text_is_taken_as_it_stands(tmp_path):
     (tmp_path / "a.warc").write_bytes(record(http("Zwölf Bücher\n\n  <b>".encode("latin-1"), "text/plain")))
-    (document,) = warc.read(tmp_path / "a.warc", Faults(), None, 100_000)
+    (document,) = warc.read(tmp_path / "a.warc", ReadErrors(), None, 100_000)
     assert document.text == "Zwölf Bücher\n\n  <b>"
 
 
@@ -172,7 +172,7 @@ def test_an_endless_record_is_passed_over_in_bounded_memory(tmp_path):
     path = tmp_path / "a.warc"
     path.write_bytes(b"".join([*pages(1), endless, *pages(2)[1:]]))
     tracemalloc.start()
-    names, errors = [], Faults()
+    names, errors = [], ReadErrors()
     names = [document.url[-1] for document in warc.read(path, errors, None, 100_000)]
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
@@ -184,7 +184,7 @@ def test_a_member_of_zeros_is_left_in_bounded_memory(tmp_path):
     bomb = gzip.compress(record(b"\0" * (100 << 20)))
     path = tmp_path / "a.warc.gz"
     path.write_bytes(b"".join([*zipped(*pages(1)), bomb, *zipped(*pages(2)[1:])]))
-    errors = Faults()
+    errors = ReadErrors()
     tracemalloc.start()
     names = [document.url[-1] for document in warc.read(path, errors, None, 100_000)]
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
@@ -223,7 +223,7 @@ def test_chunks_of_any_size_give_the_same_records(tmp_path, monkeypatch):
     ],
 )
 def test_real_archives(name, document_count, dropped):
-    errors = Faults()
+    errors = ReadErrors()
     documents = list(warc.read(REAL / "warc" / name, errors, None, 100_000))
     assert (len(documents), errors.dropped.total()) == (document_count, dropped)
     assert all(document.text.strip() and document.url.startswith("http") for document in documents)
@@ -234,9 +234,9 @@ def test_a_real_archive_with_any_one_member_damaged_loses_that_one(tmp_path):
     whole = (REAL / "warc" / "dolma-sample-0000.warc.gz").read_bytes()
     starts = [match.start() for match in re.finditer(rb"\x1f\x8b\x08\x04\0\0\0\0\x02\x13", whole)]
     assert len(starts) == 48
-    sound = list(warc.records(REAL / "warc" / "dolma-sample-0000.warc.gz", Faults()))
+    sound = list(warc.read_records(REAL / "warc" / "dolma-sample-0000.warc.gz", ReadErrors()))
     for at in starts[::7]:
         (tmp_path / "a.warc.gz").write_bytes(whole[: at + 60] + b"\xff" * 30 + whole[at + 90 :])
-        errors = Faults()
-        assert len(list(warc.records(tmp_path / "a.warc.gz", errors))) == len(sound) - 1
+        errors = ReadErrors()
+        assert len(list(warc.read_records(tmp_path / "a.warc.gz", errors))) == len(sound) - 1
         assert errors.dropped.total() == 1

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hf_llm.data.corpus.readers.wiki_markup import prose
+from hf_llm.data.corpus.readers.wiki_markup import extract_prose
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ from hf_llm.data.corpus.readers.wiki_markup import prose
     ],
 )
 def test_markup_becomes_prose(markup, text):
-    assert prose(markup) == text
+    assert extract_prose(markup) == text
 
 
 def test_the_files_and_categories_of_other_languages_go_by_their_own_names():
-    assert prose("[[Datei:a.jpg|mini|x]]a [[Kategorie:B]]", {"datei", "kategorie"}) == "a"
+    assert extract_prose("[[Datei:a.jpg|mini|x]]a [[Kategorie:B]]", {"datei", "kategorie"}) == "a"
 
 
 def test_headings_stay_as_lines_where_something_follows():
     markup = "Intro.\n==History==\n=== Early ===\n{{main|x}}\nOld.\n== Empty ==\n{{x}}\n==Later==\nNew."
-    assert prose(markup) == "Intro.\n\nHistory\n\nEarly\nOld.\n\nLater\nNew."
+    assert extract_prose(markup) == "Intro.\n\nHistory\n\nEarly\nOld.\n\nLater\nNew."
 
 
 def test_appendices_of_links_are_left_out():
     markup = "Text.\n== See also ==\n* [[a]]\n=== Sub ===\nb\n== External links ==\n* [http://a b]\n== Legacy ==\nEnd."
-    assert prose(markup) == "Text.\n\nLegacy\nEnd."
+    assert extract_prose(markup) == "Text.\n\nLegacy\nEnd."
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_appendices_of_links_are_left_out():
     ],
 )
 def test_brackets_that_nobody_closes_do_not_take_the_article_with_them(markup, text):
-    assert prose(markup) == text
+    assert extract_prose(markup) == text
 
 
 HOSTILE = [
@@ -80,6 +80,6 @@ HOSTILE = [
 @pytest.mark.parametrize("markup", HOSTILE, ids=lambda markup: markup[:5])
 def test_time_grows_with_the_length_of_hostile_markup(markup):
     start = time.perf_counter()
-    text = prose(markup)
+    text = extract_prose(markup)
     assert time.perf_counter() - start < 10
     assert not re.search(r"\{\{|\[\[|<ref", text)

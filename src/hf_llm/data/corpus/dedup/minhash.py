@@ -1,8 +1,9 @@
 """Find near-duplicates by MinHash and locality-sensitive hashing (Broder, 1997; Indyk and Motwani, 1998).
 
-`signatures` turns each text into numbers; the share of equal numbers in two signatures estimates the Jaccard similarity
-of the texts' sets of word n-grams. `representatives` finds the documents whose signatures agree in a band, compares
-their whole signatures, and names for every document the one that is kept in its place.
+`compute_signatures` turns each text into numbers; the share of equal numbers in two signatures estimates the Jaccard
+similarity of the texts' sets of word n-grams. `find_representatives` finds the documents whose signatures agree in a
+band,
+compares their whole signatures, and names for every document the one that is kept in its place.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_llm.data.corpus.dedup.shingles import mix_bits, shingles, split_into_batches
+from hf_llm.data.corpus.dedup.shingles import hash_shingles, mix_bits, split_into_batches
 
 BATCH_CHARS = 1 << 19  # characters whose shingles are permuted at a time; they stay in a core's cache
 SIGNATURES_PER_READ = 1 << 16
@@ -46,22 +47,22 @@ class NearDuplicates:
             raise ValueError(f"threshold is {self.threshold}; it is a share between 0 and 1")
 
     @property
-    def hashes(self) -> int:
+    def signature_length(self) -> int:
         """Hashes in a signature."""
         return self.bands * self.rows
 
 
-def signatures(texts: list[str], settings: NearDuplicates) -> np.ndarray:
+def compute_signatures(texts: list[str], settings: NearDuplicates) -> np.ndarray:
     """Compute the MinHash signature of every text: uint32 (texts, bands * rows)."""
-    factors, offsets = _draw_permutations(settings.hashes)
-    result = np.empty((len(texts), settings.hashes), np.uint32)
+    factors, offsets = _draw_permutations(settings.signature_length)
+    result = np.empty((len(texts), settings.signature_length), np.uint32)
 
     for first_text, batch in split_into_batches(texts, BATCH_CHARS):
-        shingle_hashes, starts = shingles(batch, settings.words)
+        shingle_hashes, starts = hash_shingles(batch, settings.words)
         values = (shingle_hashes >> np.uint64(32)).astype(np.uint32)
         permuted = np.empty_like(values)
-        minima = np.empty((settings.hashes, len(batch)), np.uint32)
-        for i in range(settings.hashes):
+        minima = np.empty((settings.signature_length, len(batch)), np.uint32)
+        for i in range(settings.signature_length):
             np.multiply(values, factors[i], out=permuted)
             np.add(permuted, offsets[i], out=permuted)
             np.minimum.reduceat(permuted, starts, out=minima[i])
@@ -69,7 +70,7 @@ def signatures(texts: list[str], settings: NearDuplicates) -> np.ndarray:
     return result
 
 
-def representatives(files: list[Path], order: np.ndarray, settings: NearDuplicates) -> np.ndarray:
+def find_representatives(files: list[Path], order: np.ndarray, settings: NearDuplicates) -> np.ndarray:
     """Find the document that is kept for each document: the first, by `order`, of its group of near-duplicates.
 
     `files` hold signatures, N rows in all, as `numpy.save` writes them; the document of row i takes precedence over

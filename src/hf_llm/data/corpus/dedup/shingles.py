@@ -40,7 +40,7 @@ _LAST_NAMED = 0x1FFFF  # beyond it are Han characters, tags and private use: no 
 
 
 @dataclass
-class Words:
+class WordHashes:
     """The hashed words of several texts, one text after the other."""
 
     hashes: np.ndarray  # uint64 (words,)
@@ -56,7 +56,7 @@ def mix_bits(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def word_hashes(texts: list[str], folded: bool = True) -> Words:
+def hash_words(texts: list[str], folded: bool = True) -> WordHashes:
     """Hash every word of every text."""
     hashes = []
     word_counts = np.zeros(len(texts) + 1, np.int64)  # the words of text i are counted at i + 1
@@ -73,10 +73,10 @@ def word_hashes(texts: list[str], folded: bool = True) -> Words:
         np.add.at(word_counts, np.asarray(text_numbers) + 1, words_per_piece)
 
     all_hashes = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-    return Words(all_hashes, np.cumsum(word_counts))
+    return WordHashes(all_hashes, np.cumsum(word_counts))
 
 
-def word_spans(text: str, folded: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def find_word_spans(text: str, folded: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Find the first character of every word of a text, and the one after its last: int64 (words,), twice."""
     starts = [np.zeros(0, np.int64)]
     ends = [np.zeros(0, np.int64)]
@@ -96,7 +96,7 @@ def word_spans(text: str, folded: bool = True) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def windows(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
+def hash_windows(words: WordHashes, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Hash every run of `length` words that lies within one text.
 
     Returns the hashes, uint64 (runs,), and the index in `words.hashes` at which each run starts, int64 (runs,).
@@ -111,15 +111,15 @@ def windows(words: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
     return mix_bits(_hash_runs(words.hashes, length)[places]), places
 
 
-def shingles(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def hash_shingles(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Hash every run of `length` folded words of every text: at least one shingle for each text.
 
     A text of fewer words is one shingle; a text without any word (rows of dashes, for example) is the shingle of its
     characters. Returns the hashes, uint64 (shingles,), and the index of each text's first one, int64 (texts,).
     """
-    words = word_hashes(texts)
+    words = hash_words(texts)
     word_counts = np.diff(words.bounds)
-    run_hashes, _ = windows(words, length)
+    run_hashes, _ = hash_windows(words, length)
     if (word_counts >= length).all():
         return run_hashes, words.bounds[:-1] - np.arange(len(texts)) * (length - 1)
 

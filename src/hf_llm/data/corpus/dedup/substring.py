@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_llm.core.atomic_io import whole
-from hf_llm.data.corpus.dedup.shingles import Words, mix_bits, windows, word_hashes, word_spans
+from hf_llm.core.atomic_io import atomic_path
+from hf_llm.data.corpus.dedup.shingles import WordHashes, find_word_spans, hash_windows, hash_words, mix_bits
 
 BATCH_CHARS = 1 << 19  # characters hashed at a time
 MAX_BUFFERED_WINDOWS = 1 << 20  # windows held before they are written
@@ -54,7 +54,7 @@ def write_windows(
     """
     files = [folder / f"{name}.{number:05d}.windows" for number in range(partitions)]
     with ExitStack() as stack:
-        unfinished = [stack.enter_context(whole(path)) for path in files]
+        unfinished = [stack.enter_context(atomic_path(path)) for path in files]
         for path in unfinished:
             path.write_bytes(b"")
 
@@ -68,7 +68,7 @@ def write_windows(
         _append_to_partitions(last, unfinished)
 
 
-def find_repeated(files: list[Path], output: Path) -> None:
+def find_repeated_windows(files: list[Path], output: Path) -> None:
     """Find the windows of one partition that stand in more than one place, and where the first of each stands.
 
     Writes a table, uint64 (4, windows): hash, check, order and word number of the first, sorted by hash and check.
@@ -79,7 +79,7 @@ def find_repeated(files: list[Path], output: Path) -> None:
     candidates = _sort_windows(candidates)
     first_windows = candidates[_starts_repetition(candidates)]
     columns = [first_windows[name].astype(np.uint64) for name in ("hash", "check", "order", "word")]
-    with whole(output) as temporary, open(temporary, "wb") as file:
+    with atomic_path(output) as temporary, open(temporary, "wb") as file:
         np.save(file, np.stack(columns))
 
 
@@ -118,11 +118,11 @@ def _starts_repetition(sorted_windows: np.ndarray) -> np.ndarray:
     return equals_next & ~equals_previous
 
 
-def merge_repeated(files: list[Path], output: Path) -> None:
-    """Put the tables of `find_repeated`, in the order of their partitions, into one file for `Cutter`."""
+def merge_repeated_windows(files: list[Path], output: Path) -> None:
+    """Put the tables of `find_repeated_windows`, in the order of their partitions, into one file (`PassageCutter`)."""
     lengths = [np.load(path, mmap_mode="r").shape[1] for path in files]
     bounds = np.cumsum([0, *lengths])
-    with whole(output) as temporary:
+    with atomic_path(output) as temporary:
         merged = np.lib.format.open_memmap(temporary, "w+", np.uint64, (4, int(bounds[-1])))
         for path, (start, end) in zip(files, pairwise(bounds), strict=True):
             table = np.load(path, mmap_mode="r")
@@ -133,31 +133,31 @@ def merge_repeated(files: list[Path], output: Path) -> None:
         del merged
 
 
-class Cutter:
-    """Cuts out of documents the passages that stand earlier in the corpus, by the file of `merge_repeated`."""
+class PassageCutter:
+    """Cuts out of documents the passages that stand earlier in the corpus, by the file of `merge_repeated_windows`."""
 
     def __init__(self, path: Path, settings: RepeatedPassages):
         self.table = np.asarray(np.load(path, mmap_mode="r"))  # asarray: still memory-mapped, but faster to index
         self.settings = settings
 
-    def cut(self, order: int, text: str) -> tuple[str, list[str]]:
+    def cut_passages(self, order: int, text: str) -> tuple[str, list[str]]:
         """Cut a document given as it was to `write_windows`. Returns the remaining text and the passages cut out."""
-        is_repeated = self.repeated_words(order, text)
+        is_repeated = self.mark_repeated_words(order, text)
         if not is_repeated.any():
             return text, []
 
         # Runs of repeated words as (first word, word after the last), and then as spans of characters.
         run_bounds = np.flatnonzero(np.diff(is_repeated, prepend=False, append=False)).reshape(-1, 2)
-        starts, ends = word_spans(text, folded=False)
+        starts, ends = find_word_spans(text, folded=False)
         spans = [(int(starts[first]), int(ends[stop - 1])) for first, stop in run_bounds]
 
         passages = [text[start:end] for start, end in spans]
         return _remove_spans(text, spans), passages
 
-    def repeated_words(self, order: int, text: str) -> np.ndarray:
+    def mark_repeated_words(self, order: int, text: str) -> np.ndarray:
         """Mark the words of a document that are to be cut: bool (words,)."""
-        words = word_hashes([text], folded=False)
-        hashes, places = windows(words, self.settings.words)
+        words = hash_words([text], folded=False)
+        hashes, places = hash_windows(words, self.settings.words)
         candidates = np.flatnonzero(_is_in_sorted(hashes, self.table[HASH]))
         if not len(candidates):
             return np.zeros(len(words.hashes), bool)
@@ -217,8 +217,8 @@ def _hash_documents(batch: list[tuple[int, str]], settings: RepeatedPassages) ->
     """Hash the windows of documents: WINDOW (windows,)."""
     texts = [text for _, text in batch]
     orders = np.array([order for order, _ in batch], np.uint64)
-    words = word_hashes(texts, folded=False)
-    hashes, places = windows(words, settings.words)
+    words = hash_words(texts, folded=False)
+    hashes, places = hash_windows(words, settings.words)
     document_numbers = np.searchsorted(words.bounds, places, side="right") - 1
 
     result = np.empty(len(hashes), WINDOW)
@@ -229,10 +229,10 @@ def _hash_documents(batch: list[tuple[int, str]], settings: RepeatedPassages) ->
     return result
 
 
-def _check_hashes(words: Words, settings: RepeatedPassages) -> np.ndarray:
+def _check_hashes(words: WordHashes, settings: RepeatedPassages) -> np.ndarray:
     """Compute a second hash of every window, of 32 bits: uint64 (windows,)."""
-    other_words = Words(mix_bits(~words.hashes), words.bounds)
-    hashes, _ = windows(other_words, settings.words)
+    other_words = WordHashes(mix_bits(~words.hashes), words.bounds)
+    hashes, _ = hash_windows(other_words, settings.words)
     return hashes >> np.uint64(32)
 
 

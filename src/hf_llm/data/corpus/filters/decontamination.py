@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from hf_llm.core.atomic_io import whole, write_text
+from hf_llm.core.atomic_io import atomic_path, write_text
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus.dedup.shingles import Words, windows, word_hashes, word_spans
+from hf_llm.data.corpus.dedup.shingles import WordHashes, find_word_spans, hash_windows, hash_words
 from hf_llm.data.corpus.filters.base import KEPT, Document, Filter, Verdict
-from hf_llm.data.files.file_formats import FORMATS, files_under
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import column, file_rows, hub_rows, unreadable
+from hf_llm.data.files.file_formats import FORMATS, find_files
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import get_column, read_hub_rows, read_rows, unreadable_file_error
 
 MAX_SHARED_ROWS = 10  # of a set, that may have words in common before these are taken for the set's form
 MAX_HEADER_WORDS = 4  # in the name of a column; a longer name is a text, and the file has no header
@@ -121,7 +121,7 @@ class Decontaminate:
             labels += set_labels
 
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / INDEX) as temporary, open(temporary, "wb") as file:
+        with atomic_path(folder / INDEX) as temporary, open(temporary, "wb") as file:
             np.savez(file, **_merge_indexes(indexes))
         report = {"key": key, "sets": reports, "items": labels}
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False))
@@ -154,10 +154,10 @@ class DecontaminationFilter(Filter):
             self._index = _EvaluationIndex(self.folder, self.settings)
 
         text = document.text
-        words = word_hashes([text])
+        words = hash_words([text])
         matches = chain(self._index.find_runs(words), self._index.find_whole_texts(words))
         for first, count, item in matches:
-            starts, ends = word_spans(text)
+            starts, ends = find_word_spans(text)
             start = starts[first]
             end = ends[first + count - 1]
             shared = " ".join(text[start:end].split())
@@ -179,18 +179,18 @@ class _EvaluationIndex:
         self.labels = _read_report(folder)["items"]
         self.settings = settings
 
-    def find_runs(self, words: Words) -> Iterator[tuple[int, int, int]]:
+    def find_runs(self, words: WordHashes) -> Iterator[tuple[int, int, int]]:
         """Yield the runs of a document that are in an item."""
-        hashes, places = windows(words, self.settings.ngram)
+        hashes, places = hash_windows(words, self.settings.ngram)
         for window, row in self.run_hashes.find_known(hashes):
             yield int(places[window]), self.settings.ngram, int(self.runs["item"][row])
 
-    def find_whole_texts(self, words: Words) -> Iterator[tuple[int, int, int]]:
+    def find_whole_texts(self, words: WordHashes) -> Iterator[tuple[int, int, int]]:
         """Yield the whole texts, shorter than a run, that are in a document.
 
         They are found by their first words, then compared to their end.
         """
-        hashes, places = windows(words, self.settings.min_words)
+        hashes, places = hash_windows(words, self.settings.min_words)
         for window, row in self.begin_hashes.find_known(hashes):
             first = int(places[window])
             # Several texts may begin alike: they are neighbours in the table.
@@ -227,25 +227,25 @@ class _HashSet:
 def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
     if evaluation_set.path is None:
         return []
-    return files_under(evaluation_set.path, FORMATS["rows"])
+    return find_files(evaluation_set.path, FORMATS["rows"])
 
 
 def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
     """Yield every row of a set with its label, which explanations show."""
     if evaluation_set.hub:
-        rows = hub_rows(evaluation_set.hub, evaluation_set.subset, evaluation_set.split, True, None)
+        rows = read_hub_rows(evaluation_set.hub, evaluation_set.subset, evaluation_set.split, True, None)
         for number, row in rows:
             yield f"{evaluation_set.name}, row {number}", _select_columns(row, evaluation_set)
 
-    faults = Faults()
+    faults = ReadErrors()
     for path, name in files:
         is_first = True
-        for number, row in file_rows(path, faults):
+        for number, row in read_rows(path, faults):
             if is_first and not _has_header(row):
                 yield f"{name}, row 0", {"": list(row)}
             is_first = False
             yield f"{name}, row {number}", _select_columns(row, evaluation_set)
-    faults.check(f"corpus.decontaminate: {evaluation_set.name}")
+    faults.check_dropped_share(f"corpus.decontaminate: {evaluation_set.name}")
 
 
 def _has_header(row: dict) -> bool:
@@ -256,7 +256,7 @@ def _has_header(row: dict) -> bool:
 def _select_columns(row: dict, evaluation_set: EvaluationSet) -> dict:
     if evaluation_set.columns is None:
         return row
-    return {name: column(row, name, evaluation_set.name) for name in evaluation_set.columns}
+    return {name: get_column(row, name, evaluation_set.name) for name in evaluation_set.columns}
 
 
 def _collect_texts(rows: Iterator[tuple[str, dict]]) -> tuple[list[str], dict[str, list[int]]]:
@@ -292,7 +292,7 @@ def _index_set(
     `texts` are the different texts, each with the numbers of its rows. The index is RUN (runs,) and WHOLE_TEXT
     (short texts,).
     """
-    words = word_hashes(list(texts))
+    words = hash_words(list(texts))
     lengths = np.diff(words.bounds)
     is_long = lengths >= settings.ngram
     is_too_short = lengths < settings.min_words
@@ -305,7 +305,7 @@ def _index_set(
     is_form = is_frequent & (is_in_most_rows | ~is_long)
 
     # Long texts are searched for by their runs; one that has only common runs is form, too.
-    hashes, places = windows(words, settings.ngram)
+    hashes, places = hash_windows(words, settings.ngram)
     text_of_run = np.searchsorted(words.bounds, places, side="right") - 1
     runs, is_distinctive = _select_distinctive_runs(hashes, text_of_run, is_form[text_of_run], first_row)
     is_form |= is_long & ~is_distinctive
@@ -327,7 +327,7 @@ def _index_set(
     return {"runs": runs, "whole": whole_texts}, counts
 
 
-def _hash_whole_texts(words: Words, numbers: np.ndarray, min_words: int) -> np.ndarray:
+def _hash_whole_texts(words: WordHashes, numbers: np.ndarray, min_words: int) -> np.ndarray:
     """Hash the texts of these numbers: WHOLE_TEXT (texts,), their items not yet filled in."""
     whole_texts = np.zeros(len(numbers), WHOLE_TEXT)
     for row, number in enumerate(numbers):
@@ -395,8 +395,8 @@ def _merge_indexes(indexes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray
 
 def _hash_words(hashes: np.ndarray) -> np.uint64:
     """Return the hash of some words in a row."""
-    words = Words(hashes, np.array([0, len(hashes)]))
-    window_hashes, _ = windows(words, len(hashes))
+    words = WordHashes(hashes, np.array([0, len(hashes)]))
+    window_hashes, _ = hash_windows(words, len(hashes))
     return window_hashes[0]
 
 
@@ -405,7 +405,7 @@ def _digest_file(path: Path) -> str:
         with open(path, "rb") as file:
             return xxhash.xxh3_128_hexdigest(file.read())
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable_file_error(path, error) from None
 
 
 def _read_report(folder: Path) -> dict:

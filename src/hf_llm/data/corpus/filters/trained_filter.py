@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import xxhash
 
-from hf_llm.core.atomic_io import whole, write_text
+from hf_llm.core.atomic_io import atomic_path, write_text
 from hf_llm.data.corpus.filters.base import Filter
 
 MIN_HELD_OUT_TEXTS = 20  # of each kind, before a measurement means anything
@@ -44,6 +44,6 @@ def is_held_out(text: str) -> bool:
 def write_model(path: Path, numbers: numpy.ndarray, report: dict) -> None:
     """Write a model's numbers to `path` (.npy), then the report beside it (.json), which stands for the whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         numpy.save(file, numbers)
     write_text(path.with_suffix(".json"), json.dumps(report, indent=2))

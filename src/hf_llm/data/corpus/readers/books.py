@@ -13,13 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, open_file
-from hf_llm.data.files.text_files import cut
+from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 BOOK_BYTES = 64 << 20  # a longer text is not a book: the longest at Project Gutenberg has about 6 MB
 HEADER_BYTES = 10_000  # in which a header names the book's encoding
@@ -63,18 +63,18 @@ PAGE_BREAK_SHARE = 0.2  # of lines that look like page numbers: those that must 
 RUNNING_LINE_CHARS = 100  # a longer line is not a header or footer
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of one book, each with what the header says: title, author, language, release."""
     errors.records += 1
     content = b""
     with count_damage(path, errors), open_file(path) as file:
         content = file.read(BOOK_BYTES + 1)
     if len(content) > BOOK_BYTES:
-        errors.drop(f"larger than {BOOK_BYTES >> 20} MiB", str(path))
+        errors.drop_record(f"larger than {BOOK_BYTES >> 20} MiB", str(path))
         return
     text = decode_book(content)
     if text is None:
-        errors.drop("binary", str(path))
+        errors.drop_record("binary", str(path))
         return
 
     header, body = split_gutenberg_header(text.splitlines())
@@ -85,8 +85,8 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
     url = f"https://www.gutenberg.org/ebooks/{number[1]}" if number else ""
 
     paragraphs = join_wrapped_lines(remove_page_lines(body))
-    for piece in cut(paragraphs, max_chars):
-        yield Found(piece, url=url, language=language, about=dict(about))
+    for piece in split_text(paragraphs, max_chars):
+        yield RawDocument(piece, url=url, language=language, about=dict(about))
 
 
 def decode_book(content: bytes) -> str | None:

@@ -9,13 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.document import Found
+from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.git_repos import detect_machine_written, find_spdx_identifier, nearest_license
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import cut, read_code_documents
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.text_files import read_code_documents, split_text
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 LANGUAGES_BY_SUFFIX = {
     ".py": "Python", ".pyi": "Python", ".ipynb": "Python", ".c": "C", ".h": "C", ".cc": "C++", ".cpp": "C++",
@@ -31,7 +31,7 @@ LANGUAGES_BY_SUFFIX = {
 _LANGUAGES_BY_NAME = {"makefile": "Makefile", "dockerfile": "Dockerfile", "cmakelists.txt": "CMake"}
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield one source file, in pieces if it is longer than `max_chars`. A file that is not UTF-8 is dropped."""
     if path.suffix.lower() == ".ipynb":
         yield from _read_notebook(path, errors, source, max_chars)
@@ -44,16 +44,16 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
 
     license = find_spdx_identifier(first_text) or _find_license(path, source)
     for text in chain([first_text], texts):
-        yield Found(text, license=license, about=_describe_file(path))
+        yield RawDocument(text, license=license, about=_describe_file(path))
 
 
-def _read_notebook(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def _read_notebook(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     errors.records += 1
     try:
         notebook = json.loads(path.read_bytes())
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        errors.drop("no notebook", str(path), str(error))
+        errors.drop_record("no notebook", str(path), str(error))
         return
 
     texts = []
@@ -65,8 +65,8 @@ def _read_notebook(path: Path, errors: Faults, source: "Source", max_chars: int)
         return
 
     license = _find_license(path, source)
-    for piece in cut("\n\n".join(texts) + "\n", max_chars):
-        yield Found(piece, license=license, about=_describe_file(path))
+    for piece in split_text("\n\n".join(texts) + "\n", max_chars):
+        yield RawDocument(piece, license=license, about=_describe_file(path))
 
 
 def _comment_out(text: str) -> str:

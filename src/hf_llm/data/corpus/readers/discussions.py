@@ -26,13 +26,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import LINE_BYTES, count_damage, count_damaged_file, file_rows, kind, open_file
-from hf_llm.data.files.text_files import cut
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import LINE_BYTES, content_suffix, count_damage, count_damaged_file, open_file, read_rows
+from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 CACHE_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
@@ -50,16 +50,16 @@ _QUESTION = "1"
 _ANSWER = "2"
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the threads of a dump. Rows of no known form are counted."""
     with TemporaryDirectory(prefix="hf_llm-") as folder, closing(_PostStore(Path(folder) / "posts.db")) as posts:
-        if kind(path) == ".xml":
+        if content_suffix(path) == ".xml":
             threads = _read_stack_exchange(path, errors, posts)
         else:
             threads = _read_rows(path, errors, posts)
         for thread in threads:
-            for text in cut(thread.text, max_chars):
-                yield Found(text, thread.url, thread.license, thread.language, dict(thread.about))
+            for text in split_text(thread.text, max_chars):
+                yield RawDocument(text, thread.url, thread.license, thread.language, dict(thread.about))
 
 
 class _PostStore:
@@ -87,9 +87,9 @@ class _PostStore:
         self.database.close()
 
 
-def _read_rows(path: Path, errors: Faults, posts: _PostStore) -> Iterator[Found]:
+def _read_rows(path: Path, errors: ReadErrors, posts: _PostStore) -> Iterator[RawDocument]:
     """Yield the conversations in the order of the file, then the threads of Reddit."""
-    for number, row in file_rows(path, errors):
+    for number, row in read_rows(path, errors):
         if isinstance(row.get("body"), str) and "link_id" in row:
             thread = str(row["link_id"]).removeprefix("t3_")
             posts.add_post(thread, _convert_reddit_post(row))
@@ -102,10 +102,10 @@ def _read_rows(path: Path, errors: Faults, posts: _PostStore) -> Iterator[Found]
         text = _join_conversation(row)
         if text is None:
             columns = ", ".join(map(str, row))
-            errors.drop("no known form of a discussion", f"{path}, line {number}", columns)
+            errors.drop_record("no known form of a discussion", f"{path}, line {number}", columns)
         elif text:
             url = row.get("url")
-            yield Found(text, url=url if isinstance(url, str) else "", about={"line": number})
+            yield RawDocument(text, url=url if isinstance(url, str) else "", about={"line": number})
 
     for thread_posts in posts.read_threads():
         document = _join_reddit_thread(thread_posts)
@@ -137,7 +137,7 @@ def _clean_reddit_text(text: object) -> str:
     return html.unescape(text).strip()
 
 
-def _join_reddit_thread(thread: list[dict]) -> Found | None:
+def _join_reddit_thread(thread: list[dict]) -> RawDocument | None:
     """Join the submission and the comments, in the order of their tree. Replies to what was deleted stay in its place.
 
     Returns None if there is no text.
@@ -158,7 +158,7 @@ def _join_reddit_thread(thread: list[dict]) -> Found | None:
         url = f"https://www.reddit.com{url}"
     comment_count = sum(bool(comment["text"]) for comment in comments)
     about = {"subreddit": first["subreddit"], "comments": comment_count}
-    return Found(text, url=url, about={key: value for key, value in about.items() if value})
+    return RawDocument(text, url=url, about={key: value for key, value in about.items() if value})
 
 
 def _order_as_tree(comments: list[dict]) -> list[dict]:
@@ -267,7 +267,7 @@ def _is_deleted(text: str) -> bool:
     return text.strip().lower() in _DELETED_TEXTS
 
 
-def _read_stack_exchange(path: Path, errors: Faults, posts: _PostStore) -> Iterator[Found]:
+def _read_stack_exchange(path: Path, errors: ReadErrors, posts: _PostStore) -> Iterator[RawDocument]:
     for post in _read_post_rows(path, errors):
         post_type = post.get("PostTypeId")
         thread = post.get("Id") if post_type == _QUESTION else post.get("ParentId")
@@ -279,7 +279,7 @@ def _read_stack_exchange(path: Path, errors: Faults, posts: _PostStore) -> Itera
             yield document
 
 
-def _read_post_rows(path: Path, errors: Faults) -> Iterator[dict[str, str]]:
+def _read_post_rows(path: Path, errors: ReadErrors) -> Iterator[dict[str, str]]:
     """Yield the attributes of every <row>, streamed. A document type, and with it every entity, is refused."""
     rows: list[dict[str, str]] = []
     bytes_since_row = 0  # the parser keeps them
@@ -310,7 +310,7 @@ def _read_post_rows(path: Path, errors: Faults) -> Iterator[dict[str, str]]:
         count_damaged_file(path, error, errors)
 
 
-def _join_question(thread: list[dict[str, str]]) -> Found | None:
+def _join_question(thread: list[dict[str, str]]) -> RawDocument | None:
     """Join a question and its answers: the accepted one, then by score. None for answers without their question."""
     question = next((post for post in thread if post["PostTypeId"] == _QUESTION), None)
     if question is None:
@@ -329,7 +329,7 @@ def _join_question(thread: list[dict[str, str]]) -> Found | None:
 
     tags = re.findall(r"[^<>|]+", question.get("Tags", ""))
     about = {"tags": tags, "score": _parse_number(question.get("Score")), "answers": len(answers)}
-    return Found(text, license=_newest_license(posts), about=about)
+    return RawDocument(text, license=_newest_license(posts), about=about)
 
 
 def _newest_license(posts: list[dict[str, str]]) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Found:
+class RawDocument:
     """One document as a reader yields it, before any cleaning.
 
     `license` and `language` are empty if the file itself does not state them: then the source's apply. `about` holds

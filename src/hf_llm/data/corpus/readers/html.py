@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import HTMLTree
 
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 PAGE_BYTES = 8 << 20  # Common Crawl cuts pages at 5 MiB
 PAGE_SECONDS = 60  # a page takes about 10 milliseconds
@@ -49,13 +49,13 @@ _DATE_SELECTORS = (
 _ESCAPE_SEQUENCE = re.compile(rb"\x1b[$(]")
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the document of one HTML file, which may be compressed (`tabular.COMPRESSED`)."""
     with count_damage(path, errors), open_file(path) as file:
         html = file.read(PAGE_BYTES + 1)
         errors.records += 1
         if len(html) > PAGE_BYTES:
-            errors.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
+            errors.drop_record(f"page longer than {PAGE_BYTES >> 20} MiB", str(path))
             return
         document = extract_in_subprocess(html, str(path), errors)
         if document:
@@ -63,20 +63,20 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
 
 
 def extract_in_subprocess(
-    html: bytes, where: str, errors: Faults, url: str = "", charset: str | None = None
-) -> Found | None:
+    html: bytes, where: str, errors: ReadErrors, url: str = "", charset: str | None = None
+) -> RawDocument | None:
     """Extract the document of a page in the process for pages; None, counted in `errors`, if there is none."""
     try:
         document = _get_page_reader().extract_page(html, url, charset)
     except PageError as error:
-        errors.drop(str(error), where)
+        errors.drop_record(str(error), where)
         return None
     if document is None:
-        errors.drop("no_text", where)
+        errors.drop_record("no_text", where)
     return document
 
 
-def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | None:
+def extract_document(html: bytes, url: str = "", charset: str | None = None) -> RawDocument | None:
     """Extract the main text of a page and what the page says of itself; None if there is no text.
 
     `charset` is the one the server named. Runs in the calling process: only for pages that are trusted.
@@ -85,7 +85,7 @@ def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | N
     from resiliparse.parse.html import HTMLTree
     from trafilatura import extract
 
-    page = decoded(html, charset)
+    page = decode_page(html, charset)
     if not page.strip():
         return None
 
@@ -104,10 +104,10 @@ def text_of(html: bytes, url: str = "", charset: str | None = None) -> Found | N
         text = "\n".join(line.strip() for line in main_part.splitlines())
     if not text.strip():
         return None
-    return Found(text, url, _find_license(tree), _find_language(tree), _find_metadata(tree))
+    return RawDocument(text, url, _find_license(tree), _find_language(tree), _find_metadata(tree))
 
 
-def decoded(data: bytes, charset: str | None = None) -> str:
+def decode_page(data: bytes, charset: str | None = None) -> str:
     """Decode bytes from the web: as UTF-8 if they are that, else as the server, the page or the bytes tell.
 
     Single wrong bytes become U+FFFD: a page cut within a character is not one in another encoding.
@@ -199,8 +199,8 @@ class PageReader:
         self.owner = os.getpid()
         self.process: subprocess.Popen | None = None
 
-    def extract_page(self, html: bytes, url: str = "", charset: str | None = None) -> Found | None:
-        """Extract the main text of a page, as `text_of` does, in the process.
+    def extract_page(self, html: bytes, url: str = "", charset: str | None = None) -> RawDocument | None:
+        """Extract the main text of a page, as `extract_document` does, in the process.
 
         Raises PageError if the page ended the process or a library failed on it.
         """
@@ -269,7 +269,7 @@ def serve_pages(seconds: float, memory: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
 
-    text_of(b"<html><body><p>ready</p></body></html>")  # loads the libraries before the memory is limited
+    extract_document(b"<html><body><p>ready</p></body></html>")  # loads the libraries before the memory is limited
     _limit_memory(memory)
     _send(answers, None)
     null_file = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -277,7 +277,7 @@ def serve_pages(seconds: float, memory: int) -> None:
         # Ends the process with code 1, even in the middle of C code.
         faulthandler.dump_traceback_later(seconds, exit=True, file=null_file)
         try:
-            answer = text_of(*page)
+            answer = extract_document(*page)
         except MemoryError:
             answer = "page needs too much memory"
         except Exception as error:  # whatever a library raises is an error of this page

@@ -14,14 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.books import decode_book
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.archives import is_archive, members
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.tabular import COMPRESSED, count_damage, open_file
-from hf_llm.data.files.text_files import cut
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.archives import extract_members, is_archive
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, count_damage, open_file
+from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 PAPER_BYTES = 32 << 20  # of LaTeX in one paper
 TAR_MAGIC_OFFSET = 257
@@ -122,13 +122,13 @@ class _Macro:
     body: str
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of each paper at a path, with its title and authors.
 
     A .tex file that is part of another's paper gives nothing: it is read with that one. What holds no LaTeX at all
     (arXiv's withdrawn papers, those in PDF alone) is counted.
     """
-    if is_archive(path) or path.suffix.lower() in COMPRESSED:
+    if is_archive(path) or path.suffix.lower() in COMPRESSED_SUFFIXES:
         for files in _read_papers(path, errors):
             yield from _convert_files(files, str(path), errors, max_chars)
     elif not _is_part_of_paper(path):
@@ -150,7 +150,7 @@ def _has_document_class(path: Path) -> bool:
     return bool(_DOCUMENT_CLASS.search(start))
 
 
-def _read_papers(path: Path, errors: Faults) -> Iterator[dict[str, bytes]]:
+def _read_papers(path: Path, errors: ReadErrors) -> Iterator[dict[str, bytes]]:
     """Yield the LaTeX files of each paper in an archive, by name. A single compressed file is a tar or a .tex file."""
     if is_archive(path):
         yield from _read_archive(path, errors, path.name)
@@ -166,13 +166,13 @@ def _read_papers(path: Path, errors: Faults) -> Iterator[dict[str, bytes]]:
             yield {path.stem: file.read(PAPER_BYTES)}
 
 
-def _read_archive(path: Path, errors: Faults, archive_name: str) -> Iterator[dict[str, bytes]]:
+def _read_archive(path: Path, errors: ReadErrors, archive_name: str) -> Iterator[dict[str, bytes]]:
     """Yield the papers of the archives within an archive, then the paper of its own LaTeX files."""
     files = {}
     size = 0
-    for name, file in members(path, errors, archive_name):
+    for name, file in extract_members(path, errors, archive_name):
         suffix = PurePosixPath(name).suffix.lower()
-        if is_archive(file) or suffix in COMPRESSED:
+        if is_archive(file) or suffix in COMPRESSED_SUFFIXES:
             yield from _read_papers(file, errors)
         elif suffix in _TEX_SUFFIXES and size < PAPER_BYTES:
             files[name] = file.read_bytes()[:PAPER_BYTES]
@@ -182,8 +182,8 @@ def _read_archive(path: Path, errors: Faults, archive_name: str) -> Iterator[dic
 
 
 def _convert_files(
-    files: dict[str, bytes], where: str, errors: Faults, max_chars: int, folder: Path | None = None
-) -> Iterator[Found]:
+    files: dict[str, bytes], where: str, errors: ReadErrors, max_chars: int, folder: Path | None = None
+) -> Iterator[RawDocument]:
     """Yield the pieces of the paper that these files hold."""
     errors.records += 1
     texts = {}
@@ -194,15 +194,15 @@ def _convert_files(
 
     main = _choose_main_file(texts)
     if main is None or "\\" not in texts[main]:
-        errors.drop("no LaTeX", where)
+        errors.drop_record("no LaTeX", where)
         return
     try:
         text, about = convert_paper(texts, main, folder)
     except RecursionError:
-        errors.drop("LaTeX nested too deep", where)
+        errors.drop_record("LaTeX nested too deep", where)
         return
-    for piece in cut(text, max_chars):
-        yield Found(piece, about=dict(about))
+    for piece in split_text(text, max_chars):
+        yield RawDocument(piece, about=dict(about))
 
 
 def _choose_main_file(texts: dict[str, str]) -> str | None:

@@ -13,13 +13,13 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, prose
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, extract_prose
+from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 PAGE_BYTES = 32 << 20  # of XML; a longer page is dropped, not held in memory
 HEADER_BYTES = 1 << 20  # kept before the first page; a header is far shorter
@@ -42,7 +42,7 @@ _DISAMBIGUATION = re.compile(
 )
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the articles of a dump, in its order: namespace 0, neither redirects nor disambiguation pages."""
     header: DumpHeader | None = None
     for number, (xml_before, page) in enumerate(_split_pages(path, errors), 1):
@@ -52,7 +52,7 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
         try:
             element = ElementTree.fromstring(page)
         except ElementTree.ParseError as error:
-            errors.drop("malformed XML", where, str(error))
+            errors.drop_record("malformed XML", where, str(error))
             continue
 
         document = _convert_page(element, header)
@@ -61,7 +61,7 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
         if document.text:
             yield document
         else:
-            errors.drop("no_text", where, document.about["title"])
+            errors.drop_record("no_text", where, document.about["title"])
 
 
 class DumpHeader:
@@ -93,7 +93,7 @@ class DumpHeader:
         return self.base_url + quote(title.replace(" ", "_"), safe="/:(),!*'@;")
 
 
-def _convert_page(page: ElementTree.Element, header: DumpHeader) -> Found | None:
+def _convert_page(page: ElementTree.Element, header: DumpHeader) -> RawDocument | None:
     """Make the document of a page; None if it is not an article."""
     title = page.findtext("title", "").strip()
     if not header.is_article(page, title) or page.find("redirect") is not None:
@@ -115,11 +115,11 @@ def _convert_page(page: ElementTree.Element, header: DumpHeader) -> Found | None
     date = revision.findtext("timestamp")
     if date:
         about["date"] = date
-    text = prose(markup, header.dropped_links)
-    return Found(text, header.page_url(title), language=header.language, about=about)
+    text = extract_prose(markup, header.dropped_links)
+    return RawDocument(text, header.page_url(title), language=header.language, about=about)
 
 
-def _split_pages(path: Path, errors: Faults) -> Iterator[tuple[str, bytes]]:
+def _split_pages(path: Path, errors: ReadErrors) -> Iterator[tuple[str, bytes]]:
     """Yield the text before the first page, and each page's XML in UTF-8."""
     window = bytearray()
     header = ""
@@ -146,14 +146,14 @@ def _split_pages(path: Path, errors: Faults) -> Iterator[tuple[str, bytes]]:
             elif len(window) - start > PAGE_BYTES:
                 excerpt = bytes(window[start : start + EXCERPT_BYTES])
                 errors.records += 1
-                errors.drop(f"page longer than {PAGE_BYTES >> 20} MiB", str(path), excerpt)
+                errors.drop_record(f"page longer than {PAGE_BYTES >> 20} MiB", str(path), excerpt)
                 del window[: -len(_OPEN)]
 
         last_start = window.find(_OPEN) if has_header else -1
         if last_start >= 0:
             excerpt = bytes(window[last_start : last_start + EXCERPT_BYTES])
             errors.records += 1
-            errors.drop("truncated page", str(path), excerpt)
+            errors.drop_record("truncated page", str(path), excerpt)
 
 
 def _read_utf8(file: IO[bytes]) -> Iterator[bytes]:

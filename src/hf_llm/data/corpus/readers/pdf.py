@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.data.corpus.readers.books import join_pages, join_wrapped_lines, remove_running_lines
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.files.read_errors import Faults
-from hf_llm.data.files.text_files import cut
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 PDF_BYTES = 256 << 20  # a larger file is dropped
 MAX_PAGES = 5_000  # of one file; those after them are not read
@@ -24,13 +24,13 @@ _REASONS = {3: "broken PDF", 4: "encrypted PDF", 5: "encrypted PDF"}  # by PDFiu
 _DIVISION = "\x02"  # PDFium's mark for a hyphen at a line's end, which swallows the line's end
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of one PDF's text, with title and author if the PDF names them."""
     import pypdfium2
 
     errors.records += 1
     if path.stat().st_size > PDF_BYTES:
-        errors.drop(f"PDF larger than {PDF_BYTES >> 20} MiB", str(path))
+        errors.drop_record(f"PDF larger than {PDF_BYTES >> 20} MiB", str(path))
         return
 
     try:
@@ -42,18 +42,18 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
             document.close()
     except pypdfium2.PdfiumError as error:
         reason = _REASONS.get(error.err_code, "broken PDF")
-        errors.drop(reason, str(path), str(error))
+        errors.drop_record(reason, str(path), str(error))
         return
 
     char_count = sum(len(line) for page in pages for line in page)
     if char_count < MIN_CHARS_PER_PAGE * len(pages):
-        errors.drop("PDF without text", str(path))
+        errors.drop_record("PDF without text", str(path))
         return
 
     lines = join_pages(remove_running_lines(pages))
     text = join_wrapped_lines(lines, spaced=False)
-    for piece in cut(text, max_chars):
-        yield Found(piece, about=dict(about))
+    for piece in split_text(text, max_chars):
+        yield RawDocument(piece, about=dict(about))
 
 
 def _read_pages(document: Any) -> list[list[str]]:

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.document import Found
-from hf_llm.data.corpus.readers.html import PAGE_BYTES, decoded, extract_in_subprocess
-from hf_llm.data.files.read_errors import Faults
+from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.corpus.readers.html import PAGE_BYTES, decode_page, extract_in_subprocess
+from hf_llm.data.files.read_errors import ReadErrors
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
-    from hf_llm.data.corpus.sources import Source
+    from hf_llm.data.corpus.config import Source
 
 RECORD_BYTES = 64 << 20  # a longer record is dropped, not held in memory
 HEADER_BYTES = 64 << 10
@@ -44,9 +44,9 @@ _NEXT_RECORD_MAX_BYTES = 32  # as much of a match of it may lie before the end o
 _HTML_TYPES = {"text/html", "application/xhtml+xml"}
 
 
-def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterator[Found]:
+def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the documents of one archive, in its order."""
-    for number, record in enumerate(records(path, errors), 1):
+    for number, record in enumerate(read_records(path, errors), 1):
         if not _DOCUMENT_TYPE.search(record, 0, HEADER_BYTES):
             continue
         document = _convert_record(record, f"{path}, record {number}", errors)
@@ -54,7 +54,7 @@ def read(path: Path, errors: Faults, source: "Source", max_chars: int) -> Iterat
             yield document
 
 
-def records(path: Path, errors: Faults) -> Iterator[bytes]:
+def read_records(path: Path, errors: ReadErrors) -> Iterator[bytes]:
     """Yield every sound record of an archive, header and block; the others are counted in `errors`."""
     with open(path, "rb") as file:
         is_gzip = file.read(2) == _GZIP_MAGIC
@@ -154,7 +154,7 @@ def _measure_record(window: _Window) -> tuple[int, str | None]:
     return length, None
 
 
-def _decompress_members(file: IO[bytes], path: Path, errors: Faults) -> Iterator[bytes | None]:
+def _decompress_members(file: IO[bytes], path: Path, errors: ReadErrors) -> Iterator[bytes | None]:
     """Yield the unpacked bytes of a file of gzip members, with None where a damaged one was dropped."""
     raw = file.read(CHUNK_BYTES)
     while raw:
@@ -216,7 +216,7 @@ def _unpacks_to_record(raw: bytes) -> bool:
         return False
 
 
-def _convert_record(block: bytes, where: str, errors: Faults) -> Found | None:
+def _convert_record(block: bytes, where: str, errors: ReadErrors) -> RawDocument | None:
     """Make the document of a response or conversion record; None if it is not a page or is lost."""
     from fastwarc.warc import WarcRecord, conversion
 
@@ -240,20 +240,20 @@ def _convert_record(block: bytes, where: str, errors: Faults) -> Found | None:
     return document
 
 
-def _convert_text_record(record: "WarcRecord", where: str, errors: Faults) -> Found | None:
+def _convert_text_record(record: "WarcRecord", where: str, errors: ReadErrors) -> RawDocument | None:
     errors.records += 1
-    text = decoded(record.reader.read(), "utf-8")
+    text = decode_page(record.reader.read(), "utf-8")
     if not text.strip():
-        errors.drop("no_text", where)
+        errors.drop_record("no_text", where)
         return None
     about = {"content_type": "text/plain"}
     languages = record.headers.get("WARC-Identified-Content-Language")
     if languages:
         about["languages"] = languages
-    return Found(text, about=about)
+    return RawDocument(text, about=about)
 
 
-def _convert_response(block: bytes, where: str, errors: Faults) -> Found | None:
+def _convert_response(block: bytes, where: str, errors: ReadErrors) -> RawDocument | None:
     """Make the document of a response record; None if it is not a page (another status or type) or is lost."""
     record, body = _parse_http_message(block)
     if record is None or record.http_headers.status_code is None:
@@ -265,10 +265,10 @@ def _convert_response(block: bytes, where: str, errors: Faults) -> Found | None:
 
     errors.records += 1
     if body is None:
-        errors.drop("undecodable content", where)
+        errors.drop_record("undecodable content", where)
         return None
     if len(body) > PAGE_BYTES:
-        errors.drop(f"page longer than {PAGE_BYTES >> 20} MiB", where)
+        errors.drop_record(f"page longer than {PAGE_BYTES >> 20} MiB", where)
         return None
 
     if content_type in _HTML_TYPES:
@@ -280,12 +280,12 @@ def _convert_response(block: bytes, where: str, errors: Faults) -> Found | None:
     return document
 
 
-def _convert_plain_text(body: bytes, charset: str | None, where: str, errors: Faults) -> Found | None:
-    text = decoded(body, charset).strip()
+def _convert_plain_text(body: bytes, charset: str | None, where: str, errors: ReadErrors) -> RawDocument | None:
+    text = decode_page(body, charset).strip()
     if not text:
-        errors.drop("no_text", where)
+        errors.drop_record("no_text", where)
         return None
-    return Found(text)
+    return RawDocument(text)
 
 
 def _parse_http_message(block: bytes) -> tuple["WarcRecord | None", bytes | None]:
@@ -312,7 +312,7 @@ def _parse_http_message(block: bytes) -> tuple["WarcRecord | None", bytes | None
     return None, None
 
 
-def _drop_record(errors: Faults, reason: str, where: str, excerpt: bytes | str = "") -> None:
+def _drop_record(errors: ReadErrors, reason: str, where: str, excerpt: bytes | str = "") -> None:
     """Count a record that was read and is dropped."""
     errors.records += 1
-    errors.drop(reason, where, excerpt)
+    errors.drop_record(reason, where, excerpt)

@@ -82,7 +82,7 @@ class _OpenBracket:
         return "".join(self.parts)
 
 
-def prose(markup: str, dropped_links: Collection[str] = FILES_AND_CATEGORIES) -> str:
+def extract_prose(markup: str, dropped_links: Collection[str] = FILES_AND_CATEGORIES) -> str:
     """Convert a page's markup to its prose: paragraphs, headings and list items, each on its line.
 
     `dropped_links`: lower-case names of the namespaces of files and categories in the wiki's own language.
