@@ -410,7 +410,7 @@ def measure_decontamination() -> None:
     for words in (4, 5, 6, 8):
         settings = Decontaminate(against, min_words=words)
         with tempfile.TemporaryDirectory() as folder:
-            settings.prepare(Path(folder))
+            settings.write_index(Path(folder))
             document_filter = settings.make_filter(Path(folder))
             start = time.process_time()
             verdicts = [document_filter.filter(document) for document in documents(texts)]

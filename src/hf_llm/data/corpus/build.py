@@ -123,7 +123,7 @@ def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:
     for rules in [section.rules, *rules_of_sources]:
         measured |= train_filters(rules, models)
     if section.decontaminate:
-        section.decontaminate.prepare(models)
+        section.decontaminate.write_index(models)
     return measured
 
 

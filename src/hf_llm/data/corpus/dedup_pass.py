@@ -38,7 +38,7 @@ NEAR = "near_duplicates.parquet"  # the ids of documents that are dropped, sorte
 WINDOWS = "windows"
 REPEATED = "repeated.npy"
 SLICES_PER_SHARD = 8  # a task holds one
-MAX_SOURCES = 1 << 10  # that are told apart where a passage stands in several; the last number stands for all others
+MAX_SOURCES = 1 << 10  # whose order decides which document keeps a repeated passage; later ones count as the last
 
 Counts = dict[str, list[int]]  # documents and UTF-8 bytes, by source (or licence, language, split)
 
@@ -73,7 +73,7 @@ class ShardTask:
             record = {name: row[name] for name in ("id", "url", "source", "metadata")}
             record["reason"] = reason
             record["kept"] = kept[number] if kept else ""
-            self.dropped.add(rule, record, row["text"])
+            self.dropped.add_document(rule, record, row["text"])
         return table.filter(pyarrow.array(~np.array(is_dropped, bool))).combine_chunks()
 
 

@@ -47,7 +47,7 @@ class DroppedRecords:
         """Return what the filter of this rule writes dropped documents to."""
         return _ExclusionWriter(self, rule)
 
-    def add(self, rule: str, row: dict[str, Any], text: str) -> None:
+    def add_document(self, rule: str, row: dict[str, Any], text: str) -> None:
         """Record one document. `row` has the other columns; `because` and `kept` may be left out."""
         row = {"rule": rule, "because": "", "kept": "", **row}
         self._rows.append(row)
@@ -99,7 +99,7 @@ class _ExclusionWriter:
             "reason": metadata.pop("filter_reason", ""),  # from datatrove
             "because": metadata.pop(DETAIL_KEY, ""),  # from our filters
         }
-        self.records.add(self.rule, row, document.text)
+        self.records.add_document(self.rule, row, document.text)
 
 
 def encode_about(document: Document) -> str:

@@ -92,7 +92,7 @@ def train_filters(rules: Rules, models: Path) -> dict[str, dict]:
             reports[name] = json.loads(report.read_text(encoding="utf-8"))
         else:
             examples = [_read_examples(path) for path in settings.example_paths()]
-            reports[name] = settings.train(examples, model)
+            reports[name] = settings.train_model(examples, model)
     return reports
 
 

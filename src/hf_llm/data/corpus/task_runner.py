@@ -114,7 +114,8 @@ def run_tasks(
     _raise_task_errors(list(to_run))
     lost = [path.name for path in tasks if not path.exists()]
     if lost:
-        raise UserError(f"{title}: {len(lost)} of {len(tasks)} tasks left no result ({lost[0]} ...); {executor.remedy}")
+        count = f"{len(lost)} of {len(tasks)} tasks"
+        raise UserError(f"{title}: {count} left no result ({lost[0]} ...); {executor.remedy}")
     return [json.loads(path.read_text(encoding="utf-8")) for path in tasks]
 
 

@@ -26,7 +26,7 @@ def write_rows(path, rows):
 
 def make_filter(folder, *sets, **settings):
     section = Decontaminate(list(sets), **settings)
-    section.prepare(folder / "index")
+    section.write_index(folder / "index")
     return section.make_filter(folder / "index")
 
 
@@ -186,7 +186,7 @@ def test_the_index_is_the_same_when_it_is_made_again(tmp_path):
     )
     contents = []
     for name in ("a", "b"):
-        Decontaminate([rows]).prepare(tmp_path / name)
+        Decontaminate([rows]).write_index(tmp_path / name)
         with np.load(tmp_path / name / "evaluation_texts.npz") as index:
             contents.append({key: index[key].tobytes() for key in index})
         contents.append((tmp_path / name / "evaluation_texts.json").read_bytes())

@@ -57,7 +57,7 @@ class Classifier(TrainedFilterSettings):
         # The probability is compared when a document is judged; another one needs no new model.
         return {key: value for key, value in asdict(self).items() if key != "min_probability"}
 
-    def train(self, examples: list[Iterable[str]], model: Path) -> dict:
+    def train_model(self, examples: list[Iterable[str]], model: Path) -> dict:
         good, bad = examples
         return train_classifier(self, good, bad, model)
 

@@ -90,7 +90,7 @@ class Decontaminate:
         if not 2 <= self.min_words <= self.ngram:
             raise ValueError(f"min_words ({self.min_words}) has to be at least 2 and at most ngram ({self.ngram})")
 
-    def prepare(self, folder: Path) -> None:
+    def write_index(self, folder: Path) -> None:
         """Read the evaluation sets and write an index of their texts to `folder`, unless it is there already.
 
         Raises UserError for a set that cannot be read or has no text to search for.
@@ -127,12 +127,12 @@ class Decontaminate:
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False))
 
     def make_filter(self, folder: Path) -> "DecontaminationFilter":
-        """Build the filter that drops documents by the index that `prepare` wrote to `folder`."""
+        """Build the filter that drops documents by the index that `write_index` wrote to `folder`."""
         return DecontaminationFilter(self, folder)
 
 
 def evaluation_sets(folder: Path) -> list[dict]:
-    """Return what `prepare` read of each set: its rows, and how many different texts there are of each kind.
+    """Return what `write_index` read of each set: its rows, and how many different texts there are of each kind.
 
     `long` and `short` ones are searched for; `too_short` ones and those that are the set's `form` are not.
     """
@@ -168,7 +168,10 @@ class DecontaminationFilter(Filter):
 
 
 class _EvaluationIndex:
-    """The index that `prepare` wrote, in memory. A match is its first word, number of words, and number of the item."""
+    """The index that `write_index` wrote, in memory.
+
+    A match is its first word, its number of words, and the number of the item.
+    """
 
     def __init__(self, folder: Path, settings: Decontaminate):
         with np.load(folder / INDEX) as index:
@@ -225,7 +228,7 @@ class _HashSet:
 
 
 def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
-    if evaluation_set.path is None:
+    if not evaluation_set.path:
         return []
     return find_files(evaluation_set.path, FORMATS["rows"])
 

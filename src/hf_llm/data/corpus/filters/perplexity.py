@@ -48,7 +48,7 @@ class Perplexity(TrainedFilterSettings):
     def example_paths(self) -> list[str]:
         return [self.good]
 
-    def train(self, examples: list[Iterable[str]], model: Path) -> dict:
+    def train_model(self, examples: list[Iterable[str]], model: Path) -> dict:
         [good] = examples
         return train_perplexity(self, good, model)
 

@@ -27,12 +27,12 @@ class TrainedFilterSettings:
         """Return the settings that the model depends on."""
         return asdict(self)
 
-    def train(self, examples: list[Iterable[str]], model: Path) -> dict:
+    def train_model(self, examples: list[Iterable[str]], model: Path) -> dict:
         """Train on the texts at each of `example_paths` and write the model. Returns and writes what was measured."""
         raise NotImplementedError
 
     def make_filter(self, model: Path) -> Filter:
-        """Build the filter that judges by these settings and the model that `train` wrote."""
+        """Build the filter that judges by these settings and the model that `train_model` wrote."""
         raise NotImplementedError
 
 
