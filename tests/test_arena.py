@@ -154,8 +154,8 @@ def test_another_comparison_in_the_same_file_is_refused_by_what_differs(run, cap
     main([*MODELS, *SHORT, "--prepare", *votes, "--prompts", "p.txt"])
     assert "every answer" in capsys.readouterr().out
     report = (*MODELS, *votes, "--report")
-    assert "made with another sampling" in read_refusal(capsys, *report, "--max-new-tokens", "13")
-    assert "made with another sampling" in read_refusal(capsys, *report, *SHORT, "--seed", "7")
+    assert "written with another sampling" in read_refusal(capsys, *report, "--max-new-tokens", "13")
+    assert "written with another sampling" in read_refusal(capsys, *report, *SHORT, "--seed", "7")
     assert "base is not one of its models" in read_refusal(capsys, "runs/tiny/base", "runs/tiny/sft", *votes, *SHORT)
     (run / "p.txt").write_text("One?\nThree?\n")
     assert "other prompts than p.txt" in read_refusal(capsys, *report, *SHORT, "--prompts", "p.txt")

@@ -165,7 +165,7 @@ def describe_difference(name: str, stored: dict | None, requested: dict | None) 
         return f"{name} is one of its models"
     changed = next(key for key in {**stored, **requested} if stored.get(key) != requested.get(key))
     return (
-        f"the answers of {name} were made with another {changed}: "
+        f"the answers of {name} were written with another {changed}: "
         f"it was {stored.get(changed)} and is {requested.get(changed)}"
     )
 

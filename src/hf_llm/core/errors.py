@@ -38,7 +38,7 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not NUMPY_WROTE_LESS.fullmatch(str(error)):
                 raise
             where = f" for {error.filename}" if error.filename else ""
-            exit_with_error(f"no space left on the disk{where}; free some, and the same command goes on from here")
+            exit_with_error(f"no space left on the disk{where}; free some, and the same command resumes here")
 
     return run
 

@@ -42,13 +42,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a file of JSON lines anew; a reader sees the old one or the whole new one."""
+    """Replace a file of JSON lines; a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(map(format_row, rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none where there is no file. A line cut off by a kill is left out."""
+    """The rows of a file of JSON lines; none where there is no file. A line cut off by a kill is dropped."""
     if not path.exists():
         return []
     return [row for line in path.read_bytes().splitlines(True) if (row := parse_row(line)) is not None]

@@ -1,4 +1,4 @@
-"""Text that UTF-8 can write. JSON may hold halves of surrogate pairs, and so do names of files that are no UTF-8."""
+"""Text that UTF-8 can write. JSON may hold halves of surrogate pairs, and so do names of files that are not UTF-8."""
 
 from typing import Any
 

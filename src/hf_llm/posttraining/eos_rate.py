@@ -1,4 +1,4 @@
-"""EOS rate: the share of a chat model's answers to held-out prompts that end by themselves."""
+"""EOS rate: the share of a chat model's answers to held-out prompts that have an end token."""
 
 from pathlib import Path
 from typing import Any
