@@ -6,15 +6,15 @@ from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
 def type_lines(monkeypatch, *lines: str) -> None:
-    rest = iter(lines)
+    lines_left = iter(lines)
 
-    def answer(prompt: str) -> str:
-        line = next(rest, None)
+    def type_next_line(prompt: str) -> str:
+        line = next(lines_left, None)
         if line is None:
             raise EOFError
         return line
 
-    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("builtins.input", type_next_line)
 
 
 def test_questions_are_answered_until_exit(tmp_path, monkeypatch, capsys):

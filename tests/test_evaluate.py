@@ -51,7 +51,7 @@ def run(tmp_path, monkeypatch):
     for folder in ("tokenizer", "tokens", "base", "sft"):
         (root / folder).mkdir(parents=True)
     tokenizer.save_pretrained(root / "tokenizer")
-    made = {"tokenizer": write_test_manifest(root / "tokenizer")}
+    digests = {"tokenizer": write_test_manifest(root / "tokenizer")}
     texts = [f"{number} is a number, and so is {number + 1}." for number in range(30)]
     size = len(tokenizer)
     batches = tokenize_documents(
@@ -63,14 +63,14 @@ def run(tmp_path, monkeypatch):
     *_, (shard,) = write_shards(root / "tokens", "test-00000", batches)
     index = {"dtype": "uint16", "vocab_size": size, "eos_token_id": 1, "tokenizer": ""}
     write_json(root / "tokens/index.json", {**index, "splits": {"test": [shard]}})
-    made["tokens"] = write_test_manifest(root / "tokens", tokenizer=made["tokenizer"])
+    digests["tokens"] = write_test_manifest(root / "tokens", tokenizer=digests["tokenizer"])
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     for folder, before in (("base", "tokens"), ("sft", "base")):
         config = LlamaConfig(vocab_size=size, max_position_embeddings=64, eos_token_id=1, bos_token_id=None, **sizes)
         LlamaForCausalLM(config).save_pretrained(root / folder)
         tokenizer.save_pretrained(root / folder)
-        made[folder] = write_test_manifest(root / folder, **{before: made[before]})
+        digests[folder] = write_test_manifest(root / folder, **{before: digests[before]})
     return root
 
 

@@ -10,7 +10,7 @@ def tiny_session(max_new_tokens: int = 8) -> ChatSession:
     return ChatSession(tiny_model(), tiny_tokenizer(), max_new_tokens, do_sample=False)
 
 
-def test_the_pieces_make_the_reply_that_comes_at_once_elsewhere():
+def test_the_streamed_pieces_add_up_to_the_reply():
     session = tiny_session()
     answer = "".join(session.stream_reply("Who?"))
     assert (
@@ -30,7 +30,7 @@ def test_the_second_answer_knows_the_first():
     assert session.messages == []
 
 
-def test_a_long_talk_stays_within_the_context():
+def test_a_long_conversation_stays_within_the_context():
     session = tiny_session()
     for number in range(6):
         list(session.stream_reply(f"A question of some length, number {number}?"))
@@ -38,7 +38,7 @@ def test_a_long_talk_stays_within_the_context():
     assert session.messages[-2]["content"].endswith("5?")
 
 
-def test_leaving_early_stops_the_model_and_keeps_what_it_said():
+def test_leaving_early_stops_the_model_and_keeps_the_pieces_so_far():
     session = tiny_session(100)
     pieces = session.stream_reply("Who?")
     first = next(pieces)

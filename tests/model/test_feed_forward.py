@@ -119,6 +119,6 @@ def test_autocast_leaves_the_routing_in_float32():
     x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
     expected = router(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = router(x)
-    for one, other in zip(found, expected, strict=True):
+        output = router(x)
+    for one, other in zip(output, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

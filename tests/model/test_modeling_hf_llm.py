@@ -181,7 +181,7 @@ try:
 except ImportError:
     print("not importable")
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(folder), " ".join(map(str, tokens[0].tolist()))],
         env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
         cwd=tmp_path,
@@ -189,8 +189,8 @@ except ImportError:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "not importable" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "not importable" in process.stdout
     assert torch.equal(torch.load(folder / "logits.pt"), model(tokens).logits)
 
 
@@ -236,8 +236,8 @@ def test_all_linear_finds_the_layers_and_merging_keeps_the_logits():
 
     tokens = some_tokens()
     model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    found = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
-    assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    adapted_layers = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
+    assert adapted_layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

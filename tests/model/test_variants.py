@@ -130,10 +130,10 @@ def test_adapters_find_their_layers_and_merging_keeps_the_logits(changes):
 
     tokens = some_tokens()
     model = get_peft_model(tiny_model(**changes), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    found = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
+    adapted_layers = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith("lora_A")}
     mlp = {"up_proj", "down_proj"} | ({"gate_proj"} if changes.get("use_gated_mlp", True) else set())
     has_mlp = not changes.get("num_experts") or changes.get("n_shared_experts")
-    assert found == {"q_proj", "k_proj", "v_proj", "o_proj"} | (mlp if has_mlp else set())
+    assert adapted_layers == {"q_proj", "k_proj", "v_proj", "o_proj"} | (mlp if has_mlp else set())
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -182,24 +182,24 @@ torch.save(logits, folder / "logits.pt")
     (folder / "home").mkdir()
     home["HF_HOME"] = str(tmp_path_factory.mktemp("home"))
     (folder / "home").rmdir()
-    done = subprocess.run(command, env=home, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, env=home, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+    assert process.returncode == 0, process.stderr
     return folder, torch.load(folder / "logits.pt")
 
 
 @variants
 @torch.no_grad()
 def test_a_saved_model_reloads_bit_for_bit_here_and_where_hf_llm_is_not_installed(changes, reloaded, request):
-    folder, elsewhere = reloaded
+    folder, logits_elsewhere = reloaded
     name = request.node.callspec.id
     model = tiny_model(**changes)
     expected = model(some_tokens()).logits
-    here = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
-    assert all(torch.equal(weight, here.state_dict()[key]) for key, weight in model.state_dict().items())
+    loaded = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
+    assert all(torch.equal(weight, loaded.state_dict()[key]) for key, weight in model.state_dict().items())
     # A matrix product of an expert's slice adds up in an order that depends on where in memory it lies.
     tolerance = 1e-6 if "num_experts" in changes else 0
-    for found in (elsewhere[name], here(some_tokens()).logits):
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    for logits in (logits_elsewhere[name], loaded(some_tokens()).logits):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("changes", "target"), VARIANTS.values(), ids=VARIANTS.keys())
@@ -237,8 +237,8 @@ def test_continuous_batching_generates_what_generate_does(name):
     model, prompts = tiny_model(**CHANGES[name]), [list(range(1, 10)), [9, 8, 7]]
     settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
     batching = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
-    made = model.generate_batch(prompts, settings, batching, warmup=False)
-    for prompt, output in zip(prompts, made.values(), strict=True):
+    outputs = model.generate_batch(prompts, settings, batching, warmup=False)
+    for prompt, output in zip(prompts, outputs.values(), strict=True):
         alone = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **GREEDY)
         assert output.generated_tokens == alone[0, len(prompt) : len(prompt) + 8].tolist()
 

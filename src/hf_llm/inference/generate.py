@@ -124,8 +124,8 @@ def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def batch_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:
-    """Return `input_ids` and `attention_mask` of texts (token ids), padded on the left to the longest, on the model's
-    device."""
+    """Return `input_ids` and `attention_mask` (B T) on the model's device, of texts given as token ids, padded on the
+    left to the longest."""
     padded = tokenizer.pad({"input_ids": texts}, padding_side="left", return_tensors="pt")
     return {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask")}
 

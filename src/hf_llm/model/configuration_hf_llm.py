@@ -26,9 +26,9 @@ MASKLESS = ("full_attention", "sliding_attention")  # attention kernels implemen
 # Which class of transformers has the same weights (`exports_to`, hf_llm.export)? Every field of the configuration
 # stands in exactly one of the two lists below; while a field stands in neither, no model is exported.
 
-# Fields that stock classes have too, or whose loss at export changes no output (dropout and initialisation act in
-# training only; layers that share weights are written as copies). A stock class takes any value of such a field, unless
-# its row in STOCK_CLASSES names the values it takes.
+# Fields that an export keeps: a stock class takes any value of them, unless its row in STOCK_CLASSES names the values
+# that it takes. It has the field too, or drops it and computes the same (dropout and initialisation act in training
+# only, layers that share weights are written as copies).
 KEPT_AT_EXPORT = (
     "vocab_size",
     "hidden_size",
@@ -66,8 +66,8 @@ FULL_AND_SLIDING = "full_attention+sliding_attention"
 ONE_OR_MORE = "one or more"
 SAME_WIDTH = "as many as attention heads, together as wide as the hidden states"
 
-# Fields that a stock class does not have, because it always behaves as with one value of them: that given here, unless
-# its row in STOCK_CLASSES names others.
+# Fields that an export does not keep: a stock class takes one value of them only, that given here, unless its row in
+# STOCK_CLASSES names others. Most classes have no such switch, and behave as with this value.
 FIXED_AT_EXPORT = {
     "positions": "rope",
     "norm_type": "rms_norm",
@@ -86,8 +86,8 @@ FIXED_AT_EXPORT = {
     "n_shared_experts": 0,
 }
 
-# model_type of transformers -> the values with which this model is that class, of every field where they are not the
-# usual ones of the two lists above. A model exports to the first class that fits.
+# model_type of transformers -> field -> the values that the class takes, where they are not those of the two lists
+# above. A model exports to the first class that takes all of its values.
 DENSE = {"expert_balancing": ["loss", "bias"]}  # without experts nothing is balanced
 EXPERTS = {"num_experts": [ONE_OR_MORE]}
 NO_QK_NORM = {"use_qk_norm": [False]}
@@ -302,7 +302,7 @@ class HfLlmConfig(PreTrainedConfig):
         }
 
     def validate_architecture(self):
-        """Check the sizes, as part of the strict dataclass's validation: an error here is not a crash later."""
+        """Check the sizes, as part of the strict dataclass's validation, so that none crashes a forward pass later."""
         super().validate_architecture()
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -438,14 +438,14 @@ class HfLlmConfig(PreTrainedConfig):
         return bool(self.num_experts) == ("num_experts" in STOCK_CLASSES[model_type])
 
     def _can_export(self, field: str, model_type: str) -> bool:
-        """Whether a stock class behaves as this model in all that one field decides."""
+        """Whether a stock class takes this model's value of a field."""
         row = STOCK_CLASSES[model_type]
         if field in FIXED_AT_EXPORT:
             allowed = row.get(field, [FIXED_AT_EXPORT[field]])
         elif field in KEPT_AT_EXPORT:
             allowed = row.get(field)
         else:
-            return False  # a new switch: nobody has said yet whether a stock class has it
+            return False  # a new field that is in neither list yet
         return allowed is None or self._summary(field) in allowed
 
     def _summary(self, field: str) -> Any:

@@ -324,7 +324,10 @@ def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     is_reward_model = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     if wanted and is_reward_model:
-        raise UserError(f"{path} scores texts and writes none; name a model that was not made by hf_llm.reward")
+        raise UserError(
+            f"{path} is a reward model, which scores texts and writes none; name a model that was not made by "
+            "hf_llm.reward"
+        )
 
     objective = objective_of(config)
     if wanted not in (None, objective):

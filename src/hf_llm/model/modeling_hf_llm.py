@@ -382,10 +382,11 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
 
         logits = None
         if logits_to_keep is not None or not has_labels:
-            kept = logits_to_keep
-            if not isinstance(kept, torch.Tensor):
-                kept = slice(-(logits_to_keep or 0), None)
-            logits = soft_cap(self.lm_head(hidden_states[:, kept]), self.config.final_logit_softcapping)  # B T V
+            positions = logits_to_keep
+            if not isinstance(positions, torch.Tensor):
+                positions = slice(-(logits_to_keep or 0), None)
+            logits = self.lm_head(hidden_states[:, positions])  # B T V, of the positions asked for
+            logits = soft_cap(logits, self.config.final_logit_softcapping)
 
         return HfLlmCausalLMOutput(
             loss=loss,
