@@ -22,7 +22,7 @@ import hf_llm.reward
 from hf_llm.core.manifest import read_manifest
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.human_eval.preference_statistics import bootstrap_interval, wilson_interval
-from hf_llm.inference.generate import stop_tokens
+from hf_llm.inference.generate import generation_stop_ids
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
@@ -66,7 +66,7 @@ def answers_of(
 ) -> list[list[int]]:
     """One answer to each prompt, sampled from the model's own distribution, up to its first end-of-turn token."""
     torch.manual_seed(seed)
-    stops, answers = set(stop_tokens(model, tokenizer)), []
+    stops, answers = set(generation_stop_ids(model, tokenizer)), []
     for start in range(0, len(prompts), BATCH):
         batch = tokenizer.pad({"input_ids": prompts[start : start + BATCH]}, padding_side="left", return_tensors="pt")
         generated = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=limit)
@@ -98,7 +98,7 @@ def measure(folder: Path, sft: Path, judge: RewardModel, rows: list[dict], optio
     prompts = [encode_chat(tokenizer, row["prompt"], add_generation_prompt=True)[0] for row in rows]
     answers = answers_of(model, tokenizer, prompts, options.tokens, options.seed)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    stops = set(stop_tokens(model, tokenizer))
+    stops = set(generation_stop_ids(model, tokenizer))
     return Measured(
         torch.tensor(judge([row["prompt"] for row in rows], said(texts))),
         torch.tensor([float(len(answer)) for answer in answers]),

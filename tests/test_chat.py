@@ -1,7 +1,7 @@
 import pytest
 
 from hf_llm.chat import main
-from hf_llm.inference.generate import reply
+from hf_llm.inference.generate import generate_replies
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -20,7 +20,9 @@ def type_lines(monkeypatch, *lines: str) -> None:
 def test_questions_are_answered_until_exit(tmp_path, monkeypatch, capsys):
     type_lines(monkeypatch, "Hello?", "", "/reset", "Hello?", "/exit", "never read")
     main([str(save_tiny_model(tmp_path)), "--greedy", "--max-new-tokens", "8"])
-    expected = reply(tiny_model(), tiny_tokenizer(), [[{"role": "user", "content": "Hello?"}]], 8, do_sample=False)[0]
+    expected = generate_replies(
+        tiny_model(), tiny_tokenizer(), [[{"role": "user", "content": "Hello?"}]], 8, do_sample=False
+    )[0]
     output = capsys.readouterr()
     assert output.out.count(expected) == 2
     assert "(a new conversation)" in output.out

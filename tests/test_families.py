@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest, read_manifest
-from hf_llm.model.load import load_tokenizer, new_model
+from hf_llm.model.load import build_model, load_tokenizer
 from hf_llm.pipeline.run import Run
 from hf_llm.posttraining.starting_model import model_context_length
 from hf_llm.run import check_recipe
@@ -80,7 +80,7 @@ def test_a_family_lives_from_raw_text_to_its_evaluation(lives, name):
 
     tokenizer = load_tokenizer(run / "tokenizer")
     set_seed(tree["seed"])
-    new = new_model(tree["model"], tokenizer, 64)
+    new = build_model(tree["model"], tokenizer, 64)
     auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForMaskedLM
     model, found = auto.from_pretrained(run / "base", output_loading_info=True)
     assert type(model) is type(new) and not found["missing_keys"] and not found["unexpected_keys"]

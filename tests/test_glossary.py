@@ -11,7 +11,7 @@ from tests.tiny_recipe import ROOT
 
 # phrase -> what to write instead
 PHRASES = {
-    r"(?<!there )\b(is|are) no (readable|UTF-8|JSON|YAML|\w+:\w+|folder|function|model|number|list|text|file|tokenizer)\b":
+    r"(?<!there )\b(is|are) no (readable|UTF-8|JSON|YAML|\w+:\w+|folder|function|model|number|list|text|file)\b":
         "is not a ...; cannot parse ... as ...",
     r"\bgo(es|ing)?,? on (from|where)\b|\bgone on from\b|\bwent on from\b": "resume, continue",
     r"\bgo(es|ing)? back to a checkpoint\b": "roll back to a checkpoint",

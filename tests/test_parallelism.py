@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
-from hf_llm.parallel.layout import Layout, check_layout, launched_layout
+from hf_llm.parallel.layout import Layout, check_layout, read_layout
 from hf_llm.training.arguments import split_batch
 from hf_llm.training.tensor_pipeline_trainer import check_model_divides
 from tests.tiny_models import tiny_model
@@ -306,8 +306,8 @@ def launched(monkeypatch, processes: int, pipeline: int = 1, **sizes: int) -> No
 
 def test_a_step_has_the_same_tokens_however_many_processes_share_a_batch(monkeypatch):
     launched(monkeypatch, 16, pipeline=2, dp_shard=4, tp=2)
-    assert launched_layout() == Layout(16, shard=4, tensor=2, pipeline=2)
-    assert launched_layout().data == 4
+    assert read_layout() == Layout(16, shard=4, tensor=2, pipeline=2)
+    assert read_layout().data == 4
     split = split_batch(16384, 128, {"per_device_train_batch_size": 4}, "pretrain")
     assert split["per_device_train_batch_size"] * split["gradient_accumulation_steps"] * 4 * 128 == 16384
 
@@ -322,10 +322,10 @@ def test_a_pipeline_is_given_a_micro_batch_for_every_stage(monkeypatch):
 def test_sizes_that_do_not_make_the_number_of_processes_are_refused(monkeypatch):
     launched(monkeypatch, 8, tp=2)
     with pytest.raises(UserError, match="8 processes were launched, and the sizes in parallelism_config make 2"):
-        launched_layout()
+        read_layout()
     launched(monkeypatch, 8, pipeline=2, tp=2)
     with pytest.raises(UserError, match="make 2 x 2 pipeline stages; set --num_processes=4"):
-        launched_layout()
+        read_layout()
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true"}

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hf_llm.inference.generate import stop_at_end_of_turn
+from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 
 CHATML = (
@@ -53,6 +53,6 @@ def tiny_model(attention: str = "sdpa", **changes) -> torch.nn.Module:
 def save_tiny_model(folder: Path, chat: bool = True) -> Path:
     """The tiny model with its tokenizer in a folder, as a training stage leaves them."""
     tokenizer = tiny_tokenizer(chat)
-    stop_at_end_of_turn(tiny_model(), tokenizer).save_pretrained(folder)
+    set_stop_tokens(tiny_model(), tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ from hf_llm.human_eval.report import format_results, write_report
 from hf_llm.human_eval.server import ArenaServer
 from hf_llm.human_eval.terminal_ui import vote_in_terminal
 from hf_llm.human_eval.votes import VoteDatabase, create_database, normalize_annotator_name
-from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 
 DEFAULT_SEED = 42
 
@@ -136,7 +136,9 @@ def plan_comparison(arguments: argparse.Namespace) -> ComparisonPlan:
 
 def describe_requested_models(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return what makes the answers of the models that the arguments name."""
-    return describe_models(arguments.models, arguments.seed, arguments.max_new_tokens, sampling_of(arguments))
+    return describe_models(
+        arguments.models, arguments.seed, arguments.max_new_tokens, read_sampling_arguments(arguments)
+    )
 
 
 def check_same_comparison(database: VoteDatabase, arguments: argparse.Namespace) -> None:

@@ -12,8 +12,8 @@ import time
 
 from hf_llm.core.errors import command
 from hf_llm.inference.chat_session import ChatSession
-from hf_llm.inference.generate import load, usual_length
-from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
+from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 
 
 @command
@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
-    sampling = sampling_of(arguments)
-    model, tokenizer = load(arguments.model)
-    max_new_tokens = arguments.max_new_tokens or usual_length(model)
+    sampling = read_sampling_arguments(arguments)
+    model, tokenizer = load_for_generation(arguments.model)
+    max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     session = ChatSession(model, tokenizer, max_new_tokens, **sampling)
 
     print("/reset starts a new conversation, /exit ends.")

@@ -19,10 +19,10 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.evaluation.denoising import score_masked, score_spans
-from hf_llm.evaluation.perplexity import score
-from hf_llm.inference.generate import reply
-from hf_llm.inference.infill import write
-from hf_llm.model.load import CAUSAL, MASKED, context_length, load_model, load_tokenizer, objective_of
+from hf_llm.evaluation.perplexity import score_next_tokens
+from hf_llm.inference.generate import generate_replies
+from hf_llm.inference.infill import complete_or_infill
+from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.reporting.lineage import SCORES
@@ -122,7 +122,7 @@ def read_objective(model: PreTrainedModel, path: Path | str) -> Objective:
     settings = manifest.get("facts", {}).get("objective")
     if settings:
         return Objective(**settings)
-    return fill_objective_defaults(Objective(), objective_of(model.config), model.config.model_type)
+    return fill_objective_defaults(Objective(), find_objective(model.config), model.config.model_type)
 
 
 def score_model(
@@ -133,7 +133,7 @@ def score_model(
     windows = TokenWindows(tokens, "test", context).limit_tokens(max_tokens)
     batch_size = max(1, TOKENS_PER_BATCH // context)
     if objective.kind == CAUSAL:
-        return score(model, windows, batch_size)
+        return score_next_tokens(model, windows, batch_size)
     corruption = objective.corruption(tokenizer, context)
     if objective.kind == MASKED:
         return score_masked(model, windows, corruption, batch_size)
@@ -149,8 +149,8 @@ def answer_prompts(
         return []
     if is_chat_model(path, tokenizer):
         conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
-        return reply(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
-    return write(model, tokenizer, section.prompts, section.max_new_tokens)
+        return generate_replies(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
+    return complete_or_infill(model, tokenizer, section.prompts, section.max_new_tokens)
 
 
 def is_chat_model(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -21,8 +21,8 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.hardware.devices import Device, detect_hardware, parse_hardware, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
-from hf_llm.model.load import context_of
-from hf_llm.model.summary import describe, flops_per_token
+from hf_llm.model.load import resolve_context
+from hf_llm.model.summary import flops_per_token, summarize_model
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
 from hf_llm.pipeline.stages import STAGES
@@ -176,7 +176,7 @@ def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Tr
     """
     section = recipe.pretrain
     config = build_pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
-    context = context_of(config, section.context)
+    context = resolve_context(config, section.context)
 
     micro_batch = section.training.get("per_device_train_batch_size", 1)
     smallest_step = context * hardware.devices * micro_batch
@@ -195,7 +195,7 @@ def print_model(job: TrainingJob, section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
     with torch.device("meta"):
         model = build_planned_model(job.config)
-    print_main(describe(model))
+    print_main(summarize_model(model))
 
     parameters = model.num_parameters()
     steps = section.training.get("max_steps")

@@ -16,12 +16,12 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
-from hf_llm.model.load import CAUSAL, config_class, context_of, load_tokenizer, new_model
-from hf_llm.model.summary import describe, flops_per_token
+from hf_llm.model.load import CAUSAL, build_model, config_class, load_tokenizer, resolve_context
+from hf_llm.model.summary import flops_per_token, summarize_model
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.monitoring.callbacks.samples import SamplesSection
-from hf_llm.parallel.layout import collator, launched_layout
+from hf_llm.parallel.layout import read_layout, select_collator
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.training.arguments import build_training_arguments, split_batch
 from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
@@ -110,9 +110,9 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     section = recipe.pretrain
     tokenizer = load_tokenizer(output.sources["tokenizer"])
     set_seed(recipe.seed)
-    model = new_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
-    print_main(describe(model))
-    context = context_of(model.config, section.context)
+    model = build_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
+    print_main(summarize_model(model))
+    context = resolve_context(model.config, section.context)
 
     tokens = Path(output.sources["tokens"])
     train = TokenWindows(tokens, "train", context, recipe.seed)
@@ -134,7 +134,7 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         train_sampling_strategy="sequential" if train.has_stages else "random",
         weight_decay=0.1,
         adam_beta2=0.95,
-        torch_compile=device_type() == "cuda" and not launched_layout().splits_layers,
+        torch_compile=device_type() == "cuda" and not read_layout().splits_layers,
     )
     trainer = trainer_class()(
         model=model,
@@ -142,7 +142,7 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         train_dataset=corrupt_windows(train, corruption, recipe.seed),
         eval_dataset=corrupt_windows(validation.limit_tokens(section.evaluation_tokens), corruption, recipe.seed),
         processing_class=tokenizer,
-        data_collator=collator(launched_layout()),
+        data_collator=select_collator(read_layout()),
         z_loss=section.z_loss,
         **accuracy_arguments(objective),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest
-from hf_llm.model.load import CAUSAL, IN_WORDS
+from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
 from hf_llm.training.fault_tolerance.launch import run_stage
@@ -65,7 +65,9 @@ def check_recipe(run: Run, folders: list[str]) -> None:
     objective = resolve_objective(run.tree).kind
     post_training = [folder for folder in folders if folder in OPTIONAL]
     if objective != CAUSAL and post_training:
-        problem = f"{post_training[0]}: the model_type makes {IN_WORDS[objective]}; leave this section out"
+        problem = (
+            f"{post_training[0]}: the model_type makes {OBJECTIVE_DESCRIPTIONS[objective]}; leave this section out"
+        )
         problems[f"{problem} (docs/objectives.md)"] = None
     if problems:
         raise UserError("\n".join([f"{run.recipe_path} is not right yet:", *problems]))

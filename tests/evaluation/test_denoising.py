@@ -14,7 +14,7 @@ from hf_llm.evaluation.denoising import (
     score_masked,
     score_spans,
 )
-from hf_llm.model.load import new_model
+from hf_llm.model.load import build_model
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_sentinels
 from tests.tiny_models import tiny_tokenizer
 
@@ -41,7 +41,7 @@ class Repeating(Dataset):
 
 def test_masked_scores_are_those_of_the_hidden_tokens_whatever_the_batch_size():
     torch.manual_seed(0)
-    model = new_model(BERT, tiny_tokenizer(), 24).eval()
+    model = build_model(BERT, tiny_tokenizer(), 24).eval()
     model.cls.predictions.bias.data[30:46] += 2
     scores = score_masked(model, Repeating(10), MASKED, batch_size=4)
     items = CorruptedWindows(Repeating(10), MASKED, CORRUPTION_SEED)
@@ -63,7 +63,7 @@ def test_masked_scores_are_those_of_the_hidden_tokens_whatever_the_batch_size():
 def test_pseudo_perplexity_is_that_of_a_token_that_alone_is_hidden():
     """A model that knows nothing but which words there are has their number as its perplexity."""
     torch.manual_seed(0)
-    model = new_model(BERT, tiny_tokenizer(), 24).eval()
+    model = build_model(BERT, tiny_tokenizer(), 24).eval()
     model.cls.predictions.decoder.weight.data.zero_()
     model.cls.predictions.decoder.bias.data.fill_(-1e4)
     model.cls.predictions.decoder.bias.data[30:46] = 0
@@ -78,7 +78,7 @@ def test_a_trained_encoder_decoder_generates_the_spans_exactly():
     sentinels = np.array(require_sentinels(tokenizer))
     spans = SpanCorruption(sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, 0.25, 1.0)
     torch.manual_seed(0)
-    model = new_model(T5, tokenizer, 24)
+    model = build_model(T5, tokenizer, 24)
     before = score_spans(model, tokenizer, Repeating(MAX_GENERATED_WINDOWS + 8), spans, batch_size=24)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     windows = CorruptedWindows(Repeating(64), spans, seed=9)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_llm.evaluation.perplexity import score
+from hf_llm.evaluation.perplexity import score_next_tokens
 
 
 class Windows(list):
@@ -43,7 +43,7 @@ def test_score_is_the_mean_over_all_predicted_tokens(model, windows, batch_size)
             if target != -100:
                 total -= logits[position].log_softmax(-1)[target].item()
                 tokens += 1
-    scores = score(model, windows, batch_size)
+    scores = score_next_tokens(model, windows, batch_size)
     assert scores["tokens"] == tokens == 6 * 15 - 4
     assert scores["loss"] == pytest.approx(total / tokens, rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
@@ -52,7 +52,7 @@ def test_score_is_the_mean_over_all_predicted_tokens(model, windows, batch_size)
 
 def test_a_model_is_scored_without_dropout_and_its_mode_is_restored(model, windows):
     model.train()
-    assert score(model, windows, 2) == score(model, windows, 2)
+    assert score_next_tokens(model, windows, 2) == score_next_tokens(model, windows, 2)
     assert model.training
 
 
@@ -61,4 +61,4 @@ def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary(windo
         LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     torch.nn.init.zeros_(model.lm_head.weight)
-    assert score(model, windows, 4)["perplexity"] == pytest.approx(50, rel=1e-5)
+    assert score_next_tokens(model, windows, 4)["perplexity"] == pytest.approx(50, rel=1e-5)

@@ -2,7 +2,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.inference.chat_session import ChatSession
-from hf_llm.inference.generate import reply
+from hf_llm.inference.generate import generate_replies
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -14,7 +14,10 @@ def test_the_streamed_pieces_add_up_to_the_reply():
     session = tiny_session()
     answer = "".join(session.stream_reply("Who?"))
     assert (
-        answer == reply(tiny_model(), tiny_tokenizer(), [[{"role": "user", "content": "Who?"}]], 8, do_sample=False)[0]
+        answer
+        == generate_replies(
+            tiny_model(), tiny_tokenizer(), [[{"role": "user", "content": "Who?"}]], 8, do_sample=False
+        )[0]
     )
     assert 0 < session.generated_tokens <= 8
 
@@ -24,7 +27,7 @@ def test_the_second_answer_knows_the_first():
     for question in ("Who?", "Why?"):
         list(session.stream_reply(question))
     assert [message["role"] for message in session.messages] == ["user", "assistant", "user", "assistant"]
-    expected = reply(tiny_model(), tiny_tokenizer(), [session.messages[:3]], 8, do_sample=False)[0]
+    expected = generate_replies(tiny_model(), tiny_tokenizer(), [session.messages[:3]], 8, do_sample=False)[0]
     assert session.messages[3]["content"] == expected
     session.reset()
     assert session.messages == []

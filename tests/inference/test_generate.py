@@ -6,10 +6,10 @@ from hf_llm.inference.generate import (
     complete_prompts,
     drop_oldest_turns,
     encode_conversation,
-    load,
-    reply,
-    stop_at_end_of_turn,
-    stop_tokens,
+    generate_replies,
+    generation_stop_ids,
+    load_for_generation,
+    set_stop_tokens,
 )
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def test_a_reply_is_the_completion_of_the_rendered_conversation():
     question = [{"role": "user", "content": "Hello?"}]
     rendered = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(encode_conversation(tokenizer, question)) == rendered
-    assert reply(model, tokenizer, [question], 8, do_sample=False) == complete_prompts(
+    assert generate_replies(model, tokenizer, [question], 8, do_sample=False) == complete_prompts(
         model, tokenizer, [rendered], 8, do_sample=False
     )
 
@@ -64,23 +64,23 @@ def test_the_end_of_a_turn_is_what_the_template_puts_there_and_a_models_own_ends
     tokenizer.add_special_tokens({"extra_special_tokens": ["<end_of_turn>", "<end>"]})
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert end > 259 and stop_tokens(model, tokenizer) == [257, end]
+    assert end > 259 and generation_stop_ids(model, tokenizer) == [257, end]
     for other in (None, {"default": "x", "tools": "y"}, "{{ raise_exception('more!') }}", "{{ messages[0].content }}"):
         tokenizer.chat_template, before = other, tokenizer.chat_template
-        assert stop_tokens(model, tokenizer) == [257, 259]
+        assert generation_stop_ids(model, tokenizer) == [257, 259]
         tokenizer.chat_template = before
     model.generation_config.eos_token_id = [257, 5]
-    assert stop_at_end_of_turn(model, tokenizer).generation_config.eos_token_id == [5, 257, end]
+    assert set_stop_tokens(model, tokenizer).generation_config.eos_token_id == [5, 257, end]
 
 
 def test_generation_stops_at_the_end_of_a_turn():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    assert stop_tokens(model, tokenizer) == [257, 259]
+    assert generation_stop_ids(model, tokenizer) == [257, 259]
     with torch.no_grad():  # a model that says <|im_end|> and nothing else
         model.model.norm.weight.zero_()
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(320, 32))
     model.lm_head.register_forward_hook(lambda head, inputs, logits: logits.index_fill(-1, torch.tensor([259]), 9.0))
-    assert reply(model, tokenizer, [[{"role": "user", "content": "?"}]], 50, do_sample=False) == [""]
+    assert generate_replies(model, tokenizer, [[{"role": "user", "content": "?"}]], 50, do_sample=False) == [""]
 
 
 def test_a_conversation_too_long_loses_its_oldest_turns_but_not_the_system_message():
@@ -97,11 +97,11 @@ def test_a_conversation_too_long_loses_its_oldest_turns_but_not_the_system_messa
 
 def test_a_model_without_a_chat_template_is_not_a_chat_model():
     with pytest.raises(UserError, match="no chat template"):
-        reply(tiny_model(), tiny_tokenizer(chat=False), [[{"role": "user", "content": "?"}]], 4)
+        generate_replies(tiny_model(), tiny_tokenizer(chat=False), [[{"role": "user", "content": "?"}]], 4)
 
 
 def test_a_folder_loads_ready_to_generate(tmp_path):
-    model, tokenizer = load(save_tiny_model(tmp_path))
+    model, tokenizer = load_for_generation(save_tiny_model(tmp_path))
     assert not model.training
     assert complete_prompts(model.float().cpu(), tokenizer, ["x"], 8, do_sample=False) == complete_prompts(
         tiny_model(), tiny_tokenizer(), ["x"], 8, do_sample=False

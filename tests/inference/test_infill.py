@@ -3,8 +3,8 @@ import torch
 
 from hf_llm.data.tokens.corruption import restore_spans
 from hf_llm.inference.generate import complete_prompts
-from hf_llm.inference.infill import infill_texts, write
-from hf_llm.model.load import new_model
+from hf_llm.inference.infill import complete_or_infill, infill_texts
+from hf_llm.model.load import build_model
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_sentinels
 from tests.tiny_models import tiny_tokenizer
 
@@ -18,7 +18,7 @@ def masked():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
     torch.manual_seed(0)
-    model = new_model(BERT, tokenizer, 32)
+    model = build_model(BERT, tokenizer, 32)
     model.cls.predictions.decoder.bias.data[tokenizer.encode("x")] = 100
     return model, tokenizer
 
@@ -49,7 +49,7 @@ def encoder_decoder():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": list_denoising_tokens(mask=False, sentinels=1)})
     torch.manual_seed(0)
-    return new_model(T5, tokenizer, 32), tokenizer
+    return build_model(T5, tokenizer, 32), tokenizer
 
 
 def test_what_the_decoder_writes_stands_in_the_place_of_its_sentinel(encoder_decoder):
@@ -68,5 +68,7 @@ def test_a_causal_model_completes_the_prompt_instead():
     tokenizer = tiny_tokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
-    model = new_model(sizes, tokenizer, 64)
-    assert write(model, tokenizer, ["ab"], 5) == complete_prompts(model, tokenizer, ["ab"], 5, do_sample=False)
+    model = build_model(sizes, tokenizer, 64)
+    assert complete_or_infill(model, tokenizer, ["ab"], 5) == complete_prompts(
+        model, tokenizer, ["ab"], 5, do_sample=False
+    )

@@ -3,7 +3,7 @@ import argparse
 import pytest
 
 from hf_llm.core.errors import UserError
-from hf_llm.inference.sampling_arguments import add_sampling_arguments, sampling_of
+from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 
 
 def parse_arguments(*words: str) -> argparse.Namespace:
@@ -13,13 +13,13 @@ def parse_arguments(*words: str) -> argparse.Namespace:
 
 
 def test_options_become_keys_of_the_generation_config():
-    assert sampling_of(parse_arguments("--temperature", "0.5", "--top-k", "9", "--top-p", "1")) == {
+    assert read_sampling_arguments(parse_arguments("--temperature", "0.5", "--top-k", "9", "--top-p", "1")) == {
         **{"do_sample": True, "temperature": 0.5},
         **{"top_k": 9, "top_p": 1.0},
     }
     assert (
-        sampling_of(parse_arguments("--greedy"))
-        == sampling_of(parse_arguments("--temperature", "0"))
+        read_sampling_arguments(parse_arguments("--greedy"))
+        == read_sampling_arguments(parse_arguments("--temperature", "0"))
         == {"do_sample": False}
     )
 
@@ -30,4 +30,4 @@ def test_options_become_keys_of_the_generation_config():
 )
 def test_a_wrong_value_is_an_error_that_names_the_option(wrong):
     with pytest.raises(UserError, match=wrong[0]):
-        sampling_of(parse_arguments(*wrong))
+        read_sampling_arguments(parse_arguments(*wrong))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import new_model
+from hf_llm.model.load import build_model
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -21,7 +21,7 @@ def save_source(folder, model_type, **changes):
     """A larger model of six layers, saved in `folder`."""
     torch.manual_seed(1)
     section = {"model_type": model_type, **SOURCES.get(model_type, SIZES), **changes}
-    model = new_model(section, tiny_tokenizer(), 64).eval()
+    model = build_model(section, tiny_tokenizer(), 64).eval()
     model.save_pretrained(folder)
     return model
 
@@ -29,7 +29,7 @@ def save_source(folder, model_type, **changes):
 @pytest.mark.parametrize("model_type", SOURCES)
 def test_a_pruned_model_is_the_larger_one_without_the_dropped_layers(tmp_path, model_type):
     whole = save_source(tmp_path, model_type)
-    pruned = new_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT).eval()
+    pruned = build_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT).eval()
     assert type(pruned) is type(whole)
     assert pruned.config.num_hidden_layers == 3 and pruned.config.max_position_embeddings == 64
     lists = [module for module in whole.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 6]
@@ -54,14 +54,14 @@ def test_a_pruned_model_is_the_larger_one_without_the_dropped_layers(tmp_path, m
 def test_each_kept_layer_keeps_its_layer_type(tmp_path):
     kinds = ["full_attention", "sliding_attention"] * 3
     save_source(tmp_path, "hf_llm", layer_types=kinds, sliding_window=16)
-    pruned = new_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT)
+    pruned = build_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT)
     assert pruned.config.layer_types == [kinds[number] for number in KEPT]
 
 
 def test_settings_of_the_section_replace_those_of_the_larger_model(tmp_path):
     save_source(tmp_path, "bert")
     section = {"model_type": "bert", "hidden_dropout_prob": 0.3, "num_hidden_layers": 3}
-    pruned = new_model(section, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT)
+    pruned = build_model(section, tiny_tokenizer(), start_from=tmp_path, keep_layers=KEPT)
     assert pruned.config.hidden_dropout_prob == 0.3 and pruned.config.intermediate_size == 48
 
 
@@ -81,13 +81,13 @@ def test_settings_of_the_section_replace_those_of_the_larger_model(tmp_path):
 def test_a_section_or_layers_that_do_not_fit_are_refused_by_key(tmp_path, section, layers, words):
     save_source(tmp_path, "bert")
     with pytest.raises(UserError, match=words):
-        new_model(section, tiny_tokenizer(), start_from=tmp_path, keep_layers=layers)
+        build_model(section, tiny_tokenizer(), start_from=tmp_path, keep_layers=layers)
 
 
 def test_a_first_layer_of_another_kind_must_be_kept(tmp_path):
     save_source(tmp_path, "modernbert")
     with pytest.raises(UserError, match="first layer of some models is of another kind"):
-        new_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[1, 2])
+        build_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_first_layer_of_another_kind_must_be_kept(tmp_path):
     ],
 )
 def test_a_model_without_a_single_list_of_layers_is_refused(tmp_path, section):
-    new_model(section, tiny_tokenizer(), 64).save_pretrained(tmp_path)
+    build_model(section, tiny_tokenizer(), 64).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"{section['model_type']} does not have a single list of layers"):
-        new_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[0, 1])
+        build_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[0, 1])
 
 
 def test_a_model_with_shared_layers_is_refused(tmp_path):
     tiny_model(num_hidden_layers=4, num_hidden_groups=2).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="hf_llm does not have a single list of layers"):
-        new_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[0, 1])
+        build_model({}, tiny_tokenizer(), start_from=tmp_path, keep_layers=[0, 1])

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import config_class, context_of, load_model, load_tokenizer, new_model, objective_of
+from hf_llm.model.load import build_model, config_class, find_objective, load_model, load_tokenizer, resolve_context
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -13,7 +13,7 @@ SIZES = {**TINY, "num_hidden_layers": 2, "num_key_value_heads": 2}  # those of t
 
 
 def test_the_tokenizer_decides_vocabulary_and_special_tokens():
-    model = new_model(TINY, tiny_tokenizer())
+    model = build_model(TINY, tiny_tokenizer())
     assert model.config.model_type == "hf_llm"
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 320
     assert (model.config.pad_token_id, model.config.eos_token_id, model.config.bos_token_id) == (256, 257, None)
@@ -21,11 +21,11 @@ def test_the_tokenizer_decides_vocabulary_and_special_tokens():
 
 
 def test_the_context_is_that_of_training_unless_the_section_names_one():
-    assert new_model(TINY, tiny_tokenizer(), context=64).config.max_position_embeddings == 64
+    assert build_model(TINY, tiny_tokenizer(), context=64).config.max_position_embeddings == 64
     section = {**TINY, "max_position_embeddings": 128}
-    assert new_model(section, tiny_tokenizer(), context=64).config.max_position_embeddings == 128
+    assert build_model(section, tiny_tokenizer(), context=64).config.max_position_embeddings == 128
     with pytest.raises(UserError, match=r"256 is more than model.max_position_embeddings, 128"):
-        new_model(section, tiny_tokenizer(), context=256)
+        build_model(section, tiny_tokenizer(), context=256)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_context_is_that_of_training_unless_the_section_names_one():
     ],
 )
 def test_any_architecture_of_transformers_starts_from_scratch(section):
-    model = new_model(section, tiny_tokenizer(), context=64)
+    model = build_model(section, tiny_tokenizer(), context=64)
     assert model.config.model_type == section["model_type"]
     assert model.config.hidden_size == 32 and model.config.max_position_embeddings == 64
     tokens = torch.arange(16)[None]
@@ -58,14 +58,14 @@ def test_any_architecture_of_transformers_starts_from_scratch(section):
 )
 def test_a_wrong_section_is_an_error_that_names_the_key(section, message):
     with pytest.raises(UserError, match=message):
-        new_model(section, tiny_tokenizer())
+        build_model(section, tiny_tokenizer())
 
 
 def test_a_tokenizer_that_pads_with_its_end_of_text_is_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(UserError, match="padding has a token of its own"):
-        new_model(TINY, tokenizer)
+        build_model(TINY, tokenizer)
 
 
 def test_config_class_is_ours_where_the_section_says_nothing():
@@ -117,7 +117,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
 
 
 def test_a_stock_model_loads_too(tmp_path):
-    model = new_model({"model_type": "qwen3", "head_dim": 8, "num_key_value_heads": 2, **TINY}, tiny_tokenizer())
+    model = build_model({"model_type": "qwen3", "head_dim": 8, "num_key_value_heads": 2, **TINY}, tiny_tokenizer())
     model.save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), Qwen3ForCausalLM)
     assert isinstance(AutoModelForCausalLM.from_config(model.config), Qwen3ForCausalLM)
@@ -141,8 +141,8 @@ DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
     ],
 )
 def test_a_model_has_the_class_of_its_objective_new_and_loaded(tmp_path, model_type, sizes, cls, objective):
-    model = new_model({"model_type": model_type, **sizes}, tiny_tokenizer(), context=64)
-    assert (type(model).__name__, objective_of(model.config)) == (cls, objective)
+    model = build_model({"model_type": model_type, **sizes}, tiny_tokenizer(), context=64)
+    assert (type(model).__name__, find_objective(model.config)) == (cls, objective)
     assert (model.config.pad_token_id, model.config.eos_token_id) == (256, 257)
     tokens = torch.arange(16)[None]
     assert abs(model(input_ids=tokens, labels=tokens).loss.item() - math.log(320)) < 1
@@ -154,17 +154,17 @@ def test_a_model_has_the_class_of_its_objective_new_and_loaded(tmp_path, model_t
 
 
 def test_a_model_without_a_context_of_its_own_needs_one_from_the_recipe():
-    config = new_model({"model_type": "t5", **T5}, tiny_tokenizer()).config
-    assert context_of(config, 128) == 128 and context_of(new_model(TINY, tiny_tokenizer(), 64).config) == 64
+    config = build_model({"model_type": "t5", **T5}, tiny_tokenizer()).config
+    assert resolve_context(config, 128) == 128 and resolve_context(build_model(TINY, tiny_tokenizer(), 64).config) == 64
     with pytest.raises(UserError, match=r"pretrain\.context: missing; t5 has relative positions"):
-        context_of(config)
+        resolve_context(config)
 
 
 def test_a_model_goes_on_at_a_longer_context_with_other_positions(tmp_path):
     save_tiny_model(tmp_path)
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
     section = {**SIZES, "max_position_embeddings": 512, "rope_parameters": yarn}
-    model = new_model(section, tiny_tokenizer(), 512, start_from=tmp_path)
+    model = build_model(section, tiny_tokenizer(), 512, start_from=tmp_path)
     assert model.config.max_position_embeddings == 512 and model.config.rope_parameters["rope_type"] == "yarn"
     old = tiny_model().state_dict()
     assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
@@ -182,22 +182,22 @@ def test_a_model_goes_on_at_a_longer_context_with_other_positions(tmp_path):
 def test_weights_that_do_not_fit_the_section_are_refused_by_name(tmp_path, changes, named):
     save_tiny_model(tmp_path)
     with pytest.raises(UserError, match=named):
-        new_model({**SIZES, **changes}, tiny_tokenizer(), start_from=tmp_path)
+        build_model({**SIZES, **changes}, tiny_tokenizer(), start_from=tmp_path)
 
 
 def test_a_table_of_positions_cannot_grow(tmp_path):
     tiny_model(positions="learned").save_pretrained(tmp_path)
     section = {**SIZES, "positions": "learned", "max_position_embeddings": 512}
     with pytest.raises(UserError, match=r"another shape, model\.embed_positions\.weight"):
-        new_model(section, tiny_tokenizer(), start_from=tmp_path)
+        build_model(section, tiny_tokenizer(), start_from=tmp_path)
 
 
 @pytest.mark.parametrize(("model_type", "unused"), [("roberta", 257), ("mpnet", 2)])  # of padding, 256; of its own
 def test_positions_counted_from_padding_on_have_rows_beside_those_of_the_context(model_type, unused):
     section = {"model_type": model_type, **TINY}
-    model = new_model(section, tiny_tokenizer(), context=64)
-    assert context_of(model.config) == 64
+    model = build_model(section, tiny_tokenizer(), context=64)
+    assert resolve_context(model.config) == 64
     assert model.config.max_position_embeddings == 64 + unused
     model(torch.arange(64)[None])
     with pytest.raises(UserError, match=f"64 is more than .*{unused + 32} less {unused} that {model_type}"):
-        new_model({**section, "max_position_embeddings": unused + 32}, tiny_tokenizer(), context=64)
+        build_model({**section, "max_position_embeddings": unused + 32}, tiny_tokenizer(), context=64)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_llm.model.load import new_model
-from hf_llm.model.summary import describe, flops_per_token, parameters_by_part
+from hf_llm.model.load import build_model
+from hf_llm.model.summary import flops_per_token, parameters_by_part, summarize_model
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -16,16 +16,16 @@ def test_the_parts_add_up_to_the_model():
 def test_every_parameter_of_a_known_architecture_has_a_part():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     for model_type in ("gpt2", "llama", "qwen3", "bert", "albert", "modernbert", "distilbert", "t5", "mixtral"):
-        model = new_model({"model_type": model_type, **sizes}, tiny_tokenizer())
+        model = build_model({"model_type": model_type, **sizes}, tiny_tokenizer())
         assert "other" not in parameters_by_part(model), model_type
 
 
 def test_the_table_names_counts_and_shapes():
-    text = describe(tiny_model())
+    text = summarize_model(tiny_model())
     assert "embeddings          10,240" in text
     assert "gate_proj 48x32" in text and "q_proj 32x32" in text and "k_proj 16x32" in text
     assert "tied to the embeddings" in text
-    assert "tied" not in describe(tiny_model(tie_word_embeddings=False))
+    assert "tied" not in summarize_model(tiny_model(tie_word_embeddings=False))
 
 
 def test_flops_of_a_token_follow_the_formula_of_palm():
@@ -62,7 +62,7 @@ STOCK = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "n
 def test_it_is_near_for_other_families_too(section):
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = new_model({"attn_implementation": "eager", **section}, tiny_tokenizer(), 100)
+    model = build_model({"attn_implementation": "eager", **section}, tiny_tokenizer(), 100)
     tokens = torch.zeros(2, 100, dtype=torch.long)
     # What span corruption leaves of a window, and takes out.
     inputs = {"input_ids": tokens[:, :90], "decoder_input_ids": tokens[:, :20]}
@@ -89,7 +89,7 @@ def test_only_the_active_experts_count():
         "num_attention_heads": 4,
         "head_dim": 8,
     }
-    mixtral = new_model({"model_type": "mixtral", "num_key_value_heads": 2, **stock}, tiny_tokenizer())
+    mixtral = build_model({"model_type": "mixtral", "num_key_value_heads": 2, **stock}, tiny_tokenizer())
     chosen = flops_per_token(mixtral, 100)
     mixtral.config.num_experts_per_tok = 8
     assert flops_per_token(mixtral, 100) - chosen == 6 * of_experts * 6 // 8
@@ -104,7 +104,7 @@ def test_shared_layers_count_each_time_and_position_tables_and_what_no_one_sees_
 
 
 def test_without_attention_the_matrices_are_what_counts():
-    model = new_model({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, tiny_tokenizer())
+    model = build_model({"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2}, tiny_tokenizer())
     per_token = 6 * sum(p.numel() for n, p in model.named_parameters() if "lm_head" not in n)
     assert flops_per_token(model, 4096) == per_token
-    assert describe(model)
+    assert summarize_model(model)

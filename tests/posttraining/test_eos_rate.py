@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.model.load import new_model
+from hf_llm.model.load import build_model
 from hf_llm.posttraining.eos_rate import collect_prompts, count_ended_completions, measure_eos_rate
 from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.byte_tokenizer import byte_tokenizer
@@ -28,7 +28,7 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     torch.manual_seed(0)
-    return new_model(SECTION, tokenizer)
+    return build_model(SECTION, tokenizer)
 
 
 def rows(tokenizer, count):

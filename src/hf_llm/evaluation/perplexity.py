@@ -24,7 +24,7 @@ class Windows(Protocol):
 
 
 @torch.no_grad()
-def score(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str, float]:
+def score_next_tokens(model: PreTrainedModel, windows: Windows, batch_size: int) -> dict[str, float]:
     """Return the next-token loss over all `windows`: `loss` (nats per token), `perplexity`, `bits_per_byte`, and
     `tokens` predicted.
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.manifest import digest_of, read_manifest, write_json
 from hf_llm.data.corpus.build import read_corpus_texts
-from hf_llm.evaluation.perplexity import score
+from hf_llm.evaluation.perplexity import score_next_tokens
 from hf_llm.hardware.runtime import device_type, use_all_cores
 from hf_llm.model.load import load_model, load_tokenizer
 
@@ -62,6 +62,6 @@ def measure_bits_per_byte(base: Path, corpus: Path, context: int, size: int) -> 
     model = load_model(base).to(device_type())
     windows = TextWindows(corpus, load_tokenizer(base), context, size)
     batch_size = max(1, TOKENS_PER_BATCH // context)
-    bits_per_byte = score(model, windows, batch_size)["bits_per_byte"]
+    bits_per_byte = score_next_tokens(model, windows, batch_size)["bits_per_byte"]
     write_json(result_file, {"key": key, "bits_per_byte": bits_per_byte, "bytes": size})
     return bits_per_byte

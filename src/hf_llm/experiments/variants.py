@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import build_recipe, parse_yaml, set_key, to_plain
-from hf_llm.model.load import context_of
+from hf_llm.model.load import resolve_context
 from hf_llm.pipeline.run import settings_of
 from hf_llm.pipeline.sizing import SIZING_KEYS
 from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES
@@ -206,7 +206,7 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
     tokenizer = Path("runs") / str(tree["name"]) / "tokenizer"
     try:
         config = build_pretraining_config(model, section, tree, tokenizer)
-        context = context_of(config, section.context)
+        context = resolve_context(config, section.context)
         split_batch(section.tokens_per_step, context, section.training, "pretrain")
     except UserError as error:
         raise UserError(f"{where}:\n  {error}") from None

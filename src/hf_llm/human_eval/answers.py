@@ -33,17 +33,20 @@ class AnswerGenerator:
     """A loaded model that answers prompts of a comparison. Raises UserError where it cannot be loaded."""
 
     def __init__(self, database: VoteDatabase, model_name: str):
-        from hf_llm.inference.generate import load, usual_length  # imports torch, which answers from a file do not need
+        from hf_llm.inference.generate import (  # imports torch, which answers from a file do not need
+            default_max_new_tokens,
+            load_for_generation,
+        )
 
         self.database = database
         self.model_name = model_name
         self.prompts = database.read_prompts()
 
         made_with = database.read_models()[model_name]
-        self.model, self.tokenizer = load(made_with["path"])
+        self.model, self.tokenizer = load_for_generation(made_with["path"])
         self.sampling: dict[str, Any] = dict(made_with["sampling"])
         self.seed = self.sampling.pop("seed")
-        self.max_new_tokens = self.sampling.pop("max_new_tokens") or usual_length(self.model)
+        self.max_new_tokens = self.sampling.pop("max_new_tokens") or default_max_new_tokens(self.model)
 
     def generate_answers(self, prompt_ids: list[int], stop_requested: threading.Event) -> None:
         """Answer these prompts as one batch and store the answers, unless `stop_requested` is set meanwhile.
@@ -54,14 +57,14 @@ class AnswerGenerator:
         """
         from transformers import StoppingCriteriaList
 
-        from hf_llm.inference.generate import reply
+        from hf_llm.inference.generate import generate_replies
 
         def stop_all(tokens: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
             batch_size = tokens.shape[0]
             return tokens.new_full((batch_size,), int(stop_requested.is_set())).bool()  # (batch,)
 
         digest = digest_of([self.seed, self.model_name, prompt_ids[0]])
-        texts = reply(
+        texts = generate_replies(
             self.model,
             self.tokenizer,
             [self.prompts[prompt_id] for prompt_id in prompt_ids],

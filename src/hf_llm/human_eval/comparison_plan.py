@@ -100,9 +100,9 @@ def describe_models(
 
 def digest_model(path: str) -> str | None:
     """Return a digest of what a model folder holds; None for a model of the Hub. Raises UserError if it is missing."""
-    from hf_llm.model.load import check_exists
+    from hf_llm.model.load import check_model_path
 
-    check_exists(path)
+    check_model_path(path)
     folder = Path(path)
     if not folder.is_dir():
         return None

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 from hf_llm.inference.generate import (
-    batch_of,
     drop_oldest_turns,
     encode_conversation,
     fork_random_state,
-    prompt_room,
-    stop_tokens,
+    generation_stop_ids,
+    max_prompt_tokens,
+    pad_left,
 )
 
 
@@ -30,7 +30,7 @@ class ChatSession:
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
-        self.max_prompt_tokens = prompt_room(model, max_new_tokens)
+        self.max_prompt_tokens = max_prompt_tokens(model, max_new_tokens)
         self.messages = []
         self.generated_tokens = 0
         encode_conversation(tokenizer, [{"role": "user", "content": "Hello"}])  # checks the chat template
@@ -70,10 +70,10 @@ class ChatSession:
         try:
             with fork_random_state(seed):
                 tokens = self.model.generate(
-                    **batch_of(self.model, self.tokenizer, [prompt]),
+                    **pad_left(self.model, self.tokenizer, [prompt]),
                     **self.sampling,
                     streamer=streamer,
-                    eos_token_id=stop_tokens(self.model, self.tokenizer),
+                    eos_token_id=generation_stop_ids(self.model, self.tokenizer),
                     pad_token_id=self.tokenizer.pad_token_id,
                     stopping_criteria=StoppingCriteriaList([should_stop]),
                 )

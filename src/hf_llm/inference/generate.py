@@ -17,7 +17,7 @@ MAX_DEFAULT_NEW_TOKENS = 256
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
 
-def load(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_for_generation(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer of a folder or Hub id, ready to generate: on the GPU in bfloat16 where there is one."""
     if torch.cuda.is_available():
         model = load_model(path, torch.bfloat16).eval().to("cuda")
@@ -46,7 +46,7 @@ def complete_prompts(
     return _generate_batch(model, tokenizer, token_ids, max_new_tokens, seed, **sampling)
 
 
-def reply(
+def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[Conversation],
@@ -60,7 +60,7 @@ def reply(
     A conversation too long for the context loses its oldest turns, but not the system message.
     Raises UserError where the tokenizer does not have a chat template.
     """
-    max_tokens = prompt_room(model, max_new_tokens)
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
     token_ids = []
     for conversation in conversations:
         shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
@@ -96,12 +96,12 @@ def drop_oldest_turns(tokenizer: PreTrainedTokenizerBase, conversation: Conversa
     return system + turns
 
 
-def usual_length(model: PreTrainedModel) -> int:
+def default_max_new_tokens(model: PreTrainedModel) -> int:
     """Return how many new tokens to generate where the user names no number: 256, or half of a short context."""
     return min(MAX_DEFAULT_NEW_TOKENS, model.config.max_position_embeddings // 2)
 
 
-def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
+def max_prompt_tokens(model: PreTrainedModel, max_new_tokens: int) -> int:
     """Return how many tokens of the context a prompt may take. Raises UserError where `max_new_tokens` leaves none."""
     context = model.config.max_position_embeddings
     if max_new_tokens >= context:
@@ -109,21 +109,21 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     return context - max_new_tokens
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def generation_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end a completion: the model's own, the tokenizer's end of text, and the end of a turn."""
     own = model.generation_config.eos_token_id
     own_ids = own if isinstance(own, list) else [own]
     return sorted({*own_ids, *stop_token_ids(tokenizer)} - {None})
 
 
-def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
-    model.generation_config.eos_token_id = stop_tokens(model, tokenizer)
+    model.generation_config.eos_token_id = generation_stop_ids(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def batch_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:
+def pad_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:
     """Return `input_ids` and `attention_mask` (B T) on the model's device, of texts given as token ids, padded on the
     left to the longest."""
     padded = tokenizer.pad({"input_ids": texts}, padding_side="left", return_tensors="pt")
@@ -149,8 +149,8 @@ def _generate_batch(
     seed: int | None,
     **sampling: Any,
 ) -> list[str]:
-    max_tokens = prompt_room(model, max_new_tokens)
-    batch = batch_of(model, tokenizer, [text[-max_tokens:] for text in texts])
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
+    batch = pad_left(model, tokenizer, [text[-max_tokens:] for text in texts])
     was_training = model.training
     model.eval()
     try:
@@ -158,7 +158,7 @@ def _generate_batch(
             tokens = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
-                eos_token_id=stop_tokens(model, tokenizer),
+                eos_token_id=generation_stop_ids(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 **sampling,
             )  # B (prompt and completion)

@@ -5,16 +5,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.data.tokens.corruption import restore_spans
 from hf_llm.inference.generate import complete_prompts
-from hf_llm.model.load import CAUSAL, MASKED, context_length, objective_of
+from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective
 from hf_llm.tokenization.sentinel_tokens import require_sentinels, sentinel_token
 
 
-def write(
+def complete_or_infill(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
 ) -> list[str]:
     """Generate greedily from each prompt what the objective of the model allows: the completion by a causal model, the
     prompt with its gaps filled by any other."""
-    if objective_of(model.config) == CAUSAL:
+    if find_objective(model.config) == CAUSAL:
         return complete_prompts(model, tokenizer, prompts, max_new_tokens, do_sample=False)
     return infill_texts(model, tokenizer, prompts, max_new_tokens)
 
@@ -28,7 +28,7 @@ def infill_texts(
 
     A text without a gap gets one at its end. One too long for the context loses its end.
     """
-    is_masked_model = objective_of(model.config) == MASKED
+    is_masked_model = find_objective(model.config) == MASKED
     gap = tokenizer.mask_token if is_masked_model else sentinel_token(0)
     batch = tokenizer(
         [text if gap in text else f"{text} {gap}" for text in texts],

@@ -18,7 +18,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
 
 
-def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def read_sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keys of GenerationConfig that the arguments stand for, all but the length.
 
     Raises UserError for a wrong value.

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_llm.core.errors import UserError
 
 
-def student_section(teacher: PreTrainedModel, section: dict[str, Any], keep_layers: list[int]) -> dict[str, Any]:
+def build_pruned_section(teacher: PreTrainedModel, section: dict[str, Any], keep_layers: list[int]) -> dict[str, Any]:
     """Return the `model` section of a model that keeps the layers `keep_layers` of `teacher`, the larger one: its
     settings, and over them those of `section`.
 

@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from hf_llm.core.errors import UserError
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
-from hf_llm.model.layer_pruning import copy_kept_layers, student_section
+from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
 
 AutoConfig.register("hf_llm", HfLlmConfig)
@@ -54,7 +54,7 @@ AUTO_CLASSES = {
     MASKED: AutoModelForMaskedLM,
     SPAN_CORRUPTION: AutoModelForSeq2SeqLM,
 }
-IN_WORDS = {
+OBJECTIVE_DESCRIPTIONS = {
     CAUSAL: "a causal language model, which continues text",
     MASKED: "a masked language model, which fills gaps and does not continue text",
     SPAN_CORRUPTION: "an encoder-decoder, which fills gaps and does not continue text",
@@ -77,7 +77,7 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[model_type]
 
 
-def usual_objective(section: dict[str, Any]) -> str:
+def default_objective(section: dict[str, Any]) -> str:
     """Return the objective of a model of a `model` section where the recipe names none."""
     cls = config_class(section)
     if cls.is_encoder_decoder:
@@ -87,22 +87,22 @@ def usual_objective(section: dict[str, Any]) -> str:
     return MASKED if cls.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else CAUSAL
 
 
-def objective_of(config: PreTrainedConfig) -> str:
+def find_objective(config: PreTrainedConfig) -> str:
     """Return the objective of a model of `config`: that of its class, which a saved config names, else the usual."""
     architecture = next(iter(config.architectures or []), "")
     if architecture.endswith("ForMaskedLM"):
         return MASKED
     if architecture.endswith(("ForCausalLM", "LMHeadModel")) and not config.is_encoder_decoder:
         return CAUSAL
-    return usual_objective({"model_type": config.model_type, "is_decoder": getattr(config, "is_decoder", False)})
+    return default_objective({"model_type": config.model_type, "is_decoder": getattr(config, "is_decoder", False)})
 
 
-def untrained(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def build_untrained_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build a model of `config` with random weights, of the class of its objective."""
-    return AUTO_CLASSES[objective_of(config)].from_config(config, dtype=dtype)
+    return AUTO_CLASSES[find_objective(config)].from_config(config, dtype=dtype)
 
 
-def context_of(config: PreTrainedConfig, context: int | None = None) -> int:
+def resolve_context(config: PreTrainedConfig, context: int | None = None) -> int:
     """Return the tokens of a training window: `context`, else the longest text of the model.
 
     Raises UserError where the model has no limit of its own.
@@ -137,7 +137,7 @@ def count_unused_positions(config: PreTrainedConfig) -> int:
     probe = copy.deepcopy(config)
     probe.pad_token_id = 0  # the real one may lie beyond the table
     with torch.device("meta"):
-        modules = untrained(probe).named_modules()
+        modules = build_untrained_model(probe).named_modules()
     for name, module in modules:
         is_position_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_position_table and module.padding_idx is not None:
@@ -145,7 +145,7 @@ def count_unused_positions(config: PreTrainedConfig) -> int:
     return 0
 
 
-def new_model(
+def build_model(
     section: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     context: int | None = None,
@@ -164,15 +164,15 @@ def new_model(
     """
     if keep_layers is not None:
         source = load_model(start_from, objective=None)
-        section = student_section(source, section, keep_layers)
-        pruned = untrained(build_config(section, tokenizer, context))
+        section = build_pruned_section(source, section, keep_layers)
+        pruned = build_untrained_model(build_config(section, tokenizer, context))
         return copy_kept_layers(source, pruned, keep_layers)
 
     config = build_config(section, tokenizer, context)
     if start_from:
-        return load_model(start_from, config=config, objective=objective_of(config))
+        return load_model(start_from, config=config, objective=find_objective(config))
     try:
-        return untrained(config)
+        return build_untrained_model(config)
     except INVALID_CONFIG as error:
         raise UserError(f"model: {one_line(error)}") from error
 
@@ -180,10 +180,10 @@ def new_model(
 def build_config(
     section: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> PreTrainedConfig:
-    """Build the config of `new_model`. Raises UserError as that does."""
+    """Build the config of `build_model`. Raises UserError as that does."""
     cls = config_class(section)
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
-    check_keys(settings, cls)
+    check_config_keys(settings, cls)
 
     defaults = special_token_ids(tokenizer)
     for key in ("cls_token_id", "sep_token_id"):
@@ -199,10 +199,10 @@ def build_config(
             f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; "
             f"leave it out, and the tokenizer decides ({vocab_size})"
         )
-    return config_of(cls, settings, defaults, context)
+    return instantiate_config(cls, settings, defaults, context)
 
 
-def config_of(
+def instantiate_config(
     cls: type[PreTrainedConfig], settings: dict[str, Any], defaults: dict[str, Any], context: int | None
 ) -> PreTrainedConfig:
     """Build the config of a section's `settings`, with `defaults` for keys that it does not name, and positions for
@@ -230,7 +230,7 @@ def config_of(
     return config
 
 
-def check_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
+def check_config_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:
     """Raise UserError for a key that `cls` does not have: transformers' configs accept any key."""
     known = {*cls.__dataclass_fields__, *cls.attribute_map, "attn_implementation"}
     for key in settings:
@@ -273,7 +273,7 @@ def load_model(
     Raises UserError where there is nothing to load, where the model has another `objective` (None for any), or where
     weights are missing, of another shape, or without a place in `config`.
     """
-    check_exists(path)
+    check_model_path(path)
     adapter_config = Path(path) / "adapter_config.json"
     if adapter_config.exists():
         return _load_adapter(path, adapter_config, dtype, merge_adapter)
@@ -329,11 +329,12 @@ def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
             "hf_llm.reward"
         )
 
-    objective = objective_of(config)
+    objective = find_objective(config)
     if wanted not in (None, objective):
         remedy = "pretrain one with model_type hf_llm, llama, gpt2 ..." if wanted == CAUSAL else "name another model"
         raise UserError(
-            f"{path} is {IN_WORDS[objective]}; what is needed here is {IN_WORDS[wanted]}: {remedy} (docs/objectives.md)"
+            f"{path} is {OBJECTIVE_DESCRIPTIONS[objective]}; what is needed here is {OBJECTIVE_DESCRIPTIONS[wanted]}: "
+            f"{remedy} (docs/objectives.md)"
         )
     return objective
 
@@ -346,14 +347,14 @@ def unsafe_pickle_message(path: Path | str) -> str:
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or Hub id. Raises UserError where there is none."""
-    check_exists(path)
+    check_model_path(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
 
 
-def check_exists(path: Path | str) -> None:
+def check_model_path(path: Path | str) -> None:
     """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`."""
     folder = Path(path)
     looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
@@ -373,7 +374,7 @@ def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> P
 
 def load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
     """Load as `load_reward_model` does. Return the model, and whether its score came with it."""
-    check_exists(path)
+    check_model_path(path)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True

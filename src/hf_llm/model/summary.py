@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_llm.model.load import untrained
+from hf_llm.model.load import build_untrained_model
 
 # The part of a model to which a parameter belongs, by the first pattern that its name contains.
 PARTS = {
@@ -25,11 +25,11 @@ CROSS_ATTENTION_INPUTS = r"EncDecAttention\.[kv]\.|encoder_attn\.[kv]_proj"
 
 # Share of a window, by T5's span corruption: the encoder sees all but 15% and a sentinel for every 3 of those, the
 # decoder those and the sentinels.
-ENCODED = 0.9
-DECODED = 0.2
+ENCODER_SHARE = 0.9
+DECODER_SHARE = 0.2
 
 
-def describe(model: PreTrainedModel) -> str:
+def summarize_model(model: PreTrainedModel) -> str:
     """Return a table of the parameters by part, with the shapes of one layer, the sums, and the arithmetic of a
     token."""
     parts = parameters_by_part(model)
@@ -85,7 +85,7 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     """
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
-            model = untrained(model)
+            model = build_untrained_model(model)
     config = model.config
     if config.is_encoder_decoder:
         return _encoder_decoder_flops(model, context)
@@ -106,8 +106,8 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
 def _encoder_decoder_flops(model: PreTrainedModel, context: int) -> int:
     """Return the same for an encoder-decoder: the mean over the tokens that either of the two processes."""
     config = model.config
-    encoded = ENCODED * context
-    decoded = DECODED * context
+    encoded = ENCODER_SHARE * context
+    decoded = DECODER_SHARE * context
 
     total = 0.0
     for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 
 from hf_llm.core.errors import UserError
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 
 
 def prepare_sharding(trainer: Trainer) -> None:
@@ -21,7 +21,7 @@ def prepare_sharding(trainer: Trainer) -> None:
 
     Raises UserError where weights are spread in a way that cannot be undone for a while.
     """
-    layout = launched_layout()
+    layout = read_layout()
     if layout.data < layout.processes:
         raise UserError("processes that share their batches cannot sample; launch without context or sequence sizes")
     if any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()):
@@ -40,7 +40,7 @@ def prepare_sharding(trainer: Trainer) -> None:
         plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
-def make_root(model: nn.Module, nothing: str) -> None:
+def mark_fsdp_root(model: nn.Module, nothing: str) -> None:
     """Let FSDP2 know that `model` is the root of what it holds; a no-op without FSDP2.
 
     FSDP2 takes the first module that is called for the root. `nothing` is the name of a method of the model that takes
@@ -51,7 +51,7 @@ def make_root(model: nn.Module, nothing: str) -> None:
         getattr(model, nothing)()
 
 
-def whole_weights(trainer: Trainer, part: nn.Module) -> AbstractContextManager[None]:
+def gather_weights(trainer: Trainer, part: nn.Module) -> AbstractContextManager[None]:
     """Within, each process may call `part` of the trainer's model on its own, as often as it likes.
 
     All processes enter together, and gather the weights: those of `part` under FSDP2, of the whole model under ZeRO-3.

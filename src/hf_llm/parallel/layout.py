@@ -51,7 +51,7 @@ class Layout:
         return self.tensor * self.pipeline > 1
 
 
-def launched_layout() -> Layout:
+def read_layout() -> Layout:
     """Read the layout of this launch. Raises UserError where its sizes do not multiply to the number of processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     pipeline = int(os.environ.get(PIPELINE_SIZE_VARIABLE, "1"))
@@ -88,13 +88,13 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
             "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
             "none for a CPU. Launch with accelerate_configs/sequence_parallel.yaml, or fsdp2.yaml"
         )
-    if uses("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+    if is_engine_enabled("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
             "fsdp_version: 1 hides the shapes of weights from the optimizer, which then decays none and knows no "
             "matrix for Muon; set it to 2, as accelerate_configs/fsdp2.yaml does (--fsdp_version=2)"
         )
 
-    has_sharding_engine = uses("FSDP") or uses("DEEPSPEED")
+    has_sharding_engine = is_engine_enabled("FSDP") or is_engine_enabled("DEEPSPEED")
     if layout.splits_layers:
         _check_split_layers(layout, where, has_sharding_engine)
     elif layout.shard > 1 and not has_sharding_engine:
@@ -126,7 +126,7 @@ def _check_split_layers(layout: Layout, where: str, has_sharding_engine: bool) -
         )
 
 
-def let_cpus_shard(arguments: TrainingArguments) -> None:
+def enable_cpu_sharding(arguments: TrainingArguments) -> None:
     """Let accelerate shard over processes on CPUs, where the launch asks for it.
 
     accelerate turns FSDP and device meshes on for accelerators only, and silently falls back to DDP on CPUs. PyTorch's
@@ -134,15 +134,15 @@ def let_cpus_shard(arguments: TrainingArguments) -> None:
     """
     state = arguments.distributed_state
     has_sizes = _is_true("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE_SIZE_VARIABLE in os.environ
-    if state.distributed_type == DistributedType.MULTI_CPU and (uses("FSDP") or has_sizes):
+    if state.distributed_type == DistributedType.MULTI_CPU and (is_engine_enabled("FSDP") or has_sizes):
         state.distributed_type = DistributedType.MULTI_GPU
-    if launched_layout().sequence > 1 and arguments.device.type == "cpu":
+    if read_layout().sequence > 1 and arguments.device.type == "cpu":
         import deepspeed  # accelerate tells it of the processes only where they have GPUs
 
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
 
-def collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+def select_collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
     """Return what makes a batch of windows; under sequence parallelism with each token's position, which a process
     cannot count from its part of the window."""
     return collate_with_positions if layout.sequence > 1 else default_data_collator
@@ -155,7 +155,7 @@ def collate_with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, 
     return {**batch, "position_ids": torch.arange(length).repeat(rows, 1)}  # B T
 
 
-def keep_own_class(model: torch.nn.Module) -> None:
+def restore_class_name(model: torch.nn.Module) -> None:
     """Give an FSDP model's class the name and module it had before.
 
     `fully_shard` makes the model one of a class of its own in torch's files, and `save_pretrained` would write that
@@ -170,7 +170,7 @@ def keep_own_class(model: torch.nn.Module) -> None:
     fsdp_class.__module__ = own_class.__module__
 
 
-def uses(engine: str) -> bool:
+def is_engine_enabled(engine: str) -> bool:
     """Return whether this launch is one with the `engine` DEEPSPEED or FSDP."""
     return _is_true(f"ACCELERATE_USE_{engine}")
 

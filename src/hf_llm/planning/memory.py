@@ -38,7 +38,7 @@ from hf_llm.hardware.runtime import keep_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.model.summary import DECODED, ENCODED
+from hf_llm.model.summary import DECODER_SHARE, ENCODER_SHARE
 from hf_llm.planning.allocate_only_mode import AllocateOnlyMode
 from hf_llm.training.optimizers import build_optimizer
 
@@ -447,8 +447,8 @@ def build_model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[s
     if not config.is_encoder_decoder:
         return {"input_ids": tokens, "labels": tokens.clone()}
 
-    encoded = math.ceil(ENCODED * tokens.shape[1])
-    decoded = math.ceil(DECODED * tokens.shape[1])
+    encoded = math.ceil(ENCODER_SHARE * tokens.shape[1])
+    decoded = math.ceil(DECODER_SHARE * tokens.shape[1])
     return {"input_ids": tokens[:, :encoded], "labels": tokens[:, :decoded].clone()}
 
 

@@ -15,16 +15,16 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.hardware.devices import Device
 from hf_llm.hardware.runtime import autocast_type
-from hf_llm.model.layer_pruning import student_section
+from hf_llm.model.layer_pruning import build_pruned_section
 from hf_llm.model.load import (
     VOCABULARY_MULTIPLE,
-    check_keys,
+    build_untrained_model,
+    check_config_keys,
     config_class,
-    config_of,
+    instantiate_config,
     load_model,
     load_tokenizer,
     one_line,
-    untrained,
 )
 from hf_llm.planning.memory import (
     TRAINING,
@@ -67,7 +67,7 @@ def build_planned_config(section: dict[str, Any], vocabulary: int, context: int 
     """
     cls = config_class(section)
     settings = {cls.attribute_map.get(key, key): value for key, value in section.items() if key != "model_type"}
-    check_keys(settings, cls)
+    check_config_keys(settings, cls)
 
     tokenizer_settings = {"vocab_size": math.ceil(vocabulary / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
     # The tokenizer will set the special tokens; the config's defaults may lie outside of this vocabulary.
@@ -79,7 +79,7 @@ def build_planned_config(section: dict[str, Any], vocabulary: int, context: int 
     if cls.is_encoder_decoder:
         tokenizer_settings["decoder_start_token_id"] = 0
 
-    return config_of(cls, settings, tokenizer_settings, context)
+    return instantiate_config(cls, settings, tokenizer_settings, context)
 
 
 def build_pretraining_config(
@@ -92,7 +92,7 @@ def build_pretraining_config(
     """
     if section.keep_layers is not None:
         unpruned = load_model(section.start_from, objective=None)
-        model = student_section(unpruned, model, section.keep_layers)
+        model = build_pruned_section(unpruned, model, section.keep_layers)
     return build_planned_config(model, count_vocabulary(tree, tokenizer), section.context)
 
 
@@ -142,7 +142,7 @@ def build_planned_model(
     config: PreTrainedConfig, dtype: torch.dtype = torch.float32, lora: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     """Build an untrained model of `config`, with adapters where there is a `lora` section."""
-    model = untrained(config, dtype)
+    model = build_untrained_model(config, dtype)
     if lora is None:
         return model
     from peft import LoraConfig, get_peft_model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
-from hf_llm.inference.generate import stop_at_end_of_turn
+from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.model.load import load_model, one_line
 from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.pipeline.run import StageOutput
@@ -53,7 +53,7 @@ def build_trainer(
 
     if section.quantize:
         model = load_quantized(start, section.quantize, output.folder)
-        model = stop_at_end_of_turn(model, tokenizer)
+        model = set_stop_tokens(model, tokenizer)
     else:
         model = (load or load_chat_model)(start, tokenizer)
     freeze_expert_biases(model)
@@ -98,7 +98,7 @@ def build_trainer(
 
 def load_chat_model(start: Path | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Load the language model at `start`; its generation stops where the tokenizer's turns end."""
-    return stop_at_end_of_turn(load_model(start), tokenizer)
+    return set_stop_tokens(load_model(start), tokenizer)
 
 
 def freeze_expert_biases(model: PreTrainedModel) -> None:

@@ -10,7 +10,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_llm.core.console import print_main
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.inference.generate import batch_of, load, prompt_room, stop_tokens, usual_length
+from hf_llm.inference.generate import (
+    default_max_new_tokens,
+    generation_stop_ids,
+    load_for_generation,
+    max_prompt_tokens,
+    pad_left,
+)
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
 MAX_PROMPTS = 20
@@ -29,12 +35,12 @@ def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str,
         return {}
     if weights_are_sharded(trainer):
         unset_hf_deepspeed_config()  # else transformers would shard this copy too, over processes that are not here
-        model, tokenizer = load(folder)
+        model, tokenizer = load_for_generation(folder)
     else:
         model = trainer.accelerator.unwrap_model(trainer.model)
         tokenizer = trainer.processing_class
 
-    limit = usual_length(model)
+    limit = default_max_new_tokens(model)
     ended = count_ended_completions(model, tokenizer, prompts, limit)
     rate = ended / len(prompts)
     measured: dict[str, Any] = {"stop_rate": rate, "stop_prompts": len(prompts), "stop_limit": limit}
@@ -65,9 +71,9 @@ def count_ended_completions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], limit: int
 ) -> int:
     """Count the greedy completions that hold an end token among their first `limit` tokens."""
-    room = prompt_room(model, limit)
-    end_tokens = stop_tokens(model, tokenizer)
-    batch = batch_of(model, tokenizer, [prompt[-room:] for prompt in prompts])
+    room = max_prompt_tokens(model, limit)
+    end_tokens = generation_stop_ids(model, tokenizer)
+    batch = pad_left(model, tokenizer, [prompt[-room:] for prompt in prompts])
     was_training = model.training
     model.eval()
     try:

@@ -24,7 +24,7 @@ from hf_llm.hardware.runtime import (
     keep_freed_memory,
     use_all_cores,
 )
-from hf_llm.parallel.layout import check_layout, launched_layout, let_cpus_shard
+from hf_llm.parallel.layout import check_layout, enable_cpu_sharding, read_layout
 from hf_llm.training.fault_tolerance.auto_batch_size import check_auto_batch_size
 from hf_llm.training.hub_upload import create_repository
 from hf_llm.training.optimizers import build_arguments, check_optimizer
@@ -78,7 +78,7 @@ def build_training_arguments(
     }
     check_half_precision(values, where)
     check_deepspeed_config(where)
-    check_layout(launched_layout(), where, device)
+    check_layout(read_layout(), where, device)
     if values.get("save_total_limit") in (0, 1):
         raise UserError(
             f"{where}.training.save_total_limit: {values['save_total_limit']} is too few; keep at least 2, so that a "
@@ -95,7 +95,7 @@ def build_training_arguments(
 
     check_optimizer(arguments, where)
     check_schedule(arguments, where)
-    let_cpus_shard(arguments)
+    enable_cpu_sharding(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)
     return arguments
@@ -138,7 +138,7 @@ def split_batch(tokens_per_step: int, context: int, settings: Settings, where: s
             f"{tokens_per_step:,}, so that a step means the same on every machine"
         )
 
-    layout = launched_layout()
+    layout = read_layout()
     processes = layout.data
     least_micro_batch = settings.get("per_device_train_batch_size", 1)
 

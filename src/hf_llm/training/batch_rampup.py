@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 
 CONTEXT_KEY = "pretrain.context_warmup"
 BATCH_KEY = "pretrain.batch_warmup"
@@ -99,7 +99,7 @@ class ContextRampup(TrainerCallback):
     def __init__(self, trainer: Trainer, rampup: Rampup, context: int):
         rampup.initial_divisor(context, CONTEXT_KEY)  # raises UserError where the windows cannot be cut
 
-        layout = launched_layout()
+        layout = read_layout()
         if layout.context * layout.sequence * layout.pipeline > 1:
             raise UserError(
                 f"{CONTEXT_KEY} does not run where a window is spread over processes, or in a pipeline; leave "
@@ -139,7 +139,7 @@ class BatchRampup(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, rampup: Rampup, tokens_per_step: int):
-        if launched_layout().pipeline > 1:
+        if read_layout().pipeline > 1:
             raise UserError(f"{BATCH_KEY} does not run in a pipeline, whose steps are whole; leave it out")
 
         self._trainer = trainer

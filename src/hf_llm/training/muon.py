@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.runtime import has_bf16
-from hf_llm.parallel.layout import uses
+from hf_llm.parallel.layout import is_engine_enabled
 
 MUON = "muon"  # the value of `training.optim`
 
@@ -37,7 +37,7 @@ def check_muon(where: str) -> None:
     key = f"{where}.training.optim"
     if where != "pretrain":
         raise UserError(f"{key}: muon is for pretraining; leave it out to fine-tune with AdamW")
-    if not uses("DEEPSPEED"):
+    if not is_engine_enabled("DEEPSPEED"):
         return
 
     from accelerate.utils import DeepSpeedPlugin

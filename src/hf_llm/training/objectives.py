@@ -15,8 +15,8 @@ from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase, Tr
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
-from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_exists, one_line, usual_objective
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective, one_line
+from hf_llm.parallel.layout import read_layout
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_mask_token, require_sentinels
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
@@ -97,7 +97,7 @@ def resolve_objective(tree: dict[str, Any]) -> Objective:
     model_type = section.get("model_type", "hf_llm")
     pretrain = tree.get("pretrain") or {}
     objective = _parse_objective(pretrain.get("objective"))
-    trainable_kind = usual_objective(section)
+    trainable_kind = default_objective(section)
     if objective.kind not in (None, trainable_kind):
         remedy = f"leave it out, or choose a model_type that can: {MODEL_TYPE_EXAMPLES[objective.kind]}"
         if trainable_kind == MASKED and objective.kind == CAUSAL:
@@ -135,7 +135,7 @@ def model_section(tree: dict[str, Any]) -> dict[str, Any]:
     if "model_type" in section or pretrain.get("keep_layers") is None or larger_model is None:
         return section
 
-    check_exists(larger_model)
+    check_model_path(larger_model)
     try:
         config = AutoConfig.from_pretrained(larger_model, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -172,7 +172,7 @@ def corrupt_windows(windows: Dataset, corruption: TokenMasking | SpanCorruption 
     if corruption is None:
         return windows
 
-    layout = launched_layout()
+    layout = read_layout()
     if layout.context * layout.sequence > 1:
         raise UserError(
             "context and sequence parallelism are for causal models; launch with ddp, zero2, zero3 or fsdp2 of "

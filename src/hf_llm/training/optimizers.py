@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_llm.core.errors import UserError
-from hf_llm.parallel.layout import launched_layout, uses
+from hf_llm.parallel.layout import is_engine_enabled, read_layout
 from hf_llm.training.muon import MUON, Muon, check_muon, muon_matrices
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -68,13 +68,13 @@ def check_optimizer(arguments: TrainingArguments, where: str) -> None:
             "clipped; use galore_adamw or adafactor"
         )
 
-    has_sharded_weights = uses("FSDP") or launched_layout().splits_layers
+    has_sharded_weights = is_engine_enabled("FSDP") or read_layout().splits_layers
     if has_sharded_weights and not name.startswith(DTENSOR_PREFIXES):
         raise UserError(
             f"{key}: {name} cannot step on the parts of weights that FSDP and tensor parallelism give it; use "
             "adamw_torch_fused, adamw_torch_8bit or muon, or launch with ddp or zero2 of accelerate_configs/"
         )
-    if name.startswith(LOW_RANK_PREFIXES) and uses("DEEPSPEED"):
+    if name.startswith(LOW_RANK_PREFIXES) and is_engine_enabled("DEEPSPEED"):
         raise UserError(
             f"{key}: {name} projects whole matrices, which DeepSpeed cuts up; launch with ddp of accelerate_configs/, "
             "or use muon or adamw_torch_8bit"

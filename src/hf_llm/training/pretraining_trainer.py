@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import nested_gather
 from hf_llm.core.errors import UserError
 from hf_llm.model.cross_entropy import training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
 from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
 from hf_llm.training.schedules import complete_scheduler_kwargs
@@ -31,7 +31,7 @@ class PretrainingTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **more: Any):
         terms = {"label_smoothing": args.label_smoothing_factor, "z_loss": z_loss}
         self.terms = {name: weight for name, weight in terms.items() if weight}
-        if self.terms and launched_layout().sequence > 1:
+        if self.terms and read_layout().sequence > 1:
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
         if args.activation_checkpointing:
             check_activation_checkpointing(model)
@@ -119,7 +119,7 @@ class PretrainingTrainer(Trainer):
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         is_own_model = isinstance(unwrapped, HfLlmForCausalLM)
         needs_only_trainers_loss = is_own_model and not self.terms
-        if not model.training or launched_layout().sequence > 1 or needs_only_trainers_loss:
+        if not model.training or read_layout().sequence > 1 or needs_only_trainers_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
         # Trainer multiplies a loss by the processes that share the count of tokens.

@@ -34,7 +34,7 @@ from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 from transformers.trainer_utils import SaveStrategy
 
 from hf_llm.core.errors import UserError
-from hf_llm.parallel.layout import Layout, keep_own_class, launched_layout
+from hf_llm.parallel.layout import Layout, read_layout, restore_class_name
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 
 # In a checkpoint: the folder of the optimizer's state, and the file of the schedule's.
@@ -48,7 +48,7 @@ PARTIAL_GRADIENT_STYLE = "replicated_with_grad_allreduce"
 
 def trainer_class() -> type[PretrainingTrainer]:
     """Return the Trainer of pretraining; where this launch splits layers, the one that can train them."""
-    if launched_layout().splits_layers:
+    if read_layout().splits_layers:
         return ModelParallelTrainer
     return PretrainingTrainer
 
@@ -113,7 +113,7 @@ def _shard_model(model: PreTrainedModel, layout: Layout, mesh: DeviceMesh) -> No
             fully_shard(layer, mesh=data_mesh)
     fully_shard(model, mesh=data_mesh)
     model._is_fsdp_managed_module = True
-    keep_own_class(model)
+    restore_class_name(model)
 
 
 def check_model_divides(model: PreTrainedModel, layout: Layout) -> None:
@@ -152,7 +152,7 @@ class ModelParallelTrainer(PretrainingTrainer):
     """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **more: Any):
-        self.layout = launched_layout()
+        self.layout = read_layout()
         self.tied_names = set(model.all_tied_weights_keys)
         embedding = model.get_input_embeddings()
         embedding_module = next(name for name, module in model.named_modules() if module is embedding)

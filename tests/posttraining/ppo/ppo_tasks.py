@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from hf_llm.parallel.layout import let_cpus_shard
+from hf_llm.parallel.layout import enable_cpu_sharding
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -61,7 +61,7 @@ def tiny_ppo(
     }
     model = tiny_model(initializer_range=0.02) if model is None else model
     arguments = PPOConfig(**settings)
-    let_cpus_shard(arguments)
+    enable_cpu_sharding(arguments)
     return PPOTrainer(
         model,
         arguments,

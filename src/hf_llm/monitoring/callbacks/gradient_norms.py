@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_llm.core.console import print_main
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 
 # The part of a parameter is the first one whose pattern its name matches; names are those of transformers' models. Each
 # part has a line in the chart of `evaluation/metrics.py`.
@@ -39,7 +39,7 @@ class GradientNormCallback(TrainerCallback):
         self._parameters_by_part: dict[str, list[torch.nn.Parameter]] = {}
         self._norms: torch.Tensor | None = None  # (parts,) on the device, after clipping, of the step under way
         is_flattened = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
-        self._is_disabled = trainer.is_deepspeed_enabled or is_flattened or launched_layout().pipeline > 1
+        self._is_disabled = trainer.is_deepspeed_enabled or is_flattened or read_layout().pipeline > 1
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._norms = None

@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import append_row, samples_file, truncate_after_step
-from hf_llm.inference.infill import write
+from hf_llm.inference.infill import complete_or_infill
 
 
 @dataclass
@@ -69,7 +69,9 @@ class SampleCallback(TrainerCallback):
         try:
             with torch.random.fork_rng():
                 model.eval()
-                return write(model, self.trainer.processing_class, self.samples.prompts, self.samples.max_new_tokens)
+                return complete_or_infill(
+                    model, self.trainer.processing_class, self.samples.prompts, self.samples.max_new_tokens
+                )
         finally:
             model.train(was_training)
             random.setstate(python_state)

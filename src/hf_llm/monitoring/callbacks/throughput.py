@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from hf_llm.core.console import print_main
 from hf_llm.hardware.memory_counters import memory_in_use
 from hf_llm.hardware.peak_flops import find_peak_flops
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 
 MAX_EXPONENT = math.log(sys.float_info.max)  # of the largest perplexity that a float can hold
 
@@ -50,7 +50,7 @@ class ThroughputCallback(TrainerCallback):
         self.bytes_per_token = bytes_per_token
         self.likelihood = likelihood
         self.stage_at = stage_at
-        layout = launched_layout()
+        layout = read_layout()
         self._processes_per_batch = layout.processes // layout.data  # that fetch the same batches
 
         # Of this process, since the last log.

@@ -50,7 +50,7 @@ class ActorCritic(nn.Module):
         return [model for model in (self.policy, self.critic) if model is not None]
 
     def do_nothing(self) -> None:
-        """A method that FSDP2 may wrap (`hf_llm.parallel.gather_parameters.make_root`)."""
+        """A method that FSDP2 may wrap (`hf_llm.parallel.gather_parameters.mark_fsdp_root`)."""
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recompute activations of both models in the backward pass."""

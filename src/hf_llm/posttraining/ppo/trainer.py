@@ -22,8 +22,8 @@ from trl.models import prepare_fsdp
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.inference.generate import stop_tokens
-from hf_llm.parallel.gather_parameters import make_root, prepare_sharding, whole_weights
+from hf_llm.inference.generate import generation_stop_ids
+from hf_llm.parallel.gather_parameters import gather_weights, mark_fsdp_root, prepare_sharding
 from hf_llm.posttraining.ppo.actor_critic import ActorCritic, completion_log_probs
 from hf_llm.posttraining.ppo.losses import (
     KLController,
@@ -161,7 +161,7 @@ class PPOTrainer(Trainer):
         policy = model
         if peft_config is None:
             self.reference = deepcopy(model).eval().requires_grad_(False)
-        self.stops = stop_tokens(model, processing_class)
+        self.stops = generation_stop_ids(model, processing_class)
         context = args.max_length or model.config.max_position_embeddings
         room = context - args.max_completion_length
         train_dataset = encode_prompts(train_dataset, processing_class, room)
@@ -194,7 +194,7 @@ class PPOTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[torch.nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(*arguments, **keywords)
-        make_root(self.model, "do_nothing")
+        mark_fsdp_root(self.model, "do_nothing")
         return prepared
 
     # ---- data: row numbers, in blocks that belong to one rollout
@@ -343,7 +343,7 @@ class PPOTrainer(Trainer):
         precision = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.autocast()
         model.eval()  # with gradient checkpointing a model in training keeps no cache
         try:
-            with torch.no_grad(), precision, whole_weights(self, model.policy):
+            with torch.no_grad(), precision, gather_weights(self, model.policy):
                 yield model.policy
         finally:
             model.train(was_training)

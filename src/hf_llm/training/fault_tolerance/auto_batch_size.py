@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.parallel.layout import launched_layout
+from hf_llm.parallel.layout import read_layout
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.fault_tolerance.checkpoints import latest_valid_checkpoint
 
@@ -33,7 +33,7 @@ def check_auto_batch_size(settings: dict[str, Any], where: str) -> None:
         return
 
     key = f"{where}.training.auto_find_batch_size"
-    if launched_layout().processes > 1:
+    if read_layout().processes > 1:
         raise UserError(
             f"{key}: with several processes one may run out of memory alone, and the others would wait for it. Find "
             f"the micro-batch with one process, and set {where}.training.per_device_train_batch_size to it"

@@ -16,7 +16,7 @@ from hf_llm.core.console import is_main_process
 from hf_llm.core.distributed import run_on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import MANIFEST_FILE, read_manifest
-from hf_llm.parallel.layout import keep_own_class, launched_layout
+from hf_llm.parallel.layout import read_layout, restore_class_name
 from hf_llm.training.fault_tolerance.checkpoints import (
     checkpoint_step,
     complete_checkpoints,
@@ -53,7 +53,7 @@ class SaveGuard(TrainerCallback):
         self.bytes_needed = 0  # for that checkpoint
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        keep_own_class(self.trainer.model)
+        restore_class_name(self.trainer.model)
         self.recent.forget_steps()
         state.train_batch_size = args.train_batch_size  # a resume takes it from the checkpoint
         if self.resumed_from:
@@ -213,7 +213,7 @@ def estimate_first_checkpoint_bytes(trainer: Trainer) -> int:
         engine = "deepspeed"
     elif trainer.is_fsdp_enabled:
         engine = "fsdp"
-    return launched_layout().pipeline * estimate_checkpoint_bytes(weight_bytes, trained, 8 * trained, engine)
+    return read_layout().pipeline * estimate_checkpoint_bytes(weight_bytes, trained, 8 * trained, engine)
 
 
 def _is_write_error(error: BaseException) -> bool:
