@@ -4,12 +4,30 @@ Shapes at line ends:
     B batch   T tokens   D hidden_size   V vocab_size   N = B * T   C tokens of a chunk
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100  # the label of a token that does not count, as in PyTorch
+
+
+class LossTerms(NamedTuple):
+    """The weights of what may be added to cross-entropy; 0 leaves a term out.
+
+    A further term is a field here, its value in `training_objective`, and its value and gradient in
+    `ChunkedCrossEntropy.forward`.
+    """
+
+    label_smoothing: float = 0.0
+    """Share of each label's probability that is spread evenly over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the square of the logarithm of the softmax's denominator."""
+
+
+NO_TERMS = LossTerms()
 
 
 def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -20,8 +38,7 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 def training_objective(
     logits: torch.Tensor,  # N V
     labels: torch.Tensor,  # N, -100 where there is none
-    label_smoothing: float,
-    z_loss: float,
+    terms: LossTerms,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the objective of training and plain cross-entropy, both summed over the tokens, in nats.
 
@@ -30,12 +47,12 @@ def training_objective(
     added, which keeps logits from drifting away (https://arxiv.org/abs/2204.02311).
     """
     plain = F.cross_entropy(logits, labels, reduction="sum")
-    if not label_smoothing and not z_loss:
+    if not any(terms):
         return plain, plain
 
-    objective = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    objective = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=terms.label_smoothing)
     log_sums = logits.logsumexp(dim=-1) * (labels != IGNORE_INDEX)  # N
-    return objective + z_loss * log_sums.square().sum(), plain
+    return objective + terms.z_loss * log_sums.square().sum(), plain
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -56,9 +73,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         needs_gradient: bool,
         softcap: float | None = None,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
+        *weights: float,  # of LossTerms, apart: the compiler follows numbers
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        terms = LossTerms(*weights)
+        label_smoothing = terms.label_smoothing
+        z_loss = terms.z_loss
         matrix = weight.to(hidden.dtype)  # V D
         plain = torch.zeros((), dtype=torch.float32, device=hidden.device)
         added = torch.zeros_like(plain)  # what the objective has beside plain cross-entropy
@@ -111,6 +130,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
+        ctx.unused_gradients = (None,) * (4 + len(weights))  # of labels to softcap, and of the terms
         ctx.mark_non_differentiable(plain)
         return plain + added, plain
 
@@ -123,7 +143,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden.mul_(grad_total)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        return grad_hidden, grad_weight, *ctx.unused_gradients
 
 
 @torch.compiler.disable
@@ -160,8 +180,7 @@ class HfLlmHead(nn.Linear):
         self,
         hidden_states: torch.Tensor,
         labels: torch.Tensor | None = None,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
+        terms: LossTerms = NO_TERMS,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return logits, B T V, not capped yet; or with `labels` (B T, shifted already, -100 where there is none) what
         `training_objective` gives, float32: the objective, and plain cross-entropy without a gradient."""
@@ -179,6 +198,4 @@ class HfLlmHead(nn.Linear):
         cross_entropy = ChunkedCrossEntropy.apply
         if hidden.shape[0] > MAX_COMPILED_CHUNKS * chunk:
             cross_entropy = uncompiled_cross_entropy
-        return cross_entropy(
-            hidden, self.weight, labels, chunk, torch.is_grad_enabled(), self.softcap, label_smoothing, z_loss
-        )
+        return cross_entropy(hidden, self.weight, labels, chunk, torch.is_grad_enabled(), self.softcap, *terms)

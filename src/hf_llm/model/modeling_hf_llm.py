@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import HfLlmAttention
 from .configuration_hf_llm import HfLlmConfig
-from .cross_entropy import IGNORE_INDEX, HfLlmHead, soft_cap, training_objective
+from .cross_entropy import IGNORE_INDEX, NO_TERMS, HfLlmHead, LossTerms, soft_cap, training_objective
 from .feed_forward import HfLlmExperts, HfLlmMixtureOfExperts, HfLlmMLP, HfLlmRouter, balancing_loss
 from .masks import flex_position_bias, left_padding, make_masks
 from .norms import NORMS
@@ -347,7 +347,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         # Not in the signature: Trainer takes every parameter with "label" in its name for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        terms = {name: kwargs.pop(name) for name in ("label_smoothing", "z_loss") if name in kwargs}
+        terms = LossTerms(**{name: kwargs.pop(name) for name in LossTerms._fields if name in kwargs})
 
         has_labels = labels is not None or shift_labels is not None
         if has_labels and use_cache is None:
@@ -378,7 +378,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         if has_labels:
             if shift_labels is None:
                 shift_labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]  # B T
-            loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, **terms)
+            loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, terms)
 
         logits = None
         if logits_to_keep is not None or not has_labels:
@@ -390,7 +390,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
 
         return HfLlmCausalLMOutput(
             loss=loss,
-            objective=objective if terms else None,
+            objective=objective if any(terms) else None,
             aux_loss=aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -405,20 +405,19 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         shift_labels: torch.Tensor,  # B T
         num_items_in_batch: torch.Tensor | int | None,
         aux_loss: torch.Tensor | None = None,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
+        terms: LossTerms = NO_TERMS,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cross-entropy in nats with the gradient of the objective, and the objective's value beside it.
 
         The loss is that of transformers' ForCausalLMLoss, but zero, not NaN, where no token counts.
         """
         if isinstance(self.lm_head, HfLlmHead):
-            objective, plain = self.lm_head(hidden_states, shift_labels, label_smoothing, z_loss)
+            objective, plain = self.lm_head(hidden_states, shift_labels, terms)
         else:  # an adapter or a quantiser has put its own head in place
             logits = self.lm_head(hidden_states).float().flatten(0, 1)  # N V
             logits = soft_cap(logits, self.config.final_logit_softcapping)
             labels = shift_labels.flatten().to(logits.device)  # N
-            objective, plain = training_objective(logits, labels, label_smoothing, z_loss)
+            objective, plain = training_objective(logits, labels, terms)
         total = plain.detach() + (objective - objective.detach())  # the value of one, the gradient of the other
 
         num_tokens = (shift_labels != IGNORE_INDEX).sum()

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_pt_utils import nested_gather
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.cross_entropy import training_objective
+from hf_llm.model.cross_entropy import LossTerms, training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import read_layout
 from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
@@ -29,9 +29,9 @@ class PretrainingTrainer(Trainer):
     """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **more: Any):
-        terms = {"label_smoothing": args.label_smoothing_factor, "z_loss": z_loss}
-        self.terms = {name: weight for name, weight in terms.items() if weight}
-        if self.terms and read_layout().sequence > 1:
+        self.terms = LossTerms(label_smoothing=args.label_smoothing_factor, z_loss=z_loss)
+        self.has_terms = any(self.terms)
+        if self.has_terms and read_layout().sequence > 1:
             raise UserError("label_smoothing_factor and z_loss do not run in sequence parallelism; use fsdp2 or zero3")
         if args.activation_checkpointing:
             check_activation_checkpointing(model)
@@ -118,7 +118,7 @@ class PretrainingTrainer(Trainer):
         """
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         is_own_model = isinstance(unwrapped, HfLlmForCausalLM)
-        needs_only_trainers_loss = is_own_model and not self.terms
+        needs_only_trainers_loss = is_own_model and not self.has_terms
         if not model.training or read_layout().sequence > 1 or needs_only_trainers_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -128,7 +128,7 @@ class PretrainingTrainer(Trainer):
             scale = self.accelerator.num_processes // self.get_tp_size()
 
         if is_own_model:
-            loss, outputs = super().compute_loss(model, {**inputs, **self.terms}, True, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, {**inputs, **self.terms._asdict()}, True, num_items_in_batch)
             added = outputs.objective * scale - loss.detach()
         else:
             loss, added, outputs = self._compute_stock_loss(model, inputs, num_items_in_batch, scale)
@@ -164,7 +164,7 @@ class PretrainingTrainer(Trainer):
         loss = loss * weight
 
         added = torch.zeros_like(outputs.loss)
-        if self.terms:
+        if self.has_terms:
             shift = self._loss_shifts_labels
             added = compute_added_loss(self.terms, outputs.logits, inputs["labels"], shift) * weight
             loss = loss + (added - added.detach())  # the gradient without the value
@@ -181,7 +181,7 @@ class PretrainingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the `objective` beside the loss of training."""
-        if self.terms and "loss" in logs:
+        if self.has_terms and "loss" in logs:
             mean_added = self._added_since_log / self._steps_since_log.clamp(min=1)
             mean_added = nested_gather(mean_added, self.args.parallel_mode).mean()
             logs["objective"] = logs["loss"] + mean_added.item()
@@ -199,7 +199,7 @@ def check_activation_checkpointing(model: PreTrainedModel) -> None:
 
 
 def compute_added_loss(
-    terms: dict[str, float],
+    terms: LossTerms,
     logits: torch.Tensor,  # B T V
     labels: torch.Tensor,  # B T
     shift: bool,
@@ -211,6 +211,5 @@ def compute_added_loss(
     if shift:
         logits = logits[:, :-1]
         labels = labels[:, 1:]
-    weights = {"label_smoothing": 0.0, "z_loss": 0.0, **terms}
-    objective, cross_entropy = training_objective(logits.float().flatten(0, 1), labels.flatten(), **weights)
+    objective, cross_entropy = training_objective(logits.float().flatten(0, 1), labels.flatten(), terms)
     return (objective - cross_entropy) / (labels != -100).sum()
