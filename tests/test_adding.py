@@ -216,6 +216,8 @@ def add_switch(copy: Copy) -> None:
     copy.insert(model, "        hidden_states = hidden_states * self.config.embedding_scale\n", after=line)
     variant = '    "embedding_scale": ({"embedding_scale": 2.0}, "not exportable"),\n'
     copy.insert("tests/variants.py", variant, before='    "soft_cap": (')
+    names = "tests/model/test_configuration_hf_llm.py"
+    copy.insert(names, '"embedding_scale", ', before='"expert_balancing"),')
     copy.append("docs/architecture.md", "| `embedding_scale` | 1 | factor | - |\n")
 
 

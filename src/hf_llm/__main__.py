@@ -14,7 +14,7 @@ GROUPS = {
         "run", "prepare_data", "train_tokenizer", "tokenize_corpus", "pretrain", "sft", "reward", "dpo", "kto", "grpo",
         "rloo", "ppo", "evaluate", "report",
     ],
-    "Use a model": ["generate", "chat", "judge", "export", "average_checkpoints"],
+    "Use a model": ["generate", "chat", "arena", "export", "average_checkpoints"],
     "Before and during a training": ["doctor", "plan", "supervise", "watch"],
     "Compare": ["ablate", "scaling"],
     "Files that come with hf_llm": ["recipe", "configs"],

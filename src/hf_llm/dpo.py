@@ -49,6 +49,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     dpo: DpoSection
+    """Direct preference optimisation."""
 
 
 @command

@@ -32,6 +32,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     grpo: GrpoSection
+    """Group-relative policy optimisation on sampled completions."""
 
 
 @command

@@ -37,6 +37,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     kto: KtoSection
+    """Kahneman-Tversky optimisation on labelled answers."""
 
 
 @command

@@ -46,6 +46,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     ppo: PpoSection
+    """Proximal policy optimisation on sampled completions."""
 
 
 @command

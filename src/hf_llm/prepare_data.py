@@ -29,6 +29,7 @@ class Recipe:
     name: str
     """The run's name: everything goes to runs/<name>/."""
     corpus: Corpus
+    """Where the text comes from, and how it is cleaned, deduplicated and split."""
 
 
 @command

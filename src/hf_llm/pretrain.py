@@ -59,7 +59,7 @@ class PretrainSection:
     samples: SamplesSection = field(default_factory=SamplesSection)
     """Texts generated during training, to be read."""
     spikes: SpikeSection = field(default_factory=SpikeSection)
-    """Which updates are outliers to skip, and when to roll back to a checkpoint."""
+    """Which updates are dropped as outliers."""
     objective: str | Objective | None = None
     """causal, masked or span_corruption; left out, that of the model_type."""
     start_from: str | None = None
@@ -88,6 +88,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     pretrain: PretrainSection
+    """Pretraining from scratch on the token shards."""
     model: Settings[config_class] = field(default_factory=Settings)
     """The architecture: settings of the model class that `model_type` names, hf_llm's own if left out."""
 

@@ -38,6 +38,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     reward: RewardSection
+    """A reward model trained on preferences."""
 
 
 @command

@@ -30,6 +30,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     rloo: RlooSection
+    """REINFORCE leave-one-out on sampled completions."""
 
 
 @command

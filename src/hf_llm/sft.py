@@ -52,6 +52,7 @@ class Recipe(BaseRecipe):
     """What this stage reads of the recipe."""
 
     sft: SftSection
+    """Supervised fine-tuning on conversations."""
 
 
 @command

@@ -149,7 +149,9 @@ def test_what_was_read_is_kept_when_another_file_vanishes(tmp_path, monkeypatch)
     tasks = list_read_tasks(sources)
     (tmp_path / "b" / "x.jsonl").rename(tmp_path / "away")
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "parts_of", lambda sources: tasks)  # it vanished after the tasks were listed
+        patch.setattr(
+            corpus_module, "list_read_tasks", lambda sources: tasks
+        )  # it vanished after the tasks were listed
         with pytest.raises(UserError, match=r"b/x\.jsonl cannot be read"):
             made(tmp_path / "corpus", *sources)
     assert len(list((tmp_path / "corpus" / "work").glob("*.json"))) == 2
