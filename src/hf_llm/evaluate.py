@@ -19,22 +19,21 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.evaluation.denoising import score_masked, score_spans
+from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.perplexity import score_next_tokens
 from hf_llm.inference.generate import generate_replies
 from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
-from hf_llm.reporting.lineage import SCORES
 from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}  # of the table: key -> title, format
 MIN_COLUMN_WIDTH = 10
 
-# Scores that the headline names beside bits per byte: key -> in words.
-ACCURACIES = {"masked_accuracy": "masked-token accuracy", "span_exact_match": "span accuracy"}
+# Scores that the headline names beside bits per byte.
+HEADLINE_ACCURACIES = ("masked_accuracy", "span_exact_match")
 
 Scores = dict[str, Any]  # of one model, as results.json has them
 
@@ -166,32 +165,32 @@ def format_headline(models: dict[str, Scores]) -> str:
     bits = [f"{name} {scores['bits_per_byte']:.3f}" for name, scores in models.items() if "perplexity" in scores]
     if bits:
         parts.append(f"{', '.join(bits)} bits per byte")
-    for key, words in ACCURACIES.items():
+    for key in HEADLINE_ACCURACIES:
         for name, scores in models.items():
             if key in scores:
-                parts.append(f"{name} {scores[key]:.1%} {words}")
+                parts.append(f"{name} {scores[key]:.1%} {METRICS[key].title}")
     return ", ".join(parts)
 
 
 def format_table(models: dict[str, Scores]) -> str:
     """Return one line for each model, with the columns that any of them has."""
-    columns = {}
-    for key, column in COLUMNS.items():
-        if any(key in scores for scores in models.values()):
-            columns[key] = column
-    if "bits_per_byte" in columns:
-        columns.pop("loss", None)  # the same number in nats
+    metrics = score_columns(models.values())
+    has_loss = any("loss" in scores for scores in models.values())
+    if has_loss and "bits_per_byte" not in {metric.key for metric in metrics}:  # which is the loss in other units
+        metrics.append(METRICS["loss"])
 
-    name_width = max(len(name) for name in [*models, "model"])
-    widths = {key: max(MIN_COLUMN_WIDTH, len(title)) for key, (title, _) in columns.items()}
-    titles = [title.rjust(widths[key]) for key, (title, _) in columns.items()]
-    lines = ["  ".join(["", "model".ljust(name_width), *titles])]
+    titles = ["model", *(metric.title for metric in metrics), "tokens"]
+    rows = []
     for name, scores in models.items():
-        cells = []
-        for key, (_, number_format) in columns.items():
-            cell = format(scores[key], number_format) if key in scores else ""
-            cells.append(cell.rjust(widths[key]))
-        lines.append("  ".join(["", name.ljust(name_width), *cells]))
+        cells = [metric.format_table_value(scores[metric.key]) if metric.key in scores else "" for metric in metrics]
+        rows.append([name, *cells, f"{scores['tokens']:,}" if "tokens" in scores else ""])
+
+    name_width = max(len(row[0]) for row in [titles, *rows])
+    widths = [max(MIN_COLUMN_WIDTH, len(title)) for title in titles[1:]]
+    lines = []
+    for name, *cells in [titles, *rows]:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join(["", name.ljust(name_width), *aligned]))
     return "\n".join(lines)
 
 

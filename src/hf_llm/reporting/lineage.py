@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.manifest import read_manifest
-from hf_llm.evaluation.metrics import metrics_in
 from hf_llm.pipeline.stages import OPTIONAL
 
 # By folder: the recipe key that lists what it was trained on.
 DATA_KEYS = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
-
-# By key: title and format of the scores of an evaluation, as hf_llm.evaluate prints them.
-SCORES = {metric.key: (metric.title, metric.table_format or metric.format) for metric in metrics_in("scores")}
 
 
 def read_lineage(folder: Path) -> dict[str, dict]:
