@@ -38,7 +38,7 @@ def write_table(table: "pyarrow.Table", path: Path) -> None:
 
 @contextmanager
 def table_writer(path: Path, schema: "pyarrow.Schema") -> Iterator[Callable[["pyarrow.Table"], None]]:
-    """Yield a function that appends a table to a Parquet file, which is renamed to `path` if the block raises no error."""
+    """Yield a function that appends a table to a Parquet file, renamed to `path` if the block raises no error."""
     import pyarrow.parquet
 
     with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:

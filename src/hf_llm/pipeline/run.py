@@ -191,7 +191,7 @@ class Run:
             print_main(f"{path} is kept as {folder}.{number}")
 
     def _current_digest(self, name: str, recorded: str) -> str:
-        """Return the present digest of an input that is a folder of this run; `recorded` if it is not, or is missing."""
+        """Return the present digest of an input that is a folder of this run; `recorded` for any other input."""
         manifest = read_manifest(self.folder(name))
         if manifest and name in STAGES:
             return manifest["digest"]
@@ -290,7 +290,7 @@ class StageOutput:
             (self.path / BEGUN_FILE).unlink(missing_ok=True)
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
-        """Write the manifest. `headline` is the stage's main result in a phrase, `licenses` are those of all its sources."""
+        """Write the manifest. `headline` is the main result in a phrase, `licenses` are those of all sources so far."""
         if not is_main_process():
             return
         write_manifest(
@@ -309,7 +309,7 @@ class StageOutput:
 
 
 def settings_of(folder: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a recipe that determine what `folder` holds, besides its inputs: `{"model.hidden_size": 64}`."""
+    """Return what in a recipe determines what `folder` holds, besides its inputs: `{"model.hidden_size": 64}`."""
     stage = STAGES[folder]
     settings = {}
     for key, value in _flatten_sections(tree).items():

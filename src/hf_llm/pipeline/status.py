@@ -1,7 +1,7 @@
 """Read and write `run_status.json`, which says at which step a run is, or how it ended.
 
-A launcher (torchrun, accelerate) replaces the exit codes of its workers by its own, so whatever started the launcher reads
-this file instead.
+A launcher (torchrun, accelerate) replaces the exit codes of its workers by its own, so whatever started it reads this
+file instead.
 """
 
 import json
