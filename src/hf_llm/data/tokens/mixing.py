@@ -59,8 +59,8 @@ class StreamPlan(TypedDict):
 class StreamRouter:
     """Chooses the stream of each document: by its source, by its stage, or by both.
 
-    `sources` get one stream each, in this order; if there are none, all share one. `bounds` (stages - 1,) are the scores
-    that separate the stages of a curriculum by length (in tokens) or by difficulty, `costs` (vocabulary,) what each
+    `sources` get one stream each, in this order; if empty, all share one. `bounds` (stages - 1,) are the scores that
+    separate the stages of a curriculum by length (in tokens) or by difficulty, `costs` (vocabulary,) what each
     token adds to the difficulty of a document. `labels` holds the `source` and `stage` of each stream, as the index of
     a tokens folder gives them for each file.
     """

@@ -10,8 +10,8 @@
 curriculum (`hf_llm.data.tokens.mixing`), each of its shards holds one source, one stage, or one source in one stage,
 and its entry has the keys `source` and `stage` accordingly.
 
-Reading, tokenising (in the library's threads) and writing overlap: while one batch is written, the next is tokenised and
-the one after that is read. Memory holds these three batches, however large the corpus is.
+Reading, tokenising (in the library's threads) and writing overlap: while one batch is written, the next is tokenised
+and the one after that is read. Memory holds these three batches, however large the corpus is.
 """
 
 import json
