@@ -2,9 +2,9 @@
 
 Lee et al. (2022, arXiv 2107.06499) find them with a suffix array of the whole corpus in memory. Here less memory is
 needed: a passage of at least n words repeats where a window of n words repeats, so every window of n words is hashed
-and written to one of several partitions, by ranges of the hash. Each partition is searched separately for hashes that occur
-more than once. A word is cut if it lies in a window that also occurs earlier. Words are compared exactly, the white
-space between them is not compared.
+and written to one of several partitions, by ranges of the hash. Each partition is searched separately for hashes that
+occur more than once. A word is cut if it lies in a window that also occurs earlier. Words are compared exactly, the
+white space between them is not compared.
 
     write_windows            one task per shard of documents
     find_repeated_windows    one task per partition

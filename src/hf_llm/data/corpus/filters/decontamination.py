@@ -5,8 +5,8 @@ shares a run of `ngram` words with an item (13, as for GPT-3: Brown et al., 2020
 contains all of a shorter item. Case and punctuation are ignored; in scripts without spaces a character is a word.
 
 Two kinds of text are not searched for, only counted. One is the form of a set's questions, which recurs (`Choose the
-right answer`): runs in more than MAX_SHARED_ROWS rows, and texts in most rows. The other is texts of fewer than
-`min_words` words, phrases that anyone may write.
+right answer`): runs and shorter items that are in more than MAX_SHARED_ROWS rows, and long items that are in most rows.
+The other is items of fewer than `min_words` words, phrases that anyone may write.
 """
 
 import json
@@ -205,7 +205,7 @@ class _EvaluationIndex:
 
 
 class _HashSet:
-    """A set of sorted hashes. A table of their first bits quickly excludes nearly all hashes that are not in the set."""
+    """A set of sorted hashes. A table of their first bits quickly excludes nearly all other hashes."""
 
     PREFIX_BITS = 22
 
@@ -350,8 +350,8 @@ def _select_distinctive_runs(
     For every run, `hashes`, uint64 (runs,), is its hash, `texts`, int64 (runs,), the text it is in, and `is_form`, bool
     (runs,), whether that text is form. `first_row`, int64 (texts,), is the first row that has each text.
 
-    Returns the selected runs, RUN (selected,), each once with the first row that has it, sorted by hash; and which texts
-    have a selected run, bool (texts,).
+    Returns the selected runs, RUN (selected,), each once with the first row that has it, sorted by hash; and which
+    texts have a selected run, bool (texts,).
     """
     # Sort by hash and then by row, so that equal runs are next to each other.
     rows = first_row[texts]

@@ -4,8 +4,8 @@ The limits of Gopher and FineWeb were chosen for the words of that tokenizer. It
 chunks, and each chunk into words: by a table of exceptions, else it takes punctuation off both ends and then splits at
 marks inside. The words of a chunk do not depend on the text around it, so they are computed once and then looked up.
 
-Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan do not separate words; `has_words` is false for such a text, and
-filters that count words ignore it.
+Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan do not separate words; `has_words` is false for such a text,
+and filters that count words do not check it.
 """
 
 import re
@@ -164,7 +164,7 @@ class _ChunkWords(dict[str, tuple[str, ...]]):
 
 
 def _split_chunk(chunk: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
-    """Split one chunk: take punctuation off both ends until it is an exception, then split the middle at marks inside."""
+    """Split one chunk: take punctuation off both ends until it is an exception, then split the middle at marks."""
     before = []
     after = []
     while chunk and chunk not in exceptions:

@@ -125,8 +125,8 @@ class _Macro:
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of each paper at a path, with its title and authors.
 
-    A .tex file that another one includes yields nothing here: it is read with that one. What has no LaTeX at all (papers
-    that were withdrawn from arXiv or are only in PDF) is counted as dropped.
+    A .tex file that is a part of another file's paper yields nothing: it is read with that one. What has no LaTeX at
+    all (papers withdrawn from arXiv, or only in PDF) is counted as dropped.
     """
     if is_archive(path) or path.suffix.lower() in COMPRESSED_SUFFIXES:
         for files in _read_papers(path, errors):

@@ -159,7 +159,7 @@ def _split_pages(path: Path, errors: ReadErrors) -> Iterator[tuple[str, bytes]]:
 
 def _read_utf8(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the file in chunks of UTF-8. Everything before damage is yielded, then the error is raised."""
-    chunk = file.read1(CHUNK_BYTES)  # read1: unlike read, returns what it has before it raises an error
+    chunk = file.read1(CHUNK_BYTES)  # read1 returns what is before damage, which read would lose
     encoding = _detect_utf16(chunk)
     if encoding is None:
         while chunk:
