@@ -400,7 +400,7 @@ def _read_tree(row: Row) -> list[Row]:
 
 
 def _read_ranked_tree(row: Row) -> list[Row]:
-    """Read the preferences of an OpenAssistant tree: along the best path, the reply ranked first and the one ranked last."""
+    """Read the preferences of an OpenAssistant tree: along the best path, the first- and the last-ranked reply."""
     node = _approved_root(row)
     prompt = []
     pairs = []
