@@ -3,7 +3,7 @@
 import os
 import sys
 
-CLEAR_LINE = "\r\x1b[2K"  # ANSI: to the start of the line, and erase it
+CLEAR_LINE = "\r\x1b[2K"  # ANSI codes: go to the start of the line and erase it
 
 
 def is_main_process() -> bool:
@@ -12,7 +12,7 @@ def is_main_process() -> bool:
 
 
 def print_main(message: str) -> None:
-    """Print a line in the main process; on a terminal it replaces the progress line that the cursor stands on."""
+    """Print a line in the main process; on a terminal it replaces the progress line under the cursor."""
     if is_main_process():
         clear = CLEAR_LINE if sys.stdout.isatty() else ""
         print(clear + message, flush=True)

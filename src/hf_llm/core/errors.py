@@ -1,4 +1,4 @@
-"""What went wrong that the person at the keyboard can put right."""
+"""Errors that the user can fix, and how a command ends with one: the message, exit code 2, no traceback."""
 
 import errno
 import os
@@ -10,11 +10,11 @@ from typing import NoReturn
 
 USER_ERROR_FILE = "HF_LLM_USER_ERROR_FILE"  # names a file that gets the message: launchers turn exit code 2 into 1
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy says of a full disk
+NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy reports when the disk is full
 
 
 class UserError(Exception):
-    """A fault of the input: its message names the file or key, what is wrong and what to do about it."""
+    """An error that the user can fix. Its message names the file or key, what is wrong and what to do about it."""
 
 
 def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], None]:

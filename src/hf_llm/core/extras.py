@@ -12,7 +12,7 @@ DISTRIBUTION = "hf-llm"
 def require_extras(*extras: str) -> None:
     """Raise UserError, naming everything that is missing at once, unless the packages of these extras are installed.
 
-    The extras and their packages stand in pyproject.toml and are read from the installed package's metadata.
+    The extras are declared in pyproject.toml; they are read from the metadata of the installed package.
     """
     missing = missing_packages(*extras)
     if missing:
@@ -24,7 +24,7 @@ def require_extras(*extras: str) -> None:
 
 
 def missing_packages(*extras: str) -> list[str]:
-    """The packages of these extras that are not installed, in the order of pyproject.toml."""
+    """Return the packages of these extras that are not installed, in the order of pyproject.toml."""
     missing = []
     for line in metadata.requires(DISTRIBUTION) or []:
         requirement = Requirement(line)

@@ -1,4 +1,4 @@
-"""Write numbers, sizes, durations and texts as people read them: the one place for pages, tables and printed lines.
+"""Format numbers, sizes, durations and texts for people to read, in pages, tables and printed lines.
 
 `monitoring/page.js` has the same formatters for the live page, by the names in `STYLES`.
 """
@@ -72,7 +72,7 @@ def format_megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-# What a metric's `format` may name instead of a format specification of Python's.
+# The names that a metric's `format` may have, besides Python's format specifications.
 STYLES: dict[str, Callable[[float], str]] = {
     "score": format_score,
     "short": format_short,
@@ -91,5 +91,5 @@ def format_value(value: float, style: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """The text of anything (an error, a completion) on one line, with single spaces."""
+    """Convert anything (an error, a completion) to text on one line, with single spaces between words."""
     return " ".join(str(text).split())

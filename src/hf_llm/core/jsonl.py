@@ -1,8 +1,8 @@
-"""The numbers of a training while it runs: `logs/metrics.jsonl`, one entry of Trainer's log a line, each step once.
+"""Read and write the JSONL files of a training while it runs: metrics, alerts and samples.
 
-Trainer writes its own log, `trainer_state.json`, only with a checkpoint. The first line tells what the training is
-(`{"training": {"max_steps": ...}}`), every other holds `step` and `time` (seconds since 1970). A number that is not
-finite is null.
+`logs/metrics.jsonl` has one entry of Trainer's log on each line, each step once; Trainer writes its own log,
+`trainer_state.json`, only with a checkpoint. The first line describes the training (`{"training": {"max_steps":
+...}}`), every other line holds `step` and `time` (seconds since 1970). A number that is not finite is null.
 """
 
 import json
@@ -13,49 +13,55 @@ from typing import Any
 
 from hf_llm.core.atomic_io import write_text
 
-LOGS = "logs"  # of a stage's folder: left out of its digest, and of what is uploaded
+LOGS = "logs"  # a folder in a stage's folder, which is neither in its digest nor uploaded
 METRICS = "metrics.jsonl"
 ALERTS = "alerts.jsonl"
 SAMPLES = "samples.jsonl"
 
 
 def metrics_file(folder: Path | str) -> Path:
-    """Where the numbers of the training in `folder` are."""
+    """Return the path of the metrics of the training in `folder`."""
     return Path(folder) / LOGS / METRICS
 
 
 def alerts_file(folder: Path | str) -> Path:
-    """Where the alerts of the training in `folder` are."""
+    """Return the path of the alerts of the training in `folder`."""
     return Path(folder) / LOGS / ALERTS
 
 
 def samples_file(folder: Path | str) -> Path:
-    """Where the completions made while training in `folder` are."""
+    """Return the path of the completions that were sampled during the training in `folder`."""
     return Path(folder) / SAMPLES
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a file of JSON lines, in one write."""
+    """Append a row to a JSONL file, in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(format_row(row))
 
 
 def replace_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Replace a file of JSON lines; a reader sees the old one or the whole new one."""
+    """Replace the rows of a JSONL file, atomically: a reader sees either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(map(format_row, rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none where there is no file. A line cut off by a kill is dropped."""
+    """Read the rows of a JSONL file; none if it does not exist. A line that a killed process cut off is dropped."""
     if not path.exists():
         return []
-    return [row for line in path.read_bytes().splitlines(True) if (row := parse_row(line)) is not None]
+
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        row = parse_row(line)
+        if row is not None:
+            rows.append(row)
+    return rows
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row of one line; None where the line is not whole."""
+    """Parse the row of one line; None if the line is incomplete or not a JSON object."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -66,15 +72,18 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def truncate_after_step(path: Path, step: int) -> None:
-    """Drop the rows after `step`: a run resumed there makes them again."""
+    """Drop the rows after `step`: a run that resumes there writes them again."""
     if path.exists():
         replace_rows(path, [row for row in read_rows(path) if row["step"] <= step])
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A row as JSON and a line's end."""
-    return json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False, default=float) + "\n"
+    """Format a row as one line of JSON, with null for numbers that are not finite."""
+    finite_row = {key: _replace_non_finite(value) for key, value in row.items()}
+    return json.dumps(finite_row, ensure_ascii=False, default=float) + "\n"
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

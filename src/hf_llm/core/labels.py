@@ -1,3 +1,3 @@
-"""The label that a loss leaves out. The files that travel with a model's weights write it out themselves."""
+"""The label of tokens that the loss ignores. Modeling files that are saved with the weights write it out themselves."""
 
 IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss's ignore_index, and so transformers' and TRL's

@@ -1,6 +1,6 @@
-"""Every output folder's `manifest.json`: what it was made from, by which recipe, and digests of what it holds.
+"""Read and write the `manifest.json` of an output folder: its inputs, its recipe and the digests of its files.
 
-The manifest is written last and whole (temporary file, fsync, rename): where there is one, the folder is finished.
+The manifest is written last and atomically (temporary file, fsync, rename): a folder that has one is finished.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 import xxhash
 
 MANIFEST_FILE = "manifest.json"
-SKIPPED = ("checkpoint-*", "logs", "README.md", "ledger.json")  # logs, and what is made from the rest
-BEGUN_FILE = "begun.json"  # settings and inputs of a folder under way, until the manifest takes their place
+SKIPPED = ("checkpoint-*", "logs", "README.md", "ledger.json")  # not part of the result, or derived from it
+BEGUN_FILE = "begun.json"  # settings and inputs of an unfinished folder; deleted once the manifest is written
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder; None where there is none, which means that the folder is not complete."""
+    """Read the manifest of a folder; None if there is none, which means that the folder is not complete."""
     try:
         return json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -41,7 +41,7 @@ def write_manifest(path: Path, **entries: Any) -> dict:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages a result depends on."""
+    """Return the installed versions of the packages that a result depends on."""
     installed = {}
     for package in _PACKAGES:
         try:
@@ -52,7 +52,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, also after a power cut."""
+    """Write JSON atomically: a reader sees the old file or the new one, even after a power failure."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
@@ -60,8 +60,10 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+    # The renaming itself is on the disk only when the folder is.
     if os.name == "nt":
-        return  # Windows opens no folder
+        return  # Windows cannot open a folder
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -70,9 +72,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, list]:
-    """`{relative path: [bytes, xxh3_128 as hex]}` of every file below `folder` except manifests, and `skip` at the top.
+    """Return `{relative path: [bytes, xxh3_128 as hex]}` for every file below `folder`.
 
-    The model card is skipped because it is made from the manifest, the ledger of a corpus because it holds seconds.
+    Not included are the manifest, and what matches a pattern of `skip` at the top of the folder: by default checkpoints
+    and logs, the model card (made from the manifest) and the ledger of a corpus (it holds durations, which differ).
     """
     folder = Path(folder)
     digests = {}
@@ -86,7 +89,7 @@ def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, lis
 
 
 def file_digest(path: Path) -> str:
-    """xxh3_128 of a file's bytes, as hex (https://xxhash.com: guards against faults, not against an attacker)."""
+    """Return xxh3_128 of a file's bytes, as hex (https://xxhash.com: detects damage, does not resist an attacker)."""
     state = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -95,5 +98,5 @@ def file_digest(path: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """xxh3_128 of a plain value (its JSON with sorted keys), as hex."""
+    """Return xxh3_128 of a plain value (of its JSON with sorted keys), as hex."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())

@@ -1,10 +1,10 @@
-"""Turn a recipe file and its command-line overrides into typed settings, or say exactly what is wrong with it.
+"""Parse a recipe file and its command-line overrides into typed settings, or report every problem in it.
 
 A stage declares what it reads of the file as a dataclass `Recipe`; `hf_llm.pipeline.run.read_run` fills it. Where a
 section belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated
 `Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the
 output folder and the device are known. Where the class depends on the section (`model_type`), a function of the section
-that returns the class stands in its place.
+that returns the class is written instead: `Settings[find_class]`.
 """
 
 import dataclasses
@@ -38,72 +38,80 @@ class Settings(dict):
         return types.GenericAlias(cls, (target,))
 
 
+_BOOL_TAG = "tag:yaml.org,2002:bool"
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (`6e-4` is a number, `no` is a word) and no duplicate keys."""
+    """Reads scalars as YAML 1.2 does (`6e-4` is a number, `no` is a string), and refuses duplicate keys."""
 
 
+# PyYAML's own patterns for booleans and numbers (those of YAML 1.1) are replaced by those of YAML 1.2. The table lists
+# them by the first character that a scalar may have.
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first_character: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL_TAG, _FLOAT_TAG)]
+    for first_character, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver(_BOOL_TAG, re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    _FLOAT_TAG,
     re.compile(r"^[-+]?(?:(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.inf|\.nan)$", re.IGNORECASE),
     list("-+0123456789."),
 )
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    """Construct a dictionary as PyYAML does, but raise an error for a key that occurs twice."""
+    keys = set()
     for key, _ in node.value:
-        if key.value in seen:
+        if key.value in keys:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-        seen.add(key.value)
+        keys.add(key.value)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, read by the rules of recipes. Raises `yaml.YAMLError`."""
+    """Parse a YAML text by the rules of recipes. Raises `yaml.YAMLError`."""
     return yaml.load(text, _Loader)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would take for something else."""
+    """Quotes the strings that `_Loader` would read as a number, a boolean or null."""
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def dump_yaml(value: Any) -> str:
-    """The YAML text that `parse_yaml` reads as `value`."""
+    """Return the YAML text that `parse_yaml` reads as `value`."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Sequence[str]) -> T:
     """Build the dataclass `cls` from a recipe's tree, whose top-level keys have to be among `known_keys`.
 
-    Raises UserError with every problem, `where` (the recipe's file) before them.
+    Raises UserError that lists every problem, after `where` (the recipe's file).
     """
     problems = _find_unknown_keys(tree, known_keys, "")
-    wanted = {field.name for field in dataclasses.fields(cls)}.intersection(known_keys)
-    given = {key: value for key, value in tree.items() if key in wanted}
-    recipe = _build(cls, given, "", problems)
+
+    # The sections of other stages are not read.
+    own_keys = {field.name for field in dataclasses.fields(cls)}.intersection(known_keys)
+    own_sections = {key: value for key, value in tree.items() if key in own_keys}
+    recipe = _build_value(cls, own_sections, "", problems)
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError("\n  ".join([f"{where}: {count}", *problems]))
+        plural = "s" if len(problems) > 1 else ""
+        heading = f"{where}: {len(problems)} problem{plural}"
+        raise UserError("\n  ".join([heading, *problems]))
     return recipe
 
 
 def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
-    """The recipe file's path and its contents as plain values: overrides applied, `${NAME}` expanded.
+    """Read a recipe: return the file's path and its contents as plain values, overrides applied and `${NAME}` expanded.
 
-    `argv` is the file, then overrides `--section.key=value`. Raises UserError where the file cannot be read.
+    `argv` is the file, then overrides `--section.key=value`. Raises UserError if the file cannot be read.
     """
     if argv[0].startswith("-"):
         raise UserError(f"the recipe file comes first, then the overrides; got {argv[0]!r}")
@@ -117,22 +125,24 @@ def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; a recipe starts with `name: my-model`")
 
-    for key, value in _overrides(argv[1:]):
+    for key, value in _parse_overrides(argv[1:]):
         set_key(tree, key, value)
     tree.setdefault("name", path.stem)
-    return path, _expand(tree, "")
+    return path, _expand_variables(tree, "")
 
 
-def _overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
-    rest = iter(arguments)
-    for argument in rest:
+def _parse_overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the key and the value of each override, written as `--key=value` or as `--key value`."""
+    remaining = iter(arguments)
+    for argument in remaining:
         if not argument.startswith("--"):
             raise UserError(f"{argument!r} is not an override; write --section.key=value")
         key, equals, text = argument[2:].partition("=")
         if not equals:
-            text = next(rest, None)
+            text = next(remaining, None)
             if text is None:
                 raise UserError(f"--{key} has no value; write --{key}=value")
+
         try:
             yield key, parse_yaml(text)
         except yaml.YAMLError as error:
@@ -140,8 +150,10 @@ def _overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def set_key(tree: dict, key: str, value: Any) -> None:
-    """Enter `value` under the full path `key` of a recipe's tree, in place. Raises UserError where a plain value is in
-    the way."""
+    """Set the value of a key, given by its full path (`pretrain.training.seed`), in a recipe's tree, in place.
+
+    Raises UserError if one of the sections on that path is a plain value.
+    """
     keys = key.split(".")
     for depth, section in enumerate(keys[:-1]):
         if tree.get(section) is None:
@@ -152,32 +164,35 @@ def set_key(tree: dict, key: str, value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _expand(value: Any, where: str) -> Any:
+def _expand_variables(value: Any, where: str) -> Any:
+    """Replace `${NAME}` in every string of a tree by the environment variable. `where` is the path of `value`."""
     if isinstance(value, dict):
-        return {key: _expand(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+        prefix = f"{where}." if where else ""
+        return {key: _expand_variables(item, f"{prefix}{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_expand_variables(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
-    def variable(match: re.Match) -> str:
+    def read_variable(match: re.Match) -> str:
         if match[1] not in os.environ:
             raise UserError(f"{where}: the environment variable {match[1]} is not set; export {match[1]}=... first")
         return os.environ[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+    return re.sub(r"\$\{(\w+)\}", read_variable, value)
 
 
 def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[str]:
-    """A problem for each key that is not known, with the nearest known one."""
+    """Describe each key that is not known, with the most similar known key."""
     known = list(known)
     problems = []
     for key in given:
         if key in known:
             continue
-        near = difflib.get_close_matches(str(key), known, 1)
-        if near:
-            hint = f"did you mean {near[0]}?"
+
+        similar = difflib.get_close_matches(str(key), known, 1)
+        if similar:
+            hint = f"did you mean {similar[0]}?"
         elif len(known) < MAX_KEYS_LISTED:
             hint = f"known: {', '.join(known)}"
         else:
@@ -187,24 +202,25 @@ def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[st
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """The annotation of every field of a dataclass; `Any` where it names something that cannot be resolved."""
+    """Return the annotation of every field of a dataclass; `Any` if it names something that cannot be resolved."""
     annotations = {}
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
+
         annotation = field.type
         if isinstance(annotation, str):
-            owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
+            # Its names are those of the module of the class that defines the field, which may be a base class.
+            owner = next(base for base in cls.__mro__ if field.name in inspect.get_annotations(base))
             annotation = _resolve_annotation(annotation, sys.modules[owner.__module__])
         annotations[field.name] = annotation
     return annotations
 
 
 def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
-    """What an annotation written as a string stands for in `module`; `Any` where a name of it cannot be resolved.
+    """Resolve an annotation written as a string in `module`; `Any` if one of its names cannot be resolved.
 
-    `typing.get_type_hints` of a whole class fails as soon as one of its fields cannot be resolved, so each is asked for
-    on its own.
+    `typing.get_type_hints` of a class fails if one of its fields cannot be resolved, so it is called for each field.
     """
     carrier = types.SimpleNamespace(__annotations__={"field": annotation})
     try:
@@ -213,10 +229,12 @@ def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
         return Any
 
 
-# The builders below return a value as its annotation says, and add what does not fit to `problems`.
+# The functions below convert a plain value of a recipe to the type in an annotation. What does not fit is appended to
+# `problems`, with its key `where`.
 
 
-def _build(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _build_value(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """Convert a value to any annotation: a section, a list of sections, or a plain type."""
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is Settings:
@@ -226,16 +244,16 @@ def _build(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin in UNIONS:
         if value is None and type(None) in arguments:
             return None
-        option = _section_of_union(arguments, value)
+        option = _find_section_option(arguments, value)
         if option is not None:
-            return _build(option, value, where, problems)
+            return _build_value(option, value, where, problems)
     if origin is list and isinstance(value, list):
-        return [_build(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value)]
+        return [_build_value(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value)]
     return _build_scalar(annotation, value, where, problems)
 
 
-def _section_of_union(options: tuple, value: Any) -> Any:
-    """The first option that is a section (or a list of them) and can hold `value`; None where none is."""
+def _find_section_option(options: tuple, value: Any) -> Any:
+    """Find the first option of a union that is a section, or a list of them, and fits `value`; None if none does."""
     for option in options:
         option_origin = typing.get_origin(option)
         if option_origin is list and isinstance(value, list):
@@ -247,6 +265,7 @@ def _section_of_union(options: tuple, value: Any) -> Any:
 
 
 def _build_scalar(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """Convert a value by pydantic: numbers, strings, lists and dictionaries of them."""
     try:
         return TypeAdapter(_replace_typed_dicts(annotation)).validate_python(value)
     except ValidationError as error:
@@ -256,18 +275,22 @@ def _build_scalar(annotation: Any, value: Any, where: str, problems: list[str]) 
 
 
 def _replace_typed_dicts(annotation: Any) -> Any:
-    """`annotation` with dict in the place of every TypedDict: pydantic reads those from Python 3.12 on only."""
+    """Replace every TypedDict in an annotation by dict: pydantic needs Python 3.12 to check one."""
     if typing.is_typeddict(annotation):
         return dict
     origin = typing.get_origin(annotation)
     arguments = tuple(map(_replace_typed_dicts, typing.get_args(annotation)))
     if origin in UNIONS:
         return typing.Union[arguments]  # noqa: UP007 - as many as there are
-    return origin[arguments] if isinstance(annotation, types.GenericAlias) else annotation
+    if isinstance(annotation, types.GenericAlias):
+        return origin[arguments]
+    return annotation
 
 
 def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
-    value = {} if value is None else value
+    """Build a section of ours, which checks itself in `__post_init__`."""
+    if value is None:
+        value = {}
     if not isinstance(value, dict):
         problems.append(f"{where}: {value!r} does not fit; this section holds keys")
         return None
@@ -279,26 +302,31 @@ def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> 
     built = {}
     for key, item in value.items():
         if key in annotations:
-            built[key] = _build(annotations[key], item, prefix + key, problems)
+            built[key] = _build_value(annotations[key], item, prefix + key, problems)
+
     for field in dataclasses.fields(cls):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.init and field.name not in value and not has_default:
             problems.append(f"{prefix}{field.name}: missing")
+
     if len(problems) > problems_before:
         return None
 
     try:
         return cls(**built)
-    except ValueError as error:  # a dataclass checks itself in __post_init__
+    except ValueError as error:  # raised in __post_init__
         problems.append(f"{where}: {error}" if where else str(error))
         return None
 
 
 def _build_settings(target: Any, value: Any, where: str, problems: list[str]) -> Settings:
-    value = {} if value is None else value
+    """Check a section that belongs to a library's class, `target`, or to the class that `target` returns for it."""
+    if value is None:
+        value = {}
     if not isinstance(value, dict):
         problems.append(f"{where}: {value!r} does not fit; this section holds keys")
         return Settings()
+
     try:
         cls = target if isinstance(target, type) else target(value)
     except UserError as error:
@@ -306,13 +334,16 @@ def _build_settings(target: Any, value: Any, where: str, problems: list[str]) ->
         return Settings()
 
     annotations = field_types(cls)
-    if hasattr(cls, "model_type"):  # a model's config, which also goes by the names its attribute_map gives
+    is_model_config = hasattr(cls, "model_type")
+    if is_model_config:
+        # A config of transformers also takes other names for its keys, those in attribute_map.
         for alias, name in cls.attribute_map.items():
             if name in annotations:
                 annotations[alias] = annotations[name]
         annotations |= {"model_type": str, "attn_implementation": str}
     problems += _find_unknown_keys(value, annotations, f"{where}.")
 
+    # `auto` leaves a key to the class's default.
     settings = Settings()
     for key, item in value.items():
         if key in annotations and item != "auto":
@@ -321,7 +352,7 @@ def _build_settings(target: Any, value: Any, where: str, problems: list[str]) ->
 
 
 def to_plain(value: Any) -> Any:
-    """A built recipe as plain values again, fit for JSON and YAML."""
+    """Convert a built recipe back to plain values, which JSON and YAML can write."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

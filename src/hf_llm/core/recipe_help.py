@@ -1,4 +1,4 @@
-"""What a stage reads of a recipe, key by key: for `--help`, and for docs/reference.md."""
+"""Describe the keys of a recipe that a stage reads, for `--help` and for docs/reference.md."""
 
 import ast
 import dataclasses
@@ -30,8 +30,9 @@ class KeyDoc:
 
 
 def help_text(cls: type) -> str:
-    """What a stage does (its module's docstring) and every key it reads, with type and default."""
-    lines = [(sys.modules[cls.__module__].__doc__ or "").strip(), "", "Keys (override any as --section.key=value):", ""]
+    """Return what `--help` of a stage prints: its module's docstring, and every key it reads with type and default."""
+    module_docstring = sys.modules[cls.__module__].__doc__ or ""
+    lines = [module_docstring.strip(), "", "Keys (override any as --section.key=value):", ""]
     for entry in describe_keys(cls):
         if entry.kind == "section":
             line = f"  {entry.key}:"
@@ -47,10 +48,11 @@ def help_text(cls: type) -> str:
 
 
 def describe_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
-    """Every key that the dataclass `cls` reads, sections before their keys. What all stages share comes last."""
+    """Yield every key that the dataclass `cls` reads, sections before their keys. What all stages share comes last."""
     annotations = field_types(cls)
     texts = field_docs(cls)
-    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):
+    own_keys_first = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+    for field in own_keys_first:
         annotation = annotations[field.name]
         key = prefix + field.name
         text = texts.get(field.name, "")
@@ -58,19 +60,20 @@ def describe_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
         section = _find_dataclass(annotation)
         settings = _find_settings(annotation)
         if settings is not None:
-            yield KeyDoc(key, f"keys of {settings.__module__.split('.')[0]}.{settings.__name__}", "", text)
+            library = settings.__module__.split(".")[0]
+            yield KeyDoc(key, f"keys of {library}.{settings.__name__}", "", text)
         elif section is not None:
             is_list = _is_list_of(annotation, section)
             yield KeyDoc(key, "list of sections" if is_list else "section", "", text)
             yield from describe_keys(section, f"{key}[]." if is_list else f"{key}.")
         else:
-            yield KeyDoc(key, _kind_of(annotation), _default_of(field), text)
+            yield KeyDoc(key, _describe_type(annotation), _describe_default(field), text)
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, its lines joined; `metadata["help"]` where there is none.
+    """Return the docstring under each field of a dataclass, its lines joined; `metadata["help"]` if it has none.
 
-    Those of base classes too. Python does not keep these docstrings: they are read from the source.
+    The fields of base classes are included. Python does not keep these docstrings, so they are read from the source.
     """
     docs = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if "help" in field.metadata}
     for owner in reversed(cls.__mro__):
@@ -87,7 +90,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _find_dataclass(annotation: Any) -> type | None:
-    """The dataclass that an annotation is, or that is one of its options or the item of its list."""
+    """Find the dataclass in an annotation: itself, an option of a union, or the item of a list."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return annotation
     if typing.get_origin(annotation) is Settings:
@@ -100,7 +103,7 @@ def _find_dataclass(annotation: Any) -> type | None:
 
 
 def _find_settings(annotation: Any) -> type | None:
-    """The library's class whose keys an annotation holds (`Settings[Class]`, alone or as an option)."""
+    """Find the library's class in an annotation `Settings[Class]`, which may be an option of a union."""
     for option in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(option) is Settings:
             (target,) = typing.get_args(option)
@@ -109,16 +112,21 @@ def _find_settings(annotation: Any) -> type | None:
 
 
 def _is_list_of(annotation: Any, section: type) -> bool:
-    options = typing.get_args(annotation) if typing.get_origin(annotation) is not list else (annotation,)
+    """Return whether an annotation is a list of sections, or a union with one."""
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is list:
+        options = (annotation,)
     return any(typing.get_origin(option) is list and section in typing.get_args(option) for option in options)
 
 
-def _kind_of(annotation: Any) -> str:
+def _describe_type(annotation: Any) -> str:
     is_plain_class = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
-    return annotation.__name__ if is_plain_class else str(annotation).replace("typing.", "")
+    if is_plain_class:
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
 
 
-def _default_of(field: dataclasses.Field) -> str:
+def _describe_default(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     if field.default_factory is not dataclasses.MISSING:

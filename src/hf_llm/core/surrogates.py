@@ -1,19 +1,25 @@
-"""Text that UTF-8 can write. JSON may hold halves of surrogate pairs, and so do names of files that are not UTF-8."""
+"""Make text that UTF-8 can encode: JSON, and names of files that are not UTF-8, may hold halves of surrogate pairs."""
 
 from typing import Any
 
 
 def replace_lone_surrogates(value: Any) -> Any:
-    """`value`, a string or lists and dictionaries of them, with U+FFFD for each half of a surrogate pair that stands
-    alone."""
+    """Replace each lone half of a surrogate pair in `value` by U+FFFD.
+
+    `value` is a string, or a list or dictionary of such values; other values are returned as they are.
+    """
     if isinstance(value, str):
-        return value if _is_whole(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if _can_encode(value):
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
         return {replace_lone_surrogates(key): replace_lone_surrogates(item) for key, item in value.items()}
-    return [replace_lone_surrogates(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [replace_lone_surrogates(item) for item in value]
+    return value
 
 
-def _is_whole(text: str) -> bool:
+def _can_encode(text: str) -> bool:
     try:
         text.isascii() or text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The folders of one run, `runs/<name>/<folder>`: which stage makes each, and when one is complete or out of date."""
+"""Manage the folders of one run, `runs/<name>/<folder>`: make them by their stages, and detect what is out of date."""
 
 import dataclasses
 import json
@@ -49,10 +49,10 @@ class BaseRecipe:
 
 
 def read_run(cls: type[RecipeClass], argv: list[str] | None = None) -> tuple["Run", RecipeClass]:
-    """Parse the command line of a stage, once: the run it is about, and what its class `cls` reads of the recipe.
+    """Parse the command line of a stage: return the run, and the recipe as the stage's class `cls`.
 
     `argv` is a recipe file, then overrides `--section.key=value`. Prints the help of the stage and exits on `--help`.
-    Raises UserError with every problem of the recipe, each with its key.
+    Raises UserError that lists every problem in the recipe, each with its key.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "-h" in argv or "--help" in argv:
@@ -75,11 +75,11 @@ class Run:
         self.root = Path("runs") / self.name
 
     def read(self, cls: type[RecipeClass]) -> RecipeClass:
-        """Build the dataclass `cls` from the recipe. Raises UserError with every problem, each with its key."""
+        """Build the dataclass `cls` from the recipe. Raises UserError that lists every problem, each with its key."""
         return build_recipe(cls, self.tree, str(self.recipe_path), RECIPE_KEYS)
 
     def folder(self, name: str) -> Path:
-        """The path of one of the run's folders, whether it exists or not."""
+        """Return the path of one of the run's folders, whether it exists or not."""
         return self.root / name
 
     def is_requested(self, folder: str) -> bool:
@@ -87,15 +87,18 @@ class Run:
         return folder not in OPTIONAL or folder in self.tree
 
     def resolve_source(self, path: str | None) -> Path | str | None:
-        """A folder or Hub id that the recipe names itself, instead of a folder of this run."""
+        """Return a model or data set that the recipe names itself: its path if it exists on this disk, else the Hub id.
+
+        None, where the recipe names none, is returned as it is.
+        """
         if path is None or not Path(path).exists():
             return path
         return Path(path)
 
     def is_complete(self, folder: str) -> bool:
-        """Whether the folder is complete, with these settings and from what its inputs hold now.
+        """Whether the folder is complete.
 
-        Raises UserError where it was made with other settings or inputs.
+        Raises UserError if it was made with settings other than this recipe's, or from inputs that have changed since.
         """
         path = self.folder(folder)
         manifest = read_manifest(path)
@@ -103,14 +106,15 @@ class Run:
             return False
 
         self._check_settings(folder)
-        current = {name: self._current_digest(name, digest) for name, digest in manifest["inputs"].items()}
-        self._check_inputs(folder, manifest["inputs"], current)
+        inputs = manifest["inputs"]
+        current_inputs = {name: self._current_digest(name, recorded) for name, recorded in inputs.items()}
+        self._check_inputs(folder, inputs, current_inputs)
         return True
 
     def ensure_stage(self, folder: str) -> Path:
-        """The complete folder; runs its stage first where this is the only process.
+        """Return the path of a folder, after running its stage in a subprocess if the folder is not complete.
 
-        Raises UserError with the command to run where several processes were launched.
+        Raises UserError with the command to run if several processes were launched. Exits if the stage fails.
         """
         path = self.folder(folder)
         if self.is_complete(folder):
@@ -129,9 +133,9 @@ class Run:
         return path
 
     def starting_model(self, folder: str, path: str | None = None) -> dict[str, str | None]:
-        """The model that a stage of post-training starts from, as the first of its inputs (`open_stage`).
+        """Return the model that a post-training stage starts from, as the first entry of `inputs` for `open_stage`.
 
-        That is SFT's where the recipe asks for it, else the base model; or `path`, which the recipe names instead.
+        It is the SFT model if the recipe has one, else the base model. `path` is what the recipe names instead, if any.
         """
         name = "sft" if folder != "sft" and self.is_requested("sft") else "base"
         return {name: path}
@@ -139,29 +143,33 @@ class Run:
     def open_stage(
         self, folder: str, recipe: Any = None, inputs: Mapping[str, Path | str | None] | None = None
     ) -> "StageOutput":
-        """Begin, resume, or find complete `runs/<name>/<folder>`.
+        """Open the output folder of a stage, `runs/<name>/<folder>`, whether it is new, unfinished or complete.
 
         `inputs` are the folders it is made from, by name: a path or Hub id that the recipe names itself, or None for
-        the run's own folder, whose stage is run first where it is missing. `recipe` is what the stage has read of the
-        recipe, kept in the manifest with its defaults filled in. At the start it prints what the recipe's sizing has
-        chosen for this folder, and why.
+        the run's own folder of that name, whose stage is run first if it is missing. `recipe` is the recipe as the
+        stage has read it, which the manifest keeps with its defaults filled in. For a new folder, prints the values
+        that sizing has derived for its sections, and why.
 
-        Raises UserError where the folder was begun with other settings or inputs.
+        Raises UserError if the folder was begun with other settings or inputs.
         """
-        sources = {name: self.resolve_source(path) or self.ensure_stage(name) for name, path in (inputs or {}).items()}
+        sources = {}
+        for name, named_path in (inputs or {}).items():
+            sources[name] = self.resolve_source(named_path) or self.ensure_stage(name)
+
         self._check_settings(folder)
         path = self.folder(folder)
         output = StageOutput(
             path=path,
             folder=folder,
             settings=settings_of(folder, self.tree),
-            inputs={name: _identity(source) for name, source in sources.items()},
+            inputs={name: _identify_source(source) for name, source in sources.items()},
             sources=sources,
             recipe=to_plain(recipe),
         )
-        earlier = read_manifest(path) or _read_begun(path)
-        if earlier:
-            self._check_inputs(folder, earlier["inputs"], output.inputs)
+
+        recorded = read_manifest(path) or _read_begun(path)
+        if recorded:
+            self._check_inputs(folder, recorded["inputs"], output.inputs)
         elif is_main_process():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / BEGUN_FILE, {"settings": output.settings, "inputs": output.inputs})
@@ -169,33 +177,41 @@ class Run:
         return output
 
     def archive_from(self, first: str) -> None:
-        """Rename `first` and every folder made after it to `<folder>.1` (or the next free number)."""
+        """Rename `first` and the folders of all later stages to `<folder>.1` (or the next free number)."""
         if first not in STAGES:
             raise UserError(f"fresh: {first!r} is not a folder of a run; one of {', '.join(STAGES)}")
-        order = list(STAGES)
-        for folder in order[order.index(first) :]:
+
+        running_order = list(STAGES)
+        for folder in running_order[running_order.index(first) :]:
             path = self.folder(folder)
-            if path.exists():
-                number = next(n for n in range(1, 10_000) if not path.with_name(f"{folder}.{n}").exists())
-                path.rename(path.with_name(f"{folder}.{number}"))
-                print_main(f"{path} is kept as {folder}.{number}")
+            if not path.exists():
+                continue
+            number = next(n for n in range(1, 10_000) if not path.with_name(f"{folder}.{n}").exists())
+            path.rename(path.with_name(f"{folder}.{number}"))
+            print_main(f"{path} is kept as {folder}.{number}")
 
-    def _current_digest(self, folder: str, otherwise: str) -> str:
-        """The digest of what a folder of this run holds now; `otherwise` for what is not one, or is missing."""
-        manifest = read_manifest(self.folder(folder))
-        return manifest["digest"] if manifest and folder in STAGES else otherwise
+    def _current_digest(self, name: str, recorded: str) -> str:
+        """Return the present digest of an input that is a folder of this run; `recorded` for any other input."""
+        manifest = read_manifest(self.folder(name))
+        if manifest and name in STAGES:
+            return manifest["digest"]
+        return recorded
 
-    def _check_inputs(self, folder: str, earlier: dict[str, str], current: dict[str, str]) -> None:
-        changed = [name for name, digest in current.items() if earlier.get(name, digest) != digest]
+    def _check_inputs(self, folder: str, recorded: dict[str, str], current: dict[str, str]) -> None:
+        """Raise UserError if an input has another digest than the one recorded when the folder was begun."""
+        changed = [name for name, digest in current.items() if recorded.get(name, digest) != digest]
         if changed:
-            raise UserError(f"{self.folder(folder)}: inputs changed: {', '.join(changed)}.\n  {self._remedy(folder)}")
+            remedy = self._describe_remedy(folder)
+            raise UserError(f"{self.folder(folder)}: inputs changed: {', '.join(changed)}.\n  {remedy}")
 
     def _check_settings(self, folder: str) -> None:
+        """Raise UserError if the folder was begun with settings other than this recipe's."""
         path = self.folder(folder)
-        earlier = read_manifest(path) or _read_begun(path)
-        if not earlier:
+        recorded = read_manifest(path) or _read_begun(path)
+        if not recorded:
             return
-        old = _flatten_items(earlier["settings"])
+
+        old = _flatten_items(recorded["settings"])
         new = _flatten_items(settings_of(folder, self.tree))
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if not changed:
@@ -203,13 +219,13 @@ class Run:
 
         lines = [f"{path} was made with other settings:"]
         for key in changed[:MAX_CHANGES_SHOWN]:
-            lines.append(f"  {key}: was {_shown(old, key)}, is {_shown(new, key)}")
+            lines.append(f"  {key}: was {_format_setting(old, key)}, is {_format_setting(new, key)}")
         if len(changed) > MAX_CHANGES_SHOWN:
             lines.append(f"  and {len(changed) - MAX_CHANGES_SHOWN} more")
-        lines.append("  " + self._remedy(folder))
+        lines.append("  " + self._describe_remedy(folder))
         raise UserError("\n".join(lines))
 
-    def _remedy(self, folder: str) -> str:
+    def _describe_remedy(self, folder: str) -> str:
         command = f"python -m hf_llm.run {shlex.join(self.argv)} --fresh={folder}"
         return (
             f"Give this run another name (--name=...), undo the change, or rebuild {folder} and what follows, "
@@ -217,6 +233,7 @@ class Run:
         )
 
     def _print_derived(self, folder: str) -> None:
+        """Print the values that sizing has derived for the sections of a folder, each with its reason."""
         for key, reason in self.derived.items():
             if not _is_below(key, STAGES[folder].sections):
                 continue
@@ -227,16 +244,16 @@ class Run:
 
 @dataclass
 class StageOutput:
-    """The folder that a stage makes, for the length of a `with` block, and the manifest that completes it."""
+    """The output folder of a stage, used as a `with` block around its work; `complete` writes the manifest."""
 
     path: Path
     folder: str
     settings: dict[str, Any]
-    """What of the recipe decides what the folder holds, as the recipe gives it."""
+    """The keys of the recipe that determine what the folder holds, with the recipe's values (`settings_of`)."""
     inputs: dict[str, str]
-    """The digests (or Hub ids) of what it is made from."""
+    """The digests (or Hub ids) of its inputs, by name."""
     sources: dict[str, Path | str] = dataclasses.field(default_factory=dict)
-    """Where its inputs are: folders or Hub ids."""
+    """The paths or Hub ids of its inputs, by name."""
     recipe: dict[str, Any] | None = None
     """The recipe as the stage has read it, defaults filled in."""
 
@@ -245,7 +262,7 @@ class StageOutput:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the folder is complete; prints so where it is."""
+        """Whether the folder is complete. If it is, prints a line that says so, with its headline."""
         manifest = read_manifest(self.path)
         if manifest is None:
             return False
@@ -256,7 +273,7 @@ class StageOutput:
 
     @property
     def start(self) -> Path | str:
-        """Where the model is that the stage starts from: the first of its inputs."""
+        """The path or Hub id of the model that the stage starts from: the first of its inputs."""
         return next(iter(self.sources.values()))
 
     @property
@@ -268,12 +285,12 @@ class StageOutput:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        """After a user's error let the next run begin with other settings, unless there are checkpoints already."""
+        """After a UserError, allow the next run to use other settings, unless there are checkpoints already."""
         if isinstance(error, UserError) and is_main_process() and not any(self.path.glob("checkpoint-*")):
             (self.path / BEGUN_FILE).unlink(missing_ok=True)
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
-        """Write the manifest. `headline` is the one number that matters; `licenses` those of all sources so far."""
+        """Write the manifest. `headline` is the main result in a phrase, `licenses` are those of all sources so far."""
         if not is_main_process():
             return
         write_manifest(
@@ -292,10 +309,10 @@ class StageOutput:
 
 
 def settings_of(folder: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe decides what `folder` holds, apart from its inputs: `{"model.hidden_size": 64}`."""
+    """Return what in a recipe determines what `folder` holds, besides its inputs: `{"model.hidden_size": 64}`."""
     stage = STAGES[folder]
     settings = {}
-    for key, value in _flatten(tree).items():
+    for key, value in _flatten_sections(tree).items():
         is_ignored = _is_below(key, stage.ignores) or NEUTRAL.search(key)
         if _is_below(key, stage.sections) and not is_ignored:
             settings[key] = value
@@ -303,7 +320,7 @@ def settings_of(folder: str, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def licenses_of(*folders: Path | str) -> list[str]:
-    """The licences that the manifests of these folders name."""
+    """Return the licences that the manifests of these folders name, sorted."""
     names = set()
     for folder in folders:
         manifest = read_manifest(Path(folder)) or {}
@@ -312,24 +329,26 @@ def licenses_of(*folders: Path | str) -> list[str]:
 
 
 def _read_begun(path: Path) -> dict | None:
+    """Read the settings and inputs of an unfinished folder; None if it has not been begun."""
     try:
         return json.loads((path / BEGUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; lists stay whole."""
-    if not isinstance(value, dict) or (not value and prefix):
+def _flatten_sections(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested sections to full keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`. Lists are kept as they are."""
+    if not isinstance(value, dict) or (prefix and not value):
         return {prefix: value}
     flat = {}
     for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else key)
+        full_key = f"{prefix}.{key}" if prefix else key
+        flat |= _flatten_sections(item, full_key)
     return flat
 
 
 def _flatten_items(value: Any, prefix: str = "") -> dict[str, Any]:
-    """As `_flatten`, with the items of lists apart too, so that an error names the one that has changed."""
+    """Flatten nested sections and lists of sections, so that an error names the item that has changed (`a.b[0].c`)."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = {f"[{i}]": item for i, item in enumerate(value)}
     if not isinstance(value, dict) or (prefix and not value):
@@ -341,14 +360,18 @@ def _flatten_items(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(settings: dict[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "not set"
+def _format_setting(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return "not set"
+    return repr(settings[key])
 
 
 def _is_below(key: str, sections: tuple[str, ...]) -> bool:
+    """Return whether a key is one of these sections (or keys), or lies within one."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
-def _identity(source: Path | str) -> str:
+def _identify_source(source: Path | str) -> str:
+    """Return the digest in the manifest of a folder; the path or Hub id itself if it has no manifest."""
     manifest = read_manifest(Path(source))
     return manifest["digest"] if manifest else str(source)

@@ -1,7 +1,8 @@
-"""One number at the top of a recipe (`depth: 12`, `params: 125M`, `flops: 1e18` or `hours: 2`) -> a whole pretraining.
+"""Derive a whole pretraining from one number in a recipe: `depth: 12`, `params: 125M`, `flops: 1e18` or `hours: 2`.
 
-From it follow the model's shape, vocabulary, tokens, batch, learning rate and the rest, by published scaling rules.
-What the recipe says itself stays, and what follows from it is worked out with that. docs/sizing.md lists the rules.
+The model's shape, the vocabulary, tokens, batch size, learning rate and so on follow from it by published scaling
+rules. A value that the recipe writes itself is kept, and the values that depend on it are derived from it.
+docs/sizing.md lists the rules.
 """
 
 import math
@@ -24,7 +25,7 @@ TOKENS_PER_PARAMETER = 20  # Chinchilla's table 3
 ASPECT_RATIO = 64  # width / layers; nanochat's, and about that of GPT-2 and Qwen3's small models
 MIN_ASPECT_RATIO = 32
 MAX_ASPECT_RATIO = 128
-# What training keeps of a data sheet's FLOP/s: Llama 3 on H100s 0.38 to 0.43 (https://arxiv.org/abs/2407.21783)
+# The share of a data sheet's FLOP/s that training reaches: Llama 3 on H100s 0.38 to 0.43 (arXiv 2407.21783).
 DATA_SHEET_UTILISATION = 0.4
 
 MAX_LAYERS = 128
@@ -71,17 +72,19 @@ class ModelShape:
         return self.inner_parameters + self.vocabulary * self.width * matrices
 
     def flops_per_token(self, context: int) -> int:
-        """Forward and backward, as `hf_llm.model.summary.flops_per_token` counts them for a built model."""
+        """Count forward and backward pass, as `hf_llm.model.summary.flops_per_token` does for a built model."""
+        # Parameters in matrix products: the inner ones and the head. Looking up an embedding takes no FLOPs.
         multiplying_parameters = self.inner_parameters + self.vocabulary * self.width
-        return 6 * multiplying_parameters + 12 * self.layers * self.heads * self.head_dim * context
+        attention = 12 * self.layers * self.heads * self.head_dim * context
+        return 6 * multiplying_parameters + attention
 
 
 def apply_sizing(tree: dict[str, Any], hours: float | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Fill in all that a recipe's sizing key derives.
+    """Fill in all values that follow from a recipe's sizing key.
 
     Returns the filled tree, and the reason of each derived value: `{"model.hidden_size": "64 for each ..."}`. With
-    `hours` the tokens are those that `machine` trains on in that time, whatever the size. A tree without a sizing key
-    comes back as it is. Raises UserError for two sizing keys at once and for values that do not fit.
+    `hours`, the number of tokens is what `machine` can train on in that time, for every sizing key. A tree without a
+    sizing key is returned unchanged. Raises UserError for two sizing keys at once and for values that do not fit.
     """
     keys = [key for key in SIZING_KEYS if tree.get(key) is not None]
     if len(keys) > 1:
@@ -115,7 +118,7 @@ def read_shape(tree: dict[str, Any]) -> ModelShape:
 
 
 class SizingDerivation:
-    """Works out value after value of a recipe, each from what is written or was derived before it."""
+    """Derives one value of a recipe after another, from those that the recipe writes or that were derived before."""
 
     def __init__(self, tree: dict[str, Any], sizing_key: str, hours: float | None = None):
         self.tree = deepcopy(tree)
@@ -128,7 +131,7 @@ class SizingDerivation:
         self._check_tree()
 
     def derive_values(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the filled tree and the reasons, in the order of a recipe."""
+        """Derive all values. Returns the filled tree, and the reasons by key in the order of a recipe."""
         self.devices, self.flops_per_second, self.rate_source = self._read_machine()
         shape, reason = self._choose_shape()
         self._fill_shape(shape, reason)
@@ -151,7 +154,7 @@ class SizingDerivation:
         return None
 
     def fill_value(self, key: str, value: Any, reason: str) -> Any:
-        """Enter a derived value where the recipe has none. Returns the value that holds."""
+        """Set a derived value, unless the recipe writes one. Returns the value that applies."""
         written = self.find_written(key)
         if written is not None:
             return written
@@ -181,6 +184,7 @@ class SizingDerivation:
         return section
 
     def _check_tree(self) -> None:
+        """Raise UserError if the recipe writes something that sizing cannot work with."""
         model_type = self.find_written("model.model_type") or "hf_llm"
         if model_type != "hf_llm":
             raise UserError(
@@ -203,7 +207,7 @@ class SizingDerivation:
             )
 
     def _read_machine(self) -> tuple[int, float, str]:
-        """Return the devices, the FLOP/s that training is expected to reach on all together, and their source."""
+        """Return the number of devices, the FLOP/s that training reaches on all together, and how these are known."""
         machine = self.tree.get("machine")
         if machine is None:
             return 1, 0.0, ""
@@ -226,7 +230,7 @@ class SizingDerivation:
     # The model's shape
 
     def _choose_shape(self) -> tuple[ModelShape, str]:
-        """Return the model's sizes, and what they were chosen for."""
+        """Return the model's shape, and the reason for it."""
         if self.sizing_key == "depth":
             depth = int(self.amount)
             layers = self.find_written_integer("model.num_hidden_layers") or depth
@@ -243,12 +247,12 @@ class SizingDerivation:
         return shape, f"the best use of {budget:.2g} FLOPs (parameters = tokens / {TOKENS_PER_PARAMETER})"
 
     def _choose_shape_for_budget(self, budget: float) -> ModelShape:
-        """Choose the shape that sees TOKENS_PER_PARAMETER when `budget` FLOPs are spent."""
-        # A token takes about 6 FLOPs for each parameter.
+        """Choose the shape whose training on TOKENS_PER_PARAMETER takes `budget` FLOPs."""
+        # First estimate: a token takes about 6 FLOPs for each parameter.
         parameters = math.sqrt(budget / 6 / TOKENS_PER_PARAMETER)
         shape = self._find_nearest_shape(parameters)
 
-        # Once more, with the FLOPs that a token of that shape really takes: attention comes on top.
+        # Second estimate, with the FLOPs that a token really takes in that shape: attention adds to the 6.
         context = self._choose_context(shape)
         flops_per_token = shape.flops_per_token(context)
         parameters = math.sqrt(budget * shape.parameters / flops_per_token / TOKENS_PER_PARAMETER)
@@ -260,16 +264,20 @@ class SizingDerivation:
         return self.hours * 3600 * self.flops_per_second
 
     def _find_nearest_shape(self, parameters: float) -> ModelShape:
-        """Return the shape nearest to the aspect ratio among those within 2% of `parameters`; else the nearest."""
+        """Find a shape of about this many parameters: among those within 2%, the one nearest to ASPECT_RATIO.
+
+        If none is within 2%, the one with the nearest number of parameters. For the sizing key `params` the
+        intermediate size is then adjusted. Raises UserError if that does not come within 5% either.
+        """
 
         def distance(shape: ModelShape) -> tuple[float, float]:
             parameter_distance = abs(math.log(shape.parameters / parameters))
             aspect_distance = abs(math.log(shape.width / shape.layers / ASPECT_RATIO))
-            return max(parameter_distance, 0.02), aspect_distance
+            return max(parameter_distance, 0.02), aspect_distance  # all within 2% count as equally near
 
         nearest = min(self._candidate_shapes(parameters), key=distance)
         if self.sizing_key != "params":
-            return nearest  # the tokens make up the difference to the budget
+            return nearest  # the number of tokens makes up for the difference
 
         nearest = self._adjust_intermediate(nearest, parameters)
         if abs(nearest.parameters / parameters - 1) > 0.05:
@@ -284,9 +292,12 @@ class SizingDerivation:
         is_close = abs(shape.parameters / parameters - 1) < 0.02
         if self.find_written_integer("model.intermediate_size") or is_close:
             return shape
-        missing = (parameters - shape.parameters) / (3 * shape.width * shape.layers)
-        intermediate = round((shape.intermediate + missing) / SIZE_MULTIPLE) * SIZE_MULTIPLE
-        return replace(shape, intermediate=max(2 * shape.width, min(4 * shape.width, intermediate)))
+
+        # One more unit of the intermediate size adds `width` parameters to each of the 3 matrices of every layer's MLP.
+        missing_units = (parameters - shape.parameters) / (3 * shape.width * shape.layers)
+        intermediate = round((shape.intermediate + missing_units) / SIZE_MULTIPLE) * SIZE_MULTIPLE
+        intermediate = max(2 * shape.width, min(4 * shape.width, intermediate))
+        return replace(shape, intermediate=intermediate)
 
     def _candidate_shapes(self, parameters: float) -> Iterator[ModelShape]:
         """Yield every shape with an aspect ratio from 32 to 128 that is not much larger than `parameters`."""
@@ -303,7 +314,7 @@ class SizingDerivation:
                     break
 
     def _build_shape(self, layers: int, width: int) -> ModelShape:
-        """Build the shape of these layers and width, with the sizes that the recipe writes in place of derived ones."""
+        """Build the shape of this many layers and this width; sizes that the recipe writes replace derived ones."""
         width = self.find_written_integer("model.hidden_size") or width
         head_dim = self.find_written_integer("model.head_dim")
         heads = self.find_written_integer("model.num_attention_heads")
@@ -349,11 +360,13 @@ class SizingDerivation:
     # The run's context, tokens, steps and optimizer
 
     def _choose_tokens(self, shape: ModelShape, context: int) -> float:
+        """Choose how many tokens to train on: by the number of parameters, or what the FLOP budget is enough for."""
         if self.sizing_key in ("depth", "params") and not self.hours:
             return TOKENS_PER_PARAMETER * shape.parameters
         return self._flop_budget() / shape.flops_per_token(context)
 
     def _fill_context(self, shape: ModelShape) -> int:
+        """Set the model's context, unless the recipe writes one. Returns the context of pretraining, in tokens."""
         context = self._choose_context(shape)
         if not self.find_written("pretrain.context"):
             reason = "a power of two, at most twice the width (attention is a third of the rest then) and 1/8 of a step"
@@ -361,24 +374,28 @@ class SizingDerivation:
         return context
 
     def _choose_context(self, shape: ModelShape) -> int:
+        """Choose the context: the recipe's, else a power of two, limited by the width and the tokens of a step."""
         written = self.find_written_integer("pretrain.context", "model.max_position_embeddings")
+        # The tokens of the run depend on the context, if only a little: they are estimated with the shortest one.
         tokens_per_step = best_tokens_per_step(self._choose_tokens(shape, written or MIN_CONTEXT))
         if written:
             return written
+
         limit = min(2 * shape.width, max(tokens_per_step / 8, 1))
         power_of_two = 2 ** int(math.log2(limit))
         return min(MAX_CONTEXT, max(MIN_CONTEXT, power_of_two))
 
     def _fill_tokens_per_step(self, tokens: float, context: int) -> int:
-        best = best_tokens_per_step(tokens)
-        tokens_of_one_window_each = context * self.devices
-        windows = 2 ** max(0, round(math.log2(best / tokens_of_one_window_each)))
-        reason = f"near {best:,.0f} = 0.58 tokens^0.571 ({STEP_LAW}), in windows for each device"
-        self.fill_value("pretrain.tokens_per_step", tokens_of_one_window_each * windows, reason)
+        """Set the tokens of a step: for every device the same power of two of windows, near Step Law's optimum."""
+        optimum = best_tokens_per_step(tokens)
+        smallest_step = context * self.devices  # one window for each device
+        windows_per_device = 2 ** max(0, round(math.log2(optimum / smallest_step)))
+        reason = f"near {optimum:,.0f} = 0.58 tokens^0.571 ({STEP_LAW}), in windows for each device"
+        self.fill_value("pretrain.tokens_per_step", smallest_step * windows_per_device, reason)
         return self.find_written_integer("pretrain.tokens_per_step")
 
     def _fill_steps(self, shape: ModelShape, tokens: float, tokens_per_step: int, context: int) -> float:
-        """Enter steps, warm-up and evaluations. Returns the tokens that the steps come to."""
+        """Set steps, warm-up and evaluations. Returns the number of training tokens that the steps amount to."""
         training = "pretrain.training."
         warmup_reason = "a twentieth of the run, at most the 2,000 steps of the runs behind Step Law"
         if self.find_written(training + "num_train_epochs") and not self.find_written(training + "max_steps"):
@@ -390,6 +407,7 @@ class SizingDerivation:
         steps = self.fill_value(training + "max_steps", derived_steps, steps_reason)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             return tokens  # the recipe's own value does not fit; the stage raises the error
+
         warmup_steps = min(MAX_WARMUP_STEPS, max(1, round(steps / 20)))
         self.fill_value(training + "warmup_steps", warmup_steps, warmup_reason)
 
@@ -421,15 +439,16 @@ class SizingDerivation:
         return reason
 
     def _fill_optimizer(self, shape: ModelShape, tokens: float) -> None:
+        """Set learning rate, its schedule and weight decay by Step Law."""
         training = "pretrain.training."
         inner_parameters = shape.inner_parameters
-        best = 1.79 * inner_parameters**-0.713 * tokens**0.307
-        learning_rate = float(f"{min(best, MAX_LEARNING_RATE):.2g}")
+        optimum = 1.79 * inner_parameters**-0.713 * tokens**0.307
+        learning_rate = float(f"{min(optimum, MAX_LEARNING_RATE):.2g}")
         reason = (
             f"1.79 N^-0.713 D^0.307 ({STEP_LAW}), N {format_quantity(inner_parameters)} without embeddings, "
             f"D {format_quantity(tokens)}"
         )
-        is_limited = best > learning_rate * 1.1
+        is_limited = optimum > learning_rate * 1.1
         if is_limited:
             reason += ", at most 2^-7"
         self.fill_value(training + "learning_rate", learning_rate, reason)
@@ -443,7 +462,7 @@ class SizingDerivation:
 
 
 def _candidate_widths(layers: int) -> Iterable[int]:
-    """Return the widths of whole heads for a number of layers, without repetitions."""
+    """Return the widths to try for a number of layers: multiples of the head size, each once, from narrow to wide."""
     narrowest = MIN_ASPECT_RATIO * layers
     widest = MAX_ASPECT_RATIO * layers
     return dict.fromkeys(map(round_up_to_heads, range(narrowest, widest + 1, 64)))
@@ -455,13 +474,16 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def round_up_to_heads(width: int) -> int:
-    """Round up to a width of whole heads of 64; from 512 on of pairs of heads, which two GPUs can share out."""
+    """Round a width up to whole heads of 64; from 512 on to pairs of heads, so that two GPUs can split them."""
     unit = 64 if width < 512 else 128
     return round_up(width, unit)
 
 
 def choose_heads(width: int) -> int:
-    """Choose heads of 64 numbers, from width 2,048 on of 128, or the nearest number of heads that divides the width."""
+    """Choose the number of heads: of 64 dimensions each, from width 2,048 on of 128.
+
+    If that number does not divide the width, the next smaller one that does.
+    """
     head_dim = 64 if width < 2048 else 128
     heads = max(1, round(width / head_dim))
     while width % heads:
@@ -485,16 +507,16 @@ def choose_vocabulary(inner_parameters: int, width: int) -> int:
 
 
 def best_tokens_per_step(tokens: float) -> float:
-    """The tokens of a step for a run of `tokens`, by Step Law (https://arxiv.org/abs/2503.04715)."""
+    """Return the best number of tokens in a step for a run of `tokens`, by Step Law (https://arxiv.org/abs/2503.04715)."""
     return 0.58 * tokens**0.571
 
 
 def parse_quantity(value: Any, key: str) -> float:
-    """Parse a positive number as people write it: 125M, 1.3B, 1e18, 12. Raises UserError."""
+    """Parse a positive number such as 125M, 1.3B, 1e18 or 12. Raises UserError that names `key`."""
     match = re.fullmatch(r"\s*([\d_.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)\s*", str(value).lower())
     quantity = 0.0
     if match:
-        with suppress(ValueError):  # 1..2, for one
+        with suppress(ValueError):  # raised for 1..2, for example
             quantity = float(match[1]) * QUANTITY_SUFFIXES[match[2]]
 
     if not 0 < quantity < math.inf or isinstance(value, bool):
@@ -503,7 +525,7 @@ def parse_quantity(value: Any, key: str) -> float:
 
 
 def format_quantity(value: float) -> str:
-    """Format 125M, 2.5B: three digits with the suffix that recipes take."""
+    """Format a number with three digits and a suffix that `parse_quantity` reads: 125M, 2.5B."""
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{suffix}"

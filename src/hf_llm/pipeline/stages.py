@@ -1,6 +1,6 @@
-"""The stages of a run, one record each: every table of stages in this package is derived from `STAGES`.
+"""Describe every stage of a run by one record; all other tables of stages in this package are derived from `STAGES`.
 
-A stage is a module one runs that makes one folder, `runs/<name>/<folder>`. To add one, see docs/layout.md.
+A stage is a module with a command that makes one folder, `runs/<name>/<folder>`. To add one, see docs/layout.md.
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ class Stage:
     kind: Kind
     """What its folder holds."""
     sections: tuple[str, ...] = ()
-    """The recipe sections that decide what it makes, or single keys of one, as `section.key`."""
+    """The recipe sections that determine what it makes, or single keys of one, as `section.key`."""
     reads: tuple[str, ...] = ()
     """The folders of a run that it may read."""
     ignores: tuple[str, ...] = ()
-    """Keys of its sections that change nothing of what it makes."""
+    """Keys of its sections that do not change what it makes."""
     is_optional: bool = False
-    """Whether it is made only where the recipe has its section."""
+    """Whether it runs only if the recipe has its section."""
     is_alignment: bool = False
     """Whether it trains a chat model on preferences or rewards."""
     texts_per_row: int | None = None
-    """Texts of one row of training data; None where it trains on no rows, or samples its completions itself."""
+    """How many texts a row of training data holds; None if it trains on no rows, or samples the completions itself."""
     samples_completions: bool = False
     """Whether the model in training generates what it is trained on."""
     scores_reference: bool = False
-    """Whether a reference model scores every row once more, besides the model in training."""
+    """Whether a reference model also scores every row, besides the model in training."""
 
     @property
     def makes_model(self) -> bool:
@@ -48,11 +48,11 @@ class Stage:
         return self.kind in ("language_model", "reward_model")
 
 
-def _data(folder: str, module: str, title: str, sections: tuple[str, ...], **more: tuple[str, ...]) -> Stage:
-    return Stage(folder, module, title, "data", sections, **more)
+def _data_stage(folder: str, module: str, title: str, sections: tuple[str, ...], **fields: tuple[str, ...]) -> Stage:
+    return Stage(folder, module, title, "data", sections, **fields)
 
 
-def _alignment(folder: str, title: str, reads: tuple[str, ...], **more: bool | int) -> Stage:
+def _alignment_stage(folder: str, title: str, reads: tuple[str, ...], **fields: bool | int) -> Stage:
     return Stage(
         folder,
         f"hf_llm.{folder}",
@@ -62,17 +62,17 @@ def _alignment(folder: str, title: str, reads: tuple[str, ...], **more: bool | i
         reads,
         is_optional=True,
         is_alignment=True,
-        **more,
+        **fields,
     )
 
 
-_MADE_FROM_ROWS_AND_MODELS = [
-    _data(
+_DATA_AND_TRAINING_STAGES = [
+    _data_stage(
         "corpus", "hf_llm.prepare_data", "Corpus", ("corpus",),
         ignores=(*MIX_KEYS, "corpus.executor", "corpus.cluster"),
     ),
-    _data("tokenizer", "hf_llm.train_tokenizer", "Tokenizer", ("tokenizer", "corpus.shares"), reads=("corpus",)),
-    _data("tokens", "hf_llm.tokenize_corpus", "Token shards", MIX_KEYS, reads=("corpus", "tokenizer")),
+    _data_stage("tokenizer", "hf_llm.train_tokenizer", "Tokenizer", ("tokenizer", "corpus.shares"), reads=("corpus",)),
+    _data_stage("tokens", "hf_llm.tokenize_corpus", "Token shards", MIX_KEYS, reads=("corpus", "tokenizer")),
     Stage(
         "base", "hf_llm.pretrain", "Pretraining", "language_model",
         sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"),
@@ -85,22 +85,22 @@ _MADE_FROM_ROWS_AND_MODELS = [
         "reward", "hf_llm.reward", "Reward model", "reward_model",
         sections=("reward", "seed"), reads=("base", "sft"), is_optional=True, texts_per_row=2,
     ),
-    _alignment("dpo", "Direct preference optimisation", ("base", "sft"), texts_per_row=2, scores_reference=True),
-    _alignment("kto", "Kahneman-Tversky optimisation", ("base", "sft"), texts_per_row=1, scores_reference=True),
-    _alignment("grpo", "Group-relative policy optimisation", ("base", "sft", "reward"), samples_completions=True),
-    _alignment("rloo", "REINFORCE leave-one-out", ("base", "sft", "reward"), samples_completions=True),
-    _alignment("ppo", "Proximal policy optimisation", ("base", "sft", "reward"), samples_completions=True),
+    _alignment_stage("dpo", "Direct preference optimisation", ("base", "sft"), texts_per_row=2, scores_reference=True),
+    _alignment_stage("kto", "Kahneman-Tversky optimisation", ("base", "sft"), texts_per_row=1, scores_reference=True),
+    _alignment_stage("grpo", "Group-relative policy optimisation", ("base", "sft", "reward"), samples_completions=True),
+    _alignment_stage("rloo", "REINFORCE leave-one-out", ("base", "sft", "reward"), samples_completions=True),
+    _alignment_stage("ppo", "Proximal policy optimisation", ("base", "sft", "reward"), samples_completions=True),
 ]  # fmt: skip
 
-LANGUAGE_MODELS = tuple(stage.folder for stage in _MADE_FROM_ROWS_AND_MODELS if stage.kind == "language_model")
+LANGUAGE_MODELS = tuple(stage.folder for stage in _DATA_AND_TRAINING_STAGES if stage.kind == "language_model")
 
-_SUMMARIES = [
+_SUMMARY_STAGES = [
     Stage("evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS),
     Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation")),
 ]
 
 # Every stage by its folder, in running order.
-STAGES = {stage.folder: stage for stage in (*_MADE_FROM_ROWS_AND_MODELS, *_SUMMARIES)}
+STAGES = {stage.folder: stage for stage in (*_DATA_AND_TRAINING_STAGES, *_SUMMARY_STAGES)}
 
 DATA = tuple(stage.folder for stage in STAGES.values() if stage.kind == "data")
 MODELS = tuple(stage.folder for stage in STAGES.values() if stage.makes_model)

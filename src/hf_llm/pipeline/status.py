@@ -1,6 +1,7 @@
-"""`run_status.json`, the file that says at which step a run is and how it ended.
+"""Read and write `run_status.json`, which says at which step a run is, or how it ended.
 
-A launcher turns every worker's exit code into its own, so what started the run reads this file instead.
+A launcher (torchrun, accelerate) replaces the exit codes of its workers by its own, so whatever started it reads this
+file instead.
 """
 
 import json
@@ -22,23 +23,23 @@ FAILED = "failed"
 
 
 def utc_timestamp() -> str:
-    """The time (UTC), to the second."""
+    """Return the present time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_status(folder: Path, status: str, step: int, **more: Any) -> None:
-    """Write `run_status.json`: `status`, the optimizer step reached, the time and `more`. The main process only."""
+def write_status(folder: Path, status: str, step: int, **entries: Any) -> None:
+    """Write `run_status.json`: `status`, the optimizer step reached, the time and `entries`. Main process only."""
     if not is_main_process():
         return
     try:
-        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": utc_timestamp(), **more})
+        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": utc_timestamp(), **entries})
     except OSError as error:
-        # On a full disk, say. The error that filled it is about to be reported, and matters more.
+        # A full disk, for example. The error that ends the run is reported anyway, and this one must not hide it.
         print_main(f"{STATUS} could not be written: {error}")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read `run_status.json`; empty where the file does not exist."""
+    """Read `run_status.json`; an empty dictionary if it does not exist."""
     try:
         return json.loads((Path(folder) / STATUS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -46,14 +47,14 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 class Heartbeat:
-    """Writes in `run_status.json` that the run is alive and at which step, every `HEARTBEAT_SECONDS` at most."""
+    """Writes to `run_status.json` that the run is alive and at which step, at most every `HEARTBEAT_SECONDS`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._last_write = time.monotonic()
 
     def write_if_due(self, step: int) -> None:
-        """Write the status if it is due. Call this often: after a step, and within what takes long."""
+        """Write the status if it is due. Call this often: after each step, and in the course of long work."""
         if time.monotonic() - self._last_write >= HEARTBEAT_SECONDS:
             self._last_write = time.monotonic()
             write_status(self.folder, RUNNING, step)

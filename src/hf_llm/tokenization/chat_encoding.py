@@ -1,7 +1,7 @@
-"""Encode a conversation as token ids, with what the assistant says marked, by the tokenizer's chat template, made safe.
+"""Encode a conversation by the tokenizer's chat template as token ids, and mark those that the assistant says.
 
-What people write stays text. A chat template is rendered to one string, so that `<|im_end|>` typed inside a message
-would end the turn; here it becomes the characters it is made of.
+Unlike in `apply_chat_template`, the content of a message is always plain text. A template is rendered to one string, in
+which `<|im_end|>` typed inside a message would end the turn; here it is encoded as ordinary characters.
 """
 
 import re
@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_GUARD = "\ufdd0"  # a code point that Unicode keeps free for a program's own use
+_GUARD = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside a program, so no text has it
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -30,7 +30,7 @@ def encode_chat(
     """
     specials = special_token_texts(tokenizer)
 
-    # A guard splits the special tokens that people typed, so that those in the rendered text are the template's.
+    # A guard is put inside the special tokens that people typed: those without one are the template's.
     guarded_messages = _guard_specials([_drop_missing_keys(turn) for turn in messages], specials)
     guarded_tools = _guard_specials(tools, specials)
     has_marks = bool(_GENERATION_MARK.search(tokenizer.chat_template))
@@ -42,8 +42,9 @@ def encode_chat(
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
-    spans = spans_by_chat[0] if spans_by_chat else []  # of characters, between the generation marks
+    spans = spans_by_chat[0] if spans_by_chat else []  # (first, end) in characters, between the generation marks
 
+    # Pieces of the rendered text: where each starts, its text, and whether it is to be encoded as plain text.
     pieces = [(0, text, False)]
     if _GUARD in text:
         pieces = _split_at_specials(text, specials)
@@ -59,8 +60,8 @@ def encode_chat(
         )
         ids += encoded["input_ids"]
 
-        # Offsets count the characters without guards; the spans count those of `text`. Some tokenizers give offsets
-        # behind the last character to a token of spaces.
+        # Offsets count the characters of the piece without guards, spans those of `text`: `positions` leads from the
+        # former to the latter. Some tokenizers give a token of spaces an offset after the last character.
         positions = [start + i for i, character in enumerate(piece) if character != _GUARD]
         for first, end in encoded["offset_mapping"]:
             first = min(first, len(positions) - 1)

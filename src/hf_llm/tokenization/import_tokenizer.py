@@ -1,7 +1,7 @@
-"""Use an existing tokenizer: of the Hub or a folder, a SentencePiece `.model`, a tiktoken file.
+"""Load an existing tokenizer: from the Hub or a folder, from a SentencePiece `.model` or from a tiktoken file.
 
-They keep their ids. What they lack for a chat model (padding, end of text, the turns' tokens, a template) is added
-after them, and reserved tokens up to a multiple of 64.
+Its tokens keep their ids. What it lacks for a chat model (padding, end of text, the tokens of chat turns, a template)
+is added after them, and then reserved tokens up to a multiple of 64.
 """
 
 import base64
@@ -54,8 +54,8 @@ class _ModelType(IntEnum):
 def import_tokenizer(section: TokenizerSection, denoising_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerFast":
     """Load the tokenizer that `section.use` names, and add what it lacks.
 
-    It gets a pad token of its own, the chat template that `section` names (ours where neither has one), and the mask or
-    sentinel tokens of `denoising_tokens` (`hf_llm.tokenization.sentinel_tokens`) that it lacks.
+    That is a pad token other than its end of text, the chat template that `section` names (ours if neither has one),
+    and the mask or sentinel tokens in `denoising_tokens` (`hf_llm.tokenization.sentinel_tokens`).
     """
     tokenizer = load_tokenizer(section.use, section.pattern, "tokenizer.use")
     if tokenizer.eos_token is None:
@@ -74,7 +74,7 @@ def import_tokenizer(section: TokenizerSection, denoising_tokens: Sequence[str] 
     _add_special_tokens(tokenizer, [token for token in sentinels if token not in vocabulary])
 
     _fill_vocabulary(tokenizer)
-    assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1, "ids that no token has"
+    assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1, "some ids have no token"
     return tokenizer
 
 
@@ -84,7 +84,7 @@ def _add_special_tokens(tokenizer: "PreTrainedTokenizerFast", tokens: list[str])
 
 def _fill_vocabulary(tokenizer: "PreTrainedTokenizerFast") -> None:
     """Add reserved tokens up to a multiple of `VOCABULARY_MULTIPLE`."""
-    missing = -len(tokenizer) % VOCABULARY_MULTIPLE
+    missing = -len(tokenizer) % VOCABULARY_MULTIPLE  # up to the next multiple
     vocabulary = tokenizer.get_vocab()
     reserved = []
     number = 0
@@ -97,7 +97,7 @@ def _fill_vocabulary(tokenizer: "PreTrainedTokenizerFast") -> None:
 
 
 def load_tokenizer(name: str, pattern: str | None, key: str, **options: Any) -> "PreTrainedTokenizerFast":
-    """Load a tokenizer as it is: a folder, a Hub id, a `.model` or a `.tiktoken` file.
+    """Load a tokenizer without adding to it: from a folder, a Hub id, a `.model` or a `.tiktoken` file.
 
     `options` go to `from_pretrained`. Raises UserError with the recipe's `key` where it cannot be read.
     """
@@ -129,8 +129,10 @@ def load_tokenizer(name: str, pattern: str | None, key: str, **options: Any) -> 
 
 
 def _keep_special_text_plain(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Split a special token that a text spells out, where a Unigram model would take it for a piece like any other
-    (T5's does)."""
+    """Keep a special token's name that occurs in a text from becoming that token: split the name before tokenizing.
+
+    This is needed for some Unigram models (T5's), which find their special tokens in plain text.
+    """
     from tokenizers import models, pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
@@ -147,24 +149,26 @@ def _keep_special_text_plain(tokenizer: "PreTrainedTokenizerFast") -> None:
 
 
 def _build_name_splitter(names: list[str]) -> Any:
-    """Build a pre-tokenizer that splits each of these names after its first letter."""
+    """Build a pre-tokenizer that splits each of these names after its first character: it is never one piece."""
     from tokenizers import Regex, pre_tokenizers
 
-    first_letters = []
+    # Each matches the first character of a name where the name's other characters follow.
+    first_characters = []
     for name in names:
         if len(name) > 1:
-            first_letters.append(f"{re.escape(name[0])}(?={re.escape(name[1:])})")
-    return pre_tokenizers.Split(Regex("|".join(first_letters)), behavior="merged_with_previous")
+            first_characters.append(f"{re.escape(name[0])}(?={re.escape(name[1:])})")
+    return pre_tokenizers.Split(Regex("|".join(first_characters)), behavior="merged_with_previous")
 
 
 def read_tiktoken(path: Path, key: str, pattern: str | None) -> "PreTrainedTokenizerFast":
-    """Read a tiktoken file (`base64-of-the-bytes rank` on every line), whose words are split by `pattern`.
+    """Read a tiktoken file, which has a token's bytes in base64 and its rank on every line.
 
-    The file does not hold the pattern: without one it is cl100k_base's, which is Llama 3's too.
+    `pattern` splits text into words. The file does not hold it; the default is cl100k_base's, which Llama 3 uses too.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
+    # The converter reads the file itself; here it gets ranks that have been checked.
     class Converter(TikTokenConverter):
         load_tiktoken_bpe = staticmethod(lambda file: _read_ranks(Path(file), key))
 
@@ -174,7 +178,7 @@ def read_tiktoken(path: Path, key: str, pattern: str | None) -> "PreTrainedToken
 
 
 def _read_ranks(path: Path, key: str) -> dict[bytes, int]:
-    """Return the rank of every token of a tiktoken file. Raises UserError where the vocabulary is not complete."""
+    """Return the rank of every token of a tiktoken file. Raises UserError if the vocabulary is not complete."""
     ranks = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
@@ -204,11 +208,11 @@ def read_sentencepiece(path: Path, key: str, pattern: str | None = None) -> "Pre
         raise UserError(f"tokenizer.pattern belongs to a .tiktoken file; {path} has its own rules, leave it out")
 
     model = _parse_model(path, key)
-    rules = model.trainer_spec
-    if rules.model_type not in (_ModelType.UNIGRAM, _ModelType.BPE) or rules.treat_whitespace_as_suffix:
+    spec = model.trainer_spec
+    if spec.model_type not in (_ModelType.UNIGRAM, _ModelType.BPE) or spec.treat_whitespace_as_suffix:
         raise UserError(f"{key}: {path} is neither Unigram nor BPE with the space before the word; use another")
 
-    is_bpe = rules.model_type == _ModelType.BPE
+    is_bpe = spec.model_type == _ModelType.BPE
     has_own_symbols = bool(_pieces_of_type(model, _PieceType.USER_DEFINED))
     if is_bpe and has_own_symbols and model.normalizer_spec.add_dummy_prefix:
         raise UserError(
@@ -220,7 +224,8 @@ def read_sentencepiece(path: Path, key: str, pattern: str | None = None) -> "Pre
     tokenizer.normalizer = _build_normalizer(model.normalizer_spec)
     tokenizer.decoder = _build_decoder(model)
 
-    ids = {"eos_token": rules.eos_id, "bos_token": rules.bos_id, "pad_token": rules.pad_id, "unk_token": rules.unk_id}
+    # A model has -1 for a special token that it lacks.
+    ids = {"eos_token": spec.eos_id, "bos_token": spec.bos_id, "pad_token": spec.pad_id, "unk_token": spec.unk_id}
     named = {name: model.pieces[i].piece for name, i in ids.items() if i >= 0}
     controls = _pieces_of_type(model, _PieceType.CONTROL)
     return PreTrainedTokenizerFast(
@@ -236,7 +241,7 @@ def _pieces_of_type(model: Any, *types: _PieceType) -> list[str]:
 
 
 def _parse_model(path: Path, key: str) -> Any:
-    """Return the message `ModelProto` of a SentencePiece file."""
+    """Parse a SentencePiece file: return its protobuf message `ModelProto`. Raises UserError."""
     try:
         from google.protobuf.message import DecodeError
         from transformers.convert_slow_tokenizer import import_protobuf
@@ -255,9 +260,9 @@ def _parse_model(path: Path, key: str) -> Any:
 
 
 def _build_unigram(model: Any) -> "Tokenizer":
-    """Build a Unigram tokenizer with scores as SentencePiece has them.
+    """Build a Unigram tokenizer with SentencePiece's scores.
 
-    Pieces that no text is ever split into, as control symbols, are kept out by splitting their names in every text.
+    Some pieces, such as control symbols, must never come from text: their names are split before tokenizing.
     """
     from tokenizers import Tokenizer, models
 
@@ -272,15 +277,15 @@ def _build_unigram(model: Any) -> "Tokenizer":
             score = lowest
         vocabulary.append((piece.piece, score))
 
-    rules = model.trainer_spec
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=rules.unk_id, byte_fallback=rules.byte_fallback))
+    spec = model.trainer_spec
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
     never_in_text = _pieces_of_type(model, _PieceType.UNKNOWN, _PieceType.CONTROL, _PieceType.UNUSED, _PieceType.BYTE)
     tokenizer.pre_tokenizer = _build_name_splitter(never_in_text)
     return tokenizer
 
 
 def _build_bpe(model: Any) -> "Tokenizer":
-    """Build a BPE tokenizer, its merges in the order of SentencePiece's scores."""
+    """Build a BPE tokenizer with its merges in the order of SentencePiece's scores."""
     from tokenizers import AddedToken, Tokenizer, models
     from transformers.convert_slow_tokenizer import generate_merges
 
@@ -289,13 +294,13 @@ def _build_bpe(model: Any) -> "Tokenizer":
     never_merged = [piece for piece in ids if piece not in scores]
     merges = generate_merges(ids, scores, never_merged)
 
-    rules = model.trainer_spec
+    spec = model.trainer_spec
     bpe = models.BPE(
         ids,
         merges,
-        unk_token=model.pieces[rules.unk_id].piece,
+        unk_token=model.pieces[spec.unk_id].piece,
         fuse_unk=True,
-        byte_fallback=rules.byte_fallback,
+        byte_fallback=spec.byte_fallback,
     )
     tokenizer = Tokenizer(bpe)
     user_defined = _pieces_of_type(model, _PieceType.USER_DEFINED)
@@ -303,20 +308,20 @@ def _build_bpe(model: Any) -> "Tokenizer":
     return tokenizer
 
 
-def _build_normalizer(rules: Any) -> Any:
-    """Build the normalizer that does what the `NormalizerSpec` of a SentencePiece model says."""
+def _build_normalizer(spec: Any) -> Any:
+    """Build the normalizer for the `NormalizerSpec` of a SentencePiece model."""
     from tokenizers import Regex, normalizers
 
     steps = []
-    if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
-    if rules.remove_extra_whitespaces:
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if rules.escape_whitespaces:
+    if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", _SPACE))
-    if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE if rules.escape_whitespaces else " "))
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE if spec.escape_whitespaces else " "))
     return normalizers.Sequence(steps)
 
 

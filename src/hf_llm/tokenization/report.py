@@ -23,7 +23,7 @@ Batch = tuple[list[str], list[str], list[str]]  # texts, their sources, their la
 
 @dataclass
 class _TokenizerCounts:
-    """What one tokenizer makes of the texts so far."""
+    """Counts of one tokenizer over the texts so far."""
 
     name: str
     tokenizer: "PreTrainedTokenizerFast"
@@ -39,6 +39,7 @@ class _TokenizerCounts:
         self.is_used = np.zeros(largest_id + 1, bool)  # (ids,)
 
     def add_batch(self, batch: Batch) -> None:
+        """Encode a batch of texts and add up its tokens."""
         texts, sources, languages = batch
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = True
@@ -60,6 +61,7 @@ class _TokenizerCounts:
                 self.example = self.example or _describe_difference(text, decoded)
 
     def report_row(self, documents: int, size: int) -> dict:
+        """Return the row of `tokenizers` in the report, for this many documents and bytes."""
         return {
             "tokenizer": self.name,
             "vocab_size": len(self.tokenizer),
@@ -156,14 +158,14 @@ def _group_rows(group: str, counts: list[_TokenizerCounts], sizes: Counter, docu
 
 
 def _describe_difference(text: str, decoded: str) -> str:
-    """Return the first place where two texts differ, with what stands around it."""
+    """Return the characters around the first difference of two texts."""
     position = min(len(text), len(decoded))
     for i, (character, other) in enumerate(zip(text, decoded, strict=False)):
         if character != other:
             position = i
             break
-    around = slice(max(0, position - 10), position + 20)
-    return f"{text[around]!r} became {decoded[around]!r}"
+    nearby = slice(max(0, position - 10), position + 20)
+    return f"{text[nearby]!r} became {decoded[nearby]!r}"
 
 
 def _split_samples(backend: "Tokenizer") -> dict[str, dict[str, list[str]]]:

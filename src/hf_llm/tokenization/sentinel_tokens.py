@@ -1,4 +1,4 @@
-"""The special tokens that stand for what is masked in a text: a mask token, or numbered sentinel tokens."""
+"""Name and look up the special tokens that replace masked text: a mask token, or numbered sentinel tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MASK = "<|mask|>"
-MIN_SENTINELS = 100  # as T5 has them
+MIN_SENTINELS = 100  # as many as T5 has
 
 _REMEDY = (
     "a tokenizer that hf_llm.train_tokenizer makes for a recipe with this model_type has it "

@@ -1,10 +1,11 @@
 """Train a tokenizer on a bounded sample of text: byte-level BPE, or Unigram (`hf_llm.tokenization.unigram`).
 
-Byte-level: every text has an encoding and decoding gives it back exactly. Text is first split into words by a pattern
-in the style of GPT-4's, with every digit alone (as Llama-2 and Qwen do: a number's tokens are its digits, so that a
-small vocabulary is not spent on numbers and places line up in arithmetic) and runs of white space in one piece
-(indentation costs one token). It is the pattern of Qwen2 and 3, so an exported model's tokenizer is one that inference
-engines know.
+Byte-level means that every text can be encoded, and that decoding returns it exactly. Text is first split into words
+(`WORD_PATTERN`, the pattern of Qwen2 and Qwen3, so that inference engines know the tokenizer of an exported model):
+
+- every digit is a token, as in Llama 2 and Qwen: the vocabulary is not spent on numbers, and the places of numbers line
+  up in arithmetic;
+- a run of white space is one piece, so indentation costs one token.
 """
 
 import math
@@ -27,19 +28,20 @@ PAD = "<|pad|>"
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
-MIN_RESERVED_TOKENS = 12  # a later stage names one without resizing the embeddings
-VOCABULARY_MULTIPLE = 64  # matrix units want it (nanoGPT measured +25% at 50304 against 50257)
+MIN_RESERVED_TOKENS = 12  # a later stage can give one a meaning without resizing the embeddings
+VOCABULARY_MULTIPLE = 64  # matrix units are faster with it (nanoGPT measured +25% at 50304 against 50257)
 BYTE_TOKENS = 256
 
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English endings
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one character before them: a space mostly
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # letters, with one character before them, mostly a space
     r"|\p{N}"  # each digit alone
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs, with the line end after them
     r"|\s*[\r\n]+"  # blank lines
-    r"|\s+(?!\S)|\s+"  # indentation, but its last space, which belongs to the word
+    r"|\s+(?!\S)|\s+"  # indentation, without its last space, which belongs to the next word
 )
-_ENDLESS_WORD = re.compile(r"[^\W\d_]{256,}")  # base64 and the like: BPE keeps every pair of a word in memory
+# Base64 and the like. It is not trained on: BPE would hold every pair of its characters in memory.
+_ENDLESS_WORD = re.compile(r"[^\W\d_]{256,}")
 
 
 @dataclass
@@ -81,14 +83,14 @@ def train_tokenizer(
     """Train a tokenizer on the first `sample_bytes` of `texts`, with our special tokens and chat template.
 
     `denoising_tokens` are the mask or sentinel tokens (`hf_llm.tokenization.sentinel_tokens`) for a model that restores
-    masked text. Raises UserError where the text is too small for the vocabulary, with the largest one that it is enough
-    for.
+    masked text. Raises UserError if the text is too little for the vocabulary, with the largest size it is enough for.
     """
     from transformers import PreTrainedTokenizerFast
 
     size = math.ceil(section.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    fill = size - section.vocab_size
+    fill = size - section.vocab_size  # reserved tokens that round the vocabulary up
     specials = special_tokens(fill, denoising_tokens)
+
     smallest = BYTE_TOKENS + len(specials)
     if denoising_tokens and smallest > size:
         raise UserError(
@@ -105,6 +107,7 @@ def train_tokenizer(
         tokenizer.train_from_iterator(sample, _build_bpe_trainer(size, specials))
     _check_vocabulary_size(tokenizer.get_vocab_size(), size, fill)
 
+    # The special tokens that transformers has a name for; all others are "extra".
     named = {"pad_token": PAD, "eos_token": END_OF_TEXT}
     if denoising_tokens:
         _add_text_boundaries(tokenizer, is_masked=MASK in denoising_tokens)
@@ -119,29 +122,31 @@ def train_tokenizer(
     )
 
 
-def _check_vocabulary_size(trained: int, size: int, fill: int) -> None:
-    """Raise UserError where a sample gave fewer tokens than the `size` asked for, `fill` of them for rounding up."""
-    if trained >= size:
+def _check_vocabulary_size(trained_size: int, size: int, fill: int) -> None:
+    """Raise UserError if training gave fewer tokens than `size`, of which `fill` only round the vocabulary up."""
+    if trained_size >= size:
         return
 
-    largest = (trained - fill) // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
+    largest = (trained_size - fill) // VOCABULARY_MULTIPLE * VOCABULARY_MULTIPLE
     remedy = f"write tokenizer.vocab_size={largest} (the largest it is enough for)"
     if largest < BYTE_TOKENS + VOCABULARY_MULTIPLE:
         remedy = "give it more text"
-    raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {trained:,} tokens found; {remedy}")
+    raise UserError(f"the corpus is too small for a vocabulary of {size:,}: {trained_size:,} tokens found; {remedy}")
 
 
 def special_tokens(fill: int, denoising_tokens: Iterable[str] = ()) -> list[str]:
-    """Return padding, end of text, the chat's tokens, the denoising tokens, and reserved ones: `MIN_RESERVED_TOKENS`,
-    and `fill` to round the vocabulary up."""
+    """Return all special tokens: padding, end of text, those of chat turns, the denoising tokens, and reserved ones.
+
+    There are `MIN_RESERVED_TOKENS` reserved tokens, and `fill` more that round the vocabulary up.
+    """
     reserved = [f"<|reserved_{number}|>" for number in range(MIN_RESERVED_TOKENS + fill)]
     return [PAD, END_OF_TEXT, TURN_START, TURN_END, *denoising_tokens, *reserved]
 
 
 def _add_text_boundaries(tokenizer: "Tokenizer", is_masked: bool) -> None:
-    """Make a tokenizer set the ends of a text as in the stream that the model is trained on.
+    """Make a tokenizer add the same boundaries to a text as there are in the training data.
 
-    That is an end of text after each text, and one before it for a masked model, which has it in the place of [CLS].
+    That is an end-of-text token after each text, and for a masked model one before it too, as BERT's [CLS].
     """
     from tokenizers import processors
 
@@ -154,7 +159,7 @@ def _add_text_boundaries(tokenizer: "Tokenizer", is_masked: bool) -> None:
 
 
 def load_chat_template(name: str) -> str:
-    """Read the text of a chat template: ours for `chatml`, or the file at a path. Raises UserError."""
+    """Read a chat template: ours for `chatml`, else the file at that path. Raises UserError."""
     path = Path(name).expanduser()
     if name == "chatml":
         path = Path(__file__).with_name("chat_template.jinja")
@@ -190,7 +195,7 @@ def _build_bpe_trainer(size: int, specials: list[str]) -> "BpeTrainer":
 
 
 def _take_sample(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Yield the texts up to the one that reaches `limit` bytes, endless words replaced by a space."""
+    """Yield texts until they reach `limit` bytes, each endless word in them replaced by a space."""
     size = 0
     for text in texts:
         yield _ENDLESS_WORD.sub(" ", text)

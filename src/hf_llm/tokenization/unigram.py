@@ -2,9 +2,9 @@
 
 SentencePiece trains: the trainer of the tokenizers library gives another vocabulary at every run. The result is a
 `tokenizers.Tokenizer`, which splits text into words as our BPE does where SentencePiece has its own rules, so that
-numbers, white space and line ends are treated alike. Two features of SentencePiece are left out because text would not
-come back exactly: no text is normalised, and a space is a space, not U+2581, which stands for itself. What has no piece
-is spelt in bytes (`<0x41>`).
+numbers, white space and line ends are treated alike. Two features of SentencePiece are not used,
+because with them decoding would not return the text exactly: text is not normalised, and a space is not replaced by
+U+2581. Characters that are in no piece are encoded as bytes (`<0x41>`).
 """
 
 import io
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACE = "\u2581"  # SentencePiece's space
-_TAB = "\ue009"  # stands for a tab, which ends a column of SentencePiece's input
-_END_OF_WORD = "\ue00a"  # ends a word in some lines of that input
-_ASCII = "".join(map(chr, range(33, 127)))  # characters that get pieces of their own in any case
+_TAB = "\ue009"  # replaces a tab in SentencePiece's input, where a tab separates columns
+_END_OF_WORD = "\ue00a"  # follows a word in some lines of that input
+_ASCII = "".join(map(chr, range(33, 127)))  # characters that always get a piece
 _MAX_WORD_CHARS = 256  # a longer word is not trained on
 _RESERVED_CHARACTERS = re.compile(f"[\0{_SPACE}\u2585{_TAB}{_END_OF_WORD}]")  # U+2585 is SentencePiece's own
-_THREADS = 4  # that add up: their number changes the last digits of a sum, so it is fixed
+_THREADS = 4  # fixed, because the number of threads changes the rounding of sums and so the vocabulary
 
 # Pieces of a vocabulary that hold no characters of the text: the bytes and the end of a word. SentencePiece's own
 # numbers count its unknown piece too.

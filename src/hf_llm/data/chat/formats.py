@@ -1,9 +1,9 @@
-"""Convert rows of chat and preference data sets, in the formats they come in, to message lists.
+"""Convert rows of chat and preference data sets, which come in many formats, to message lists.
 
-The format of a row is known by its columns, or named by the recipe. A message is `{"role": "system" | "user" |
+The format of a row is recognised by its columns, or named by the recipe. A message is `{"role": "system" | "user" |
 "assistant" | "tool", "content": str}`; a message of the assistant may have `tool_calls` as OpenAI writes them
-(arguments as a JSON string), and `weight: 0` where it is not to be trained on. A conversation has an optional system
-message, then user and assistant in turn, the results of a tool call between them, and ends with the assistant.
+(arguments as a JSON string), and `weight: 0` if it is not to be trained on. A conversation has an optional system
+message, then user and assistant take turns, and it ends with the assistant. After a tool call come its results.
 docs/conversations.md shows a row of every format.
 """
 
@@ -41,7 +41,8 @@ _ALPACA_PROMPT = re.compile(
     re.DOTALL,
 )
 
-# Who may speak after whom: "" is the start of the conversation, "call" an assistant's message with a tool call.
+# The roles that may follow each role: "" is the start of the conversation, "call" an assistant's message with a tool
+# call.
 _NEXT_ROLES = {
     "": ("user",),
     "user": ("assistant",),
@@ -52,11 +53,11 @@ _NEXT_ROLES = {
 
 
 class Unusable(ValueError):
-    """Why a row cannot be used, in words that many rows share."""
+    """Raised for a row that cannot be used. The message says why, in words that many rows share, to count them by."""
 
 
 class LeftOut(Unusable):
-    """Why a valid row is not taken: its makers say so, or it has nothing to train on. Not an error in the data."""
+    """Raised for a valid row that is not used: its makers say so, or it has nothing to train on. Not an error."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,20 @@ class RowFormat:
 
 
 def find_conversation_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
-    """Return the function that makes conversations (`messages`, and `tools` where a row has them) from rows with these
-    columns.
+    """Find the reader that turns rows with these columns into conversations (`messages`, and `tools` if there are any).
 
-    Returns None where no format is known by the columns, or they lack what the format `format_name` needs.
+    Returns None if the columns belong to no known format, or lack one that the format `format_name` needs.
     """
     return _find_reader(CONVERSATION_FORMATS, columns, format_name)
 
 
 def find_preference_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
-    """Return the function that makes `prompt`, `chosen` and `rejected` (message lists), or None."""
+    """Find the reader that turns rows into `prompt`, `chosen` and `rejected` (message lists); None if there is none."""
     return _find_reader(PREFERENCE_FORMATS, columns, format_name)
 
 
 def find_labelled_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
-    """Return the function that makes `prompt`, `completion` (message lists) and `label`, or None.
+    """Find the reader that turns rows into `prompt`, `completion` (message lists) and `label`; None if there is none.
 
     A preference becomes two rows.
     """
@@ -91,8 +91,10 @@ def find_labelled_reader(columns: set[str], format_name: str | None = None) -> R
 
 
 def find_prompt_reader(columns: set[str], format_name: str | None = None) -> RowReader | None:
-    """Return the function that makes `prompt` (messages up to the last answer) and `answer` (its text, None where the
-    data has none), or None."""
+    """Find the reader that turns rows into `prompt` and `answer`; None if there is none.
+
+    `prompt` are the messages before the last answer, `answer` is its text, or None if the data has none.
+    """
     return _find_reader(PROMPT_FORMATS, columns, format_name)
 
 
@@ -131,6 +133,7 @@ def check_conversation(messages: list[Message]) -> list[Message]:
 
 
 def _describe_disorder(previous: str, role: str) -> str:
+    """Say what is wrong with a turn of `role` after one of `previous`."""
     if role == "system":
         return "a second system message, or one that is not the first"
     if previous == "":
@@ -156,7 +159,7 @@ def parse_message(value: Any) -> Message:
         raise Unusable(f"a message of the role {role!r}")
     role = _ROLES[role]
 
-    # Tool calls have a key of their own, or stand among the parts of the content.
+    # Tool calls are under the key `tool_calls`, or among the parts of the content.
     calls = [_parse_tool_call(call) for call in _require_list(value.get("tool_calls") or [], "tool_calls")]
     parts = [content]
     if isinstance(content, list):
@@ -203,7 +206,7 @@ def _part_text(part: Any) -> str:
 
 
 def _parse_tool_call(value: Any) -> Row:
-    """Return OpenAI's tool call from its own form, or from `{"name", "arguments"}` as JSON or an object."""
+    """Convert a tool call to OpenAI's form, from that form or from `{"name", "arguments"}`, as an object or as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -223,9 +226,9 @@ def _parse_tool_call(value: Any) -> Row:
 
 
 def _read_tools(row: Row) -> dict[str, str]:
-    """Return `{"tools": JSON}` where a row says what the assistant may call, else an empty dictionary.
+    """Return `{"tools": JSON}` if a row lists the tools that the assistant may call, else an empty dictionary.
 
-    A string, because a data set needs one type for the column and the tools' schemas differ from row to row.
+    The tools are written as a string because a column needs one type, and their schemas differ from row to row.
     """
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
@@ -269,15 +272,17 @@ def _parse_messages(value: Any) -> list[Message]:
 
 
 def _read_system(row: Row) -> list[Message]:
-    """Return the system message of the column `system` in a list, which is empty where there is none."""
+    """Return a list of the system message in the column `system`, empty if there is none."""
     if not row.get("system"):
         return []
     return [make_message("system", _require_text(row["system"], "system"))]
 
 
 def _read_instruction(row: Row) -> list[Message]:
-    """Return the messages of Alpaca's columns up to the answer; LLaMA-Factory's `system` and `history` ([question,
-    answer] pairs) too."""
+    """Return the messages before the answer, from Alpaca's columns `instruction` and `input`.
+
+    LLaMA-Factory's `system` and `history`, a list of [question, answer] pairs, come before them.
+    """
     messages = _read_system(row)
     history = _require_list(row.get("history") or [], "history")
     for pair in history:
@@ -363,8 +368,8 @@ def _read_exchanges(row: Row) -> list[Row]:
 def build_trees(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """Build trees from OpenAssistant's single messages (`message_id`, `parent_id` ..., as on the Hub).
 
-    Takes and yields pairs of a row's location and the row. A message whose parent is missing comes out as a tree
-    without a first message, which is a broken one.
+    Takes and yields pairs of a row's location and the row. A message whose parent is missing is yielded as a tree
+    without a first message, which `_read_tree` reports as broken.
     """
     nodes = {}
     for where, row in rows:
@@ -381,7 +386,7 @@ def build_trees(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
 
 
 def _read_tree(row: Row) -> list[Row]:
-    """Read the best path through an OpenAssistant tree: at every turn the reply ranked first.
+    """Read the best path through an OpenAssistant tree: the reply ranked first at every turn.
 
     Replies that were deleted or did not pass review are not followed.
     """
@@ -395,8 +400,7 @@ def _read_tree(row: Row) -> list[Row]:
 
 
 def _read_ranked_tree(row: Row) -> list[Row]:
-    """Read the preferences of an OpenAssistant tree: along the best path, the reply ranked first against the one ranked
-    last."""
+    """Read the preferences of an OpenAssistant tree: along the best path, the first- and the last-ranked reply."""
     node = _approved_root(row)
     prompt = []
     pairs = []
@@ -448,8 +452,8 @@ def _reply_rank(node: Row) -> float:
 def _read_preference(row: Row) -> list[Row]:
     """Read `prompt`, `chosen` and `rejected` as message lists (TRL's conversational format).
 
-    The prompt stands in a column (`prompt`, `conversations`, `messages`, or `instruction` and `input`) or is what the
-    chosen and the rejected conversation share: lists of messages, or Anthropic's transcripts of Human and Assistant.
+    The prompt is in a column (`prompt`, `conversations`, `messages`, or `instruction` and `input`), or it is the common
+    beginning of the chosen and the rejected conversation, which are lists of messages or Anthropic's transcripts.
     """
     prompt = _read_prompt_column(row) or _read_system(row)
     chosen_context, chosen = _split_last_answer(row["chosen"])
@@ -457,7 +461,7 @@ def _read_preference(row: Row) -> list[Row]:
     if chosen_context != rejected_context:
         raise Unusable("chosen and rejected answer different prompts")
 
-    # The whole conversation may stand in `chosen`, whatever `prompt` repeats of it, or its last turns only.
+    # `chosen` may hold the whole conversation, of which the prompt column repeats a part, or only the last turns.
     is_in_prompt = prompt[-len(chosen_context) :] == chosen_context
     if chosen_context and not is_in_prompt:
         system = [turn for turn in prompt[:1] if turn["role"] == "system"]
@@ -498,7 +502,7 @@ def _read_prompt_column(row: Row) -> list[Message]:
 
 
 def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
-    """Return the messages before the answer, as far as `value` holds them, and the answer.
+    """Split `value` into the messages before the answer, if it holds any, and the answer.
 
     `value` is a text, one of Anthropic's transcripts, a message or a list of messages.
     """
@@ -582,14 +586,16 @@ def _make_unpairing_reader(preference_reader: RowReader) -> RowReader:
 
 
 def split_answer(messages: list[Message]) -> Row:
-    """Return a conversation as `prompt`, its messages up to the last answer, and `answer`, the text of that."""
+    """Split a conversation into `prompt`, the messages before the last answer, and `answer`, its text."""
     *prompt, answer = messages
     return {"prompt": prompt, "answer": answer["content"]}
 
 
 def _make_prompting_reader(reader: RowReader) -> RowReader:
-    """Return a reader of prompts, each with the answer the data gives (the last or the chosen one), from a reader of
-    conversations or preferences."""
+    """Return a reader of prompts from a reader of conversations or preferences.
+
+    `answer` is the last answer of the conversation, or the chosen one.
+    """
 
     def read(row: Row) -> list[Row]:
         prompts = []
@@ -610,7 +616,8 @@ def _read_prompt(row: Row) -> list[Row]:
     if not prompt or prompt[-1]["role"] != "user":
         raise Unusable("a prompt that does not end with the user")
 
-    check_conversation([*prompt, make_message("assistant", "-")])  # its turns are in order up to an answer
+    # Check the order of the turns, with a stand-in for the answer.
+    check_conversation([*prompt, make_message("assistant", "-")])
     return [{"prompt": prompt, "answer": None}]
 
 

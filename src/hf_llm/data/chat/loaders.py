@@ -1,6 +1,6 @@
-"""Load chats, preferences, labelled answers and prompts as data sets that TRL takes.
+"""Load conversations, preferences, labelled answers and prompts as data sets for TRL's trainers.
 
-They come from files, Hub data sets, documents and the Python documentation on this disk.
+The sources are files, Hub data sets, plain documents and the Python documentation on this disk.
 """
 
 import json
@@ -103,7 +103,7 @@ class _RowKind:
     find_reader: Callable[[set[str], str | None], RowReader | None]
     """Finds the reader of rows with these columns and a named format, or None."""
     columns: tuple[str, ...]
-    """The columns of the data set; one that no row has is left out."""
+    """The columns of the data set, except those that no row has."""
     documentation_rows: Callable[[], Iterator[Row]]
     """Yields the rows made from the documentation on this disk."""
     example: str
@@ -135,7 +135,7 @@ def load_conversations(
         documentation_rows=documentation_conversations,
         example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
     )
-    return _load(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_preferences(
@@ -155,7 +155,7 @@ def load_preferences(
         documentation_rows=documentation_preferences,
         example='{"prompt": "Hi", "chosen": "Hello!", "rejected": "What do you want?"}',
     )
-    return _load(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_labelled_completions(
@@ -180,7 +180,7 @@ def load_labelled_completions(
         documentation_rows=read_documentation,
         example='{"prompt": "Hi", "completion": "Hello!", "label": true}',
     )
-    return _load(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop)
 
 
 def load_prompts(
@@ -204,7 +204,7 @@ def load_prompts(
         documentation_rows=read_documentation,
         example='{"prompt": "How do birds find their way?"}',
     )
-    return _load(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop)
 
 
 def _refuse_documents(sources: list[ConversationSource]) -> None:
@@ -213,29 +213,30 @@ def _refuse_documents(sources: list[ConversationSource]) -> None:
             raise UserError(f"{source.name}: `documents` are texts without questions; only the sft section takes them")
 
 
-def _load(
+def _load_rows(
     sources: list[ConversationSource], kind: _RowKind, eval_share: float, seed: int, allow_drop: float
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
+    """Read all sources, split them into training and evaluation, and mix the training rows by the sources' shares."""
     _check_every_share_or_none(sources)
 
     rows = []
     reports = []
     for number, source in enumerate(sources):
-        faults = ReadErrors()
+        errors = ReadErrors()
         left_out = Counter()
         source_rows = []
-        for row in _read_usable_rows(source, kind, faults, left_out):
+        for row in _read_usable_rows(source, kind, errors, left_out):
             source_rows.append({**row, "source": number})
-        _check_dropped(source, faults, len(source_rows), allow_drop)
+        _check_dropped(source, errors, len(source_rows), allow_drop)
 
         rows += source_rows
         reports.append(
             {
                 "source": source.name,
                 "kept": len(source_rows),
-                "dropped": dict(faults.dropped),
+                "dropped": dict(errors.dropped),
                 "left_out": dict(left_out),
-                "samples": faults.samples,
+                "samples": errors.samples,
             }
         )
 
@@ -278,36 +279,37 @@ def _build_dataset(rows: list[Row], columns: list[str]) -> "Dataset":
 
 
 def _read_usable_rows(
-    source: ConversationSource, kind: _RowKind, faults: ReadErrors, left_out: Counter
+    source: ConversationSource, kind: _RowKind, errors: ReadErrors, left_out: Counter
 ) -> Iterator[Row]:
-    """Yield the rows of a source that can be used; count the others in `faults` and `left_out`."""
+    """Yield the rows of a source that can be used; count the others in `errors` and `left_out`."""
     if source.installed:
         yield from islice(kind.documentation_rows(), source.take)
         return
     if source.documents:
-        yield from islice(_read_documents(source, faults), source.take)
+        yield from islice(_read_documents(source, errors), source.take)
         return
 
-    for where, row, reader in _read_rows(source, kind, faults):
+    for where, row, reader in _read_rows(source, kind, errors):
         try:
             for usable in reader(row):
                 yield replace_lone_surrogates(usable)
         except LeftOut as reason:
             left_out[str(reason)] += 1
         except Unusable as reason:
-            faults.drop_record(str(reason), where)
+            errors.drop_record(str(reason), where)
         except KeyError as missing:
-            faults.drop_record(f"no column {missing}", where)
+            errors.drop_record(f"no column {missing}", where)
 
 
-def _read_rows(source: ConversationSource, kind: _RowKind, faults: ReadErrors) -> Iterator[tuple[str, Row, RowReader]]:
+def _read_rows(source: ConversationSource, kind: _RowKind, errors: ReadErrors) -> Iterator[tuple[str, Row, RowReader]]:
     """Yield the location of each row, the row, and the reader of its file's format.
 
     Raises UserError for a file whose format is unknown.
     """
     readers = {}  # by file
+    # OpenAssistant's single messages become trees, when all of them have been read.
     tree_messages = []
-    for file, number, row in islice(_read_source(source, faults), source.take):
+    for file, number, row in islice(_read_source(source, errors), source.take):
         where = f"{file}, row {number}"
         columns = set(row)
         if file not in readers:
@@ -334,7 +336,7 @@ def _describe_unknown_format(where: str, row: Row, source: ConversationSource, k
     )
 
 
-def _read_source(source: ConversationSource, faults: ReadErrors) -> Iterator[tuple[str, int, Row]]:
+def _read_source(source: ConversationSource, errors: ReadErrors) -> Iterator[tuple[str, int, Row]]:
     """Yield the file (or Hub id), number and columns of every row of a source."""
     if source.hub:
         is_streamed = source.take is not None
@@ -344,13 +346,13 @@ def _read_source(source: ConversationSource, faults: ReadErrors) -> Iterator[tup
 
     for path, _ in find_files(source.path, FORMATS["rows"]):
         try:
-            for number, row in read_rows(path, faults):
+            for number, row in read_rows(path, errors):
                 yield str(path), number, row
         except OSError as error:
             raise unreadable_file_error(path, error) from error
 
 
-def _read_documents(source: ConversationSource, faults: ReadErrors) -> Iterator[Row]:
+def _read_documents(source: ConversationSource, errors: ReadErrors) -> Iterator[Row]:
     """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
     from hf_llm.data.corpus.config import Source
     from hf_llm.data.corpus.reader_step import SourceReader
@@ -363,47 +365,47 @@ def _read_documents(source: ConversationSource, faults: ReadErrors) -> Iterator[
             text = document.text.strip()
             if text:
                 yield {"text": text}
-    faults.add(step.faults)
+    errors.add(step.faults)
 
 
-def _check_dropped(source: ConversationSource, faults: ReadErrors, kept: int, allow_drop: float) -> None:
-    dropped = faults.dropped.total()
+def _check_dropped(source: ConversationSource, errors: ReadErrors, kept: int, allow_drop: float) -> None:
+    dropped = errors.dropped.total()
     if dropped > allow_drop * (dropped + kept):
-        raise UserError(describe_dropped_rows(source.name, faults.dropped, faults.samples, kept))
+        raise UserError(describe_dropped_rows(source.name, errors.dropped, errors.samples, kept))
     if not kept:
         raise UserError(f"{source.name} holds no rows that can be used; correct the source or leave it out")
 
 
 def describe_dropped_rows(name: str, dropped: dict[str, int], samples: list[str], kept: int) -> str:
     """Return the error message for a source of which more rows were dropped than `allow_drop` allows."""
-    bad = sum(dropped.values())
-    total = bad + kept
+    dropped_count = sum(dropped.values())
+    total = dropped_count + kept
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in Counter(dropped).most_common())
-    problem = f"{name}: {bad:,} of {total:,} rows cannot be used ({reasons}); for example"
+    problem = f"{name}: {dropped_count:,} of {total:,} rows cannot be used ({reasons}); for example"
 
     remedy = "Correct or leave out what holds them"
     if kept:
-        percent = math.ceil(100 * bad / total)
+        percent = math.ceil(100 * dropped_count / total)
         remedy += f", or write `allow_drop: {percent / 100}` to continue without those rows"
     return "\n    ".join([problem, *samples]) + f"\n  {remedy}."
 
 
 def _split_by_question(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Divide rows into training and evaluation by a digest of seed and first question.
+    """Split rows into training and evaluation by a digest of the seed and the first question.
 
-    No question is on both sides. Raises UserError where there are too few different questions.
+    No question is in both. Raises UserError if there are too few different questions.
     """
     assert 0 <= eval_share < 1, f"eval_share is {eval_share}"
     digests = [_hash_question(row, seed) for row in rows]
-    different = sorted(set(digests))
+    different_questions = sorted(set(digests))
 
     count = 0
     if eval_share:
-        count = max(1, round(len(different) * eval_share))
-    if count >= len(different):
-        raise UserError(f"{len(different)} different question(s) are too few to hold some out; add data")
+        count = max(1, round(len(different_questions) * eval_share))
+    if count >= len(different_questions):
+        raise UserError(f"{len(different_questions)} different question(s) are too few to hold some out; add data")
 
-    held_out = set(different[:count])
+    held_out = set(different_questions[:count])
     train = []
     evaluation = []
     for digest, row in zip(digests, rows, strict=True):
@@ -427,9 +429,9 @@ def _hash_values(*values: Any) -> int:
 
 
 def _mix_by_share(rows: list[Row], sources: list[ConversationSource], seed: int) -> list[Row]:
-    """Return as many rows as there are, in the shares the sources ask for.
+    """Mix the rows in the shares that the sources ask for; their total number stays the same.
 
-    The rows of a source are repeated, or a sample of them is taken, which follows from `seed`.
+    The rows of a source are repeated, or a sample of them is taken, which depends only on `seed`.
     """
     if sources[0].share is None:
         return rows
@@ -441,14 +443,14 @@ def _mix_by_share(rows: list[Row], sources: list[ConversationSource], seed: int)
         if not source_rows:
             raise UserError(f"{source.name}: all its rows are held out for evaluation, none are left for its share")
 
-        wanted = round(len(rows) * source.share / total_share)
-        repeats, remainder = divmod(wanted, len(source_rows))
+        count = round(len(rows) * source.share / total_share)
+        repeats, remainder = divmod(count, len(source_rows))
         mixed += source_rows * repeats
         mixed += [source_rows[i] for i in _sample_indices(len(source_rows), remainder, seed, number)]
     return mixed
 
 
 def _sample_indices(size: int, count: int, *seeds: int) -> list[int]:
-    """Return `count` of the indices below `size`, ascending, which follow from the seeds."""
+    """Return a sample of `count` indices below `size`, ascending, that depends only on the seeds."""
     by_digest = sorted(range(size), key=lambda i: _hash_values(*seeds, i))
     return sorted(by_digest[:count])

@@ -1,9 +1,14 @@
-"""The `corpus` section of a recipe, made into Parquet files that `datasets.load_dataset` opens.
+"""Make the corpus of a recipe's `corpus` section: Parquet files that `datasets.load_dataset` opens.
 
-Passes of independent tasks, each reading the files of the pass before: cleaning, a task for each read task of the
-sources; then the search for near-duplicates; then shards, a range of ids each; then, where asked for, the passages that
-repeat. A task that is done is not done again, and memory holds one read task or one shard per core, however large the
-corpus (near-duplicates apart: `dedup_pass.py`).
+The work is done in passes. Each is a set of independent tasks that read the files of the pass before:
+
+1. cleaning: one task for each read task of the sources;
+2. near-duplicates: one task finds them among all documents;
+3. sharding: one task for each shard, a range of ids;
+4. repeated passages, if the recipe asks for it: find and cut them, shard by shard.
+
+A finished task is not run again. Memory holds one read task or one shard per core, however large the corpus is, except
+in the search for near-duplicates (`dedup_pass.py`).
 """
 
 import json
@@ -44,19 +49,19 @@ SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
 
 # Estimates of the space that making a corpus takes.
-COMPRESSION_RATIO = 4  # bytes of text in a byte of a compressed file
-WORK_RATIO = 1  # the cleaned documents and the corpus are stored, each at half the size of the text
-PASSAGES_RATIO = 4  # repeated passages take four times the text on top
+COMPRESSION_RATIO = 4  # bytes of text per byte of a compressed file
+WORK_RATIO = 1  # bytes per byte of text: the cleaned documents and the corpus take half of it each
+PASSAGES_RATIO = 4  # further bytes per byte of text, if repeated passages are searched for
 
 
 def make_corpus(section: Corpus, folder: Path, key: str, made_with: str = "") -> dict:
     """Make `data/*.parquet`, `rejected/*.parquet` and `ledger.json` in `folder`, or resume an interrupted run.
 
-    `key` stands for the settings, `made_with` for the programs that read and clean; documents that are clean already
-    are reused where only what follows cleaning has changed.
+    `key` identifies the settings, `made_with` the versions of the programs that read and clean. Cleaned documents of an
+    earlier run are reused if only settings of the later passes have changed.
 
-    Returns the ledger. Raises UserError for sources that cannot be read, are mostly unreadable, or leave train or
-    validation empty, and for a disk that is too small.
+    Returns the ledger. Raises UserError for sources that cannot be read, of which too many records cannot be read, or
+    that leave a split empty, and for a disk that is too small.
     """
     work = folder / "work"
     ledger_file = folder / LEDGER
@@ -73,7 +78,7 @@ def make_corpus(section: Corpus, folder: Path, key: str, made_with: str = "") ->
 def _move_finished(work: Path, folder: Path) -> None:
     """Move the finished corpus from `work` to its folder, the ledger last: where that is, the corpus is complete."""
     for name in ("data", "rejected", MODELS_FOLDER):
-        if (work / name).exists():  # else it was moved by a run that was killed here
+        if (work / name).exists():  # if not, it was moved by a run that was killed at this point
             os.replace(work / name, folder / name)
     os.replace(work / LEDGER, folder / LEDGER)
 
@@ -101,7 +106,7 @@ def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
     models = work / MODELS_FOLDER
     measured = _prepare_filters(section, models)
     names = _name_read_tasks(section, tasks, models, made_with)
-    shard_folder = work / _digest([key, names])  # other settings have another one
+    shard_folder = work / _digest([key, names])  # a different one for different settings
     shard_folder.mkdir(exist_ok=True)
 
     passes = {"cleaning": _run_clean_pass(section, tasks, work, names)}
@@ -128,14 +133,14 @@ def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:
 
 
 def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_with: str) -> list[str]:
-    """Name each read task by a digest of all that its clean documents depend on.
+    """Name each read task by a digest of everything that its cleaned documents depend on.
 
-    What only the later passes read is not in it: so clean documents are reused when that changes.
+    Settings of the later passes are not included, so that cleaned documents are reused when only these change.
     """
     model_digests = {}
     for path in sorted(models.iterdir()):
         model_digests[path.name] = xxhash.xxh3_64_hexdigest(path.read_bytes())
-    for_all_tasks = [
+    shared_inputs = [
         made_with,
         model_digests,
         section.min_chars,
@@ -146,8 +151,8 @@ def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_
     names = []
     for task in tasks:
         rules = section.select_rules(task.source)
-        for_task = [task.source, rules, task.label, task.position, task.state, task.shard]
-        names.append(_digest([for_all_tasks, *for_task]))
+        task_inputs = [task.source, rules, task.label, task.position, task.state, task.shard]
+        names.append(_digest([shared_inputs, *task_inputs]))
     return names
 
 
@@ -156,7 +161,7 @@ def _digest(value: object) -> str:
 
 
 def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, names: list[str]) -> list[dict]:
-    """Clean the documents of every read task. Raises UserError for a source that is mostly unreadable."""
+    """Clean the documents of every read task. Raises UserError for a source with too many read errors."""
     tasks = {}
     for name, read_task in zip(names, read_tasks, strict=True):
         result_file = work / f"{name}.json"
@@ -165,14 +170,15 @@ def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, nam
     executor = Executor(section.executor, section.cluster)
     results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
 
-    faults_of_sources: dict[str, ReadErrors] = {}
+    # A source may have several tasks: their read errors are added up.
+    errors_of_sources: dict[str, ReadErrors] = {}
     for read_task, result in zip(read_tasks, results, strict=True):
-        total = faults_of_sources.setdefault(read_task.label, ReadErrors())
+        total = errors_of_sources.setdefault(read_task.label, ReadErrors())
         counted = result["faults"]
         dropped = Counter(counted["dropped"])
         total.add(ReadErrors(counted["records"], dropped, counted["examples"]))
-    for label, faults in faults_of_sources.items():
-        faults.check_dropped_share(f"corpus source {label}")
+    for label, errors in errors_of_sources.items():
+        errors.check_dropped_share(f"corpus source {label}")
     return results
 
 
@@ -200,6 +206,7 @@ def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: 
     if near:
         run_once("near-duplicates", find_near_duplicates, near, files, folder)
     run_per_shard("sharding", write_shard, section, files)
+
     passages = section.deduplicate.substring
     if passages:
         run_per_shard("windows", write_shard_windows, passages)
@@ -212,7 +219,7 @@ def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: 
 def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
     """Raise UserError where the disk does not have the space that making the corpus takes.
 
-    An estimate from the sizes of the files. What comes from the network is not known beforehand.
+    The space is estimated from the sizes of the files; the size of downloads is not known and counts as 0.
     """
     text_bytes = 0
     for task in tasks:
@@ -223,7 +230,7 @@ def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
         ratio += PASSAGES_RATIO
     needed_bytes = text_bytes * ratio
 
-    # What a run that was interrupted has written already is not needed again.
+    # Files that an interrupted run has already written do not need their space again.
     files = [path for path in folder.rglob("*") if path.is_file()]
     written_bytes = sum(path.stat().st_size for path in files)
     free_bytes = shutil.disk_usage(folder).free + written_bytes
@@ -243,7 +250,7 @@ def _gather_files(work: Path, shard_folder: Path, passes: dict[str, list[dict]])
     """Move what the passes have written to where it is in a finished corpus, within `work`.
 
     The records of dropped documents are numbered in the order of passes and tasks. An empty folder of models is
-    removed. A file that is not where its pass left it has been moved by a run that was killed here.
+    removed. A file that is missing has been moved already, by a run that was killed at this point.
     """
     (work / "rejected").mkdir(exist_ok=True)
     if not any((work / MODELS_FOLDER).iterdir()):

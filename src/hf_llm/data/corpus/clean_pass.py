@@ -1,6 +1,7 @@
 """The first pass over a corpus: a read task in, files of clean documents sorted by id out.
 
-An id is the digest of the normalized text, so the order of the ids is a shuffle that no order of the input can change.
+An id is the digest of the normalized text, so sorting by id shuffles the documents, independently of their order in the
+input.
 """
 
 from dataclasses import asdict
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 64 << 20  # text a task holds before it writes a sorted file
 COLUMNS = ("id", "text", "source", "license", "language", "url", "metadata")
-ORDER = ("id", "position", "url", "metadata")  # of equal documents the first is kept
+ORDER = ("id", "position", "url", "metadata")  # sort keys: the first of several equal documents is kept
 MODELS_FOLDER = "learned"
 
 
 def clean_read_task(section: Corpus, task: ReadTask, work: Path, name: str) -> dict:
-    """Read, normalize and filter the documents of a read task; those that are kept are written to files `name`.
+    """Read, normalize and filter the documents of a read task; write the kept ones to files that begin with `name`.
 
-    Returns what passed each step, the read errors, and the names of the files.
+    Returns the counts of every step, the read errors, and the names of the files.
     """
     reader = SourceReader([task], section.max_chars)
     writer = SortedWriter(work, name, section.deduplicate.near)
@@ -65,7 +66,7 @@ def _make_all_filter_steps(section: Corpus, task: ReadTask, work: Path) -> list[
 
 
 class SortedWriter(PipelineStep):
-    """The last step: documents in, Parquet files sorted by id out, beside each the signatures of its documents."""
+    """The last step: writes documents to Parquet files sorted by id, with the MinHash signatures beside each file."""
 
     type = "WRITER"
     name = "write"
@@ -109,7 +110,7 @@ def signature_file(path: Path) -> Path:
 
 
 def cleaned_schema() -> "pyarrow.Schema":
-    """Return the columns of a corpus, and those that only its making needs."""
+    """Return the columns of a corpus, and those that only the later passes need."""
     import pyarrow
 
     fields = [(name, pyarrow.string()) for name in COLUMNS]

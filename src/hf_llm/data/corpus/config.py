@@ -34,9 +34,9 @@ from hf_llm.data.tokens.curriculum import Curriculum
 class Rules:
     """`corpus.rules`: the filters of prose, in the order in which they run.
 
-    This is the table of filters: a field is a filter's name in recipes and in the ledger, its type is the filter's
-    settings, which make the filter. A filter that is left out does not run; `gopher_quality: {}` runs one with its
-    published settings. `rules` of a source stand in the place of these.
+    This is the table of filters. A field's name is the filter's name in recipes and in the ledger; its type is the
+    filter's settings, whose `make_filter` builds it. A filter that the recipe does not name does not run;
+    `gopher_quality: {}` runs one with its published settings. A source with `rules` uses those instead.
     """
 
     language: Language | None = None
@@ -250,7 +250,7 @@ class Corpus:
             raise ValueError("executor is slurm: name its partition, cluster: {partition: ...}")
 
     def select_rules(self, source: Source) -> Rules:
-        """Return the filters of a source: its own, else the corpus's; none for code, for which they are not made."""
+        """Return the filters of a source: its own, else the corpus's. Code has none, since they are made for prose."""
         if source.rules is not None:
             return source.rules
         if source.git or source.format == "code":

@@ -1,10 +1,10 @@
 """The later passes over a corpus: drop duplicates, cut repeated passages, write shards, split off validation and test.
 
-Every pass is a set of tasks that read the files of the pass before. A task of the first pass makes files sorted by id;
-here each range of ids becomes one shard, where all copies of a text meet.
+Every pass is a set of tasks that read the files of the pass before. The first pass (`clean_pass.py`) wrote files sorted
+by id; here each range of ids becomes one shard, so all copies of a text are in the same shard.
 
-Near-duplicates are searched for between all documents at once, by one task that holds about 200 bytes for each of them;
-every other task holds a slice of one shard.
+Near-duplicates are searched for among all documents at once, by one task that takes about 200 bytes of memory for each
+document; every other task holds a slice of one shard in memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.dataset import Expression
 
-NEAR = "near_duplicates.parquet"  # the ids of documents that are dropped, sorted, and the ids kept in their place
+NEAR = "near_duplicates.parquet"  # ids of dropped documents, sorted, each with the id of the one kept instead
 WINDOWS = "windows"
 REPEATED = "repeated.npy"
-SLICES_PER_SHARD = 8  # a task holds one
-MAX_SOURCES = 1 << 10  # whose order decides which document keeps a repeated passage; later ones count as the last
+SLICES_PER_SHARD = 8  # a task holds one slice in memory
+# Sources that are told apart when deciding which document keeps a repeated passage; later ones count as the last.
+MAX_SOURCES = 1 << 10
 
 Counts = dict[str, list[int]]  # documents and UTF-8 bytes, by source (or licence, language, split)
 
@@ -64,7 +65,10 @@ class ShardTask:
     def drop_rows(
         self, table: "pyarrow.Table", is_dropped: list[bool], rule: str, reason: str, kept: list[str] | None = None
     ) -> "pyarrow.Table":
-        """Return the table without some rows, which are recorded. `kept` are the ids of what stays in their place."""
+        """Return the table without the rows marked in `is_dropped`, and record these.
+
+        `kept` has for each row the id of the document that is kept instead.
+        """
         import pyarrow
 
         numbers = np.flatnonzero(is_dropped)
@@ -74,30 +78,35 @@ class ShardTask:
             record["reason"] = reason
             record["kept"] = kept[number] if kept else ""
             self.dropped.add_document(rule, record, row["text"])
-        return table.filter(pyarrow.array(~np.array(is_dropped, bool))).combine_chunks()
+
+        is_kept = ~np.array(is_dropped, bool)
+        return table.filter(pyarrow.array(is_kept)).combine_chunks()
 
 
 def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) -> dict:
-    """Find which documents are like another, and write NEAR. Of each group the longest of its earliest source stays."""
+    """Find the documents that are near-duplicates of another, and write NEAR.
+
+    In each group, the longest document of the earliest source is kept.
+    """
     import pyarrow
 
     ids, positions, sizes = _read_identities(files)
     if len(ids):
-        # From the first in precedence to the last: the earliest source, the longest text, the smallest id.
+        # Sort by precedence: the earliest source, then the longest text, then the smallest id.
         high_half = ids[:, 0]
         low_half = ids[:, 1]
-        ranked = np.lexsort((low_half, high_half, -sizes, positions))
-        order = np.empty(len(ids), np.int64)
-        order[ranked] = np.arange(len(ids))
+        by_precedence = np.lexsort((low_half, high_half, -sizes, positions))  # the last key is the first criterion
+        rank = np.empty(len(ids), np.int64)
+        rank[by_precedence] = np.arange(len(ids))
 
         signature_files = [signature_file(file) for file in files]
-        keepers = ids[find_representatives(signature_files, order, near)]
+        representatives = ids[find_representatives(signature_files, rank, near)]
     else:
-        keepers = ids
+        representatives = ids
 
-    # Equal texts have equal ids: each pair once, sorted by the id that is dropped.
-    is_dropped = (keepers != ids).any(axis=1)
-    pairs = np.concatenate([ids[is_dropped], keepers[is_dropped]], axis=1)
+    # Pairs of dropped and kept id, sorted. Documents of equal text have equal ids, so a pair may occur more than once.
+    is_dropped = (representatives != ids).any(axis=1)
+    pairs = np.concatenate([ids[is_dropped], representatives[is_dropped]], axis=1)
     pairs = np.unique(pairs, axis=0)
 
     dropped_ids = _format_ids(pairs[:, :2])
@@ -109,9 +118,10 @@ def find_near_duplicates(near: NearDuplicates, files: list[Path], folder: Path) 
 
 
 def _read_identities(files: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read of every document its id, its source's position in the recipe and its bytes.
+    """Read the id, the source's position in the recipe and the size of every document.
 
-    Returns uint64 (documents, 2), the halves of the id, and int32 and int64 (documents,).
+    Returns the ids as two halves, uint64 (documents, 2), the positions, int32 (documents,), and the sizes in bytes,
+    int64 (documents,).
     """
     import pyarrow.parquet
 
@@ -133,10 +143,10 @@ def _format_ids(halves: np.ndarray) -> list[str]:
 
 
 def write_shard(section: Corpus, files: list[Path], work: Path, number: int, count: int) -> dict:
-    """Write the documents whose id falls in range `number` of `count`, without copies and near-duplicates.
+    """Write shard `number` of `count`: the documents in its range of ids, without copies and near-duplicates.
 
-    Written as shards of the corpus, or kept whole for `cut_shard` where repeated passages are to be cut. Equal texts
-    have equal ids, so a shard is made slice by slice, and one slice of it is in memory.
+    Writes the final files of each split, or one uncut file for `cut_shard` if repeated passages are to be cut. A shard
+    is made slice by slice, one of them in memory; copies have equal ids, so they are in the same slice.
     """
     task = ShardTask(section, work, number, count, DroppedRecords(work, f"shard-{number:05d}"))
     slices = _read_slices(task, files)
@@ -211,7 +221,7 @@ def write_shard_windows(passages: RepeatedPassages, work: Path, number: int, cou
 
 
 def _read_documents(work: Path, number: int) -> Iterator[tuple[int, str]]:
-    """Yield the precedence and the text of every document of an uncut shard."""
+    """Yield the rank and the text of every document of an uncut shard."""
     for table in _read_uncut(work, number):
         yield from zip(_rank_documents(table), table["text"].to_pylist(), strict=True)
 
@@ -220,7 +230,7 @@ def find_repeated_in_shard(work: Path, number: int, count: int) -> dict:
     """Find the windows of one partition that occur more than once, and delete the files of all of them."""
     files = sorted((work / WINDOWS).glob(f"*.{number:05d}.windows"))
     output = _repeated_file(work, number)
-    if not output.exists():  # else a run was killed while it deleted the files
+    if not output.exists():  # it exists if a run was killed while it deleted the files
         find_repeated_windows(files, output)
     for file in files:
         file.unlink()
@@ -238,10 +248,11 @@ def _repeated_file(work: Path, number: int) -> Path:
 
 
 def cut_shard(section: Corpus, work: Path, number: int, count: int) -> dict:
-    """Cut the passages that stand earlier in the corpus out of an uncut shard, and write shards of the corpus."""
+    """Cut the passages that occur earlier in the corpus out of an uncut shard, and write the files of each split."""
     task = ShardTask(section, work, number, count, DroppedRecords(work, f"cut-{number:05d}"))
-    cutter = _PassageCutter(task)
-    counts = _write_splits(task, (cutter.cut_table(table) for table in _read_uncut(work, number)))
+    cutter = _ShardCutter(task)
+    cut_tables = (cutter.cut_table(table) for table in _read_uncut(work, number))
+    counts = _write_splits(task, cut_tables)
     return {
         **counts,
         "flows": task.flows,
@@ -250,23 +261,23 @@ def cut_shard(section: Corpus, work: Path, number: int, count: int) -> dict:
     }
 
 
-class _PassageCutter:
-    """Cuts repeated passages out of the documents of a shard, and counts their characters."""
+class _ShardCutter:
+    """Cuts repeated passages out of the documents of a shard, and counts the characters that it cuts."""
 
     def __init__(self, task: ShardTask):
         self.task = task
-        self.cutter = PassageCutter(task.work / REPEATED, task.section.deduplicate.substring)
+        self.passage_cutter = PassageCutter(task.work / REPEATED, task.section.deduplicate.substring)
         self.cut_characters = 0
 
     def cut_table(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """Return the table with its texts cut, without those that are too short then."""
+        """Return the table with repeated passages cut out, without the documents that are too short after that."""
         import pyarrow
 
         min_chars = self.task.section.min_chars
         texts = []
         is_too_short = []
-        for order, text in zip(_rank_documents(table), table["text"].to_pylist(), strict=True):
-            cut_text, passages = self.cutter.cut_passages(order, text)
+        for rank, text in zip(_rank_documents(table), table["text"].to_pylist(), strict=True):
+            cut_text, passages = self.passage_cutter.cut_passages(rank, text)
             self.cut_characters += sum(len(passage) for passage in passages)
             texts.append(cut_text)
             is_too_short.append(len(cut_text) < min_chars and cut_text != text)
@@ -279,9 +290,9 @@ class _PassageCutter:
 
 
 def _rank_documents(table: "pyarrow.Table") -> list[int]:
-    """Return the precedence of every document: of a passage that repeats, the one with the smallest number keeps it.
+    """Return the rank of every document: the one with the smallest rank keeps a passage that several documents have.
 
-    The position of its source in the upper 10 bits of 64, the first 54 bits of its id in the others.
+    The upper 10 of its 64 bits are the position of the source, the others the first 54 bits of the id.
     """
     ranks = []
     for position, id in zip(table["position"].to_pylist(), table["id"].to_pylist(), strict=True):
@@ -296,7 +307,7 @@ def _uncut_file(number: int) -> str:
 
 
 def _read_uncut(work: Path, number: int) -> Iterator["pyarrow.Table"]:
-    """Yield the documents of an uncut shard, some at a time."""
+    """Yield the documents of an uncut shard, one row group at a time."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(work / _uncut_file(number)) as file:
@@ -305,7 +316,7 @@ def _read_uncut(work: Path, number: int) -> Iterator["pyarrow.Table"]:
 
 
 def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[str, Any]:
-    """Write the tables' documents as a file for each split that has any, and count them."""
+    """Write the documents to one file for each split that has any, and count them."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -319,7 +330,7 @@ def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[st
             splits = pyarrow.array(split_names, pyarrow.string())
             for name in SPLIT_NAMES:
                 rows = table.filter(compute.equal(splits, name)).select(COLUMNS)
-                # Train has a file in every shard, that of validation and test is made for its first document.
+                # Train has a file in every shard, even an empty one; validation and test only with documents.
                 if name not in writers and (len(rows) or name == "train"):
                     path = folder / f"{name}-{task.number:05d}-of-{task.count:05d}.parquet"
                     writers[name] = open_files.enter_context(table_writer(path, rows.schema))
@@ -333,9 +344,9 @@ def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[st
     return counts
 
 
-def _add_lists(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
-    """Add the lists of numbers in `more` to those in `total`, item by item; the shorter one counts as ending in 0."""
-    for name, numbers in more.items():
+def _add_lists(total: dict[str, list[int]], added: dict[str, list[int]]) -> None:
+    """Add the lists of numbers in `added` to those in `total`, item by item, the shorter list padded with zeros."""
+    for name, numbers in added.items():
         pairs = zip_longest(total.get(name, []), numbers, fillvalue=0)
         total[name] = [first + second for first, second in pairs]
 
@@ -352,10 +363,14 @@ def _count_by(table: "pyarrow.Table", column: str) -> Counts:
 
 
 def _count_lengths(table: "pyarrow.Table") -> dict[str, list[int]]:
-    """Count by source the documents of each length, the base-2 logarithm of their characters rounded down: 0, 1 ..."""
+    """Return a histogram of document lengths for each source: bin n counts those of 2^n to 2^(n+1) - 1 characters."""
     import pyarrow.compute as compute
 
     characters = compute.utf8_length(table["text"]).to_numpy()
     logarithms = np.log2(np.maximum(characters, 1)).astype(int)
     sources = np.array(table["source"].to_pylist())
-    return {name: np.bincount(logarithms[sources == name]).tolist() for name in sorted(set(sources.tolist()))}
+
+    histograms = {}
+    for name in sorted(set(sources.tolist())):
+        histograms[name] = np.bincount(logarithms[sources == name]).tolist()
+    return histograms

@@ -1,4 +1,4 @@
-"""The first step of the pipeline: read tasks in, documents out."""
+"""The first step of the pipeline: read the documents of a read task, each file by the reader for its format."""
 
 import importlib
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_hub_rows, unreadable_file_error
 from hf_llm.data.files.text_files import split_text
 
-READER_MODULES = {"rows": "tabular"}  # the module in readers/ of a format, where it has another name
-CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # whose long files become several documents
+READER_MODULES = {"rows": "tabular"}  # module in readers/ by format, if the two have different names
+CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # formats whose long files are cut into several documents
 
 
 class SourceReader(PipelineStep):
     """Reads sources: rank n yields the documents of the n-th read task.
 
-    A document's metadata: source, license, language, url, position, and `about`: what its source says of it.
+    A document's metadata has source, license, language, url, position, and `about`: what its source says about it.
     """
 
     type = "READER"
@@ -70,7 +70,7 @@ class SourceReader(PipelineStep):
                 yield raw
 
     def _read_file(self, task: ReadTask, path: str, name: str) -> Iterator[RawDocument]:
-        """Yield the documents of one file, downloaded first where it is an address; of an archive, of its files."""
+        """Yield the documents of one file, or of all files in an archive. A URL is downloaded first."""
         source = task.source
         file = download_file(path, download_folder() / "crawl") if source.crawl else Path(path)
         try:
@@ -105,9 +105,9 @@ class SourceReader(PipelineStep):
 
 
 def _make_document(task: ReadTask, raw: RawDocument) -> Document:
-    """Make a document of what a reader yielded.
+    """Convert what a reader yielded to a document of datatrove.
 
-    The text is as it stands in the source; what is known of it, names of files included, has whole characters only.
+    The text is not changed. In the metadata, which may hold names of files, lone surrogates are replaced.
     """
     metadata = {
         "source": task.label,

@@ -1,6 +1,6 @@
-"""`corpus.sources` of a recipe, turned into read tasks: the units of reading, each done whole or done again.
+"""Turn `corpus.sources` of a recipe into read tasks, the units of reading: an interrupted one is done again.
 
-The tasks depend on the recipe and on what is on the disk, never on the number of workers.
+The tasks depend on the recipe and on the files on the disk, not on the number of workers.
 """
 
 import json
@@ -20,8 +20,8 @@ from hf_llm.data.files.file_formats import FORMATS, NAMED_FORMATS, detect_format
 from hf_llm.data.files.git_repos import clone_repository, list_repository_files
 from hf_llm.data.files.tabular import content_suffix, count_hub_shards
 
-PART_BYTES = 16 << 20  # input of a task that reads many files
-STYLE_SHEETS = (".css", ".scss")  # read as code, but a folder of pages that has some is not a program
+PART_BYTES = 16 << 20  # of input that a task reads, where a source has many files
+STYLE_SHEETS = (".css", ".scss")  # are read as code, but do not make a folder of web pages a program
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,19 @@ class ReadTask:
     """What the source is called in the ledger."""
 
     files: tuple[tuple[str, str], ...]
-    """Of each file its path on this host (or its URL), and its name in the corpus."""
+    """The path on this host (or the URL) of each file, and its name in the corpus."""
 
     bytes: int
+    """The size of all files together; 0 if it is not known."""
+
     state: str
     """A digest of the files' names, sizes and modification times."""
 
     shard: tuple[int, int] | None = None
-    """Of a Hub data set that is read in shards: how many there are, and the number of this one."""
+    """For a Hub data set that is read in shards: how many there are, and the number of this one."""
 
     item: str = ""
-    """Which of the installed documentation."""
+    """Which part of the installed documentation to read (`python_docs.ITEMS`)."""
 
 
 def list_read_tasks(sources: list[Source]) -> list[ReadTask]:
@@ -82,7 +84,7 @@ def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
 
 
 def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
-    """Yield one task per file of a streamed data set, so that an interruption costs one. A slice of rows is one."""
+    """Yield one task per file of a streamed data set, so that an interruption costs one; a slice is one task."""
     label = source.name or source.hub
     is_slice = source.take is not None or source.skip
     if is_slice:
@@ -95,7 +97,7 @@ def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
 
 
 def _label_files(source: Source) -> str:
-    """Return the name of a source of files: its own, else the last part of its path, up to a wildcard."""
+    """Return the name of a source of files: the recipe's, else the last part of its path or URL, up to a wildcard."""
     address = source.path or source.git.rstrip("/")
     return source.name or Path(address).name.split("*")[0] or "files"
 
@@ -149,8 +151,8 @@ def download_folder() -> Path:
 def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, str]]:
     """List the files of a `path` source, sorted, each with its name relative to that path.
 
-    Where `format` is given, the files of that format. Else every file that a reader is known for; of a folder that has
-    both code and data (rows, pages, papers) only what there is more of, and its prose. What is left out is printed.
+    If `format` is given, the files of that format; else every file that has a reader. If a folder has both code and
+    data (rows, pages, papers), only the kind that it has more of, and its prose; how many are skipped is printed.
     """
     if format:
         suffixes = NAMED_FORMATS.get(format) or FORMATS[format]
@@ -171,27 +173,27 @@ def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, 
     programs = {file for file in code if content_suffix(file) not in STYLE_SHEETS}
     is_code_folder = bool(programs) and _measure_files(programs) >= _measure_files(data)
 
-    left_out = set()
+    skipped = set()
     if code and data:
-        left_out = data if is_code_folder else code
-        _print_left_out(path, left_out, len(files) - len(left_out), is_code_folder)
+        skipped = data if is_code_folder else code
+        _print_skipped(path, skipped, len(files) - len(skipped), is_code_folder)
 
     if not is_code_folder:
-        return [(file, name) for file, name in files if file not in left_out]
+        return [(file, name) for file, name in files if file not in skipped]
     return [(file, name) for file, name in files if formats[file] in ("code", "text") and not is_vendored(name)]
 
 
 def _measure_files(files: set[Path]) -> tuple[int, int]:
-    """Return how many files there are, and their bytes: there is more of one kind by the first, then by the second."""
+    """Return the number of files and their total bytes, by which two kinds of files are compared."""
     return len(files), sum(file.stat().st_size for file in files)
 
 
-def _print_left_out(path: str, left_out: set[Path], kept_count: int, is_code_folder: bool) -> None:
-    suffixes = ", ".join(sorted({file.suffix for file in left_out})[:6])
+def _print_skipped(path: str, skipped: set[Path], kept_count: int, is_code_folder: bool) -> None:
+    suffixes = ", ".join(sorted({file.suffix for file in skipped})[:6])
     kept_kind = "code" if is_code_folder else "data"
     remedy = "a source with their `format`" if is_code_folder else "a source with `format: code`"
     print(
-        f"{path}: {len(left_out):,} files ({suffixes}) are left out beside "
+        f"{path}: {len(skipped):,} files ({suffixes}) are left out beside "
         f"{kept_count:,} of {kept_kind} and prose; {remedy} reads them",
         flush=True,
     )

@@ -1,11 +1,11 @@
-"""Unpack an archive into its files, one at a time in a temporary folder, each deleted after use.
+"""Unpack the files of an archive one at a time into a temporary folder; each is deleted after use.
 
-Read: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and a single compressed file. Skipped:
+Formats: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and a single compressed file. Skipped:
 folders, links, devices, and names that lead out of the archive. An archive within an archive is given as a file.
 
 A member that claims, or turns out, to be larger than `MEMBER_BYTES`, or more than `MAX_RATIO` times its size in the
 archive (from `SMALL_BYTES` on), is a bomb: it is refused and counted by name, and the members after it are read. A
-compressed tar is read no further when more than `MAX_RATIO` times its size has been unpacked without reaching its end.
+compressed tar is read no further once more than `MAX_RATIO` times its size has been unpacked.
 """
 
 import io
@@ -26,9 +26,9 @@ from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, count_damage, count_d
 
 MEMBER_BYTES = 8 << 30
 MAX_RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
-SMALL_BYTES = 64 << 20  # no member below this is a bomb, however well it compresses
+SMALL_BYTES = 64 << 20  # a smaller member is never taken for a bomb, however well it compresses
 CHUNK_BYTES = 1 << 20
-NAME_BYTES = 200  # of a file's name, which every file system takes
+NAME_BYTES = 200  # a length of file names that every file system allows
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in COMPRESSED_SUFFIXES))
 _COMPRESSION_OF_SHORT_SUFFIX = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
@@ -42,7 +42,7 @@ class _ArchiveBomb(Exception):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `extract_members` can find several files in this one, by its name."""
+    """Whether the name of a file is that of an archive of files, which `extract_members` unpacks."""
     return path.name.lower().endswith((".zip", *_TAR_SUFFIXES))
 
 
@@ -138,7 +138,7 @@ def _count_member_damage(where: str, errors: ReadErrors) -> Iterator[None]:
 
 
 def _open_tar_stream(path: Path) -> IO[bytes]:
-    """Open the tar inside a file, whatever compresses it. Reading raises an error where it grows beyond all measure."""
+    """Open the tar in a file, decompressed. Reading raises `_ArchiveBomb` if it unpacks to too many bytes."""
     suffix = path.suffix.lower()
     if suffix == ".tar":
         return open(path, "rb")
@@ -148,7 +148,7 @@ def _open_tar_stream(path: Path) -> IO[bytes]:
 
 
 class _LimitedReader(io.RawIOBase):
-    """A stream that raises `_ArchiveBomb` after so many bytes."""
+    """A stream that raises `_ArchiveBomb` after `limit` bytes."""
 
     def __init__(self, source: IO[bytes], limit: int):
         self.source = source
@@ -171,12 +171,12 @@ class _LimitedReader(io.RawIOBase):
 
 
 def _size_limit(compressed_bytes: int) -> int:
-    """Bytes that a member of so many compressed bytes may unpack to."""
+    """Return how many bytes a member of `compressed_bytes` may unpack to."""
     return min(max(MAX_RATIO * compressed_bytes, SMALL_BYTES), MEMBER_BYTES)
 
 
 def _write_member(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterator[tuple[str, Path]]:
-    """Write one member under its own last name into the folder, yield it, delete it."""
+    """Write one member to a folder under the last part of its name, yield it, and delete it afterwards."""
     member_folder = folder / "member"
     member_folder.mkdir()
     try:
@@ -194,7 +194,7 @@ def _write_member(source: IO[bytes], name: str, folder: Path, limit: int) -> Ite
 
 
 def _shorten_name(name: str) -> str:
-    """Keep the end of a name, with its suffix, as long as every file system takes it."""
+    """Return the end of a name, with its suffix, that is short enough for every file system."""
     return os.fsencode(name)[-NAME_BYTES:].decode("utf-8", "ignore")
 
 

@@ -1,4 +1,4 @@
-"""Download files of the web to this disk, resumed where they broke off: Common Crawl's segments above all.
+"""Download files from the web, mainly Common Crawl's segments; an interrupted download is resumed.
 
 Common Crawl lists the files of each crawl in `wet.paths.gz` (text) and `warc.paths.gz` (pages):
 https://data.commoncrawl.org/crawl-data/CC-MAIN-2025-33/wet.paths.gz
@@ -21,13 +21,13 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from hf_llm.core.errors import UserError
 
-MAX_ATTEMPTS = 6  # in a row that bring no bytes; one that brings some starts the count again
+MAX_ATTEMPTS = 6  # consecutive failed attempts; one that has received some bytes starts the count again
 FIRST_WAIT_SECONDS = 1.0  # doubled with each attempt
 MAX_WAIT_SECONDS = 60.0
 TIMEOUT_SECONDS = 60  # without a byte
 CHUNK_BYTES = 1 << 20
 
-_URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # what a URL may hold as it is
+_URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # characters that are not escaped in a URL
 _TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _REMEDIES = {
     401: "it wants a login, which is not supported; download it yourself and give its `path`",
@@ -97,7 +97,7 @@ def _read_lines(path: Path) -> list[str]:
 def download_file(url: str, folder: Path) -> Path:
     """Download the file at `url` completely to `folder`, unless it is already there. Returns its path.
 
-    What came before an interruption stays in a `.part` file, and the download is resumed from it if the server says
+    What was received before an interruption is in a `.part` file. The download is resumed from there if the server says
     that the file has not changed since. Raises UserError if the server refuses or cannot be reached.
     """
     if urlsplit(url).scheme not in ("http", "https"):
@@ -134,11 +134,12 @@ def local_name(url: str) -> str:
 
 
 class IncompleteDownload(OSError):
-    """A response whose body is not what its headers say."""
+    """A response whose body does not match its headers."""
 
 
 def _download_part(url: str, part: Path) -> None:
-    """Bring `part` to its full length, from what there is of it if the server still has the same file."""
+    """Download the file to `part`, resuming from the bytes in it if the server still has the same version."""
+    # The server sends the missing bytes if its file still has this version, else the whole file.
     held_bytes = _file_size(part)
     version = _read_version(part)
     headers = {"User-Agent": "hf_llm"}
@@ -188,7 +189,7 @@ def _parse_range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _write_version(part: Path, response: http.client.HTTPResponse) -> None:
-    """Write beside the part what tells its version: a strong ETag, else when it last changed (RFC 9110, 13.1.5)."""
+    """Write the version of the file beside the part: a strong ETag, else its modification time (RFC 9110, 13.1.5)."""
     etag = response.headers.get("ETag", "")
     version = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     part.unlink(missing_ok=True)  # never a new version beside old bytes
@@ -211,7 +212,7 @@ def _file_size(path: Path) -> int:
 
 
 def _raise_permanent(url: str, error: Exception) -> None:
-    """Raise an error that another attempt would not mend: a refusal as UserError, an error of this disk as it is."""
+    """Raise the error if another attempt is useless: a server's refusal as UserError, an error of the disk as it is."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in _TEMPORARY_STATUS:
             remedy = _REMEDIES.get(error.code, "check the address in a browser")
@@ -224,7 +225,7 @@ def _raise_permanent(url: str, error: Exception) -> None:
 
 
 def _wait_seconds(error: Exception, failures: int) -> float:
-    """Seconds to wait: what the server asks for, else twice as long each time."""
+    """Return the seconds to wait: what the server asks for, else twice as long with each failure."""
     retry_after = ""
     if isinstance(error, urllib.error.HTTPError):
         retry_after = error.headers.get("Retry-After", "")

@@ -1,4 +1,4 @@
-"""Count the records that could not be read, by reason; keep a few to show; raise an error where there are too many."""
+"""Count the records that cannot be read, by reason, with a few examples; raise an error if there are too many."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from hf_llm.core.errors import UserError
 from hf_llm.core.surrogates import replace_lone_surrogates
 
-MAX_EXAMPLES_PER_REASON = 3  # kept of the records dropped for one reason
+MAX_EXAMPLES_PER_REASON = 3  # examples that are kept for each reason
 EXCERPT_CHARS = 80
-NO_TEXT = "no_text"  # the reason for a web page that was read and has no text: not an error
+NO_TEXT = "no_text"  # the reason for a page that was read but has no text, which is not an error
 MAX_UNREADABLE_SHARE = 0.10  # of a source's records (lines of text, rows, code files)
 
 
 @dataclass
 class ReadErrors:
-    """The records that were read and those that were dropped while one part was read."""
+    """Counts of the records that were read, and of those that were dropped, in one part of the input."""
 
     records: int = 0
     dropped: Counter = field(default_factory=Counter)  # by reason
@@ -35,8 +35,8 @@ class ReadErrors:
         self.records += other.records
         self.dropped.update(other.dropped)
         for reason, examples in other.examples.items():
-            together = [*self.examples.get(reason, []), *examples]
-            self.examples[reason] = together[:MAX_EXAMPLES_PER_REASON]
+            all_examples = [*self.examples.get(reason, []), *examples]
+            self.examples[reason] = all_examples[:MAX_EXAMPLES_PER_REASON]
 
     @property
     def samples(self) -> list[str]:

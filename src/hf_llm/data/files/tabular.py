@@ -1,8 +1,8 @@
 """Read the rows of JSONL, JSON, CSV, Parquet, Arrow and SQLite files and of Hub data sets as plain dictionaries.
 
-A row that cannot be read is dropped and counted. Of a damaged file, the rows before the damage are kept and the damage
-is counted as one more lost record. Memory: one line (`LINE_BYTES`), one element of a JSON array (as much) or one batch
-of `BATCH_ROWS` rows, however large the file is or claims to be.
+A row that cannot be read is dropped and counted. In a damaged file, the rows before the damage are kept and the damage
+counts as one dropped record. Memory holds one line or one element of a JSON array (at most `LINE_BYTES`) or one batch
+of `BATCH_ROWS` rows, however large the file is.
 """
 
 import bz2
@@ -26,27 +26,28 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.files.read_errors import ReadErrors
 
 LINE_BYTES = 64 << 20  # a line or a JSON value longer than this is dropped rather than held in memory
-ENDLESS_BYTES = 1 << 30  # after so much of one line the rest of the file is not read: it is a bomb, not text
+ENDLESS_BYTES = 1 << 30  # a file with a longer line is read no further: it is a decompression bomb, not text
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 256
-PEEK_BYTES = 4096  # of a .json file, to tell an array from JSON lines
+PEEK_BYTES = 4096  # how much of a .json file is read to tell an array from JSON lines
 
 DATABASES = {".sqlite", ".sqlite3", ".db"}
 COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
-# The loader of `datasets` for files named by a pattern, by their suffix.
+# The loader of `datasets` for Hub files that are given as a pattern, by their suffix.
 _HUB_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".gz": "json", ".zst": "json", ".csv": "csv"}
 
-# What broken compression or a broken layout raises. Only an OSError without an errno is: the others are the disk's.
+# The exceptions for broken compression or a broken file format. An OSError counts only without an errno; one with an
+# errno is an error of the disk.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 csv.field_size_limit(LINE_BYTES)
 
 
 def read_rows(path: Path, errors: ReadErrors, table: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Read the number (from 1; lines for JSONL and CSV) and the columns of every row of a file.
+    """Yield the number (from 1; the line number for JSONL and CSV) and the columns of every row of a file.
 
-    `table` is read of a database. Raises OSError if the file has vanished or may not be read, UserError if it does not
-    hold rows.
+    `table` names the table of a database. Raises OSError if the file is missing or cannot be opened, UserError if it
+    does not hold rows.
     """
     suffix = content_suffix(path)
     if suffix in DATABASES:
@@ -79,11 +80,11 @@ def read_hub_rows(
     skip: int = 0,
     shard: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, dict]]:
-    """Read the number (from 1) and the columns of the rows of a Hub data set.
+    """Yield the number (from 1) and the columns of the rows of a Hub data set.
 
-    `hub` is its id, or a pattern of its files: `hf://datasets/owner/name/data/train-*.parquet`. `skip` and `take` cut a
-    slice of the whole data set. `shard` (count, index) is one of `count` parts of its files, in their order: all of
-    them together are the data set, and each is numbered from 1. Raises UserError.
+    `hub` is its id, or a pattern of its files: `hf://datasets/owner/name/data/train-*.parquet`. `skip` and `take`
+    select a slice of the whole data set. `shard` is (count, index): only the files of part `index` of `count` parts are
+    read, and their rows are numbered from 1. Raises UserError.
     """
     assert shard is None or (take is None and skip == 0), "a slice is of the whole data set, not of a shard"
     with _explain_hub_errors(hub, subset, split):
@@ -97,7 +98,7 @@ def read_hub_rows(
 
 
 def count_hub_shards(hub: str, subset: str | None, split: str, streaming: bool) -> int:
-    """Count the shards `read_hub_rows` can cut a Hub data set into: its files if it is streamed, 1 if on the disk."""
+    """Count the shards that `read_hub_rows` can divide a Hub data set into: its files if it is streamed, else 1."""
     with _explain_hub_errors(hub, subset, split):
         if streaming:
             return _load_hub_dataset(hub, subset, split, streaming).num_shards
@@ -115,16 +116,16 @@ def _load_hub_dataset(hub: str, subset: str | None, split: str, streaming: bool)
 
 @contextlib.contextmanager
 def _explain_hub_errors(hub: str, subset: str | None, split: str) -> Iterator[None]:
-    """Raise the errors of the block that come from the Hub as UserError with their remedies."""
+    """Turn errors of the Hub that are raised in the block into a UserError with a remedy."""
     import datasets
     import httpx
 
     try:
         yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
-        wanted = " ".join(filter(None, [hub, subset, split]))
+        name = " ".join(filter(None, [hub, subset, split]))
         raise UserError(
-            f"the Hub data set {wanted} cannot be read: {error}\n"
+            f"the Hub data set {name} cannot be read: {error}\n"
             "  Check the name, subset and split, the network and HF_HUB_OFFLINE (`hf auth login` for a gated one); of "
             f"one with a loading script name the files (`hub: hf://datasets/{hub}/data/*.parquet`); or use a `path`."
         ) from error
@@ -143,7 +144,7 @@ def get_column(row: dict, name: str, where: str) -> object:
 
 
 def open_file(path: Path, suffix: str | None = None) -> IO[bytes]:
-    """Open a file for reading bytes, decompressed where its name (or `suffix`) is that of a compressed file."""
+    """Open a file to read bytes; it is decompressed as its suffix (or `suffix`) says."""
     suffix = suffix or path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path, "rb")
@@ -160,7 +161,7 @@ def open_file(path: Path, suffix: str | None = None) -> IO[bytes]:
 
 @contextlib.contextmanager
 def count_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
-    """End the block where the file turns out to be damaged, and count that. An error of the disk passes through."""
+    """Suppress an error of the block that shows a damaged file, and count it. Errors of the disk are not caught."""
     try:
         yield
     except _DAMAGE as error:
@@ -170,13 +171,13 @@ def count_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
 
 
 def count_damaged_file(path: Path, error: Exception, errors: ReadErrors) -> None:
-    """Count a file as damaged: what stands before the damage has been read, what follows it is lost."""
+    """Count a file as damaged. What is before the damage has been read, what follows is lost."""
     errors.records += 1
     errors.drop_record("damaged file", str(path), str(error))
 
 
 def unreadable_file_error(path: Path, error: OSError) -> UserError:
-    """Make the error for a file that has vanished, may not be read or whose disk fails."""
+    """Build the UserError for a file that is missing or cannot be read."""
     return UserError(f"{path} cannot be read: {error.strerror or error}; put it back or leave it out, then run again")
 
 
@@ -189,7 +190,7 @@ def decode_utf8(line: bytes) -> str | None:
 
 
 def _read_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of every line that can be held; the others are dropped and counted."""
+    """Yield the number and the bytes of every line; those longer than `LINE_BYTES` are dropped and counted."""
     with count_damage(path, errors), open_file(path) as file:
         number = 0
         while line := file.readline(LINE_BYTES):
@@ -201,8 +202,8 @@ def _read_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
             errors.records += 1
             errors.drop_record(f"line longer than {LINE_BYTES >> 20} MiB", f"{path}, line {number}")
             if not _skip_line(file):
-                endless = ValueError(f"line {number} does not end within {ENDLESS_BYTES >> 20} MiB")
-                count_damaged_file(path, endless, errors)
+                endless_line = ValueError(f"line {number} does not end within {ENDLESS_BYTES >> 20} MiB")
+                count_damaged_file(path, endless_line, errors)
                 return
 
 
@@ -262,22 +263,22 @@ def _read_json(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
                     yield number, row
                 else:
                     errors.drop_record("no JSON object", f"{path}, row {number}", str(row))
-    except (ValueError, RecursionError) as error:  # the error for what is not UTF-8 is a ValueError too
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         count_damaged_file(path, error, errors)
 
 
 class _JsonArray:
-    """The elements of a JSON array, one in memory at a time.
+    """Iterates over the elements of a JSON array in a file, one in memory at a time.
 
-    Iterating raises ValueError if the file does not hold an array, or the array does not end.
+    Iterating raises ValueError if the file does not hold an array or the array is incomplete.
     """
 
     def __init__(self, file: IO[bytes]):
         self.file = file
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self.scan = json.JSONDecoder().raw_decode
-        self.text = ""  # the part of the file in memory
-        self.position = 0  # in that part
+        self.parse = json.JSONDecoder().raw_decode
+        self.text = ""  # the part of the file that is in memory
+        self.position = 0  # in `text`: what is before it has been parsed
         self.at_end_of_file = False
 
     def __iter__(self) -> Iterator[object]:
@@ -291,12 +292,14 @@ class _JsonArray:
             self._take_mark(",")
 
     def _parse_value(self) -> object:
-        self._peek_character()
+        """Parse the next value, reading more of the file, in growing chunks, until it is complete."""
+        self._peek_character()  # skips white space
         size = CHUNK_BYTES
         while True:
             try:
-                value, end = self.scan(self.text, self.position)
-                if end < len(self.text) or self.at_end_of_file:  # else a number may continue in the next chunk
+                value, end = self.parse(self.text, self.position)
+                # At the end of `text`, a number may continue in the next chunk.
+                if end < len(self.text) or self.at_end_of_file:
                     self.position = end
                     return value
             except ValueError:
@@ -306,6 +309,7 @@ class _JsonArray:
             size *= 2
 
     def _take_mark(self, mark: str) -> None:
+        """Take the next character, which has to be `mark`. Raises ValueError."""
         character = self._peek_character()
         if not character:
             raise ValueError("cut off")
@@ -365,22 +369,23 @@ def _decode_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, str]]:
 def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, str, list[str] | None]]:
     """Yield the number of the first line, that line, and the values of each row.
 
-    The values are None for a line whose quotes are not paired. A value between quotes may hold delimiters, doubled
-    quotes and line ends. Where a quote is not closed as it should be, only the line it stands in is lost; in a TSV
-    not even that, since quotes are read there as ordinary characters.
+    The values are None for a line with an unclosed quote. A value in quotes may hold delimiters, doubled quotes and
+    line ends. An unclosed quote costs only its own line: the lines after it, which were read as part of the value, are
+    parsed again. In a TSV it costs nothing: the quotes of that line are read as ordinary characters.
     """
-    waiting: deque[tuple[int, str]] = deque()  # lines read ahead for a row that turned out not to be one
-    width = 0  # of the first row
+    to_reread: deque[tuple[int, str]] = deque()  # lines that were taken for a part of a row, but are not
+    width = 0  # number of values in the first row
     while True:
         row_lines: list[tuple[int, str]] = []
-        reader = csv.reader(_feed_lines(lines, waiting, row_lines), delimiter=delimiter, strict=True)
+        reader = csv.reader(_feed_lines(lines, to_reread, row_lines), delimiter=delimiter, strict=True)
         try:
             values = next(reader, None)
+            # A row over several lines with another width: an unclosed quote was closed by one that opens another value.
             if values and width and len(values) != width and len(row_lines) > 1:
                 raise csv.Error("an end of a quote that is another's beginning")
         except csv.Error:
-            # Only the first line is given up; the others are read again.
-            waiting.extendleft(reversed(row_lines[1:]))
+            # Only the first line is lost; the others are read again.
+            to_reread.extendleft(reversed(row_lines[1:]))
             if delimiter == "\t":
                 _, first_line = row_lines[0]
                 values = next(csv.reader([first_line], delimiter=delimiter, quoting=csv.QUOTE_NONE))
@@ -396,16 +401,16 @@ def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterat
 
 
 def _feed_lines(
-    lines: Iterator[tuple[int, str]], waiting: deque[tuple[int, str]], taken: list[tuple[int, str]]
+    lines: Iterator[tuple[int, str]], to_reread: deque[tuple[int, str]], row_lines: list[tuple[int, str]]
 ) -> Iterator[str]:
-    """Yield the next lines to a parser of one row: the waiting ones, then new ones. Records them in `taken`."""
+    """Yield lines for the parser of one row, first those to read again, then new ones. Appends them to `row_lines`."""
     size = 0
     while True:
-        following = waiting.popleft() if waiting else next(lines, None)
-        if following is None:
+        numbered_line = to_reread.popleft() if to_reread else next(lines, None)
+        if numbered_line is None:
             return
-        taken.append(following)
-        _, line = following
+        row_lines.append(numbered_line)
+        _, line = numbered_line
         size += len(line)
         if size > LINE_BYTES:
             raise csv.Error("a row without an end")
@@ -454,12 +459,12 @@ def _flatten_batches(batches: Iterator[Any], errors: ReadErrors) -> Iterator[tup
             yield number, row
 
 
-_NOT_UTF8 = object()
+_NOT_UTF8 = object()  # takes the place of a text in a database that is not UTF-8
 
 
 def _read_sqlite(path: Path, errors: ReadErrors, table: str | None) -> Iterator[tuple[int, dict]]:
-    """Read the rows of one table, in the order of the database, opened read-only. A blob stays bytes."""
-    path.stat()  # for a file that has vanished SQLite raises the same error as for a damaged one
+    """Read the rows of one table in the order of the database, which is opened read-only. Blobs are bytes."""
+    path.stat()  # raises OSError for a missing file, for which SQLite raises the same error as for a damaged one
     address = f"file:{quote(str(path))}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:

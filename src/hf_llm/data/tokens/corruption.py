@@ -1,7 +1,7 @@
 """Corrupt windows of tokens for a model to restore: BERT's masked tokens and T5's masked spans.
 
 What is masked in a window follows from the seed, the epoch and the window's number alone, so it is the same in every
-process, with any number of workers and after every restart, and another in every epoch.
+process, with any number of workers and after every restart, and differs from epoch to epoch.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from hf_llm.core.errors import UserError
 
 IGNORE_INDEX = -100  # the label of a token that the loss ignores, as PyTorch's cross-entropy has it
 
-# Of the tokens to predict, the share shown as the mask and as a random token; the others are shown as they are (BERT,
-# appendix A.1).
+# The shares of the tokens to predict that are replaced by the mask and by a random token; the others stay in the input
+# (BERT, appendix A.1).
 SHOWN_AS_MASK = 0.8
 SHOWN_AS_RANDOM = 0.1
 
@@ -54,18 +54,18 @@ class TokenMasking:
 
     def __call__(self, ids: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         candidates = np.flatnonzero(self.is_word[ids])  # positions
-        wanted = self.count or max(1, round(self.share * len(ids)))
-        count = min(wanted, len(candidates))
-        chosen = random.choice(candidates, count, replace=False, shuffle=False)  # (count,) positions to predict
+        count = self.count or max(1, round(self.share * len(ids)))
+        count = min(count, len(candidates))
+        predicted = random.choice(candidates, count, replace=False, shuffle=False)  # (count,) positions to predict
 
         labels = np.full(len(ids), IGNORE_INDEX, np.int64)
-        labels[chosen] = ids[chosen]
+        labels[predicted] = ids[predicted]
         input_ids = ids.copy()
-        input_ids[chosen] = self._corrupt_ids(ids[chosen], random)
+        input_ids[predicted] = self._corrupt_ids(ids[predicted], random)
         return {"input_ids": input_ids, "labels": labels}
 
     def _corrupt_ids(self, true_ids: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Return what is shown in the place of the tokens to predict: the mask, a random token or the true one."""
+        """Return the input for the tokens to predict: the mask, a random token or the true one."""
         draw = random.random(len(true_ids))
         choices = random.integers(len(self.word_ids), size=len(true_ids))
         random_ids = self.word_ids[choices]
@@ -80,7 +80,7 @@ class TokenMasking:
 class SpanCorruption:
     """T5's span corruption (https://arxiv.org/abs/1910.10683, section 3.1.4).
 
-    `input_ids` has a sentinel token in the place of each masked span, `labels` each sentinel followed by the tokens of
+    `input_ids` has a sentinel token instead of each masked span, `labels` each sentinel followed by the tokens of
     its span; both end with the end of text. `decoder_input_ids` are the labels shifted right by one, after the padding
     token, as T5 begins. Windows of one length give inputs of one length, and targets of one length.
     """
@@ -124,20 +124,20 @@ class SpanCorruption:
         masked, spans = self.count_masked(len(ids))
         sentinels = self.sentinels[:spans]
 
-        # The window is kept and masked pieces in turn, the first of them kept.
+        # The window is divided into kept and masked pieces in turn; the first is a kept one.
         kept_lengths = _split_randomly(len(ids) - masked, spans, random)
         masked_lengths = _split_randomly(masked, spans, random)
         piece_lengths = np.stack([kept_lengths, masked_lengths], axis=1).ravel()  # (2 * spans,)
         is_masked = np.repeat(np.tile([False, True], spans), piece_lengths)  # (n,)
 
-        # In the input a sentinel takes the place of the first token of each span, and the others of it go.
+        # In the input, a sentinel replaces the first token of each span, and the other tokens of the span are removed.
         span_starts = np.cumsum(piece_lengths)[::2]
         input_ids = ids.copy()
         input_ids[span_starts] = sentinels
         stays = ~is_masked
         stays[span_starts] = True
 
-        # In the target a sentinel stands before the tokens of each span.
+        # In the target, a sentinel comes before the tokens of each span.
         masked_ids = ids[is_masked]
         target_starts = np.cumsum(masked_lengths) - masked_lengths
         target = np.insert(masked_ids, target_starts, sentinels)
@@ -177,7 +177,7 @@ class CorruptedWindows(Dataset):
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ids = self.windows[i]["input_ids"].numpy()
 
-        # A counter-based generator: each window has a stretch of 2^192 draws of its own.
+        # A counter-based generator: the counter's last word is the window's number, so windows never share a draw.
         bits = np.random.Philox(key=[self.seed, int(self._epoch)], counter=[0, 0, 0, i % len(self)])
         corrupted = self.corruption(ids, np.random.Generator(bits))
         return {name: torch.from_numpy(values) for name, values in corrupted.items()}
@@ -186,7 +186,7 @@ class CorruptedWindows(Dataset):
 def split_target_spans(target: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
     """Return the tokens after each sentinel of a target, in the order of `sentinels`; none for a missing sentinel."""
     spans: dict[int, list[int]] = {token: [] for token in sentinels}
-    span: list[int] = []  # of what stands before the first sentinel, which belongs to none
+    span: list[int] = []  # tokens before the first sentinel belong to no span, and are not returned
     for token in target:
         if token in spans:
             span = spans[token]

@@ -1,9 +1,11 @@
 """Plan the mix of the train tokens (`corpus.shares`) and the order in which they are shown (`corpus.curriculum`).
 
-Each source's tokens are stored once, in a stream of their own. A plan says how many tokens training takes of each
-stream, so how often it is repeated; `hf_llm.data.tokens.token_dataset.TokenWindows` serves them by that plan. A
-curriculum divides the streams further, into stages that training passes one after the other; one by mix leaves them
-whole, and each of its stages continues in a stream where the stages before have stopped.
+The tokens of each source are stored once, as one stream. A plan says how many tokens training takes from each stream,
+and so how often the stream is repeated; `hf_llm.data.tokens.token_dataset.TokenWindows` reads them by that plan.
+
+A curriculum divides training into stages. One by source, length or difficulty also divides the tokens: a stream then
+holds one source in one stage. One by mix does not: its stages take different shares of the same streams, and each
+continues in a stream where the stage before has stopped.
 
 The difficulty of a document is the rarity of its tokens: the mean of -log2 p(token), p by the counts in the first
 `SAMPLE_BYTES` of the corpus (word rarity of Platanios et al. 2019, "Competence-based Curriculum Learning", section 3,
@@ -27,7 +29,7 @@ from hf_llm.data.tokens.token_shards import Documents, Tokens
 
 SAMPLE_BYTES = 8 << 20
 _COST_UNITS_PER_BIT = 1024  # costs are whole 1/1024 bits: sums of whole numbers are the same on every machine
-_VISIBLE_SHARE = 0.0005  # shares whose difference is larger look different in the table
+_VISIBLE_SHARE = 0.0005  # a larger difference of two shares is visible in the printed table
 
 _NONE_RESERVED: Mapping[str, int] = MappingProxyType({})
 
@@ -38,8 +40,8 @@ class MixRow(TypedDict):
     stage: NotRequired[int]  # of a curriculum by mix, from 1
     source: str
     tokens: int  # of the source in the train split
-    asked: float  # its share by the recipe
-    share: float  # its share by the plan
+    asked: float  # the share that the recipe asks for
+    share: float  # the share in the plan
     epochs: float  # how often the plan repeats it
     planned: int  # tokens to take of it, repetitions counted
 
@@ -48,18 +50,19 @@ class StreamPlan(TypedDict):
     """How many tokens training takes of a stream: an entry of `plan` in a tokens folder's index.json."""
 
     stage: int  # from 0
-    source: str  # "" where sources are not told apart
+    source: str  # "" if one stream holds all sources
     tokens: int  # of the stream
     planned: int  # tokens to take of it, repetitions counted
     passed: NotRequired[int]  # of a curriculum by mix: tokens that the stages before take of the same stream
 
 
 class StreamRouter:
-    """Says which stream a document goes to: that of its source, of its stage, or of both.
+    """Chooses the stream of each document: by its source, by its stage, or by both.
 
-    `sources` are told apart in this order (none: they are not). `bounds` (stages - 1,) are the scores between the
-    stages of a curriculum by length (tokens) or difficulty, `costs` (vocabulary,) what each token adds to the latter.
-    `labels` holds for each stream what the entries of its files in the index say besides their counts.
+    `sources` get one stream each, in this order; if empty, all share one. `bounds` (stages - 1,) are the scores that
+    separate the stages of a curriculum by length (in tokens) or by difficulty, `costs` (vocabulary,) what each
+    token adds to the difficulty of a document. `labels` holds the `source` and `stage` of each stream, as the index of
+    a tokens folder gives them for each file.
     """
 
     def __init__(
@@ -99,20 +102,22 @@ class StreamRouter:
 
 
 def score_documents(curriculum: Curriculum, tokens: Tokens, costs: np.ndarray | None) -> np.ndarray:
-    """Return what a curriculum by length or difficulty sorts documents by, (documents,)."""
+    """Return the score by which a curriculum sorts documents, (documents,): their length, or their mean token cost."""
     if curriculum.by == "length":
         return tokens.lengths
-    starts = np.cumsum(tokens.lengths) - tokens.lengths
-    total_costs = np.add.reduceat(costs[tokens.ids], starts)
+
+    first_tokens = np.cumsum(tokens.lengths) - tokens.lengths  # (documents,) the index of the first token of each
+    total_costs = np.add.reduceat(costs[tokens.ids], first_tokens)
     return total_costs // tokens.lengths
 
 
 def measure_stage_bounds(
     curriculum: Curriculum, sample: Iterable[tuple[Documents, Tokens]], vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the scores between the stages, (stages - 1,), and the tokens' costs (None for length), from a sample.
+    """Measure in a sample the scores that separate the stages, (stages - 1,), and the cost of every token.
 
-    Each stage holds as many tokens of the sample as any other, as far as documents allow.
+    Every stage holds the same number of the sample's tokens, up to the length of a document. The costs, (vocabulary,),
+    are None for a curriculum by length.
     """
     batches = []
     size = 0
@@ -124,14 +129,15 @@ def measure_stage_bounds(
 
     costs = None
     if curriculum.by == "difficulty":
-        counts = sum(np.bincount(tokens.ids, minlength=vocab_size) for tokens in batches) + 1
+        counts = sum(np.bincount(tokens.ids, minlength=vocab_size) for tokens in batches)
+        counts = counts + 1  # so that a token which is not in the sample has a finite cost
         bits = -np.log2(counts / counts.sum())
         costs = np.rint(_COST_UNITS_PER_BIT * bits).astype(np.int64)
 
     scores = np.concatenate([score_documents(curriculum, tokens, costs) for tokens in batches])
     lengths = np.concatenate([tokens.lengths for tokens in batches])
 
-    # Go through the documents by score, and cut where each stage has its part of the tokens.
+    # Sort the documents by score, and cut where each stage has its part of the tokens.
     order = np.argsort(scores, kind="stable")
     tokens_so_far = np.cumsum(lengths[order])
     total = tokens_so_far[-1]
@@ -163,11 +169,11 @@ def plan_mix(
     max_tokens: int | None,
     reserved: Mapping[str, int] = _NONE_RESERVED,
 ) -> list[MixRow]:
-    """Plan how many tokens to take of each source, which has the tokens `available`.
+    """Plan how many tokens to take from each source, given how many are `available`.
 
-    In all `max_tokens`, or as many as are available. No source is taken more than `max_epochs` times, the tokens of it
-    that are `reserved` for other stages counted in; what is missing for its share goes to the others in proportion to
-    theirs. Without `shares` every source keeps the share it has.
+    The total is `max_tokens`, or all available tokens. No source is repeated more than `max_epochs` times, its tokens
+    `reserved` for other stages included; what a source cannot give for its share is divided among the others in
+    proportion to their shares. Without `shares`, every source has the share it has of the available tokens.
     """
     if not shares:
         shares = {name: float(tokens) for name, tokens in available.items()}
@@ -175,16 +181,17 @@ def plan_mix(
     for name in shares:
         caps[name] = max(0, int(available[name] * max_epochs) - reserved.get(name, 0))
 
-    # Divide the budget by the shares. Sources that reach their cap take that, and the others divide what remains.
+    # Divide the budget by the shares. A source whose part exceeds its cap gets the cap, and what remains of the budget
+    # is divided among the others, until no cap is exceeded.
     budget = min(max_tokens or sum(available.values()), sum(caps.values()))
     planned = {}
     open_sources = list(shares)
     while open_sources:
         total_share = sum(shares[name] for name in open_sources)
-        wanted = {name: budget * shares[name] / total_share for name in open_sources}
-        capped = [name for name in open_sources if wanted[name] > caps[name]]
+        parts = {name: budget * shares[name] / total_share for name in open_sources}
+        capped = [name for name in open_sources if parts[name] > caps[name]]
         if not capped:
-            planned |= {name: round(wanted[name]) for name in open_sources}
+            planned |= {name: round(parts[name]) for name in open_sources}
             break
         for name in capped:
             planned[name] = caps[name]
@@ -210,9 +217,9 @@ def plan_mix(
 def plan_stages(
     available: dict[str, int], stages: list[MixStage], max_epochs: float, max_tokens: int | None
 ) -> list[MixRow]:
-    """Return the rows of `plan_mix` for each stage of a curriculum by mix, each with its `stage`, from 1.
+    """Plan each stage of a curriculum by mix: rows as of `plan_mix`, each with its `stage`, from 1.
 
-    Later stages choose first: a small source that all of them share is kept for the last.
+    Later stages are planned first, so that a small source which several stages ask for is kept for the last of them.
     """
     total_tokens = max_tokens or sum(available.values())
     total_share = sum(stage.share for stage in stages)
@@ -231,7 +238,7 @@ def plan_stages(
 
 
 def plan_stage_streams(rows: list[MixRow]) -> list[StreamPlan]:
-    """Return the plans of the streams from the rows of `plan_stages`, whose stages all read one stream a source."""
+    """Turn the rows of `plan_stages` into plans of streams; all stages read the same stream of a source."""
     passed = Counter()
     plans = []
     for row in rows:
@@ -249,9 +256,9 @@ def plan_stage_streams(rows: list[MixRow]) -> list[StreamPlan]:
 
 
 def plan_streams(shards: list[dict], mix: list[MixRow]) -> list[StreamPlan]:
-    """Return the plans of the streams that `shards` belong to, in the order of the stages.
+    """Plan the streams that `shards` belong to, in the order of the stages.
 
-    Every stage of a source is repeated as often as the source is.
+    The streams of a source in all stages are repeated equally often, as `mix` says for the source.
     """
     tokens_by_stream = Counter()
     for shard in shards:
@@ -267,7 +274,7 @@ def plan_streams(shards: list[dict], mix: list[MixRow]) -> list[StreamPlan]:
 
     plans = []
     for stage, source in sorted(tokens_by_stream, key=sort_key):
-        # A stream of all sources takes from each what its row says, so together the share that the rows say.
+        # A stream that holds all sources is repeated as often as they are on average.
         rows = mix
         if source:
             rows = [mix[source_numbers[source]]]
@@ -287,7 +294,7 @@ def plan_streams(shards: list[dict], mix: list[MixRow]) -> list[StreamPlan]:
 
 
 def format_mix(mix: list[MixRow], max_epochs: float) -> str:
-    """Return the plan as lines to print, stage by stage where it has stages."""
+    """Format the plan as a table to print, one for each stage if it has stages."""
     lines = []
     if "stage" in mix[0]:
         for number, rows in groupby(mix, key=itemgetter("stage")):
@@ -325,7 +332,7 @@ def _table_lines(mix: list[MixRow]) -> list[str]:
 
 
 def list_train_sources(files: Iterable[Path]) -> list[str]:
-    """Return the names of the sources that Parquet files of a corpus hold, sorted."""
+    """Return the names of the sources in Parquet files of a corpus, sorted."""
     import pyarrow.compute as compute
     import pyarrow.parquet
 
@@ -338,12 +345,13 @@ def list_train_sources(files: Iterable[Path]) -> list[str]:
 
 
 def sample_texts(files: Iterable[Path], shares: dict[str, float] | None, limit: int) -> Iterator[str]:
-    """Yield texts of Parquet files of a corpus, at most about `limit` bytes of them, divided among sources by `shares`.
+    """Yield texts from Parquet files of a corpus, about `limit` bytes of them, divided among the sources by `shares`.
 
-    Without shares they are the first texts, which the order by digest makes a random sample of all. A source that holds
-    less than its part gives all it has. Memory holds one row group, and those that have nothing to give are not read.
+    Without shares these are the first texts; documents are sorted by digest, so they are a random sample. A source that
+    has less text than its part gives all of it. Memory holds one row group; a row group without a source that is still
+    needed is not read.
     """
-    # Bytes still to take, by source; without shares under one key for all.
+    # Bytes still to take, by source; without shares, all under the key None.
     remaining = {None: limit}
     if shares:
         total_share = sum(shares.values())

@@ -1,4 +1,4 @@
-"""Serve token shards as a data set of windows of equal length, read through memory maps."""
+"""Read token shards as a data set of windows of equal length, through memory maps."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.mixing import StreamPlan
 from hf_llm.data.tokens.token_shards import read_index
 
-MAX_OPEN_SHARDS = 32  # of a stream, in each process
+MAX_OPEN_SHARDS = 32  # files that each process keeps open for a stream
 _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 
@@ -22,18 +22,19 @@ class TokenWindows(Dataset):
     """A split of a tokens folder, cut into windows of exactly `length` tokens, across documents and shards.
 
     Item `i` holds `length` tokens as int64 tensors `input_ids` and `labels`, both (length,); the model shifts them.
-    Nothing here is random, so item `i` is the same in every process and after every restart. The corpus is in the order
-    of document digests, so neighbours have nothing to do with each other.
+    Nothing here is random, so item `i` is the same in every process and after every restart. Documents are sorted by
+    digest, so neighbouring ones are unrelated.
 
-    A split that is not a mix is one stream of tokens: item `i` holds its tokens `i * length` to `(i + 1) * length`, and
-    the remainder at the end is not a window. Of a mix (`hf_llm.data.tokens.mixing`) each stream gives as many windows
-    as the plan says; it is read as a ring from a position that `seed` chooses, so that an epoch over it reads every
-    token once, and a part of an epoch some stretch. The windows of one stream follow those of another, to be shuffled
-    by the sampler. With a curriculum the windows are `has_stages`, to be read in their order: stage after stage, each
-    shuffled here.
+    - Without a plan, the split is one stream of tokens: item `i` holds tokens `i * length` to `(i + 1) * length`. The
+      remainder at the end is dropped.
+    - With a plan (`hf_llm.data.tokens.mixing`), each stream gives as many windows as the plan says. A stream is read as
+      a ring, from a position chosen by `seed`: one epoch reads every token once, a part of an epoch one stretch of it.
+      The windows of the streams follow one another, to be shuffled by the sampler.
+    - With a curriculum, `has_stages` is true and the sampler has to keep the order: one stage after the other. The
+      windows of a stage are shuffled here.
 
-    `tokens` and `bytes` are those of the split or the plan (after `limit_tokens` those of the first windows, in
-    proportion); `bytes_per_token` turns a loss per token into bits per byte.
+    `tokens` and `bytes` are totals of the split or the plan; after `limit_tokens`, those of the first windows, the
+    bytes in proportion. `bytes_per_token` converts a loss per token to bits per byte.
     """
 
     def __init__(self, folder: Path, split: str, length: int, seed: int = 0):
@@ -65,11 +66,11 @@ class TokenWindows(Dataset):
 
     @property
     def has_stages(self) -> bool:
-        """Whether the windows have an order that a sampler has to keep."""
+        """Whether the windows are in the order of a curriculum, which a sampler has to keep."""
         return len(self._stage_ends) > 1
 
     def find_stage(self, i: int) -> int:
-        """Return which stage of the curriculum item `i` belongs to, from 0; 0 without a curriculum."""
+        """Return the stage of the curriculum that item `i` belongs to, from 0; 0 without a curriculum."""
         return int(np.searchsorted(self._stage_ends, i % len(self), side="right"))
 
     @property
@@ -83,13 +84,13 @@ class TokenWindows(Dataset):
         return self.bytes / self.tokens
 
     def limit_tokens(self, tokens: int) -> "TokenWindows":
-        """Return the first windows that hold at most `tokens` tokens together, but one at least."""
-        fewer = copy.copy(self)
-        fewer._windows = min(self._windows, max(1, tokens // self.length))
-        if fewer._windows < self._windows:
-            fewer.tokens = fewer._windows * self.length
-            fewer.bytes = round(fewer.tokens * self.bytes_per_token)
-        return fewer
+        """Return a data set of the first windows, at most `tokens` tokens but at least one window."""
+        limited = copy.copy(self)
+        limited._windows = min(self._windows, max(1, tokens // self.length))
+        if limited._windows < self._windows:
+            limited.tokens = limited._windows * self.length
+            limited.bytes = round(limited.tokens * self.bytes_per_token)
+        return limited
 
     def __len__(self) -> int:
         return self._windows
@@ -112,10 +113,11 @@ class TokenWindows(Dataset):
         return number, i - stream_start
 
     def _shuffle_within_stage(self, i: int) -> int:
-        """Return item `i`'s position among the windows of its stage, laid out stream by stream.
+        """Return the number of the window that item `i` is, counted stream by stream, after shuffling its stage.
 
-        Neighbouring items are about a golden section of the stage apart, so that any few of them are spread evenly over
-        it: each batch holds every source in its share (Weyl's sequence), with no table of the order in memory.
+        The windows of successive items are about 0.618 of the stage apart (a Weyl sequence with the golden ratio). So
+        the items of a batch are spread evenly over the stage, every source in its share, and memory holds no table of
+        the order.
         """
         stage = int(np.searchsorted(self._stage_ends, i, side="right"))
         stage_start = int(self._stage_ends[stage - 1]) if stage else 0
@@ -131,7 +133,7 @@ class TokenWindows(Dataset):
 
 
 class _Stream:
-    """Shards read as one ring of tokens: from the position and as often as its plan says, or once without a plan."""
+    """Shards read as one ring of tokens: as many and from where its plan says; without a plan, once from the start."""
 
     def __init__(self, folder: Path, shards: list[dict], dtype: np.dtype, plan: StreamPlan | None, seed: int):
         shards = [shard for shard in shards if shard["tokens"]]
@@ -157,8 +159,10 @@ class _Stream:
         return {**self.__dict__, "_maps": OrderedDict()}  # every worker opens its own
 
     def read_tokens(self, start: int, count: int) -> np.ndarray:
-        """Return `count` tokens as int64, from `start` tokens after the stream's start; after the last shard comes the
-        first."""
+        """Read `count` tokens as int64, beginning `start` tokens after the stream's start.
+
+        After the end of the last shard, reading continues at the first.
+        """
         tokens = np.empty(count, np.int64)
         filled = 0
         while filled < count:
@@ -173,7 +177,7 @@ class _Stream:
         return tokens
 
     def _open_map(self, shard: int) -> np.memmap:
-        """Return the memory map of a shard. A few are kept open: each takes one of the files a process may open."""
+        """Return the memory map of a shard. Only the last used stay open, since a process may open a limited number."""
         memory_map = self._maps.pop(shard, None)
         if memory_map is None:
             memory_map = np.memmap(self.folder / self.files[shard], self.dtype, mode="r")
@@ -198,7 +202,7 @@ def _open_streams(folder: Path, index: dict, split: str, seed: int) -> list[_Str
 
 
 def _is_shard_of_plan(shard: dict, plan: StreamPlan) -> bool:
-    if "passed" in plan:
+    if "passed" in plan:  # a curriculum by mix: all stages read the same shards
         return shard["source"] == plan["source"]
     return shard.get("stage", 0) == plan["stage"] and shard.get("source", "") == plan["source"]
 
@@ -208,7 +212,8 @@ def _start_position(plan: StreamPlan, seed: int, tokens: int) -> int:
 
     Stages that read the same stream start from one position, each after the tokens of the stages before it.
     """
-    stage = 0 if "passed" in plan else plan["stage"]
+    reads_shared_stream = "passed" in plan
+    stage = 0 if reads_shared_stream else plan["stage"]
     start = _hash_to_position(f"{seed}/{stage}/{plan['source']}", tokens)
     return start + plan.get("passed", 0)
 

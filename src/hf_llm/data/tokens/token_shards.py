@@ -1,16 +1,17 @@
-"""Write and describe token shards: the ids of many documents, an end of text after each, as plain binary files.
+"""Tokenize documents and write token shards: binary files of ids, with an end-of-text token after each document.
 
-`index.json` lists them by split:
+`index.json` lists the shards by split:
 
     {"dtype": "uint16", "vocab_size": 8192, "eos_token_id": 1, "tokenizer": "<digest>",
      "splits": {"train": [{"file": "train-00000.bin", "tokens": 5, "documents": 2, "bytes": 17,
                            "sources": {"books": 5}, "languages": {"en": 5}}, ...]}}
 
-`tokens` counts the end-of-text tokens, `bytes` is the documents' text in UTF-8. Where the train split is a mix or has a
-curriculum (`hf_llm.data.tokens.mixing`), each of its shards holds one `source`, one `stage`, or both, and says so.
+`tokens` includes the end-of-text tokens, `bytes` is the documents' text in UTF-8. If the train split is a mix or has a
+curriculum (`hf_llm.data.tokens.mixing`), each of its shards holds one source, one stage, or one source in one stage,
+and its entry has the keys `source` and `stage` accordingly.
 
-Reading, tokenising (the library's own threads) and writing overlap: the next batch is read and another tokenised while
-one is written. Memory holds those three batches, however large the corpus is.
+Reading, tokenising (in the library's threads) and writing overlap: while one batch is written, the next is tokenised
+and the one after that is read. Memory holds these three batches, however large the corpus is.
 """
 
 import json
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 INDEX = "index.json"
 _BATCH_BYTES = 1 << 20  # of text handed to the tokenizer's threads at a time
-_ROWS_PER_READ = 512  # of the longest documents 50 MB
+_ROWS_PER_READ = 512  # 50 MB if all are as long as documents may be
 
 
 @dataclass
@@ -73,9 +74,9 @@ class Tokens:
 
 
 class Router(Protocol):
-    """Divides documents among several files, as `hf_llm.data.tokens.mixing.StreamRouter` does."""
+    """Divides documents among several files; `hf_llm.data.tokens.mixing.StreamRouter` is one."""
 
-    labels: Sequence[dict]  # what the entry of each file says besides its counts
+    labels: Sequence[dict]  # (files,) further keys of each file's entry in the index
 
     def route_documents(self, documents: Documents, tokens: Tokens) -> np.ndarray: ...  # (documents,) file of each
 
@@ -105,10 +106,10 @@ def read_documents(path: Path) -> Iterator[Documents]:
         for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=["text", "source", "language"]):
             sizes = compute.binary_length(rows["text"]).to_numpy().astype(np.int64)
 
-            # Cut the rows after each document that reaches a further megabyte.
+            # Cut after every document with which the text reaches another whole megabyte.
             bytes_so_far = np.cumsum(sizes)
-            full_batches = np.arange(_BATCH_BYTES, int(sizes.sum()), _BATCH_BYTES)
-            cuts = np.searchsorted(bytes_so_far, full_batches) + 1
+            whole_megabytes = np.arange(_BATCH_BYTES, int(sizes.sum()), _BATCH_BYTES)
+            cuts = np.searchsorted(bytes_so_far, whole_megabytes) + 1
             bounds = np.unique([0, *cuts, len(sizes)])
             for start, end in pairwise(bounds.tolist()):
                 batch = rows.slice(start, end - start)
@@ -125,8 +126,8 @@ def tokenize_documents(
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield batches of documents, each with its tokens.
 
-    Special tokens spelt out in a text are tokenised as text, so that the end-of-text ids are the documents' ends, which
-    is asserted.
+    The name of a special token that occurs in a text is tokenised as text, so end-of-text ids occur only at the end of
+    documents, which is asserted.
     """
     tokenizer.encode_special_tokens = True
 
@@ -146,15 +147,15 @@ def tokenize_documents(
 
 
 def _prefetch_items(items: Iterable[T]) -> Iterator[T]:
-    """Yield the same items, each made by another thread while the one before it is used."""
+    """Yield the same items; another thread makes the next one while the caller uses the last."""
     items = iter(items)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, items, None)
+        next_item = pool.submit(next, items, None)
         while True:
-            item = coming.result()
+            item = next_item.result()
             if item is None:
                 return
-            coming = pool.submit(next, items, None)
+            next_item = pool.submit(next, items, None)
             yield item
 
 
@@ -165,10 +166,10 @@ def write_shards(
     router: Router | None = None,
     limit: int | None = None,
 ) -> Iterator[list[dict]]:
-    """Write documents to `folder/stem.bin` (`stem.0.bin`, `stem.1.bin` ... where a `router` divides them).
+    """Write documents to `folder/stem.bin` (`stem.0.bin`, `stem.1.bin` ... if a `router` divides them).
 
-    Yields the entries of the index after every batch; the last are the final ones. Stops after the document that
-    reaches `limit` tokens. A file without documents is removed. A file gets its name when it is complete.
+    Yields the entries for the index after every batch; the last ones yielded are final. Stops after the document that
+    reaches `limit` tokens. Files are renamed to their names when all are complete; one without documents is removed.
     """
     router = router or SingleFileRouter()
     names = [f"{stem}.bin"]
@@ -205,7 +206,7 @@ def _count_tokens(shards: "list[_ShardWriter]") -> int:
 
 
 def _count_documents_to_reach(limit: int, tokens: Tokens) -> int:
-    """Return how many documents it takes to reach `limit` tokens; all where they do not."""
+    """Return how many of the first documents are needed to reach `limit` tokens; all if they do not reach it."""
     needed = np.searchsorted(np.cumsum(tokens.lengths), limit) + 1
     return int(min(needed, len(tokens.lengths)))
 
@@ -227,17 +228,17 @@ class _ShardWriter:
     def __exit__(self, *error: object) -> None:
         self.file.close()
 
-    def write_documents(self, documents: Documents, tokens: Tokens, is_ours: np.ndarray) -> None:
-        """Write the documents for which `is_ours` (documents,) is true."""
+    def write_documents(self, documents: Documents, tokens: Tokens, is_chosen: np.ndarray) -> None:
+        """Write the tokens of the documents for which `is_chosen` (documents,) is true."""
         ids = tokens.ids
-        if not is_ours.all():
-            ids = ids[np.repeat(is_ours, tokens.lengths)]
+        if not is_chosen.all():
+            ids = ids[np.repeat(is_chosen, tokens.lengths)]
         self.file.write(ids.tobytes())
 
         self.entry["tokens"] += len(ids)
-        self.entry["documents"] += int(is_ours.sum())
-        self.entry["bytes"] += int(documents.bytes[is_ours].sum())
-        for number in np.flatnonzero(is_ours):
+        self.entry["documents"] += int(is_chosen.sum())
+        self.entry["bytes"] += int(documents.bytes[is_chosen].sum())
+        for number in np.flatnonzero(is_chosen):
             source = documents.sources[number]
             language = documents.languages[number]
             length = int(tokens.lengths[number])
@@ -245,7 +246,7 @@ class _ShardWriter:
             self.languages[language] += length
 
     def publish_file(self) -> None:
-        """Give the file its name, or remove it where it is empty."""
+        """Complete the entry and rename the file to its final name, or remove it if it has no documents."""
         self.entry["sources"] = dict(sorted(self.sources.items()))
         self.entry["languages"] = dict(sorted(self.languages.items()))
         self.file.flush()

@@ -1,9 +1,8 @@
 """Find near-duplicates by MinHash and locality-sensitive hashing (Broder, 1997; Indyk and Motwani, 1998).
 
 `compute_signatures` turns each text into numbers; the share of equal numbers in two signatures estimates the Jaccard
-similarity of the texts' sets of word n-grams. `find_representatives` finds the documents whose signatures agree in a
-band,
-compares their whole signatures, and names for every document the one that is kept in its place.
+similarity of the texts' sets of word n-grams. `find_representatives` finds documents whose signatures agree in a band,
+compares their whole signatures, and returns for every document the one that is kept for its group.
 """
 
 import math
@@ -18,12 +17,12 @@ from hf_llm.data.corpus.dedup.shingles import hash_shingles, mix_bits, split_int
 BATCH_CHARS = 1 << 19  # characters whose shingles are permuted at a time; they stay in a core's cache
 SIGNATURES_PER_READ = 1 << 16
 PAIRS_PER_COMPARISON = 1 << 14
-MAX_LEADERS = 16  # documents of a band's bucket that the others of the bucket are compared with
+MAX_LEADERS = 16  # documents in a bucket (equal in one band) that the others in it are compared with
 
 
 @dataclass
 class NearDuplicates:
-    """Of each group of documents that share most of their word n-grams, one is kept.
+    """One document is kept of each group whose documents share most of their word n-grams.
 
     Two documents of similarity s agree in at least one band with probability 1 - (1 - s^rows)^bands: 0.977 for s = 0.8
     with the default values.
@@ -57,6 +56,7 @@ def compute_signatures(texts: list[str], settings: NearDuplicates) -> np.ndarray
     factors, offsets = _draw_permutations(settings.signature_length)
     result = np.empty((len(texts), settings.signature_length), np.uint32)
 
+    # Each hash of a signature is the minimum over a text's shingles of one permutation of their 32-bit hashes.
     for first_text, batch in split_into_batches(texts, BATCH_CHARS):
         shingle_hashes, starts = hash_shingles(batch, settings.words)
         values = (shingle_hashes >> np.uint64(32)).astype(np.uint32)
@@ -81,8 +81,9 @@ def find_representatives(files: list[Path], order: np.ndarray, settings: NearDup
     table = _SignatureFiles(files)
     assert len(order) == table.count
 
-    # From here on a document is known by its rank in the order of precedence.
-    by_rank = np.argsort(order)
+    # From here on a document is identified by its rank in the order of precedence. `root` holds for every document the
+    # first document of its group; at the start each is a group of one.
+    by_rank = np.argsort(order)  # the row of each rank
     root = np.arange(table.count)
     for band in range(settings.bands):
         columns = slice(band * settings.rows, (band + 1) * settings.rows)
@@ -96,7 +97,7 @@ def find_representatives(files: list[Path], order: np.ndarray, settings: NearDup
 
 
 class _SignatureFiles:
-    """The rows of several files of signatures as one array that stays on the disk."""
+    """Several files of signatures, read like one array of N rows that stays on the disk."""
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -105,7 +106,7 @@ class _SignatureFiles:
         self.count = int(self.bounds[-1])
 
     def hash_columns(self, columns: slice) -> np.ndarray:
-        """Hash what each signature has in these columns to one number: uint64 (N,)."""
+        """Hash these columns of each signature to one number: uint64 (N,)."""
         keys = np.zeros(self.count, np.uint64)
         for path, file_start in zip(self.files, self.bounds, strict=False):
             file_rows = _map_signatures(path)
@@ -144,14 +145,14 @@ def _find_similar_pairs(
         if not len(members):
             return
 
-        # Split each bucket into its first member, the leader, and the others, each beside its leader.
+        # Split each bucket into its first member, the leader, and the others; `leaders` holds the leader of each other.
         is_leader = np.append(True, bucket[1:] != bucket[:-1])
         leader_numbers = np.cumsum(is_leader)[~is_leader] - 1
         leaders = members[is_leader][leader_numbers]
         members = members[~is_leader]
         bucket = bucket[~is_leader]
 
-        # Members of the leader's group already need no comparison.
+        # A member that is already in its leader's group need not be compared.
         is_similar = root[leaders] == root[members]
         compared = np.flatnonzero(~is_similar)
         if len(compared):
@@ -184,7 +185,7 @@ def _find_shared_buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unite_groups(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
-    """Join the groups of each pair, in place. `root` names the first document of every document's group."""
+    """Merge the groups of each pair of documents, in place. `root` holds the first of every document's group."""
     while len(first):
         first = root[first]
         second = root[second]
@@ -193,12 +194,12 @@ def _unite_groups(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> No
         second = second[is_apart]
         np.minimum.at(root, np.maximum(first, second), np.minimum(first, second))
 
-        # Point every document to the top of its chain.
+        # A root may now have a root itself: follow the chains until every document has the first of its group.
         while True:
-            above = root[root]
-            if np.array_equal(above, root):
+            next_root = root[root]
+            if np.array_equal(next_root, root):
                 break
-            root[:] = above
+            root[:] = next_root
 
 
 def _draw_permutations(count: int) -> tuple[np.ndarray, np.ndarray]:

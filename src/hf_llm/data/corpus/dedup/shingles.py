@@ -1,12 +1,13 @@
-"""Turn texts into hashes of their words and of their word n-grams, which deduplication and decontamination compare.
+"""Hash the words and the word n-grams of texts, for deduplication and decontamination to compare.
 
-A text is hashed once, in numpy, whole batches at a time. A word's hash is a difference of prefix sums of a polynomial
+Texts are hashed in batches with numpy. A word's hash is a difference of prefix sums of a polynomial
 over its characters (Karp and Rabin, 1987) modulo 2^64, mixed by splitmix64's finaliser; the hash of n words is computed
-from the hashes of n/2 words, so n-grams of 50 words cost little more than n-grams of 5. Nothing depends on the machine,
-the number of workers or PYTHONHASHSEED; the tables of characters are those of Python's `unicodedata`.
+from the hashes of n/2 words, so n-grams of 50 words cost little more than n-grams of 5. The hashes do not depend on the
+machine, the number of workers or PYTHONHASHSEED, only on the Unicode tables of Python's `unicodedata`.
 
-A text can be read in two ways. Folded: case is folded, and everything except letters, marks and digits separates words.
-Exact: only white space separates words. In scripts written without spaces every character is a word of its own.
+There are two ways to split a text into words. Folded: case is folded, and all characters except letters, marks and
+digits separate words. Exact: only white space separates words. In both, every character of a script written without
+spaces is a word.
 """
 
 import unicodedata
@@ -66,7 +67,7 @@ def hash_words(texts: list[str], folded: bool = True) -> WordHashes:
         block_hashes, starts = _hash_block(codes, folded)
         hashes.append(block_hashes)
 
-        # In the block every piece is followed by one space.
+        # In the block, one space follows every piece.
         piece_lengths = [len(piece) + 1 for piece in pieces]
         piece_bounds = np.cumsum([0, *piece_lengths])
         words_per_piece = np.diff(np.searchsorted(starts, piece_bounds))
@@ -104,11 +105,11 @@ def hash_windows(words: WordHashes, length: int) -> tuple[np.ndarray, np.ndarray
     runs_per_text = np.maximum(np.diff(words.bounds) - length + 1, 0)
     run_ends = np.cumsum(runs_per_text)
 
-    # Runs are numbered through all texts; shifted by its text's offset, a run's number is its first word's index.
+    # Runs are numbered over all texts. The number of a run plus an offset of its text is the index of its first word.
     word_offsets = words.bounds[:-1] - run_ends + runs_per_text
-    places = np.arange(runs_per_text.sum()) + np.repeat(word_offsets, runs_per_text)
+    first_words = np.arange(runs_per_text.sum()) + np.repeat(word_offsets, runs_per_text)
 
-    return mix_bits(_hash_runs(words.hashes, length)[places]), places
+    return mix_bits(_hash_runs(words.hashes, length)[first_words]), first_words
 
 
 def hash_shingles(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,12 +172,12 @@ def _hash_characters(text: str) -> int:
 
 
 def _hash_runs(hashes: np.ndarray, length: int) -> np.ndarray:
-    """Hash every run of `length` of the hashes, by doubling. uint64 (n - length + 1,)."""
+    """Hash every run of `length` hashes, with about log2(length) passes over the array: uint64 (n - length + 1,)."""
     if len(hashes) < length:
         return np.zeros(0, np.uint64)
 
-    # `runs` holds the runs of a length that grows to `length`: each binary digit of it doubles the length, and a
-    # digit of 1 adds one more word.
+    # `runs` holds the hashes of all runs of a length that grows to `length`, as its binary digits say from the second
+    # on: every digit doubles the length, and a 1 then adds one word.
     runs = hashes
     for digit in f"{length:b}"[1:]:
         run_length = len(hashes) - len(runs) + 1
@@ -203,7 +204,7 @@ def _hash_block(codes: np.ndarray, folded: bool) -> tuple[np.ndarray, np.ndarray
     powers, inverse_powers = _base_powers()
 
     # Prefix sums of value[i] * BASE^i. The sum over a word, divided by BASE^start, does not depend on its position.
-    # What stands between two words has the value 0, so a word's sum may run to the start of the next word.
+    # Characters between two words have the value 0, so a word's sum may include all up to the start of the next word.
     values *= powers[: len(codes)]
     prefix_sums = np.zeros(len(codes) + 1, np.uint64)
     np.cumsum(values, out=prefix_sums[1:])
@@ -275,9 +276,9 @@ def _consecutive_powers(factor: int) -> np.ndarray:
 
 @cache
 def _character_values(folded: bool) -> np.ndarray:
-    """Draw a random number for every code point: uint64 (CODE_POINTS,).
+    """Return a pseudo-random number for every code point: uint64 (CODE_POINTS,).
 
-    Characters that are read alike have the same one; those that separate words have 0.
+    Characters that differ only in case have the same number if `folded`; those that separate words have 0.
     """
     characters = np.arange(CODE_POINTS, dtype=np.uint64)
     is_separator = np.zeros(len(characters), bool)

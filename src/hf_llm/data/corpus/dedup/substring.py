@@ -1,18 +1,18 @@
-"""Find passages that stand in several places of a corpus, exactly, and cut them out everywhere but at the first place.
+"""Find passages that occur more than once in a corpus, and cut out every occurrence but the first.
 
-Lee et al. (2022, arXiv 2107.06499) find them with a suffix array of the whole corpus in memory. A passage of at least
-n words repeats exactly where a window of n words repeats, so in this module every window is hashed and written to one
-of several partitions of the hashes; each partition is searched by itself for hashes that occur twice; and a word is cut
-if it stands in a window that also stands earlier. Words are compared as they are written; the white space between them
-is not compared.
+Lee et al. (2022, arXiv 2107.06499) find them with a suffix array of the whole corpus in memory. Here less memory is
+needed: a passage of at least n words repeats where a window of n words repeats, so every window of n words is hashed
+and written to one of several partitions, by ranges of the hash. Each partition is searched separately for hashes that
+occur more than once. A word is cut if it lies in a window that also occurs earlier. Words are compared exactly, the
+white space between them is not compared.
 
-    write_windows    one task per shard of documents
-    find_repeated    one task per partition
-    merge_repeated   once
-    Cutter           one per task that cuts
+    write_windows            one task per shard of documents
+    find_repeated_windows    one task per partition
+    merge_repeated_windows   once
+    PassageCutter            in each task that cuts documents
 
-Two different windows are taken for the same one with probability 2^-96: for all pairs of 10^10 windows together (60 GB
-of English), less than 10^-9.
+Two different windows have the same hashes with probability 2^-96: for all pairs of 10^10 windows together (60 GB of
+English), less than 10^-9.
 """
 
 from collections.abc import Iterable
@@ -28,13 +28,15 @@ from hf_llm.data.corpus.dedup.shingles import WordHashes, find_word_spans, hash_
 
 BATCH_CHARS = 1 << 19  # characters hashed at a time
 MAX_BUFFERED_WINDOWS = 1 << 20  # windows held before they are written
-WINDOW = np.dtype([("hash", "<u8"), ("order", "<u8"), ("check", "<u4"), ("word", "<u4")])  # 24 bytes on the disk
+# A window: its hash, the order of its document, a second hash to check it by, and the number of its first word in the
+# document. 24 bytes on the disk.
+WINDOW = np.dtype([("hash", "<u8"), ("order", "<u8"), ("check", "<u4"), ("word", "<u4")])
 HASH, CHECK, ORDER, WORD = range(4)  # rows of a table of repeated windows
 
 
 @dataclass
 class RepeatedPassages:
-    """Passages of this many words that also stand elsewhere, word for word, are cut out everywhere but at the first."""
+    """Passages of at least this many words that repeat word for word are cut out everywhere but at the first place."""
 
     words: int = 50
     """Words in the shortest passage that is cut (in Chinese or Thai a character is a word)."""
@@ -49,8 +51,8 @@ def write_windows(
 ) -> None:
     """Write every window of the documents to `folder/<name>.<partition>.windows`, one file for each partition.
 
-    A document is its order (uint64, unique; the smaller takes precedence) and its text. Takes 24 bytes a word on the
-    disk and about 120 MB of memory. The files get their names only when all of them have been written.
+    A document is its order (uint64, unique; the document with the smaller one keeps a passage) and its text. Takes 24
+    bytes per word on the disk and about 120 MB of memory. The files are renamed to their names when all are written.
     """
     files = [folder / f"{name}.{number:05d}.windows" for number in range(partitions)]
     with ExitStack() as stack:
@@ -69,10 +71,10 @@ def write_windows(
 
 
 def find_repeated_windows(files: list[Path], output: Path) -> None:
-    """Find the windows of one partition that stand in more than one place, and where the first of each stands.
+    """Find the windows of one partition that occur more than once, and where each of them occurs first.
 
-    Writes a table, uint64 (4, windows): hash, check, order and word number of the first, sorted by hash and check.
-    Takes 16 bytes of memory for each window of the partition and 80 for each that repeats.
+    Writes a table, uint64 (4, windows): hash, check, and the order and word number of the first occurrence, sorted by
+    hash and check. Takes 16 bytes of memory for each window of the partition and 80 for each that repeats.
     """
     files = [path for path in files if path.stat().st_size]
     candidates = _read_windows(files, _find_repeated_hashes(files))
@@ -84,7 +86,7 @@ def find_repeated_windows(files: list[Path], output: Path) -> None:
 
 
 def _find_repeated_hashes(files: list[Path]) -> np.ndarray:
-    """Find the hashes that occur more than once, sorted (a hash that occurs n times stands there n - 1 times)."""
+    """Find the hashes that occur more than once, sorted. One that occurs n times is returned n - 1 times."""
     hashes = np.concatenate([np.zeros(0, np.uint64), *(_map_windows(path)["hash"].copy() for path in files)])
     hashes.sort()
     return hashes[1:][hashes[1:] == hashes[:-1]]
@@ -119,7 +121,7 @@ def _starts_repetition(sorted_windows: np.ndarray) -> np.ndarray:
 
 
 def merge_repeated_windows(files: list[Path], output: Path) -> None:
-    """Put the tables of `find_repeated_windows`, in the order of their partitions, into one file (`PassageCutter`)."""
+    """Concatenate the tables of `find_repeated_windows`, in the order of their partitions, for `PassageCutter`."""
     lengths = [np.load(path, mmap_mode="r").shape[1] for path in files]
     bounds = np.cumsum([0, *lengths])
     with atomic_path(output) as temporary:
@@ -134,19 +136,19 @@ def merge_repeated_windows(files: list[Path], output: Path) -> None:
 
 
 class PassageCutter:
-    """Cuts out of documents the passages that stand earlier in the corpus, by the file of `merge_repeated_windows`."""
+    """Cuts passages that occur earlier in the corpus out of documents, by the file of `merge_repeated_windows`."""
 
     def __init__(self, path: Path, settings: RepeatedPassages):
         self.table = np.asarray(np.load(path, mmap_mode="r"))  # asarray: still memory-mapped, but faster to index
         self.settings = settings
 
     def cut_passages(self, order: int, text: str) -> tuple[str, list[str]]:
-        """Cut a document given as it was to `write_windows`. Returns the remaining text and the passages cut out."""
+        """Cut one document; `order` is as in `write_windows`. Returns the remaining text and the passages cut out."""
         is_repeated = self.mark_repeated_words(order, text)
         if not is_repeated.any():
             return text, []
 
-        # Runs of repeated words as (first word, word after the last), and then as spans of characters.
+        # Runs of repeated words: first as (first word, word after the last), then as spans of characters.
         run_bounds = np.flatnonzero(np.diff(is_repeated, prepend=False, append=False)).reshape(-1, 2)
         starts, ends = find_word_spans(text, folded=False)
         spans = [(int(starts[first]), int(ends[stop - 1])) for first, stop in run_bounds]
@@ -157,7 +159,7 @@ class PassageCutter:
     def mark_repeated_words(self, order: int, text: str) -> np.ndarray:
         """Mark the words of a document that are to be cut: bool (words,)."""
         words = hash_words([text], folded=False)
-        hashes, places = hash_windows(words, self.settings.words)
+        hashes, first_words = hash_windows(words, self.settings.words)
         candidates = np.flatnonzero(_is_in_sorted(hashes, self.table[HASH]))
         if not len(candidates):
             return np.zeros(len(words.hashes), bool)
@@ -167,26 +169,26 @@ class PassageCutter:
         columns = self._find_columns(hashes[candidates], checks)
         is_known = columns >= 0
         columns = columns[is_known]
-        places = places[candidates[is_known]]
+        first_words = first_words[candidates[is_known]]
 
         # A window repeats unless it is itself the first occurrence.
         other_document = self.table[ORDER, columns] != np.uint64(order)
-        other_word = self.table[WORD, columns] != places.astype(np.uint64)
-        repeated_places = places[other_document | other_word]
+        other_word = self.table[WORD, columns] != first_words.astype(np.uint64)
+        repeated_first_words = first_words[other_document | other_word]
 
         # How many repeated windows cover each word: +1 where one begins, -1 after its end.
         changes = np.zeros(len(words.hashes) + 1, np.int64)
-        np.add.at(changes, repeated_places, 1)
-        np.add.at(changes, repeated_places + self.settings.words, -1)
+        np.add.at(changes, repeated_first_words, 1)
+        np.add.at(changes, repeated_first_words + self.settings.words, -1)
         return np.cumsum(changes[:-1]) > 0
 
     def _find_columns(self, hashes: np.ndarray, checks: np.ndarray) -> np.ndarray:
-        """Find the column of the table each window stands in, -1 for none: int64 (windows,).
+        """Find the column of the table for each window, -1 if it is not there: int64 (windows,).
 
-        All hashes are in the table.
+        All `hashes` are in the table, but maybe with another check.
         """
         columns = np.searchsorted(self.table[HASH], hashes)
-        while True:  # a second time only where two windows that repeat have one hash
+        while True:  # more than once only if two different windows that repeat have the same hash
             wrong = np.flatnonzero((columns >= 0) & (self.table[CHECK, columns] != checks))
             if not len(wrong):
                 return columns
@@ -218,14 +220,14 @@ def _hash_documents(batch: list[tuple[int, str]], settings: RepeatedPassages) ->
     texts = [text for _, text in batch]
     orders = np.array([order for order, _ in batch], np.uint64)
     words = hash_words(texts, folded=False)
-    hashes, places = hash_windows(words, settings.words)
-    document_numbers = np.searchsorted(words.bounds, places, side="right") - 1
+    hashes, first_words = hash_windows(words, settings.words)
+    document_numbers = np.searchsorted(words.bounds, first_words, side="right") - 1
 
     result = np.empty(len(hashes), WINDOW)
     result["hash"] = hashes
     result["check"] = _check_hashes(words, settings)
     result["order"] = orders[document_numbers]
-    result["word"] = places - words.bounds[document_numbers]
+    result["word"] = first_words - words.bounds[document_numbers]
     return result
 
 
@@ -261,7 +263,7 @@ def _is_in_sorted(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
 
 
 def _remove_spans(text: str, spans: list[tuple[int, int]]) -> str:
-    """Remove these spans from the text; of the white space around each, the wider break is kept."""
+    """Remove these spans from the text. Of the white space before and after a span, the wider gap is kept."""
     parts = []
     position = 0
     for start, end in spans:

@@ -1,8 +1,8 @@
-"""What all filters have in common: settings that make a filter, and a filter that judges one document at a time.
+"""Base classes of all filters: settings, which build a filter, and a filter, which judges one document at a time.
 
-A filter is one file of this folder, with its settings (a dataclass that inherits `FilterSettings`) and the filter (a
-class that inherits `Filter`), and one field of `Rules` in `data/corpus/config.py`. It knows nothing of datatrove;
-`data/corpus/filter_pipeline.py` makes a step of it.
+To add a filter, write a file in this folder with its settings (a dataclass that inherits `FilterSettings`) and the
+filter (a class that inherits `Filter`), and add a field to `Rules` in `data/corpus/config.py`. A filter does not depend
+on datatrove; `data/corpus/filter_pipeline.py` turns it into a step of datatrove.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Document(Protocol):
-    """What a filter sees of a document, and may change: its text, and what is known of it."""
+    """The part of a document that a filter sees and may change."""
 
     text: str
     metadata: dict[str, Any]
@@ -52,7 +52,7 @@ class Filter:
 
 
 class FilterSettings:
-    """The settings of one filter, as they stand in a recipe."""
+    """The settings of one filter, as a recipe writes them."""
 
     def make_filter(self) -> Filter:
         """Build the filter that judges by these settings."""

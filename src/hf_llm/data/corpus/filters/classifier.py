@@ -168,7 +168,7 @@ _word_keys = _WordKeys()
 def _fit_weights(bad: list[numpy.ndarray], good: list[numpy.ndarray]) -> numpy.ndarray:
     """Fit weights, float32 (features,), by Adagrad (https://jmlr.org/papers/v12/duchi11a.html).
 
-    All texts are seen in each epoch, in an order shuffled anew; the gradients of the two kinds weigh the same.
+    All texts are seen in each epoch, in an order that is shuffled again; both kinds of text have the same weight.
     """
     weights = numpy.zeros(1 << FEATURE_BITS)
     squares = numpy.full(1 << FEATURE_BITS, 1e-6)

@@ -1,13 +1,12 @@
-"""Drop documents that hold text of the evaluation sets, so that a score says what the model can do, not what it read.
+"""Drop documents that contain text of the evaluation sets, so that a score measures ability and not memory.
 
-A document is dropped if it shares a run of `ngram` words (13, as for GPT-3: Brown et al., 2020, arXiv 2005.14165,
-appendix C) with an item, or holds the whole of an item that is shorter than that. Case and punctuation make no
-difference; in scripts without spaces a character is a word. An item is a text of a row: a string in a column, or in a
-list there.
+An item is a text in a row of an evaluation set: a string in a column, or in a list there. A document is dropped if it
+shares a run of `ngram` words with an item (13, as for GPT-3: Brown et al., 2020, arXiv 2005.14165, appendix C), or
+contains all of a shorter item. Case and punctuation are ignored; in scripts without spaces a character is a word.
 
-What stands in more than MAX_SHARED_ROWS different texts of one set, or as a text of its own in most of its rows, is the
-form of its questions, not their content, and is not searched for. Neither are texts of fewer than `min_words` words,
-phrases that anyone may write; they are counted.
+Two kinds of text are not searched for, only counted. One is the form of a set's questions, which recurs (`Choose the
+right answer`): runs and shorter items that are in more than MAX_SHARED_ROWS rows, and long items that are in most rows.
+The other is items of fewer than `min_words` words, phrases that anyone may write.
 """
 
 import json
@@ -27,14 +26,14 @@ from hf_llm.data.files.file_formats import FORMATS, find_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import get_column, read_hub_rows, read_rows, unreadable_file_error
 
-MAX_SHARED_ROWS = 10  # of a set, that may have words in common before these are taken for the set's form
-MAX_HEADER_WORDS = 4  # in the name of a column; a longer name is a text, and the file has no header
+MAX_SHARED_ROWS = 10  # rows of a set that may share words before these are taken for the form of its questions
+MAX_HEADER_WORDS = 4  # a column name with more words is a text: the file has no header
 INDEX = "evaluation_texts.npz"
 REPORT = "evaluation_texts.json"
 
-# What is searched for. A run of `ngram` words: its hash, and the item it is of.
+# The two kinds of text that are searched for. A run of `ngram` words: its hash, and the number of its item.
 RUN = np.dtype([("hash", "<u8"), ("item", "<i8")])
-# A shorter text: the hash of its first `min_words` words, its number of words, the hash of all, and its item.
+# A whole shorter text: the hash of its first `min_words` words, its number of words, the hash of all, and its item.
 WHOLE_TEXT = np.dtype([("begin", "<u8"), ("words", "<i8"), ("hash", "<u8"), ("item", "<i8")])
 
 
@@ -91,7 +90,7 @@ class Decontaminate:
             raise ValueError(f"min_words ({self.min_words}) has to be at least 2 and at most ngram ({self.ngram})")
 
     def write_index(self, folder: Path) -> None:
-        """Read the evaluation sets and write an index of their texts to `folder`, unless it is there already.
+        """Read the evaluation sets and write an index of their texts to `folder`, unless an equal one is there already.
 
         Raises UserError for a set that cannot be read or has no text to search for.
         """
@@ -113,7 +112,7 @@ class Decontaminate:
                     f"corpus.decontaminate: {evaluation_set.name} has {len(set_labels):,} rows and no text of "
                     f"{self.min_words} words or more; correct `columns`, lower min_words or leave the set out"
                 )
-            # Items are numbered over all sets.
+            # In the index of one set, items are numbered from 0; number them over all sets.
             for table in index.values():
                 table["item"] += len(labels)
             indexes.append(index)
@@ -132,9 +131,9 @@ class Decontaminate:
 
 
 def evaluation_sets(folder: Path) -> list[dict]:
-    """Return what `write_index` read of each set: its rows, and how many different texts there are of each kind.
+    """Return the counts that `write_index` made of each set: its rows, and its different texts by kind.
 
-    `long` and `short` ones are searched for; `too_short` ones and those that are the set's `form` are not.
+    Texts counted as `long` and `short` are searched for; those counted as `too_short` and `form` are not.
     """
     return _read_report(folder)["sets"]
 
@@ -161,7 +160,7 @@ class DecontaminationFilter(Filter):
             start = starts[first]
             end = ends[first + count - 1]
             shared = " ".join(text[start:end].split())
-            if any(map(str.isalpha, shared)):  # numbers in a row are anyone's
+            if any(map(str.isalpha, shared)):  # numbers alone may be equal by chance
                 label = self._index.labels[item]
                 return Verdict("evaluation_text", f"{label}: {shared!r}")
         return KEPT
@@ -170,7 +169,7 @@ class DecontaminationFilter(Filter):
 class _EvaluationIndex:
     """The index that `write_index` wrote, in memory.
 
-    A match is its first word, its number of words, and the number of the item.
+    A match is given as its first word in the document, its number of words, and the number of the item.
     """
 
     def __init__(self, folder: Path, settings: Decontaminate):
@@ -183,30 +182,30 @@ class _EvaluationIndex:
         self.settings = settings
 
     def find_runs(self, words: WordHashes) -> Iterator[tuple[int, int, int]]:
-        """Yield the runs of a document that are in an item."""
-        hashes, places = hash_windows(words, self.settings.ngram)
+        """Yield the matches of runs: `ngram` words in a row that an item has, too."""
+        hashes, first_words = hash_windows(words, self.settings.ngram)
         for window, row in self.run_hashes.find_known(hashes):
-            yield int(places[window]), self.settings.ngram, int(self.runs["item"][row])
+            yield int(first_words[window]), self.settings.ngram, int(self.runs["item"][row])
 
     def find_whole_texts(self, words: WordHashes) -> Iterator[tuple[int, int, int]]:
-        """Yield the whole texts, shorter than a run, that are in a document.
+        """Yield the matches of whole texts that are shorter than a run.
 
-        They are found by their first words, then compared to their end.
+        They are looked up by their first `min_words` words, then compared as a whole.
         """
-        hashes, places = hash_windows(words, self.settings.min_words)
+        hashes, first_words = hash_windows(words, self.settings.min_words)
         for window, row in self.begin_hashes.find_known(hashes):
-            first = int(places[window])
-            # Several texts may begin alike: they are neighbours in the table.
+            first = int(first_words[window])
+            # Several texts may begin with the same words: they are in consecutive rows.
             while row < len(self.whole_texts) and self.whole_texts["begin"][row] == hashes[window]:
                 count = int(self.whole_texts["words"][row])
                 candidate = words.hashes[first : first + count]
-                if len(candidate) == count and _hash_words(candidate) == self.whole_texts["hash"][row]:
+                if len(candidate) == count and _hash_sequence(candidate) == self.whole_texts["hash"][row]:
                     yield first, count, int(self.whole_texts["item"][row])
                 row += 1
 
 
 class _HashSet:
-    """Sorted hashes, and a table of their first bits, by which nearly all that are not among them are ruled out."""
+    """A set of sorted hashes. A table of their first bits quickly excludes nearly all other hashes."""
 
     PREFIX_BITS = 22
 
@@ -219,7 +218,7 @@ class _HashSet:
         return hashes >> np.uint64(64 - self.PREFIX_BITS)
 
     def find_known(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Yield which of these hashes are in the set: the number of each, and its first row in the set."""
+        """Yield those of `hashes` that are in the set: the index in `hashes`, and the first row in the set."""
         likely = np.flatnonzero(self.has_prefix[self._prefix_of_each(hashes)])
         rows = np.searchsorted(self.hashes, hashes[likely])
         nearest = self.hashes[np.minimum(rows, len(self.hashes) - 1)]
@@ -234,25 +233,26 @@ def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
 
 
 def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
-    """Yield every row of a set with its label, which explanations show."""
+    """Yield every row of a set with its label, which is shown as the reason why a document was dropped."""
     if evaluation_set.hub:
         rows = read_hub_rows(evaluation_set.hub, evaluation_set.subset, evaluation_set.split, True, None)
         for number, row in rows:
             yield f"{evaluation_set.name}, row {number}", _select_columns(row, evaluation_set)
 
-    faults = ReadErrors()
+    errors = ReadErrors()
     for path, name in files:
+        # In a CSV file without a header, the keys of a row are the texts of the first row.
         is_first = True
-        for number, row in read_rows(path, faults):
+        for number, row in read_rows(path, errors):
             if is_first and not _has_header(row):
                 yield f"{name}, row 0", {"": list(row)}
             is_first = False
             yield f"{name}, row {number}", _select_columns(row, evaluation_set)
-    faults.check_dropped_share(f"corpus.decontaminate: {evaluation_set.name}")
+    errors.check_dropped_share(f"corpus.decontaminate: {evaluation_set.name}")
 
 
 def _has_header(row: dict) -> bool:
-    """Whether the keys of a row are names of columns: in a CSV without a header they are the texts of its first row."""
+    """Whether the keys of a row are names of columns rather than texts."""
     return all(len(str(key).split()) <= MAX_HEADER_WORDS for key in row)
 
 
@@ -274,10 +274,10 @@ def _collect_texts(rows: Iterator[tuple[str, dict]]) -> tuple[list[str], dict[st
 
 
 def _walk_strings(value: object) -> Iterator[str]:
-    """Yield all strings in a value of a row, but addresses."""
+    """Yield all strings in a value of a row, except URLs."""
     if isinstance(value, str):
-        is_address = "://" in value and len(value.split()) <= 1
-        if not is_address:
+        is_url = "://" in value and len(value.split()) <= 1
+        if not is_url:
             yield value
     elif isinstance(value, dict):
         for item in value.values():
@@ -302,18 +302,18 @@ def _index_set(
     row_counts = np.array([len(rows) for rows in texts.values()], np.int64)
     first_row = np.array([rows[0] for rows in texts.values()], np.int64)
 
-    # A text is the form of the set if it stands in many rows, and either in most of them or is not a long one.
+    # A text in many rows is the form of the questions, if it is in most rows or is not a long text.
     is_frequent = row_counts > MAX_SHARED_ROWS
     is_in_most_rows = row_counts > row_count / 2
     is_form = is_frequent & (is_in_most_rows | ~is_long)
 
-    # Long texts are searched for by their runs; one that has only common runs is form, too.
-    hashes, places = hash_windows(words, settings.ngram)
-    text_of_run = np.searchsorted(words.bounds, places, side="right") - 1
+    # Long texts are searched for by their runs. One that has only common runs is form, too.
+    hashes, first_words = hash_windows(words, settings.ngram)
+    text_of_run = np.searchsorted(words.bounds, first_words, side="right") - 1
     runs, is_distinctive = _select_distinctive_runs(hashes, text_of_run, is_form[text_of_run], first_row)
     is_form |= is_long & ~is_distinctive
 
-    # Shorter ones are searched for as a whole.
+    # Shorter texts are searched for as a whole.
     is_short = ~is_too_short & ~is_long & ~is_form
     short_texts = np.flatnonzero(is_short)
     whole_texts = _hash_whole_texts(words, short_texts, settings.min_words)
@@ -336,24 +336,24 @@ def _hash_whole_texts(words: WordHashes, numbers: np.ndarray, min_words: int) ->
     for row, number in enumerate(numbers):
         start = words.bounds[number]
         end = words.bounds[number + 1]
-        whole_texts["begin"][row] = _hash_words(words.hashes[start : start + min_words])
+        whole_texts["begin"][row] = _hash_sequence(words.hashes[start : start + min_words])
         whole_texts["words"][row] = end - start
-        whole_texts["hash"][row] = _hash_words(words.hashes[start:end])
+        whole_texts["hash"][row] = _hash_sequence(words.hashes[start:end])
     return whole_texts
 
 
 def _select_distinctive_runs(
     hashes: np.ndarray, texts: np.ndarray, is_form: np.ndarray, first_row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Select the runs that stand in few rows and in no text that is all form.
+    """Select the runs that are in few rows, and not in a text that is the form of the questions.
 
-    `hashes`, uint64 (runs,), `texts`, int64 (runs,), and `is_form`, bool (runs,), say of every run what it is, which
-    text it is in, and whether that text is all form. `first_row`, int64 (texts,), is the first row each text stands in.
+    For every run, `hashes`, uint64 (runs,), is its hash, `texts`, int64 (runs,), the text it is in, and `is_form`, bool
+    (runs,), whether that text is form. `first_row`, int64 (texts,), is the first row that has each text.
 
-    Returns the different runs that are left, RUN (selected,), sorted by hash, each with the first row it stands in; and
-    which texts have one, bool (texts,).
+    Returns the selected runs, RUN (selected,), each once with the first row that has it, sorted by hash; and which
+    texts have a selected run, bool (texts,).
     """
-    # Equal runs are put side by side, those of one row next to each other.
+    # Sort by hash and then by row, so that equal runs are next to each other.
     rows = first_row[texts]
     order = np.lexsort((rows, hashes))
     hashes = hashes[order]
@@ -365,7 +365,7 @@ def _select_distinctive_runs(
     is_first_of_row = is_first_of_hash | _differs_from_previous(rows)
     number_of_hash = np.cumsum(is_first_of_hash) - 1  # 0 for all runs of the first hash, 1 for those of the next ...
 
-    # By number of the hash: in how many rows it stands, and in how many texts that are form.
+    # For each different hash: the number of rows that have it, and of texts that are form.
     row_counts = np.bincount(number_of_hash, weights=is_first_of_row)
     form_counts = np.bincount(number_of_hash, weights=is_form)
     is_common = (row_counts > MAX_SHARED_ROWS) | (form_counts > 0)
@@ -388,7 +388,7 @@ def _differs_from_previous(values: np.ndarray) -> np.ndarray:
 
 
 def _merge_indexes(indexes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Merge the indexes of all sets, sorted by hash; of a run that several sets have, the first stays."""
+    """Merge the indexes of all sets, sorted by hash. A run that several sets have is kept for the first of them."""
     runs = np.concatenate([index["runs"] for index in indexes])
     _, first = np.unique(runs["hash"], return_index=True)
     whole_texts = np.concatenate([index["whole"] for index in indexes])
@@ -396,8 +396,8 @@ def _merge_indexes(indexes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray
     return {"runs": runs[first], "whole": whole_texts[by_begin]}
 
 
-def _hash_words(hashes: np.ndarray) -> np.uint64:
-    """Return the hash of some words in a row."""
+def _hash_sequence(hashes: np.ndarray) -> np.uint64:
+    """Hash some consecutive words to one number."""
     words = WordHashes(hashes, np.array([0, len(hashes)]))
     window_hashes, _ = hash_windows(words, len(hashes))
     return window_hashes[0]

@@ -1,11 +1,11 @@
-"""A text into words and sentences, as spaCy's English tokenizer splits them, at the speed of a dictionary.
+"""Split a text into words and sentences as spaCy's English tokenizer does, but faster, by a cache of chunks.
 
-The limits of Gopher and FineWeb are stated for words of that tokenizer. It splits at white space and then each chunk by
-itself: a table of exceptions, then punctuation off both ends, then cuts inside. A chunk's words are the same wherever
-it stands, so they are computed once and looked up from then on.
+The limits of Gopher and FineWeb were chosen for the words of that tokenizer. It splits a text at white space into
+chunks, and each chunk into words: by a table of exceptions, else it takes punctuation off both ends and then splits at
+marks inside. The words of a chunk do not depend on the text around it, so they are computed once and then looked up.
 
-In Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan nothing marks the end of a word; `has_words` is false for
-such a text, and filters that count words do not judge it.
+Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan do not separate words; `has_words` is false for such a text,
+and filters that count words do not check it.
 """
 
 import re
@@ -17,7 +17,7 @@ from itertools import chain
 import regex
 
 MAX_CACHED_CHUNKS = 1 << 17  # about 30 MB
-MAX_CHUNK_CHARS = 1000  # what is longer is not a word, and is not searched for any
+MAX_CHUNK_CHARS = 1000  # a longer chunk counts as one word, without being split
 
 _PUNCTUATION = r""",:;!?()\[\]{}<>_#*&'"`´¿¡؟…。？！，、；：～·।،۔؛٪‘’‚“”„«»「」『』（）〔〕【】《》〈〉⟦⟧"""
 _CURRENCY = r"[$£€¥฿₽﷼₠-₿]"
@@ -69,10 +69,11 @@ _BEFORE_NOT = """
 ca could do does did had may might must need ought sha should wo would ai are is was were have has dare
 """
 _SPLIT_WITHIN = "can|not Can|not gon|na Gon|na got|ta Got|ta let|'s Let|'s c'm|on C'm|on y'|all y|all"
-# Contractions without their apostrophe that are words of their own.
+# Contractions that are other words without their apostrophe.
 _OTHER_WORDS = "ill its hell shell shed were well Ill Its Hell Shell Shed Were Well"
 
-# Filters that follow each other ask for the same text: the last one and its words, the last words and their counts.
+# Caches, since filters are run one after the other on the same text: the last text and its words, the last words and
+# their counts.
 _last_words: tuple[str, list[str]] = ("", [])
 _last_counts: tuple[list[str], Counter] = ([], Counter())
 
@@ -132,7 +133,8 @@ def has_words(text: str) -> bool:
 
 
 def _words_of_chunks(text: str) -> Iterator[str]:
-    return chain.from_iterable(map(_chunk_words().__getitem__, text.split()))
+    words_of_chunk = _chunk_words()
+    return chain.from_iterable(map(words_of_chunk.__getitem__, text.split()))
 
 
 @cache
@@ -141,7 +143,7 @@ def _chunk_words() -> "_ChunkWords":
 
 
 class _ChunkWords(dict[str, tuple[str, ...]]):
-    """A chunk of text without white space to its words, computed where the chunk is met first."""
+    """Maps a chunk, text without white space, to its words, which are computed at the first look-up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ class _ChunkWords(dict[str, tuple[str, ...]]):
         if chunk.isalpha() and chunk not in self.exceptions:
             words = (chunk,)
         elif len(chunk) > MAX_CHUNK_CHARS:
-            return (chunk,)  # not remembered
+            return (chunk,)  # not cached
         else:
             words = tuple(_split_chunk(chunk, self.exceptions))
 
@@ -162,7 +164,7 @@ class _ChunkWords(dict[str, tuple[str, ...]]):
 
 
 def _split_chunk(chunk: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
-    """Split one chunk: an exception as a whole, else punctuation off both ends, and what is left of it inside."""
+    """Split one chunk: take punctuation off both ends until it is an exception, then split the middle at marks."""
     before = []
     after = []
     while chunk and chunk not in exceptions:
@@ -211,7 +213,7 @@ def _split_inside(chunk: str) -> Iterator[str]:
 
 
 def _build_exceptions() -> dict[str, tuple[str, ...]]:
-    """Build the table of chunks that punctuation does not split rightly: abbreviations, contractions, smileys."""
+    """Build the table of chunks that must not be split at punctuation: abbreviations, contractions, smileys."""
     table = {word: (word,) for word in _ABBREVIATIONS.split()}
     for hour in range(1, 13):
         for half in ("am", "pm", "a.m.", "p.m."):
@@ -230,7 +232,7 @@ def _build_exceptions() -> dict[str, tuple[str, ...]]:
             if bare not in other_words:
                 table.setdefault(bare, bare_parts)
 
-    # All of it once more with the typographic apostrophe.
+    # All of these again with the typographic apostrophe.
     for chunk, parts in list(table.items()):
         if "'" in chunk:
             table[chunk.replace("'", "’")] = tuple(part.replace("'", "’") for part in parts)

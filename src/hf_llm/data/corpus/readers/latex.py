@@ -1,10 +1,10 @@
 """Turn papers in LaTeX into text: one document per paper, prose with headings, mathematics as it is written.
 
-A paper is a .tex file, or an archive of one (arXiv's .tar.gz, or its single gzipped file). An archive whose members are
-archives, as arXiv's monthly ones, is as many papers. Files that the main file includes are put in their places; macros
-that the paper defines are expanded; comments, the preamble, citations, labels, pictures and the bibliography are
-removed; captions and footnotes are kept. This uses only Python's regular expressions: pylatexenc turns formulas into
-look-alike characters and does not know a paper's own macros.
+A paper is a .tex file, or an archive of one (arXiv's .tar.gz, or its single gzipped file). In an archive of archives,
+as arXiv's monthly ones, each inner archive is a paper. Included files are inserted into the main file; macros that the
+paper defines are expanded; comments, the preamble, citations, labels, pictures and the bibliography are removed;
+captions and footnotes are kept. Only Python's regular expressions are used: pylatexenc turns formulas into look-alike
+characters and does not know macros that a paper defines.
 """
 
 import re
@@ -23,13 +23,13 @@ from hf_llm.data.files.text_files import split_text
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
 
-PAPER_BYTES = 32 << 20  # of LaTeX in one paper
+PAPER_BYTES = 32 << 20  # the most LaTeX that is read of one paper
 TAR_MAGIC_OFFSET = 257
 TAR_MAGIC = b"ustar"
-CLASS_BYTES = 100_000  # of a file, in which its document class stands
+CLASS_BYTES = 100_000  # how much of a file's beginning is searched for \documentclass
 AUTHOR_CHARS = 500
-MAX_INCLUSIONS = 500  # of files, in one paper; more is a loop
-# Macros are expanded in one paper up to so many characters, and 50 more for each macro; more is a loop.
+MAX_INCLUSIONS = 500  # included files in one paper; more are taken for a loop
+# Macros are expanded until their text, plus CHARS_PER_MACRO for each call, exceeds this; more is taken for a loop.
 EXPANSION_CHARS = 4 << 20
 CHARS_PER_MACRO = 50
 MAX_EXPANSION_DEPTH = 30
@@ -48,7 +48,7 @@ _MATH = re.compile(
     r"|\\begin\{((?:equation|align|gather|multline|eqnarray|math|displaymath|flalign|alignat)\*?)\}(.+?)\\end\{\5\}",
     re.DOTALL,
 )
-# Where a formula or a program was, which is put back at the end.
+# Stands in for a formula or a program, which is put back at the end (`_to_plain_text`).
 _PLACEHOLDER = re.compile("\x02(\\d+)\x03")
 
 _ENVIRONMENTS_WITHOUT_TEXT = (
@@ -125,8 +125,8 @@ class _Macro:
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of each paper at a path, with its title and authors.
 
-    A .tex file that is part of another's paper gives nothing: it is read with that one. What holds no LaTeX at all
-    (arXiv's withdrawn papers, those in PDF alone) is counted.
+    A .tex file that is a part of another file's paper yields nothing: it is read with that one. What has no LaTeX at
+    all (papers withdrawn from arXiv, or only in PDF) is counted as dropped.
     """
     if is_archive(path) or path.suffix.lower() in COMPRESSED_SUFFIXES:
         for files in _read_papers(path, errors):
@@ -137,7 +137,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
 
 
 def _is_part_of_paper(path: Path) -> bool:
-    """Whether a file without a document class lies beside or below one that has it."""
+    """Whether a file has no document class, while another one in its folder or the folder above has one."""
     if _has_document_class(path):
         return False
     neighbours = [*path.parent.glob("*.tex"), *path.parent.parent.glob("*.tex")]
@@ -151,7 +151,7 @@ def _has_document_class(path: Path) -> bool:
 
 
 def _read_papers(path: Path, errors: ReadErrors) -> Iterator[dict[str, bytes]]:
-    """Yield the LaTeX files of each paper in an archive, by name. A single compressed file is a tar or a .tex file."""
+    """Yield for each paper in an archive its LaTeX files by name. A single compressed file is a tar or a .tex file."""
     if is_archive(path):
         yield from _read_archive(path, errors, path.name)
         return
@@ -337,7 +337,7 @@ def _remove_definitions(body: str) -> str:
         parts = []
         position = 0
         for match in pattern.finditer(body):
-            if match.start() >= position:  # else it stands within another definition
+            if match.start() >= position:  # if not, it is inside another definition
                 parts.append(body[position : match.start()])
                 _, position = _read_group(body, match.end())
         body = "".join([*parts, body[position:]])
@@ -406,7 +406,7 @@ def _read_argument(text: str, position: int) -> tuple[str, int]:
 
 
 def _read_group(text: str, position: int) -> tuple[str, int]:
-    """Read what stands between the brace at a position and the one that closes it. Returns it and where that ends."""
+    """Read the text between the brace at a position and the one that closes it. Returns it and where the group ends."""
     depth = 0
     for match in _BRACES.finditer(text, position):
         if match[0] == "{":
@@ -441,34 +441,34 @@ def _remove_commands(commands: tuple[str, ...], text: str) -> str:
 
 
 def _to_plain_text(text: str, macros: dict[str, _Macro]) -> str:
-    """Convert LaTeX to plain text; formulas and programs are held aside and put back as they were written."""
-    held: list[str] = []
+    """Convert LaTeX to plain text. Formulas and programs are replaced by placeholders and put back unchanged."""
+    protected: list[str] = []
 
-    def hold(written: str) -> str:
-        held.append(written)
-        return f"\x02{len(held) - 1}\x03"
+    def protect(original: str) -> str:
+        protected.append(original)
+        return f"\x02{len(protected) - 1}\x03"
 
-    def hold_program(match: re.Match) -> str:
+    def protect_program(match: re.Match) -> str:
         program = match[2].strip("\n").replace("\\%", "%")
-        return "\n\n" + hold(program) + "\n\n"
+        return "\n\n" + protect(program) + "\n\n"
 
-    def hold_inline_program(match: re.Match) -> str:
-        return hold(match[2].replace("\\%", "%"))
+    def protect_inline_program(match: re.Match) -> str:
+        return protect(match[2].replace("\\%", "%"))
 
     text = re.sub("[\x02\x03]", "", text)
-    text = _VERBATIM.sub(hold_program, text)
-    text = _INLINE_PROGRAM.sub(hold_inline_program, text)
+    text = _VERBATIM.sub(protect_program, text)
+    text = _INLINE_PROGRAM.sub(protect_inline_program, text)
     text = _expand_macros(text, macros)
-    text = _MATH.sub(lambda match: _format_formula(match, hold), text)
+    text = _MATH.sub(lambda match: _format_formula(match, protect), text)
     text = _convert_environments(text)
     text = _convert_commands(text)
     text = _join_paragraphs(text)
     while _PLACEHOLDER.search(text):  # a program may stand within a formula
-        text = _PLACEHOLDER.sub(lambda match: held[int(match[1])], text)
+        text = _PLACEHOLDER.sub(lambda match: protected[int(match[1])], text)
     return text
 
 
-def _format_formula(match: re.Match, hold: Callable[[str], str]) -> str:
+def _format_formula(match: re.Match, protect: Callable[[str], str]) -> str:
     """Format a formula: between single dollar signs within a line, between double ones on a line of its own."""
     display, inline, inline_bracketed, display_bracketed, environment, environment_body = match.groups()
     inline = inline or inline_bracketed
@@ -478,11 +478,11 @@ def _format_formula(match: re.Match, hold: Callable[[str], str]) -> str:
     if not formula:
         return ""
     if inline:
-        return hold(f"${formula}$")
+        return protect(f"${formula}$")
     has_alignment = "&" in formula or "\\\\" in formula
     if environment and has_alignment:
         formula = f"\\begin{{aligned}} {formula} \\end{{aligned}}"
-    return "\n\n" + hold(f"$${formula}$$") + "\n\n"
+    return "\n\n" + protect(f"$${formula}$$") + "\n\n"
 
 
 def _convert_environments(text: str) -> str:

@@ -1,7 +1,7 @@
 """Turn MediaWiki XML dumps (plain, gzip or bzip2; UTF-8 or UTF-16) into one document for each article.
 
-The dump is cut into pages while it is read, and each page is parsed by itself: a broken page is lost alone. A document
-type is never read, so the entities it may define are undefined: nothing expands.
+The dump is cut into pages while it is read, and each page is parsed separately, so only broken pages are lost. A
+document type declaration is never parsed, so a dump cannot define entities that expand to huge texts.
 Format: https://www.mediawiki.org/xml/export-0.11.xsd
 """
 
@@ -21,8 +21,8 @@ from hf_llm.data.files.tabular import count_damage, open_file
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
 
-PAGE_BYTES = 32 << 20  # of XML; a longer page is dropped, not held in memory
-HEADER_BYTES = 1 << 20  # kept before the first page; a header is far shorter
+PAGE_BYTES = 32 << 20  # a page with more XML is dropped, not held in memory
+HEADER_BYTES = 1 << 20  # how much is kept of what precedes the first page; a header is far shorter
 CHUNK_BYTES = 1 << 20
 EXCERPT_BYTES = 80
 
@@ -65,7 +65,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
 
 
 class DumpHeader:
-    """What the beginning of a dump says of the wiki."""
+    """What the beginning of a dump says about the wiki."""
 
     def __init__(self, xml: str):
         language = _LANGUAGE.search(xml)
@@ -79,7 +79,7 @@ class DumpHeader:
         self.namespaces = {name.strip().lower() for name in _ANY_NAMESPACE.findall(xml)}
 
     def is_article(self, page: ElementTree.Element, title: str) -> bool:
-        """Whether the page is in the main namespace; dumps before 2012 tell it by the title alone."""
+        """Whether the page is in the main namespace. In dumps from before 2012, only the prefix of the title tells."""
         number = page.findtext("ns")
         if number is not None:
             return number.strip() == "0"
@@ -136,6 +136,7 @@ def _split_pages(path: Path, errors: ReadErrors) -> Iterator[tuple[str, bytes]]:
                     has_header = True
                 if end < 0:
                     break
+
                 end += len(_CLOSE)
                 yield header, bytes(window[start:end])
                 del window[:end]
@@ -157,8 +158,8 @@ def _split_pages(path: Path, errors: ReadErrors) -> Iterator[tuple[str, bytes]]:
 
 
 def _read_utf8(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of the file as they come, in UTF-8: those before damage, then the error is raised."""
-    chunk = file.read1(CHUNK_BYTES)
+    """Yield the file in chunks of UTF-8. Everything before damage is yielded, then the error is raised."""
+    chunk = file.read1(CHUNK_BYTES)  # read1 returns what is before damage, which read would lose
     encoding = _detect_utf16(chunk)
     if encoding is None:
         while chunk:
