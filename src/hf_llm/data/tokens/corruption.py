@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.labels import IGNORE_INDEX
 
-IGNORE_INDEX = -100  # the label of a token that the loss ignores, as PyTorch's cross-entropy has it
 
 # The shares of the tokens to predict that are replaced by the mask and by a random token; the others stay in the input
 # (BERT, appendix A.1).
