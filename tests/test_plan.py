@@ -156,7 +156,7 @@ def test_the_data_sheet_serves_where_timing_runs_out_of_memory(monkeypatch):
     def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(plan, "measured_here", run_out_of_memory)
+    monkeypatch.setattr(plan, "measure_job_speed", run_out_of_memory)
     hardware = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
     job = TrainingJob(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
     assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, hardware, estimate("ZeRO-3", 8)).source

@@ -29,7 +29,7 @@ def test_a_full_disk_is_told_as_such(capsys):
 
     code, printed = ending(capsys, fault)
     assert code == 2
-    assert "no space left on the disk" in printed and "the same command goes on" in printed
+    assert "no space left on the disk" in printed and "the same command resumes" in printed
 
 
 def test_a_folder_that_may_not_be_written_is_named(capsys, tmp_path):

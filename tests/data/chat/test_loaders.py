@@ -160,7 +160,7 @@ def test_the_documentation_gives_conversations_and_preferences(monkeypatch):
             [pair for pair in group if pair[1].startswith(("json/", "email/"))] for group in group_files(item, size)
         ]
 
-    monkeypatch.setattr("hf_llm.data.chat.python_docs_qa.file_groups", few_files)
+    monkeypatch.setattr("hf_llm.data.chat.python_docs_qa.group_files", few_files)
     answers = check_documentation(150)
     assert answers["What is `json.decoder.JSONDecoder`?"] == "Simple JSON <https://json.org> decoder"
 

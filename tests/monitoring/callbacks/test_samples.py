@@ -52,8 +52,8 @@ def test_a_run_is_bit_equal_with_and_without_samples(make_trainer, tokenizer, mo
         random.random(), numpy.random.rand(), torch.rand(1)  # as sampling at a temperature would
         return write(*args, **kwargs)
 
-    write = sampling.write
-    monkeypatch.setattr(sampling, "write", write_with_noise)
+    write = sampling.complete_or_infill
+    monkeypatch.setattr(sampling, "complete_or_infill", write_with_noise)
     plain, sampled = (
         train_with_samples(make_trainer, tokenizer, s) for s in (None, SamplesSection(PROMPTS, max_new_tokens=5))
     )

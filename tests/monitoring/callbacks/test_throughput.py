@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_has_no_perplexity(make_trainer):
 
 @pytest.mark.parametrize(("measured", "name"), [(False, "mfu"), (True, "mfu_of_measured_peak")])
 def test_the_key_of_mfu_names_the_peak_it_is_relative_to(make_trainer, clock, monkeypatch, capsys, measured, name):
-    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: PeakFlops(1e6, "float32", measured))
+    monkeypatch.setattr(throughput, "find_peak_flops", lambda device, dtype: PeakFlops(1e6, "float32", measured))
     trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
     trainer.add_callback(clock)
     attach_callbacks(trainer, flops_per_token=50_000)
@@ -122,7 +122,7 @@ def test_the_key_of_mfu_names_the_peak_it_is_relative_to(make_trainer, clock, mo
 
 
 def test_mfu_counts_the_flops_of_each_sequence_length(make_trainer, clock, monkeypatch):
-    monkeypatch.setattr(throughput, "peak_of", lambda device, dtype: PeakFlops(1e6, "float32", False))
+    monkeypatch.setattr(throughput, "find_peak_flops", lambda device, dtype: PeakFlops(1e6, "float32", False))
     plain = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)
     trainer = PretrainingTrainer(plain.model, plain.args, train_dataset=plain.train_dataset)
     trainer.add_callback(clock)
@@ -193,8 +193,8 @@ from tests.monitoring.tiny_training import Clock, Rows, tiny_model
 from transformers import Trainer, TrainingArguments
 from types import SimpleNamespace
 from hf_llm.monitoring.callbacks import throughput
-from hf_llm.monitoring.attach import watch
-from hf_llm.training.batch_rampup import ContextWarmup, Warmup
+from hf_llm.monitoring.attach import attach_callbacks
+from hf_llm.training.batch_rampup import ContextRampup, Rampup
 
 clock = Clock()
 throughput.time = SimpleNamespace(perf_counter=lambda: clock.now)
@@ -205,7 +205,7 @@ args = TrainingArguments(
 assert args.world_size == 2
 trainer = Trainer(model=tiny_model(), args=args, train_dataset=Rows([5, 6, 7, 8, 1, 2, 3, 4], 8))
 trainer.add_callback(clock)
-watch(trainer)
+attach_callbacks(trainer)
 trainer.train()
 entries = [entry for entry in trainer.state.log_history if "loss" in entry]
 norms = [[entry["grad_norm"], *(value for key, value in entry.items() if "grad_norm/" in key)] for entry in entries]

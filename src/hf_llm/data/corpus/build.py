@@ -29,8 +29,8 @@ from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
     cut_shard,
     find_near_duplicates,
-    find_repeated_in_shard,
-    merge_repeated_of_shards,
+    find_repeated_in_partition,
+    merge_repeated_partitions,
     write_shard,
     write_shard_windows,
 )
@@ -210,8 +210,8 @@ def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: 
     passages = section.deduplicate.substring
     if passages:
         run_per_shard("windows", write_shard_windows, passages)
-        run_per_shard("repetitions", find_repeated_in_shard)
-        run_once("gathering", merge_repeated_of_shards, folder, shard_count)
+        run_per_shard("repetitions", find_repeated_in_partition)
+        run_once("gathering", merge_repeated_partitions, folder, shard_count)
         run_per_shard("cutting", cut_shard, section)
     return passes
 

@@ -226,7 +226,7 @@ def _read_documents(work: Path, number: int) -> Iterator[tuple[int, str]]:
         yield from zip(_rank_documents(table), table["text"].to_pylist(), strict=True)
 
 
-def find_repeated_in_shard(work: Path, number: int, count: int) -> dict:
+def find_repeated_in_partition(work: Path, number: int, count: int) -> dict:
     """Find the windows of one partition that occur more than once, and delete the files of all of them."""
     files = sorted((work / WINDOWS).glob(f"*.{number:05d}.windows"))
     output = _repeated_file(work, number)
@@ -237,7 +237,7 @@ def find_repeated_in_shard(work: Path, number: int, count: int) -> dict:
     return {}
 
 
-def merge_repeated_of_shards(work: Path, count: int) -> dict:
+def merge_repeated_partitions(work: Path, count: int) -> dict:
     """Merge the repeated windows of all partitions into one file, which the tasks that cut map into memory."""
     merge_repeated_windows([_repeated_file(work, number) for number in range(count)], work / REPEATED)
     return {}

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
 
-
 # The shares of the tokens to predict that are replaced by the mask and by a random token; the others stay in the input
 # (BERT, appendix A.1).
 SHOWN_AS_MASK = 0.8
