@@ -54,7 +54,8 @@ def test_its_steps_are_those_of_torchs_muon_and_adamw(monkeypatch):
         step(model, ours)
         step(other, theirs, adamw)
         for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
-            tolerance = 1e-6 if number == 0 else 1e-3  # bfloat16 rounds up what was rounding
+            # A step moves a weight by about 1e-2. Processors with bfloat16 units round a batched product otherwise.
+            tolerance = 3e-4 if number == 0 else 1e-3
             torch.testing.assert_close(one, two, atol=tolerance, rtol=0, msg=f"{name} at step {number}")
 
 

@@ -117,7 +117,10 @@ def test_every_text_has_a_shingle():
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = "from hf_llm.data.corpus.dedup.shingles import hash_shingles; print(hash_shingles(['Eins zwei drei vier fünf'], 5)[0])"
+    code = (
+        "from hf_llm.data.corpus.dedup.shingles import hash_shingles; "
+        "print(hash_shingles(['Eins zwei drei vier fünf'], 5)[0])"
+    )
     for seed in ("0", "1"):
         output = subprocess.run(
             [sys.executable, "-c", code],
