@@ -76,7 +76,7 @@ def check_recipe(run: Run, folders: list[str]) -> None:
 def make_folder(run: Run, folder: str) -> None:
     """Run the stage of one folder, and end this program with its exit code where it fails."""
     print_main(f"\n== {folder} ==")
-    code = run_stage(folder, run.argv)
+    code = run_stage(run, folder)
     if code:
         print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command resumes there")
         sys.exit(code)

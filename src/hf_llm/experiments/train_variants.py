@@ -114,21 +114,20 @@ def prepare_data(run: Run, variants: list[Variant]) -> None:
     trees = {run.name: run.tree, **needed}
 
     for name in reversed(needed):
-        if name == run.name:
-            argv = run.argv
-        else:
-            argv = [str(write_recipe(Path("runs") / name, trees[name]))]
+        data_run = run
+        if name != run.name:
+            data_run = Run([str(write_recipe(Path("runs") / name, trees[name]))])
         for index, folder in enumerate(DATA):
             path = Path("runs") / name / folder
             twin = _find_twin(trees, name, DATA[: index + 1])
             if twin and not path.exists():
                 link_folder(path, Path("runs") / twin / folder)
-            elif not Run(argv).is_complete(folder):
-                _run_data_stage(folder, argv)
+            elif not data_run.is_complete(folder):
+                _run_data_stage(data_run, folder)
 
 
-def _run_data_stage(folder: str, argv: list[str]) -> None:
-    exit_code = run_stage(folder, argv)
+def _run_data_stage(run: Run, folder: str) -> None:
+    exit_code = run_stage(run, folder)
     if exit_code:
         print_main(f"\n{STAGES[folder].module} stopped (exit code {exit_code}); the same command resumes")
         sys.exit(exit_code)

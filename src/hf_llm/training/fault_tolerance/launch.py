@@ -16,11 +16,14 @@ from hf_llm.training.fault_tolerance.supervisor import Child, Supervisor, exit_c
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 
 
-def run_stage(folder: str, argv: list[str]) -> int:
-    """Run the stage that makes `folder` to its end and return its exit code. A stage that trains is supervised."""
-    start_process = partial(start_stage_process, folder, argv)
+def run_stage(run: Run, folder: str) -> int:
+    """Run the stage that makes a folder of `run` to its end and return its exit code.
+
+    A stage that trains is supervised.
+    """
+    start_process = partial(start_stage_process, folder, run.argv)
     if folder in MODELS:
-        return Supervisor(Run(argv).root / folder, start_process).run()
+        return Supervisor(run.folder(folder), start_process).run()
     return wait_for_exit(start_process({}))
 
 
