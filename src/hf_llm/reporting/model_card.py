@@ -42,7 +42,7 @@ PIPELINE_TAGS = {
     "span_corruption": "text2text-generation",
 }
 
-# By key of config.json: its name on the card.
+# Key of config.json -> its name on the card.
 ARCHITECTURE = {
     "model_type": "architecture",
     "num_hidden_layers": "layers",
@@ -99,7 +99,7 @@ def render_model_card(folder: Path, repository: str | None = None) -> str:
 
 
 def model_kind(manifest: dict) -> str:
-    """What the model can be used for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
+    """Return what the model can be used for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
     if manifest["folder"] == "base":
         objective = manifest["facts"].get("objective", {}).get("kind", "causal")
         return "base" if objective == "causal" else objective

@@ -39,7 +39,7 @@ def kl_estimate(log_probs: torch.Tensor, reference: torch.Tensor, estimator: Est
 
 
 def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """Compute the reward of each token (B T): minus the KL penalty, plus at the last token the completion's score (B)."""
+    """Compute the reward of each token (B T): minus its KL penalty, plus the completion's score at the last token."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
