@@ -30,13 +30,14 @@ from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}  # of the table: key -> title, format
+# The columns of the table: key -> title, format.
+COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}
 MIN_COLUMN_WIDTH = 10
 
 # Scores that the headline names beside bits per byte: key -> in words.
 ACCURACIES = {"masked_accuracy": "masked-token accuracy", "span_exact_match": "span accuracy"}
 
-Scores = dict[str, Any]  # of one model, as results.json has them
+Scores = dict[str, Any]  # one model's scores, as in results.json
 
 
 @dataclass

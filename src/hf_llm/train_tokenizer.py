@@ -28,8 +28,8 @@ from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from hf_llm.training.objectives import resolve_objective
 
-MAX_REPORT_BYTES = 10_000_000  # of the validation split
-MAX_TEXT_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
+MAX_REPORT_BYTES = 10_000_000  # the report reads so much of the validation split
+MAX_TEXT_CHARS = 100_000  # longer texts of `tokenizer.data` are cut
 GPT2 = "openai-community/gpt2"
 
 

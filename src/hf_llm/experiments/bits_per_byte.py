@@ -1,4 +1,4 @@
-"""Measures bits per byte of the same held-out text for models with different tokenizers."""
+"""Measure bits per byte of the same held-out text for models with different tokenizers."""
 
 import json
 from pathlib import Path

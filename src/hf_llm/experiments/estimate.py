@@ -1,4 +1,4 @@
-"""Estimates an experiment before it runs: the size of each variant, and how long all trainings take on this machine."""
+"""Estimate an experiment before it runs: the size of each variant, and how long all trainings take on this machine."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What an accelerator can do at most, from its maker's data sheet: memory, bandwidth, arithmetic, power."""
+"""Look up the limits of an accelerator in its maker's data sheet: memory, bandwidth, FLOP/s, power."""
 
 import difflib
 import re
@@ -185,7 +185,7 @@ def parse_hardware(text: str) -> tuple[int, Device]:
 
 
 def training_dtype(device: Device) -> str | None:
-    """The type that training computes in on a device of the table, a key of `flops`; None where it lists no rates."""
+    """Return the type (a key of `flops`) that training uses on a device of the table; None where it lists no rates."""
     for dtype in ("bfloat16", "float32"):
         if dtype in device.flops:
             return dtype
@@ -199,9 +199,9 @@ def detect_hardware() -> tuple[int, Device]:
 
 
 def detect_device() -> Device:
-    """Detect the first GPU, the Apple chip or the CPU of this host, with the memory it really has.
+    """Detect the first GPU, the Apple chip or the CPU of this host, with its actual memory.
 
-    One whose data sheet is not known (a CPU, a laptop's GPU) comes without rates: `python -m hf_llm.doctor` measures
+    A device whose data sheet is not known (a CPU, a laptop's GPU) has no rates; `python -m hf_llm.doctor` measures
     them.
     """
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A plan as text: tables of aligned columns."""
+"""Format a plan as text: tables of aligned columns."""
 
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
 from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate

@@ -196,7 +196,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         return self.mesh["pp"].get_local_rank()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return Trainer's loader. For a pipeline, which takes whole steps, it drops an epoch's incomplete last step."""
+        """Return Trainer's loader; for a pipeline, which runs whole steps, without an epoch's incomplete last step."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last or self.layout.pipeline > 1
         try:
