@@ -34,7 +34,7 @@ TOKENS_PER_BATCH = 8192
 COLUMNS = {**SCORES, "loss": ("loss", ".4f"), "tokens": ("tokens", ",d")}
 MIN_COLUMN_WIDTH = 10
 
-# Scores that the headline names beside bits per byte: key -> in words.
+# Scores that the headline names in addition to bits per byte: key -> in words.
 ACCURACIES = {"masked_accuracy": "masked-token accuracy", "span_exact_match": "span accuracy"}
 
 Scores = dict[str, Any]  # one model's scores, as in results.json

@@ -141,7 +141,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--gpus", help="hardware other than this host's, as 4xrtx4090")
     parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour")
     parser.add_argument("--electricity", type=float, help="price of a kWh")
-    parser.add_argument("--score", action="store_true", help="show predicted beside actual for a finished run")
+    parser.add_argument("--score", action="store_true", help="compare predicted with actual values of a finished run")
     options, recipe_arguments = parser.parse_known_args(argv)
     if not recipe_arguments:
         parser.error("name a recipe first, as recipes/gpt125m.yaml")

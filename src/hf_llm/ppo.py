@@ -36,7 +36,7 @@ class PpoSection(RolloutSection):
     """The `ppo` section."""
 
     rows: Literal["conversations", "preferences"] = "conversations"
-    """What `data` holds; completions are sampled of its prompts."""
+    """The kind of rows in `data`; completions are sampled for their prompts."""
     training: Settings[PPOConfig] = field(default_factory=Settings)
     """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 

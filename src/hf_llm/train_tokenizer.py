@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_compared_tokenizers(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
-    """Load the tokenizers to report beside the run's own, by title.
+    """Load the tokenizers that the report compares with the run's own, by title.
 
     Without `names` that is GPT-2's, if the local Hub cache has it; it is not downloaded for this.
     """

@@ -109,7 +109,7 @@ def prepare_data(run: Run, variants: list[Variant]) -> None:
     """
     if has_data(variants[0].tree):
         return
-    # By the run that holds the data; where variants share one, the recipe of the first of them counts.
+    # Run that holds the data -> a variant's recipe; variants that share a run all have the same data settings.
     needed = {variant.tree["name"]: variant.tree for variant in reversed(variants)}
     trees = {run.name: run.tree, **needed}
 

@@ -28,16 +28,16 @@ class Device:
     bandwidth: float | None = None
     """Bytes/s of that memory."""
     flops: dict[str, float] = field(default_factory=dict, hash=False)
-    """Dense FLOP/s of matrix products by type (float32, tf32, bfloat16, float16), where tensor cores add up in float32
-    as torch lets them."""
+    """Dense FLOP/s of matrix products by type (float32, tf32, bfloat16, float16), with accumulation in float32, which
+    is torch's default."""
     watts: float | None = None
-    """Of one board at full power."""
+    """Power of one board at full load."""
     source: str = ""
     pattern: str = ""
     """A regular expression of the names that drivers give it; `name` where empty."""
 
     def is_named(self, name: str) -> bool:
-        """Whether a driver's name means this device; that of a relative (a laptop's, a MIG slice) does not."""
+        """Whether a driver's name means this device; the name of a variant (a laptop's GPU, a MIG slice) does not."""
         return re.fullmatch(self.pattern or re.escape(self.name), name) is not None
 
 

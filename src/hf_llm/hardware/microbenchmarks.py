@@ -20,20 +20,21 @@ from hf_llm.hardware.devices import Device
 MATRIX_SIDES = (256, 512, 1024, 2048, 4096, 8192)
 MATMUL_TYPES = ("float32", "tf32", "bfloat16", "float16")
 
-# Chips run above the clock their data sheets count with: a GeForce RTX 4090 goes to 3.1 GHz against 2.52, an H100 to
-# 1.98 against 1.83 (their drivers' own upper limits). A timer that does not wait is wrong by far more than this.
+# Chips run above the clock of their data sheets: a GeForce RTX 4090 at up to 3.1 GHz instead of 2.52, an H100 at up to
+# 1.98 instead of 1.83 (their drivers' own upper limits). A timer that does not wait is wrong by far more than this.
 CLOCK_HEADROOM = 1.25
 FASTEST_CLOCK_HZ = 6.5e9  # no processor is sold with more (Intel's i9-14900KS reaches 6.2 on one core)
 
-RENDEZVOUS_TIMEOUT = timedelta(seconds=120)  # for processes that do not find each other
+RENDEZVOUS_TIMEOUT = timedelta(seconds=120)  # how long processes may take to find each other
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure cannot exceed, in its own unit, and where that is from."""
+    """The upper bound of a measured figure, in its unit."""
 
     value: float
     source: str
+    """Where the bound is from, as a phrase for messages."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Rate:
     """FLOP/s or bytes/s."""
     dtype: str = ""
     side: int = 0
-    """Of the square matrices."""
+    """Rows and columns of the square matrices."""
     refused: str = ""
     """Why the figure cannot be true. A refused figure must not be used."""
 

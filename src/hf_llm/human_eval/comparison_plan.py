@@ -35,7 +35,7 @@ class ComparisonPlan:
     """Everything about a comparison that is decided before the first vote."""
 
     models: dict[str, dict[str, Any]]
-    """What made the answers, by the model's name: path and sampling settings, or file; and a digest."""
+    """A model's name -> how its answers were made: path and sampling settings, or a file; and a digest."""
     prompts: list[Conversation]
     pairs: list[tuple[int, str, str]]
     """Prompt number, first model, second model, in the order in which pairs are shown."""

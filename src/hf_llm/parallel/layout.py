@@ -99,7 +99,7 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
     elif layout.shard > 1 and not has_sharding_engine:
         raise UserError(
             "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
-            f"accelerate_configs/, or set {PIPELINE_SIZE_VARIABLE} or --parallelism_config_tp_size beside it"
+            f"accelerate_configs/, or also set {PIPELINE_SIZE_VARIABLE} or --parallelism_config_tp_size"
         )
 
 
@@ -120,8 +120,8 @@ def _check_split_layers(layout: Layout, where: str, has_sharding_engine: bool) -
         )
     if layout.replicate > 1 and layout.shard == 1:
         raise UserError(
-            "parallelism_config_dp_replicate_size without dp_shard_size: beside tensor and pipeline parallelism data "
-            f"parallelism shards; set parallelism_config_dp_shard_size={layout.replicate} instead"
+            "parallelism_config_dp_replicate_size without dp_shard_size: with tensor or pipeline parallelism, data "
+            f"parallelism has to shard; set parallelism_config_dp_shard_size={layout.replicate} instead"
         )
 
 

@@ -28,13 +28,13 @@ HUB_LICENSES = frozenset(
     """.split()  # noqa: SIM905 - readable, and short enough to compare with the Hub's page
 )
 
-# By kind of model (`model_kind`): its class in transformers, where that is not AutoModelForCausalLM.
+# Kind of model (`model_kind`) -> its class in transformers, where that is not AutoModelForCausalLM.
 MODEL_CLASSES = {
     "reward": "AutoModelForSequenceClassification",
     "masked": "AutoModelForMaskedLM",
     "span_corruption": "AutoModelForSeq2SeqLM",
 }
-# By kind of model: its tag on the Hub, where that is not text-generation. transformers no longer has a pipeline of the
+# Kind of model -> its tag on the Hub, where that is not text-generation. transformers no longer has a pipeline for the
 # last one.
 PIPELINE_TAGS = {
     "reward": "text-classification",

@@ -19,9 +19,9 @@ class Series:
     """One line of a chart. A y that is not finite is a gap in it."""
 
     name: str
-    """In the legend."""
+    """Its name in the legend."""
     points: list[Point]
-    """(x, y), by rising x."""
+    """(x, y) pairs, in the order of x."""
 
 
 def draw_line_chart(

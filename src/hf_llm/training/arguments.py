@@ -48,7 +48,7 @@ def build_training_arguments(
 ) -> Arguments:
     """Build `cls` from the checked `settings` of the recipe section `where`, writing to `folder`.
 
-    `defaults` are the stage's own and yield to the recipe. Raises UserError where the values do not go together.
+    `defaults` are the stage's own; those of the recipe win. Raises UserError where values contradict each other.
     """
     device = device_type()
     if settings.get("use_cpu") or device == "cpu":

@@ -47,7 +47,7 @@ class Alert:
     kind: str
     """The name of the rule."""
     text: str
-    """What a person reads."""
+    """The message for people."""
     time: float = 0.0
     """Seconds since 1970."""
 
