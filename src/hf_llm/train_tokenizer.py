@@ -144,11 +144,11 @@ def read_validation_split(corpus: Path) -> Iterator[Batch]:
 
 def check_round_trip(report: dict, section: TokenizerSection) -> None:
     """Print how often an existing tokenizer changes a text. One that was trained here never does."""
-    own = report["tokenizers"][0]
-    assert section.use or not own["differ"], own["example"]
-    if own["differ"]:
+    figures = report["tokenizers"][0]
+    assert section.use or not figures["differ"], figures["example"]
+    if figures["differ"]:
         print_main(
-            f"{section.use} changes {own['differ']:,} of {own['documents']:,} held-out texts ({own['example']}); "
+            f"{section.use} changes {figures['differ']:,} of {figures['documents']:,} held-out texts ({figures['example']}); "
             "a model trained with it cannot write what it loses"
         )
 
