@@ -148,8 +148,8 @@ def check_round_trip(report: dict, section: TokenizerSection) -> None:
     assert section.use or not figures["differ"], figures["example"]
     if figures["differ"]:
         print_main(
-            f"{section.use} changes {figures['differ']:,} of {figures['documents']:,} held-out texts ({figures['example']}); "
-            "a model trained with it cannot write what it loses"
+            f"{section.use} changes {figures['differ']:,} of {figures['documents']:,} held-out texts "
+            f"({figures['example']}); a model trained with it cannot write what it loses"
         )
 
 
