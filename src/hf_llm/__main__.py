@@ -23,18 +23,18 @@ PACKAGE = Path(__file__).parent
 
 
 def command_names() -> list[str]:
-    """Every command, in the order of the list that `hf-llm` prints."""
+    """Return the names of all commands, in the order of the list that `hf-llm` prints."""
     return [name for names in GROUPS.values() for name in names]
 
 
 def summary_of(name: str) -> str:
-    """The first line of a command's docstring, read without importing it."""
+    """Read the first line of a command's docstring without importing it."""
     source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def overview() -> str:
-    """The list of commands, one line each."""
+    """Return the list of commands, one line each."""
     width = max(map(len, command_names()))
     lines = ["usage: hf-llm <command> [arguments]    (the same as python -m hf_llm.<command>)", ""]
     for title, names in GROUPS.items():

@@ -35,7 +35,7 @@ MIN_COLUMN_WIDTH = 10
 # Scores that the headline names beside bits per byte.
 HEADLINE_ACCURACIES = ("masked_accuracy", "span_exact_match")
 
-Scores = dict[str, Any]  # of one model, as results.json has them
+Scores = dict[str, Any]  # one model's scores, as in results.json
 
 
 @dataclass

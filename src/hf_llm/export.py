@@ -18,7 +18,7 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
 
-TOLERANCE = 1e-5  # of float32 logits, relative to the largest where that one is above 1
+TOLERANCE = 1e-5  # the largest difference of float32 logits, relative to the largest logit where that is above 1
 MAX_TOKENS_COMPARED = 64
 MAX_TOKENS_GENERATED = 16
 
@@ -166,7 +166,7 @@ def convert_tensors(model: PreTrainedModel, exported: PreTrainedModel) -> dict[s
 
 
 def copy_shared_layers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the state dict with tensors of its own for every layer."""
+    """Return the state dict with separate tensors for every layer."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
     num_layers = model.config.num_hidden_layers
     num_groups = len(model.model.layers)

@@ -2,10 +2,10 @@
 
     python -m hf_llm.plan recipes/gpt125m.yaml                    # on this host, whose speed is measured
     python -m hf_llm.plan recipes/gpt125m.yaml --gpus 4xrtx4090 --price 0.4/gpu-hour --electricity 0.3
-    python -m hf_llm.plan recipes/quickstart.yaml --score         # once it has run: predicted beside actual
+    python -m hf_llm.plan recipes/quickstart.yaml --score         # after the run: compare predicted with actual
 
-Needs no corpus, no tokenizer and no weights. A plan for this host, made before the pretraining, is kept in
-runs/<name>/plan.json, and the report shows it beside what the run took.
+Needs no corpus, no tokenizer and no weights. A plan for this host, made before the pretraining, is saved in
+runs/<name>/plan.json, and the report compares it with what the run took.
 """
 
 import argparse
@@ -62,9 +62,10 @@ class TargetHardware:
     """The hardware that the plan is for."""
 
     devices: int
+    """The number of devices."""
     device: Device
     is_this_host: bool
-    """Whether it is that of this host, whose speed can be measured."""
+    """Whether it is the hardware of this host, whose speed can be measured."""
 
     @property
     def device_type(self) -> str:
@@ -140,7 +141,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--gpus", help="hardware other than this host's, as 4xrtx4090")
     parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour")
     parser.add_argument("--electricity", type=float, help="price of a kWh")
-    parser.add_argument("--score", action="store_true", help="show predicted beside actual for a finished run")
+    parser.add_argument("--score", action="store_true", help="compare predicted with actual values of a finished run")
     options, recipe_arguments = parser.parse_known_args(argv)
     if not recipe_arguments:
         parser.error("name a recipe first, as recipes/gpt125m.yaml")
@@ -150,7 +151,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def print_score(run: Run) -> None:
-    """Print predicted beside actual. Raises UserError where one of the two is missing."""
+    """Print predicted and actual values of a run. Raises UserError where either is missing."""
     scores = compare_with_plan(run.root, run.tree)
     if not scores:
         raise UserError(
@@ -170,7 +171,7 @@ def choose_hardware(gpus: str | None) -> TargetHardware:
 
 
 def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> TrainingJob:
-    """Collect what of the recipe decides the memory of a pretraining step.
+    """Collect the settings of the recipe that determine the memory of a pretraining step.
 
     Raises UserError for a step that is not a whole number of windows on each device.
     """
@@ -211,7 +212,7 @@ def print_model(job: TrainingJob, section: Any) -> None:
 
 
 def estimate_memory(job: TrainingJob, hardware: TargetHardware) -> list[EngineEstimate]:
-    """Estimate the engines as the recipe says, and with activation checkpointing where the recipe has none."""
+    """Estimate the memory under each engine, also with activation checkpointing if the recipe does not set it."""
     micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
     if hardware.device_type == "cpu":
         use_all_cores()
@@ -255,7 +256,7 @@ def find_first_fitting(
 
 
 def advise(estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardware: TargetHardware) -> str:
-    """Say what to change where something does not fit, the cheapest first."""
+    """Advise what to change if the plan does not fit in memory, the cheapest change first."""
     if chosen is None:
         return (
             f"Nothing here fits in {format_gib(hardware.device.memory)} GiB: take more or larger devices, a shorter "
@@ -292,7 +293,7 @@ def estimate_tuning_peaks(run: Run, job: TrainingJob, hardware: TargetHardware) 
 def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstimate) -> Speed:
     """Measure the speed on this host, or estimate it from the data sheet.
 
-    The data sheet also serves where one device has no room to try it out.
+    The data sheet is also used where the measurement runs out of memory.
     """
     if hardware.is_this_host:
         try:
@@ -304,7 +305,7 @@ def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstim
 
 
 def keep_plan(run: Run, estimate: EngineEstimate, speed: Speed, stage: StagePlan) -> None:
-    """Keep what is predicted of the pretraining for the report, which shows it beside what the run took."""
+    """Save the prediction for the pretraining; the report compares it with what the run took."""
     predicted = {
         "memory, GiB": tensor_bytes(estimate.footprint) / 2**30,
         "tokens per second": speed.tokens_per_second,

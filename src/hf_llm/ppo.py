@@ -36,7 +36,7 @@ class PpoSection(RolloutSection):
     """The `ppo` section."""
 
     rows: Literal["conversations", "preferences"] = "conversations"
-    """What `data` holds; completions are sampled of its prompts."""
+    """The kind of rows in `data`; completions are sampled for their prompts."""
     training: Settings[PPOConfig] = field(default_factory=Settings)
     """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 
@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Load training and evaluation rows with the column `prompt`, and what was kept and dropped.
+    """Load training and evaluation rows with a column `prompt`, and the counts of rows kept and dropped.
 
-    Beside it stands what a reward function may want to see: the data's own `answer`, or `chosen` and `rejected`.
+    The rows also have the data's own `answer`, or `chosen` and `rejected`, for reward functions that compare with them.
     """
     load = load_conversations if section.rows == "conversations" else load_preferences
     train, evaluation, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
@@ -88,12 +88,12 @@ def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, D
 
 
 def split_last_answer(row: dict) -> dict[str, Any]:
-    """A conversation up to its last answer, and that answer."""
+    """Split a conversation into the messages before its last answer, and that answer."""
     return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
 
 
 def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:
-    """Load a critic made from the model at `start`; None where a value head on the policy takes its place."""
+    """Load the model at `start` as a critic; None where a value head on the policy is used instead."""
     default = "head" if section.lora is not None else "separate"
     kind = section.training.get("critic") or default
     return load_reward_model(start) if kind == "separate" else None

@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def split_explain(argv: list[str]) -> tuple[list[str], str | None]:
-    """The arguments without `--explain=...` (or `--explain ...`), and the document that it asks about."""
-    rest = []
+    """Return the arguments without `--explain=...` (or `--explain ...`), and the document that it names."""
+    other_arguments = []
     document = None
     arguments = iter(argv)
     for argument in arguments:
@@ -69,12 +69,12 @@ def split_explain(argv: list[str]) -> tuple[list[str], str | None]:
         elif argument.startswith(f"{EXPLAIN}="):
             document = argument.removeprefix(f"{EXPLAIN}=")
         else:
-            rest.append(argument)
-    return rest, document
+            other_arguments.append(argument)
+    return other_arguments, document
 
 
 def format_funnel(ledger: dict) -> list[str]:
-    """The ledger as lines to print: documents kept by each filter, what could not be read, unknown licences."""
+    """Format the ledger as lines: documents kept by each filter, what could not be read, unknown licences."""
     lines = []
     for label, source in ledger["sources"].items():
         kept = " > ".join(f"{name} {counts['documents']:,}" for name, counts in source["rules"].items())

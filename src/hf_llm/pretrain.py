@@ -76,7 +76,7 @@ class PretrainSection:
             raise ValueError("keep_layers takes layers of another model; name it in start_from")
 
     def inputs(self) -> dict[str, str | None]:
-        """What the base model is made from, as `Run.open_stage` takes it."""
+        """Return the inputs of the base model, as `Run.open_stage` takes them."""
         inputs = {"tokens": self.tokens, "tokenizer": self.tokenizer}
         if self.start_from:
             inputs["start_from"] = self.start_from
@@ -109,17 +109,21 @@ def main(argv: list[str] | None = None) -> None:
 def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> Trainer:
     """Build model, data, arguments and trainer, and attach the callbacks."""
     section = recipe.pretrain
+
+    # The model
     tokenizer = load_tokenizer(output.sources["tokenizer"])
     set_seed(recipe.seed)
     model = build_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
     print_main(summarize_model(model))
     context = resolve_context(model.config, section.context)
 
+    # The data
     tokens = Path(output.sources["tokens"])
     train = TokenWindows(tokens, "train", context, recipe.seed)
     validation = TokenWindows(tokens, "validation", context)
     corruption = objective.corruption(tokenizer, context)
 
+    # The arguments
     sequences_per_step = section.tokens_per_step // context
     updates_per_step = first_step_updates(section.tokens_per_step, section.batch_warmup)
     arguments = build_training_arguments(
@@ -137,6 +141,8 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         adam_beta2=0.95,
         torch_compile=device_type() == "cuda" and not read_layout().splits_layers,
     )
+
+    # The trainer
     trainer = trainer_class()(
         model=model,
         args=arguments,
@@ -148,11 +154,13 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         **accuracy_arguments(objective),
     )
 
-    flops_by_length = {
-        length: flops_per_token(model, length) for length in context_lengths(context, section.context_warmup)
-    }
+    # The callbacks
+    flops_by_length = {}
+    for length in context_lengths(context, section.context_warmup):
+        flops_by_length[length] = flops_per_token(model, length)
 
     def curriculum_stage(step: int) -> int:
+        """Return the stage, counted from 1, that the last sequence of `step` belongs to."""
         return train.find_stage(step * sequences_per_step - 1) + 1
 
     add_epoch_callback(trainer)

@@ -106,13 +106,13 @@ def print_ending(run: Run, folders: list[str], has_worked: bool) -> None:
 
 
 def next_commands(run: Run, model: Path) -> list[str]:
-    """What to try with the last model of a run."""
+    """Return the commands to try with the last model of a run."""
     base = run.folder("base")
     if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]
-    talk = f"python -m hf_llm.generate {model}" if model == base else f"python -m hf_llm.chat {model}"
+    command_name = "generate" if model == base else "chat"
     return [
-        talk,
+        f"python -m hf_llm.{command_name} {model}",
         f'python -m hf_llm.generate {base} --prompt "The "',
         f"python -m hf_llm.export {model} --output {run.folder('export')}",
     ]

@@ -195,7 +195,7 @@ def predict_largest(points: list[tuple[float, float, str]]) -> list[dict[str, An
 
 
 def describe_prediction(name: str, prediction: Prediction, measured: float | None) -> dict[str, Any]:
-    """Return a prediction beside the measured loss as a table row."""
+    """Return a table row of a prediction and the measured loss."""
     if measured is None:
         note = ""
     elif prediction.low <= measured <= prediction.high:

@@ -4,8 +4,8 @@
     accelerate launch --config_file accelerate_configs/zero2.yaml -m hf_llm.sft recipes/gpt125m.yaml
     python -m hf_llm.sft recipes/gpt125m.yaml --preview
 
-With a `lora` section only adapters are trained; they are merged into the saved model and kept beside it in adapter/.
-`--preview` trains nothing: it shows some rows, what is supervised in them, and what became of every row.
+With a `lora` section only adapters are trained; they are merged into the saved model, and also kept in its adapter/.
+`--preview` trains nothing: it shows some rows with their supervised tokens, and counts the rows kept and dropped.
 """
 
 import sys
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_preview(argv: list[str]) -> None:
-    """Print some rows of the recipe's data, and the table of all; needs no more than the run's tokenizer."""
+    """Print some rows of the recipe's data, and a table of the counts of all rows; this needs only a tokenizer."""
     run, recipe = read_run(Recipe, argv)
     section = recipe.sft
     start = run.resolve_source(section.model)

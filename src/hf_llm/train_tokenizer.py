@@ -28,8 +28,8 @@ from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from hf_llm.training.objectives import resolve_objective
 
-MAX_REPORT_BYTES = 10_000_000  # of the validation split
-MAX_TEXT_CHARS = 100_000  # of a text of `tokenizer.data`; longer files are cut
+MAX_REPORT_BYTES = 10_000_000  # the report reads so much of the validation split
+MAX_TEXT_CHARS = 100_000  # longer texts of `tokenizer.data` are cut
 GPT2 = "openai-community/gpt2"
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_compared_tokenizers(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
-    """Load the tokenizers to report beside the run's own, by title.
+    """Load the tokenizers that the report compares with the run's own, by title.
 
     Without `names` that is GPT-2's, if the local Hub cache has it; it is not downloaded for this.
     """
@@ -144,12 +144,12 @@ def read_validation_split(corpus: Path) -> Iterator[Batch]:
 
 def check_round_trip(report: dict, section: TokenizerSection) -> None:
     """Print how often an existing tokenizer changes a text. One that was trained here never does."""
-    own = report["tokenizers"][0]
-    assert section.use or not own["differ"], own["example"]
-    if own["differ"]:
+    figures = report["tokenizers"][0]
+    assert section.use or not figures["differ"], figures["example"]
+    if figures["differ"]:
         print_main(
-            f"{section.use} changes {own['differ']:,} of {own['documents']:,} held-out texts ({own['example']}); "
-            "a model trained with it cannot write what it loses"
+            f"{section.use} changes {figures['differ']:,} of {figures['documents']:,} held-out texts "
+            f"({figures['example']}); a model trained with it cannot write what it loses"
         )
 
 

@@ -306,7 +306,7 @@ def test_an_end_of_turn_that_is_not_learnt_is_refused(tokenizer, tmp_path):
         "{{- said(message) }}{%- endgeneration %}", "{{- message.content }}{%- endgeneration %}{{- '<|im_end|>' }}"
     )
     path = write(tmp_path / "a.jsonl", chats(5))
-    with pytest.raises(UserError, match="the end-of-turn token is not supervised"):
+    with pytest.raises(UserError, match=r"the end-of-turn token of .* is not supervised"):
         build_sft_rows(section(source(path)), 1, other, 100)
 
 

@@ -1,4 +1,4 @@
-"""Measures bits per byte of the same held-out text for models with different tokenizers."""
+"""Measure bits per byte of the same held-out text for models with different tokenizers."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ class TextWindows:
 def measure_bits_per_byte(base: Path, corpus: Path, context: int, size: int) -> float:
     """Measure bits per byte of the model in `base` on the first `size` bytes of the corpus's validation split.
 
-    The result is stored beside `base`, and read from there as long as model, corpus and arguments are the same.
+    The result is stored next to `base`, and read from there as long as model, corpus and arguments are the same.
     """
     key = digest_of([read_manifest(base)["digest"], read_manifest(corpus)["digest"], context, size])
     result_file = base.parent / RESULT_FILE

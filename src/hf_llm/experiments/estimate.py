@@ -1,4 +1,4 @@
-"""Estimates an experiment before it runs: the size of each variant, and how long all trainings take on this machine."""
+"""Estimate an experiment before it runs: the size of each variant, and how long all trainings take on this machine."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ class PlannedVariant:
     pretraining: PlannedPretraining
     parameters: int
     flops_per_token: int
-    """Of training on one token."""
+    """FLOPs of training on one token."""
     tokens: int | None
-    """Of one training; None where epochs determine them."""
+    """Tokens of one training; None where epochs determine them."""
     total_flops: float | None
-    """Of one training with its evaluations; None where epochs determine the tokens."""
+    """FLOPs of one training with its evaluations; None where epochs determine the tokens."""
 
     def matched_quantity(self, equal: str) -> int:
-        """The quantity that is made equal: `parameters` or `flops`."""
+        """Return the quantity that `--equal` makes equal: the parameters or the FLOPs per token."""
         return self.parameters if equal == "parameters" else self.flops_per_token
 
     @property

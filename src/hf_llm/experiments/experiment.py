@@ -1,4 +1,4 @@
-"""Runs an experiment from its variants to its page: what hf_llm.ablate and hf_llm.scaling have in common."""
+"""Run an experiment from its variants to its page: what hf_llm.ablate and hf_llm.scaling have in common."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finds sizes that make a variant comparable to the baseline: equal parameters, or equal FLOPs per token."""
+"""Find sizes that make a variant comparable to the baseline: equal parameters, or equal FLOPs per token."""
 
 import math
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ MATCH_CHOICES = ("parameters", "flops", "none")
 UNIT_NAMES = {"parameters": "parameters", "flops": "FLOPs per token"}
 TOLERANCE = 0.01
 
-# By what factor the MLP's share of the width may change: little before the width is changed at all, then far.
+# The search has two rounds. In each, the ratio of the MLP's width to the model's may change by up to this factor.
 MLP_FACTORS = (2.0, 8.0)
 # The MLP's width is a multiple of the largest of these that comes close enough: kernels are fast at round numbers.
 MLP_MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
-MAX_WIDTH_FACTOR = 4  # of the variant's own width
+MAX_WIDTH_FACTOR = 4  # the model may become so many times as wide
 MLP_WIDTH_KEYS = ("moe_intermediate_size", "intermediate_size", "n_inner", "d_ff", "ffn_dim")  # transformers' names
 
 Sizes = dict[str, int]  # keys of the `model` section
@@ -36,8 +36,8 @@ def measure_model(config: PreTrainedConfig, context: int) -> dict[str, int]:
 def match_baseline(variant: Variant, baseline: Variant, equal: str) -> Variant:
     """Return the variant with sizes at which its `equal` is within 1% of the baseline's.
 
-    The MLP is made wider or narrower first, by up to a factor of two; then the whole model, its heads in proportion.
-    What `variant.changes` sets is not changed. Raises UserError where no size comes close enough.
+    First the MLP is made wider or narrower, by up to a factor of two; then the whole model, with its heads in
+    proportion. Keys in `variant.changes` keep their values. Raises UserError where no size comes close enough.
     """
     if equal == "none" or not variant.changes:
         return variant
@@ -76,11 +76,11 @@ class SizeSearch:
         self.closest = self._count({})
 
     def family_name(self, size: str) -> str:
-        """The name of a size in this family's own configuration."""
+        """Return the name of a size in this model family's own configuration."""
         return self.family_names.get(size, size)
 
     def _find_mlp_key(self) -> str | None:
-        """The key of the MLP's width; None where the family has none or the variant fixes it."""
+        """Return the key of the MLP's width; None where the family has none or the variant fixes it."""
         has_experts = bool(getattr(self.config, "num_experts", None))
         for key in MLP_WIDTH_KEYS:
             is_of_experts = key.startswith("moe")
@@ -122,9 +122,10 @@ class SizeSearch:
         return self._relative_error(count) <= TOLERANCE
 
     def fit_mlp(self, width: Sizes, factor: float) -> Sizes | None:
-        """Return these sizes with an MLP that reaches the target; None where none within `factor` of its share does.
+        """Return the sizes `width` with an MLP that reaches the target.
 
-        Parameters and FLOPs are linear in the MLP's width, so two counts determine the width.
+        The MLP's width may differ by up to `factor` from its usual proportion; None where that is not enough.
+        Parameters and FLOPs are linear in the MLP's width, so two counts determine it.
         """
         if self.mlp_key is None:
             return width if self.is_close(self.count_with(width)) else None
@@ -148,7 +149,7 @@ class SizeSearch:
     def list_widths(self) -> list[Sizes]:
         """List narrower and wider models: first those with another number of heads, then those with other head sizes.
 
-        Each group has the least change of width first.
+        Each group is sorted by how much the width changes, the least first.
         """
         hidden_key = self.family_name("hidden_size")
         if hidden_key in self.fixed:

@@ -1,4 +1,4 @@
-"""Writes an experiment as results.json and one self-contained HTML page."""
+"""Write an experiment as results.json and one self-contained HTML page."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ from hf_llm.reporting import templates
 from hf_llm.reporting.secrets import redact_secrets
 from hf_llm.reporting.svg_charts import Series, draw_line_chart
 
-MAX_CURVES = 6  # of one chart: there are as many colours
+MAX_CURVES = 6  # curves in one chart, one for each colour
 MEASURED_AS_DOTS = ".law .line-0, .bare .line-1 { stroke-width: 8; }"
 
 

@@ -1,4 +1,4 @@
-"""Collects the results of an experiment as plain values, one row for each variant, and formats them for a terminal."""
+"""Collect the results of an experiment as plain values, one row for each variant, and format them for a terminal."""
 
 import math
 import time

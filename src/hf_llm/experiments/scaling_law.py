@@ -1,16 +1,16 @@
-"""Fits a scaling law L = E + A / C^alpha to a few small trainings and predicts the loss of a larger one.
+"""Fit a scaling law L = E + A / C^alpha to a few small trainings and predict the loss of a larger one.
 
-C are the FLOPs of a training whose tokens grow with its parameters as the sizing rules say (docs/sizing.md), so that
-the law follows the compute-optimal models (Chinchilla, https://arxiv.org/abs/2203.15556). L is the validation loss in
-bits per byte. Three to five points cannot separate E from alpha, so the fit is Bayesian, with these priors:
+C is the number of FLOPs of a training whose tokens grow with its parameters by the scaling rules of docs/sizing.md, so
+that the law is that of compute-optimal models (Chinchilla, https://arxiv.org/abs/2203.15556). L is the validation loss
+in bits per byte. Three to five points cannot separate E from alpha, so the fit is Bayesian, with these priors:
 
     E       about 0.6 bits per byte (Chinchilla's 1.69 nats at about 4 bytes a token), within a factor of e
     alpha   about 0.15 (Chinchilla's 0.34 x 0.28 / (0.34 + 0.28)), within a factor of e; both at two deviations
     noise   about 0.5% of the loss: seeds, and sizes that are not equally well tuned
 
-Residuals are those of log L, under Huber's loss as in Chinchilla. Every law on a grid gets a weight, its posterior with
-the noise integrated out (a t distribution), where an optimizer would give one law. The prediction is the median of what
-these laws predict, and its interval the middle 95%.
+Residuals are those of log L, under Huber's loss as in Chinchilla. Instead of one best law, every law on a grid gets a
+weight: its posterior, with the noise integrated out (a t distribution). A prediction is the median of the predictions
+of these laws, and its interval the middle 95%.
 """
 
 import math
@@ -23,25 +23,25 @@ import numpy as np
 PRIOR_FLOOR = 0.6
 PRIOR_EXPONENT = 0.15
 PRIOR_LOG_DEVIATION = 0.5
-# Prior of the noise of log L: its standard deviation, and from how many points it might be known.
+# Prior of the noise of log L: its standard deviation, and how many points this knowledge is worth.
 PRIOR_NOISE = 0.005
 PRIOR_NOISE_POINTS = 4.0
-HUBER_THRESHOLD = 2.0  # in deviations of the noise: residuals beyond it count linearly
+HUBER_THRESHOLD = 2.0  # residuals beyond so many deviations of the noise count linearly
 
 # The grid of laws: E and alpha within three prior deviations, and for each the offsets that the points allow.
 PRIOR_GRID_SIZE = 61
 PRIOR_GRID_DEVIATIONS = 3
 OFFSET_GRID_SIZE = 81
-OFFSET_SLACK = 4  # deviations of the noise
+OFFSET_SLACK = 4  # the grid of offsets exceeds those that the points ask for by so many deviations of the noise
 MIN_OFFSET = 1e-6
 MIN_AMPLITUDE = 1e-9
 
 SAMPLED_LAWS = 20_000
 
 MIN_POINTS = 3
-MIN_FLOPS_RATIO = 4.0  # of the largest training to the smallest
-MAX_EXTRAPOLATION = 10.0  # times the FLOPs of the largest training
-MAX_RESIDUAL = 0.02  # of log L, root mean square
+MIN_FLOPS_RATIO = 4.0  # the largest training must have at least so many times the FLOPs of the smallest
+MAX_EXTRAPOLATION = 10.0  # predictions reach to so many times the FLOPs of the largest training
+MAX_RESIDUAL = 0.02  # the largest root mean square error of a law, in log L
 
 
 class NoLaw(Exception):
@@ -71,7 +71,7 @@ class ScalingLaw:
         flops, losses = np.array(self.points).T
         self._centre = math.exp(np.log(flops).mean())  # geometric mean of the FLOPs
 
-        # Each law of the grid is a row: E, alpha, and the offset, which is the loss above E at the centre.
+        # Each law of the grid is a row: E, alpha, and the offset, which is L - E at the centre of the FLOPs.
         self._laws, cell_sizes = self._build_grid(flops, losses)
         squared_errors = self._sum_squared_errors(flops, losses)
         self._weights = self._compute_weights(squared_errors, cell_sizes)
@@ -80,7 +80,7 @@ class ScalingLaw:
         floors, exponents, offsets = self._laws.T
         self.exponent = float(np.exp(self._weighted_median(np.log(exponents))))
         self.floor = float(np.exp(self._weighted_median(np.log(floors))))
-        # The loss at the centre is what the points determine best, so A follows from it.
+        # The points determine the loss at the centre better than A, so A is computed from it.
         loss_at_centre = self._weighted_median(floors + offsets)
         self.amplitude = max(loss_at_centre - self.floor, MIN_AMPLITUDE) * self._centre**self.exponent
 
@@ -100,7 +100,7 @@ class ScalingLaw:
         return f"L = {self.floor:.3g} + {self.amplitude:.3g} / C^{self.exponent:.3g}"
 
     def predict(self, flops: float) -> Prediction:
-        """Predict the loss of a training of so many FLOPs. Raises NoLaw beyond ten times those of the largest."""
+        """Predict the loss of a training of `flops`. Raises NoLaw beyond ten times those of the largest training."""
         check_extrapolation([point_flops for point_flops, _ in self.points], flops)
         floors, exponents, offsets = self._sampled_laws.T
         losses = (floors + offsets * (flops / self._centre) ** -exponents) * np.exp(self._sampled_noise)

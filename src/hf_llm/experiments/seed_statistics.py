@@ -1,4 +1,4 @@
-"""Turns scores by seed into means with 95% intervals, and tells whether a variant differs from the baseline."""
+"""Turn scores by seed into means with 95% intervals, and tell whether a variant differs from the baseline."""
 
 import math
 from collections.abc import Sequence

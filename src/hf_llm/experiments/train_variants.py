@@ -1,4 +1,4 @@
-"""Trains many variants, one after the other: each is a run of its own, and variants share data where recipes agree.
+"""Train many variants, one after the other: each is a separate run, and variants with the same data share them.
 
     runs/<name>/<into>/<variant>/seed-<n>/    recipe.yaml, base/, and links to corpus/, tokenizer/ and tokens/
     runs/<name>/<into>/data/<digest>/         corpus, tokenizer, tokens of variants whose recipe asks for other data
@@ -49,7 +49,7 @@ class Training:
 
     @property
     def tree(self) -> dict[str, Any]:
-        """The recipe of this training: the variant's, with name and seed of its own."""
+        """The recipe of this training: the variant's, with this training's name and seed."""
         name = self.root.relative_to("runs").as_posix()
         return {**self.variant.tree, "name": name, "seed": self.seed}
 
@@ -94,7 +94,7 @@ def check_same_settings(trainings: list[Training], into: str) -> None:
 
 
 def pretraining_settings(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a recipe determines the pretrained model, by full key."""
+    """Return the settings of a recipe that determine the pretrained model, by full key."""
     settings = {}
     for folder in PRETRAINING:
         settings |= settings_of(folder, tree)
@@ -109,7 +109,7 @@ def prepare_data(run: Run, variants: list[Variant]) -> None:
     """
     if has_data(variants[0].tree):
         return
-    # By the run that holds the data; where variants share one, the recipe of the first of them counts.
+    # Run that holds the data -> a variant's recipe; variants that share a run all have the same data settings.
     needed = {variant.tree["name"]: variant.tree for variant in reversed(variants)}
     trees = {run.name: run.tree, **needed}
 
@@ -190,7 +190,7 @@ def link_folder(path: Path, target: Path) -> None:
 
 
 def run_in_subprocess(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a process of its own: once PyTorch's threads have run, this process must not fork."""
+    """Call a function in another process, so that this one runs no PyTorch threads, after which it must not fork."""
     start_method = "spawn" if gpu_count() or sys.platform != "linux" else "fork"
     with ProcessPoolExecutor(1, get_context(start_method)) as pool:
         return pool.submit(function, *arguments).result()

@@ -1,4 +1,4 @@
-"""Turns what `--vary` says into recipes, the variants of an experiment, all checked before any of them is trained."""
+"""Turn `--vary` options into the variants of an experiment: recipes that are all checked before the first training."""
 
 import importlib
 import re
@@ -22,13 +22,15 @@ from hf_llm.planning.memory_estimate import build_pretraining_config
 from hf_llm.training.arguments import split_batch
 
 BASELINE = "baseline"
-MAX_NAME_CHARS = 60  # of a variant's folder
+MAX_NAME_CHARS = 60  # the longest name of a variant's folder
 
 PRETRAINING = (*DATA, "base")  # the folders of a pretrained model and its data
+
+# The recipe sections that `--vary` can change, in the order of the stages: corpus, ..., pretrain.
 _STAGE_KEYS = [key for folder in PRETRAINING for key in STAGES[folder].sections if key != "seed"]
-VARIABLE_SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in _STAGE_KEYS))  # corpus, ..., pretrain
+VARIABLE_SECTIONS = tuple(dict.fromkeys(key.split(".")[0] for key in _STAGE_KEYS))
 RECIPE_KEYS_OF_PRETRAINING = ("name", "seed", "price_per_hour", *VARIABLE_SECTIONS)
-# Keys of the training section that variants do not take over: each training has a seed of its own, none is uploaded.
+# Keys of `pretrain.training` that variants do not inherit: each training has its own seed, and none is uploaded.
 DROPPED_TRAINING_KEYS = re.compile(r"push_to_hub$|hub_|seed$|data_seed$")
 
 
@@ -38,11 +40,11 @@ class Variant:
 
     name: str
     changes: dict[str, Any]
-    """What differs from the recipe, by full key; empty for the baseline."""
+    """Full key -> the value that differs from the recipe; empty for the baseline."""
     tree: dict[str, Any]
     """The recipe as nested dictionaries; its name is that of the run that holds the data."""
     fitted: dict[str, Any] = field(default_factory=dict)
-    """Sizes that were chosen so that the variant is comparable to the baseline, by full key."""
+    """Full key -> the size that was chosen so that the variant is comparable to the baseline."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
 
 
 def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return what a pretraining reads of a recipe (with its sizing applied), without what uploads or fixes seeds."""
+    """Return the part of a recipe (with its sizing applied) that pretraining reads, without DROPPED_TRAINING_KEYS."""
     selected = {key: deepcopy(tree[key]) for key in RECIPE_KEYS_OF_PRETRAINING if tree.get(key) is not None}
     for section in ("model", "tokenizer", "pretrain"):
         selected.setdefault(section, {})
@@ -97,14 +99,15 @@ def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_data(tree: dict[str, Any]) -> bool:
-    """Whether the recipe names folders of tokens and tokenizer, so that none are made."""
+    """Whether the recipe names existing folders of tokens and tokenizer, so that none have to be made."""
     return bool(tree["pretrain"].get("tokens") and tree["pretrain"].get("tokenizer"))
 
 
 def name_data_run(tree: dict[str, Any], original: dict[str, Any], into: str) -> str:
     """Return the name of the run that holds a variant's corpus, tokenizer and tokens.
 
-    The run of the `original` recipe where the variant has the same data, otherwise one for all variants like it.
+    It is the run of the `original` recipe if the variant has the same data; otherwise a run below `into` that all
+    variants with these data share.
     """
     settings = [settings_of(folder, tree) for folder in DATA]
     original_settings = [settings_of(folder, original) for folder in DATA]
@@ -114,16 +117,17 @@ def name_data_run(tree: dict[str, Any], original: dict[str, Any], into: str) -> 
 
 
 def combine_factors(tree: dict[str, Any], factors: dict[str, list[Any]], into: str) -> list[Variant]:
-    """Return the baseline, which is the recipe as it is, and every combination of values that differs from it.
+    """Return the baseline, which is the unchanged recipe, and a variant for every combination of values.
 
-    A value that is the recipe's own, or its default, is not a change. Raises UserError where a value is not valid, with
-    every problem of every variant.
+    A value that equals the recipe's own, or its default, is not a change; combinations without any are dropped. Raises
+    UserError for invalid values, with the problems of all variants.
     """
     data_keys = [key for key in factors if key.split(".")[0] in ("corpus", "tokenizer")]
     if data_keys and has_data(tree):
         raise UserError(f"--vary {data_keys[0]}: has no effect, since pretrain.tokens names an existing folder")
 
     def build_variant(changes: dict[str, Any]) -> tuple[str, Variant]:
+        """Return the variant with these changes, after a digest of what it trains."""
         changed = set_keys(tree, changes)
         changed["name"] = name_data_run(changed, tree, into)
         name = variant_name(changes)
@@ -138,7 +142,7 @@ def combine_factors(tree: dict[str, Any], factors: dict[str, list[Any]], into: s
             return True  # a value may be valid only together with another
         return digest != baseline_digest
 
-    # Combinations that train the same are one variant.
+    # Keyed by digest, since combinations that train the same are one variant.
     variants = {baseline_digest: Variant(BASELINE, {}, tree)}
     problems = []
     for values in product(*factors.values()):
@@ -196,8 +200,8 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
         try:
             recipes[folder] = build_recipe(recipe_class, tree, where, RECIPE_KEYS)
         except UserError as error:
-            _, *own_problems = str(error).splitlines()
-            problems += own_problems
+            _, *stage_problems = str(error).splitlines()  # the first line names the recipe
+            problems += stage_problems
     if problems:
         raise UserError("\n".join([f"{where}:", *dict.fromkeys(problems)]))
 

@@ -1,4 +1,4 @@
-"""What this process may use of its host: processor, cores and memory, limits of containers included."""
+"""Find the processor, cores and memory that this process may use, within the limits of its container."""
 
 import math
 import os
@@ -11,7 +11,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def processor_name() -> str:
-    """The processor as the system names it."""
+    """Return the processor's name as the system reports it."""
     return read_cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
@@ -38,7 +38,7 @@ def usable_cores(cgroups: Path = CGROUPS) -> int:
 
     quotas = [_parse_quota(text) for text in _read_limits("cpu.max", cgroups)]
 
-    # cgroup v1: -1 stands for no quota.
+    # cgroup v1: -1 means no quota.
     v1_quotas = _read_limits("cpu/cpu.cfs_quota_us", cgroups)
     v1_periods = _read_limits("cpu/cpu.cfs_period_us", cgroups)
     for quota, period in zip(v1_quotas, v1_periods, strict=False):

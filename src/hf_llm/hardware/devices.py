@@ -1,4 +1,4 @@
-"""What an accelerator can do at most, from its maker's data sheet: memory, bandwidth, arithmetic, power."""
+"""Look up the limits of an accelerator in its maker's data sheet: memory, bandwidth, FLOP/s, power."""
 
 import difflib
 import re
@@ -28,16 +28,16 @@ class Device:
     bandwidth: float | None = None
     """Bytes/s of that memory."""
     flops: dict[str, float] = field(default_factory=dict, hash=False)
-    """Dense FLOP/s of matrix products by type (float32, tf32, bfloat16, float16), where tensor cores add up in float32
-    as torch lets them."""
+    """Dense FLOP/s of matrix products by type (float32, tf32, bfloat16, float16), with accumulation in float32, which
+    is torch's default."""
     watts: float | None = None
-    """Of one board at full power."""
+    """Power of one board at full load."""
     source: str = ""
     pattern: str = ""
     """A regular expression of the names that drivers give it; `name` where empty."""
 
     def is_named(self, name: str) -> bool:
-        """Whether a driver's name means this device; that of a relative (a laptop's, a MIG slice) does not."""
+        """Whether a driver's name means this device; the name of a variant (a laptop's GPU, a MIG slice) does not."""
         return re.fullmatch(self.pattern or re.escape(self.name), name) is not None
 
 
@@ -185,7 +185,7 @@ def parse_hardware(text: str) -> tuple[int, Device]:
 
 
 def training_dtype(device: Device) -> str | None:
-    """The type that training computes in on a device of the table, a key of `flops`; None where it lists no rates."""
+    """Return the type (a key of `flops`) that training uses on a device of the table; None where it lists no rates."""
     for dtype in ("bfloat16", "float32"):
         if dtype in device.flops:
             return dtype
@@ -199,9 +199,9 @@ def detect_hardware() -> tuple[int, Device]:
 
 
 def detect_device() -> Device:
-    """Detect the first GPU, the Apple chip or the CPU of this host, with the memory it really has.
+    """Detect the first GPU, the Apple chip or the CPU of this host, with its actual memory.
 
-    One whose data sheet is not known (a CPU, a laptop's GPU) comes without rates: `python -m hf_llm.doctor` measures
+    A device whose data sheet is not known (a CPU, a laptop's GPU) has no rates; `python -m hf_llm.doctor` measures
     them.
     """
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The energy a training takes, where the host lets it be read: NVML's counters of GPUs, RAPL's of CPUs."""
+"""Measure the energy of a training where the host reports it: NVML's counters for GPUs, RAPL's for CPUs."""
 
 import sys
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def open_gpu_counter(device: torch.device) -> Callable[[], float] | None:
         identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(identity)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:  # an older GPU, or a slice of one
+    except pynvml.NVMLError:  # an older GPU, or a MIG slice of one
         return None
 
     def read_joules() -> float:

@@ -1,4 +1,4 @@
-"""What this host offers to training: system, GPUs, disk, libraries, each with a remedy where it does not fit."""
+"""Check this host before a training: system, GPUs, disk, libraries; each problem comes with a remedy."""
 
 import ctypes
 import os
@@ -31,16 +31,17 @@ UNCHECKED_EXTRAS = ("test", "benchmarks")
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact. A `note` is worth knowing, a `problem` stops training or leaves the hardware idle."""
+    """One checked property. A `note` is worth knowing, a `problem` stops training or leaves the hardware idle."""
 
     what: str
+    """What was checked."""
     value: str
     level: Literal["ok", "note", "problem"] = "ok"
     remedy: str = ""
 
 
 def check_environment(runs: Path = Path("runs")) -> list[Finding]:
-    """Check all there is to check on this host, in the order of reading. `runs` is the folder of the runs."""
+    """Run all checks on this host, in the order in which they are printed. `runs` is the folder of the runs."""
     return [
         *check_system(),
         *check_torch_build(),
@@ -54,7 +55,7 @@ def check_environment(runs: Path = Path("runs")) -> list[Finding]:
 
 
 def check_system() -> Iterator[Finding]:
-    """Report Python, system, processor and memory, as far as this process may use them."""
+    """Report Python, system, and the processor and memory that this process may use."""
     yield Finding("Python", f"{platform.python_version()} ({sys.executable})")
     yield Finding("system", platform.platform(terse=True))
     yield Finding("processor", f"{usable_cores()} cores of {os.cpu_count()}, {processor_name()}")
@@ -101,8 +102,8 @@ def read_driver_cuda() -> tuple[int, int] | None:
 def check_driver(driver: tuple[int, int] | None, build: str | None, is_available: bool) -> Finding:
     """Check whether the driver runs the CUDA that PyTorch was built with.
 
-    Within a major version an older driver does. `driver` is what `read_driver_cuda` returns, `build` the CUDA of the
-    PyTorch build (12.8, None for a build without), and `is_available` whether PyTorch finds a GPU.
+    An older driver works within a major version. `driver` is what `read_driver_cuda` returns, `build` the CUDA version
+    of the PyTorch build (as "12.8"; None for a build without CUDA), and `is_available` whether PyTorch finds a GPU.
     """
     if driver is None:
         if build and not is_available:
@@ -152,7 +153,7 @@ def check_backends(devices: int) -> Finding:
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Check every accelerator: memory, free memory, and what its compute capability allows."""
+    """Check every accelerator: memory, free memory, and the features of its compute capability."""
     if torch.backends.mps.is_available():
         memory = _format_gib(torch.mps.recommended_max_memory())
         macos_major = int((platform.mac_ver()[0] or "0").split(".")[0])
@@ -198,7 +199,8 @@ def check_gpu(
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Whether a build for `architectures` runs on a GPU.
 
-    `sm_80` runs on capability 8.x from 8.0 on, `compute_80` on all from there on. ROCm's names fit any GPU.
+    Kernels for `sm_80` run on capability 8.0 and later 8.x, those for `compute_80` on 8.0 and everything later. ROCm's
+    names are not compared: they pass for any GPU.
     """
     if not architectures:
         return True
@@ -245,7 +247,7 @@ def check_disk(title: str, path: str, free: int, is_writable: bool) -> Finding:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Check hf_llm's libraries against the versions it asks for (its own metadata, so pyproject.toml)."""
+    """Check hf_llm's libraries against the versions that its metadata (from pyproject.toml) ask for."""
     project = metadata.metadata("hf-llm")
     extras = [extra for extra in project.get_all("Provides-Extra") or [] if extra not in UNCHECKED_EXTRAS]
 
@@ -267,7 +269,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_package(requirement: Requirement, version: str | None, is_optional: bool) -> Finding | None:
-    """Check one library; None where it is as asked for, or optional and not installed."""
+    """Check one library; None where its version is right, or where it is optional and not installed."""
     install = f"pip install '{requirement.name}{requirement.specifier}'"
     if version is None:
         if is_optional:

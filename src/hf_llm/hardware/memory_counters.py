@@ -1,4 +1,4 @@
-"""How much memory a training holds: of the GPU where there is one, else of the process."""
+"""Measure the memory that a training holds: that of the GPU where there is one, otherwise that of the process."""
 
 import sys
 
@@ -23,14 +23,14 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in main memory."""
+    """Return the bytes that this process has in main memory."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def peak_resident_bytes() -> int:
-    """Bytes: the most this process has had in main memory."""
+    """Return the largest number of bytes that this process has had in main memory."""
     if sys.platform == "win32":
         import psutil
 

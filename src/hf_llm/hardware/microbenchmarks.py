@@ -20,20 +20,21 @@ from hf_llm.hardware.devices import Device
 MATRIX_SIDES = (256, 512, 1024, 2048, 4096, 8192)
 MATMUL_TYPES = ("float32", "tf32", "bfloat16", "float16")
 
-# Chips run above the clock their data sheets count with: a GeForce RTX 4090 goes to 3.1 GHz against 2.52, an H100 to
-# 1.98 against 1.83 (their drivers' own upper limits). A timer that does not wait is wrong by far more than this.
+# Chips run above the clock of their data sheets: a GeForce RTX 4090 at up to 3.1 GHz instead of 2.52, an H100 at up to
+# 1.98 instead of 1.83 (their drivers' own upper limits). A timer that does not wait is wrong by far more than this.
 CLOCK_HEADROOM = 1.25
 FASTEST_CLOCK_HZ = 6.5e9  # no processor is sold with more (Intel's i9-14900KS reaches 6.2 on one core)
 
-RENDEZVOUS_TIMEOUT = timedelta(seconds=120)  # for processes that do not find each other
+RENDEZVOUS_TIMEOUT = timedelta(seconds=120)  # how long processes may take to find each other
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure cannot exceed, in its own unit, and where that is from."""
+    """The upper bound of a measured figure, in its unit."""
 
     value: float
     source: str
+    """Where the bound is from, as a phrase for messages."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Rate:
     """FLOP/s or bytes/s."""
     dtype: str = ""
     side: int = 0
-    """Of the square matrices."""
+    """Rows and columns of the square matrices."""
     refused: str = ""
     """Why the figure cannot be true. A refused figure must not be used."""
 
@@ -146,7 +147,7 @@ def measure_copy_rate(device: torch.device, bound: Bound | None, seconds: float 
 
 
 def refuse_above_bound(rate: Rate, bound: Bound | None) -> Rate:
-    """Return the rate, refused where it is above its bound. Without a bound nothing is refused."""
+    """Return the rate, marked as refused where it is above its bound. Without a bound nothing is refused."""
     if bound is None or rate.value <= bound.value:
         return rate
 
@@ -164,7 +165,7 @@ def refuse_above_bound(rate: Rate, bound: Bound | None) -> Rate:
 
 
 def matmul_bounds(device: Device) -> dict[str, Bound]:
-    """Find, by type, what no matrix product on `device` can exceed: its data sheet, or what a CPU's cores can issue.
+    """Find the upper bound of matrix products on `device` by type: its data sheet's, or what a CPU's cores can issue.
 
     A type without an entry has no known bound.
     """
@@ -174,14 +175,14 @@ def matmul_bounds(device: Device) -> dict[str, Bound]:
         return {}
 
     source = f"the data sheet of {device.name} with {CLOCK_HEADROOM - 1:.0%} for clocks above it"
-    # A type without units of its own is held to the fastest type.
+    # A type that the data sheet does not list is bounded by the fastest type.
     highest = max(device.flops.values())
     names = MATMUL_TYPES if "float16" in device.flops else device.flops
     return {name: Bound(CLOCK_HEADROOM * device.flops.get(name, highest), source) for name in names}
 
 
 def bandwidth_bound(device: Device) -> Bound | None:
-    """Find what no copy in the memory of `device` can exceed, in bytes/s; None where its maker does not say."""
+    """Find the upper bound of copies in the memory of `device`, in bytes/s; None where its maker publishes none."""
     if device.bandwidth is None:
         return None
     source = f"the data sheet of {device.name} with {CLOCK_HEADROOM - 1:.0%} for clocks"
@@ -189,9 +190,10 @@ def bandwidth_bound(device: Device) -> Bound | None:
 
 
 def cpu_bounds(cpuinfo: dict[str, str], architecture: str, cores: int, clock: float) -> dict[str, Bound]:
-    """Compute cores x clock x floating-point operations a cycle, of the widest units that /proc/cpuinfo names.
+    """Compute cores x clock x floating-point operations per cycle, for the widest units that /proc/cpuinfo names.
 
-    Empty where there is no /proc/cpuinfo, or for another architecture: a Mac's matrix unit, for one, is not documented.
+    Returns an empty dictionary where there is no /proc/cpuinfo, or for other architectures: a Mac's matrix unit, for
+    example, is not documented.
     """
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     if not flags:
@@ -211,8 +213,9 @@ def cpu_bounds(cpuinfo: dict[str, str], architecture: str, cores: int, clock: fl
 
 
 def _x86_operations_per_cycle(flags: set[str]) -> dict[str, int]:
-    """Two fused multiply-adds of 512 or 256 bits a cycle (of 128 without AVX), or 1,024 operations with AMX tiles.
+    """Return the floating-point operations per cycle of an x86 core, by type.
 
+    A core issues two fused multiply-adds of 512 or 256 bits (128 without AVX), or 1,024 operations with AMX tiles.
     bfloat16 and float16 do twice as many as float32 where there are instructions for them.
     """
     if "avx512f" in flags:
@@ -240,7 +243,10 @@ def _x86_operations_per_cycle(flags: set[str]) -> dict[str, int]:
 
 
 def _arm_operations_per_cycle(flags: set[str]) -> dict[str, int]:
-    """Four fused multiply-adds of 128 bits a cycle, or twice as many operations with SVE."""
+    """Return the floating-point operations per cycle of an Arm core, by type.
+
+    A core issues four fused multiply-adds of 128 bits, or twice as many operations with SVE.
+    """
     float32 = 64 if "sve" in flags else 32
     bfloat16 = 4 * float32 if "bf16" in flags else float32
     float16 = 2 * float32 if "asimdhp" in flags else float32

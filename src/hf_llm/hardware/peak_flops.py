@@ -20,7 +20,7 @@ class PeakFlops:
     """FLOP/s."""
     dtype: str
     measured: bool
-    """Whether it is a timed matrix product's rather than a data sheet's."""
+    """Whether it was measured by timing a matrix product; otherwise it is from a data sheet."""
 
     def __str__(self) -> str:
         source = "a matrix product measured here" if self.measured else "the data sheet"

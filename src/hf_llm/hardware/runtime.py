@@ -1,4 +1,4 @@
-"""What the host offers a training: device, precision, threads, and the C library's memory habits on a CPU."""
+"""Choose what a training uses of this host: device, precision, threads, and how the C library keeps memory on a CPU."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ GLIBC_DEFAULT_THRESHOLD_BYTES = 128 << 10
 
 
 def device_type() -> str:
-    """`cuda`, `mps` or `cpu`: the device that Trainer picks on this host."""
+    """Return the device that Trainer picks on this host: `cuda`, `mps` or `cpu`."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -33,11 +33,11 @@ def has_bf16(device: str) -> bool:
 
 
 def choose_precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool]:
-    """Choose TrainingArguments' precision keys.
+    """Choose the precision keys of TrainingArguments, `bf16` and `fp16`.
 
-    They are what the `training` settings of a recipe say, else bf16 where the device has `units` for it. fp16 needs
-    loss scaling, so it is chosen only where the recipe says so. In a launch with `--mixed_precision=fp8` neither is
-    chosen: Trainer would prefer it to the launch's.
+    A key in the `training` settings of a recipe wins. Otherwise bf16 is chosen where the device has `units` for it;
+    fp16 never, since it needs loss scaling. In a launch with `--mixed_precision=fp8` neither is chosen: Trainer would
+    prefer it to the launch's precision.
     """
     from_recipe = {key: bool(settings[key]) for key in ("bf16", "fp16") if settings.get(key) is not None}
     bf16 = units and not is_launched_in_fp8() and not from_recipe.get("fp16")
@@ -45,7 +45,7 @@ def choose_precision(settings: Mapping[str, Any], units: bool) -> dict[str, bool
 
 
 def autocast_type(settings: Mapping[str, Any], units: bool) -> torch.dtype | None:
-    """The type of a training's matrix products, None for that of the weights."""
+    """Return the type of a training's matrix products; None where it is the type of the weights."""
     chosen = choose_precision(settings, units)
     if chosen["bf16"]:
         return torch.bfloat16

@@ -1,4 +1,4 @@
-"""Generates the models' answers to the prompts of a comparison, all beforehand or in the background of the voting."""
+"""Generate the models' answers to the prompts of a comparison, all beforehand or in the background of the voting."""
 
 import threading
 from collections.abc import Iterator

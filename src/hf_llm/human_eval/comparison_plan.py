@@ -1,4 +1,4 @@
-"""Plans a comparison of models, or of a file of answers: the prompts, and which two answers are shown together."""
+"""Plan a comparison of models, or of a file of answers: the prompts, and which two answers are shown together."""
 
 import random
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class ComparisonPlan:
     """Everything about a comparison that is decided before the first vote."""
 
     models: dict[str, dict[str, Any]]
-    """What made the answers, by the model's name: path and sampling settings, or file; and a digest."""
+    """A model's name -> how its answers were made: path and sampling settings, or a file; and a digest."""
     prompts: list[Conversation]
     pairs: list[tuple[int, str, str]]
     """Prompt number, first model, second model, in the order in which pairs are shown."""
@@ -76,10 +76,10 @@ def plan_from_answers_file(path: Path, seed: int, max_prompts: int | None = None
 def describe_models(
     paths: list[str], seed: int, max_new_tokens: int | None, sampling: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return what makes the answers of each model, by its short name: path, digest of the folder, sampling settings.
+    """Describe how each model's answers are made, by its short name: path, digest of the folder, sampling settings.
 
-    A `max_new_tokens` of None stands for 256, or half of a short context. Raises UserError for fewer than two models
-    and for one that is named twice.
+    A `max_new_tokens` of None means 256, or half of a short context. Raises UserError for fewer than two models and
+    for one that is named twice.
     """
     if len(paths) < 2:
         raise UserError("name two models or more, or one file of answers")
@@ -212,7 +212,7 @@ def _prompt_of_row(row: dict[str, Any]) -> Conversation:
     """Return a row of training data without its last answer."""
     messages = row["prompt"] if "prompt" in row else row["messages"][:-1]
 
-    # The table of a data set gives every message every key: None stands for a key that was absent.
+    # The table of a data set gives every message every key; a key that was absent is None.
     prompt = []
     for message_row in messages:
         prompt.append({key: value for key, value in message_row.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Turns votes into training data: TRL's conversational preference pairs, `prompt`, `chosen` and `rejected`."""
+"""Turn votes into training data: TRL's conversational preference pairs, `prompt`, `chosen` and `rejected`."""
 
 import json
 from collections import Counter

@@ -1,6 +1,6 @@
-"""Turns votes into win rates, ratings, scores, position bias and agreement, each with a 95% interval.
+"""Turn votes into win rates, ratings, scores, position bias and agreement, each with a 95% interval.
 
-The unit of chance is the prompt: votes of several people on the same two answers are not independent evidence, so a
+The independent unit is the prompt: votes of several people on the same two answers are not independent evidence, so a
 prompt counts once, with the mean of its votes.
 """
 
@@ -28,8 +28,8 @@ Interval = tuple[float, float]
 def wilson_interval(successes: float, trials: int) -> Interval:
     """Return the Wilson score interval of a share (Wilson 1927).
 
-    For values between 0 and 1 instead of yes and no it is wider than necessary, never narrower, since no values vary
-    more than yes and no do.
+    `successes` may be a sum of values between 0 and 1. The interval is then wider than necessary, never too narrow,
+    since no values in this range vary more than 0 and 1 themselves.
     """
     assert 0 <= successes <= trials and trials > 0
     share = successes / trials
@@ -58,7 +58,7 @@ def draw_resamples(groups: int, seed: int = 0) -> np.ndarray:
 
 
 def percentile_interval(values: np.ndarray) -> Interval | None:
-    """Return the middle 95% of the finite ones of the values (RESAMPLES,); None where none are."""
+    """Return the middle 95% of the finite values among `values` (RESAMPLES,); None where none is finite."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
@@ -67,7 +67,7 @@ def percentile_interval(values: np.ndarray) -> Interval | None:
 
 
 def vote_outcome(vote: Vote) -> str | None:
-    """Return a vote in terms of its models, whichever side they were on: one of OUTCOMES, None for a skip."""
+    """Return a vote's outcome for the pair's first and second model (one of OUTCOMES); None for a skip."""
     if vote.winner is not None:
         return "first" if vote.winner == vote.first else "second"
     return None if vote.choice == "skip" else vote.choice

@@ -1,4 +1,4 @@
-"""Turns votes into results as JSON, one self-contained HTML page, and lines for the terminal."""
+"""Turn votes into results as JSON, one self-contained HTML page, and lines for the terminal."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Serves the page on which people vote, on one machine or to the people who were given its address.
+"""Serve the page on which people vote, on one machine or to the people who were given its address.
 
 It listens on this machine only unless told otherwise. A page of another site can neither vote nor read: requests need
 the comparison's token in a header of their own, votes a JSON body, and the Host header must name this server

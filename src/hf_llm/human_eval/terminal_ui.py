@@ -1,4 +1,4 @@
-"""Shows pairs in the terminal and takes votes: the page's questions and keys, one key press for each vote."""
+"""Show pairs in the terminal and take votes, with the keys of the web page: one key press for each vote."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ HELP = """a: A is better   b: B is better   t: tie   x: both bad   s: skip   u: 
 scores: 1-5 for A, 6-0 for B"""
 
 MAX_COLUMNS = 100
-POLL_SECONDS = 0.5  # between looks for answers that are still being generated
+POLL_SECONDS = 0.5  # how often to look for answers that are still being generated
 
 CLEAR_SCREEN = "\033[2J\033[H"
 ESCAPE = b"\x1b"  # the first byte of what an arrow or a function key sends
@@ -78,7 +78,7 @@ def handle_keys(database: VoteDatabase, annotator: str, question: Question | Non
 
 
 def wait_until_answered(database: VoteDatabase, annotator: str, problem: Callable[[], str | None]) -> None:
-    """Wait until there is a pair to vote on, or none is waiting for its answers. Raises UserError on a `problem`."""
+    """Wait until there is a pair to vote on, or no pair is waiting for answers. Raises UserError on a `problem`."""
     print("The answers are still being generated ...", flush=True)
     while database.next_question(annotator) is None and database.count_progress(annotator)["waiting"]:
         reason = problem()
@@ -134,7 +134,7 @@ def _visible_character(character: str) -> str:
 def open_keyboard() -> Iterator[Iterator[str]]:
     """Yield an iterator over keys as they are pressed, without waiting for Enter, that ends at Ctrl-D.
 
-    Where standard input is not a terminal, the letters of the pipe.
+    Where standard input is not a terminal, the keys are the letters it contains.
     """
     if not sys.stdin.isatty():
         yield _read_keys()

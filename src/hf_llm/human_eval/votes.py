@@ -1,8 +1,9 @@
-"""Stores one comparison in one SQLite file: models, prompts, answers, which two are shown together, and every vote.
+"""Store one comparison in one SQLite file: models, prompts, answers, which two are shown together, and every vote.
 
-The journal is WAL, and each change is one transaction that is on the disk before it is acknowledged: two processes may
-write at once, and a killed one loses no acknowledged vote. A file that is cut off, locked or full is a UserError; it is
-never overwritten. WAL needs shared memory, so the file belongs on a local disk (https://sqlite.org/wal.html).
+Each change is one transaction that is on the disk before it is acknowledged, so a killed process loses no acknowledged
+vote. The journal is WAL, so two processes may write at once; WAL needs shared memory, so the file belongs on a local
+disk (https://sqlite.org/wal.html). A damaged or locked file, or a full disk, is a UserError; the file is never
+overwritten.
 """
 
 import json
@@ -63,7 +64,8 @@ CREATE TABLE votes (
 CREATE UNIQUE INDEX one_vote_each ON votes (pair, annotator) WHERE undone IS NULL;
 """
 
-# `strip_text` is a function of this program (`_connect`). The last two end in a WHERE clause that AND can follow.
+# Parts of queries. `strip_text` is a function that `_connect` defines. The last two end in a WHERE clause, to which
+# more conditions can be added with AND.
 _PAIRS_WITH_ANSWERS = """
 FROM pairs
 JOIN prompts ON prompts.id = pairs.prompt
@@ -185,7 +187,7 @@ class VoteDatabase:
         self.close()
 
     def read_models(self) -> dict[str, dict[str, Any]]:
-        """Return what made each model's answers, by the model's name."""
+        """Return how each model's answers were made (`describe_models`), by the model's name."""
         rows = self._fetch_all("SELECT name, made_with FROM models ORDER BY id")
         return {name: json.loads(made_with) for name, made_with in rows}
 
@@ -200,7 +202,7 @@ class VoteDatabase:
         return [name for (name,) in rows]
 
     def find_missing_answers(self) -> dict[str, list[int]]:
-        """Return the prompts that each model has still to answer, in the order in which their pairs are shown."""
+        """Return the numbers of the prompts that each model has not answered yet, in the order of their pairs."""
         rows = self._fetch_all(
             """
             SELECT models.name, pairs.prompt FROM pairs JOIN models ON models.id IN (pairs.first, pairs.second)
@@ -224,7 +226,7 @@ class VoteDatabase:
     def next_question(self, annotator: str) -> Question | None:
         """Return the next pair for this annotator; None where no pair is left, or none has its answers yet.
 
-        All annotators see the same order, so the pairs that several have voted on grow from the start.
+        All annotators see the same order, so that the first pairs soon have votes of several people.
         """
         rows = self._fetch_all(
             f"""
@@ -289,9 +291,9 @@ class VoteDatabase:
             return cursor.rowcount == 1
 
     def count_progress(self, annotator: str) -> dict[str, int]:
-        """Count pairs: `done` by this annotator, in `total`, `waiting` for their answers, and with `equal` answers.
+        """Count pairs: `done` by this annotator, in `total`, `waiting` for answers, and with `equal` answers.
 
-        Pairs whose two answers are equal are not in the total.
+        Pairs whose two answers are equal are never shown, and not in the total.
         """
         [(pairs, to_show, equal, done)] = self._fetch_all(
             f"""
@@ -348,9 +350,9 @@ class VoteDatabase:
 
 
 def create_database(path: Path, plan: ComparisonPlan) -> None:
-    """Create the file of a comparison; where another process was quicker, its file stays.
+    """Create the file of a comparison. If another process creates it at the same time, the first one stays.
 
-    The file appears whole or not at all, so that an empty one is always a damaged one.
+    The file is written under a temporary name and then linked, so that an incomplete one is always a damaged one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -38,9 +38,10 @@ def attach_callbacks(
     handler = trainer.callback_handler
     log_folder = Path(trainer.args.output_dir) / LOGS
 
-    # Callbacks are called in order. 0 is Trainer's own, which decides when to log, evaluate and save. The reporters
-    # follow; a callback that is added the usual way comes after them, too late to add numbers to what they log. Of
-    # these the JSONL log, which a resume rewrites, comes after the cost, which reads what it holds from before.
+    # Callbacks are called in the order of the list. First comes Trainer's own, which decides when to log, evaluate and
+    # save; then the reporters. `add_callback` appends after the reporters, too late to add numbers to what they log, so
+    # these are inserted before them. The cost comes before the JSONL log: at a resume it reads the file that the JSONL
+    # log then rewrites.
     handler.callbacks[1:1] = [
         ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood, stage_at),
         GradientNormCallback(trainer),

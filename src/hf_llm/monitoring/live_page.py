@@ -1,7 +1,7 @@
-"""Serve the live page: runs under way, in a browser on this machine.
+"""Serve the live page, which shows runs in a browser while they train.
 
-The page asks every two seconds for what is new; the server reads it from the runs' files. It listens on this machine
-only: from another one, `ssh -L 8000:127.0.0.1:8000 machine` brings it there.
+Every two seconds the page asks for new rows, which the server reads from the runs' files. The server listens on this
+machine only; to open the page on another one, forward the port: `ssh -L 8000:127.0.0.1:8000 machine`.
 """
 
 import json
@@ -21,7 +21,8 @@ from hf_llm.reporting.local_server import PageHandler, PageServer
 
 HOST = "127.0.0.1"
 
-KnownRows = dict[str, list[int]]  # by file, as `0/base/metrics`: its generation, and how many rows the page has of it
+# What the page has already: a file, as `0/base/metrics` -> the file's generation, and the number of its rows.
+KnownRows = dict[str, list[int]]
 
 
 class LiveServer(PageServer):
@@ -33,7 +34,7 @@ class LiveServer(PageServer):
         super().__init__(HOST, port, LiveHandler)
 
     def read_state(self, known: KnownRows) -> dict[str, Any]:
-        """Read how the runs are now, and of each file only the rows after those in `known`."""
+        """Read the present status of the runs, and the rows of each file that `known` does not have."""
         with self._reading:
             for run in self.runs:
                 run.read()
@@ -64,7 +65,7 @@ def _describe_training(key: str, log: TrainingLog, known: KnownRows) -> dict[str
 
 
 def _list_new_rows(key: str, tail: Tail, known: KnownRows) -> dict[str, Any]:
-    """The rows of a file that the page does not have; all of them where the file was replaced since."""
+    """Return the rows of a file that the page does not have; all of them where the file was replaced since."""
     generation, count = known.get(key, [-1, 0])
     start = count if generation == tail.generation else 0
     return {"key": key, "generation": tail.generation, "from": start, "rows": tail.rows[start:]}
@@ -109,5 +110,5 @@ def _is_pair_of_integers(value: Any) -> bool:
 
 
 def _read_asset(name: str) -> str:
-    """Read a file beside this one."""
+    """Read a file from this module's folder."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

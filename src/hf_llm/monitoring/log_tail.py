@@ -1,4 +1,4 @@
-"""Read runs under way from the files they write, again and again; reading changes nothing."""
+"""Follow runs while they train, by reading the files they write; reading changes nothing."""
 
 import difflib
 import os
@@ -13,12 +13,14 @@ from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import RUNNING, read_status
 
-MAX_SILENT_SECONDS = 300  # without a sign of life; after that, a run that claims to be running is called silent
+MAX_SILENT_SECONDS = 300  # a run whose status is "running" is shown as silent when it has written nothing for so long
 
 
 class Tail:
-    """A file of JSON lines that grows. `rows` are those read so far; `generation` counts how often the file was
-    replaced, as a resumed training does."""
+    """A growing file of JSON lines, of which each `read` takes only the new rows.
+
+    `rows` are those read so far; `generation` counts how often the file was replaced, as a resumed training does.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -28,7 +30,7 @@ class Tail:
         self._inode = 0  # of the file that `rows` were read from; 0 before there is one
 
     def read(self) -> None:
-        """Read what has been written since the last call. A line that is not complete is left for the next."""
+        """Read the rows written since the last call. An incomplete last line is left for the next call."""
         try:
             with open(self.path, "rb") as file:
                 stat = os.fstat(file.fileno())
@@ -67,13 +69,13 @@ class TrainingLog:
         self.samples = Tail(samples_file(folder))
 
     def read(self) -> None:
-        """Read what is new."""
+        """Read the rows written since the last call."""
         for tail in (self.metrics, self.alerts, self.samples):
             tail.read()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the training is (`hf_llm.monitoring.callbacks.jsonl_logger.describe_training`)."""
+        """The description of the training by `hf_llm.monitoring.callbacks.jsonl_logger.describe_training`."""
         rows = self.metrics.rows
         return rows[0].get("training", {}) if rows else {}
 
@@ -83,30 +85,35 @@ class TrainingLog:
         return [row for row in self.metrics.rows if "step" in row]
 
     def last_entry(self, key: str) -> dict[str, Any]:
-        """The last entry that has a value of `key`; empty where there is none."""
+        """Return the last entry that has a value for `key`; an empty one where there is none."""
         return next((row for row in reversed(self.metrics.rows) if row.get(key) is not None), {})
 
     def status(self) -> dict[str, Any]:
-        """How the training is: `state` (running, finished, preempted, failed, or silent), `step`, `seen` (the last sign
-        of life, seconds since 1970), and `error` or `headline` where there is one."""
-        written = read_status(self.folder)
-        manifest = read_manifest(self.folder)
-        state = written.get("status", RUNNING)
+        """Return the training's present status.
 
-        steps = [written.get("step", 0)]
+        Its keys: `state` (running, finished, preempted, failed, or silent), `step`, `seen` (when the training last
+        wrote something, in seconds since 1970), and `error` or `headline` where there is one.
+        """
+        status_file = read_status(self.folder)
+        manifest = read_manifest(self.folder)
+        state = status_file.get("status", RUNNING)
+
+        # Log and status file are written at different moments; the later one counts.
+        steps = [status_file.get("step", 0)]
         times = [self.facts.get("started", 0)]
-        for last_entry in self.entries[-1:]:
-            steps.append(last_entry["step"])
-        for last_row in self.metrics.rows[-1:]:
-            times.append(last_row.get("time") or 0)
-        if "time" in written:
-            times.append(timegm(time.strptime(written["time"], "%Y-%m-%dT%H:%M:%SZ")))
+        entries = self.entries
+        if entries:
+            steps.append(entries[-1]["step"])
+        if self.metrics.rows:
+            times.append(self.metrics.rows[-1].get("time") or 0)
+        if "time" in status_file:
+            times.append(timegm(time.strptime(status_file["time"], "%Y-%m-%dT%H:%M:%SZ")))
         if state == RUNNING and time.time() - max(times) > MAX_SILENT_SECONDS:
             state = "silent"
 
         status = {"state": state, "step": max(steps), "seen": max(times)}
-        if written.get("error"):
-            status["error"] = written["error"]
+        if status_file.get("error"):
+            status["error"] = status_file["error"]
         if manifest:
             status["state"] = "finished"
             status["headline"] = manifest["headline"]
@@ -124,26 +131,30 @@ class RunLog:
         self.name = f"{folder.parent.name}/{folder.name}" if self.is_single else folder.name
 
     def read(self) -> None:
-        """Read what is new, including trainings that have begun since. They are kept in running order."""
+        """Read the new rows of all trainings, and find trainings that have begun since, in the order of the stages."""
         if self.is_single:
             folders = [self.path]
         else:
             folders = [file.parents[1] for file in self.path.glob("*/logs/metrics.jsonl")]
         folders.sort(key=_running_order)
-        self.trainings = {folder.name: self.trainings.get(folder.name) or TrainingLog(folder) for folder in folders}
+
+        trainings = {}
+        for folder in folders:
+            trainings[folder.name] = self.trainings.get(folder.name) or TrainingLog(folder)
+        self.trainings = trainings
         for training in self.trainings.values():
             training.read()
 
     @property
     def current(self) -> TrainingLog | None:
-        """The training that gave the last sign of life."""
+        """The training that wrote something last."""
         return max(self.trainings.values(), key=lambda training: training.status()["seen"], default=None)
 
 
 def _running_order(folder: Path) -> tuple[int, str]:
-    """Sort folders in the order in which a run makes them, others after them by name."""
-    order = list(STAGES)
-    number = order.index(folder.name) if folder.name in order else len(order)
+    """Return a sort key: folders in the order in which a run makes them, then others by name."""
+    stages = list(STAGES)
+    number = stages.index(folder.name) if folder.name in stages else len(stages)
     return number, folder.name
 
 

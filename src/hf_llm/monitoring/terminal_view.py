@@ -1,4 +1,4 @@
-"""Show runs in a terminal: a plain text that is redrawn again and again."""
+"""Show runs in a terminal, as plain text that is redrawn every few seconds."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from hf_llm.evaluation.metrics import metrics_in
 from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
 from hf_llm.monitoring.log_tail import RunLog, TrainingLog
 
-# ANSI escape sequences: clear the screen; go to its top left; clear from the cursor to the end of it, of the line.
+# ANSI escape sequences.
 CLEAR_SCREEN = "\x1b[2J"
-HOME = "\x1b[H"
-CLEAR_BELOW = "\x1b[J"
-CLEAR_RIGHT = "\x1b[K"
+HOME = "\x1b[H"  # move the cursor to the top left
+CLEAR_BELOW = "\x1b[J"  # from the cursor to the end of the screen
+CLEAR_RIGHT = "\x1b[K"  # from the cursor to the end of the line
 
 BARS = "▁▂▃▄▅▆▇█"
 MAX_CURVE_CHARACTERS = 48
@@ -27,7 +27,7 @@ MAX_SAMPLES = 3
 
 
 def follow_runs(runs: list[RunLog], seconds: float = 2.0) -> None:
-    """Show the runs until Ctrl-C; once, where the output is not a terminal."""
+    """Show the runs until Ctrl-C; only once where the output is not a terminal."""
     if not sys.stdout.isatty():
         print(render_runs(runs, shutil.get_terminal_size().columns))
         return
@@ -46,7 +46,10 @@ def follow_runs(runs: list[RunLog], seconds: float = 2.0) -> None:
 
 
 def render_runs(runs: list[RunLog], width: int) -> str:
-    """Render the runs as they are now, in lines of at most `width` characters: of each the current training in full."""
+    """Render the present state of the runs in lines of at most `width` characters.
+
+    The current training of each run is rendered in full, the others in one line each.
+    """
     lines: list[str] = []
     for run in runs:
         run.read()
@@ -56,13 +59,16 @@ def render_runs(runs: list[RunLog], width: int) -> str:
         if not run.trainings:
             lines.append("  nothing has been trained yet")
         for training in run.trainings.values():
-            details = _render_training(training, width - 2) if training is run.current else [_format_heading(training)]
+            if training is run.current:
+                details = _render_training(training, width - 2)
+            else:
+                details = [_format_heading(training)]
             lines += [f"  {line}" for line in details]
     return "\n".join(line[:width] for line in lines)
 
 
 def _format_heading(training: TrainingLog) -> str:
-    """A training in one line."""
+    """Format a training's name and status in one line."""
     status = training.status()
     words = [f"{training.name:<8}", status["state"]]
     if "headline" in status:
@@ -76,7 +82,7 @@ def _format_heading(training: TrainingLog) -> str:
 
 
 def _render_training(training: TrainingLog, width: int) -> list[str]:
-    """A training with its numbers, curves, alerts and last completions."""
+    """Render a training with its numbers, curves, alerts and last completions."""
     step = training.status()["step"]
     max_steps = training.facts.get("max_steps", 0)
     entry = training.last_entry("loss")
@@ -104,7 +110,7 @@ def _render_training(training: TrainingLog, width: int) -> list[str]:
 
 
 def _render_curves(training: TrainingLog) -> list[str]:
-    """One line for each metric that has a curve here, with its first and last value."""
+    """Render one line for each metric that has a curve here, with its first and last value."""
     keys_by_label = {}
     for metric in metrics_in("terminal curve"):
         keys_by_label[metric.label] = metric.key
@@ -126,7 +132,7 @@ def _draw_progress_bar(share: float, width: int) -> str:
 
 
 def draw_curve(values: list[float]) -> str:
-    """Draw a curve as at most `MAX_CURVE_CHARACTERS` bars: the mean of each stretch."""
+    """Draw a curve as at most `MAX_CURVE_CHARACTERS` bars; a bar is the mean of the values it stands for."""
     width = min(MAX_CURVE_CHARACTERS, len(values))
     edges = [round(number * len(values) / width) for number in range(width + 1)]
     means = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]

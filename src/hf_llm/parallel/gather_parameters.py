@@ -1,7 +1,8 @@
-"""Whole weights in every process for a while, of a model that FSDP2 or ZeRO-3 has spread over them.
+"""Gather the weights of a model that FSDP2 or ZeRO-3 has sharded, so that each process can sample on its own.
 
-Both gather weights again in every forward pass, and wait until all processes take part in it. A process that samples
-makes as many passes as its own completions are long, which differ between processes.
+FSDP2 and ZeRO-3 gather weights in every forward pass, in which all processes must take part. But when sampling, a
+process makes as many passes as its longest completion has tokens, which differs between processes. So the weights are
+gathered once, and kept while all processes sample.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from hf_llm.parallel.layout import read_layout
 
 
 def prepare_sharding(trainer: Trainer) -> None:
-    """Prepare a trainer that samples, before it has wrapped its model: have FSDP2 leave alone what modules return.
+    """Prepare a trainer that samples, before it wraps its model: stop FSDP2 from rounding the outputs of modules.
 
-    Raises UserError where weights are spread in a way that cannot be undone for a while.
+    Raises UserError where weights are sharded in a way in which they cannot be gathered for sampling.
     """
     layout = read_layout()
     if layout.data < layout.processes:
@@ -36,15 +37,16 @@ def prepare_sharding(trainer: Trainer) -> None:
             "model would be empty in the others; set it to false"
         )
     policy = plugin.mixed_precision_policy
-    if policy is not None:  # by default log-probabilities and values are rounded to half precision, as all outputs
+    if policy is not None:
+        # By default all outputs are rounded to half precision, log-probabilities and values among them.
         plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
 def mark_fsdp_root(model: nn.Module, nothing: str) -> None:
-    """Let FSDP2 know that `model` is the root of what it holds; a no-op without FSDP2.
+    """Make `model` the root of FSDP2's modules; without FSDP2 do nothing.
 
-    FSDP2 takes the first module that is called for the root. `nothing` is the name of a method of the model that takes
-    no arguments and does nothing: calling it counts as a forward pass.
+    FSDP2 takes the module that is called first for the root. So this calls the model's method named `nothing`, which
+    takes no arguments and does nothing, as if it were a forward pass.
     """
     if isinstance(model, FSDPModule):
         register_fsdp_forward_method(model, nothing)
@@ -52,25 +54,27 @@ def mark_fsdp_root(model: nn.Module, nothing: str) -> None:
 
 
 def gather_weights(trainer: Trainer, part: nn.Module) -> AbstractContextManager[None]:
-    """Within, each process may call `part` of the trainer's model on its own, as often as it likes.
+    """Return a context within which each process may call `part` of the trainer's model on its own, however often.
 
-    All processes enter together, and gather the weights: those of `part` under FSDP2, of the whole model under ZeRO-3.
-    No backward pass may be under way.
+    All processes have to enter it together, outside of a backward pass. Gathered are the weights of `part` under FSDP2,
+    and those of the whole model under ZeRO-3.
     """
     if trainer.accelerator.is_fsdp2:
         plugin = trainer.accelerator.state.fsdp_plugin
         return _gather_under_fsdp2(trainer.model, part, plugin.reshard_after_forward)
-    return _gather_under_zero3(trainer.model_wrapped) if is_zero3(trainer) else nullcontext()
+    if is_zero3(trainer):
+        return _gather_under_zero3(trainer.model_wrapped)
+    return nullcontext()
 
 
 def is_zero3(trainer: Trainer) -> bool:
-    """Return whether DeepSpeed spreads the parameters themselves."""
+    """Whether DeepSpeed shards the parameters themselves."""
     return trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
 
 
 @contextmanager
 def _gather_under_fsdp2(root: nn.Module, part: nn.Module, reshard: bool) -> Iterator[None]:
-    # The root holds the parameters that are in none of its shards.
+    # The root is gathered too: it holds the parameters that belong to no other FSDP module.
     shards = [module for module in (root, *part.modules()) if isinstance(module, FSDPModule)]
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
@@ -89,7 +93,7 @@ def _gather_under_zero3(engine: nn.Module) -> Iterator[None]:
     from trl.models.utils import add_hooks, remove_hooks
 
     with deepspeed.zero.GatheredParameters(list(engine.parameters())):
-        remove_hooks(engine)  # which would fetch each layer's weights, and release them
+        remove_hooks(engine)  # the hooks would gather each layer's weights in its forward pass, and then release them
         try:
             yield
         finally:

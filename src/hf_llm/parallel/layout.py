@@ -1,9 +1,8 @@
-"""How a launch spreads a model and its batches over processes: read from what `accelerate launch` leaves in the
-environment, checked before anything is built.
+"""Read from the environment how a launch spreads a model and its batches over processes, and check it.
 
-The sizes are those of an accelerate config's `parallelism_config`. It has none for pipeline stages; that one is the
-environment variable `PARALLELISM_CONFIG_PP_SIZE`, named as accelerate names the others. docs/parallelism.md says when
-to use which.
+`accelerate launch` sets the variables from the `parallelism_config` of an accelerate config. It has no size for
+pipeline stages; that is the environment variable `PARALLELISM_CONFIG_PP_SIZE`, named as accelerate names the others.
+docs/parallelism.md says when to use which.
 """
 
 import os
@@ -42,7 +41,7 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """The number of processes that each see other batches."""
+        """The number of processes, or groups of them, that see different batches."""
         return self.processes // (self.tensor * self.context * self.sequence * self.pipeline)
 
     @property
@@ -82,7 +81,7 @@ def read_layout() -> Layout:
 
 
 def check_layout(layout: Layout, where: str, device: str) -> None:
-    """Raise UserError where the stage whose recipe section is `where` cannot train so on a `device`."""
+    """Raise UserError where the stage whose recipe section is `where` cannot train in this layout on a `device`."""
     if layout.context > 1 and device == "cpu":
         raise UserError(
             "context parallelism passes keys and values around inside PyTorch's attention kernels for GPUs; there is "
@@ -100,7 +99,7 @@ def check_layout(layout: Layout, where: str, device: str) -> None:
     elif layout.shard > 1 and not has_sharding_engine:
         raise UserError(
             "parallelism_config_dp_shard_size alone shards nothing; launch with fsdp2.yaml or hsdp.yaml of "
-            f"accelerate_configs/, or set {PIPELINE_SIZE_VARIABLE} or --parallelism_config_tp_size beside it"
+            f"accelerate_configs/, or also set {PIPELINE_SIZE_VARIABLE} or --parallelism_config_tp_size"
         )
 
 
@@ -121,16 +120,16 @@ def _check_split_layers(layout: Layout, where: str, has_sharding_engine: bool) -
         )
     if layout.replicate > 1 and layout.shard == 1:
         raise UserError(
-            "parallelism_config_dp_replicate_size without dp_shard_size: beside tensor and pipeline parallelism data "
-            f"parallelism shards; set parallelism_config_dp_shard_size={layout.replicate} instead"
+            "parallelism_config_dp_replicate_size without dp_shard_size: with tensor or pipeline parallelism, data "
+            f"parallelism has to shard; set parallelism_config_dp_shard_size={layout.replicate} instead"
         )
 
 
 def enable_cpu_sharding(arguments: TrainingArguments) -> None:
     """Let accelerate shard over processes on CPUs, where the launch asks for it.
 
-    accelerate turns FSDP and device meshes on for accelerators only, and silently falls back to DDP on CPUs. PyTorch's
-    own (`fully_shard`, `DTensor`) work over gloo all the same.
+    accelerate uses FSDP and device meshes on accelerators only, and silently falls back to DDP on CPUs, although
+    PyTorch's `fully_shard` and `DTensor` work there too, over gloo.
     """
     state = arguments.distributed_state
     has_sizes = _is_true("ACCELERATE_USE_PARALLELISM_CONFIG") or PIPELINE_SIZE_VARIABLE in os.environ
@@ -143,8 +142,11 @@ def enable_cpu_sharding(arguments: TrainingArguments) -> None:
 
 
 def select_collator(layout: Layout) -> Callable[[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """Return what makes a batch of windows; under sequence parallelism with each token's position, which a process
-    cannot count from its part of the window."""
+    """Return the function that collates windows to a batch.
+
+    Under sequence parallelism a batch has each token's position, which a process cannot count from its part of a
+    window.
+    """
     return collate_with_positions if layout.sequence > 1 else default_data_collator
 
 
@@ -158,8 +160,8 @@ def collate_with_positions(windows: list[dict[str, torch.Tensor]]) -> dict[str, 
 def restore_class_name(model: torch.nn.Module) -> None:
     """Give an FSDP model's class the name and module it had before.
 
-    `fully_shard` makes the model one of a class of its own in torch's files, and `save_pretrained` would write that
-    class's name into `auto_map`, and copy those files beside the weights, instead of the model's own.
+    `fully_shard` gives the model a new class, defined in torch's files. `save_pretrained` would write that class's name
+    into `auto_map`, and copy torch's files to the model folder instead of the model's own.
     """
     if not isinstance(model, FSDPModule):
         return
@@ -171,7 +173,7 @@ def restore_class_name(model: torch.nn.Module) -> None:
 
 
 def is_engine_enabled(engine: str) -> bool:
-    """Return whether this launch is one with the `engine` DEEPSPEED or FSDP."""
+    """Whether this launch uses the `engine`, which is DEEPSPEED or FSDP."""
     return _is_true(f"ACCELERATE_USE_{engine}")
 
 

@@ -1,4 +1,4 @@
-"""Hours of training -> disk space, energy and cost, at prices that the user states."""
+"""Estimate disk space, energy and cost from the hours of a training, at prices that the user states."""
 
 import re
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""A model and the settings of its training -> the memory of a step by part, without using any.
+"""Estimate the memory of a training step by part (weights, gradients, activations ...), without allocating it.
 
-The real model and optimizer run on tensors without data: torch's FakeTensorMode gives the result of each operation its
-shape and no storage. Every storage is counted here from the operation that makes it until it is released. So there is
-no formula of the activations to go stale: whatever the model's code keeps for its backward pass is counted, for any
-`model_type`. torch has a tracker of this kind for its own use, `torch.distributed._tools.MemTracker`, against which
+The real model and optimizer run on tensors without data: torch's FakeTensorMode gives the result of each operation a
+shape and no memory. `LiveStorages` counts the bytes of every storage from the operation that makes it until it is
+released. So no formula for activations is needed: whatever the model's code keeps for its backward pass is counted, for
+any `model_type`. torch has a tracker of this kind for its own use, `torch.distributed._tools.MemTracker`, against which
 tests/planning/test_memory.py checks this one.
 """
 
@@ -56,7 +56,7 @@ PARTS = (WEIGHTS, COPIES, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOSS, TEMPORARY)
 TRAINING = "forward and backward"
 UPDATE = "optimizer step"
 
-# The share that a training on a CPU takes beyond its steps tried in AllocateOnlyMode: the mean of
+# A real training on a CPU takes this share more than steps tried in AllocateOnlyMode: the mean of
 # benchmarks/planning.py.
 CPU_MEMORY_MARGIN = 0.06
 
@@ -80,7 +80,7 @@ class Footprint:
 
 @dataclass(slots=True)
 class _CountedStorage:
-    """A live storage, and the part that its bytes are counted to."""
+    """A live storage, and the part of the footprint that its bytes are counted to."""
 
     reference: weakref.ref
     part: str
@@ -88,7 +88,7 @@ class _CountedStorage:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all live storages, each to a part, and remembers the peak.
+    """Count the bytes of all live storages by part, and remember the peak.
 
     A storage is counted to `part_of_new_storages` when it is made, until `assign_part` says otherwise.
     """
@@ -99,7 +99,7 @@ class LiveStorages(TorchDispatchMode):
         self.live_bytes: Counter[str] = Counter()
         self.peak_parts: dict[str, int] = {}
         self._peak_bytes = 0
-        self._storages: dict[int, _CountedStorage] = {}  # by the storage's id
+        self._storages: dict[int, _CountedStorage] = {}  # `id` of a storage -> what is known of it
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = operation(*args, **(kwargs or {}))
@@ -160,11 +160,11 @@ def trace_footprint(
     autocast: torch.dtype | None = None,
     accumulate: bool = False,
 ) -> Footprint:
-    """Trace what one training step of the model that `build` makes takes on a GPU, nothing sharded or compiled.
+    """Trace the footprint of one training step on a GPU, without sharding or compilation.
 
-    `batch` windows of `context` tokens go forward and backward at a time, on top of the gradients of others where the
-    step is to `accumulate`. Of the `arguments` the optimizer and activation checkpointing are obeyed; `autocast` is the
-    type of the matrix products.
+    `build` makes the model. A micro-batch is `batch` windows of `context` tokens; with `accumulate` the gradients of
+    earlier micro-batches are in memory already. The optimizer and activation checkpointing follow `arguments`;
+    `autocast` is the type of the matrix products.
     """
     with FakeTensorMode(), _chunk_logits_as_on_gpu():
         return trace_steps(build, batch, context, arguments, autocast, accumulate)
@@ -172,9 +172,9 @@ def trace_footprint(
 
 @contextmanager
 def _chunk_logits_as_on_gpu() -> Iterator[None]:
-    """Let the loss of tensors on the CPU hold as many logits at once as on a GPU.
+    """Let the loss work on as many logits at once as on a GPU, though the tensors are on the CPU.
 
-    Tensors without data lie on the CPU, and the loss looks up its chunk by their device.
+    Tensors without data count as CPU tensors, and the loss chooses the size of its chunks by their device.
     """
     logits_on_cpu = LOGITS_AT_ONCE["cpu"]
     LOGITS_AT_ONCE["cpu"] = LOGITS_AT_ONCE["cuda"]
@@ -195,7 +195,8 @@ def extrapolate_footprint(
 ) -> Footprint:
     """Return `trace_footprint` of the model of `config`.
 
-    Of a deep model the first 2 and 4 layers are traced and the others extrapolated: each further layer takes the same.
+    For a deep model, models of 2 and 4 layers are traced instead, and the size of the whole is extrapolated, since each
+    further layer takes the same.
     """
     step_arguments = (batch, context, arguments, autocast, accumulate)
     layers = config.num_hidden_layers
@@ -239,11 +240,12 @@ def estimate_cpu_footprint(
     autocast: torch.dtype | None = None,
     accumulate: bool = False,
 ) -> tuple[Footprint, int]:
-    """Estimate the footprint of a training on this host's CPU, and by how many bytes its process grows for it.
+    """Estimate the footprint of a training on this host's CPU, and by how many bytes its process grows.
 
-    The growth holds also what the C library's heap loses between blocks, and CPU_MEMORY_MARGIN that real trainings have
-    taken on top. For that the steps run in a fork of this process, whose heap must be as a training's is at its start.
-    Where no fork can be measured (any platform but Linux) the growth is the footprint's peak.
+    The growth is larger than the footprint's peak: it includes what the C library's heap loses between blocks, and
+    CPU_MEMORY_MARGIN. To measure it, the steps run in a fork of this process, so this process's heap must be in the
+    state in which a training starts. Where no fork can be measured (on any platform but Linux), the growth is the
+    footprint's peak.
     """
     step_arguments = (build, batch, context, arguments, autocast, accumulate)
     if not _can_measure_fork():
@@ -268,7 +270,7 @@ def trained_process_bytes() -> int:
 
 
 def _allocate_steps(*step_arguments: Any) -> tuple[Footprint, int]:
-    """Trace steps in AllocateOnlyMode, and return by how many bytes this process has grown at its peak as well."""
+    """Trace steps in AllocateOnlyMode; return their footprint, and by how many bytes this process grew at its peak."""
     keep_freed_memory()
     bytes_before = _read_process_status("VmSize")
     with AllocateOnlyMode():
@@ -301,7 +303,7 @@ def _train_toy_model() -> int:
 
 
 def _can_measure_fork() -> bool:
-    """Whether this platform can fork a process, and tells the size of its memory in /proc: Linux alone does both."""
+    """Whether this platform can fork a process and reports its memory in /proc: only Linux does both."""
     return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -346,7 +348,7 @@ def trace_steps(
     accumulate: bool = False,
     count: int = 1,
 ) -> Footprint:
-    """Trace `count` steps as `trace_footprint` does one, on the tensors of whatever mode is on.
+    """Trace `count` steps in the present tensor mode; the other arguments are those of `trace_footprint`.
 
     Raises UserError for an optimizer that cannot run on tensors without data.
     """
@@ -393,7 +395,7 @@ def _build_for_training(build: Callable[[], PreTrainedModel], arguments: Trainin
 
 
 def _register_part_hooks(storages: LiveStorages, model: PreTrainedModel, trained: list[torch.nn.Parameter]) -> None:
-    """Count what is made from the model's head on to the loss, and what a parameter accumulates to the gradients."""
+    """Count storages made from the model's head onwards to the loss, and accumulated gradients to the gradients."""
 
     def start_loss(*_: Any) -> None:
         storages.part_of_new_storages = LOSS
@@ -433,16 +435,16 @@ def _run_optimizer_step(optimizer: Optimizer, arguments: TrainingArguments) -> N
 
 
 def _separate_temporary_bytes(parts: dict[str, int], state_bytes: int) -> dict[str, int]:
-    """Count as temporary what the first optimizer step makes beside the states that it leaves."""
-    passing = parts.get(OPTIMIZER, 0) - state_bytes
-    return {**parts, OPTIMIZER: state_bytes, TEMPORARY: parts.get(TEMPORARY, 0) + passing}
+    """Count what the first optimizer step allocated and released again as temporary, not as optimizer states."""
+    released_bytes = parts.get(OPTIMIZER, 0) - state_bytes
+    return {**parts, OPTIMIZER: state_bytes, TEMPORARY: parts.get(TEMPORARY, 0) + released_bytes}
 
 
 def build_model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the inputs with which a model trains on windows of `tokens` (B T).
 
-    An encoder-decoder reads as many tokens as T5's span corruption leaves of a window, and predicts as many as it takes
-    out.
+    For an encoder-decoder the lengths are those of T5's span corruption: the encoder reads the tokens that are left of
+    a window, the decoder predicts those taken out.
     """
     if not config.is_encoder_decoder:
         return {"input_ids": tokens, "labels": tokens.clone()}

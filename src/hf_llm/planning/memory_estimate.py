@@ -1,4 +1,4 @@
-"""A recipe -> what each device would hold in its training: the model is planned without tokenizer or weights."""
+"""Estimate from a recipe the memory that each device takes in training, without a tokenizer or weights."""
 
 import math
 from collections.abc import Iterator
@@ -39,17 +39,17 @@ from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 from hf_llm.training.optimizers import build_arguments
 
-# Assumed, not measured: what CUDA, cuBLAS and NCCL take before the first tensor, and the share of memory that the
+# Assumed, not measured: the memory of CUDA, cuBLAS and NCCL before the first tensor, and the share of memory that the
 # allocator cannot use.
 CUDA_CONTEXT_BYTES = 600 << 20
 FRAGMENTATION_SHARE = 0.05
 
-# Parts of a footprint beside those of hf_llm.planning.memory.
+# Parts of a footprint in addition to those of hf_llm.planning.memory.
 FRAMEWORK = "framework, fragmentation"
 HOLES = "holes in the heap"
 PROGRAM = "program and libraries"
 
-# The keys of a `training` section that decide memory.
+# The keys of a `training` section that affect memory.
 MEMORY_SETTINGS = (
     "optim",
     "optim_args",
@@ -99,8 +99,9 @@ def build_pretraining_config(
 def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
     """Return the number of tokens of a recipe's tokenizer.
 
-    It is that of the tokenizer that `pretrain` names, of the folder `tokenizer` where it is finished, else what the
-    recipe's `tree` says. Raises UserError where it does not say.
+    It is taken from the run's finished folder `tokenizer`, unless `pretrain` names another; otherwise from
+    `model.vocab_size`, from the tokenizer that `pretrain` names, or from the recipe's `tokenizer` section. Raises
+    UserError where none of them has it.
     """
     named_tokenizer = (tree.get("pretrain") or {}).get("tokenizer")
     if named_tokenizer is None and read_manifest(tokenizer):
@@ -122,9 +123,9 @@ def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
 
 
 def build_planning_arguments(settings: dict[str, Any], checkpointing: bool | None = None) -> TrainingArguments:
-    """Turn what decides memory in a `training` section into TrainingArguments that any host can construct.
+    """Build TrainingArguments from the keys of a `training` section that affect memory, valid on any host.
 
-    `checkpointing` overrides the section's activation checkpointing. Raises UserError for values that do not fit.
+    `checkpointing` overrides the section's activation checkpointing. Raises UserError for invalid values.
     """
     memory_settings = {key: value for key, value in settings.items() if key in MEMORY_SETTINGS}
     memory_settings.setdefault("activation_checkpointing", settings.get("gradient_checkpointing", False))
@@ -168,7 +169,7 @@ def _keep_modules_on_their_device() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What of a training stage decides the memory of its steps."""
+    """The properties of a training stage that determine the memory of its steps."""
 
     config: PreTrainedConfig
     context: int
@@ -284,9 +285,9 @@ def estimate_gpu_engines(
 
 
 def count_fitting_windows(memory: int, micro_batch: int, footprint: Footprint, footprint_of_double: Footprint) -> int:
-    """Count the windows of a micro-batch that fit in `memory` bytes; 0 where not one does.
+    """Count the windows of a micro-batch that fit in `memory` bytes; 0 where not even one does.
 
-    Read off the straight line through the footprints of `micro_batch` windows and of twice as many.
+    The bytes of a window are the slope of the line through the footprints of `micro_batch` windows and twice as many.
     """
     update_bytes = sum(footprint.phases[UPDATE].values())
     if update_bytes > memory:
@@ -300,7 +301,7 @@ def count_fitting_windows(memory: int, micro_batch: int, footprint: Footprint, f
 
 
 def add_framework_memory(footprint: Footprint) -> Footprint:
-    """Add what is assumed of the CUDA context and the allocator's losses."""
+    """Add the assumed bytes of the CUDA context and of the allocator's fragmentation."""
     phases = {}
     for phase, parts in footprint.phases.items():
         framework_bytes = CUDA_CONTEXT_BYTES + int(FRAGMENTATION_SHARE * sum(parts.values()))
@@ -309,12 +310,12 @@ def add_framework_memory(footprint: Footprint) -> Footprint:
 
 
 def tensor_bytes(footprint: Footprint) -> int:
-    """The peak without what is assumed beside the tensors, as torch.cuda.max_memory_allocated reports it."""
+    """Return the peak bytes of tensors alone, without FRAMEWORK, as torch.cuda.max_memory_allocated reports them."""
     return max(sum(parts.values()) - parts.get(FRAMEWORK, 0) for parts in footprint.phases.values())
 
 
 def estimate_cpu_training(job: TrainingJob, micro_batch: int) -> EngineEstimate:
-    """Estimate a training in one process on this host's CPU, as `hf_llm.planning.memory` tries it."""
+    """Estimate a training in one process on this host's CPU, by trying steps (`estimate_cpu_footprint`)."""
     build = partial(build_planned_model, job.config, lora=job.lora)
     accumulate = job.windows > micro_batch
     footprint, growth = estimate_cpu_footprint(

@@ -1,4 +1,4 @@
-"""A goal (`params: 125M`, chat, 24 hours on this host) -> a whole recipe, each value with its reason."""
+"""Generate a whole recipe from a goal (`params: 125M`, chat, 24 hours on this host), each value with its reason."""
 
 import re
 from collections.abc import Iterator

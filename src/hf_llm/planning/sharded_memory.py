@@ -1,17 +1,17 @@
-"""The footprint of a step on one device -> what a device holds under each engine when several train together.
+"""Estimate from the footprint of one device what each of several devices holds under DDP, ZeRO and FSDP2.
 
-The working memory of a pass is counted (`hf_llm.planning.memory`); what the engines split and the buffers they add
-follow by arithmetic from their documentation and source, named at each. None of this has been measured on several GPUs.
+The working memory of a forward and backward pass is traced (`hf_llm.planning.memory`). How the engines split weights,
+gradients and optimizer states, and the buffers they add, is computed from their documentation and source, named at
+each. None of this has been measured on several GPUs.
 """
 
 from dataclasses import dataclass
 
 from hf_llm.planning.memory import COPIES, GRADIENTS, OPTIMIZER, TEMPORARY, TRAINING, UPDATE, WEIGHTS, Footprint
 
-# The values of ds_configs/*.json (DeepSpeed's defaults, https://deepspeed.readthedocs.io/en/latest/zero3.html):
-# elements of a bucket of gradients, of which `overlap_comm` takes two, and of the weights that ZeRO-3 leaves gathered.
-BUCKET_ELEMENTS = 200_000_000
-MAX_GATHERED_ELEMENTS = 1_000_000_000
+# The values of ds_configs/*.json (DeepSpeed's defaults, https://deepspeed.readthedocs.io/en/latest/zero3.html).
+BUCKET_ELEMENTS = 200_000_000  # of a bucket of gradients; with `overlap_comm` there are two
+MAX_GATHERED_ELEMENTS = 1_000_000_000  # weights that ZeRO-3 keeps gathered
 
 BUFFERS = "communication"
 
@@ -31,8 +31,9 @@ def estimate_engines(
 ) -> dict[str, Footprint]:
     """Estimate what one of `devices` holds under each engine, by the engine's name.
 
-    `whole` is the footprint of the training on one device. `half` is that of the model in the type it computes in, with
-    no copies of its weights: DeepSpeed and FSDP2 hold or gather them so. Where `bf16` is false both are the same.
+    `whole` is the footprint of the training on one device, with float32 weights and their low-precision copies. `half`
+    is that of the model with weights in the low-precision type, as DeepSpeed and FSDP2 hold or gather them. Where
+    `bf16` is false both are the same.
     """
     if devices == 1:
         return {"one device": whole}
@@ -44,8 +45,8 @@ def estimate_engines(
     gradients = bytes_per_element * counts.trained
     engines = {"DDP": _estimate_ddp(whole)}
 
-    # DeepSpeed trains a float32 copy of the weights that it hands out in the type of computation, and turns the
-    # gradients of its part into float32 for the step (runtime/zero/stage_1_and_2.py: single_partition_of_fp32_groups).
+    # DeepSpeed updates a float32 copy of its part of the weights, and for that converts the gradients of its part to
+    # float32 (runtime/zero/stage_1_and_2.py: single_partition_of_fp32_groups).
     master_weights = 4 * counts.trained / devices
     float32_gradients = 4 * counts.trained / devices
     sharded_optimizer = optimizer_bytes / devices + master_weights
@@ -65,8 +66,8 @@ def estimate_engines(
     # Offloaded, the parts of the weights lie in main memory too.
     engines["ZeRO-3, offload"] = _replace_kept_parts(half, 0, 0, 0, gathered + buckets, temporary=0)
 
-    # FSDP2 keeps float32 parts. It gathers the layer at work and the next one, and throughout what is in no layer; the
-    # gradients of one layer come on top.
+    # FSDP2 keeps float32 parts. It gathers the present layer and the next one, and during the whole pass the modules
+    # outside of layers; the gradients of one layer are whole too.
     gathered = bytes_per_element * (2 * counts.per_layer + counts.outside_layers)
     layer_gradients = bytes_per_element * counts.per_layer
     engines["FSDP2"] = _replace_kept_parts(
@@ -92,9 +93,9 @@ def _estimate_ddp(whole: Footprint) -> Footprint:
 def _replace_kept_parts(
     half: Footprint, weights: float, gradients: float, optimizer: float, buffers: float, temporary: float
 ) -> Footprint:
-    """Replace what a device keeps from step to step by the given bytes; what a pass works with stays.
+    """Replace the parts of `half` that a device keeps between steps by the given bytes, and keep the other parts.
 
-    `temporary` are the bytes that come and go within the optimizer step.
+    `temporary` are the bytes that are allocated and released within the optimizer step.
     """
     kept = {WEIGHTS: int(weights), GRADIENTS: int(gradients), OPTIMIZER: int(optimizer), BUFFERS: int(buffers)}
 

@@ -1,5 +1,7 @@
-"""A training -> its tokens per second: measured on a few real layers on this host, or estimated from a data sheet for
-other hardware."""
+"""Estimate the tokens per second of a training.
+
+On this host they are measured on a few real layers; for other hardware they are estimated from its data sheet.
+"""
 
 import time
 from collections.abc import Callable
@@ -22,8 +24,8 @@ from hf_llm.planning.memory_estimate import TrainingJob, build_planned_model, bu
 from hf_llm.training.optimizers import build_optimizer
 
 MAX_TIMED_LAYERS = 4
-TIMED_PASS_FLOPS = 2e11  # of one timed pass, about; a pass of one window may take more
-CHECKPOINTING_FLOPS_RATIO = 4 / 3  # activation checkpointing runs the forward pass once more
+TIMED_PASS_FLOPS = 2e11  # a timed pass takes at most about this many FLOPs, unless a single window takes more
+CHECKPOINTING_FLOPS_RATIO = 4 / 3  # activation checkpointing runs the forward pass a second time
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class StepTiming:
     """The optimizer step for one parameter."""
 
     def tokens_per_second(self, layers: int, context: int, windows: int, parameters: int) -> float:
-        """Tokens per second of steps of `windows` windows in micro-batches, with one optimizer step each."""
+        """Compute the tokens per second of steps of `windows` windows, with one optimizer step each."""
         step_seconds = windows * (self.window + layers * self.layer) + parameters * self.parameter
         return windows * context / step_seconds
 
@@ -89,11 +91,11 @@ def time_layers(
     autocast: torch.dtype | None = None,
     rounds: int = 3,
 ) -> StepTiming:
-    """Train a few layers of the model for a few steps on the device that Trainer takes, and time the fastest.
+    """Train a few layers of the model for a few steps on the device that Trainer uses, and time the fastest step.
 
-    `build` makes the model of a config with other numbers of layers; a deep and a shallow one tell the time of a layer.
+    `build` makes the model of a config. The time of a layer is the difference between a deeper and a shallower model.
     Micro-batches have `batch` windows of `context` tokens, or fewer where a pass would take long: the time of a window
-    hardly depends on how many go at a time.
+    hardly depends on their number.
     """
     deep_layers = max(2, min(MAX_TIMED_LAYERS, config.num_hidden_layers))
     shallow_layers = 1
@@ -118,13 +120,13 @@ def time_layers(
             shallow_times.append(shallow.run_step())
 
         parameters = deep.parameter_count
-        del deep, shallow  # their memory goes back with the end of the block
+        del deep, shallow  # so that their memory is returned at the end of this block
 
     deep_pass = min(pass_seconds for pass_seconds, _ in deep_times)
     shallow_pass = min(pass_seconds for pass_seconds, _ in shallow_times)
     update = min(update_seconds for _, update_seconds in deep_times)
 
-    # Whatever else the host did meanwhile, a layer takes no negative time and no more than its share of the whole.
+    # Timings are disturbed by other work on the host: keep a layer's time between 0 and its share of the whole.
     measured_layer = max(0.0, deep_pass - shallow_pass) / (deep_layers - shallow_layers)
     layer = min(measured_layer, deep_pass / deep_layers) / batch
     return StepTiming(

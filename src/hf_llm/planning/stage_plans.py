@@ -1,4 +1,4 @@
-"""The training stages of a recipe -> the plan of each: tokens, hours, memory, disk, energy and cost."""
+"""Plan the training stages of a recipe: tokens, hours, memory, disk, energy and cost of each."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ CHECKPOINT_ENGINES = {"ZeRO": "deepspeed", "FSDP": "fsdp"}
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The plan of one stage. Values that follow from its steps are None where only the data decides them."""
+    """The plan of one stage. Where only the data determine the number of steps, values that depend on it are None."""
 
     folder: str
     steps: int | None
@@ -31,10 +31,10 @@ class StagePlan:
     """Whether tokens and hours are upper limits, as rows may be shorter than the context."""
     hours: float | None
     disk: int | None
-    """Bytes of the stage's folder at its fullest."""
+    """The largest size in bytes that the stage's folder reaches."""
     cost: Cost | None
     memory: int
-    """Bytes of one device, without what the loss of pairs holds beside the model."""
+    """Bytes of one device, without the memory that a loss over pairs takes in addition to the model's."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class HardwarePlan:
 
     config: PreTrainedConfig
     engine: str
-    """A name of `hf_llm.planning.sharded_memory.estimate_engines`."""
+    """One of the names in `hf_llm.planning.sharded_memory.estimate_engines`."""
     tokens_per_second: float
-    """Of pretraining, on all devices together."""
+    """The speed of pretraining, on all devices together."""
     devices: int
     device: Device
     bf16: bool
     """Whether the devices have units for bf16."""
     price: float | None = None
-    """Of one device for an hour."""
+    """Price of one device for an hour."""
     electricity: float | None = None
     """Price of a kWh."""
 
@@ -149,10 +149,10 @@ def estimate_tuning_memory(
 
 
 def relative_flops(folder: str, lora: bool) -> float:
-    """The arithmetic of a token in a stage, relative to pretraining's.
+    """Return the FLOPs of a token in a stage, relative to pretraining's.
 
     The forward pass and the backward passes to the activations and to the weights are a third each. Frozen weights need
-    no gradient, and a reference model goes forward once more.
+    no gradient, and a reference model adds one forward pass.
     """
     policy = 2 / 3 if lora else 1
     reference = 1 / 3 if STAGES[folder].scores_reference else 0

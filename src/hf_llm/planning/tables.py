@@ -1,4 +1,4 @@
-"""A plan as text: tables of aligned columns."""
+"""Format a plan as text: tables of aligned columns."""
 
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
 from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate
@@ -98,7 +98,7 @@ def _format_amount(amount: float | None) -> str:
 
 
 def format_score_table(scores: list[PredictedQuantity]) -> str:
-    """Tabulate predicted beside actual."""
+    """Tabulate predicted and actual values."""
     rows = [["pretraining", "predicted", "actual", "error"]]
     for score in scores:
         rows.append([score.what, f"{score.predicted:,.4g}", f"{score.actual:,.4g}", f"{score.error:+.0%}"])

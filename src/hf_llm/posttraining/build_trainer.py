@@ -1,4 +1,4 @@
-"""Build a trainer of TRL's (or one like it) from a recipe section, a starting model and rows."""
+"""Build one of TRL's trainers, or the PPO trainer, from a recipe section, a starting model and rows."""
 
 import json
 import math
@@ -39,11 +39,11 @@ def build_trainer(
     task: str = "CAUSAL_LM",
     **defaults: Any,
 ) -> Trainer:
-    """Build a trainer of the model at `output.start` on `rows` (training, evaluation), with adapters where asked for.
+    """Build a trainer for the model at `output.start` on `rows` (training, evaluation), with adapters if requested.
 
-    `load` makes the model (`load_chat_model` where it is left out), `task` is the adapters' `task_type`. `defaults` are
-    the stage's own training arguments; those of the recipe win. Raises UserError for a tokenizer that chat models
-    cannot be trained with, or arguments that do not go together.
+    `load` loads the model (default: `load_chat_model`), `task` is the adapters' `task_type`. `defaults` are the stage's
+    own training arguments; those of the recipe win. Raises UserError for a tokenizer that chat models cannot be trained
+    with, or arguments that contradict each other.
     """
     start = output.start
     tokenizer = load_chat_tokenizer(start, output.path.parent)
@@ -58,11 +58,13 @@ def build_trainer(
         model = (load or load_chat_model)(start, tokenizer)
     freeze_expert_biases(model)
 
+    # Defaults for arguments that some of the trainers have.
     known_arguments = arguments_class.__dataclass_fields__
     if "max_length" in known_arguments:
         defaults = {"max_length": model.config.max_position_embeddings, **defaults}
     if "router_aux_loss_coef" in known_arguments:
-        defaults = {"router_aux_loss_coef": 0.0, **defaults}  # TRL adds the term to the losses that it logs
+        # Otherwise TRL would add the experts' balancing loss to the loss that it logs.
+        defaults = {"router_aux_loss_coef": 0.0, **defaults}
     arguments = build_training_arguments(
         arguments_class,
         section.training,
@@ -90,9 +92,11 @@ def build_trainer(
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-    except (ValueError, NotImplementedError) as error:  # TRL checks there what its configs do not
+    except (ValueError, NotImplementedError) as error:  # some arguments TRL checks only when it builds the trainer
         raise UserError(f"{output.folder}.training: {one_line(error)}") from error
-    trainer.rows_digest = digest  # for the fingerprint of checkpoints: TRL has computed other columns from the rows
+
+    # For the fingerprint of checkpoints (`training_fingerprint`): TRL has replaced the rows by columns of its own.
+    trainer.rows_digest = digest
     return trainer
 
 
@@ -102,9 +106,9 @@ def load_chat_model(start: Path | str, tokenizer: PreTrainedTokenizerBase) -> Pr
 
 
 def freeze_expert_biases(model: PreTrainedModel) -> None:
-    """Keep the biases that balance experts as pretraining left them.
+    """Freeze the biases that balance a mixture of experts.
 
-    No loss of TRL's moves them, and DDP would wait for their gradient.
+    They get no gradient from TRL's losses, and DDP would wait for one.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("e_score_correction_bias"):
@@ -112,9 +116,10 @@ def freeze_expert_biases(model: PreTrainedModel) -> None:
 
 
 def cache_rows_on_disk(rows: Dataset, folder: Path) -> tuple[Dataset, str]:
-    """Write rows below `folder`, and return them as read from there with their digest.
+    """Write rows below `folder`, and return them as read from there, with their digest.
 
-    What TRL computes from rows on disk is cached beside them, where every process and a resumed run find it.
+    TRL's own preprocessing of rows on disk is cached next to them, so that the other processes and a resumed run reuse
+    it.
     """
     digest = digest_of(rows.to_list())
     path = folder / digest
@@ -130,9 +135,9 @@ def drop_special_token_rows(
 ) -> list[Dataset]:
     """Drop rows of messages in which someone typed the text of a special token, and print how many.
 
-    TRL renders a chat to one string, in which a typed `<|im_end|>` would end the turn. Rows of token ids come through
-    as they are: `hf_llm.tokenization.chat_encoding` has kept what was typed as text. Raises UserError where more than
-    the share `allow_drop` of all rows would be dropped, or no others are left on a side.
+    TRL renders a chat to one string, in which a typed `<|im_end|>` would end the turn. Rows of token ids are kept as
+    they are: `hf_llm.tokenization.chat_encoding` has encoded what was typed as plain text. Raises UserError where more
+    than the share `allow_drop` of all rows would be dropped, or where no training or evaluation rows would be left.
     """
     names = rows[0].column_names
     columns = [name for name in TEXT_COLUMNS if name in names]

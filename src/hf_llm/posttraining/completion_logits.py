@@ -1,4 +1,4 @@
-"""TRL's trainers of preferences, with only the completions going through the vocabulary head, on every device."""
+"""Save TRL's preference trainers work: only completions go through the vocabulary head, on every device."""
 
 from functools import wraps
 from typing import Any
@@ -15,10 +15,11 @@ POSITION_OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "
 
 
 def score_completions_only(model: PreTrainedModel | PeftModel) -> None:
-    """Let the forward that TRL gave `model` (`add_fused_lm_head`) score labelled positions alone; once is enough.
+    """Let the forward method that TRL gave `model` (`add_fused_lm_head`) score labelled positions only.
 
-    TRL does so where Triton is (on CUDA); elsewhere it scores prompts and padding too, which are most of a row, and
-    then writes zeros over them. What comes out is the same. benchmarks/preferences.py measures what this saves.
+    TRL itself does so with Triton (on CUDA). Elsewhere it scores prompts and padding too, which are most of a row, and
+    then overwrites them with zeros. The result is the same; benchmarks/preferences.py measures what this saves. A
+    second call for the same model does nothing.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     fused = base.forward
@@ -26,11 +27,15 @@ def score_completions_only(model: PreTrainedModel | PeftModel) -> None:
         return
 
     @wraps(fused)
-    def forward(*arguments: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **others: Any) -> Any:
+    def forward(
+        *arguments: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **keywords: Any
+    ) -> Any:
         has_label = None if labels is None else labels[:, 1:] != IGNORE_INDEX  # B T-1
+
+        # TRL's own forward serves where there is nothing to save.
         if not fused_lm_head or has_label is None or has_label.device.type == "cuda" or not has_label.any():
-            given = {} if labels is None else {"labels": labels}
-            return fused(*arguments, fused_lm_head=fused_lm_head, **given, **others)
+            labels_argument = {} if labels is None else {"labels": labels}
+            return fused(*arguments, fused_lm_head=fused_lm_head, **labels_argument, **keywords)
 
         def select_labelled(module: nn.Module, inputs: tuple, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state[:, :-1][has_label][None]  # 1 N D
@@ -39,10 +44,11 @@ def score_completions_only(model: PreTrainedModel | PeftModel) -> None:
         shift_labels = labels[:, 1:][has_label][None]  # 1 N
         hook = base.base_model.register_forward_hook(select_labelled)
         try:
-            outputs = fused(*arguments, fused_lm_head=True, shift_labels=shift_labels, **others)
+            outputs = fused(*arguments, fused_lm_head=True, shift_labels=shift_labels, **keywords)
         finally:
             hook.remove()
 
+        # Put the values of the N labelled positions back in their places in the batch.
         for name in POSITION_OUTPUTS:
             values = getattr(outputs, name)  # 1 N
             if values is not None:
@@ -56,7 +62,7 @@ def score_completions_only(model: PreTrainedModel | PeftModel) -> None:
 
 
 class CompletionScores:
-    """Has the model and the reference of a TRL trainer score the completions only; stands before it in a class."""
+    """Base class that makes a TRL trainer's model and reference score completions only; list it before the trainer."""
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)

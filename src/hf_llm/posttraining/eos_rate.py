@@ -24,11 +24,11 @@ MIN_EOS_RATE = 0.5  # below it the stage warns that the model does not stop
 
 
 def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
-    """Measure `stop_rate`, the share of greedy answers to MAX_PROMPTS held-out prompts with an end token.
+    """Measure `stop_rate`, the share of greedy answers to MAX_PROMPTS held-out prompts that have an end token.
 
     An answer has at most `stop_limit` tokens. The model is the trainer's, or the one saved in `folder` where the
-    trainer's is sharded over processes. Warns, and notes it as `stop_warning`, where fewer than MIN_EOS_RATE end. Empty
-    where no row asks a question.
+    trainer's is sharded over processes. Where the rate is below MIN_EOS_RATE, a warning is printed and returned as
+    `stop_warning`. Returns an empty dictionary where no row has a prompt.
     """
     prompts = collect_prompts(rows)
     if not prompts:
@@ -56,7 +56,7 @@ def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str,
 
 
 def collect_prompts(rows: Dataset) -> list[list[int]]:
-    """The ids up to the first supervised token of MAX_PROMPTS conversations; documents have no prompt."""
+    """Return the ids before the first supervised token of up to MAX_PROMPTS conversations; documents have no prompt."""
     prompts = []
     for row in rows:
         length = next(i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX)

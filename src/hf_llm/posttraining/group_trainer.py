@@ -1,4 +1,7 @@
-"""TRL's trainers of groups of completions (GRPO, RLOO), made to resume bit for bit from any checkpoint."""
+"""TRL's GRPO and RLOO trainers, extended to resume bit for bit from any checkpoint.
+
+Both sample a group of completions of each prompt, and train on how the completions of a group compare.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,10 +30,10 @@ from hf_llm.training.train_and_save import train_and_save
 
 
 class GroupSampler(Sampler[int]):
-    """`sampler` (TRL's RepeatSampler), whose order in an epoch depends on the seed and the epoch alone.
+    """Yield from `sampler` (TRL's RepeatSampler) in an order that depends on the seed and the epoch alone.
 
-    In TRL the order of the second epoch depends on the first having been iterated over, which a resumed run has not
-    done.
+    TRL's sampler shuffles the second epoch with the generator state that the first has left, which a resumed run does
+    not have.
     """
 
     def __init__(self, sampler: Any, trainer: "GroupTrainer"):
@@ -42,16 +45,16 @@ class GroupSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         if self.sampler.shuffle:
-            # The epoch is a sum of fractions within an epoch, and whole at its ends.
+            # Trainer adds up the epoch from fractions, so at an epoch's end it may lie just below the whole number.
             epoch = int((self.trainer.state.epoch or 0) + 1e-6)
             self.sampler.generator.manual_seed(self.sampler.seed + epoch)
         return iter(self.sampler)
 
 
 class GroupTrainer(CompletionScores):
-    """What TRL's trainers of groups lack to resume bit for bit; stands before one of them in a class statement.
+    """Base class that makes TRL's GRPO or RLOO trainer resume bit for bit; list it before the trainer.
 
-    A checkpoint holds the completions that are still to be trained on, and evaluation draws its own random numbers, the
+    A checkpoint holds the completions that are still to be trained on. An evaluation draws its own random numbers, the
     same each time.
     """
 
@@ -78,7 +81,7 @@ class GroupTrainer(CompletionScores):
         self._buffered_inputs = state["answers"]
 
     def _unused_completions(self) -> list[dict[str, torch.Tensor]] | None:
-        """The completions sampled last, one micro-batch each; None where the next step samples new ones."""
+        """Return the last sampled completions, one item a micro-batch; None where the next step samples new ones."""
         steps_per_sampling = self.args.steps_per_generation * self.num_iterations
         return self._buffered_inputs if self._step % steps_per_sampling else None
 
@@ -103,10 +106,10 @@ class ResumableRLOOTrainer(GroupTrainer, RLOOTrainer):
 def add_position_ids(
     model: torch.nn.Module, arguments: tuple, keywords: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]] | None:
-    """Before a forward pass, count positions from the first token that is not padding, as `generate` does.
+    """Add `position_ids` to a forward pass, counted from the first token that is not padding, as `generate` does.
 
-    TRL pads prompts on the left and passes no positions; GPT-2 and models like it would count the padding. A forward
-    pre-hook (`register_forward_pre_hook(..., with_kwargs=True)`): None leaves the arguments as they are.
+    TRL pads prompts on the left and passes no positions; GPT-2 and models like it would count the padding. This is a
+    forward pre-hook (`register_forward_pre_hook(..., with_kwargs=True)`): with None the arguments stay as they are.
     """
     mask = keywords.get("attention_mask")
     has_positions = keywords.get("position_ids") is not None or keywords.get("past_key_values") is not None
@@ -128,10 +131,11 @@ def train_group_policy(
     recipe: BaseRecipe,
     **defaults: Any,
 ) -> None:
-    """Sample several completions of each prompt, train on which are better, and save the model.
+    """Train the policy on groups of completions which it samples of each prompt, and save the model.
 
-    `defaults` are training arguments; those of the recipe win. Where the recipe says nothing, a completion has at most
-    256 tokens or half of the context, and held-out prompts are completed once, before training too.
+    `defaults` are training arguments; those of the recipe win. Without a setting in the recipe, a completion has at
+    most 256 tokens or half of the context, and each evaluation samples one completion of each held-out prompt, the
+    first before training.
     """
     train, evaluation, counts = load_prompts(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
     tokenizer = load_chat_tokenizer(output.start, run.root)
@@ -164,7 +168,7 @@ def train_group_policy(
 
 
 def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:
-    """Raise UserError where there are fewer prompts than one sampling takes: TRL would train on nothing."""
+    """Raise UserError where there are fewer prompts than one sampling takes: TRL would run no step at all."""
     prompts_per_sampling = trainer.args.generation_batch_size // trainer.args.num_generations
     if prompts < prompts_per_sampling:
         raise UserError(

@@ -7,15 +7,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from hf_llm.core.errors import UserError
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
-EXAMPLE_TOKENS = 8  # of each of the two examples that are tried
+EXAMPLE_TOKENS = 8  # the length of each of the two examples that are packed for the check
 MIN_LOGIT_CHANGE = 1e-2  # share of the logits' standard deviation; a smaller change is rounding
 
 
 def check_packing(trainer: Trainer) -> None:
     """Raise UserError where `packing` would let examples of one row attend to each other.
 
-    The attention kernel of the model in hand is tried, except flash attention's (which separates examples at every
-    position 0 by its design), and except where no process holds all weights.
+    The check runs the attention kernel of the trainer's model. It is skipped for flash attention, which separates
+    examples at every position 0 by design, and where no process holds all weights.
     """
     if not trainer.args.packing:
         return

@@ -1,4 +1,4 @@
-"""Rows as a person reads them: every token, and whether it is supervised."""
+"""Render encoded rows for a person to read: every token, and whether it is supervised."""
 
 from itertools import groupby
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.labels import IGNORE_INDEX
 
-# Two shades of each, token by token, so that one sees where tokens end. 38;5 and 48;5: xterm's 256 colours.
+# Neighbouring tokens alternate between two shades, which shows where they end. 38;5 and 48;5: xterm's 256 colours.
 _SUPERVISED_SHADES = ("\033[30;48;5;120m", "\033[30;48;5;114m")
 _OTHER_SHADES = ("\033[38;5;244m", "\033[38;5;250m")
 _RESET = "\033[0m"
@@ -15,7 +15,7 @@ _MAX_TOKENS_PER_LETTER = 4  # bytes of the longest UTF-8 character
 
 
 def render_preview(rows: Dataset, tokenizer: PreTrainedTokenizerBase, colour: bool, count: int = 5) -> str:
-    """Show `count` rows, of every source at least one as far as they go: supervised tokens green, or in [brackets]."""
+    """Render `count` rows, taken from all sources in turn; supervised tokens are green, or in [brackets]."""
     rows_by_source: dict[int, list[int]] = {}
     for number, source in enumerate(rows["source"]):
         rows_by_source.setdefault(source, []).append(number)
@@ -36,7 +36,7 @@ def render_preview(rows: Dataset, tokenizer: PreTrainedTokenizerBase, colour: bo
 
 
 def paint_tokens(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase, colour: bool) -> str:
-    """The text of `ids`, token by token: those with a label green (or in brackets), the others grey (or bare)."""
+    """Render `ids` token by token: those with a label in green (or in brackets), the others in grey (or plain)."""
     pieces: list[str] = []
     for is_supervised, pairs in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX):
         shades = _SUPERVISED_SHADES if is_supervised else _OTHER_SHADES
@@ -44,7 +44,7 @@ def paint_tokens(ids: list[int], labels: list[int], tokenizer: PreTrainedTokeniz
             text = text.replace("\n", "⏎\n")
             if colour:
                 shade = shades[len(pieces) % 2]
-                # A background must not run over the end of the line.
+                # The colour is reset before each line break, or the background would fill the rest of the line.
                 text = "\n".join(f"{shade}{line}{_RESET}" for line in text.split("\n"))
             elif is_supervised:
                 text = f"[{text}]"
@@ -53,7 +53,7 @@ def paint_tokens(ids: list[int], labels: list[int], tokenizer: PreTrainedTokeniz
 
 
 def _token_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token; tokens that are only parts of a letter are decoded together."""
+    """Decode each token; tokens that are only parts of one character are decoded together."""
     texts: list[str] = []
     pending: list[int] = []
     for token in ids:

@@ -1,4 +1,4 @@
-"""A model with its weights in 4 or 8 bits, for adapters to be trained on (QLoRA, https://arxiv.org/abs/2305.14314)."""
+"""Load a model with weights in 4 or 8 bits, to train adapters on it (QLoRA, https://arxiv.org/abs/2305.14314)."""
 
 import importlib.util
 
@@ -10,9 +10,10 @@ from hf_llm.core.errors import UserError
 
 
 def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
-    """The language model at `start` quantised by bitsandbytes to `quantize` (4bit: the paper's NF4, twice quantised).
+    """Load the language model at `start`, quantised by bitsandbytes to `quantize`: 4bit or 8bit.
 
-    Each process has the whole model on its own GPU. Raises UserError where there is no CUDA device or no bitsandbytes.
+    4bit is the paper's NF4 with double quantisation. Each process has the whole model on its own GPU. Raises UserError
+    where there is no CUDA device or no bitsandbytes.
     """
     if not torch.cuda.is_available():
         raise UserError(
@@ -31,7 +32,7 @@ def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
 
 
 def build_quantization_config(quantize: str) -> BitsAndBytesConfig:
-    """transformers' settings for `4bit` or `8bit`."""
+    """Return transformers' settings for `4bit` or `8bit`."""
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -29,7 +29,7 @@ def load_reward_functions(
     """Load the functions called `names` (`module:function`), then the reward model at `model` where one is given.
 
     `tokenizer` is that of the model to be trained. Raises UserError for what cannot be imported or loaded, for a reward
-    model of another tokenizer, and where nothing gives a reward.
+    model with another tokenizer, and where there is no reward function at all.
     """
     functions = [import_reward_function(name) for name in names]
     if model is not None:
@@ -40,7 +40,7 @@ def load_reward_functions(
 
 
 def import_reward_function(name: str) -> RewardFunction:
-    """Import `module:function`. Raises UserError where there is none."""
+    """Import the function named `module:function`. Raises UserError where there is none."""
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise UserError(f"reward_functions: {name!r} is not module:function, as in my_rewards:is_polite")
@@ -58,10 +58,10 @@ def import_reward_function(name: str) -> RewardFunction:
 
 
 class RewardModel:
-    """A reward model as a reward function: the score of each conversation as the chat template renders it, closed.
+    """A reward model as a reward function: it scores each conversation as the chat template renders it.
 
     The same conversation gets the same score alone and in a batch. One longer than the model's context loses its
-    beginning. Raises UserError for a model without a score, or of another tokenizer than `tokenizer`.
+    beginning. Raises UserError for a model without a score, or with another tokenizer than `tokenizer`.
     """
 
     def __init__(self, path: Path | str, tokenizer: PreTrainedTokenizerBase):
@@ -75,7 +75,7 @@ class RewardModel:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = own_tokenizer
         self.model.config.pad_token_id = own_tokenizer.pad_token_id
-        self.__name__ = "reward_model"  # what TRL logs it by
+        self.__name__ = "reward_model"  # under this name TRL logs its scores
 
     @torch.no_grad()
     def __call__(self, prompts: list[Conversation], completions: list[Conversation], **columns: Any) -> list[float]:
@@ -83,7 +83,7 @@ class RewardModel:
         conversations = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         encoded = self._encode(conversations)
 
-        # Conversations of like length are scored together, so that there is little padding.
+        # Conversations of similar length are scored together, so that there is little padding.
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         scores = torch.empty(len(encoded))
         for start in range(0, len(encoded), BATCH_SIZE):
@@ -92,7 +92,7 @@ class RewardModel:
         return scores.tolist()
 
     def _encode(self, conversations: list[Conversation]) -> list[list[int]]:
-        context = getattr(self.model.config, "max_position_embeddings", None) or 0  # where there is none, keep all
+        context = getattr(self.model.config, "max_position_embeddings", None) or 0  # a slice from -0 keeps all tokens
         return [encode_chat(self.tokenizer, conversation)[0][-context:] for conversation in conversations]
 
     def _score(self, encoded: list[list[int]]) -> torch.Tensor:
@@ -113,7 +113,7 @@ def check_same_tokenizer(path: Path | str, own: PreTrainedTokenizerBase, trained
 def score_completions(
     functions: list[RewardFunction], prompts: list[Conversation], completions: list[Conversation], columns: dict
 ) -> torch.Tensor:
-    """The score of each completion by each function, float32 of shape (functions, completions).
+    """Score each completion by each function; returns float32 of shape (functions, completions).
 
     Raises UserError for a function that returns too few numbers or one that is not finite.
     """

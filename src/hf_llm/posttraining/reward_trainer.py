@@ -18,7 +18,7 @@ from hf_llm.tokenization.chat_encoding import encode_chat
 class PairwiseRewardTrainer(RewardTrainer):
     """RewardTrainer that logs accuracy and margin over all held-out pairs, with 95% intervals."""
 
-    _pair_scores: list[torch.Tensor] | None = None  # of the evaluation under way, a batch each: pairs x 2
+    _pair_scores: list[torch.Tensor] | None = None  # of this evaluation, one tensor (pairs x 2) for each batch
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> tuple:
         with torch.no_grad():
@@ -37,7 +37,7 @@ class PairwiseRewardTrainer(RewardTrainer):
 
 
 def pair_statistics(scores: torch.Tensor) -> dict[str, float]:
-    """Accuracy and margin of the scores (pairs x 2: chosen, rejected) with 95% intervals, and the scores' moments.
+    """Compute accuracy and margin of scores (pairs x 2: chosen, rejected) with 95% intervals, and the scores' moments.
 
     The interval of the accuracy is Wilson's, that of the margin is bootstrapped over the pairs.
     """

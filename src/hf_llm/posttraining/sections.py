@@ -46,7 +46,7 @@ class PostTrainingSection:
 
 @dataclass
 class RolloutSection(PostTrainingSection):
-    """The further keys of the stages that train a model on completions which it samples itself."""
+    """The additional keys of the stages that train a model on completions which it samples itself."""
 
     reward_model: str | None = None
     """A reward model's folder or Hub id; left out, this run's own, unless reward_functions are named."""
@@ -54,7 +54,7 @@ class RolloutSection(PostTrainingSection):
     """Python functions as `module:function`, called as TRL calls reward functions."""
 
     def reward_input(self, run: Run) -> dict[str, str | None]:
-        """The reward model as an input of the stage (`Run.open_stage`); empty where only functions score."""
+        """Return the reward model as an input of the stage (`Run.open_stage`); empty where only functions score."""
         if self.reward_model:
             return {"reward": self.reward_model}
         if self.reward_functions or not run.is_requested("reward"):
@@ -63,7 +63,7 @@ class RolloutSection(PostTrainingSection):
 
 
 def default_completion_length(section: RolloutSection, context: int) -> int:
-    """The tokens a completion may have: `training.max_completion_length`, else 256 or half of the context."""
+    """Return the tokens a completion may have: `training.max_completion_length`, else 256 or half of the context."""
     return section.training.get("max_completion_length") or min(256, context // 2)
 
 

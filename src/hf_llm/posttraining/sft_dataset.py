@@ -1,7 +1,7 @@
-"""Conversations and documents as rows of token ids and labels, and an account of what became of every row.
+"""Encode conversations and documents as rows of token ids and labels, and count kept, truncated and dropped rows.
 
-The labels are made here, not by TRL, so that what a person typed stays text, tool calls and whole documents can stand
-beside chats, and what does not fit the context is counted.
+The labels are made here instead of by TRL for three reasons: the text of a special token that a person typed stays
+plain text, tool calls and whole documents can be mixed with chats, and rows that do not fit the context are counted.
 """
 
 import json
@@ -39,11 +39,12 @@ class SftRows:
 def build_sft_rows(
     section: PostTrainingSection, seed: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> SftRows:
-    """Encode the data of a section as rows of at most `max_length` tokens; None truncates nothing.
+    """Encode the data of a section as rows of at most `max_length` tokens; with None nothing is truncated.
 
-    Of a conversation the assistant's messages are supervised, each with its end-of-turn token; one that is too long is
-    truncated at the end (`truncation_mode: keep_end`: at the start). A document is supervised whole, as windows. Raises
-    UserError for data that cannot be read, an answer whose end is not supervised, and more rows dropped than allowed.
+    In a conversation the assistant's messages are supervised, each with its end-of-turn token. A conversation that is
+    too long is truncated at the end (with `truncation_mode: keep_end` at the start). In a document every token is
+    supervised; it is cut into windows. Raises UserError for data that cannot be read, an answer whose end is not
+    supervised, and more rows dropped than allowed.
     """
     train, held_out, report = load_conversations(
         section.data, section.evaluation_share, seed, section.allow_drop, documents=True
@@ -53,6 +54,7 @@ def build_sft_rows(
     train = encoder.encode_rows(train)
     held_out = encoder.encode_rows(held_out)
 
+    # `allow_drop` is checked again: encoding drops rows too.
     for source in report["sources"]:
         dropped = sum(source["dropped"].values())
         if dropped > section.allow_drop * (dropped + source["kept"]):
@@ -60,6 +62,7 @@ def build_sft_rows(
                 describe_dropped_rows(source["source"], source["dropped"], source["samples"], source["kept"])
             )
 
+    # The report's totals over all sources.
     report["dropped"] = _sum_counts(source["dropped"] for source in report["sources"])
     report["truncated"] = sum(source["truncated"] for source in report["sources"])
     report["kept"] = sum(source["kept"] for source in report["sources"])
@@ -72,7 +75,10 @@ def build_sft_rows(
 
 
 class _RowEncoder:
-    """Encodes rows as ids and labels, each different row once: shares repeat rows, and counts are not to."""
+    """Encode rows as ids and labels.
+
+    Where a source's share repeats its rows, each distinct row is encoded and counted once.
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, keep_end: bool, report: dict[str, Any]
@@ -81,8 +87,8 @@ class _RowEncoder:
         self.max_length = max_length
         self.keep_end = keep_end
         self.sources = report["sources"]
-        self.encoded: dict[str, list[dict[str, Any]]] = {}  # by the row's JSON
-        self.template_reads_weights = False  # as far as is known
+        self.encoded: dict[str, list[dict[str, Any]]] = {}  # the row as JSON -> its encoded rows
+        self.template_reads_weights = False  # True once it has been checked
         for source in self.sources:
             source["truncated"] = 0
 
@@ -93,7 +99,8 @@ class _RowEncoder:
             key = json.dumps(row)
             if key not in self.encoded:
                 is_document = row.get("text") is not None
-                self.encoded[key] = self._encode_document(row) if is_document else self._encode_conversation(row)
+                encode_row = self._encode_document if is_document else self._encode_conversation
+                self.encoded[key] = encode_row(row)
             encoded += self.encoded[key]
         return Dataset.from_dict({name: [row[name] for row in encoded] for name in COLUMNS})
 
@@ -101,10 +108,13 @@ class _RowEncoder:
         ids = self.tokenizer(row["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [*ids, self.tokenizer.eos_token_id]
         size = self.max_length or len(ids)
-        windows = [ids[start : start + size] for start in range(0, len(ids), size)]
-        return [
-            {"input_ids": window, "labels": window, "source": row["source"]} for window in windows if len(window) > 1
-        ]
+
+        encoded = []
+        for start in range(0, len(ids), size):
+            window = ids[start : start + size]
+            if len(window) > 1:  # a single token has nothing to predict
+                encoded.append({"input_ids": window, "labels": window, "source": row["source"]})
+        return encoded
 
     def _encode_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         source = self.sources[row["source"]]
@@ -116,13 +126,15 @@ class _RowEncoder:
         if any(message.get("weight") == 0 for message in row["messages"]):
             self._check_template_reads_weights()
 
-        labels = [token if yes else IGNORE_INDEX for token, yes in zip(ids, is_supervised, strict=True)]
+        labels = []
+        for token, has_label in zip(ids, is_supervised, strict=True):
+            labels.append(token if has_label else IGNORE_INDEX)
         supervised = [label for label in labels if label != IGNORE_INDEX]
         if not supervised:
             return self._drop(source, NOT_SUPERVISED, row)
         if supervised[-1] not in self.tokenizer.all_special_ids:
             raise UserError(
-                f"{source['source']}: of {_excerpt(row)} the end-of-turn token is not supervised, so the model would "
+                f"{source['source']}: the end-of-turn token of {_excerpt(row)} is not supervised, so the model would "
                 "never stop; put it inside {% generation %} in the chat template"
             )
 
@@ -139,9 +151,10 @@ class _RowEncoder:
         """Raise UserError where the chat template supervises a message of weight 0 like any other."""
         if self.template_reads_weights:
             return
+        # The same chat twice, once with a weight of 0 on its first answer: the labels must differ.
         chat = [{"role": role, "content": "One."} for role in ("user", "assistant") * 2]
-        unsupervised = [chat[0], {**chat[1], "weight": 0}, *chat[2:]]
-        if encode_chat(self.tokenizer, unsupervised) == encode_chat(self.tokenizer, chat):
+        weighted_chat = [chat[0], {**chat[1], "weight": 0}, *chat[2:]]
+        if encode_chat(self.tokenizer, weighted_chat) == encode_chat(self.tokenizer, chat):
             raise UserError(
                 "some messages have `weight: 0`, which the chat template does not read: they would be supervised. Put "
                 "its {% generation %} around messages of another weight only, or write "
@@ -168,7 +181,7 @@ def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def format_rows_table(report: dict[str, Any]) -> str:
-    """Kept, truncated and dropped rows by source, with the reasons, as lines of text."""
+    """Format the counts of kept, truncated and dropped rows by source, with the reasons, as a table."""
     lines = [f"{'kept':>9} {'truncated':>9} {'dropped':>9} {'left out':>9}  source"]
     for source in report["sources"]:
         counts = (

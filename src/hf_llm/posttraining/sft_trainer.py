@@ -12,8 +12,8 @@ from hf_llm.core.labels import IGNORE_INDEX
 class SupervisedSFTTrainer(SFTTrainer):
     """SFTTrainer with the same loss and metrics, computed at the supervised positions alone.
 
-    TRL leaves the others out where Triton is (on CUDA); elsewhere it scores every position, questions and padding
-    included, which is most of them. benchmarks/tuning.py measures what this saves.
+    TRL itself does so with Triton (on CUDA). Elsewhere it scores every position, questions and padding included, which
+    are most of a row. benchmarks/tuning.py measures what this saves.
     """
 
     def compute_loss(
@@ -23,7 +23,7 @@ class SupervisedSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        labels = inputs["labels"][:, 1:]  # B T-1, what each position is to predict
+        labels = inputs["labels"][:, 1:]  # B T-1, the token that each position predicts
         is_supervised = labels != IGNORE_INDEX
         needs_logits = return_outputs or self.label_smoother is not None or self.compute_loss_func is not None
         if labels.device.type == "cuda" or needs_logits or not is_supervised.any():

@@ -19,14 +19,14 @@ def load_chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase
     """
     tokenizer = load_tokenizer(start)
     check_tokenizer(tokenizer, chat=True)
-    own = run / "tokenizer"
-    if Path(start).parent == run and own.is_dir():
-        check_same_template(tokenizer, load_tokenizer(own))
+    run_tokenizer = run / "tokenizer"
+    if Path(start).parent == run and run_tokenizer.is_dir():
+        check_same_template(tokenizer, load_tokenizer(run_tokenizer))
     return tokenizer
 
 
 def model_context_length(start: Path | str) -> int | None:
-    """The tokens that the model at `start` (or the base of an adapter) sees at once; None where there is no model.
+    """Return the context length in tokens of the model at `start` (or of an adapter's base); None without a model.
 
     Raises UserError for a model that does not continue text, so that it could not answer.
     """
@@ -40,9 +40,9 @@ def model_context_length(start: Path | str) -> int | None:
 
 
 def max_row_length(section: PostTrainingSection, start: Path | str, folder: str) -> int | None:
-    """The tokens a row may have: `training.max_length`, else the context of the model at `start`.
+    """Return the tokens a row may have: `training.max_length`, else the context of the model at `start`.
 
-    None where there is no model yet. Raises UserError for more tokens than the model sees.
+    None where there is no model yet. Raises UserError where `training.max_length` exceeds the context.
     """
     context = model_context_length(start)
     requested = section.training.get("max_length")

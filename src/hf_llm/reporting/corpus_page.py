@@ -46,7 +46,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _list_key_numbers(ledger: dict[str, Any], bytes_per_token: float | None) -> list[tuple[str, str]]:
-    """The few numbers at the top, as (value, title)."""
+    """List the few numbers at the top of the page, as (value, title)."""
     read_documents = 0
     kept_documents = 0
     kept_bytes = 0
@@ -68,9 +68,10 @@ def _list_key_numbers(ledger: dict[str, Any], bytes_per_token: float | None) -> 
 
 
 def describe_source(name: str, entry: dict[str, Any], bytes_per_token: float | None) -> dict[str, Any]:
-    """What the page shows of one source: a row for every filter, and how long the documents are.
+    """Collect what the page shows of one source: a row for every filter, and how long the documents are.
 
-    `entry` is the source's part of the ledger. A row's `share` is the per cent of the documents read that are left.
+    `entry` is the source's part of the ledger. A row's `share` is the percentage of the documents read that this filter
+    and those before it have kept.
     """
     steps = list(entry["rules"].items())
     documents_read = max(steps[0][1]["documents"], 1)
@@ -103,7 +104,7 @@ def describe_source(name: str, entry: dict[str, Any], bytes_per_token: float | N
 
 
 def _shares_by_tokens(tokens_by_split: dict[str, dict[str, int]]) -> list[tuple[str, int, float]]:
-    """(name, tokens, per cent) of the train split, the largest first."""
+    """List (name, tokens, percentage) of the train split, the largest first."""
     counts = tokens_by_split.get("train", {})
     total = max(sum(counts.values()), 1)
     rows = [(name, count, 100 * count / total) for name, count in counts.items()]
@@ -111,7 +112,7 @@ def _shares_by_tokens(tokens_by_split: dict[str, dict[str, int]]) -> list[tuple[
 
 
 def shares_by_bytes(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, int, float]]:
-    """(name, documents, bytes, per cent of the bytes), the largest first."""
+    """List (name, documents, bytes, percentage of the bytes), the largest first."""
     total = max(sum(entry["bytes"] for entry in counts.values()), 1)
     rows = [(name, entry["documents"], entry["bytes"], 100 * entry["bytes"] / total) for name, entry in counts.items()]
     return sorted(rows, key=lambda row: -row[2])

@@ -9,14 +9,14 @@ from typing import Any
 from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.stages import OPTIONAL
 
-# By folder: the recipe key that lists what it was trained on.
+# Folder -> the recipe key that lists what it was trained on.
 DATA_KEYS = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
 
 
 def read_lineage(folder: Path) -> dict[str, dict]:
-    """Read the manifests of `folder` and of the folders beside it that it was made from, by folder name, oldest first.
+    """Read the manifests of `folder` and of all folders of its run that it was made from, by folder name, oldest first.
 
-    A neighbour counts only where its digest is the one the manifest names: it may have been rebuilt since.
+    An input counts only where its digest is still the one that the manifest names: it may have been rebuilt since.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -35,8 +35,10 @@ def read_lineage(folder: Path) -> dict[str, dict]:
 
 
 def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
-    """List what a model was trained on, from `read_lineage`'s manifests: `used_for`, `name`, `hub` (an id or empty) and
-    `license` of each source."""
+    """List the data that a model was trained on, from `read_lineage`'s manifests.
+
+    Each source has `used_for`, `name`, `hub` (an id or empty) and `license`.
+    """
     sources = []
     for folder, manifest in manifests.items():
         data_key = DATA_KEYS.get(manifest["folder"], "")
@@ -53,7 +55,7 @@ def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
 
 
 def _source_name(source: dict[str, Any]) -> str:
-    """A source's name for readers. A local path is reduced to its last part: the rest of it is private."""
+    """Return a source's name for the page. Of a local path only the last part is shown: the others are private."""
     if source.get("hub"):
         parts = [source.get(key) for key in ("hub", "subset", "split")]
         return " ".join(str(part) for part in parts if part)
@@ -65,8 +67,8 @@ def _source_name(source: dict[str, Any]) -> str:
 
     installed = source.get("installed")
     names = installed if isinstance(installed, list) else [installed]
-    parts = ", ".join(map(str, names)).replace("_", " ")
-    return f"documentation installed with Python ({parts})"
+    list_of_names = ", ".join(map(str, names)).replace("_", " ")
+    return f"documentation installed with Python ({list_of_names})"
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -108,6 +110,6 @@ def read_test_scores(folder: Path) -> dict[str, Any] | None:
 
 
 def finite_values(log: list[dict[str, Any]], key: str) -> list[float]:
-    """The finite values of `key` in a training log."""
+    """Return the finite values of `key` in a training log."""
     values = [entry.get(key) for entry in log]
     return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from hf_llm.core.errors import UserError
 
-REQUEST_SECONDS = 20  # for a request to arrive
-ANY_ADDRESS = ("0.0.0.0", "::")  # what a server that listens on every interface is bound to
+REQUEST_SECONDS = 20  # the connection is closed when a request takes longer to arrive
+ANY_ADDRESS = ("0.0.0.0", "::")  # a server bound to one of these listens on every interface
 
 _POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip # noqa: E501
 _HEADERS = {
@@ -129,7 +129,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
 
 def is_local(host: str) -> bool:
-    """Whether a host name stands for this machine alone."""
+    """Whether a host name means this machine alone."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -28,13 +28,13 @@ HUB_LICENSES = frozenset(
     """.split()  # noqa: SIM905 - readable, and short enough to compare with the Hub's page
 )
 
-# By kind of model (`model_kind`): its class in transformers, where that is not AutoModelForCausalLM.
+# Kind of model (`model_kind`) -> its class in transformers, where that is not AutoModelForCausalLM.
 MODEL_CLASSES = {
     "reward": "AutoModelForSequenceClassification",
     "masked": "AutoModelForMaskedLM",
     "span_corruption": "AutoModelForSeq2SeqLM",
 }
-# By kind of model: its tag on the Hub, where that is not text-generation. transformers no longer has a pipeline of the
+# Kind of model -> its tag on the Hub, where that is not text-generation. transformers no longer has a pipeline for the
 # last one.
 PIPELINE_TAGS = {
     "reward": "text-classification",
@@ -42,7 +42,7 @@ PIPELINE_TAGS = {
     "span_corruption": "text2text-generation",
 }
 
-# By key of config.json: its name on the card.
+# Key of config.json -> its name on the card.
 ARCHITECTURE = {
     "model_type": "architecture",
     "num_hidden_layers": "layers",
@@ -99,7 +99,7 @@ def render_model_card(folder: Path, repository: str | None = None) -> str:
 
 
 def model_kind(manifest: dict) -> str:
-    """What the model can be used for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
+    """Return what the model can be used for: `base`, `masked`, `span_corruption`, `reward` or `chat`."""
     if manifest["folder"] == "base":
         objective = manifest["facts"].get("objective", {}).get("kind", "causal")
         return "base" if objective == "causal" else objective

@@ -15,7 +15,7 @@ PRETRAINING_FOLDER = "base"
 
 @dataclass(frozen=True)
 class PredictedQuantity:
-    """One predicted quantity beside the actual one."""
+    """One quantity as predicted and as measured."""
 
     what: str
     predicted: float
@@ -28,9 +28,9 @@ class PredictedQuantity:
 
 
 def compare_with_plan(root: Path, tree: dict[str, Any]) -> list[PredictedQuantity]:
-    """Compare the quantities of the plan in `root/plan.json` that the finished pretraining has measured too.
+    """Compare the plan in `root/plan.json` with the finished pretraining, in each quantity that was measured.
 
-    Empty where there is no plan of this recipe, or no finished pretraining.
+    Returns an empty list where there is no plan of this recipe, or no finished pretraining.
     """
     plan = _read_plans(root).get(_plan_key(tree))
     manifest = read_manifest(root / PRETRAINING_FOLDER)
@@ -54,13 +54,13 @@ def compare_with_plan(root: Path, tree: dict[str, Any]) -> list[PredictedQuantit
 
 
 def save_prediction(root: Path, tree: dict[str, Any], predicted: dict[str, float]) -> None:
-    """Save what was predicted for the recipe `tree` in `root/plan.json`, beside the plans of other settings."""
+    """Save the prediction for the recipe `tree` in `root/plan.json`, which keeps those for other settings."""
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / PLAN_FILE, {**_read_plans(root), _plan_key(tree): predicted})
 
 
 def _plan_key(tree: dict[str, Any]) -> str:
-    """A digest of the parts of a recipe that a plan depends on."""
+    """Return a digest of the parts of a recipe that a plan depends on."""
     return digest_of([tree.get("model"), tree.get("pretrain")])
 
 
@@ -71,6 +71,6 @@ def _read_plans(root: Path) -> dict[str, Any]:
 
 
 def _hours_of_all_sessions(log: list[dict[str, Any]], manifest: dict[str, Any]) -> float:
-    """Hours that the training took, over all its sessions: the manifest knows only the last one's."""
+    """Return the hours of all sessions of a training; the manifest has only those of the last session."""
     device_hours = max(finite_values(log, "device_hours"), default=0.0)
     return device_hours / manifest.get("facts", {}).get("processes", 1)

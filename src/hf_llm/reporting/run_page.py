@@ -1,4 +1,4 @@
-"""Render one run as a self-contained HTML page: numbers, curves, samples, and the sources of it all."""
+"""Render one run as a self-contained HTML page: numbers, curves, samples, and the sources of the data."""
 
 import json
 import time
@@ -31,9 +31,12 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
     """Render the run in folder `root`, made by the recipe `tree`, as HTML. Unfinished stages are shown as missing."""
     manifests = _read_manifests(root)
     models = [folder for folder in MODELS if folder in manifests]
-    evaluation = _read_evaluation(root) if "evaluation" in manifests else {"models": {}, "samples": []}
+    evaluation = {"models": {}, "samples": []}
+    if "evaluation" in manifests:
+        evaluation = _read_evaluation(root)
     corpus_ledger = manifests.get("corpus", {}).get("facts", {}).get("ledger")
 
+    # What the template shows.
     facts = {
         "title": tree["name"],
         "summary": _summarize_run(root, manifests, models),
@@ -61,7 +64,7 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
 
 
 def _read_manifests(root: Path) -> dict[str, dict]:
-    """Read the manifests of the run's finished stages by folder, the report's own left out."""
+    """Read the manifests of the run's finished stages by folder, except the report's own."""
     manifests = {}
     for folder in STAGES:
         manifest = read_manifest(root / folder)
@@ -77,7 +80,7 @@ def _read_evaluation(root: Path) -> dict[str, Any]:
 
 
 def _summarize_run(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
-    """The run in one sentence."""
+    """Describe the run in one sentence."""
     if not models:
         return f"{len(manifests)} of {len(STAGES) - 1} stages are finished; no model has been trained yet."
 
@@ -96,16 +99,17 @@ def _summarize_run(root: Path, manifests: dict[str, dict], models: list[str]) ->
 def _list_key_numbers(
     root: Path, manifests: dict[str, dict], models: list[str], evaluation: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """The few numbers at the top of the page, as (value, title)."""
+    """List the few numbers at the top of the page, as (value, title)."""
     numbers = []
 
     parameters = count_parameters(root / models[0]) if models else None
     if parameters:
         numbers.append((format_count(parameters), "parameters"))
 
-    # Of the first model evaluated, the two scores that matter first.
+    # The two most important scores of the first evaluated model.
     for name, scores in list(evaluation["models"].items())[:1]:
-        numbers += [(value, f"{title} on the test split ({name})") for title, value in format_scores(scores)[:2]]
+        for title, value in format_scores(scores)[:2]:
+            numbers.append((value, f"{title} on the test split ({name})"))
 
     log = read_log_history(root / "base")
     for metric in metrics_in("report"):
@@ -120,7 +124,7 @@ def _list_key_numbers(
 
 
 def _list_stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[str, Any]]:
-    """One row for each folder the recipe asks for: its duration, and its headline, None where it is not finished."""
+    """List a row for each folder the recipe asks for: its duration, and its headline, None where it is not finished."""
     rows = []
     for folder in STAGES:
         is_requested = folder not in OPTIONAL or folder in tree
@@ -135,15 +139,15 @@ def _list_stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[
 
 
 def _compare_plan(root: Path, tree: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What the plan predicted beside what pretraining took, as (what, predicted, actual, error)."""
-    return [
-        (entry.what, f"{entry.predicted:,.4g}", f"{entry.actual:,.4g}", f"{entry.error:+.0%}")
-        for entry in compare_with_plan(root, tree)
-    ]
+    """Compare the plan with what pretraining took, as rows (quantity, predicted, actual, error)."""
+    rows = []
+    for entry in compare_with_plan(root, tree):
+        rows.append((entry.what, f"{entry.predicted:,.4g}", f"{entry.actual:,.4g}", f"{entry.error:+.0%}"))
+    return rows
 
 
 def _describe_training(folder: Path, title: str) -> dict[str, Any]:
-    """What the page shows of one training stage: its charts, its alerts, and the completions sampled on the way."""
+    """Collect what the page shows of one training stage: charts, alerts, and the completions sampled meanwhile."""
     samples_by_prompt: dict[str, list] = {}
     for sample in redact_secrets(read_samples(folder)):
         samples_by_prompt.setdefault(sample["prompt"], []).append(sample)
@@ -168,12 +172,12 @@ def _draw_charts(log: list[dict[str, Any]]) -> list[Markup]:
 
 
 def _points(log: list[dict[str, Any]], key: str) -> list[Point]:
-    """The (step, value) pairs of one logged number."""
+    """Return the (step, value) pairs of one logged number."""
     return [(entry["step"], float(entry[key])) for entry in log if isinstance(entry.get(key), int | float)]
 
 
 def _summarize_ledger(ledger: dict[str, Any]) -> dict[str, Any]:
-    """The corpus's ledger (`hf_llm.data.corpus.ledger`) in short: by source, what was read and what was kept."""
+    """Summarize the corpus's ledger (`hf_llm.data.corpus.ledger`): what was read and what was kept, by source."""
     rows = []
     for source, entry in ledger["sources"].items():
         first, *_, last = entry["rules"].values()

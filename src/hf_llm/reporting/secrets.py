@@ -5,7 +5,8 @@ import re
 from typing import Any
 
 HIDDEN = "<hidden>"
-MIN_SECRET_LENGTH = 8  # of an environment variable's value: a shorter one would be found everywhere
+# Shorter values of environment variables are not searched for: they would match in many places.
+MIN_SECRET_LENGTH = 8
 
 SECRET_KEY = re.compile(
     r"((^|[._])(hub|hf|api|auth|access|bearer)_?(token|key)|secret|password|credential)s?$", re.IGNORECASE
@@ -18,10 +19,10 @@ SECRET_VARIABLE = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)(_|$)", re.IGNORE
 
 
 def redact_secrets(value: Any) -> Any:
-    """Return `value` (plain, nested) with its secrets replaced by `HIDDEN`.
+    """Return `value` (nested plain data) with its secrets replaced by `HIDDEN`.
 
-    They are recognised by the key they stand under, by their shape, and by being the value of an environment variable
-    whose name says that it holds one.
+    A secret is recognised by its key, by its shape, or because it is the value of an environment variable with a name
+    like TOKEN or PASSWORD.
     """
     secrets = [
         text for name, text in os.environ.items() if SECRET_VARIABLE.search(name) and len(text) >= MIN_SECRET_LENGTH

@@ -1,4 +1,4 @@
-"""Draw line charts as inline SVG: no library, no network, any width, light and dark."""
+"""Draw line charts as inline SVG that scales to any width, without a library or the network."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from hf_llm.core.format import format_short
 from hf_llm.reporting import templates
 
 Point = tuple[float, float]
-MAX_POINTS = 800  # of one line: as many as a wide screen can tell apart
+MAX_POINTS = 800  # points of one line: as many as can be told apart on a wide screen
 
 
 @dataclass
@@ -19,17 +19,18 @@ class Series:
     """One line of a chart. A y that is not finite is a gap in it."""
 
     name: str
-    """In the legend."""
+    """Its name in the legend."""
     points: list[Point]
-    """(x, y), by rising x."""
+    """(x, y) pairs, in the order of x."""
 
 
 def draw_line_chart(
     title: str, series: list[Series], from_zero: bool = False, x_label: str = "step", x_from_zero: bool = True
 ) -> Markup:
-    """Draw one or more lines as HTML: an SVG stretched to the width it gets, under labels of constant size.
+    """Draw one or more lines as HTML: an SVG that is stretched to the page's width, with labels of constant size.
 
-    `from_zero` and `x_from_zero` say which axes start at zero, whatever the data. Empty where no line has a value.
+    With `from_zero` the y axis starts at zero, with `x_from_zero` the x axis. Returns an empty string where no line has
+    a value.
     """
     lines = [Series(line.name, thin_points(line.points)) for line in series]
     lines = [line for line in lines if last_finite(line.points) is not None]
@@ -42,21 +43,23 @@ def draw_line_chart(
     x_ticks = ticks_within(x_low, x_high, 5)
     y_ticks = ticks_around(y_low, y_high, 3)
 
-    # Upwards the plot reaches from the lowest tick to the highest.
+    # The plot's y axis reaches from the lowest tick to the highest.
     y_low = y_ticks[0]
     y_high = y_ticks[-1]
 
     def to_plot(point: Point) -> Point:
-        """Place a point in the plot: per mille of its width and height, from its top left."""
+        """Convert (x, y) to the plot's coordinates: 0 to 1000 across its width and height, from the top left."""
         x, y = point
         across = (x - x_low) / (x_high - x_low)
         up = (y - y_low) / (y_high - y_low)
         return round(1000 * across, 1), round(1000 * (1 - up), 1)
 
-    hover_data = [
-        {"name": line.name, "points": [[x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]}
-        for line in lines
-    ]
+    # What page.js shows under the pointer: x, y, and the point's place in the plot.
+    hover_data = []
+    for line in lines:
+        points = [[x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]
+        hover_data.append({"name": line.name, "points": points})
+
     template = templates.html_environment().get_template("chart.html")
     figure = template.render(
         title=title,
@@ -70,7 +73,7 @@ def draw_line_chart(
 
 
 def svg_path(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
-    """Write the SVG path of a line, broken where a value is not finite. A point alone is drawn as a dot."""
+    """Write the SVG path of a line, interrupted where a value is not finite. A single point is drawn as a dot."""
     commands = []
     is_drawing = False
     for index, point in enumerate(points):
@@ -82,23 +85,23 @@ def svg_path(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
         commands.append(f"{'L' if is_drawing else 'M'}{x:g} {y:g}")
         is_last = index + 1 == len(points) or not math.isfinite(points[index + 1][1])
         if is_last and not is_drawing:
-            commands.append("h.01")
+            commands.append("h.01")  # too short to be seen as a line; its round ends are the dot
         is_drawing = True
     return "".join(commands)
 
 
 def thin_points(points: list[Point], max_points: int = MAX_POINTS) -> list[Point]:
-    """Keep about `max_points` points at most: of each stretch the lowest and the highest, and every gap.
+    """Thin a line to about `max_points` points, without losing a spike or a gap.
 
-    So no spike is lost.
+    The line is divided into stretches; each keeps its lowest and its highest point, and a gap if it has one.
     """
     if len(points) <= max_points:
         return points
 
-    length = math.ceil(2 * len(points) / max_points)
+    stretch_length = math.ceil(2 * len(points) / max_points)
     kept = []
-    for start in range(0, len(points), length):
-        stretch = points[start : start + length]
+    for start in range(0, len(points), stretch_length):
+        stretch = points[start : start + stretch_length]
         finite = [point for point in stretch if math.isfinite(point[1])]
         gaps = [point for point in stretch if not math.isfinite(point[1])]
         chosen = set(gaps[:1])
@@ -125,18 +128,19 @@ def ticks_around(low: float, high: float, about: int) -> list[float]:
 
 
 def _tick_step(low: float, high: float, about: int) -> float:
-    """The distance of round values: 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.7)
+    """Return the distance between ticks: 1, 2 or 5 times a power of ten."""
+    exact_step = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(exact_step))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= exact_step * 0.7)
 
 
 def _multiples(step: float, first: int, last: int) -> list[float]:
+    # Rounded to 12 digits, so that 3 * 0.1 is 0.3.
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def last_finite(points: list[Point]) -> float | None:
-    """The last value of a line that is a number."""
+    """Return the last finite value of a line; None where there is none."""
     return next((y for _, y in reversed(points) if math.isfinite(y)), None)
 
 
@@ -145,7 +149,7 @@ def _y_value(point: Point) -> float:
 
 
 def _value_range(values: list[float], from_zero: bool) -> tuple[float, float]:
-    """The lowest and the highest value to show, with some extent where all values are the same."""
+    """Return the lowest and the highest value of an axis, which differ even where all values are the same."""
     low = min(values)
     high = max(values)
     if from_zero:

@@ -1,4 +1,4 @@
-"""The jinja2 templates and styles beside this file, and those of rooms that render pages of their own."""
+"""Load the jinja2 templates and styles of this folder, and those of other folders that render pages."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def markdown_environment() -> Environment:
 
 
 def read_asset(name: str) -> Markup:
-    """Read a style or script beside this file, to be put into a page as it is."""
+    """Read a style or script from this folder, to be put into a page as it is."""
     return Markup((FOLDER / name).read_text(encoding="utf-8"))
 
 

@@ -1,8 +1,7 @@
-"""Turn a recipe's `training` section into `TrainingArguments` (or a TRL config) that suit this machine.
+"""Turn a recipe's `training` section into `TrainingArguments` (or a TRL config) that suit this host.
 
-The recipe uses the library's own key names. What it leaves out, or calls `auto`, is chosen here: precision and kernels
-for the device, defaults that suit pretraining better than Trainer's, and the micro-batch and accumulation that make
-`tokens_per_step`.
+The recipe uses the library's own key names. Settings that it leaves out are chosen here: precision and kernels for the
+device, defaults that suit pretraining better than Trainer's, and micro-batch and accumulation for `tokens_per_step`.
 """
 
 import json
@@ -32,7 +31,7 @@ from hf_llm.training.schedules import check_schedule
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-# Tokens of one forward and backward pass where the recipe names no micro-batch. On a CPU more gains nothing.
+# Tokens of one forward and backward pass where the recipe names no micro-batch. On a CPU more is no faster.
 MICRO_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
 
 # The keys of a DeepSpeed JSON that a recipe decides; a number there would disagree with it sooner or later.
@@ -49,7 +48,7 @@ def build_training_arguments(
 ) -> Arguments:
     """Build `cls` from the checked `settings` of the recipe section `where`, writing to `folder`.
 
-    `defaults` are the stage's own and yield to the recipe. Raises UserError where the values do not go together.
+    `defaults` are the stage's own; those of the recipe win. Raises UserError where values contradict each other.
     """
     device = device_type()
     if settings.get("use_cpu") or device == "cpu":
@@ -124,10 +123,10 @@ def check_half_precision(values: dict[str, Any], where: str) -> None:
 def split_batch(tokens_per_step: int, context: int, settings: Settings, where: str, updates: int = 1) -> dict[str, int]:
     """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
 
-    The micro-batch is `per_device_train_batch_size` where the recipe gives it, else the largest that fits in
-    `MICRO_BATCH_TOKENS` and gives every stage of a pipeline its micro-batch. The accumulation divides by `updates`, the
-    most optimizer updates that one step will be made of. Processes that share their batches (tensor, context, sequence,
-    pipeline parallelism) count as one.
+    The micro-batch is `per_device_train_batch_size` where the recipe gives it, otherwise the largest of at most
+    `MICRO_BATCH_TOKENS` with which a step has a micro-batch for every pipeline stage. The accumulation is divisible by
+    `updates`, the largest number of optimizer updates in a step. Processes that share their batches (tensor, context,
+    sequence, pipeline parallelism) count as one.
 
     Returns the arguments of TrainingArguments. Raises UserError, with the nearest values that work, where the step
     cannot be split evenly.

@@ -1,8 +1,8 @@
-"""Ramp-ups over the first steps of a pretraining: of the tokens in an optimizer update, and of those in a sequence.
+"""Ramp up the batch size or the sequence length over the first steps of a pretraining.
 
-A step takes `tokens_per_step` tokens from the first to the last: steps, learning rate, data and checkpoints are what
-they are without a ramp-up, and a resume stays exact. Within a step the batch-size ramp-up (`pretrain.batch_warmup`)
-makes several optimizer updates; the sequence-length ramp-up (`pretrain.context_warmup`) cuts every window into several
+Every step takes `tokens_per_step` tokens even during a ramp-up, so that steps, learning rate, data and checkpoints are
+the same as without one, and a resume stays exact. Within a step the batch-size ramp-up (`pretrain.batch_warmup`) makes
+several optimizer updates; the sequence-length ramp-up (`pretrain.context_warmup`) cuts every window into several
 shorter ones. Both sizes grow in powers of two, and each size lasts for an equal part of the ramp-up's steps.
 
 A smaller batch at first: https://arxiv.org/abs/2005.14165 (table 2.1), https://arxiv.org/abs/1812.06162. Shorter
@@ -35,12 +35,12 @@ class Rampup:
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.steps < 1:
-            raise ValueError(f"start and steps are above 0; got {self.start} and {self.steps}")
+            raise ValueError(f"start and steps must be at least 1; got {self.start} and {self.steps}")
 
     def initial_divisor(self, full_size: int, key: str) -> int:
-        """Return what `full_size` is divided by in the first step.
+        """Return the divisor of `full_size` in the first step.
 
-        Raises UserError, naming the recipe's `key`, unless that is a power of two.
+        Raises UserError, naming the recipe's `key`, unless it is a power of two.
         """
         ratio, remainder = divmod(full_size, self.start)
         is_power_of_two = ratio & (ratio - 1) == 0
@@ -54,7 +54,7 @@ class Rampup:
         raise UserError(f"{key}.start: {self.start} does not become {full_size} by doublings; {remedy}")
 
     def step_divisor(self, step: int, full_size: int) -> int:
-        """Return what `full_size` is divided by in `step`, counted from 0."""
+        """Return the divisor of `full_size` in `step`, counted from 0."""
         doublings = (full_size // self.start).bit_length() - 1
         doublings_done = step * doublings // self.steps
         return 1 << max(0, doublings - doublings_done)
@@ -114,7 +114,7 @@ class ContextRampup(TrainerCallback):
         self._printed_length = 0
 
     def cut_batches(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield `batches` with their windows cut as the coming step has them."""
+        """Yield `batches` with their windows cut to the length of the coming step."""
         divisor = self._rampup.step_divisor(self._trainer.state.global_step, self._context)
         return (cut_windows(batch, divisor) for batch in batches)
 
@@ -133,9 +133,9 @@ def cut_windows(batch: dict[str, torch.Tensor], divisor: int) -> dict[str, torch
 class BatchRampup(TrainerCallback):
     """Make several optimizer updates in each of the first steps, each from an equal part of its micro-batches.
 
-    An update goes through all that Trainer's own goes through: clipping, callbacks (so that guards test it), DDP's and
-    DeepSpeed's reduction. The learning rate follows the steps. PretrainingTrainer runs every micro-batch through
-    `run_micro_batch`.
+    The additional updates include everything that Trainer's own does: clipping, callbacks (so that guards test each
+    update), DDP's and DeepSpeed's reduction of gradients. The learning rate changes only between steps.
+    PretrainingTrainer runs every micro-batch through `run_micro_batch`.
     """
 
     def __init__(self, trainer: Trainer, rampup: Rampup, tokens_per_step: int):
@@ -146,7 +146,7 @@ class BatchRampup(TrainerCallback):
         self._rampup = rampup
         self._tokens_per_step = tokens_per_step
         self._printed_updates = 0
-        self._micro_batches = 0  # of the present step, so far
+        self._micro_batches = 0  # micro-batches of the present step, up to now
 
     def run_micro_batch(
         self,
@@ -165,8 +165,8 @@ class BatchRampup(TrainerCallback):
         ends_update = self._micro_batches % per_update == 0
         self._trainer.accelerator.gradient_state._set_sync_gradients(ends_update)
 
-        # The gradient is of the mean over this update's tokens. The loss returned is its part of the mean over the
-        # step's tokens, since Trainer sums up what it gets.
+        # The gradient is that of the mean over this update's tokens. The returned loss is scaled to its part of the
+        # mean over the whole step's tokens, since Trainer sums the losses of a step.
         items_in_update = None
         if num_items_in_batch is not None:
             items_in_update = num_items_in_batch * per_update / per_step
@@ -176,7 +176,10 @@ class BatchRampup(TrainerCallback):
         return loss * per_update / per_step
 
     def _micro_batches_per_update(self) -> int:
-        """Return the micro-batches of an update: all of the step where an epoch ends in it, with fewer than usual."""
+        """Return the number of micro-batches in an update.
+
+        A step at the end of an epoch may have fewer micro-batches than usual; then all of them are one update.
+        """
         per_full_step = self._trainer.args.gradient_accumulation_steps
         per_step = self._trainer.current_gradient_accumulation_steps
         if per_step != per_full_step:
@@ -201,7 +204,7 @@ class BatchRampup(TrainerCallback):
         self._set_gradient_sync()
 
     def _set_gradient_sync(self) -> None:
-        """Let the next micro-batch's gradients be reduced over the processes where an update follows it."""
+        """Reduce the next micro-batch's gradients over the processes only if an update follows it."""
         update_follows = (self._micro_batches + 1) % self._micro_batches_per_update() == 0
         self._trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = update_follows
 

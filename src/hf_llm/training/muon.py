@@ -1,4 +1,4 @@
-"""Muon for the matrices inside layers, AdamW for all else, as one optimizer that Trainer can hold.
+"""Muon for the matrices inside layers and AdamW for all other parameters, as one optimizer for Trainer.
 
 Muon (https://kellerjordan.github.io/posts/muon) turns the momentum of a matrix into the orthogonal matrix nearest to
 it before it is added. Updates are scaled to the size of AdamW's (https://arxiv.org/abs/2502.16982), so one learning
@@ -24,7 +24,7 @@ from hf_llm.parallel.layout import is_engine_enabled
 
 MUON = "muon"  # the value of `training.optim`
 
-# Of the Newton-Schulz iteration: Keller Jordan's values, which are also torch's.
+# Constants of the Newton-Schulz iteration: Keller Jordan's values, which are also torch's.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPSILON = 1e-7
@@ -74,8 +74,8 @@ def muon_matrices(model: PreTrainedModel) -> set[nn.Parameter]:
 class Muon(Optimizer):
     """The optimizer of Trainer's parameter groups: Muon for the parameters in `matrices`, fused AdamW for the others.
 
-    `use_muon` in a group tells which of the two it belongs to. The momentum of a matrix lies where the matrix does,
-    whole or in parts; what is gathered for a step is the update, one matrix at a time (under ZeRO one group at a time).
+    `use_muon` in a group says which of the two it belongs to. The momentum of a matrix is sharded as the matrix is;
+    only the update is gathered in a step, one matrix at a time (under ZeRO one group at a time).
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class Muon(Optimizer):
 
 
 def orthogonalize_matrices(matrices: torch.Tensor) -> torch.Tensor:
-    """Return about the orthogonal matrix nearest to each of `matrices` (... x rows x columns), scaled, in float32.
+    """Approximate the orthogonal matrix nearest to each of `matrices` (... x rows x columns), scaled, in float32.
 
-    The scale, 0.2 sqrt(max(rows, columns)), gives its elements the root mean square of AdamW's updates. Computed in
-    `working_type` by Newton-Schulz iteration, which leaves singular values of 0.7 to 1.2: they need not come nearer
-    to 1.
+    The scale, 0.2 sqrt(max(rows, columns)), gives its elements the root mean square of AdamW's updates. It is computed
+    in `working_type` by Newton-Schulz iteration, which leaves singular values of 0.7 to 1.2; Muon does not need them
+    nearer to 1.
     """
     rows, columns = matrices.shape[-2:]
     is_tall = rows > columns
@@ -183,7 +183,7 @@ def working_type(device: torch.device) -> torch.dtype:
 
 
 def orthogonalize_shards(update: DTensor) -> DTensor:
-    """Orthogonalize a matrix that is spread over processes: each of them makes it whole and keeps its part."""
+    """Orthogonalize a matrix that is spread over processes: each gathers the whole and keeps its part of the result."""
     mesh = update.device_mesh
     gathered = update.to(working_type(update.device)).full_tensor()
     whole = orthogonalize_matrices(gathered)
@@ -194,8 +194,8 @@ def orthogonalize_shards(update: DTensor) -> DTensor:
 def orthogonalize_partition(update: torch.Tensor, shapes: list[tuple[int, ...]]) -> torch.Tensor:
     """Orthogonalize the matrices of which `update` is this process's part under ZeRO; return its part of the result.
 
-    ZeRO lays the elements of all matrices of a group, of these `shapes`, one after another, and cuts the row into equal
-    partitions. Each process orthogonalizes the matrices that reach into its partition.
+    ZeRO concatenates the elements of all matrices of a group, which have these `shapes`, and cuts them into equal
+    partitions. Each process orthogonalizes the matrices that overlap its partition.
     """
     rank = dist.get_rank()
     partition_size = update.numel()

@@ -46,9 +46,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(f"share is {self.share}; it lies between 0 and 1")
+            raise ValueError(f"share is {self.share}; it must be between 0 and 1")
         if self.mean_span is not None and self.mean_span < 1:
-            raise ValueError(f"mean_span is {self.mean_span}; a span has at least one token")
+            raise ValueError(f"mean_span is {self.mean_span}; it must be at least 1 token")
         if self.kind == CAUSAL and self.share is not None:
             raise ValueError("`share` belongs to masked and span_corruption; a causal model predicts every token")
         if self.kind in (CAUSAL, MASKED) and self.mean_span is not None:
@@ -60,7 +60,7 @@ class Objective:
         return HEADLINES[self.kind]
 
     def corruption(self, tokenizer: PreTrainedTokenizerBase, context: int) -> TokenMasking | SpanCorruption | None:
-        """Build what takes tokens out of windows of `context` tokens; None where the model predicts all of them.
+        """Build the object that masks or removes tokens of windows of `context` tokens; None for a causal model.
 
         Raises UserError for a tokenizer that has no token to put in their place.
         """
@@ -165,9 +165,9 @@ def regular_token_mask(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def corrupt_windows(windows: Dataset, corruption: TokenMasking | SpanCorruption | None, seed: int) -> Dataset:
-    """Wrap `windows` so that tokens are taken out as the objective has it; without a `corruption` return them as is.
+    """Wrap `windows` so that `corruption` masks or removes tokens in each; without one return them unchanged.
 
-    Raises UserError where the launch cuts windows in pieces, each of which would lack what the other has.
+    Raises UserError where the launch spreads a window over processes.
     """
     if corruption is None:
         return windows
@@ -198,9 +198,9 @@ def accuracy_arguments(objective: Objective) -> dict[str, Any]:
 
 
 def likeliest_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Return (B, T) the likeliest token at each position, by logits (B, T, vocabulary).
+    """Return the likeliest token at each position (B, T), given the logits (B, T, vocabulary).
 
-    Trainer keeps what this returns for all of an evaluation; all logits would fill the memory.
+    Trainer keeps the result of every batch until an evaluation ends; logits would fill the memory.
     """
     if isinstance(logits, tuple):
         logits = logits[0]
@@ -208,13 +208,13 @@ def likeliest_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: to
 
 
 def add_epoch_callback(trainer: Trainer) -> None:
-    """Let a trainer pass the epoch on to its corrupted windows, where it has such."""
+    """Add a callback that tells a trainer's corrupted windows the epoch, if it has corrupted windows."""
     if isinstance(trainer.train_dataset, CorruptedWindows):
         trainer.add_callback(EpochCallback(trainer.train_dataset))
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of corrupted windows, which decides what is taken out of them; also after a resume."""
+    """Set the epoch of corrupted windows, which determines the corrupted tokens; after a resume too."""
 
     def __init__(self, windows: CorruptedWindows):
         self.windows = windows

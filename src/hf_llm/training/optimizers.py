@@ -20,9 +20,9 @@ from hf_llm.training.muon import MUON, Muon, check_muon, muon_matrices
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 LOW_RANK_PREFIXES = ("galore", "apollo")
-IN_BACKWARD_SUFFIXES = ("layerwise", "lomo")  # of optimizers that step during the backward pass
-DTENSOR_PREFIXES = ("adamw_torch", "sgd")  # of optimizers that can step on DTensors
-MODULES_INSIDE_LAYERS = r".*\.\d+\..*"  # a pattern for the names of modules below a numbered one
+IN_BACKWARD_SUFFIXES = ("layerwise", "lomo")  # names of optimizers that step during the backward pass end so
+DTENSOR_PREFIXES = ("adamw_torch", "sgd")  # names of optimizers that can step on DTensors begin so
+MODULES_INSIDE_LAYERS = r".*\.\d+\..*"  # matches the names of modules below a numbered one
 PACKAGES_OF_EXTRA = ("torchao", "bitsandbytes", "galore_torch")  # installed by hf-llm[optimizers]
 
 

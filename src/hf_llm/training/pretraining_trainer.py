@@ -1,4 +1,4 @@
-"""A Trainer for pretraining: loss terms beside cross-entropy, ramp-ups, and optimizers that Trainer does not know."""
+"""A Trainer for pretraining, with label smoothing and z-loss, ramp-ups, and optimizers that Trainer does not know."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +23,14 @@ from hf_llm.training.schedules import complete_scheduler_kwargs
 class PretrainingTrainer(Trainer):
     """Trainer for a model that is trained on raw text.
 
-    Label smoothing (`args.label_smoothing_factor`) and `z_loss` are in the gradient and not in the loss that is logged,
-    which stays comparable with evaluations and other runs; the value that is minimized is logged beside it, as
-    `objective`. Trainer's own label smoothing holds all logits, and logs the smoothed loss.
+    Label smoothing (`args.label_smoothing_factor`) and `z_loss` are terms of the loss that is minimized, but not of the
+    loss that is logged, so that this can be compared with evaluations and other runs. The minimized value is logged as
+    `objective`. Trainer's own label smoothing is not used: it holds all logits, and logs the smoothed loss.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **more: Any):
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **trainer_arguments: Any
+    ):
         self.terms = LossTerms(label_smoothing=args.label_smoothing_factor, z_loss=z_loss)
         self.has_terms = any(self.terms)
         if self.has_terms and read_layout().sequence > 1:
@@ -36,17 +38,17 @@ class PretrainingTrainer(Trainer):
         if args.activation_checkpointing:
             check_activation_checkpointing(model)
 
-        super().__init__(model, args, **more)
+        super().__init__(model, args, **trainer_arguments)
         self.label_smoother = None
-        # Trainer counts GPT-2's labels as if each position predicted its own token.
+        # For some models, as GPT-2, Trainer counts labels as if each position predicted its own token, not the next.
         self._loss_shifts_labels |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
         # Set by `batch_rampup.add_rampup_callbacks`; None without a ramp-up.
         self.context_rampup: ContextRampup | None = None
         self.batch_rampup: BatchRampup | None = None
 
-        # What the terms have added to the loss: in this step so far, and in the steps since the last log entry, with
-        # the number of these steps.
+        # How much the terms have added to the loss: in this step so far, and in the steps since the last log entry,
+        # with the number of these steps.
         self._added_in_step = torch.zeros((), device=args.device)
         self._added_since_log = torch.zeros((), device=args.device)
         self._steps_since_log = torch.zeros((), device=args.device)
@@ -55,13 +57,13 @@ class PretrainingTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: PreTrainedModel | None = None) -> tuple[Any, Any]:
-        """Override Trainer's, which does not know Muon."""
+        """Return the optimizer's class and arguments; unlike Trainer's method, this one knows Muon."""
         return optimizer_class(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return Trainer's names, without parameters of one dimension.
+        """Return the parameters with weight decay: Trainer's choice, without parameters of one dimension.
 
-        Trainer goes by name and type, and so would decay Mamba's last norm, which is called `norm_f`.
+        Trainer chooses by name and type, and so would decay Mamba's last norm, which is called `norm_f`.
         """
         dimensions = {}
         for name, parameter in model.named_parameters():
@@ -82,7 +84,7 @@ class PretrainingTrainer(Trainer):
             raise UserError(f"pretrain.training.optim: {' '.join(str(error).split())}") from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Create the schedule, its settings completed now that the number of steps is known."""
+        """Create the schedule, after completing its settings from the number of steps."""
         self.args.lr_scheduler_kwargs = complete_scheduler_kwargs(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -91,7 +93,7 @@ class PretrainingTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict], num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
-        """Fetch the micro-batches of a step, their windows cut while the sequence length ramps up."""
+        """Fetch the micro-batches of a step; while the sequence length ramps up, cut their windows."""
         if self.context_rampup is not None:
             epoch_iterator = self.context_rampup.cut_batches(epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -112,7 +114,7 @@ class PretrainingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Compute Trainer's loss; in training with the gradient of the terms, each micro-batch weighted by its tokens.
+        """Compute Trainer's loss; in training, add the gradient of the terms, and weight micro-batches by their tokens.
 
         Evaluations get Trainer's loss unchanged.
         """
@@ -122,7 +124,8 @@ class PretrainingTrainer(Trainer):
         if not model.training or read_layout().sequence > 1 or needs_only_trainers_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        # Trainer multiplies a loss by the processes that share the count of tokens.
+        # Trainer multiplies a loss by the number of processes whose tokens are counted together, since their gradients
+        # are averaged later.
         scale = 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             scale = self.accelerator.num_processes // self.get_tp_size()
@@ -134,8 +137,8 @@ class PretrainingTrainer(Trainer):
             loss, added, outputs = self._compute_stock_loss(model, inputs, num_items_in_batch, scale)
 
         # Without a count of tokens a step's loss is the mean of its micro-batches' losses.
-        parts = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-        self.record_added_loss(added / parts, self.accelerator.sync_gradients)
+        divisor = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+        self.record_added_loss(added / divisor, self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
     def _compute_stock_loss(
@@ -143,8 +146,9 @@ class PretrainingTrainer(Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Return the loss of a stock model of transformers, what the terms add to it, and the model's outputs.
 
-        BERT, ALBERT, DistilBERT and T5 accept the number of items and ignore it, so no model is given it: each returns
-        its mean, which is weighted here. A mixture of experts is balanced by its own auxiliary loss.
+        No model is given the number of items, since BERT, ALBERT, DistilBERT and T5 accept it and ignore it. So each
+        model returns the mean over its tokens, which is weighted here. A mixture of experts adds its own auxiliary loss
+        to balance the experts.
         """
         config = self.model.config
         has_router_loss = hasattr(config, "output_router_logits") and hasattr(config, "router_aux_loss_coef")
@@ -153,9 +157,10 @@ class PretrainingTrainer(Trainer):
 
         loss = outputs.loss
         if has_router_loss and outputs.get("aux_loss") is not None:
-            # Subtracts the value and keeps the gradient: the logged loss stays nats per token.
+            # Only the value is subtracted, not the gradient, so that the logged loss stays nats per token.
             loss = loss - config.router_aux_loss_coef * outputs.aux_loss.detach().to(loss.device)
 
+        # Weight the mean by this micro-batch's share of the step's tokens.
         first_label = int(self._loss_shifts_labels)
         label_count = (inputs["labels"][:, first_label:] != -100).sum()
         weight = scale
@@ -167,7 +172,7 @@ class PretrainingTrainer(Trainer):
         if self.has_terms:
             shift = self._loss_shifts_labels
             added = compute_added_loss(self.terms, outputs.logits, inputs["labels"], shift) * weight
-            loss = loss + (added - added.detach())  # the gradient without the value
+            loss = loss + (added - added.detach())  # adds the gradient of `added` and not its value
         return loss, added.detach(), outputs
 
     def record_added_loss(self, added: torch.Tensor, ends_step: bool) -> None:
@@ -180,7 +185,7 @@ class PretrainingTrainer(Trainer):
             self._added_in_step.zero_()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the `objective` beside the loss of training."""
+        """Log as Trainer does, and add `objective` to entries with a training loss."""
         if self.has_terms and "loss" in logs:
             mean_added = self._added_since_log / self._steps_since_log.clamp(min=1)
             mean_added = nested_gather(mean_added, self.args.parallel_mode).mean()

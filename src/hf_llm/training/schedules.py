@@ -10,8 +10,8 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.token_dataset import TokenWindows
 
-MIN_LR_RATE = 0.1  # of the peak, where a cosine with a minimum ends
-DECAY_SHARE = 0.2  # of the steps, in which warmup_stable_decay goes down (https://arxiv.org/abs/2405.18392)
+MIN_LR_RATE = 0.1  # a cosine with a minimum ends at this share of the peak learning rate
+DECAY_SHARE = 0.2  # warmup_stable_decay decays in this share of the steps (https://arxiv.org/abs/2405.18392)
 KINDS_WITH_MINIMUM = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
 
 
@@ -46,8 +46,8 @@ def add_curriculum_decay(settings: dict[str, Any], windows: TokenWindows, window
 def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) -> int | None:
     """Return the steps from the start of the curriculum's last stage to the end of training; None without a curriculum.
 
-    As the decay of a warmup_stable_decay schedule they let it fall on the data that the last stage chose. Raises
-    UserError where training ends before that stage.
+    With so many decay steps a warmup_stable_decay schedule decays on the data of the last stage. Raises UserError where
+    training ends before that stage.
     """
     if not windows.has_stages:
         return None

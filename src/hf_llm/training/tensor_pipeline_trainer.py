@@ -1,9 +1,9 @@
-"""A Trainer for a model whose layers are split (tensor parallelism) or distributed (pipeline parallelism), and sharded
-over data-parallel processes as well: the three dimensions of one device mesh.
+"""A Trainer for tensor and pipeline parallelism, combined with sharding over data-parallel processes in one mesh.
 
-transformers splits a layer by the model's own plan, PyTorch shards with `fully_shard` and runs the pipeline
-(`torch.distributed.pipelining`, one forward, one backward: https://arxiv.org/abs/1806.03377). This module puts them in
-one mesh and adds what Trainer refuses to models of this kind: checkpoints to resume from, in
+Tensor parallelism splits each layer over processes, pipeline parallelism distributes the layers over them. transformers
+splits a layer by the model's own plan; PyTorch shards with `fully_shard` and runs the pipeline
+(`torch.distributed.pipelining`, one forward, one backward: https://arxiv.org/abs/1806.03377). This module combines
+them, and adds what Trainer does not offer for such models: checkpoints to resume from, in
 `torch.distributed.checkpoint`'s format, and a plain model folder at the end.
 """
 
@@ -37,28 +37,29 @@ from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import Layout, read_layout, restore_class_name
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
 
-# In a checkpoint: the folder of the optimizer's state, and the file of the schedule's.
+# Where a checkpoint holds the states of optimizer and learning-rate schedule.
 OPTIMIZER_FOLDER = "optimizer"
 SCHEDULER_FILE = "scheduler.pt"
 
-# transformers' name for a norm over this process's heads only: its gradient is to be summed over the processes. Its own
-# hook does so after every backward pass, and so counts all but the last micro-batch of a step more than once.
+# transformers' name for a parameter that every process holds whole but applies to its own heads only (a norm of queries
+# or keys): its gradient must be summed over the processes. `_reduce_gradients` does that once a step. transformers' own
+# hook would do it after every backward pass, and so count earlier micro-batches of the step more than once.
 PARTIAL_GRADIENT_STYLE = "replicated_with_grad_allreduce"
 
 
 def trainer_class() -> type[PretrainingTrainer]:
-    """Return the Trainer of pretraining; where this launch splits layers, the one that can train them."""
+    """Return the Trainer class for pretraining in this launch."""
     if read_layout().splits_layers:
         return ModelParallelTrainer
     return PretrainingTrainer
 
 
 def split_model(model: PreTrainedModel, layout: Layout, device: torch.device) -> tuple[DeviceMesh, set[str]]:
-    """Keep this process's part of `model`, which all processes hold alike, on `device`.
+    """Reduce `model`, which all processes hold whole, to this process's part of it, and move that to `device`.
 
-    Returns the mesh of processes, and the names of the parameters for which each tensor-parallel process computes only
-    a part of the gradient. The vocabulary (embedding and head) is whole in each of them: the model's loss works on it
-    in chunks. Raises UserError where the model does not divide.
+    Embedding and head stay whole in each tensor-parallel process, since the model computes its loss in chunks of the
+    vocabulary. Returns the mesh of processes, and the names of the parameters for which each tensor-parallel process
+    computes only a part of the gradient. Raises UserError where the model does not divide.
     """
     check_model_divides(model, layout)
     mesh = init_device_mesh(
@@ -67,26 +68,29 @@ def split_model(model: PreTrainedModel, layout: Layout, device: torch.device) ->
         mesh_dim_names=("dp_replicate", "dp_shard", "pp", "tp"),
     )
 
-    # Before a pipeline stage loses the modules of the others.
+    # Looked up first, because a pipeline stage then loses the modules of the other stages.
     vocabulary_names = _vocabulary_module_names(model)
 
+    # Pipeline: keep this stage's layers. The flag skips transformers' own forward pass, which is for generation.
     if layout.pipeline > 1:
-        model._pp_forward_wrapped = True  # transformers' own pipeline is one for generation
+        model._pp_forward_wrapped = True
         apply_pipeline_parallelism(model, mesh["pp"])
     model.to(device)
 
+    # Tensor parallelism: split the matrices of these layers.
     partial_names = set()
     if layout.tensor > 1:
         plan = {name: style for name, style in model.tp_plan.items() if name not in vocabulary_names}
         plan = model._expand_parallel_plan(plan)
         partial_names = {name for name, style in plan.items() if style == PARTIAL_GRADIENT_STYLE}
-        plan_of_rest = {name: style for name, style in plan.items() if name not in partial_names}
-        apply_tensor_parallelism(model, mesh["tp"], plan_of_rest)
+        split_plan = {name: style for name, style in plan.items() if name not in partial_names}
+        apply_tensor_parallelism(model, mesh["tp"], split_plan)
 
+    # Data parallelism: shard what is left.
     if layout.shard > 1:
         _shard_model(model, layout, mesh)
 
-    # Trainer and accelerate have to know how many processes share a batch, and how many do not.
+    # From these, Trainer and accelerate compute how many processes share a batch.
     model._is_distributed_loading_by_transformers = True
     model._tp_size = layout.tensor * layout.pipeline
     model.config.distributed_config = DistributedConfig(
@@ -96,13 +100,14 @@ def split_model(model: PreTrainedModel, layout: Layout, device: torch.device) ->
 
 
 def _vocabulary_module_names(model: PreTrainedModel) -> list[str]:
-    """Return the names of the modules that are the model's embedding or its head."""
-    vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [name for name, module in model.named_modules() if any(module is part for part in vocabulary)]
+    """Return the names of the model's embedding and head."""
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is embedding or module is head]
 
 
 def _shard_model(model: PreTrainedModel, layout: Layout, mesh: DeviceMesh) -> None:
-    """Shard each layer, and what is around them, over the data-parallel processes (FSDP2)."""
+    """Shard each layer, and the modules outside of layers, over the data-parallel processes (FSDP2)."""
     data_mesh = mesh["dp_shard"]
     if layout.replicate > 1:
         data_mesh = mesh["dp_replicate", "dp_shard"]
@@ -148,11 +153,13 @@ def check_model_divides(model: PreTrainedModel, layout: Layout) -> None:
 class ModelParallelTrainer(PretrainingTrainer):
     """Trainer over a mesh of (replicas x shards) x pipeline stages x tensor-parallel processes.
 
-    A pipeline is given all micro-batches of a step at once.
+    A pipeline runs all micro-batches of a step at once, so for Trainer they are one batch without accumulation.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **more: Any):
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **trainer_arguments: Any):
         self.layout = read_layout()
+
+        # Names are looked up before the model is split.
         self.tied_names = set(model.all_tied_weights_keys)
         embedding = model.get_input_embeddings()
         embedding_module = next(name for name, module in model.named_modules() if module is embedding)
@@ -165,16 +172,16 @@ class ModelParallelTrainer(PretrainingTrainer):
             args.per_device_train_batch_size *= args.gradient_accumulation_steps
             args.gradient_accumulation_steps = 1
 
-        # Trainer refuses to save what it cannot resume from; this Trainer can.
+        # Trainer's constructor refuses checkpoints of such models, which it cannot resume from; this class can.
         save_strategy = args.save_strategy
         args.save_strategy = SaveStrategy.NO
-        super().__init__(model, args, **more)
+        super().__init__(model, args, **trainer_arguments)
         args.save_strategy = save_strategy
 
         self.is_first_stage = self._stage == 0
         self.is_last_stage = self._stage == self.layout.pipeline - 1
 
-        # Of a tied embedding the last stage holds a copy of the first's.
+        # Where head and embedding are tied, the first stage has the embedding and the last stage a copy of it.
         self.copied_names = set()
         if self.tied_names and self.is_last_stage and not self.is_first_stage:
             self.copied_names = {self.embedding_name}
@@ -189,7 +196,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         return self.mesh["pp"].get_local_rank()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return Trainer's; for a pipeline, which takes whole steps only, without an epoch's incomplete last step."""
+        """Return Trainer's loader; for a pipeline, which runs whole steps, without an epoch's incomplete last step."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last or self.layout.pipeline > 1
         try:
@@ -229,8 +236,8 @@ class ModelParallelTrainer(PretrainingTrainer):
 
         schedule = self._get_schedule(model, rows // micro_batch, micro_batch, length, is_training)
 
-        # What the stage's forward pass reads (`create_stage_forward`). Sharding takes the mean of the data-parallel
-        # processes' gradients, and that has to be the mean over the step's tokens.
+        # The stage's forward pass reads these attributes (`create_stage_forward`). Sharding averages the gradients of
+        # the data-parallel processes; dividing by this share of the step's tokens makes that the mean over all tokens.
         model.items = float(items) / self.layout.data if is_training else None
         model.terms = self.terms if is_training else {}
         model.added = 0.0
@@ -241,7 +248,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         run_schedule = schedule.step if is_training else schedule.eval
         run_schedule(*first_stage_inputs, **last_stage_inputs, labels=labels, return_outputs=False)
 
-        # Only the last stage knows the loss and what the terms have added to it.
+        # Only the last stage knows the loss and what the terms have added to it, so it tells the other stages.
         loss = torch.zeros((), device=self.args.device)
         if losses:
             loss = torch.stack(losses).sum().detach()
@@ -253,7 +260,8 @@ class ModelParallelTrainer(PretrainingTrainer):
         return loss_and_added[0]
 
     def _create_schedule(self, model: nn.Module, micro_batches: int, rows: int, length: int, train: bool):
-        """Create the schedule of `micro_batches` of `rows` x `length` tokens through the pipeline."""
+        """Create the schedule that runs `micro_batches` of `rows` x `length` tokens through the pipeline."""
+        # Tensors without data tell torch the shapes that pass between stages.
         ids = torch.empty(rows, length, dtype=torch.long, device="meta")
         hidden = torch.empty(rows, length, self.model.config.hidden_size, device="meta", requires_grad=train)
         loss = torch.empty(1, device="meta", requires_grad=train)
@@ -270,7 +278,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         return schedule_class(stage, micro_batches, loss_fn=lambda loss, labels: loss.sum(), scale_grads=False)
 
     def _reduce_gradients(self) -> None:
-        """Before the optimizer's step, reduce the gradients of what several processes hold alike."""
+        """Reduce the gradients of parameters that several processes hold alike, before the optimizer's step."""
         if self.layout.tensor > 1:
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is None or is_split_in_dimension(parameter, "tp"):
@@ -278,6 +286,7 @@ class ModelParallelTrainer(PretrainingTrainer):
                 operation = dist.ReduceOp.SUM if name in self.partial_names else dist.ReduceOp.AVG
                 dist.all_reduce(local_tensor(parameter.grad), operation, group=self.mesh["tp"].get_group())
 
+        # A tied embedding gets gradients in the first and in the last stage.
         if self._group_of_ends is not None:
             embedding = self.model.get_parameter(self.embedding_name)
             dist.all_reduce(local_tensor(embedding.grad), group=self._group_of_ends)
@@ -288,7 +297,7 @@ class ModelParallelTrainer(PretrainingTrainer):
             return None
 
         own_group = None
-        pipelines = self.mesh.mesh.movedim(2, -1).reshape(-1, self.layout.pipeline)
+        pipelines = self.mesh.mesh.movedim(2, -1).reshape(-1, self.layout.pipeline)  # a row of ranks for each pipeline
         for ranks in pipelines.tolist():
             ends = [ranks[0], ranks[-1]]
             group = dist.new_group(ends)  # all processes have to call this together
@@ -297,7 +306,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         return own_group
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Do nothing: Trainer would average over all processes, stages included; `_reduce_gradients` averages right."""
+        """Do nothing: Trainer would average over all processes, even those of other stages; see `_reduce_gradients`."""
 
     def _clip_grad_norm(self, model: nn.Module, max_norm: float | None = None) -> torch.Tensor:
         """Clip the gradients by their norm over the whole model, all stages together; return the norm."""
@@ -315,8 +324,10 @@ class ModelParallelTrainer(PretrainingTrainer):
             if name not in self.copied_names:
                 counted_by_mesh[mesh].append(gradient)
 
-        norms = [get_total_norm(gradients) for gradients in counted_by_mesh.values()]
-        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        norms = []
+        for gradients in counted_by_mesh.values():
+            norm = get_total_norm(gradients)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         square = torch.stack(norms).square().sum()
         dist.all_reduce(square, group=self.mesh["pp"].get_group())
         total_norm = square.sqrt()
@@ -339,7 +350,9 @@ class ModelParallelTrainer(PretrainingTrainer):
             return
         config = self.model.config
         distributed_config = config.distributed_config
-        config.distributed_config = None  # or save_pretrained would gather from processes that do not take part
+        config.distributed_config = (
+            None  # otherwise save_pretrained would gather the weights again, in this process alone
+        )
         super()._save(output_dir, weights)
         config.distributed_config = distributed_config
 
@@ -349,7 +362,7 @@ class ModelParallelTrainer(PretrainingTrainer):
         weights = {}
         for name, tensor in self.model.state_dict().items():
             if isinstance(tensor, DTensor):
-                tensor = tensor.full_tensor()  # in every process, also where the result is not kept
+                tensor = tensor.full_tensor()  # all processes have to call this together
             if is_first_pipeline and name not in self.tied_names | self.copied_names:
                 weights[name] = tensor.detach().cpu()
 
@@ -365,11 +378,12 @@ class ModelParallelTrainer(PretrainingTrainer):
     def _collect_stages(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the weights of all stages in the first stage, nothing in the others.
 
-        They are sent tensor by tensor, since a GPU has no room for another stage.
+        They are sent one by one, since a GPU has no room for a second stage.
         """
         group = self.mesh["pp"].get_group()
         device = self.args.device
 
+        # Every other stage sends the shapes of its weights, then the weights.
         if not self.is_first_stage:
             shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
             dist.send_object_list([shapes], group=group, group_dst=0)
@@ -403,7 +417,7 @@ class ModelParallelTrainer(PretrainingTrainer):
                     if name in names:
                         weights[name] = file.get_tensor(name)
 
-        # A tied head is not in the file.
+        # A tied head is not in the files: it is loaded from the embedding.
         for name in names & self.tied_names:
             weights[name] = weights[self.embedding_name]
         set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
@@ -414,8 +428,9 @@ class ModelParallelTrainer(PretrainingTrainer):
         folder = Path(checkpoint)
         load_optimizer_distributed(self.model, self.optimizer.optimizer, str(folder / OPTIMIZER_FOLDER))
 
+        # The schedule's lists have an item for each parameter group, all alike. The checkpoint may be from another
+        # layout, which has another number of groups.
         schedule = torch.load(folder / SCHEDULER_FILE, weights_only=True)
-        # Its lists have an item per parameter group, all with one learning rate; another layout has other groups.
         group_count = len(self.optimizer.param_groups)
         for key, value in schedule.items():
             if isinstance(value, list):
@@ -426,9 +441,9 @@ class ModelParallelTrainer(PretrainingTrainer):
 def create_stage_forward(model: PreTrainedModel, is_first: bool, is_last: bool) -> Callable[..., torch.Tensor]:
     """Create the forward pass of one pipeline stage, which replaces the model's.
 
-    It takes ids (B T) or hidden states (B T D), and returns hidden states, or in the last stage the loss (1,): summed
-    and divided by `model.items` where that is set, else the mean. It adds to `model.added` what `model.terms` add to
-    the loss.
+    The first stage takes ids (B T), the others hidden states (B T D). The last stage returns the loss (1,), the others
+    hidden states. The loss is the sum divided by `model.items` where that is set, otherwise the mean; what
+    `model.terms` add to it is added to `model.added`.
     """
     whole_forward = model.forward
 
@@ -448,10 +463,10 @@ def create_stage_forward(model: PreTrainedModel, is_first: bool, is_last: bool) 
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of a tensor."""
+    """Return this process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_split_in_dimension(tensor: torch.Tensor, dimension: str) -> bool:
-    """Whether a tensor is spread over this dimension of its mesh."""
+    """Whether a tensor is spread over the mesh dimension of this name."""
     return isinstance(tensor, DTensor) and dimension in tensor.device_mesh.mesh_dim_names

@@ -1,6 +1,6 @@
-"""The end of every training stage: resume, train, evaluate, save, write manifest and model card, push.
+"""Turn a Trainer that is ready to run into a finished model folder that `from_pretrained` opens.
 
-It turns a Trainer that is ready to run into a finished model folder that `from_pretrained` opens.
+All training stages share these steps: resume, train, evaluate, save, write manifest and model card, upload.
 """
 
 import gc
@@ -38,9 +38,9 @@ def train_and_save(
 ) -> None:
     """Train to the end under all guards, then turn `output.path` into a model folder that `from_pretrained` opens.
 
-    `headline` is a format string over the metrics of the last evaluation, as in "{eval_loss:.3f} loss", and over those
-    that `measure` returns for the saved model (it is called in the first process only). `spikes` says which updates to
-    skip; None skips none. `facts` go into the manifest.
+    `headline` is a format string, as "{eval_loss:.3f} loss". Its values are the metrics of the last evaluation and
+    those that `measure` returns for the saved model (it is called in the first process only). `spikes` says which
+    updates to skip; None skips none. `facts` go into the manifest.
     """
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     metrics = last_evaluation(trainer) or trainer.evaluate()
@@ -79,11 +79,11 @@ def _complete_output(
 
 
 def shut_down_process_group(trainer: Trainer) -> None:
-    """End the process group of a launch: in all processes at once, and before the interpreter exits.
+    """End the process group of a launch in all processes at once, and before the interpreter exits.
 
-    A process that leaves first closes connections that another still listens on. What wraps the model (DDP, DeepSpeed's
-    engine) holds the process group and its threads, and is part of reference cycles. Those would be freed as late as
-    the interpreter's exit, where a thread that asks for the interpreter ends in an abort; so they are collected now.
+    At once, because a process that leaves first closes connections that another still listens on. Before the exit,
+    because the wrapper of the model (DDP, DeepSpeed's engine) holds the process group and its threads in reference
+    cycles: freed only while the interpreter exits, a thread that asks for the interpreter would abort the process.
     """
     trainer.accelerator.wait_for_everyone()
     trainer.model_wrapped = None
@@ -96,7 +96,7 @@ def shut_down_process_group(trainer: Trainer) -> None:
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
     """Return the log entry that evaluated the final model; None where there is none.
 
-    The final model is that of the last step, or of the best step where `load_best_model_at_end` has brought it back.
+    The final model is that of the last step, or with `load_best_model_at_end` that of the best step.
     """
     final_step = trainer.state.global_step
     if trainer.args.load_best_model_at_end:
@@ -109,7 +109,7 @@ def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
 
 
 def training_fingerprint(trainer: Trainer, output: StageOutput) -> dict[str, Any]:
-    """Return what must not differ between a checkpoint and the training that resumes from it."""
+    """Return the settings and data that must be the same in a checkpoint and in the training that resumes from it."""
     fingerprint = {"settings": digest_of(output.settings)}
     for name, digest in output.inputs.items():
         fingerprint[f"input {name}"] = digest
@@ -136,15 +136,15 @@ def save_model_folder(trainer: Trainer, folder: Path) -> None:
         trainer.save_model(str(folder), _internal_call=True)
 
     if is_main_process():
-        # A pickle of this machine's settings: of no use to whoever downloads the model, and a risk to load.
+        # A pickle of this machine's settings is of no use to whoever downloads the model, and unsafe to load.
         (folder / "training_args.bin").unlink(missing_ok=True)
         (folder / "adapter" / "training_args.bin").unlink(missing_ok=True)
 
 
 def save_merged_adapter(trained: "PeftModel", folder: Path) -> None:
-    """Save base model + `folder/adapter` as one model in `folder`.
+    """Merge the base model and the adapter in `folder/adapter`, and save them as one model in `folder`.
 
-    Both are loaded again from disk, so it does not matter how a launcher has split the trained ones.
+    Both are loaded again from disk, so that they are whole even where a launch has sharded the trained ones.
     """
     from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config

@@ -204,7 +204,7 @@ def test_scores_are_normalised_clipped_and_less_the_penalty_for_not_ending(tmp_p
     scores = torch.tensor([[1.0, 2.0, 3.0, 10.0], [0.0, 0.0, 0.0, 1.0]])
     total, ended = scores.sum(0), torch.tensor([True, True, False, True])
     expected = ((total - total.mean()) / total.std()).clamp(-1, 1) - torch.tensor([0.0, 0.0, 0.25, 0.0])
-    torch.testing.assert_close(trainer._shape_scores(scores, ended), expected)
+    torch.testing.assert_close(trainer._combine_scores(scores, ended), expected)
 
 
 def test_rewards_see_what_trl_shows_them_and_the_columns_of_the_rows(tmp_path):

@@ -74,7 +74,7 @@ def test_its_memory_survives_being_written_down():
 
 @pytest.mark.parametrize("values", [{"window": 1}, {"sigma": 0}, {"sigma": -1}])
 def test_impossible_settings_are_refused(values):
-    with pytest.raises(ValueError, match="window is 2 steps or more"):
+    with pytest.raises(ValueError, match="window must be at least 2 steps"):
         SpikeSection(**values)
 
 

@@ -1,9 +1,14 @@
 """Alert when something goes wrong in a training: on the terminal, in `logs/alerts.jsonl`, on the page, in wandb.
 
-The rules look at what is logged and change nothing. A value is compared with the median of the few before it. How far
-from such medians the last `WINDOW_ENTRIES` values were, and how much that scatters, is estimated by median and median
-absolute deviation, 1.4826 times of which is a normal distribution's standard deviation. Neither a falling curve nor the
-outliers that are tested for move these much (Hampel 1974, https://doi.org/10.1080/01621459.1974.10482962).
+The rules read the log entries and change nothing. Spikes are found in three steps (`RecentValues`):
+
+1. The move of a value is its distance from the median of the `NEIGHBOURS` values before it.
+2. The usual move is the median of the last `WINDOW_ENTRIES` moves. Their scatter is 1.4826 times their median absolute
+   deviation, which for a normal distribution is the standard deviation.
+3. A value is a spike where its move is `OUTLIER_SIGMAS` times the scatter above the usual move.
+
+Medians are hardly moved by a falling curve or by the outliers themselves (Hampel 1974,
+https://doi.org/10.1080/01621459.1974.10482962).
 """
 
 import math
@@ -19,19 +24,19 @@ from transformers.integrations import TensorBoardCallback
 from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import alerts_file, append_row, truncate_after_step
 
-WINDOW_ENTRIES = 48  # of the log that are remembered
-NEIGHBOURS = 5  # entries that a new one is compared with
-MIN_ENTRIES = 16  # before anything can be called unusual
+WINDOW_ENTRIES = 48  # how many log entries are remembered
+NEIGHBOURS = 5  # how many earlier entries a new one is compared with
+MIN_ENTRIES = 16  # how many entries are needed before one can be called unusual
 
-OUTLIER_SIGMAS = 8.0  # many, for the deviation is estimated from few values
-MIN_LOSS_DEVIATION = 0.005  # of the expected loss: a curve without any scatter may still move so much
-MIN_GRADIENT_JUMP = 3.0  # times the expected gradient norm
+OUTLIER_SIGMAS = 8.0  # deviations from the usual that make a spike; many, since few values estimate the deviation
+MIN_LOSS_DEVIATION = 0.005  # least deviation of the loss, as a share of it: smooth curves move this much too
+MIN_GRADIENT_JUMP = 3.0  # a gradient norm alerts only above this many times the usual one
 
-SLOW_SHARE = 0.5  # of the usual speed
-SLOW_ENTRIES = 2  # in a row
+SLOW_SHARE = 0.5  # training is slow below this share of the usual speed ...
+SLOW_ENTRIES = 2  # ... in this many log entries in a row
 
-RISING_EVALUATIONS = 3  # in a row above the best one
-MIN_RISE = 0.005  # of the best validation loss
+RISING_EVALUATIONS = 3  # the model overfits after this many evaluations in a row ...
+MIN_RISE = 0.005  # ... whose loss is above the best one by this share
 
 
 @dataclass
@@ -42,25 +47,25 @@ class Alert:
     kind: str
     """The name of the rule."""
     text: str
-    """What a person reads."""
+    """The message for people."""
     time: float = 0.0
     """Seconds since 1970."""
 
 
 class RecentValues:
-    """The last values of one metric, and what the next one may be expected to be."""
+    """The last values of one metric, from which the next one is predicted."""
 
     def __init__(self) -> None:
         self.values: deque[float] = deque(maxlen=WINDOW_ENTRIES)
-        self._moves: deque[float] = deque(maxlen=WINDOW_ENTRIES)  # of each value from the median of the few before it
+        self._moves: deque[float] = deque(maxlen=WINDOW_ENTRIES)  # each value less the median of the few before it
 
     def expect_next(self) -> tuple[float, float] | None:
-        """Estimate the next value and its robust standard deviation; None before there are enough values."""
+        """Predict the next value and its robust standard deviation; None before there are enough values."""
         if len(self._moves) < MIN_ENTRIES:
             return None
-        move = median(self._moves)
-        deviation = 1.4826 * median(abs(other - move) for other in self._moves)
-        return self._median_of_last() + move, deviation
+        usual_move = median(self._moves)
+        deviation = 1.4826 * median(abs(move - usual_move) for move in self._moves)
+        return self._median_of_last() + usual_move, deviation
 
     def add_value(self, value: float) -> None:
         """Remember the next value."""
@@ -81,15 +86,15 @@ class AlertRules:
     def __init__(self) -> None:
         self._losses = RecentValues()
         self._gradients = RecentValues()  # logarithms of gradient norms
-        self._speeds: deque[float] = deque(maxlen=WINDOW_ENTRIES)
+        self._speeds: deque[float] = deque(maxlen=WINDOW_ENTRIES)  # tokens per second
         self._under_way: set[str] = set()  # kinds of alerts that have begun and still last
-        self._slow_entries = 0  # in a row
-        self._rising_evaluations = 0  # in a row
-        self._skip_counts: dict[str, float] = {}
-        self._best: tuple[float, float] | None = None  # validation loss, and the training loss at that time
+        self._slow_entries = 0  # how many in a row, up to now
+        self._rising_evaluations = 0  # how many in a row, up to now
+        self._skip_counts: dict[str, float] = {}  # the last value of each `skipped_...` counter
+        self._best: tuple[float, float] | None = None  # best validation loss, and the training loss at that time
 
     def check_entry(self, entry: dict[str, Any]) -> list[Alert]:
-        """Return what is wrong in this entry of the log, which has a `step`."""
+        """Return the alerts that begin with this entry of the log, which has a `step`."""
         alerts = [self._check_skipped_updates(entry)]
         if "loss" in entry:
             alerts.append(self._check_loss(entry["loss"]))
@@ -104,9 +109,9 @@ class AlertRules:
         self._slow_entries = 0
         self._speeds.clear()
 
-    def _alert_at_start(self, kind: str, lasts: bool, text: str) -> tuple[str, str] | None:
-        """Return an alert's kind and text where it begins; None while it lasts, and where all is well."""
-        if not lasts:
+    def _alert_at_start(self, kind: str, is_wrong: bool, text: str) -> tuple[str, str] | None:
+        """Return an alert's kind and text where it begins; None while it lasts, and where nothing is wrong."""
+        if not is_wrong:
             self._under_way.discard(kind)
             return None
         if kind in self._under_way:
@@ -132,7 +137,8 @@ class AlertRules:
         expected = self._losses.expect_next()
         if expected:
             usual, deviation = expected
-            is_spike = loss > usual + OUTLIER_SIGMAS * max(deviation, MIN_LOSS_DEVIATION * abs(usual), 1e-4)
+            least_deviation = max(deviation, MIN_LOSS_DEVIATION * abs(usual), 1e-4)
+            is_spike = loss > usual + OUTLIER_SIGMAS * least_deviation
             text = f"loss spike: {loss:.4g}, usual is {usual:.4g} ± {deviation:.2g}"
         self._losses.add_value(loss)
         return self._alert_at_start("loss_spike", is_spike, text)
@@ -147,7 +153,8 @@ class AlertRules:
         expected = self._gradients.expect_next()
         if expected:
             usual, deviation = expected
-            is_jump = math.log(norm) > usual + max(OUTLIER_SIGMAS * deviation, math.log(MIN_GRADIENT_JUMP))
+            least_jump = max(OUTLIER_SIGMAS * deviation, math.log(MIN_GRADIENT_JUMP))
+            is_jump = math.log(norm) > usual + least_jump
             text = f"gradient jump: norm {norm:.3g}, usual is {math.exp(usual):.3g}"
         self._gradients.add_value(math.log(norm))
         return self._alert_at_start("gradient_jump", is_jump, text)
@@ -172,22 +179,23 @@ class AlertRules:
         training_loss = sum(recent) / len(recent)
         if self._best is None or loss < self._best[0]:
             self._best = (loss, training_loss)
-            self._rising_evaluations = 0
-        elif loss > self._best[0] + MIN_RISE * abs(self._best[0]) and training_loss < self._best[1]:
+
+        best_loss, training_loss_at_best = self._best
+        has_risen = loss > best_loss + MIN_RISE * abs(best_loss)
+        if has_risen and training_loss < training_loss_at_best:
             self._rising_evaluations += 1
         else:
             self._rising_evaluations = 0
 
-        best_loss, training_loss_then = self._best
         text = (
             f"overfitting: the validation loss rises ({best_loss:.4g} to {loss:.4g}) while the training loss falls "
-            f"({training_loss_then:.4g} to {training_loss:.4g})"
+            f"({training_loss_at_best:.4g} to {training_loss:.4g})"
         )
         return self._alert_at_start("overfitting", self._rising_evaluations >= RISING_EVALUATIONS, text)
 
 
 class AlertCallback(TrainerCallback):
-    """Apply `AlertRules` in the main process. Stands behind the callbacks that add numbers to the logs."""
+    """Apply `AlertRules` in the main process. Must come after the callbacks that add numbers to the logs."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
@@ -195,7 +203,7 @@ class AlertCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.rules = AlertRules()
-        for entry in state.log_history:  # from before a resume: these have been reported
+        for entry in state.log_history:  # from before a resume; their alerts have been reported
             self.rules.check_entry(entry)
         self.rules.start_session()
         if state.is_world_process_zero:
@@ -211,7 +219,7 @@ class AlertCallback(TrainerCallback):
 
     def _report_alert(self, args, alert: Alert) -> None:
         """Print an alert, and send it to TensorBoard and wandb where they are used."""
-        if alert.kind != "skipped_update":  # the guard that skips it prints more about it
+        if alert.kind != "skipped_update":  # the StepGuard that drops the update prints more about it
             print_main(f"!! step {alert.step:,}: {alert.text}")
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:

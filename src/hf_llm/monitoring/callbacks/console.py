@@ -18,17 +18,17 @@ MIN_REDRAW_SECONDS = 0.2  # between two drawings of the progress line
 class ConsoleCallback(TrainerCallback):
     """Print the log in the main process: one line an entry.
 
-    On a terminal there is one progress line, which stays at the bottom, and a line for each evaluation; `disable_tqdm`
-    gives plain lines there too. What other code prints meanwhile goes through `print_main`, which clears the progress
+    On a terminal there is one progress line, which stays at the bottom, and a line for each evaluation; with
+    `disable_tqdm` every entry is a line of its own. Other code prints through `print_main`, which clears the progress
     line first.
     """
 
     def __init__(self) -> None:
-        self._training: dict[str, Any] = {}  # the last log entry of the training
-        self._evaluation: dict[str, Any] = {}  # and of an evaluation
-        self._eval_batches = 0  # of the evaluation under way
+        self._training: dict[str, Any] = {}  # the last log entry with a training loss
+        self._evaluation: dict[str, Any] = {}  # the last log entry of an evaluation
+        self._eval_batches = 0  # batches done of the present evaluation
         self._redraws = False  # whether there is a progress line
-        self._last_drawn = 0.0
+        self._last_drawn = 0.0  # the moment, by time.monotonic
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._training = {}

@@ -48,7 +48,7 @@ def format_position(step: int, max_steps: int) -> str:
 
 
 def _label_value(metric: Metric, label: str, value: Any) -> list[str]:
-    """One value with its label; none where it was not logged, or was not finite."""
+    """Format one value with its label, as a list of one; an empty list where it was not logged or was not finite."""
     if not isinstance(value, int | float):
         return []
     return [label.format(metric.format_value(value))]

@@ -1,4 +1,4 @@
-"""Estimate how long a training still takes, and add up what it has cost so far."""
+"""Estimate how long a training will still take, and add up what it has cost so far."""
 
 import time
 
@@ -14,23 +14,23 @@ JOULES_PER_KWH = 3.6e6
 class CostCallback(TrainerCallback):
     """Add `eta_seconds`, `device_hours`, `cost` and `energy_kwh` to the training logs.
 
-    `device_hours` are hours times processes; `cost` is there where the price of one device for an hour is known, and
-    `energy_kwh` where the machine lets it be read. All of them include steps that a fault undid, and leave out time in
-    which nothing ran. `eta_seconds` goes by this session's pace, evaluation and saving included, without its first
-    entry, which includes the compilation.
+    `device_hours` are hours times processes. There is a `cost` where the price of one device for an hour is known, and
+    `energy_kwh` where this host reports it. They add up over all sessions of the training, with steps that were undone
+    by a crash and made again, but without the time between sessions. `eta_seconds` follows the pace of this session,
+    evaluation and saving included, measured from its first log entry on, since compilation comes before that.
     """
 
     def __init__(self, trainer: Trainer, price_per_hour: float | None = None):
         self.trainer = trainer
         self.price_per_hour = price_per_hour
-        self._session_start: tuple[int, float] | None = None  # step and moment
-        self._started = time.perf_counter()  # before the model is loaded: a rented machine is paid for then too
+        self._session_start: tuple[int, float] | None = None  # step and moment of its beginning
+        self._started = time.perf_counter()  # earlier than the first step: a rented machine costs money then too
 
     def on_train_begin(self, args, state, control, **kwargs):
         is_first = self._session_start is None
         self._session_start = (state.global_step, time.perf_counter())
         self._pace_start = self._session_start
-        if not is_first:  # started again by this process, whose time and energy have been counted all along
+        if not is_first:  # trained before in this process, as after a rollback: time and energy are counted already
             return
 
         self._energy = EnergyMeter(args.device, args.local_process_index == 0)
@@ -60,8 +60,8 @@ class CostCallback(TrainerCallback):
         state.log_history[-1].update(values)
 
     def _estimate_seconds_left(self, state, now: float) -> float:
-        step, since = self._pace_start
+        start_step, start_time = self._pace_start
         if self._pace_start == self._session_start:
-            self._pace_start = (state.global_step, now)  # the pace is measured from the first entry on
-        seconds_per_step = (now - since) / (state.global_step - step)
+            self._pace_start = (state.global_step, now)  # from the second entry on, the pace is counted from the first
+        seconds_per_step = (now - start_time) / (state.global_step - start_step)
         return round(seconds_per_step * (state.max_steps - state.global_step), 1)

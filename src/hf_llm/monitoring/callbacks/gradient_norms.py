@@ -1,4 +1,4 @@
-"""Log the gradient's norm by the part of the model it belongs to: where a training becomes unstable first."""
+"""Log the gradient norm of each part of the model, which shows where a training becomes unstable first."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_llm.core.console import print_main
 from hf_llm.parallel.layout import read_layout
 
-# The part of a parameter is the first one whose pattern its name matches; names are those of transformers' models. Each
+# A parameter belongs to the first part whose pattern its name matches; names are those of transformers' models. Each
 # part has a line in the chart of `evaluation/metrics.py`.
 PARTS = {
     "norms": r"norm|(^|\.)ln_|layer_?norm",
@@ -27,17 +27,17 @@ OTHER = "other"
 class GradientNormCallback(TrainerCallback):
     """Add `grad_norm/<part>` to the training logs: 2-norms before clipping, whose squares add up to `grad_norm`'s.
 
-    Taken only in steps that will be logged, and read only when the loss has been read: no synchronisation of its own.
-    Correct under accumulation, DDP (whose gradients are equal in all processes) and FSDP2 (each process holds a shard).
-    There is only `grad_norm`, and a line says so, under DeepSpeed (whose engine has stepped and freed the gradients
-    before a callback is called), FSDP1 (which flattens all parameters into one tensor) and pipelines (where no process
-    holds all parts). A head that shares the embeddings' weights counts as embeddings.
+    Norms are computed only in steps that will be logged, and read after the loss has been read, so that the device is
+    not synchronised once more. They are correct under accumulation, DDP (all processes hold equal gradients) and FSDP2
+    (each process holds a shard). There are none, and a line says so, under DeepSpeed (its engine has stepped and freed
+    the gradients before a callback is called), FSDP1 (it flattens all parameters into one tensor) and pipelines (no
+    process holds all parts). A head that shares the embeddings' weights counts as embeddings.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self._parameters_by_part: dict[str, list[torch.nn.Parameter]] = {}
-        self._norms: torch.Tensor | None = None  # (parts,) on the device, after clipping, of the step under way
+        self._norms: torch.Tensor | None = None  # the present step's, after clipping: (parts,) on the device
         is_flattened = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
         self._is_disabled = trainer.is_deepspeed_enabled or is_flattened or read_layout().pipeline > 1
 
@@ -63,13 +63,14 @@ class GradientNormCallback(TrainerCallback):
         norms = self._norms.tolist()
         self._norms = None
 
-        # Clipping has scaled all of them by one factor, which the total norm from before clipping gives back.
+        # Clipping has scaled all norms by one factor. `grad_norm` is the total before clipping, so it gives the factor.
         total = math.hypot(*norms)
         if not total or not math.isfinite(total):
             return
         scale = float(logs["grad_norm"]) / total
-        parts = self._parameters_by_part
-        values = {f"grad_norm/{part}": norm * scale for part, norm in zip(parts, norms, strict=True)}
+        values = {}
+        for part, norm in zip(self._parameters_by_part, norms, strict=True):
+            values[f"grad_norm/{part}"] = norm * scale
         logs.update(values)
         state.log_history[-1].update(values)
 
@@ -84,7 +85,7 @@ def group_by_part(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]
 
 
 def model_part(name: str) -> str:
-    """The part of a model that a parameter belongs to, by its name: one of `PARTS`, or `OTHER`."""
+    """Return the part of a model that a parameter belongs to by its name: one of `PARTS`, or `OTHER`."""
     for part, pattern in PARTS.items():
         if re.search(pattern, name.lower()):
             return part
@@ -93,7 +94,7 @@ def model_part(name: str) -> str:
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """Compute the 2-norm of the gradients of some parameters, (), on their device; 0 where none has a gradient."""
-    # Gradients that are sharded over different processes cannot be stacked: a norm for each mesh of processes.
+    # Gradients that are sharded over different meshes of processes cannot be stacked, so each mesh has its own norm.
     gradients_by_mesh: dict[DeviceMesh | None, list[torch.Tensor]] = {}
     for parameter in parameters:
         gradient = parameter.grad
@@ -110,7 +111,7 @@ def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
 
 
 def _will_log(args, state) -> bool:
-    """Whether the step under way will be logged, as DefaultFlowCallback decides after it."""
+    """Whether the present step will be logged: the rule of DefaultFlowCallback, which decides after the step."""
     step = state.global_step + 1
     if args.logging_strategy == IntervalStrategy.STEPS and step % state.logging_steps == 0:
         return True

@@ -10,7 +10,7 @@ from hf_llm.core.console import print_main
 
 
 def choose_reporters(requested: str | list[str] | None) -> list[str]:
-    """Choose the `report_to` of TrainingArguments from what a recipe requests; TensorBoard where that is nothing.
+    """Choose the `report_to` of TrainingArguments: what a recipe requests, by default TensorBoard.
 
     Where wandb is requested and no login is known, it runs offline (`WANDB_MODE`), and a line says so.
     """

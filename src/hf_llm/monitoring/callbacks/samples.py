@@ -1,6 +1,6 @@
-"""Sample short completions of fixed prompts while a model trains: printed, logged, and kept in `samples.jsonl`.
+"""Complete fixed prompts while a model trains; the completions are printed, logged, and kept in `samples.jsonl`.
 
-A masked language model or an encoder-decoder restores the masked tokens or spans of the prompts instead.
+A masked language model or an encoder-decoder fills in the masked tokens or spans of the prompts instead.
 """
 
 import random
@@ -33,11 +33,12 @@ class SamplesSection:
 
 
 class SampleCallback(TrainerCallback):
-    """Complete the prompts greedily after every `samples.every`-th evaluation: `{"step", "prompt", "text"}` a line.
+    """Complete the prompts greedily after every `samples.every`-th evaluation.
 
-    Only the main process generates; the model's mode and the state of every random number generator are restored, so
-    that a run is the same bit for bit with and without samples. There are none under ZeRO-3, FSDP, tensor and pipeline
-    parallelism, where no process holds the weights.
+    Each completion is a line `{"step", "prompt", "text"}` of `samples.jsonl`. Only the main process generates. The
+    model's mode and the state of every random number generator are restored, so that a run is the same bit for bit with
+    and without samples. There are no samples under ZeRO-3, FSDP, tensor and pipeline parallelism, where no process
+    holds all weights.
     """
 
     def __init__(self, trainer: Trainer, samples: SamplesSection):

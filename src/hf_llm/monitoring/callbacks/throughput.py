@@ -1,4 +1,4 @@
-"""Add to Trainer's logs what a training step achieves and needs: tokens per second, MFU, memory, perplexity."""
+"""Add tokens per second, MFU, memory and perplexity to Trainer's logs."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ from hf_llm.hardware.memory_counters import memory_in_use
 from hf_llm.hardware.peak_flops import find_peak_flops
 from hf_llm.parallel.layout import read_layout
 
-MAX_EXPONENT = math.log(sys.float_info.max)  # of the largest perplexity that a float can hold
+MAX_EXPONENT = math.log(sys.float_info.max)  # the loss whose perplexity is the largest that a float can hold
 
 
 class ThroughputCallback(TrainerCallback):
@@ -25,17 +25,21 @@ class ThroughputCallback(TrainerCallback):
     main process's memory (`hf_llm.hardware.memory_counters`), and `perplexity`; the evaluation logs get
     `eval_perplexity` and `eval_bits_per_byte`.
 
-    Tokens are counted in the batches that Trainer fetches, without padding. Where those hold none, because completions
-    are sampled later, the trainer counts them in `state.num_input_tokens_seen`, as TRL's do; where it does not either,
-    nothing is logged about tokens. Time runs from a fetch to the log, without evaluation and saving. `mfu` is relative
-    to a data sheet's peak, `mfu_of_measured_peak` to a matrix product timed on this machine; there is neither without
-    `flops_per_token` (forward and backward, of one token; by sequence length, where that changes). After a resume
-    `tokens_seen` continues from the last entry before the checkpoint, with its mean per step for the steps between.
+    Tokens: counted without padding in the batches that Trainer fetches. Where completions are sampled only later, the
+    trainer counts them in `state.num_input_tokens_seen`, as TRL's do; without either count, no tokens are logged. After
+    a resume `tokens_seen` continues from the last entry before the checkpoint, with that entry's mean per step for the
+    steps in between.
+
+    Time: from the fetch of the first batch to the log, without evaluation and saving.
+
+    MFU: `mfu` is relative to a data sheet's peak, `mfu_of_measured_peak` to a matrix product timed on this machine.
+    `flops_per_token` are those of forward and backward pass for one token, by sequence length where that changes;
+    without it there is no MFU.
+
     `likelihood` says whether the loss is nats per token, as in pretraining and SFT, but not in DPO. `stage_at` maps a
     step to the stage of a curriculum, logged as `curriculum_stage`.
 
-    Must stand before the reporters among the callbacks (`attach_callbacks` sees to that): they log what it adds to the
-    dictionary.
+    Must come before the reporters among the callbacks, which log what it adds (`attach_callbacks` sees to that).
     """
 
     def __init__(
@@ -51,20 +55,22 @@ class ThroughputCallback(TrainerCallback):
         self.likelihood = likelihood
         self.stage_at = stage_at
         layout = read_layout()
-        self._processes_per_batch = layout.processes // layout.data  # that fetch the same batches
+        self._processes_per_batch = layout.processes // layout.data  # how many processes fetch the same batch
 
-        # Of this process, since the last log.
+        # Counted in this process since the last log.
         self._tokens: int | torch.Tensor = 0
-        self._flops: float | torch.Tensor = 0.0  # of these tokens, where that depends on the sequence length
-        self._excluded_seconds = 0.0  # of evaluation and saving
-        self._window_start: float | None = None  # when the first batch was fetched
-        self._pause_start: float | None = None  # of an evaluation or a save under way
+        self._flops: float | torch.Tensor = 0.0  # for these tokens, where FLOPs depend on the sequence length
+        self._excluded_seconds = 0.0  # spent in evaluation and saving
+        self._window_start: float | None = None  # the moment of the first fetch
+        self._pause_start: float | None = None  # the moment when a present evaluation or save began
 
-        self._trainer_tokens = 0  # of all processes, as the trainer counts them, up to the last log
-        self._tokens_seen = 0.0  # of all processes, since the training began
-        self._peak: tuple[float, str] | None = None  # FLOP/s of all processes, and the key of the MFU
+        # Counted over all processes.
+        self._trainer_tokens = 0  # the trainer's own count at the last log
+        self._tokens_seen = 0.0  # since the training began
+        self._peak: tuple[float, str] | None = None  # peak FLOP/s of all processes, and the key to log the MFU by
 
-        # Callbacks never see a batch; fetching is Trainer's one public method that sees each of them, in this process.
+        # Trainer shows batches to no callback. `get_batch_samples` is its one public method that sees each batch, so it
+        # is replaced on the instance.
         trainer.get_batch_samples = self._count_batches(trainer.get_batch_samples)
 
     def _count_batches(self, fetch: Callable) -> Callable:
@@ -123,12 +129,15 @@ class ThroughputCallback(TrainerCallback):
         """Compute the speed since the last log, and start the next window."""
         now = self._pause_start or time.perf_counter()
         seconds = now - self._window_start - self._excluded_seconds
+
+        # Processes that share a batch have all counted its tokens.
         fetched_tokens = sum_over_processes(float(self._tokens), device) / self._processes_per_batch
         tokens = fetched_tokens or trainer_tokens - self._trainer_tokens
         flops_per_token = self.flops_per_token
         if isinstance(flops_per_token, Mapping):
             flops_per_token = float(self._flops) / float(self._tokens)
 
+        # The next window starts now.
         self._tokens = 0
         self._flops = 0.0
         self._trainer_tokens = trainer_tokens
@@ -146,7 +155,7 @@ class ThroughputCallback(TrainerCallback):
         return values
 
     def _convert_losses(self, logs: dict[str, float]) -> dict[str, float]:
-        """Perplexity and bits per byte of the losses in a log entry, which are nats per token."""
+        """Convert the losses in a log entry, nats per token, to perplexity and bits per byte."""
         values = {}
         for key, perplexity_key in (("loss", "perplexity"), ("eval_loss", "eval_perplexity")):
             if logs.get(key, math.inf) < MAX_EXPONENT:
@@ -159,7 +168,7 @@ class ThroughputCallback(TrainerCallback):
         """Stop the clock before an evaluation or a save."""
         if self._pause_start is None and (control.should_evaluate or control.should_save):
             if args.device.type != "cpu":
-                torch.accelerator.synchronize(args.device)  # what is still queued is training, not evaluation
+                torch.accelerator.synchronize(args.device)  # kernels still in the queue belong to the training
             self._pause_start = time.perf_counter()
 
     def _start_or_resume_clock(self) -> None:
@@ -172,8 +181,10 @@ class ThroughputCallback(TrainerCallback):
 
 
 def count_tokens(batch: Mapping[str, torch.Tensor] | list) -> int | torch.Tensor:
-    """Count the tokens of one micro-batch without padding: a sum that stays on the device where there is a mask (batch,
-    length). 0 for rows that are not tokens yet."""
+    """Count the tokens of one micro-batch without padding; 0 for rows that are not tokenized yet.
+
+    Where there is a mask (batch, length), the count is a tensor that stays on the device.
+    """
     if not isinstance(batch, Mapping):
         return 0
     mask = batch.get("attention_mask")
@@ -191,9 +202,9 @@ def estimate_tokens_seen(state) -> float:
 
 
 def _compute_dtype(args, model) -> torch.dtype:
-    """The data type whose peak MFU is relative to."""
+    """Choose the data type whose peak the MFU is relative to."""
     if args.mixed_precision == "fp8":
-        return torch.bfloat16  # of what is not in 8 bits: so the MFU compares with other trainings
+        return torch.bfloat16  # not 8 bits: so the MFU can be compared with that of other trainings
     if args.bf16:
         return torch.bfloat16
     if args.fp16:

@@ -1,4 +1,4 @@
-"""A policy together with what values its states, as one module: PPO trains both with one optimizer."""
+"""A policy and its value function (head or critic) as one module: PPO trains both with one optimizer."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hf_llm.posttraining.ppo.losses import token_log_probs
 
 
 class ActorCritic(nn.Module):
-    """`policy`, and either a linear value head on its last hidden states or a `critic` of its own.
+    """`policy`, with either a linear value head on its last hidden states or a separate model as `critic`.
 
     The head starts at zero, so that an untrained head does not disturb the policy. The critic is a sequence classifier
     with one score, of which every position is used.
@@ -35,7 +35,7 @@ class ActorCritic(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The policy's."""
+        """The policy's config."""
         return self.policy.config
 
     @property
@@ -50,7 +50,7 @@ class ActorCritic(nn.Module):
         return [model for model in (self.policy, self.critic) if model is not None]
 
     def do_nothing(self) -> None:
-        """A method that FSDP2 may wrap (`hf_llm.parallel.gather_parameters.mark_fsdp_root`)."""
+        """Do nothing: a method for FSDP2 to wrap (`hf_llm.parallel.gather_parameters.mark_fsdp_root`)."""
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Recompute activations of both models in the backward pass."""
@@ -61,25 +61,25 @@ class ActorCritic(nn.Module):
         self,
         input_ids: torch.LongTensor,  # B P+T, prompts padded on the left, completions on the right
         attention_mask: torch.LongTensor,  # B P+T
-        answer_length: int,  # T
+        completion_length: int,  # T
         temperature: float | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Log-probabilities of the completions' tokens and the values of the states before them, B T each.
+        """Return log-probabilities of the completions' tokens, and values of the states before them, B T each.
 
-        Without a `temperature` the values alone, which spares the vocabulary's logits, or the policy altogether.
+        Without a `temperature` only the values are computed: no logits, and with a critic no pass of the policy at all.
         """
         inputs = model_inputs(input_ids, attention_mask)
-        states_before = slice(-answer_length - 1, -1)  # the positions that the completion's tokens are predicted at
+        states_before = slice(-completion_length - 1, -1)  # the positions that predict the completion's tokens
         needs_log_probs = temperature is not None
         uses_head = self.critic is None
 
         if needs_log_probs or uses_head:
-            logits_kept = answer_length + 1 if needs_log_probs else 1
+            logits_kept = completion_length + 1 if needs_log_probs else 1  # 0 would keep all
             outputs = self.policy(**inputs, logits_to_keep=logits_kept, output_hidden_states=uses_head)
 
         log_probs = None
         if needs_log_probs:
-            tokens = input_ids[:, -answer_length:]
+            tokens = input_ids[:, -completion_length:]
             log_probs = token_log_probs(outputs.logits[:, states_before], tokens, temperature)
 
         if uses_head:
@@ -93,7 +93,7 @@ class ActorCritic(nn.Module):
 
 
 def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """The arguments with which a language model reads whole rows, padded on the left or on the right."""
+    """Return the arguments with which a language model reads whole rows, padded on the left or on the right."""
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -103,14 +103,14 @@ def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[
 
 
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """The position of each token in its row, padding on the left not counted."""
+    """Return the position of each token in its row, padding on the left not counted."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def completion_log_probs(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, answer_length: int, temperature: float
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int, temperature: float
 ) -> torch.Tensor:
-    """Log-probabilities (B T) of the completions' tokens under a plain language model, such as the reference."""
-    outputs = model(**model_inputs(input_ids, attention_mask), logits_to_keep=answer_length + 1)
-    tokens = input_ids[:, -answer_length:]
-    return token_log_probs(outputs.logits[:, -answer_length - 1 : -1], tokens, temperature)
+    """Return log-probabilities (B T) of the completions' tokens under a plain language model, as the reference is."""
+    outputs = model(**model_inputs(input_ids, attention_mask), logits_to_keep=completion_length + 1)
+    tokens = input_ids[:, -completion_length:]
+    return token_log_probs(outputs.logits[:, -completion_length - 1 : -1], tokens, temperature)

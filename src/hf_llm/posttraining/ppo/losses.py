@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 Estimator = Literal["k1", "k3"]
 
-MAX_KL_ERROR = 0.2  # relative, in one update of the KL coefficient; Ziegler, section 2.2
+# The relative error of the KL is clipped to plus and minus this in an update of the coefficient; Ziegler, section 2.2.
+MAX_KL_ERROR = 0.2
 
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probability of each token (B T) under its logits (B T V) at a temperature; float32."""
+    """Compute the log-probability of each token (B T) under its logits (B T V) at a temperature, in float32."""
     logits = logits.float()
     if temperature != 1:
         logits = logits / temperature
@@ -26,7 +27,7 @@ def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, temperature: flo
 
 
 def kl_estimate(log_probs: torch.Tensor, reference: torch.Tensor, estimator: Estimator) -> torch.Tensor:
-    """KL(policy || reference) of each token in nats, from samples of the policy.
+    """Estimate KL(policy || reference) at each token in nats, from samples of the policy.
 
     k1 is log p/q, unbiased; k3 is q/p - 1 - log q/p, unbiased and never negative
     (http://joschu.net/blog/kl-approx.html).
@@ -38,7 +39,7 @@ def kl_estimate(log_probs: torch.Tensor, reference: torch.Tensor, estimator: Est
 
 
 def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """The reward of each token (B T): the KL penalty, and with the last token of a completion its score (B)."""
+    """Compute the reward of each token (B T): minus its KL penalty, plus the completion's score at the last token."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
@@ -48,10 +49,10 @@ def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl
 def advantages_and_returns(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantages, and the returns (advantage + value) that the critic is trained on.
+    """Compute generalised advantages, and the returns (advantage + value) that the critic is trained on.
 
-    Both are B T, 0 off the mask. `values` (B T) are of the state before each token. Nothing follows a completion, ended
-    or cut off.
+    Both are B T, 0 off the mask. `values` (B T) are those of the state before each token. The value after a
+    completion's last token is 0, whether the completion ended or was cut off.
     """
     advantages = torch.zeros_like(rewards)
     advantage = torch.zeros_like(rewards[:, 0])  # B
@@ -65,13 +66,13 @@ def advantages_and_returns(
 
 
 def sum_moments(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Count, sum and sum of squares (float64) of the masked values, to be added over processes."""
-    kept = values.double() * mask
-    return torch.stack([mask.double().sum(), kept.sum(), (kept * kept).sum()])
+    """Return count, sum and sum of squares (float64) of the values on the mask, to be summed over processes."""
+    masked = values.double() * mask
+    return torch.stack([mask.double().sum(), masked.sum(), (masked * masked).sum()])
 
 
 def mean_and_deviation(moments: torch.Tensor) -> tuple[float, float]:
-    """Mean and unbiased standard deviation of what `sum_moments` has counted."""
+    """Compute mean and unbiased standard deviation from what `sum_moments` returns."""
     count, total, squares = moments.tolist()
     mean = total / count
     variance = max(squares - total * mean, 0.0) / max(count - 1, 1)
@@ -81,24 +82,28 @@ def mean_and_deviation(moments: torch.Tensor) -> tuple[float, float]:
 def policy_loss(
     log_probs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped surrogate loss of each token, and whether clipping made it larger (PPO paper, equation 7)."""
+    """Compute the clipped surrogate loss of each token, and whether clipping made it larger (PPO paper, equation 7).
+
+    `old` are the log-probabilities under the policy that sampled the tokens.
+    """
     ratio = (log_probs - old).exp()
-    plain = -advantages * ratio
+    unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.max(plain, clipped), clipped > plain
+    return torch.max(unclipped, clipped), clipped > unclipped
 
 
 def value_loss(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error of each value, and whether clipping made it larger.
+    """Compute half the squared error of each value, and whether clipping made it larger.
 
-    It is at least that of the value kept within `cliprange` of the old one.
+    The error is the larger of two: that of the value, and that of the value clipped to within `cliprange` of `old`,
+    the value when the completion was sampled.
     """
-    plain = (values - returns) ** 2
+    unclipped = (values - returns) ** 2
     clipped_values = old + (values - old).clamp(-cliprange, cliprange)
     clipped = (clipped_values - returns) ** 2
-    return 0.5 * torch.max(plain, clipped), clipped > plain
+    return 0.5 * torch.max(unclipped, clipped), clipped > unclipped
 
 
 @dataclass
@@ -113,7 +118,7 @@ class KLController:
     horizon: int
 
     def update(self, kl: float, completions: int) -> None:
-        """Steer by the last `completions`, which were `kl` nats away from the reference on average."""
+        """Adjust `coef` after `completions` more, whose mean KL to the reference was `kl` nats per completion."""
         if self.target is None:
             return
         error = min(max(kl / self.target - 1, -MAX_KL_ERROR), MAX_KL_ERROR)
@@ -122,7 +127,7 @@ class KLController:
 
 @dataclass
 class RunningScale:
-    """Mean and deviation of all scores so far, to bring scores of any size to about one (float64 sums)."""
+    """Running mean and deviation of all scores, to normalise scores of any size (float64 sums)."""
 
     sums: torch.Tensor  # count, sum, sum of squares
 
@@ -131,6 +136,6 @@ class RunningScale:
         self.sums = self.sums + sums
 
     def normalize(self, scores: torch.Tensor) -> torch.Tensor:
-        """The scores less the mean, over the deviation."""
+        """Subtract the running mean from the scores, and divide by the running deviation."""
         mean, deviation = mean_and_deviation(self.sums)
         return (scores - mean) / max(deviation, 1e-8)

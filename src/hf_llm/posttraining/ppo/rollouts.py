@@ -1,4 +1,4 @@
-"""What PPO trains on: prompts in blocks, completions sampled of them, and their order in mini-batches."""
+"""What PPO trains on: prompts in blocks, the completions sampled for them, and their order in mini-batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,16 +11,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hf_llm.posttraining.ppo.actor_critic import position_ids
 
-# Ended completions stay in the batch until they are one in so many: removing them copies the cache.
+# Completions that have ended are removed from the batch once they are at least 1 in 8 of it: removing copies the cache.
 ENDED_SHARE_KEPT = 8
 
 
 class PromptBlocks(Sampler[int]):
-    """The rows of a data set in random order, each block of `block` rows `repeats` times over.
+    """Yield row numbers in random order, in blocks of `block` rows; each block is repeated `repeats` times.
 
-    All micro-batches that train on one rollout ask for the same prompts, so that data and checkpoints count as in any
-    Trainer. The last block of an epoch is filled up with rows from its beginning. `epoch` tells which epoch it is when
-    one begins (accelerate's `set_epoch` does not reach the sampler of a resumed epoch on several processes).
+    A block is the prompts of one rollout. It is repeated for every micro-batch that trains on the rollout, so that
+    Trainer counts epochs and skips data on resume as it always does. The last block of an epoch is filled up with rows
+    from the epoch's beginning. `epoch` is called when an epoch begins and returns its number: accelerate's `set_epoch`
+    does not reach the sampler of a resumed epoch on several processes.
     """
 
     def __init__(self, rows: int, block: int, repeats: int, seed: int, epoch: Callable[[], int]):
@@ -36,14 +37,14 @@ class PromptBlocks(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch()]).permutation(self.rows)
-        filled = np.resize(order, self.blocks * self.block)
-        for start in range(0, len(filled), self.block):
+        whole_blocks = np.resize(order, self.blocks * self.block)  # repeats the order's beginning at the end
+        for start in range(0, len(whole_blocks), self.block):
             for _ in range(self.repeats):
-                yield from filled[start : start + self.block].tolist()
+                yield from whole_blocks[start : start + self.block].tolist()
 
 
 def make_generator(device: torch.device, *numbers: int) -> torch.Generator:
-    """Random numbers that depend on `numbers` alone, so that a resumed run draws what it would have drawn."""
+    """Make a generator seeded by `numbers` alone, so that a resumed run draws what it would have drawn."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
@@ -61,7 +62,7 @@ class Completions:
     ended: torch.Tensor  # N, bool: by a token that ends a turn, not by the limit
 
     def token_ids(self) -> list[list[int]]:
-        """The tokens of each completion, the one that ended it included."""
+        """Return the tokens of each completion, the one that ended it included."""
         lengths = self.mask.sum(1).tolist()
         return [row[:length] for row, length in zip(self.tokens.tolist(), lengths, strict=True)]
 
@@ -78,8 +79,8 @@ def sample_completions(
 ) -> Completions:
     """Sample a completion of at most `limit` tokens to each prompt, all in one batch with a key-value cache.
 
-    Nothing but the model's own distribution at `temperature` is sampled from, so the probabilities that come with the
-    tokens are those PPO needs. Rows that have ended leave the batch.
+    There is no top-k or top-p: tokens come from the model's full distribution at `temperature`, so the probabilities
+    returned with them are those PPO needs. Rows that have ended are removed from the batch now and then.
     """
     device = generator.device
     queries, query_mask = pad_left(prompts, pad, device)  # N P
@@ -92,7 +93,7 @@ def sample_completions(
     length = torch.full((count,), limit, device=device)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
 
-    # The state of the rows that are still in the batch.
+    # The state of the B rows that are still in the batch. `rows` are their numbers among all N.
     rows = torch.arange(count, device=device)  # B
     attention_mask = query_mask.long()  # B P+t
     positions = position_ids(query_mask)
@@ -124,6 +125,7 @@ def sample_completions(
         if active == 0:
             break
 
+        # The inputs of the next pass; rows that have ended are removed once they are many.
         inputs = sampled
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
         positions = positions[:, -1:] + 1
@@ -148,7 +150,7 @@ def sample_completions(
 
 
 def pad_left(texts: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The texts as one tensor (N P), padded on the left, and the mask of their tokens (bool)."""
+    """Stack texts (lists of token ids) to one tensor (N P), padded on the left; return it and its mask (bool)."""
     longest = max(map(len, texts))
     padded = torch.tensor([[pad] * (longest - len(text)) + text for text in texts], device=device)
     lengths = torch.tensor([len(text) for text in texts], device=device)
@@ -158,10 +160,10 @@ def pad_left(texts: list[list[int]], pad: int, device: torch.device) -> tuple[to
 
 @dataclass
 class Rollout:
-    """Completions with what PPO trains on, and the order in which it does: all that a checkpoint needs.
+    """Sampled completions with their advantages and returns, and the order in which PPO trains on them.
 
-    N completions of this process; E passes over them, each in M mini-batches (optimizer steps). Checkpoints hold the
-    fields by their names.
+    Shapes: N completions of this process; E passes over them, each in M mini-batches (optimizer steps). Checkpoints
+    hold the fields by their names.
     """
 
     queries: torch.Tensor  # N P
@@ -176,7 +178,10 @@ class Rollout:
     tokens_per_step: torch.Tensor  # E M, completion tokens of a mini-batch in all processes
 
     def micro_batch(self, number: int, size: int, accumulation: int) -> dict[str, torch.Tensor]:
-        """The micro-batch `number` (from 0) of `size` completions, cut to its own longest prompt and completion."""
+        """Return micro-batch `number` (from 0) of `size` completions, cut to its own longest prompt and completion.
+
+        `accumulation` is the number of micro-batches in a mini-batch.
+        """
         rows = self.order.flatten()[number * size : (number + 1) * size]
         prompt_length = int(self.query_mask[rows].sum(1).max())
         completion_length = int(self.mask[rows].sum(1).max())
@@ -196,14 +201,17 @@ class Rollout:
 def shuffle_into_minibatches(
     lengths: torch.Tensor, epochs: int, mini_batches: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """The order (epochs, N) in which completions of these lengths (N) are trained on.
+    """Draw the order (epochs, N) in which completions of these lengths (N) are trained on.
 
-    Mini-batches are drawn at random in every epoch. Within one, completions of like length come together, so that
-    micro-batches hold little padding; the gradient of the mini-batch stays what it is.
+    Every epoch draws its mini-batches at random. Within a mini-batch completions are sorted by length, so that
+    micro-batches hold little padding; the gradient of the mini-batch does not depend on their order.
     """
     orders = []
     for _ in range(epochs):
         shuffled = torch.randperm(len(lengths), generator=generator, device=generator.device)
-        parts = [part[lengths[part].argsort(stable=True)] for part in shuffled.chunk(mini_batches)]
-        orders.append(torch.cat(parts))
+        sorted_batches = []
+        for batch in shuffled.chunk(mini_batches):
+            by_length = lengths[batch].argsort(stable=True)
+            sorted_batches.append(batch[by_length])
+        orders.append(torch.cat(sorted_batches))
     return torch.stack(orders)

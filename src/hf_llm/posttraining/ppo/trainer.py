@@ -1,4 +1,4 @@
-"""Proximal policy optimisation as a `transformers.Trainer`: completions are sampled where a Trainer prepares inputs.
+"""Proximal policy optimisation as a `transformers.Trainer`: `_prepare_inputs` samples the completions to train on.
 
 An optimizer step trains on one mini-batch of completions; every `num_ppo_epochs * num_mini_batches` steps a rollout
 samples new ones. Logging, checkpoints, resume, accelerate and DeepSpeed work as in any Trainer.
@@ -47,7 +47,7 @@ from hf_llm.posttraining.ppo.rollouts import (
 from hf_llm.posttraining.reward_functions import RewardFunction, score_completions
 from hf_llm.tokenization.chat_encoding import encode_chat
 
-# What random numbers are for: part of the seed of their generator.
+# Part of a random generator's seed, so that training and evaluation draw different numbers.
 TRAINING = 0
 EVALUATION = 1
 
@@ -57,36 +57,42 @@ POLICY_PREFIX = "policy."
 
 @dataclass
 class PPOConfig(TrainingArguments):
-    """TrainingArguments, and what PPO needs besides.
+    """TrainingArguments with the settings of PPO.
 
     A rollout samples `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` completions in each
     process, and is trained on in `num_ppo_epochs * num_mini_batches` optimizer steps.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Of policy and critic."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "The learning rate of policy and critic."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over the completions of a rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in each pass."})
-    max_completion_length: int = field(default=128, metadata={"help": "Tokens a completion may have."})
+    max_completion_length: int = field(default=128, metadata={"help": "The largest number of tokens of a completion."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of prompt and completion; left out, the model's context."}
+        default=None,
+        metadata={"help": "The largest number of tokens of prompt and completion; left out, the model's context."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "At which completions are sampled and scored."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "The temperature at which completions are sampled and scored."}
+    )
     kl_coef: float = field(default=0.05, metadata={"help": "Reward deducted for each nat of KL to the reference."})
     kl_target: float | None = field(
         default=None, metadata={"help": "KL in nats per completion that kl_coef is steered towards."}
     )
     kl_horizon: int = field(
-        default=10_000, metadata={"help": "Completions in which kl_coef changes by at most a fifth."}
+        default=10_000, metadata={"help": "Number of completions in which kl_coef changes by at most a fifth."}
     )
     kl_estimator: Literal["k1", "k3"] = field(
-        default="k1", metadata={"help": "Of the KL that is logged and steered by (k3 is never negative)."}
+        default="k1",
+        metadata={"help": "Estimator of the KL that is logged and that steers kl_coef (k3 is never negative)."},
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of a token's reward for each token before it."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     cliprange: float = field(
         default=0.2, metadata={"help": "How far the probability ratio may move and still lower the loss."}
     )
-    cliprange_value: float = field(default=0.2, metadata={"help": "The same for values, in units of the reward."})
+    cliprange_value: float = field(
+        default=0.2, metadata={"help": "How far a value may move and still lower the loss, in units of the reward."}
+    )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     critic: Literal["head", "separate"] | None = field(
         default=None,
@@ -100,31 +106,39 @@ class PPOConfig(TrainingArguments):
     )
     reward_clip: float | None = field(default=None, metadata={"help": "Scores are clipped to plus and minus this."})
     normalize_rewards: bool = field(
-        default=False, metadata={"help": "Scores less their running mean, over their running deviation."}
+        default=False,
+        metadata={"help": "Subtract the running mean of all scores from each, and divide by their running deviation."},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Reward functions see every column."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Keep this false: reward functions see every column."}
+    )
     eval_on_start: bool = field(default=True, metadata={"help": "Measure the reward before training too."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_ppo_epochs", "num_mini_batches", "max_completion_length", "kl_horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is counted from 1")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         for name in ("temperature", "cliprange", "cliprange_value"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it must be between 0 and 1")
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is not negative")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must not be negative")
         for name in ("kl_target", "reward_clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is above 0, or left out")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0, or left out")
 
     @property
-    def answers_per_rollout(self) -> int:
+    def completions_per_rollout(self) -> int:
         """Completions of a rollout, in one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
@@ -135,14 +149,14 @@ class PPOConfig(TrainingArguments):
 
 
 class PPOTrainer(Trainer):
-    """Trains `model` to complete the rows' `prompt` (message lists) with a high sum of `reward_functions`.
+    """Train `model` to complete the `prompt` (a message list) of each row so that `reward_functions` give a high sum.
 
     With `peft_config` the reference is the model with its adapter switched off, without one a frozen copy. `critic` is
-    a sequence classifier with one score, trained beside the policy; None for a value head. Raises UserError where no
-    prompt leaves room for a completion.
+    a sequence classifier with one score, trained together with the policy; with None the values come from a value head
+    on the policy. Raises UserError where no prompt leaves room for a completion.
     """
 
-    loss_is_scaled_for_ga = True  # by the tokens of the whole mini-batch
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch
 
     def __init__(
         self,
@@ -154,30 +168,34 @@ class PPOTrainer(Trainer):
         reward_functions: list[RewardFunction],
         peft_config: PeftConfig | None = None,
         critic: PreTrainedModel | None = None,
-        **others: Any,
+        **trainer_arguments: Any,
     ):
         self.reward_functions = reward_functions
-        self.reference = None
-        policy = model
-        if peft_config is None:
-            self.reference = deepcopy(model).eval().requires_grad_(False)
-        self.stops = generation_stop_ids(model, processing_class)
-        context = args.max_length or model.config.max_position_embeddings
-        room = context - args.max_completion_length
-        train_dataset = encode_prompts(train_dataset, processing_class, room)
-        eval_dataset = encode_prompts(eval_dataset, processing_class, room)
+        self.stop_token_ids = generation_stop_ids(model, processing_class)
 
-        if peft_config is not None:
+        context = args.max_length or model.config.max_position_embeddings
+        max_prompt_length = context - args.max_completion_length
+        train_dataset = encode_prompts(train_dataset, processing_class, max_prompt_length)
+        eval_dataset = encode_prompts(eval_dataset, processing_class, max_prompt_length)
+
+        # With adapters, the reference is the policy with its adapter switched off (`_score_tokens`).
+        if peft_config is None:
+            policy = model
+            self.reference = deepcopy(model).eval().requires_grad_(False)
+        else:
             policy = get_peft_model(model, peft_config)
-        self.actor_critic = ActorCritic(policy, critic)  # as a Trainer's `model` is, before anything wraps it
+            self.reference = None
+
+        # The module itself: `self.model` may become a wrapper around it (DDP, FSDP).
+        self.actor_critic = ActorCritic(policy, critic)
         super().__init__(
             model=self.actor_critic,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=lambda rows: {"rows": torch.tensor(rows)},
-            **others,
+            data_collator=lambda row_numbers: {"rows": torch.tensor(row_numbers)},
+            **trainer_arguments,
         )
         prepare_sharding(self)
         if self.reference is not None and self.accelerator.is_fsdp2:
@@ -189,7 +207,7 @@ class PPOTrainer(Trainer):
         self.scale = RunningScale(torch.zeros(3, dtype=torch.float64, device=args.device))
         self.rollout: Rollout | None = None
         self._micro_step = 0  # micro-batches since the last optimizer step
-        # What the next log entry gives the means of: name -> sum and count in this process.
+        # By mode and name, the sum and the count in this process of a number whose mean goes into the next log entry.
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[torch.nn.Module, DataLoader]:
@@ -197,23 +215,25 @@ class PPOTrainer(Trainer):
         mark_fsdp_root(self.model, "do_nothing")
         return prepared
 
-    # ---- data: row numbers, in blocks that belong to one rollout
+    # ---- data: the loaders yield row numbers, in blocks that belong to one rollout
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        rows = range(len(self.train_dataset))
-        block = args.answers_per_rollout * args.world_size
+        row_numbers = range(len(self.train_dataset))
+        block_size = args.completions_per_rollout * args.world_size
         repeats = args.steps_per_rollout * args.gradient_accumulation_steps
-        sampler = PromptBlocks(len(rows), block, repeats, args.seed, self._epoch)
+        sampler = PromptBlocks(len(row_numbers), block_size, repeats, args.seed, self._current_epoch)
         self._steps_per_epoch = sampler.blocks * args.steps_per_rollout
-        return self._get_dataloader(rows, "Training", args.answers_per_rollout, lambda _: sampler, is_training=True)
+        return self._get_dataloader(
+            row_numbers, "Training", args.completions_per_rollout, lambda _: sampler, is_training=True
+        )
 
-    def _epoch(self) -> int:
+    def _current_epoch(self) -> int:
         return self.state.global_step // self._steps_per_epoch
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        rows = range(len(self.eval_dataset))
-        return self._get_dataloader(rows, "Evaluation", self.args.eval_batch_size, self._get_eval_sampler)
+        row_numbers = range(len(self.eval_dataset))
+        return self._get_dataloader(row_numbers, "Evaluation", self.args.eval_batch_size, self._get_eval_sampler)
 
     # ---- training
 
@@ -223,72 +243,87 @@ class PPOTrainer(Trainer):
         return loss
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A micro-batch of the current rollout; a new rollout is made where that one has been trained on."""
+        """Return the next micro-batch of the rollout, after sampling a new rollout where the last one is used up."""
         args = self.args
-        step = self.state.global_step % args.steps_per_rollout
-        if self.rollout is None or step == self._micro_step == 0:
-            self.rollout = self._make_rollout(inputs["rows"].tolist())
-        number = step * args.gradient_accumulation_steps + self._micro_step
+        step_in_rollout = self.state.global_step % args.steps_per_rollout
+        is_used_up = step_in_rollout == 0 and self._micro_step == 0
+        if self.rollout is None or is_used_up:
+            self.rollout = self._sample_rollout(inputs["rows"].tolist())
+
+        number = step_in_rollout * args.gradient_accumulation_steps + self._micro_step
         return self.rollout.micro_batch(number, args.per_device_train_batch_size, args.gradient_accumulation_steps)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *arguments: Any, **keywords: Any
     ) -> torch.Tensor:
-        """Clipped policy loss plus clipped value loss, each a mean over the completion tokens of the mini-batch."""
+        """Compute clipped policy loss + clipped value loss, each a mean over the mini-batch's completion tokens."""
         args = self.args
         mask = inputs["mask"]
         log_probs, values = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            answer_length=mask.shape[1],
+            completion_length=mask.shape[1],
             temperature=args.temperature,
         )
-        surrogates, is_clipped = policy_loss(log_probs, inputs["log_probs"], inputs["advantages"], args.cliprange)
-        errors, is_value_clipped = value_loss(values, inputs["values"], inputs["returns"], args.cliprange_value)
-        policy = (surrogates * mask).sum()
-        value = (errors * mask).sum()
+
+        # Losses of each token (B T), summed over the micro-batch.
+        policy_losses, is_clipped = policy_loss(log_probs, inputs["log_probs"], inputs["advantages"], args.cliprange)
+        value_losses, is_value_clipped = value_loss(values, inputs["values"], inputs["returns"], args.cliprange_value)
+        policy_sum = (policy_losses * mask).sum()
+        value_sum = (value_losses * mask).sum()
+
         with torch.no_grad():
-            drift = (inputs["log_probs"] - log_probs) * mask
+            log_ratio = (inputs["log_probs"] - log_probs) * mask  # of the sampling policy to the present one
             self._add_to_log(
                 "train",
                 mask.sum(),
-                policy_loss=policy,
-                value_loss=value,
+                policy_loss=policy_sum,
+                value_loss=value_sum,
                 clip_fraction=(is_clipped * mask).sum(),
                 value_clip_fraction=(is_value_clipped * mask).sum(),
-                update_kl=((drift.exp() - 1 - drift) * mask).sum(),
+                update_kl=((log_ratio.exp() - 1 - log_ratio) * mask).sum(),
             )
-        # Processes average their gradients: what is divided by the tokens of all of them is multiplied by their number.
-        return (policy + args.vf_coef * value) * (args.world_size / inputs["step_tokens"])
+
+        # `step_tokens` counts the tokens of all processes, whose gradients are averaged later, not summed: hence the
+        # factor `world_size`.
+        return (policy_sum + args.vf_coef * value_sum) * (args.world_size / inputs["step_tokens"])
 
     # ---- rollouts
 
     @torch.no_grad()
-    def _make_rollout(self, rows: list[int]) -> Rollout:
-        """Sample completions of the prompts of `rows`, score them, and work out what the next steps train on."""
+    def _sample_rollout(self, rows: list[int]) -> Rollout:
+        """Sample completions of the prompts of `rows`, score them, and compute advantages and returns from the scores.
+
+        `rows` are row numbers of the training set.
+        """
         args = self.args
-        number = self.state.global_step // args.steps_per_rollout
-        generator = make_generator(args.device, args.seed, TRAINING, number, args.process_index)
+        rollout_number = self.state.global_step // args.steps_per_rollout
+        generator = make_generator(args.device, args.seed, TRAINING, rollout_number, args.process_index)
         completions, scores = self._sample_and_score(self.train_dataset[rows], generator)
         mask = completions.mask
-        log_probs, values, reference = self._score_tokens(completions)
+        log_probs, values, reference_log_probs = self._score_tokens(completions)
 
-        # As a reward only k1 leads back: the gradient of a k3 penalty is that of KL(p, q) less that of KL(q, p), which
-        # is nothing near the reference (docs/ppo.md has figures).
-        penalty = kl_estimate(log_probs, reference, "k1")
-        rewards = token_rewards(self._shape_scores(scores, completions.ended), penalty, mask, self.kl.coef)
+        # Rewards: only k1 works as a penalty. The gradient of a k3 penalty is that of KL(p, q) less that of KL(q, p),
+        # which vanishes near the reference, so it does not pull the policy back there (docs/ppo.md has figures).
+        penalty = kl_estimate(log_probs, reference_log_probs, "k1")
+        completion_rewards = self._combine_scores(scores, completions.ended)
+        rewards = token_rewards(completion_rewards, penalty, mask, self.kl.coef)
+
+        # Advantages, normalised over the completions of all processes.
         advantages, returns = advantages_and_returns(rewards, values, mask, args.gamma, args.lam)
         mean, deviation = mean_and_deviation(reduce(sum_moments(advantages, mask), "sum"))
         advantages = (advantages - mean) / (deviation + 1e-8) * mask
 
+        # The mini-batches, and how many tokens each has in all processes.
         order = shuffle_into_minibatches(mask.sum(1), args.num_ppo_epochs, args.num_mini_batches, generator)
         lengths = mask.sum(1)[order].view(args.num_ppo_epochs, args.num_mini_batches, -1)
         tokens_per_step = reduce(lengths.sum(2), "sum")
 
-        kl = kl_estimate(log_probs, reference, args.kl_estimator) * mask
+        # Logs. Tokens per second are computed from `num_input_tokens_seen`.
+        kl = kl_estimate(log_probs, reference_log_probs, args.kl_estimator) * mask
         self._log_completions("train", completions, scores, kl)
         tokens_seen = reduce(completions.query_mask.sum() + mask.sum(), "sum")
-        self.state.num_input_tokens_seen += int(tokens_seen)  # which tokens per second are computed from
+        self.state.num_input_tokens_seen += int(tokens_seen)
         return_variance = returns[mask].var()
         unexplained_variance = (returns - values)[mask].var()
         self._add_to_log(
@@ -299,8 +334,11 @@ class PPOTrainer(Trainer):
             kl_coef=self.kl.coef,
         )
 
-        total_kl = reduce(torch.stack([kl.sum(), kl.new_tensor(len(kl))]), "sum")  # sum, completions
-        self.kl.update((total_kl[0] / total_kl[1]).item(), int(total_kl[1]))
+        # Steer the KL coefficient by the mean KL of all processes' completions.
+        kl_and_count = reduce(torch.stack([kl.sum(), kl.new_tensor(len(kl))]), "sum")
+        mean_kl = (kl_and_count[0] / kl_and_count[1]).item()
+        self.kl.update(mean_kl, int(kl_and_count[1]))
+
         return Rollout(
             queries=completions.queries,
             query_mask=completions.query_mask,
@@ -315,7 +353,10 @@ class PPOTrainer(Trainer):
         )
 
     def _sample_and_score(self, batch: dict[str, list], generator: torch.Generator) -> tuple[Completions, torch.Tensor]:
-        """Sample completions of the prompts of a batch of rows (columns); their scores (functions, completions)."""
+        """Sample a completion of each prompt in `batch` (columns of rows), and score it by each reward function.
+
+        Returns the completions, and their scores (functions, completions).
+        """
         args = self.args
         with self._generation_mode() as policy:
             completions = sample_completions(
@@ -323,10 +364,11 @@ class PPOTrainer(Trainer):
                 batch["prompt_ids"],
                 args.max_completion_length,
                 args.temperature,
-                self.stops,
+                self.stop_token_ids,
                 self.processing_class.pad_token_id,
                 generator,
             )
+
         texts = self.processing_class.batch_decode(completions.token_ids(), skip_special_tokens=True)
         messages = [[{"role": "assistant", "content": text}] for text in texts]
         columns = {name: values for name, values in batch.items() if name not in ("prompt", "prompt_ids")}
@@ -336,12 +378,12 @@ class PPOTrainer(Trainer):
 
     @contextmanager
     def _generation_mode(self) -> Iterator[PreTrainedModel]:
-        """The policy, to be called without gradients in whatever precision it is trained in."""
+        """Yield the policy in evaluation mode, without gradients, in the precision that it is trained in."""
         model = self.actor_critic
         was_training = model.training
         # FSDP2 gathers weights in half precision itself.
         precision = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.autocast()
-        model.eval()  # with gradient checkpointing a model in training keeps no cache
+        model.eval()  # in training mode, gradient checkpointing would switch the key-value cache off
         try:
             with torch.no_grad(), precision, gather_weights(self, model.policy):
                 yield model.policy
@@ -351,11 +393,11 @@ class PPOTrainer(Trainer):
     def _score_tokens(
         self, completions: Completions, with_values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probabilities, values and the reference's log-probabilities of the completions' tokens, N T each.
+        """Return log-probabilities, values and the reference's log-probabilities of the completions' tokens, N T each.
 
-        The log-probabilities are those that came with the samples, but computed again in half precision, where a step
-        with a cache and a pass over the whole row round differently. In passes of the evaluation's batch size,
-        completions of like length together.
+        In float32 the log-probabilities are those that came with the samples. In half precision they are computed
+        again, since sampling with a cache and a pass over the whole row round differently. Completions of similar
+        length are scored together, `eval_batch_size` at a time.
         """
         args = self.args
         recompute = args.bf16 or args.fp16 or self.actor_critic.policy.dtype != torch.float32
@@ -382,10 +424,10 @@ class PPOTrainer(Trainer):
         mask = completions.mask
         return log_probs * mask, values * mask, reference_log_probs * mask
 
-    def _shape_scores(self, scores: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
-        """The reward of each completion from its scores (functions, completions).
+    def _combine_scores(self, scores: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+        """Combine the scores (functions, completions) into one reward for each completion.
 
-        They are summed, normalised and clipped, less the penalty for a completion that did not end.
+        Scores are summed, normalised and clipped; then the penalty is deducted from completions that did not end.
         """
         args = self.args
         total = scores.sum(0)
@@ -399,18 +441,18 @@ class PPOTrainer(Trainer):
     # ---- evaluation
 
     def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *others: Any, **more: Any
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *arguments: Any, **keywords: Any
     ) -> tuple[torch.Tensor, None, None]:
         """Complete held-out prompts, with the same random numbers each time.
 
-        The loss is the negative of the objective: the reward less the KL penalty.
+        The loss is the negative of the objective, which is the reward less the KL penalty.
         """
         args = self.args
         rows = inputs["rows"].tolist()
         generator = make_generator(args.device, args.seed, EVALUATION, rows[0])
         completions, scores = self._sample_and_score(self.eval_dataset[rows], generator)
-        log_probs, _, reference = self._score_tokens(completions, with_values=False)
-        kl = kl_estimate(log_probs, reference, args.kl_estimator) * completions.mask
+        log_probs, _, reference_log_probs = self._score_tokens(completions, with_values=False)
+        kl = kl_estimate(log_probs, reference_log_probs, args.kl_estimator) * completions.mask
         self._log_completions("eval", completions, scores, kl)
         objective = scores.sum(0) - self.kl.coef * kl.sum(1)
         return -objective.mean(), None, None
@@ -428,31 +470,34 @@ class PPOTrainer(Trainer):
             "ended": completions.ended,
         }
         if len(scores) > 1:
-            for function, own_scores in zip(self.reward_functions, scores, strict=True):
+            for function, scores_by_function in zip(self.reward_functions, scores, strict=True):
                 name = getattr(function, "__name__", repr(function))
-                columns[f"reward/{name}"] = own_scores
+                columns[f"reward/{name}"] = scores_by_function
 
         table = torch.stack([column.float() for column in columns.values()], dim=1)  # completions, names
-        if mode == "eval":  # where the last batch is filled up with rows that have been counted
+        if mode == "eval":
+            # The last batch of an evaluation is filled up with repeated rows, which this leaves out.
             table = self.accelerator.gather_for_metrics(table)
         self._add_to_log(mode, len(table), **dict(zip(columns, table.sum(0), strict=True)))
 
     def _add_to_log(self, mode: str, count: torch.Tensor | int, **sums: torch.Tensor | float) -> None:
-        """Add to what the next log entry gives the means of."""
+        """Add sums over `count` tokens or completions; the next log entry holds `sum / count` over all processes."""
         for name, value in sums.items():
-            pair = torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in (value, count)])
+            sum_and_count = torch.stack([torch.as_tensor(number, dtype=torch.float64) for number in (value, count)])
             if name in self._sums[mode]:
-                pair = self._sums[mode][name] + pair
-            self._sums[mode][name] = pair
+                sum_and_count = self._sums[mode][name] + sum_and_count
+            self._sums[mode][name] = sum_and_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode, prefix = ("eval", "eval_") if "eval_loss" in logs else ("train", "")
         if self._sums[mode]:
-            own = torch.stack(list(self._sums[mode].values())).to(self.args.device)  # names, 2
-            totals = reduce(own, "sum").cpu()
+            sums_and_counts = torch.stack(list(self._sums[mode].values())).to(self.args.device)  # names, 2
+            totals = reduce(sums_and_counts, "sum").cpu()
             means = (totals[:, 0] / totals[:, 1]).tolist()
-            logs |= {prefix + name: mean for name, mean in zip(self._sums[mode], means, strict=True)}
+            for name, mean in zip(self._sums[mode], means, strict=True):
+                logs[prefix + name] = mean
             self._sums[mode] = {}
+
         if logs.get("return_variance"):
             logs["explained_variance"] = 1 - logs["unexplained_variance"] / logs["return_variance"]
         super().log(logs, start_time)
@@ -464,17 +509,20 @@ class PPOTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         engine_saves_all = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self.args.should_save and not engine_saves_all:
-            weights = self.actor_critic.state_dict()
-            critic = {name: part.contiguous() for name, part in weights.items() if not name.startswith(POLICY_PREFIX)}
-            save_file(critic, folder / CRITIC_FILE)
+            critic_weights = {}
+            for name, tensor in self.actor_critic.state_dict().items():
+                if not name.startswith(POLICY_PREFIX):
+                    critic_weights[name] = tensor.contiguous()
+            save_file(critic_weights, folder / CRITIC_FILE)
 
-        state = {f"sums.{name}": pair for name, pair in self._sums["train"].items()}
+        # The state of this process: running means, KL coefficient, scale of the scores, and the rollout in use.
+        state = {f"sums.{name}": sum_and_count for name, sum_and_count in self._sums["train"].items()}
         state["kl_coef"] = torch.tensor(self.kl.coef, dtype=torch.float64)
         state["scale"] = self.scale.sums
         is_within_rollout = self.state.global_step % self.args.steps_per_rollout != 0
         if is_within_rollout and self.rollout is not None:
-            state |= {f"rollout.{name}": part.contiguous() for name, part in vars(self.rollout).items()}
-        state = {name: part.cpu() for name, part in state.items()}
+            state |= {f"rollout.{name}": tensor.contiguous() for name, tensor in vars(self.rollout).items()}
+        state = {name: tensor.cpu() for name, tensor in state.items()}
         save_file(state, folder / rollout_state_file(self.args.process_index))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -486,11 +534,14 @@ class PPOTrainer(Trainer):
         if processes_before == self.args.world_size:
             state = load_file(folder / rollout_state_file(self.args.process_index))
         else:
-            print_main(f"{processes_before} processes before, {self.args.world_size} now: the rollout is sampled again")
+            print_main(
+                f"the checkpoint is from {processes_before} processes, this run has {self.args.world_size}: the "
+                "rollout is sampled again"
+            )
             state = load_file(folder / rollout_state_file(0))
             state = {name: state[name] for name in ("kl_coef", "scale")}
 
-        state = {name: part.to(self.args.device) for name, part in state.items()}
+        state = {name: tensor.to(self.args.device) for name, tensor in state.items()}
         self.kl.coef = state["kl_coef"].item()
         self.scale.sums = state["scale"]
         self._sums["train"] = _strip_prefix(state, "sums.")
@@ -503,8 +554,8 @@ class PPOTrainer(Trainer):
             return
         with self._policy_as_model():
             super()._load_from_checkpoint(resume_from_checkpoint, self.actor_critic.policy)
-        critic = load_file(Path(resume_from_checkpoint) / CRITIC_FILE)
-        result = self.actor_critic.load_state_dict(critic, strict=False)
+        critic_weights = load_file(Path(resume_from_checkpoint) / CRITIC_FILE)
+        result = self.actor_critic.load_state_dict(critic_weights, strict=False)
         assert not result.unexpected_keys, result
 
     def _load_best_model(self) -> None:
@@ -519,7 +570,7 @@ class PPOTrainer(Trainer):
 
     @contextmanager
     def _policy_as_model(self) -> Iterator[None]:
-        """Let Trainer's own ways of saving and loading, which know one model, see the policy."""
+        """Make the policy the trainer's model for a while, so that Trainer saves and loads it alone."""
         actor_critic = self.model
         self.model = self.actor_critic.policy
         try:
@@ -529,19 +580,19 @@ class PPOTrainer(Trainer):
 
 
 def _strip_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose name starts with `prefix`, by the rest of their name."""
-    return {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+    """Return the tensors whose name starts with `prefix`, by their name without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def rollout_state_file(process: int | str) -> str:
-    """The file of a checkpoint in which a process keeps its part of the current rollout."""
+    """Return the name of the checkpoint file in which a process keeps its part of the current rollout."""
     return f"rollout_{process}.safetensors"
 
 
 def cut_to_longest(completions: Completions, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Ids and mask (int) of some completions with their prompts, and the width of the completions.
+    """Return ids and mask (int) of some completions with their prompts, and the width of the completions.
 
-    Both are cut to the longest prompt and completion among them.
+    Prompts and completions are cut to the longest prompt and the longest completion among `rows`.
     """
     prompt_length = int(completions.query_mask[rows].sum(1).max())
     width = int(completions.mask[rows].sum(1).max())
@@ -550,22 +601,24 @@ def cut_to_longest(completions: Completions, rows: torch.Tensor) -> tuple[torch.
     return ids, mask.long(), width
 
 
-def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, room: int) -> Dataset:
-    """Keep the rows whose prompt takes at most `room` tokens, and add these as `prompt_ids`.
+def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Dataset:
+    """Keep the rows whose prompt has at most `max_tokens` tokens, and add these tokens as `prompt_ids`.
 
-    Prints how many were dropped. Raises UserError where none are left.
+    Prints how many rows were dropped. Raises UserError where no row is left.
     """
-    if room < 1:
+    if max_tokens < 1:
         raise UserError("max_completion_length leaves no room for a prompt in the model's context; make it smaller")
 
     def encode(row: dict) -> dict[str, list[int]]:
         ids, _ = encode_chat(tokenizer, row["prompt"], add_generation_prompt=True)
         return {"prompt_ids": ids}
 
-    kept = rows.map(encode).filter(lambda row: len(row["prompt_ids"]) <= room)
+    kept = rows.map(encode).filter(lambda row: len(row["prompt_ids"]) <= max_tokens)
     dropped = len(rows) - len(kept)
     if dropped:
-        print_main(f"{dropped:,} of {len(rows):,} prompts are longer than {room} tokens and were dropped")
+        print_main(f"{dropped:,} of {len(rows):,} prompts are longer than {max_tokens} tokens and were dropped")
     if not len(kept):
-        raise UserError(f"no prompt of {len(rows)} takes at most {room} tokens; make max_completion_length smaller")
+        raise UserError(
+            f"no prompt of {len(rows)} takes at most {max_tokens} tokens; make max_completion_length smaller"
+        )
     return kept

@@ -1,5 +1,7 @@
-"""Make every save end with a valid checkpoint or with none: check the disk first, write the manifest last, and only
-then delete the oldest checkpoint."""
+"""Make every save end with a valid checkpoint or with none.
+
+The disk is checked first, the manifest is written last, and only then is the oldest checkpoint deleted.
+"""
 
 import shutil
 from pathlib import Path
@@ -39,7 +41,7 @@ class AlreadyComplete(Exception):
 class SaveGuard(TrainerCallback):
     """Guard every save of a Trainer.
 
-    `identity` goes into each checkpoint's manifest, and so do the `recent` steps, for a resume. `keep` checkpoints are
+    `identity` and the `recent` steps are written to each checkpoint's manifest, for a resume. `keep` checkpoints are
     kept, two or more.
     """
 
@@ -48,23 +50,24 @@ class SaveGuard(TrainerCallback):
         self.identity = identity
         self.keep = keep
         self.recent = recent
-        self.resumed_from: Path | None = None  # a checkpoint
+        self.resumed_from: Path | None = None  # the checkpoint that the training was resumed from
         self.saving_to: Path | None = None  # the checkpoint that is being written
-        self.bytes_needed = 0  # for that checkpoint
+        self.bytes_needed = 0  # estimated size of the checkpoint that is being written
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         restore_class_name(self.trainer.model)
         self.recent.forget_steps()
-        state.train_batch_size = args.train_batch_size  # a resume takes it from the checkpoint
+        state.train_batch_size = args.train_batch_size  # the resume has overwritten it with the checkpoint's
         if self.resumed_from:
             self._restore_loss_since_log(args)
-        if state.global_step >= state.max_steps:  # Trainer would make one step too many
+        if state.global_step >= state.max_steps:  # Trainer would make another step
             raise AlreadyComplete
 
     def _restore_loss_since_log(self, args: TrainingArguments) -> None:
         """Restore the losses since the last log entry, and the steps that outliers are compared with.
 
-        Trainer forgets them; with them, the next log entry is what it would have been without an interruption.
+        Trainer does not keep them in a checkpoint. With them, the next log entry is the same as without an
+        interruption.
         """
         manifest = read_manifest(self.resumed_from)
         self.recent.load_state_dict(manifest["recent steps"])
@@ -109,7 +112,7 @@ class SaveGuard(TrainerCallback):
         self.saving_to = None
 
     def _prepare_save(self, state: TrainerState) -> None:
-        """Raise UserError where the checkpoint that comes next would be bad, or would not fit on the disk."""
+        """Raise UserError where the next checkpoint would be bad, or would not fit on the disk."""
         if not self._is_all_finite():
             raise UserError(
                 f"weights or optimizer states are not finite at step {state.global_step}, so no checkpoint is made of "
@@ -124,8 +127,11 @@ class SaveGuard(TrainerCallback):
         for parameter_state in self.trainer.optimizer.state.values():
             tensors += [value for value in parameter_state.values() if torch.is_tensor(value)]
 
-        plain_tensors = [part.detach() for tensor in tensors for part in plain_parts(tensor)]
-        plain_tensors = [tensor for tensor in plain_tensors if tensor.is_floating_point() and tensor.numel()]
+        plain_tensors = []
+        for tensor in tensors:
+            for part in plain_parts(tensor):
+                if part.is_floating_point() and part.numel():
+                    plain_tensors.append(part.detach())
         norm = torch.nn.utils.get_total_norm(plain_tensors, norm_type=1)  # unlike the 2-norm, it does not overflow
         is_bad = (~torch.isfinite(norm)).int().to(self.trainer.args.device)
         return not reduce(is_bad, "max").item()
@@ -136,7 +142,7 @@ class SaveGuard(TrainerCallback):
 
         complete = complete_checkpoints(self.saving_to.parent)
         if complete:
-            # 5% more: the state of the Trainer, with its history, grows a little from save to save.
+            # 5% more than the last one: Trainer's state holds the log, which grows from save to save.
             self.bytes_needed = recorded_bytes(complete[-1]) * 21 // 20
         else:
             self.bytes_needed = estimate_first_checkpoint_bytes(self.trainer)
@@ -186,9 +192,13 @@ def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is among them
-    return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_parts(part)]
+    attribute_names, _ = tensor.__tensor_flatten__()
+    plain_tensors = []
+    for name in attribute_names:
+        attribute = getattr(tensor, name)
+        if isinstance(attribute, torch.Tensor):  # a DTensor's mesh is not one
+            plain_tensors += plain_parts(attribute)
+    return plain_tensors
 
 
 def estimate_first_checkpoint_bytes(trainer: Trainer) -> int:

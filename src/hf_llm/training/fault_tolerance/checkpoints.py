@@ -1,8 +1,8 @@
-"""Checkpoint folders that are either valid or quarantined: verified before use, old ones deleted without a gap.
+"""Verify checkpoint folders before they are used, quarantine bad ones, and delete old ones.
 
-`checkpoint-N` counts only while it holds a `manifest.json`, which is written last: sizes and digests of every file, and
-what the training was. A checkpoint without one was cut off while being written; one that differs from its manifest has
-been damaged since.
+A `checkpoint-N` is valid only with its `manifest.json`, which is written last: sizes and digests of every file, and the
+identity of the training. A checkpoint without a manifest was cut off while being written; one that differs from its
+manifest has been damaged since.
 """
 
 import json
@@ -24,7 +24,7 @@ from hf_llm.core.manifest import (
     write_json,
 )
 
-# What follows the name of a quarantined checkpoint.
+# Quarantined checkpoints are renamed: one of these is appended to the name.
 INCOMPLETE = "incomplete"
 CORRUPT = "corrupt"
 UNDONE = "undone"
@@ -49,11 +49,11 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def estimate_checkpoint_bytes(weights: int, trained: int, states: int, engine: str = "") -> int:
-    """Estimate the bytes of one checkpoint from what it holds of all processes.
+    """Estimate the bytes of one checkpoint, the files of all processes together.
 
-    `weights` are the bytes of the weights (of adapters only theirs), `states` those of the optimizer's states, and
-    `trained` is the number of trained parameters. The engines "fsdp" and "deepspeed" write the weights once more, the
-    latter a float32 copy of the trained ones too.
+    `weights` are the bytes of the weights (with adapters, of these alone), `states` those of the optimizer's states,
+    and `trained` is the number of trained parameters. The engines "fsdp" and "deepspeed" write the weights a second
+    time; "deepspeed" writes a float32 copy of the trained ones as well.
     """
     total = weights + states
     if engine:
@@ -144,7 +144,7 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
 def quarantine(checkpoint: Path, kind: str, reason: str) -> None:
     """Rename a checkpoint to `<name>.<kind>`, so that nothing resumes from it, and print why."""
     new_path = checkpoint.with_name(f"{checkpoint.name}.{kind}")
-    if new_path.exists():  # of an earlier attempt at the same step
+    if new_path.exists():  # from an earlier attempt at the same step
         shutil.rmtree(new_path)
     checkpoint.rename(new_path)
     print_main(f"{checkpoint.name} is quarantined as {new_path.name}: {reason}")
@@ -153,7 +153,7 @@ def quarantine(checkpoint: Path, kind: str, reason: str) -> None:
 def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) -> None:
     """Delete all but the newest `keep` complete checkpoints (at least two) and `best`.
 
-    Of incomplete ones, all before the newest complete one are deleted, and the quarantined ones.
+    Incomplete checkpoints are deleted too, if they are older than the newest complete one or quarantined.
     """
     complete = complete_checkpoints(folder)
     if not complete:
@@ -175,7 +175,7 @@ def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) ->
 def delete_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint; what cannot be deleted is printed and stays.
 
-    The manifest goes first: a kill halfway leaves a folder that is known to be incomplete.
+    The manifest is deleted first, so that a folder left behind by a kill is recognised as incomplete.
     """
     try:
         (checkpoint / MANIFEST_FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Test whether a training's data are the same when they are read again, as after a resume."""
+"""Test whether a training's data are the same when they are read again, as a resume does."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from hf_llm.core.console import print_main
 def warn_of_random_data(trainer: Trainer) -> None:
     """Print a warning where the first item, or the batch made of it, differs between two seeds.
 
-    A resumed training then sees other data than an uninterrupted one. All random states are restored.
+    If it does, a resumed training sees other data than an uninterrupted one. All random states are restored.
     """
     random_part = _find_random_part(trainer)
     if random_part:
         print_main(
             f"the data draw random numbers: {random_part} each time. The training continues, but after an interruption "
-            "it will not be the one it would have been. Draw from a generator seeded with the item's index for that."
+            "it will not be the same. To make it so, draw from a generator seeded with the item's index."
         )
 
 
@@ -33,7 +33,7 @@ def _find_random_part(trainer: Trainer) -> str:
     if isinstance(data, IterableDataset):
         return ""
 
-    # As Trainer does it: columns that the model does not take are dropped by the data set or by the collator.
+    # As in Trainer, columns that the model does not take are dropped by the data set or by the collator.
     if isinstance(data, Dataset):
         data = trainer._remove_unused_columns(data, description="training")
     else:

@@ -1,4 +1,4 @@
-"""Run stages as processes of their own: on every GPU where they train, and relaunched there after a failure."""
+"""Run each stage in its own process; a stage that trains uses every GPU and is relaunched after a failure."""
 
 import ctypes
 import importlib
@@ -13,7 +13,7 @@ from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import Child, Supervisor, exit_code
 
-PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
+PR_SET_PDEATHSIG = 1  # an option of prctl(2): choose the signal that this process gets when its parent dies
 
 
 def run_stage(run: Run, folder: str) -> int:
@@ -47,10 +47,10 @@ def start_stage_process(folder: str, argv: list[str], variables: dict[str, str])
 
 
 def run_forked_stage(module: str, argv: list[str], variables: dict[str, str]) -> None:
-    """Run a stage in a process forked from this one, which answers signals as one started by itself.
+    """Run a stage in the forked process that calls this, with the usual reactions to signals.
 
-    It is killed when the process it was forked from dies: nobody could find it later, for it has that one's
-    environment.
+    The process is killed when its parent dies: a supervisor could not find it later by its environment, which is that
+    of the parent.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(variables)

@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-MIN_DEVIATION_SHARE = 0.01  # of the mean: a loss that hardly moves would make a spike of the smallest change
+# The deviation is taken to be at least this share of the mean: otherwise the smallest change of a flat loss is a spike.
+MIN_DEVIATION_SHARE = 0.01
 
 
 @dataclass
@@ -23,14 +24,14 @@ class SpikeSection:
 
     def __post_init__(self) -> None:
         if self.window < 2 or (self.sigma is not None and self.sigma <= 0):
-            raise ValueError("window is 2 steps or more, and sigma is above 0; sigma: null skips no update")
+            raise ValueError("window must be at least 2 steps, and sigma above 0; sigma: null skips no update")
 
 
 class RecentSteps:
     """Loss and gradient norm of the last `spikes.window` steps, and the outlier test of the next one.
 
-    An outlier is remembered as the limit it has exceeded: so one of them hides none of those that follow, and where the
-    loss has a new level for good (other data), a few steps are skipped and then no more.
+    An outlier is remembered as the limit that it exceeded instead of its own value. So it does not hide the outliers
+    after it, and where the loss rises to a new level and stays there (other data), only a few steps are skipped.
     """
 
     def __init__(self, spikes: SpikeSection):

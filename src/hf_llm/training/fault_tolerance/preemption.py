@@ -12,17 +12,17 @@ from hf_llm.core.console import is_main_process
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-# A second signal within this time is taken for the first one's echo: Slurm, and Ctrl-C in a terminal, signal the
+# A second signal within this time is ignored as an echo of the first: Slurm, and Ctrl-C in a terminal, signal the
 # launcher and the workers, and the launcher then signals the workers again.
 ECHO_SECONDS = 1.5
 
 
 class SignalListener:
-    """Within `with`: record SIGTERM and SIGINT instead of dying of them.
+    """Within `with`, record SIGTERM and SIGINT instead of ending the process.
 
-    The first signal is in `received`. A second one, later than `ECHO_SECONDS`, sets `received_again`; with
-    `die_at_second` it also does to this process what it would have done without the listener. `message` is printed by
-    the main process at the first signal, the signal's name before it.
+    The first signal is in `received`. A second one, more than `ECHO_SECONDS` later, sets `received_again`; with
+    `die_at_second` it also has its usual effect, as without the listener. At the first signal the main process prints
+    the signal's name and `message`.
     """
 
     def __init__(self, message: str = "", die_at_second: bool = False) -> None:
@@ -54,7 +54,7 @@ class SignalListener:
             self._received_at = time.monotonic()  # before `received`, as an echo may interrupt this handler too
             self.received = number
             if self._message and is_main_process():
-                # Past Python's output buffer, which this handler may have interrupted.
+                # Not by `print`: the handler may have interrupted a write to Python's output buffer.
                 line = f"received {signal.Signals(number).name}: {self._message}\n"
                 os.write(1, line.encode())
             return
@@ -69,9 +69,9 @@ class SignalListener:
 def let_workers_exit_quietly(loader: "DataLoader") -> None:
     """Let the worker processes of `loader` exit without an error at a signal sent to all processes of a job.
 
-    torch raises in the training process where a worker dies of a signal, in the middle of the step that is to be saved.
-    A step's batches are all fetched before it begins, so the workers are not needed for its end. SIGINT is ignored, as
-    the training process ends its workers itself.
+    When a worker dies of a signal, torch raises in the training process, in the middle of the step that is to be saved.
+    All batches of a step are fetched before it begins, so it can end without the workers. Workers ignore SIGINT, since
+    the training process ends them itself.
     """
     loader = getattr(loader, "dl", loader)  # for sequence parallelism DeepSpeed wraps accelerate's
     loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps torch's

@@ -1,4 +1,4 @@
-"""Train an unmodified Trainer so that no failure costs more than the steps since the last save, and none goes unseen.
+"""Run any Trainer under guards, so that a failure costs at most the steps since the last save and is always reported.
 
 The guards are Trainer callbacks. docs/reliability.md lists the failures, what happens, and the test of each.
 """
@@ -50,12 +50,12 @@ def train_with_guards(
 ) -> TrainOutput:
     """Resume from the newest valid checkpoint of `trainer.args.output_dir`, or start, and train to the end.
 
-    `fingerprint` is what must not differ for a checkpoint to be resumed from. `args.save_total_limit`, or `keep`,
-    complete checkpoints are kept, never fewer than two. `spikes` says which updates to skip; None skips none.
+    A checkpoint is resumed from only where its fingerprint equals `fingerprint`. `args.save_total_limit` complete
+    checkpoints are kept (default: `keep`), never fewer than two. `spikes` says which updates to skip; None skips none.
 
-    After SIGTERM or Ctrl-C it saves and raises SystemExit with 128 + the signal's number, so that nothing follows as if
-    the training were finished. Raises UserError where the checkpoints are bad, or another training's, the disk is full,
-    or loss or gradient stay other than finite.
+    After SIGTERM or Ctrl-C it saves and raises SystemExit with 128 + the signal's number, so that the stage does not
+    continue as if the training had finished. Raises UserError where the checkpoints are bad or belong to another
+    training, the disk is full, or loss or gradient remain not finite.
     """
     args = trainer.args
     folder = Path(args.output_dir)
@@ -97,7 +97,7 @@ def train_with_guards(
                 raise user_error from error
             raise
 
-        # A signal that came after the processes agreed on the last update is not known to all of them yet.
+        # A signal may have come after the last update, when the processes agreed for the last time.
         stop_signal = step_guard.agree_to_stop()
         signals.ignores_sigterm_at_exit = bool(stop_signal)
 
@@ -114,7 +114,7 @@ def _run_trainer(
     """Call `trainer.train` from `checkpoint`, with the guards as its last callbacks; remove them afterwards."""
     args = trainer.args
     if checkpoint is not None:
-        args.eval_on_start = False  # or a resume would log that evaluation again
+        args.eval_on_start = False  # the checkpoint's log has that evaluation already
     save_guard.resumed_from = checkpoint
 
     trainer.add_callback(step_guard)
@@ -155,8 +155,9 @@ def failure_context(trainer: Trainer) -> str:
 def select_checkpoint(folder: Path, identity: dict[str, Any], requested: str | None) -> Path | None:
     """Return the checkpoint to resume from; None to start from scratch.
 
-    That is `requested` (newer ones are quarantined), or the newest valid one. A newest one that was made after rolling
-    back to `requested` is resumed from: the same command may be given again.
+    That is `requested` (newer ones are quarantined), otherwise the newest valid one. Where the training has already
+    been rolled back to `requested` and made newer checkpoints since, the newest is resumed from, so that the same
+    command can be given again.
     """
     if requested and not has_rolled_back(folder, requested):
         checkpoint = roll_back(folder, Path(requested))
@@ -207,7 +208,7 @@ def roll_back(folder: Path, requested: Path) -> Path:
 
 
 def check_engine(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Raise UserError for a checkpoint in another engine's format; print what another number of processes means."""
+    """Raise UserError for a checkpoint in another engine's format; print a note for another number of processes."""
     manifest = read_manifest(checkpoint)
     old_engine = manifest["engine"]
     old_processes = manifest["processes"]
@@ -228,9 +229,9 @@ def check_engine(checkpoint: Path, identity: dict[str, Any]) -> None:
 
 
 def engine_name(trainer: Trainer) -> str:
-    """Return who lays out the optimizer's state in a checkpoint.
+    """Return the name of the engine in whose format a checkpoint holds the optimizer's state.
 
-    `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, under tensor and pipeline parallelism), or `torch` (one
+    It is `ZeRO-n`, `FSDP`, `DCP` (torch.distributed.checkpoint, under tensor and pipeline parallelism), or `torch` (one
     process, or DDP).
     """
     if trainer.is_deepspeed_enabled:
@@ -272,15 +273,15 @@ def prepare_arguments(trainer: Trainer) -> None:
         os.environ["HF_TOKEN"] = args.hub_token
         args.hub_token = None
 
-    args.logging_nan_inf_filter = False  # it logs a NaN as 0 or as the mean of the losses before
+    args.logging_nan_inf_filter = False  # the filter would log a NaN as 0, or as the mean of earlier losses
 
-    # The end of training does not wait for the upload of a checkpoint, since the model is not saved yet;
-    # `hub_upload.wait_for_uploads` waits once it is. Replaced on the instance, as the trainer may be anyone's (TRL's).
+    # At the end of `train` Trainer would wait for the upload of a checkpoint, before the model is saved. Here
+    # `hub_upload.wait_for_uploads` waits after that. Replaced on the instance, since the trainer may be TRL's.
     trainer._finish_current_push = lambda: None
 
 
 def check_shared_storage(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Raise UserError in every process where one of them, on another machine, does not see the checkpoint."""
+    """Raise UserError in every process if one of them, on another machine, does not see the checkpoint."""
     if checkpoint is None or trainer.args.world_size == 1:
         return
     is_missing = torch.tensor(int(not checkpoint.is_dir()), device=trainer.args.device)

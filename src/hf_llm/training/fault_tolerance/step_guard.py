@@ -1,4 +1,4 @@
-"""Check at every optimizer update: are loss and gradient finite and usual, has any process received a signal?"""
+"""Check every optimizer update: drop it where loss or gradient is bad, and stop where a process received a signal."""
 
 import signal
 from collections.abc import Callable
@@ -24,14 +24,15 @@ MAX_BAD_UPDATES_IN_A_ROW = 5
 class StepGuard(TrainerCallback):
     """Drop an update that is not finite or is an outlier; save and stop once any process has received a signal.
 
-    A step may make several updates, each of a part of its micro-batches (`hf_llm.training.batch_rampup`); each is
-    tested.
+    A step may make several updates, each from a part of its micro-batches (`hf_llm.training.batch_rampup`); each update
+    is tested. All processes agree on it in one all-reduce of five numbers, read in one device synchronisation.
 
-    All processes agree in one all-reduce of five numbers before each optimizer update, and read them in one device
-    synchronisation. Dropping means no gradient: the optimizer leaves weights, moments and weight decay alone, while the
-    step counts for schedule and data. After `patience` updates in a row that are not finite the training stops with a
-    UserError. DeepSpeed has made its update, or skipped it by itself, before Trainer asks; then the skip is counted
-    only, and outliers are not looked for.
+    To drop an update is to remove all gradients, so that the optimizer changes neither weights nor moments. The step
+    still counts for schedule and data. After `patience` updates in a row that are not finite the training stops with a
+    UserError.
+
+    DeepSpeed has made its update, or skipped it by itself, before this callback is called. So there a skipped update is
+    only counted, and outliers are not tested for.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class StepGuard(TrainerCallback):
         self.signals = signals
         self.patience = patience
         self.recent = RecentSteps(SpikeSection(sigma=None) if trainer.is_deepspeed_enabled else spikes)
-        self.stop_signal = 0  # the one that all processes agreed on
-        self.skipped = 0  # updates, over all of the training
-        self.bad_in_a_row = 0  # updates that are not finite
+        self.stop_signal = 0  # the signal that all processes agreed to stop for
+        self.skipped = 0  # updates dropped since the training began
+        self.bad_in_a_row = 0  # how many updates in a row were not finite, up to now
 
-        self._drop_reason = ""  # why this step's update is dropped
-        self._log_is_due = False  # the log entry of a dropped step is put off to the next
+        self._drop_reason = ""  # why this step's update is dropped; empty where it is not
+        self._log_is_due = False  # whether the log entry of a dropped step was postponed to the next step
         self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
-        self._grad_norm: torch.Tensor | float = 0.0  # of this update, before clipping
-        self._micro_batches = 0  # since the last update
+        self._grad_norm: torch.Tensor | float = 0.0  # this update's, before clipping
+        self._micro_batches = 0  # micro-batches since the last update
 
         # Callbacks see neither the gradient norm before clipping nor the micro-batches, and the trainer may be anyone's
         # (TRL's too), so these two methods are replaced on the instance. docs/reliability.md lists what replaces what.
@@ -98,10 +99,11 @@ class StepGuard(TrainerCallback):
         share_of_step = self._micro_batches / self.trainer.current_gradient_accumulation_steps
         is_bad, loss, grad_norm = self._reduce_checks()
 
-        self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad else 0
         if is_bad:
+            self.bad_in_a_row += 1
             reason = "loss or gradient not finite"
         else:
+            self.bad_in_a_row = 0
             reason = self.recent.find_outlier(loss / share_of_step, grad_norm)
         if reason:
             self._drop_reason = reason
@@ -149,17 +151,18 @@ class StepGuard(TrainerCallback):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        # Trainer calls this also where the training stops within an epoch, which then continues after the resume.
         is_inside_epoch = state.epoch % 1 != 0
-        if self.stop_signal and is_inside_epoch:  # Trainer ends the epoch, although it continues after the resume
+        if self.stop_signal and is_inside_epoch:
             control.should_log = False
             control.should_evaluate = False
             control.should_save = False
 
     def agree_to_stop(self) -> int:
-        """Return the signal that any process has received so far, 0 for none; all processes call it together."""
+        """Return the signal that any process has received so far, 0 for none; all processes call this together."""
         own_signal = max(self.stop_signal, self.signals.received)
-        wish = torch.tensor(own_signal, device=self.trainer.args.device)
-        return reduce(wish, "max").item()
+        received = torch.tensor(own_signal, device=self.trainer.args.device)
+        return reduce(received, "max").item()
 
     def _is_not_finite(self) -> torch.Tensor:
         """Return a 0-dimensional int tensor on the device: 1 where this process's loss or gradient is not finite."""
@@ -169,7 +172,7 @@ class StepGuard(TrainerCallback):
         if trainer.is_deepspeed_enabled:
             if not trainer.args.fp16:
                 bad = bad | trainer.accelerator.optimizer_step_was_skipped
-        elif trainer.accelerator.scaler is None:  # fp16's loss scaler finds its scale by overflowing
+        elif trainer.accelerator.scaler is None:  # with fp16, the loss scaler tests gradients and expects overflows
             gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
             gradients = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
             # The 2-norm: on a CPU the maximum takes twenty times as long.
@@ -178,30 +181,31 @@ class StepGuard(TrainerCallback):
         return bad.int()
 
     def _drop_update(self, state: TrainerState, share_of_step: float) -> None:
-        """Take the update's gradient and loss away. Raises UserError where DeepSpeed has applied it already."""
+        """Remove the update's gradient and loss. Raises UserError where DeepSpeed has applied the update already."""
         trainer = self.trainer
         if trainer.is_deepspeed_enabled and not trainer.accelerator.optimizer_step_was_skipped:
             raise UserError(
-                f"the loss of step {state.global_step + 1} is not finite, and DeepSpeed made the step all the same, so "
-                f"the weights are lost. {self._last_good_checkpoint()}"
+                f"the loss of step {state.global_step + 1} is not finite, but DeepSpeed has made the step, so the "
+                f"weights are lost. {self._last_good_checkpoint()}"
             )
 
         for parameter in trainer.model.parameters():
             parameter.grad = None
-        # Trainer logs the mean loss of the steps made. With this update's loss it would stay NaN for good; with the
-        # update counted among the steps, its loss would count as 0.
+
+        # Trainer logs a sum of losses, divided by the number of steps. If this update's loss stayed in the sum, the
+        # mean would be NaN from here on; if its steps stayed in the number, its loss would count as 0.
         trainer._tr_loss.copy_(self._loss_before)
         trainer._globalstep_last_logged += share_of_step
         trainer._initial_global_step += share_of_step
         self.skipped += 1
 
     def _report_dropped_update(self, state: TrainerState, control: TrainerControl) -> None:
-        """Log `skipped_steps`; put off this step's own log entry, whose gradient norm may not be finite.
+        """Log `skipped_steps`, and postpone this step's own log entry, whose gradient norm may not be finite.
 
         Raises UserError after too many updates in a row that are not finite.
         """
         self._log_is_due = self._log_is_due or control.should_log
-        Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # not TRL's, which empties its metrics into it
+        Trainer.log(self.trainer, {"skipped_steps": self.skipped})  # TRL's `log` would add its collected metrics to it
         control.should_log = False
         print_main(f"step {state.global_step}: {self._drop_reason}, update dropped ({self.skipped} so far)")
 

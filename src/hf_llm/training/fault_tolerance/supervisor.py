@@ -1,7 +1,8 @@
-"""Relaunch a training after a failure, from outside its launcher, until it has finished or makes no more progress.
+"""Relaunch a training after a failure, until it has finished or makes no more progress.
 
-Restarts inside the launchers (`--max_restarts` of torchrun and accelerate) do not work reliably in torch 2.13. From
-outside, all processes of a launch are ended before the same command resumes from the newest checkpoint.
+The launchers' own restarts (`--max_restarts` of torchrun and accelerate) do not work reliably in torch 2.13. So this
+supervisor runs outside of the launcher: it ends all processes of a failed launch and runs the same command again, which
+resumes from the newest checkpoint.
 """
 
 import json
@@ -25,21 +26,23 @@ from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS,
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints
 from hf_llm.training.fault_tolerance.preemption import SignalListener
 
-# How a launch, or its supervisor, can end beside what run_status.json knows.
-REFUSED = "refused"
+# Outcomes of a launch or of its supervisor that `run_status.json` does not have.
+REFUSED = "refused"  # the stage ended with a UserError
 GAVE_UP = "gave up"
 
-RECORD_FILE = "logs/supervisor.json"  # in the run's folder, where neither digests nor uploads look
-MAX_RELAUNCHES = 3  # without a new checkpoint
-HANG_SECONDS = 1800.0  # without a step, after which a run counts as hanging
+RECORD_FILE = "logs/supervisor.json"  # in the stage's folder; files in logs/ are neither digested nor uploaded
+MAX_RELAUNCHES = 3  # how many relaunches in a row may lead to no new checkpoint
+HANG_SECONDS = 1800.0  # a run that makes no step for so long counts as hanging
 POLL_SECONDS = 0.2
-SHUTDOWN_TIMEOUT_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun kills its processes so long after a signal
-STOP_SECONDS = 600.0  # to wait, after a signal, for processes that are still saving
-SILENT_SECONDS = 60.0  # after which a training on another machine counts as dead; it writes its status every five
-CLOCK_SECONDS = 5.0  # by which the system's clock may have been set while a process ran
-KILL_SECONDS = 60.0  # to wait for a killed process to be gone, and for its port to be free
+STOP_SECONDS = 600.0  # how long processes may go on saving after a signal
+SILENT_SECONDS = 60.0  # a training on another machine counts as dead when its status is older; it is written every 5 s
+CLOCK_SECONDS = 5.0  # how far the system's clock may have been adjusted while a process ran
+KILL_SECONDS = 60.0  # how long to wait for a killed process to be gone, and for its port to be free
 
-# Every process that a launcher has started has one of these in its environment.
+# torchrun kills its processes this many seconds after a signal, unless they have ended.
+SHUTDOWN_TIMEOUT_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+
+# Launchers set one of these in the environment of every process that they start.
 LAUNCHER_VARIABLES = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"}
 
 Child = subprocess.Popen | BaseProcess
@@ -47,27 +50,33 @@ Child = subprocess.Popen | BaseProcess
 
 @dataclass
 class Attempt:
-    """One launch: when, from which checkpoint's step to which (0 for none), and how it ended."""
+    """One launch of the training, and how it ended."""
 
     began: str
+    """The time of its start, in UTC."""
     from_step: int
+    """The step of the checkpoint it resumed from; 0 for none."""
     ended: str = ""
+    """The time of its end, in UTC."""
     exit_code: int | None = None
-    """The launcher's; negative: the signal that killed it."""
+    """The launcher's exit code; a negative one is the signal that killed it."""
     step: int = 0
     """The last step in the run's status."""
     checkpoint: int = 0
+    """The step of the newest checkpoint at its end; 0 for none."""
     outcome: str = RUNNING
     reason: str = ""
+    """Why it has not finished."""
 
 
 class Supervisor:
     """Launch a training into `folder`, and again after a crash, a killed process or a hang.
 
-    `launch` starts it, with these variables added to its environment. It is not relaunched once it has finished, has
-    received a signal, or has ended with a UserError, nor after `max_relaunches` launches that led to no new checkpoint.
-    A run that has begun to train and makes no step for `hang_seconds` counts as hanging. Between two launches the last
-    one's processes are killed, and TCP `port` has to be free. Every launch is recorded in `logs/supervisor.json`.
+    `launch` starts the training, with the variables it is given added to the environment. There is no relaunch once the
+    training has finished, has received a signal, or has ended with a UserError, nor after `max_relaunches` relaunches
+    in a row that led to no new checkpoint. A run that has begun to train and makes no step for `hang_seconds` counts as
+    hanging. Before a relaunch all processes of the last launch are killed, and TCP `port` must have become free. Every
+    launch is recorded in `logs/supervisor.json`.
     """
 
     def __init__(
@@ -83,10 +92,10 @@ class Supervisor:
         self.max_relaunches = max_relaunches
         self.hang_seconds = hang_seconds
         self.port = port
-        # Launchers hide the exit code of a UserError; the stage writes its message to this file. The file's name in the
-        # environment also marks every process of this run's launches.
+        # Launchers hide the exit code of a UserError, so the stage writes its message to this file. The file's name is
+        # in the environment of every process of this run's launches, by which `launched_processes` finds them.
         self.user_error = self.folder.resolve() / "logs" / "user_error.txt"
-        self.attempts: list[dict[str, Any]] = []  # of earlier supervisors too
+        self.attempts: list[dict[str, Any]] = []  # including those of earlier supervisors
 
     def run(self) -> int:
         """Supervise to the end.
@@ -108,7 +117,7 @@ class Supervisor:
                     relaunches_without_progress = 0
                 else:
                     relaunches_without_progress += 1
-                last_checkpoint = attempt.checkpoint  # a lower step than before where a damaged one was quarantined
+                last_checkpoint = attempt.checkpoint  # may be a lower step than before, if a checkpoint was quarantined
                 if relaunches_without_progress > self.max_relaunches:
                     break
 
@@ -120,9 +129,9 @@ class Supervisor:
         return self._finish(attempt, signals, relaunches_without_progress)
 
     def _claim_run(self) -> None:
-        """Take the run over from an earlier supervisor, and kill what one that was killed has left running.
+        """Take the run over from an earlier supervisor, and kill processes that it has left running.
 
-        Raises UserError where another supervisor is still at work.
+        Raises UserError where the other supervisor is still alive.
         """
         path = self.folder / RECORD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +140,11 @@ class Supervisor:
             record = json.loads(path.read_text(encoding="utf-8"))
 
         other = record.get("supervisor")
-        is_foreign = record.get("status") == RUNNING and other != process_identity()
-        if is_foreign and (is_alive(other) or self._is_training_elsewhere(other)):
+        may_be_running = record.get("status") == RUNNING and other != process_identity()
+        if may_be_running and (is_alive(other) or self._is_training_elsewhere(other)):
             raise UserError(
                 f"{self.folder} is supervised already, by process {other['pid']} on {other['host']}; a second training "
-                "would write beside the first. Wait for it, or stop it (kill it once, and it saves)"
+                "would write to the same files. Wait for it, or stop it (kill it once, and it saves)"
             )
 
         self.attempts = record["attempts"]
@@ -161,11 +170,13 @@ class Supervisor:
         child = self.launch({USER_ERROR_FILE: str(self.user_error), SHUTDOWN_TIMEOUT_VARIABLE: shutdown_timeout})
         hangs = self._wait_for_launch(child, signals, status_time_before)
 
+        # End the processes that are left: the launcher's tree if it hangs, then any that have outlived it.
         self._wait_for_saves(child, signals)
         if exit_code(child) is None:
             kill_processes(launched_processes(child, self.user_error), child)
         kill_processes(launched_processes(None, self.user_error))
 
+        # A status that this launch has not written is an earlier one's.
         status = {}
         if status_time_ns(self.folder) != status_time_before:
             status = read_status(self.folder)
@@ -178,9 +189,9 @@ class Supervisor:
         return attempt
 
     def _wait_for_launch(self, child: Child, signals: SignalListener, status_time_before: int) -> bool:
-        """Wait for the launcher's end, and forward a signal once. Return True where the run hangs; it is still running.
+        """Wait for the launcher's end, and forward a signal once. A second signal ends the wait.
 
-        A second signal ends the wait.
+        Returns True where the run hangs, so that it is still running.
         """
         last_status_time = status_time_before
         last_change = time.monotonic()
@@ -292,17 +303,17 @@ def exit_code(child: Child) -> int | None:
 
 
 def process_identity() -> dict[str, Any]:
-    """Return what tells this process from all others, here and on other machines."""
+    """Return what distinguishes this process from all others, on this and on other machines."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": psutil.Process().create_time()}
 
 
 def is_alive(identity: dict[str, Any]) -> bool:
-    """Whether the process of a `process_identity` still runs, as far as this machine can see."""
+    """Whether the process of a `process_identity` still runs on this machine; False for one on another machine."""
     try:
         created = psutil.Process(identity["pid"]).create_time()
     except psutil.NoSuchProcess:
         return False
-    # psutil computes this time from the boot's, which moves with the system's clock.
+    # psutil computes the time of creation from that of the boot, which shifts when the system's clock is set.
     is_same_process = abs(created - identity["since"]) < CLOCK_SECONDS
     return identity["host"] == socket.gethostname() and is_same_process
 
@@ -318,7 +329,8 @@ def process_environment(process: psutil.Process) -> dict[str, str]:
 def launched_processes(child: Child | None, mark: Path) -> list[psutil.Process]:
     """Return all live processes of a launch: `child` and those below it, and those with `mark` in their environment.
 
-    torchrun gives each worker a session of its own, and one whose parent was killed has lost its place in the tree.
+    The process tree alone is not enough: a worker whose parent was killed is no longer below `child`, and torchrun
+    gives each worker its own session.
     """
     processes: dict[int, psutil.Process] = {}
     if child is not None and exit_code(child) is None:
@@ -343,8 +355,8 @@ def process_tree(pid: int) -> list[psutil.Process]:
 def forward_signal(child: Child, mark: Path, number: int) -> None:
     """Send a signal to the training processes themselves; where no launcher has started any, to `child`.
 
-    torchrun, sent it itself, would kill them after a while (`SHUTDOWN_TIMEOUT_VARIABLE`), and accelerate would not wait
-    for its only one.
+    It is not sent to the launcher: torchrun would kill its workers some time after (`SHUTDOWN_TIMEOUT_VARIABLE`), and
+    accelerate would not wait for a single one.
     """
     launched = {}
     for process in launched_processes(child, mark):
@@ -378,7 +390,7 @@ def kill_processes(processes: list[psutil.Process], child: Child | None = None) 
     for process in processes:
         send_signal(process, signal.SIGKILL)
 
-    # Waited for as a child first: psutil would take its exit code.
+    # The child is waited for by its own object first: psutil would consume its exit code.
     if isinstance(child, subprocess.Popen):
         child.wait()
     elif child is not None:
@@ -395,7 +407,7 @@ def kill_processes(processes: list[psutil.Process], child: Child | None = None) 
 def wait_for_port(port: int | None) -> None:
     """Return when nothing listens on TCP `port` of this machine.
 
-    Returns after `KILL_SECONDS` too; the launcher then says best what is wrong.
+    Returns after `KILL_SECONDS` even if the port is in use: the launcher then fails with its own error.
     """
     if not port:
         return
