@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from hf_llm import prepare_data, train_tokenizer
 from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.data.corpus import build as corpus_module
-from hf_llm.data.corpus.build import read_corpus_texts
+from hf_llm.data.corpus.corpus_files import read_corpus_texts
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.tokenize_corpus import main
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from hf_llm import prepare_data
 from hf_llm.core.manifest import file_digests, read_manifest
-from hf_llm.data.corpus.build import list_corpus_files
+from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.tokens.mixing import sample_texts
 from hf_llm.train_tokenizer import load_compared_tokenizers, main
 from tests import made_up_texts

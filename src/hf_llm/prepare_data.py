@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.extras import require_extras
 from hf_llm.core.manifest import digest_of, package_versions
-from hf_llm.data.corpus.build import make_corpus
 from hf_llm.data.corpus.config import Corpus
-from hf_llm.data.corpus.dropped import explain_document
 from hf_llm.pipeline.run import read_run
 
 EXPLAIN = "--explain"
@@ -36,6 +35,10 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     argv, document = split_explain(list(sys.argv[1:] if argv is None else argv))
     run, recipe = read_run(Recipe, argv)
+    require_extras("corpus")  # before the imports below, which need them
+    from hf_llm.data.corpus.build import make_corpus
+    from hf_llm.data.corpus.dropped import explain_document
+
     if document is not None:
         if not run.is_complete("corpus"):
             raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")

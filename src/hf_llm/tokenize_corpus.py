@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import file_digest, read_manifest, write_json
-from hf_llm.data.corpus.build import list_corpus_files
 from hf_llm.data.corpus.config import Corpus
+from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.tokens.mixing import (
     MixRow,

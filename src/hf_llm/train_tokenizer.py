@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.data.corpus.build import list_corpus_files
+from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.config import Corpus, Source
-from hf_llm.data.corpus.reader_step import SourceReader
-from hf_llm.data.corpus.sources import list_read_tasks
+from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
@@ -127,6 +126,10 @@ def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[st
 
 def read_own_texts(paths: list[str]) -> Iterator[str]:
     """Yield the texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
+    require_extras("corpus")
+    from hf_llm.data.corpus.reader_step import SourceReader
+    from hf_llm.data.corpus.sources import list_read_tasks
+
     parts = list_read_tasks([Source(path=path, license="unknown") for path in paths])
     for rank, part in enumerate(parts):
         step = SourceReader(parts, MAX_TEXT_CHARS)

@@ -14,6 +14,9 @@ def only_torch(monkeypatch):
     """An environment with the core and nothing else."""
     monkeypatch.setattr(extras.metadata, "requires", lambda name: REQUIRES)
     monkeypatch.setattr(extras, "is_installed", lambda package: package == "torch")
+    missing_packages.cache_clear()
+    yield
+    missing_packages.cache_clear()
 
 
 def test_all_that_is_missing_is_named_at_once_with_the_line_that_installs_it(only_torch):

@@ -1,5 +1,6 @@
 """Optional dependencies: which packages an extra of hf_llm needs, and a clear error where they are missing."""
 
+from functools import cache
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -23,6 +24,7 @@ def require_extras(*extras: str) -> None:
         )
 
 
+@cache  # readers ask once for each file
 def missing_packages(*extras: str) -> list[str]:
     """Return the packages of these extras that are not installed, in the order of pyproject.toml."""
     missing = []

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.manifest import digest_of, read_manifest, write_json
-from hf_llm.data.corpus.build import read_corpus_texts
+from hf_llm.data.corpus.corpus_files import read_corpus_texts
 from hf_llm.evaluation.perplexity import score_next_tokens
 from hf_llm.hardware.runtime import device_type, use_all_cores
 from hf_llm.model.load import load_model, load_tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.extras import require_extras
 from hf_llm.tokenization.checks import is_parsed_from_text
 from hf_llm.tokenization.sentinel_tokens import MASK
 from hf_llm.tokenization.train import (
@@ -242,14 +243,11 @@ def _pieces_of_type(model: Any, *types: _PieceType) -> list[str]:
 
 def _parse_model(path: Path, key: str) -> Any:
     """Parse a SentencePiece file: return its protobuf message `ModelProto`. Raises UserError."""
-    try:
-        from google.protobuf.message import DecodeError
-        from transformers.convert_slow_tokenizer import import_protobuf
+    require_extras("sentencepiece")
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
 
-        model = import_protobuf().ModelProto()
-    except ImportError:
-        raise UserError(f"{key}: a SentencePiece model is read by protobuf; pip install protobuf") from None
-
+    model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError:

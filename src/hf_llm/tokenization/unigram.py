@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.extras import require_extras
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,6 +72,7 @@ def _train_pieces(words: Counter, size: int) -> list[tuple[str, float]]:
 
     Raises UserError where SentencePiece fails.
     """
+    require_extras("sentencepiece")
     import sentencepiece
 
     model = io.BytesIO()

@@ -10,9 +10,10 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digests
 from hf_llm.data.corpus import build as corpus_module
 from hf_llm.data.corpus import clean_pass
-from hf_llm.data.corpus.build import check_space, list_corpus_files, make_corpus, read_corpus_texts
+from hf_llm.data.corpus.build import check_space, make_corpus
 from hf_llm.data.corpus.clean_pass import clean_read_task
 from hf_llm.data.corpus.config import Corpus, Deduplicate, Rules, Source
+from hf_llm.data.corpus.corpus_files import list_corpus_files, read_corpus_texts
 from hf_llm.data.corpus.dedup.substring import RepeatedPassages
 from hf_llm.data.corpus.filters.gopher_quality import GopherQuality
 from hf_llm.data.corpus.sources import list_read_tasks

@@ -16,14 +16,15 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import xxhash
 
-from hf_llm.core.atomic_io import ROW_GROUP, write_text
+from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
+from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.clean_pass import MODELS_FOLDER, clean_read_task
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
@@ -42,6 +43,7 @@ from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
+from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES
 
@@ -83,24 +85,10 @@ def _move_finished(work: Path, folder: Path) -> None:
     os.replace(work / LEDGER, folder / LEDGER)
 
 
-def list_corpus_files(folder: Path, split: str) -> list[Path]:
-    """List the Parquet files of one split of a corpus, in order."""
-    return sorted((folder / "data").glob(f"{split}-*.parquet"))
-
-
-def read_corpus_texts(folder: Path, split: str) -> Iterator[str]:
-    """Yield the texts of one split of a corpus, in order."""
-    import pyarrow.parquet
-
-    for path in list_corpus_files(folder, split):
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
-                yield from batch["text"].to_pylist()
-
-
 def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
     """Run all passes and return the ledger; the files they leave in `work` are moved to their places by the caller."""
     tasks = list_read_tasks(section.sources)
+    require_extras(*extras_of_tasks(tasks, section.executor))
     check_space(tasks, work, section)
 
     models = work / MODELS_FOLDER
@@ -118,6 +106,19 @@ def _run_passes(section: Corpus, work: Path, key: str, made_with: str) -> dict:
     _check_not_empty(section, ledger)
     _gather_files(work, shard_folder, passes)
     return ledger
+
+
+def extras_of_tasks(tasks: list[ReadTask], executor: str) -> list[str]:
+    """Return the extras of hf_llm whose packages these tasks need, in a fixed order."""
+    extras = {"corpus"}
+    if executor == "ray":
+        extras.add("ray")
+    for task in tasks:
+        formats = [task.source.format] if task.source.format else [detect_format(Path(name)) for _, name in task.files]
+        if task.source.crawl:
+            formats = ["warc"]
+        extras.update(EXTRA_OF_FORMAT[name] for name in formats if name in EXTRA_OF_FORMAT)
+    return sorted(extras)
 
 
 def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:

@@ -44,6 +44,9 @@ NAMED_FORMATS: dict[str, set[str]] = {
     "latex": FORMATS["latex"] | {".gz"},
 }
 
+# The extra of hf_llm whose packages read a format; the other formats are read by what the `corpus` extra holds.
+EXTRA_OF_FORMAT = {"html": "web", "warc": "web", "pdf": "pdf"}
+
 # Files in which the `datasets` library describes the files beside them.
 DESCRIPTION_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 

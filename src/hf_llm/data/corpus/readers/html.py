@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, open_file
@@ -50,7 +51,8 @@ _ESCAPE_SEQUENCE = re.compile(rb"\x1b[$(]")
 
 
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
-    """Yield the document of one HTML file, which may be compressed (`tabular.COMPRESSED`)."""
+    """Yield the document of one HTML file, which may be compressed (`tabular.COMPRESSED_SUFFIXES`)."""
+    require_extras("web")
     with count_damage(path, errors), open_file(path) as file:
         html = file.read(PAGE_BYTES + 1)
         errors.records += 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.books import join_pages, join_wrapped_lines, remove_running_lines
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.read_errors import ReadErrors
@@ -26,6 +27,7 @@ _DIVISION = "\x02"  # PDFium's mark for a hyphen at a line's end, which swallows
 
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the pieces of one PDF's text, with title and author if the PDF names them."""
+    require_extras("pdf")
     import pypdfium2
 
     errors.records += 1

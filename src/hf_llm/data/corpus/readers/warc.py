@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.html import PAGE_BYTES, decode_page, extract_in_subprocess
 from hf_llm.data.files.read_errors import ReadErrors
@@ -46,6 +47,7 @@ _HTML_TYPES = {"text/html", "application/xhtml+xml"}
 
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
     """Yield the documents of one archive, in its order."""
+    require_extras("web")
     for number, record in enumerate(read_records(path, errors), 1):
         if not _DOCUMENT_TYPE.search(record, 0, HEADER_BYTES):
             continue
