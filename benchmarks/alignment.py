@@ -3,7 +3,7 @@
     HF_LLM_DATA=... python benchmarks/alignment.py                      # about 20 minutes on two idle CPU cores
     HF_LLM_DATA=... python benchmarks/alignment.py my.yaml --answers 100
 
-Runs the recipe's whole life (recipes/examples/alignment.yaml; what is finished is skipped), then lets every model
+Runs every stage of the recipe (recipes/examples/alignment.yaml; complete stages are skipped), then lets every model
 answer the prompts of the pairs that the reward model was not trained on, one sampled answer each. Prints a table with
 95% intervals (bootstrap over prompts; Wilson's for shares). The KL is that of each answer to the SFT model, exact over
 the vocabulary, summed over the answer's tokens.

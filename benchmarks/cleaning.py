@@ -1,11 +1,11 @@
 """Our rules against datatrove's stock filters on the same real documents: speed, agreement, what each rule drops.
 
     HF_LLM_DATA=... OMP_NUM_THREADS=1 python benchmarks/cleaning.py            # everything docs/filters.md shows
-    HF_LLM_DATA=... OMP_NUM_THREADS=1 python benchmarks/cleaning.py speed      # or: agreement, rates, learnt
+    HF_LLM_DATA=... OMP_NUM_THREADS=1 python benchmarks/cleaning.py speed      # or: agreement, rates, trained
 
 Both run the same rules with the same limits on one core: repair of the encoding, Gopher's repetition and quality, C4,
 FineWeb. Rounds are interleaved, and what is remembered of words is forgotten before each; the ratio is that of the
-medians. Needs `pip install spacy`, which datatrove splits words with; `learnt` compares with scikit-learn where that is
+medians. Needs `pip install spacy`, which datatrove splits words with; `trained` compares with scikit-learn where that is
 installed.
 """
 
@@ -181,7 +181,7 @@ def rates(by_source: dict[str, list[str]]) -> None:
     print("redacted: " + ", ".join(f"{n} {int(s.total)}" for n, s in redaction[0].stats.stats.items() if "_" in n))
 
 
-def learnt(by_source: dict[str, list[str]]) -> None:
+def trained(by_source: dict[str, list[str]]) -> None:
     """Perplexity and classifier, Wikipedia as the good and C4 as the bad."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder, f"{name}.jsonl") for name in ("Wikipedia", "C4")}
@@ -234,7 +234,7 @@ def reference(good: list[str], bad: list[str]) -> None:
 
 def main() -> None:
     by_source = sources()
-    for part in (speed, agreement, rates, learnt):
+    for part in (speed, agreement, rates, trained):
         if not sys.argv[1:] or part.__name__ in sys.argv[1:]:
             part(by_source)
 

@@ -1,4 +1,4 @@
-"""A pretraining killed at random moments under the supervisor, against the same run that nothing befell.
+"""A pretraining killed at random moments under the supervisor, against the same run, uninterrupted.
 
     HF_LLM_DATA=... python benchmarks/killed_run.py          # 20 minutes each: on one process, then ZeRO-2 on two
     HF_LLM_DATA=... python benchmarks/killed_run.py --minutes 1 --kills 2 --processes 1 --hidden-size 64 --layers 2
@@ -31,7 +31,7 @@ from hf_llm.pipeline.status import HEARTBEAT_SECONDS, read_status
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-3  # of the losses of two processes
-TIMED = 12  # steps from which the length of the runs is reckoned
+TIMED = 12  # steps from which the length of the runs is estimated
 RECIPE = """
 name: whole
 seed: 1
@@ -84,7 +84,7 @@ def main() -> None:
 def compare(folder: Path, processes: int, options: argparse.Namespace) -> bool:
     """Make both runs in `folder`, print how they differ, and tell whether all is as promised."""
     prepare(folder, options)
-    steps = reckoned_steps(folder, processes, options.minutes)
+    steps = estimate_steps(folder, processes, options.minutes)
     settings = [f"--pretrain.training.{key}={value}" for key, value in schedule(steps).items()]
     with ThreadPoolExecutor(max_workers=2 // processes) as side_by_side:
         whole = side_by_side.submit(undisturbed_run, folder, processes, settings)
@@ -129,7 +129,7 @@ def schedule(steps: int) -> dict[str, int]:
     return {"max_steps": steps, "warmup_steps": every, "save_steps": every, "eval_steps": max(2, steps // 4)}
 
 
-def reckoned_steps(folder: Path, processes: int, minutes: float) -> int:
+def estimate_steps(folder: Path, processes: int, minutes: float) -> int:
     """How many steps take `minutes`, by a short run."""
     short = [f"--pretrain.training.{key}={value}" for key, value in schedule(TIMED).items()]
     subprocess.run([*stage(processes), "recipe.yaml", "--name=timed", *short], **surroundings(folder), check=True)
@@ -148,7 +148,7 @@ def moments(options: argparse.Namespace, steps: int) -> list[tuple[int, float]]:
 
 
 def undisturbed_run(folder: Path, processes: int, settings: list[str]) -> Outcome:
-    """The run that nothing befalls."""
+    """The uninterrupted run."""
     began = time.monotonic()
     subprocess.run([*stage(processes), "recipe.yaml", *settings], **surroundings(folder), check=True)
     return outcome(folder / "runs/whole/base", time.monotonic() - began)

@@ -4,7 +4,7 @@
 
 A small model learns WikiText-2 at 256 tokens by `python -m hf_llm.pretrain`; then `pretrain.start_from` takes it on for
 100 steps at 1,024 tokens with YaRN, and for as many tokens at 256 without. Printed are bits per byte of the validation
-split by position, in windows of 1,024 tokens; of the first model also with YaRN switched on and nothing learnt.
+split by position, in windows of 1,024 tokens; of the first model also with YaRN switched on and nothing trained.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
         print("| | " + " | ".join(f"{start} to {end}" for start, end in SPANS) + " |\n|--|--|--|--|")
         for title, name, scaling in (
             ("trained at 256", "short", None),
-            ("YaRN switched on, nothing learnt", "short", YARN),
+            ("YaRN switched on, nothing trained", "short", YARN),
             (f"{options.more} steps more at 256", "on", None),
             (f"{options.more} steps more at 1,024, YaRN", "longer", None),
         ):

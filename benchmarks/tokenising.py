@@ -4,7 +4,7 @@
     python benchmarks/tokenising.py FOLDER --rounds 5 --megabytes 40
     python benchmarks/tokenising.py FOLDER --memory     # peak memory of ours from 10 MB to 1 GB
 
-One BPE of 8,192 tokens is learnt of the text; all tokenise the same Parquet file of documents of about 3,000
+One BPE of 8,192 tokens is trained of the text; all tokenise the same Parquet file of documents of about 3,000
 characters, each in a process of its own, the time of the imports left out. `encode_batch` keeps nothing: it is the
 bound. Ours, `datasets.map` (two processes, ids to Arrow) and datatrove (ids to its .ds file) read the Parquet file and
 write to disk. CPU seconds, of all threads and processes, say more than the clock where a machine is not idle.
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_corpus(folder: Path, work: Path, size: int) -> None:
-    """`work/corpus/data/train-0.parquet` of about `size` bytes, and `work/tokenizer.json` learnt of some."""
+    """`work/corpus/data/train-0.parquet` of about `size` bytes, and `work/tokenizer.json` trained of some."""
     import pyarrow
     import pyarrow.parquet
 

@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--bf16", action="store_true", help="autocast, for a device with units for it")
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side (Linux)")
-    parser.add_argument("--results", type=Path, help="JSON lines to add to and to go on from")
+    parser.add_argument("--results", type=Path, help="JSON lines to resume from and to append to")
     parser.add_argument("--time", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -118,7 +118,7 @@ def fitted(variant: str, options: argparse.Namespace):
 
 
 def prepare(options: argparse.Namespace):
-    """The text to learn from and the text held out, as bytes."""
+    """The text to train on and the text held out, as bytes."""
     import torch
 
     from hf_llm.hardware.runtime import device_type, keep_freed_memory, use_all_cores

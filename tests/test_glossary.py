@@ -60,7 +60,7 @@ def texts_of_module(path: Path) -> Iterator[tuple[int, str]]:
 
 def texts() -> Iterator[tuple[str, str]]:
     package = ROOT / "src" / "hf_llm"
-    for path in sorted(package.rglob("*.py")):
+    for path in [*sorted(package.rglob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]:
         name = path.relative_to(ROOT).as_posix()
         for line, text in texts_of_module(path):
             is_drop_reason = name in DROP_REASONS and re.search(DROP_REASONS[name], text)
