@@ -5,8 +5,8 @@
 
 Both run the same rules with the same limits on one core: repair of the encoding, Gopher's repetition and quality, C4,
 FineWeb. Rounds are interleaved, and what is remembered of words is forgotten before each; the ratio is that of the
-medians. Needs `pip install spacy`, which datatrove splits words with; `trained` compares with scikit-learn where that is
-installed.
+medians. Needs `pip install spacy`, which datatrove splits words with; `trained` compares with scikit-learn where
+it is installed.
 """
 
 import gzip
