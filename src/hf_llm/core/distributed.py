@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -16,19 +16,17 @@ T = TypeVar("T")
 
 def run_on_main(function: Callable[[], T]) -> T:
     """Call `function` in the first process only. In every process, return its result or raise its UserError."""
-    result = None
-    user_error = None
+    outcome: list[Any] = [None, None]  # the result and the UserError
     if is_main_process():
         try:
-            result = function()
+            outcome[0] = function()
         except UserError as error:
-            user_error = error
+            outcome[1] = error
 
     if torch.distributed.is_initialized():
-        outcome = [result, user_error]
         broadcast_object_list(outcome)
-        result, user_error = outcome
 
+    result, user_error = outcome
     if user_error is not None:
         raise user_error
     return result

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +25,10 @@ from pydantic import TypeAdapter, ValidationError
 from hf_llm.core.errors import UserError
 from hf_llm.core.shipped import find_recipe
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 UNIONS = (types.UnionType, typing.Union)
 MAX_KEYS_LISTED = 25  # in the error for an unknown key
@@ -239,7 +242,8 @@ def _build_value(annotation: Any, value: Any, where: str, problems: list[str]) -
     arguments = typing.get_args(annotation)
     if origin is Settings:
         return _build_settings(arguments[0], value, where, problems)
-    if dataclasses.is_dataclass(annotation) and not isinstance(value, annotation):
+    is_section = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+    if is_section and not isinstance(value, annotation):
         return _build_dataclass(annotation, value, where, problems)
     if origin in UNIONS:
         if value is None and type(None) in arguments:

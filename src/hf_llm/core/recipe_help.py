@@ -51,7 +51,7 @@ def describe_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
     """Yield every key that the dataclass `cls` reads, sections before their keys. What all stages share comes last."""
     annotations = field_types(cls)
     texts = field_docs(cls)
-    own_keys_first = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+    own_keys_first = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
     for field in own_keys_first:
         annotation = annotations[field.name]
         key = prefix + field.name

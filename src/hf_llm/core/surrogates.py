@@ -20,8 +20,10 @@ def replace_lone_surrogates(value: Any) -> Any:
 
 
 def _can_encode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
-        text.isascii() or text.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True

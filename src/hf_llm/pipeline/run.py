@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
@@ -23,7 +23,10 @@ from hf_llm.core.recipe_help import help_text
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
 
-RecipeClass = TypeVar("RecipeClass")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+RecipeClass = TypeVar("RecipeClass", bound="DataclassInstance")
 
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
@@ -86,7 +89,7 @@ class Run:
         """Whether the recipe asks for this folder."""
         return folder not in OPTIONAL or folder in self.tree
 
-    def resolve_source(self, path: str | None) -> Path | str | None:
+    def resolve_source(self, path: Path | str | None) -> Path | str | None:
         """Return a model or data set that the recipe names itself: its path if it exists on this disk, else the Hub id.
 
         None, where the recipe names none, is returned as it is.

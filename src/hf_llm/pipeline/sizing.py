@@ -261,6 +261,7 @@ class SizingDerivation:
     def _flop_budget(self) -> float:
         if self.sizing_key == "flops":
             return self.amount
+        assert self.hours is not None, "there is a budget only for a number of FLOPs or of hours"
         return self.hours * 3600 * self.flops_per_second
 
     def _find_nearest_shape(self, parameters: float) -> ModelShape:
@@ -392,7 +393,9 @@ class SizingDerivation:
         windows_per_device = 2 ** max(0, round(math.log2(optimum / smallest_step)))
         reason = f"near {optimum:,.0f} = 0.58 tokens^0.571 ({STEP_LAW}), in windows for each device"
         self.fill_value("pretrain.tokens_per_step", smallest_step * windows_per_device, reason)
-        return self.find_written_integer("pretrain.tokens_per_step")
+        written = self.find_written_integer("pretrain.tokens_per_step")
+        assert written is not None, "it has just been filled in"
+        return written
 
     def _fill_steps(self, shape: ModelShape, tokens: float, tokens_per_step: int, context: int) -> float:
         """Set steps, warm-up and evaluations. Returns the number of training tokens that the steps amount to."""

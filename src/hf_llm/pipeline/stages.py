@@ -48,11 +48,25 @@ class Stage:
         return self.kind in ("language_model", "reward_model")
 
 
-def _data_stage(folder: str, module: str, title: str, sections: tuple[str, ...], **fields: tuple[str, ...]) -> Stage:
-    return Stage(folder, module, title, "data", sections, **fields)
+def _data_stage(
+    folder: str,
+    module: str,
+    title: str,
+    sections: tuple[str, ...],
+    reads: tuple[str, ...] = (),
+    ignores: tuple[str, ...] = (),
+) -> Stage:
+    return Stage(folder, module, title, "data", sections, reads, ignores)
 
 
-def _alignment_stage(folder: str, title: str, reads: tuple[str, ...], **fields: bool | int) -> Stage:
+def _alignment_stage(
+    folder: str,
+    title: str,
+    reads: tuple[str, ...],
+    texts_per_row: int | None = None,
+    samples_completions: bool = False,
+    scores_reference: bool = False,
+) -> Stage:
     return Stage(
         folder,
         f"hf_llm.{folder}",
@@ -62,7 +76,9 @@ def _alignment_stage(folder: str, title: str, reads: tuple[str, ...], **fields: 
         reads,
         is_optional=True,
         is_alignment=True,
-        **fields,
+        texts_per_row=texts_per_row,
+        samples_completions=samples_completions,
+        scores_reference=scores_reference,
     )
 
 

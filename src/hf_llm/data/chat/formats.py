@@ -174,7 +174,7 @@ def parse_message(value: Any) -> Message:
         else:
             text_parts.append(part)
 
-    parsed = {"role": role, "content": "".join(_part_text(part) for part in text_parts)}
+    parsed: Message = {"role": role, "content": "".join(_part_text(part) for part in text_parts)}
     if calls:
         if role != "assistant":
             raise Unusable("a tool call that is not the assistant's")
@@ -429,7 +429,8 @@ def _approved_root(row: Row) -> Row:
 
 
 def _node_message(node: Row) -> Message:
-    return make_message(_ROLES.get(node["role"], node["role"]), node["text"])
+    role: str = node["role"]
+    return make_message(_ROLES.get(role, role), node["text"])
 
 
 def _is_approved(node: Any) -> bool:

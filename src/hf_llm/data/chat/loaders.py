@@ -306,24 +306,27 @@ def _read_rows(source: ConversationSource, kind: _RowKind, errors: ReadErrors) -
 
     Raises UserError for a file whose format is unknown.
     """
-    readers = {}  # by file
+    readers: dict[str, RowReader] = {}  # by file
     # OpenAssistant's single messages become trees, when all of them have been read.
     tree_messages = []
     for file, number, row in islice(_read_source(source, errors), source.take):
         where = f"{file}, row {number}"
         columns = set(row)
         if file not in readers:
-            readers[file] = kind.find_reader(columns, source.format)
-            if readers[file] is None:
+            reader = kind.find_reader(columns, source.format)
+            if reader is None:
                 raise UserError(_describe_unknown_format(where, row, source, kind))
+            readers[file] = reader
 
         if columns >= TREE_MESSAGE_COLUMNS:
             tree_messages.append((where, row))
         else:
             yield where, row, readers[file]
 
+    tree_reader = kind.find_reader({"message_tree_id", "prompt"}, None)
+    assert tree_reader is not None, "every kind of rows is read from trees, too"
     for where, tree in build_trees(tree_messages):
-        yield where, tree, kind.find_reader({"message_tree_id", "prompt"}, None)
+        yield where, tree, tree_reader
 
 
 def _describe_unknown_format(where: str, row: Row, source: ConversationSource, kind: _RowKind) -> str:
@@ -344,6 +347,7 @@ def _read_source(source: ConversationSource, errors: ReadErrors) -> Iterator[tup
             yield source.hub, number, row
         return
 
+    assert source.path is not None
     for path, _ in find_files(source.path, FORMATS["rows"]):
         try:
             for number, row in read_rows(path, errors):
@@ -433,17 +437,18 @@ def _mix_by_share(rows: list[Row], sources: list[ConversationSource], seed: int)
 
     The rows of a source are repeated, or a sample of them is taken, which depends only on `seed`.
     """
-    if sources[0].share is None:
+    shares = [source.share for source in sources if source.share is not None]
+    if not shares:
         return rows
 
-    total_share = sum(source.share for source in sources)
+    total_share = sum(shares)
     mixed = []
-    for number, source in enumerate(sources):
+    for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
         source_rows = [row for row in rows if row["source"] == number]
         if not source_rows:
             raise UserError(f"{source.name}: all its rows are held out for evaluation, none are left for its share")
 
-        count = round(len(rows) * source.share / total_share)
+        count = round(len(rows) * share / total_share)
         repeats, remainder = divmod(count, len(source_rows))
         mixed += source_rows * repeats
         mixed += [source_rows[i] for i in _sample_indices(len(source_rows), remainder, seed, number)]

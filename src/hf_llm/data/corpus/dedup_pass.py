@@ -266,7 +266,9 @@ class _ShardCutter:
 
     def __init__(self, task: ShardTask):
         self.task = task
-        self.passage_cutter = PassageCutter(task.work / REPEATED, task.section.deduplicate.substring)
+        settings = task.section.deduplicate.substring
+        assert settings is not None, "shards are cut only where the recipe asks for it"
+        self.passage_cutter = PassageCutter(task.work / REPEATED, settings)
         self.cut_characters = 0
 
     def cut_table(self, table: "pyarrow.Table") -> "pyarrow.Table":

@@ -17,8 +17,7 @@ from hf_llm.core.atomic_io import write_table
 from hf_llm.core.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
-    from pyarrow.dataset import Expression
+    from pyarrow.dataset import Dataset, Expression
 
 SAMPLES_PER_RULE = 20
 EXCERPT_CHARS = 300  # of a sample's text
@@ -175,7 +174,7 @@ def _match_document(wanted: str) -> "Expression":
     return matches
 
 
-def _open_dropped(folder: Path) -> "pyarrow.dataset.Dataset | None":
+def _open_dropped(folder: Path) -> "Dataset | None":
     """Open the records of dropped documents; None where none was dropped."""
     import pyarrow.dataset
 

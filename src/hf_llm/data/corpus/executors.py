@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import xxhash
-from datatrove.data import DocumentsPipeline
+from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.core.errors import UserError
@@ -66,15 +66,17 @@ class Executor:
     def _run_on_slurm(self, step: "_TaskStep", logs: str, paths: list[Path]) -> Iterator[Path]:
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
+        partition = self.cluster.partition
+        assert partition is not None, "Corpus refuses Slurm without a partition"
         executor = SlurmPipelineExecutor(
             [step],
             len(paths),
             time=self.cluster.time,
-            partition=self.cluster.partition,
+            partition=partition,
             workers=self.cluster.workers,
             mem_per_cpu_gb=max(1, round(self.cluster.memory_gb)),
-            qos=self.cluster.qos,
-            env_command=self.cluster.env_command,
+            qos=self.cluster.qos or "",  # empty: none, as datatrove reads it
+            env_command=self.cluster.env_command or "",
             job_name="hf_llm.prepare_data",
             logging_dir=logs,
             with_srun=self.cluster.srun,
@@ -85,7 +87,7 @@ class Executor:
             raise UserError(
                 "corpus.executor is slurm, but this host has no `sbatch`; run this on a login node"
             ) from None
-        yield from _wait_for_results(paths, executor.job_id)
+        yield from _wait_for_results(paths, str(executor.job_id))
 
 
 class _TaskStep(PipelineStep):
@@ -101,7 +103,7 @@ class _TaskStep(PipelineStep):
         self.run_task = run_task
         self.work = work
 
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         os.chdir(self.folder)
         path, arguments = self.tasks[rank]
         if not path.exists():

@@ -5,7 +5,7 @@ names and statistics of which the ledger is made.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
@@ -91,7 +91,7 @@ def train_filters(rules: Rules, models: Path) -> dict[str, dict]:
         if report.exists():
             reports[name] = json.loads(report.read_text(encoding="utf-8"))
         else:
-            examples = [_read_examples(path) for path in settings.example_paths()]
+            examples: list[Iterable[str]] = [_read_examples(path) for path in settings.example_paths()]
             reports[name] = settings.train_model(examples, model)
     return reports
 

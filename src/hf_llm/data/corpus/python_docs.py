@@ -122,16 +122,19 @@ def list_docstrings(source: bytes, module: str) -> list[DocstringEntry]:
     return list(_walk_docstrings(tree, module, "module"))
 
 
-def _walk_docstrings(node: ast.AST, name: str, kind: str) -> Iterator[DocstringEntry]:
+def _walk_docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, kind: str
+) -> Iterator[DocstringEntry]:
+    is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     docstring = ast.get_docstring(node)
     if docstring:
         signature = ""
-        if kind == "def":
+        if is_function:
             function_name = name.rpartition(".")[2]
             signature = f"{function_name}({ast.unparse(node.args)})"
         yield DocstringEntry(name, kind, signature, docstring)
 
-    if kind == "def":  # what a function defines inside is not part of its interface
+    if is_function:  # what a function defines inside is not part of its interface
         return
     for child in node.body:
         if isinstance(child, ast.ClassDef):
@@ -223,7 +226,8 @@ def _read_licenses() -> dict[str, str]:
 
 def _license_name(package_metadata: metadata.PackageMetadata) -> str:
     """Return the name of a package's licence by its metadata or its classifiers; empty where neither has one."""
-    license = package_metadata.get("License-Expression") or package_metadata.get("License") or ""
+    licenses = [*package_metadata.get_all("License-Expression", []), *package_metadata.get_all("License", [])]
+    license = next(filter(None, licenses), "")
     is_name = license and len(license) <= MAX_LICENSE_CHARS and "\n" not in license
     if is_name:
         return license

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.core.surrogates import replace_lone_surrogates
@@ -39,7 +39,7 @@ class SourceReader(PipelineStep):
         self.max_chars = max_chars
         self.faults = ReadErrors()  # of the task that is run
 
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert data is None and world_size == len(self.tasks), "one rank per read task, and nothing before it"
         task = self.tasks[rank]
         if task.source.installed:
@@ -58,6 +58,7 @@ class SourceReader(PipelineStep):
 
     def _read_hub_rows(self, task: ReadTask) -> Iterator[RawDocument]:
         source = task.source
+        assert source.hub is not None
         rows = read_hub_rows(
             source.hub, source.subset, source.split, source.streaming, source.take, source.skip, task.shard
         )
@@ -97,7 +98,7 @@ class SourceReader(PipelineStep):
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")
 
         for number, raw in enumerate(reader.read(path, self.faults, task.source, self.max_chars)):
-            about = {"file": name}
+            about: dict[str, str | int] = {"file": name}
             if format in CUT_FORMATS:
                 about["piece"] = number
             raw.about = about | raw.about

@@ -78,13 +78,18 @@ def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
             for files in python_docs.group_files(item, PART_BYTES):
                 yield _make_file_task(source, position, source.name or item, files, item)
     else:
-        files = list_source_files(source.path, source.format) if source.path else _list_git_files(source.git)
+        if source.path:
+            files = list_source_files(source.path, source.format)
+        else:
+            assert source.git is not None
+            files = _list_git_files(source.git)
         for group in _group_files(files):
             yield _make_file_task(source, position, _label_files(source), group)
 
 
 def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
     """Yield one task per file of a streamed data set, so that an interruption costs one; a slice is one task."""
+    assert source.hub is not None
     label = source.name or source.hub
     is_slice = source.take is not None or source.skip
     if is_slice:
@@ -98,7 +103,8 @@ def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
 
 def _label_files(source: Source) -> str:
     """Return the name of a source of files: the recipe's, else the last part of its path or URL, up to a wildcard."""
-    address = source.path or source.git.rstrip("/")
+    address = source.path or source.git
+    assert address is not None
     return source.name or Path(address).name.split("*")[0] or "files"
 
 

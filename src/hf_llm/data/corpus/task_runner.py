@@ -63,7 +63,7 @@ class StepStats:
 
 def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> list[StepStats]:
     """Pull every document of task `rank` through the steps. Returns what passed each of them."""
-    data = None
+    data: Iterator[Document] | None = None
     all_stats = []
     for step in steps:
         stats = StepStats(step.name)
@@ -71,6 +71,7 @@ def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> 
         if not all_stats:
             data = _report_progress(data)
         all_stats.append(stats)
+    assert data is not None, "there is at least one step"
     deque(data, maxlen=0)  # the steps are generators: this runs them
 
     # The seconds of a step hold those of all steps before it.
@@ -83,8 +84,9 @@ def run_steps(steps: list[PipelineStep], rank: int = 0, world_size: int = 1) -> 
                 stats.dropped[label.removeprefix("dropped_")] = int(metric.total)
             elif label.startswith(("redacted_", "lines_")):
                 stats.changed[label] = int(metric.total)
-        if hasattr(step, "faults"):
-            stats.dropped |= step.faults.dropped
+        faults = getattr(step, "faults", None)  # of a reader
+        if faults is not None:
+            stats.dropped |= faults.dropped
     return all_stats
 
 
@@ -207,7 +209,9 @@ def _start_worker(counter) -> None:
     _counter = counter
 
     def exit_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a worker has a parent"
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()

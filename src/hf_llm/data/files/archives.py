@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, count_damage, count_damaged_file, open_file
+from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, InputFile, count_damage, count_damaged_file, open_file
 
 MEMBER_BYTES = 8 << 30
 MAX_RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
@@ -107,7 +107,9 @@ def _extract_tar(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple
                 if member.size > limit:
                     errors.drop_record("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
                 else:
-                    yield from _write_member(archive.extractfile(member), name, folder, limit)
+                    source = archive.extractfile(member)
+                    assert source is not None, "the member is a file"
+                    yield from _write_member(source, name, folder, limit)
 
             # tarfile ends at a broken header as it does at the real end, after which there are only zeros.
             if archive.fileobj.read(CHUNK_BYTES).strip(b"\0"):
@@ -137,7 +139,7 @@ def _count_member_damage(where: str, errors: ReadErrors) -> Iterator[None]:
         errors.drop_record("archive bomb", where)
 
 
-def _open_tar_stream(path: Path) -> IO[bytes]:
+def _open_tar_stream(path: Path) -> io.BufferedReader:
     """Open the tar in a file, decompressed. Reading raises `_ArchiveBomb` if it unpacks to too many bytes."""
     suffix = path.suffix.lower()
     if suffix == ".tar":
@@ -150,7 +152,7 @@ def _open_tar_stream(path: Path) -> IO[bytes]:
 class _LimitedReader(io.RawIOBase):
     """A stream that raises `_ArchiveBomb` after `limit` bytes."""
 
-    def __init__(self, source: IO[bytes], limit: int):
+    def __init__(self, source: InputFile, limit: int):
         self.source = source
         self.remaining = limit
 
@@ -175,7 +177,7 @@ def _size_limit(compressed_bytes: int) -> int:
     return min(max(MAX_RATIO * compressed_bytes, SMALL_BYTES), MEMBER_BYTES)
 
 
-def _write_member(source: IO[bytes], name: str, folder: Path, limit: int) -> Iterator[tuple[str, Path]]:
+def _write_member(source: IO[bytes] | InputFile, name: str, folder: Path, limit: int) -> Iterator[tuple[str, Path]]:
     """Write one member to a folder under the last part of its name, yield it, and delete it afterwards."""
     member_folder = folder / "member"
     member_folder.mkdir()

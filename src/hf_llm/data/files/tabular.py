@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from hf_llm.core.errors import UserError
@@ -39,6 +39,8 @@ _HUB_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".gz":
 # The exceptions for broken compression or a broken file format. An OSError counts only without an errno; one with an
 # errno is an error of the disk.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
+
+InputFile = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile  # what `open_file` opens
 
 csv.field_size_limit(LINE_BYTES)
 
@@ -117,12 +119,12 @@ def _load_hub_dataset(hub: str, subset: str | None, split: str, streaming: bool)
 @contextlib.contextmanager
 def _explain_hub_errors(hub: str, subset: str | None, split: str) -> Iterator[None]:
     """Turn errors of the Hub that are raised in the block into a UserError with a remedy."""
-    import datasets
     import httpx
+    from datasets.exceptions import DatasetsError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
         name = " ".join(filter(None, [hub, subset, split]))
         raise UserError(
             f"the Hub data set {name} cannot be read: {error}\n"
@@ -143,7 +145,7 @@ def get_column(row: dict, name: str, where: str) -> object:
     raise UserError(f"{where} has no column {name!r}; it has {', '.join(map(str, row))}: {remedy}")
 
 
-def open_file(path: Path, suffix: str | None = None) -> IO[bytes]:
+def open_file(path: Path, suffix: str | None = None) -> InputFile:
     """Open a file to read bytes; it is decompressed as its suffix (or `suffix`) says."""
     suffix = suffix or path.suffix.lower()
     if suffix == ".gz":
@@ -207,7 +209,7 @@ def _read_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
                 return
 
 
-def _skip_line(file: IO[bytes]) -> bool:
+def _skip_line(file: InputFile) -> bool:
     """Read to the end of the line; False if it is more than `ENDLESS_BYTES` away."""
     size = 0
     while size < ENDLESS_BYTES:
@@ -273,7 +275,7 @@ class _JsonArray:
     Iterating raises ValueError if the file does not hold an array or the array is incomplete.
     """
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: InputFile):
         self.file = file
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self.parse = json.JSONDecoder().raw_decode
@@ -493,7 +495,7 @@ def _choose_table(database: sqlite3.Connection, path: Path, wanted: str | None) 
     tables = [name for (name,) in rows if not name.startswith("sqlite_")]
     if wanted is None and len(tables) == 1:
         return tables[0]
-    if wanted in tables:
+    if wanted is not None and wanted in tables:
         return wanted
 
     if wanted:

@@ -154,13 +154,21 @@ def _split_randomly(total: int, parts: int, random: np.random.Generator) -> np.n
     return np.diff(cuts, prepend=0, append=total)
 
 
+class _Windows(Protocol):
+    """The part of a data set of windows that is needed to corrupt them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> dict[str, torch.Tensor]: ...
+
+
 class CorruptedWindows(Dataset):
     """`windows` (`hf_llm.data.tokens.token_dataset.TokenWindows`) after a `corruption`, which changes every epoch.
 
     Item `i` is a dictionary of the corruption's arrays as int64 tensors.
     """
 
-    def __init__(self, windows: Dataset, corruption: Corruption, seed: int = 0):
+    def __init__(self, windows: _Windows, corruption: Corruption, seed: int = 0):
         self.windows = windows
         self.corruption = corruption
         self.seed = seed

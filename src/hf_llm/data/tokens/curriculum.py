@@ -35,6 +35,6 @@ class Curriculum:
                 "{books: 1}}]; by anything else they are a number"
             )
 
-        is_positive = bool(self.stages) if is_list else self.stages >= 1
+        is_positive = bool(self.stages) if isinstance(self.stages, list) else self.stages >= 1
         if not is_positive:
             raise ValueError(f"curriculum: stages is {self.stages}; it has to be positive")

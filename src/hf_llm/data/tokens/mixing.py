@@ -85,6 +85,7 @@ class StreamRouter:
             return source_labels
         if self.curriculum.by == "source":
             return [{"stage": stage, **label} for stage, label in enumerate(source_labels)]
+        assert self.bounds is not None, "the stages of a curriculum by length or difficulty have bounds"
         stages = range(len(self.bounds) + 1)
         return [{"stage": stage, **label} for stage in stages for label in source_labels]
 
@@ -93,7 +94,7 @@ class StreamRouter:
         source_numbers = np.zeros(len(tokens.lengths), np.int64)
         if self.sources:
             source_numbers = np.array([self._source_numbers[name] for name in documents.sources], np.int64)
-        if self.bounds is None:
+        if self.curriculum is None or self.bounds is None:
             return source_numbers
 
         scores = score_documents(self.curriculum, tokens, self.costs)
@@ -106,6 +107,7 @@ def score_documents(curriculum: Curriculum, tokens: Tokens, costs: np.ndarray | 
     if curriculum.by == "length":
         return tokens.lengths
 
+    assert costs is not None, "difficulty is measured by the costs of tokens"
     first_tokens = np.cumsum(tokens.lengths) - tokens.lengths  # (documents,) the index of the first token of each
     total_costs = np.add.reduceat(costs[tokens.ids], first_tokens)
     return total_costs // tokens.lengths
@@ -119,6 +121,7 @@ def measure_stage_bounds(
     Every stage holds the same number of the sample's tokens, up to the length of a document. The costs, (vocabulary,),
     are None for a curriculum by length.
     """
+    assert isinstance(curriculum.stages, int), "stages by mix are not measured"
     batches = []
     size = 0
     for documents, tokens in sample:
@@ -129,8 +132,8 @@ def measure_stage_bounds(
 
     costs = None
     if curriculum.by == "difficulty":
-        counts = sum(np.bincount(tokens.ids, minlength=vocab_size) for tokens in batches)
-        counts = counts + 1  # so that a token which is not in the sample has a finite cost
+        ids = np.concatenate([tokens.ids for tokens in batches])
+        counts = np.bincount(ids, minlength=vocab_size) + 1  # so that a token not in the sample has a finite cost
         bits = -np.log2(counts / counts.sum())
         costs = np.rint(_COST_UNITS_PER_BIT * bits).astype(np.int64)
 
@@ -224,7 +227,7 @@ def plan_stages(
     total_tokens = max_tokens or sum(available.values())
     total_share = sum(stage.share for stage in stages)
     reserved = Counter()
-    rows = []
+    rows: list[MixRow] = []
     for number in range(len(stages), 0, -1):
         stage = stages[number - 1]
         budget = max(1, round(total_tokens * stage.share / total_share))
@@ -232,7 +235,7 @@ def plan_stages(
         for row in mix:
             reserved[row["source"]] += row["planned"]
 
-        stage_rows = [{"stage": number, **row} for row in mix]
+        stage_rows: list[MixRow] = [{"stage": number, **row} for row in mix]
         rows = stage_rows + rows
     return rows
 
@@ -242,6 +245,7 @@ def plan_stage_streams(rows: list[MixRow]) -> list[StreamPlan]:
     passed = Counter()
     plans = []
     for row in rows:
+        assert "stage" in row
         source = row["source"]
         plan = StreamPlan(
             stage=row["stage"] - 1,
@@ -333,14 +337,13 @@ def _table_lines(mix: list[MixRow]) -> list[str]:
 
 def list_train_sources(files: Iterable[Path]) -> list[str]:
     """Return the names of the sources in Parquet files of a corpus, sorted."""
-    import pyarrow.compute as compute
     import pyarrow.parquet
 
     sources = set()
     for path in files:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1 << 16, columns=["source"]):
-                sources.update(compute.unique(batch["source"]).to_pylist())
+                sources.update(batch["source"].unique().to_pylist())
     return sorted(sources)
 
 
@@ -352,7 +355,7 @@ def sample_texts(files: Iterable[Path], shares: dict[str, float] | None, limit: 
     needed is not read.
     """
     # Bytes still to take, by source; without shares, all under the key None.
-    remaining = {None: limit}
+    remaining: dict[str | None, float] = {None: limit}
     if shares:
         total_share = sum(shares.values())
         remaining = {name: limit * share / total_share for name, share in shares.items()}
@@ -378,7 +381,7 @@ def _read_wanted_groups(
     with pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             column = file.read_row_group(group, columns=["source"])["source"]
-            sources = compute.unique(column).to_pylist()
+            sources = column.unique().to_pylist()
             if not any(remaining.get(name, remaining.get(None, 0)) > 0 for name in sources):
                 continue
             table = file.read_row_group(group, columns=["text", "source"])

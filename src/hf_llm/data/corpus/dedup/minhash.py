@@ -129,6 +129,7 @@ class _SignatureFiles:
             if result is None:
                 result = np.empty((len(rows), file_rows.shape[1]), np.uint32)
             result[in_file] = file_rows[rows[in_file] - self.bounds[number]]
+        assert result is not None, "at least one row is asked for"
         return result
 
 

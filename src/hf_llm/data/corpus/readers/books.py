@@ -447,7 +447,9 @@ def _keeps_hyphen(first_half: str, line: str, hyphen: str, words: Counter) -> bo
     if line[:1].isupper():
         return True
 
-    second_half = _WORD.match(line)[0]
+    match = _WORD.match(line)
+    assert match is not None, "the line begins with a letter"
+    second_half = match[0]
     whole_count = words[f"{first_half}{second_half}".lower()]
     hyphenated_count = words[f"{first_half}-{second_half}".lower()]
     if whole_count or hyphenated_count:

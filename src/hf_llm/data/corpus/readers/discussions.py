@@ -117,11 +117,12 @@ def _convert_reddit_post(row: dict) -> dict:
     """Return what is needed of a comment (with a `link_id`) or a submission; the title of a comment is None."""
     is_comment = "link_id" in row
     text = row["body"] if is_comment else row["selftext"]
-    title = row.get("title")
-    has_title = isinstance(title, str) and not is_comment
+    title = None
+    if isinstance(row.get("title"), str) and not is_comment:
+        title = html.unescape(row["title"])
     return {
         "id": str(row.get("id", "")),
-        "title": html.unescape(title) if has_title else None,
+        "title": title,
         "text": _clean_reddit_text(text),
         "parent": str(row.get("parent_id", "")).removeprefix("t1_"),
         "created": _parse_number(row.get("created_utc")),
@@ -181,7 +182,7 @@ def _order_as_tree(comments: list[dict]) -> list[dict]:
     return ordered
 
 
-def _parse_number(value: object) -> int:
+def _parse_number(value: Any) -> int:
     """Parse a number as dumps write it, in quotes or not; 0 if it is not one."""
     try:
         return int(float(value or 0))

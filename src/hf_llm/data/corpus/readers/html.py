@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
@@ -25,7 +25,7 @@ from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
-    from resiliparse.parse.html import HTMLTree
+    from resiliparse.parse.html import DOMNode, HTMLTree
 
     from hf_llm.data.corpus.config import Source
 
@@ -171,7 +171,7 @@ def _find_license(tree: "HTMLTree") -> str | None:
     return licenses.pop() if len(licenses) == 1 else None
 
 
-def _is_in_figure(node: object) -> bool:
+def _is_in_figure(node: "DOMNode | None") -> bool:
     while node is not None:
         if node.tag in ("figure", "figcaption"):
             return True
@@ -206,13 +206,15 @@ class PageReader:
 
         Raises PageError if the page ended the process or a library failed on it.
         """
-        if self.process is None:
-            self._start()
+        process = self.process
+        if process is None:
+            process = self._start()
+        requests, answers = _pipes_of(process)
         try:
-            _send(self.process.stdin, (html, url, charset))
-            answer = _receive(self.process.stdout)
+            _send(requests, (html, url, charset))
+            answer = _receive(answers)
         except (EOFError, BrokenPipeError):
-            code = self.process.wait()
+            code = process.wait()
             self.stop()
             if code == EXIT_CODE_OF_TIMEOUT:
                 reason = f"page took longer than {self.seconds} s"
@@ -223,25 +225,35 @@ class PageReader:
             raise PageError(answer)
         return answer
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen:
         call = f"from hf_llm.data.corpus.readers import html; html.serve_pages({self.seconds}, {self.memory})"
         command = [sys.executable, "-c", call]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = process
+        _, answers = _pipes_of(process)
         try:
-            _receive(self.process.stdout)
+            _receive(answers)
         except EOFError:
-            code = self.process.wait()
+            code = process.wait()
             self.stop()
             raise RuntimeError(f"the process that reads pages did not start (exit code {code})") from None
+        return process
 
     def stop(self) -> None:
         """End the process; the next page starts another."""
         if self.process is not None and self.owner == os.getpid():
+            requests, answers = _pipes_of(self.process)
             with contextlib.suppress(BrokenPipeError):  # what a dead process has not taken
-                self.process.stdin.close()
-            self.process.stdout.close()
+                requests.close()
+            answers.close()
             self.process.wait()
         self.process = None
+
+
+def _pipes_of(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    """Return the standard input and output of a process that was started with pipes for both."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
 
 
 _page_reader: PageReader | None = None
@@ -308,5 +320,5 @@ def _send(pipe: IO[bytes], message: object) -> None:
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes]) -> object:
+def _receive(pipe: IO[bytes]) -> Any:
     return pickle.load(pipe)

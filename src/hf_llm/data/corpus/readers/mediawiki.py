@@ -9,14 +9,14 @@ import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, extract_prose
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import count_damage, open_file
+from hf_llm.data.files.tabular import InputFile, count_damage, open_file
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
@@ -99,7 +99,9 @@ def _convert_page(page: ElementTree.Element, header: DumpHeader) -> RawDocument 
     if not header.is_article(page, title) or page.find("redirect") is not None:
         return None
     revision = page.find("revision[last()]")
-    markup = revision.findtext("text") if revision is not None else ""
+    if revision is None:
+        return None
+    markup = revision.findtext("text")
     if not markup or _REDIRECT.match(markup) or _DISAMBIGUATION.search(markup):
         return None
     if revision.findtext("model", "wikitext") != "wikitext":
@@ -157,7 +159,7 @@ def _split_pages(path: Path, errors: ReadErrors) -> Iterator[tuple[str, bytes]]:
             errors.drop_record("truncated page", str(path), excerpt)
 
 
-def _read_utf8(file: IO[bytes]) -> Iterator[bytes]:
+def _read_utf8(file: InputFile) -> Iterator[bytes]:
     """Yield the file in chunks of UTF-8. Everything before damage is yielded, then the error is raised."""
     chunk = file.read1(CHUNK_BYTES)  # read1 returns what is before damage, which read would lose
     encoding = _detect_utf16(chunk)

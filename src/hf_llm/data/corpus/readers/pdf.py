@@ -43,7 +43,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         finally:
             document.close()
     except pypdfium2.PdfiumError as error:
-        reason = _REASONS.get(error.err_code, "broken PDF")
+        reason = _REASONS.get(error.err_code or 0, "broken PDF")
         errors.drop_record(reason, str(path), str(error))
         return
 

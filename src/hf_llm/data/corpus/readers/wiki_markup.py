@@ -316,8 +316,7 @@ def _keep_line(kept: list[_Line], line: str) -> None:
             kept.append(_Line(""))
         return
 
-    is_list_item = bool(marks) and bool(marks[1].strip(":;"))
-    if is_list_item:
+    if marks and marks[1].strip(":;"):  # an item of a list
         indent = "  " * (len(marks[1]) - 1)
         words = f"{indent}- {words}"
     kept.append(_Line(words))
