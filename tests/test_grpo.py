@@ -85,7 +85,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(judged):
     [
         ("--grpo.reward_functions=[rewards:fix]", "the module rewards has no fix"),
         ("--grpo.reward_functions=[fox]", "'fox' is not module:function"),
-        ("--grpo.training.gradient_accumulation_steps=64", "54 prompts are fewer than the 64 that are answered"),
+        ("--grpo.training.gradient_accumulation_steps=64", "54 prompts are fewer than the 64 that are completed"),
         ("--grpo.training.num_generations=3", "must be divisible by num_generations"),
         ("--grpo.training.max_completion_length=100", "prompts are longer than 28 tokens"),
     ],

@@ -171,7 +171,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(judge, tmp_path):
         (["nowhere_to_be_found:f"], "nowhere_to_be_found:f: No module named"),
         (["math:no_such"], "the module math has no no_such"),
         (["math"], "'math' is not module:function"),
-        (["math:pi"], "math:pi is no function but a float"),
+        (["math:pi"], "math:pi is not a function but a float"),
         ([], "nothing gives a reward"),
     ],
 )

@@ -153,7 +153,7 @@ def test_packed_rows_documents_shares_and_trls_own_keys_go_together(pretrained):
     ("override", "words"),
     [
         ("--sft.training.packing_strategy=wrapped", "attend to each other"),
-        ("--sft.training.assistant_only_loss=false", "questions are never learnt"),
+        ("--sft.training.assistant_only_loss=false", "questions are never supervised"),
         ("--sft.quantize=4bit", "needs an NVIDIA GPU"),
         ("--sft.quantize=3bit", "sft.quantize"),
         ("--sft.training.max_length=8", "no room for an answer"),

@@ -78,7 +78,7 @@ def test_the_stop_rate_is_the_share_of_answers_that_end(model, tokenizer, token,
     found = measure_eos_rate(trainer_of(model.train(), tokenizer), rows(tokenizer, 6), Path("nowhere"))
     assert (found["stop_rate"], found["stop_prompts"], found["stop_limit"]) == (rate, 6, 64)
     assert model.training
-    said = "WARNING: the model does not stop: 6 of 6 answers went on to 64 tokens"
+    said = "WARNING: the model does not stop: 6 of 6 answers have no end token within 64 tokens"
     assert (said in capsys.readouterr().out) == ("stop_warning" in found) == (rate == 0)
 
 

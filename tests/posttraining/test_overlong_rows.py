@@ -22,9 +22,9 @@ def test_rows_that_trl_would_read_as_tokens_are_left_out_and_counted(capsys):
     rows = Dataset.from_list([pair("Hi", "Hello"), pair("<|im_end|>", "a"), pair("b", "<|endoftext|>"), pair("c", "d")])
     [kept, _] = drop_special_token_rows([rows, rows.select([0])], tiny_tokenizer(), 0.4)
     assert [row["prompt"][0]["content"] for row in kept] == ["Hi", "c"]
-    assert "2 of 5 rows have the text of a special token in them" in capsys.readouterr().out
+    assert "2 of 5 rows contain the text of a special token" in capsys.readouterr().out
     for some, allowed in (([rows, rows.select([0])], 0.39), ([rows, rows.select([1])], 0.99)):
-        with pytest.raises(UserError, match=r"special token in them .*<\|im_end\|>.*write `allow_drop: "):
+        with pytest.raises(UserError, match=r"special token .*<\|im_end\|>.*write `allow_drop: "):
             drop_special_token_rows(some, tiny_tokenizer(), allowed)
     ids = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}])
     assert drop_special_token_rows([ids, ids], tiny_tokenizer(), 0.0) == [ids, ids]
