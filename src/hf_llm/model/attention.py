@@ -4,13 +4,13 @@ Shapes at line ends:
     B batch   T tokens   D hidden_size   H query heads   K key/value heads   A head_dim   S tokens seen, cached ones too
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
 from .configuration_hf_llm import HfLlmConfig
 from .norms import NORMS
@@ -18,14 +18,14 @@ from .positions import apply_rotary
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "HfLlmAttention",
     query: torch.Tensor,  # B H T A
     key: torch.Tensor,  # B K S A
     value: torch.Tensor,  # B K S A
     attention_mask: torch.Tensor | None,  # B 1 T S, added to the scores
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention step by step, for `attn_implementation="eager"`: the one that also returns the attention weights."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)  # B H S A
@@ -45,6 +45,7 @@ class HfLlmAttention(nn.Module):
 
     def __init__(self, config: HfLlmConfig, layer_idx: int):
         super().__init__()
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config has filled them in
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
@@ -58,7 +59,7 @@ class HfLlmAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.o_proj.initializer_scale = config.residual_scale
+        self.o_proj.initializer_scale = config.residual_scale  # pyright: ignore[reportArgumentType] - as in HfLlmMLP
 
         # Normed queries and keys keep the scores bounded, so that large learning rates stay stable (2302.05442).
         if config.use_qk_norm:
@@ -77,7 +78,7 @@ class HfLlmAttention(nn.Module):
         layer_idx: int,  # among all layers, which may share this module
         past_key_values: Cache | None = None,
         cache_arguments: dict | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # what the attention kernel reads: sliding_window, position_bias, cu_seq_lens_q ...
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what each token gathers, B T D, and the attention weights, B H T S, where the kernel gives them."""
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -97,7 +98,8 @@ class HfLlmAttention(nn.Module):
             cache_arguments = cache_arguments or {}
             key, value = past_key_values.update(key, value, layer_idx, **cache_arguments)  # B K S A
 
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation or "eager"  # None only outside of a model
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attended, weights = attention(
             self,
             query,

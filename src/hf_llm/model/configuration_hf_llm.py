@@ -146,7 +146,7 @@ class HfLlmConfig(PreTrainedConfig):
         "layers.*.mlp.shared_experts.up_proj": "colwise",
         "layers.*.mlp.shared_experts.down_proj": "rowwise",
     }
-    base_model_ep_plan = {
+    base_model_ep_plan = {  # pyright: ignore[reportAssignmentType] - declared as a plan for pipelines, by mistake
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
         "layers.*.mlp.experts": "ep_dispatch_experts",
@@ -304,6 +304,7 @@ class HfLlmConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check the sizes, as part of the strict dataclass's validation, so that none crashes a forward pass later."""
         super().validate_architecture()
+        assert self.num_key_value_heads is not None and self.head_dim is not None  # __post_init__ has filled them in
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads="
@@ -320,6 +321,7 @@ class HfLlmConfig(PreTrainedConfig):
 
     def validate_layer_type(self):
         """Check that each layer's kind exists and has the fields it reads, and that no other such field is set."""
+        assert self.layer_types is not None  # __post_init__ has filled them in
         unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
         if unknown:
             raise ValueError(f"layer_types={unknown[0]} is unknown; one of {', '.join(LAYER_TYPES)}")
@@ -343,21 +345,19 @@ class HfLlmConfig(PreTrainedConfig):
     def validate_switches(self):
         """Check that no two switches contradict each other, as part of the strict dataclass's validation; the error
         names both."""
-        if self.num_hidden_groups is not None:
-            self.check_groups()
+        assert self.layer_types is not None  # __post_init__ has filled them in
+        self.check_groups()
         if self.positions == "alibi" and "sink_attention" in self.layer_types:
             raise ValueError("positions=alibi fades the first tokens out, layer_types=sink_attention keeps them")
-        if self.num_experts:
-            self.check_experts()
-        elif self.n_shared_experts:
-            raise ValueError(
-                f"n_shared_experts={self.n_shared_experts} stand beside others, and num_experts is not set"
-            )
+        self.check_experts()
 
     def check_groups(self):
         """Raise ValueError unless the layers that share weights are alike."""
         groups = self.num_hidden_groups
         layers = self.num_hidden_layers
+        if groups is None:
+            return
+        assert self.layer_types is not None
         if groups < 1 or layers % groups:
             raise ValueError(f"num_hidden_groups={groups} does not divide num_hidden_layers={layers}")
         group_size = layers // groups
@@ -367,7 +367,13 @@ class HfLlmConfig(PreTrainedConfig):
                 raise ValueError(f"num_hidden_groups={groups} lets layers share weights whose layer_types differ")
 
     def check_experts(self):
-        """Raise ValueError for switches that contradict a mixture of experts."""
+        """Raise ValueError for switches that contradict a mixture of experts, or the lack of one."""
+        if not self.num_experts:
+            if self.n_shared_experts:
+                raise ValueError(
+                    f"n_shared_experts={self.n_shared_experts} stand beside others, and num_experts is not set"
+                )
+            return
         if not self.use_gated_mlp or self.mlp_bias:
             switch = "mlp_bias=True" if self.use_gated_mlp else "use_gated_mlp=False"
             raise ValueError(
@@ -389,6 +395,7 @@ class HfLlmConfig(PreTrainedConfig):
         """The switch, as key=value, for which attention has to look at a mask or a bias of every pair of tokens."""
         if self.positions == "alibi":
             return "positions=alibi"
+        assert self.layer_types is not None  # __post_init__ has filled them in
         masked_kinds = [kind for kind in self.layer_types if kind not in MASKLESS]
         return f"layer_types={masked_kinds[0]}" if masked_kinds else None
 

@@ -4,6 +4,7 @@ Shapes at line ends:
     B batch   T tokens   D hidden_size   V vocab_size   N = B * T   C tokens of a chunk
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -195,7 +196,8 @@ class HfLlmHead(nn.Linear):
 
         logits_at_once = LOGITS_AT_ONCE["cpu" if device_type == "cpu" else "cuda"]
         chunk = max(1, logits_at_once // self.out_features)
-        cross_entropy = ChunkedCrossEntropy.apply
+        cross_entropy: Callable[..., tuple[torch.Tensor, torch.Tensor]] = ChunkedCrossEntropy.apply
         if hidden.shape[0] > MAX_COMPILED_CHUNKS * chunk:
-            cross_entropy = uncompiled_cross_entropy
+            # torch's decorator has no types.
+            cross_entropy = uncompiled_cross_entropy  # pyright: ignore[reportAssignmentType]
         return cross_entropy(hidden, self.weight, labels, chunk, torch.is_grad_enabled(), self.softcap, *terms)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import use_experts_implementation
 
 from .configuration_hf_llm import HfLlmConfig
 
@@ -28,7 +28,8 @@ class HfLlmMLP(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
-        self.down_proj.initializer_scale = config.residual_scale
+        # torch's stub lets a module have tensors and modules only; any attribute is fine.
+        self.down_proj.initializer_scale = config.residual_scale  # pyright: ignore[reportArgumentType]
         self.act_fn = ACT2FN[config.hidden_act]
         self.is_gated = config.use_gated_mlp
 
@@ -47,6 +48,7 @@ class HfLlmRouter(nn.Module):
 
     def __init__(self, config: HfLlmConfig):
         super().__init__()
+        assert config.num_experts is not None  # only layers of experts have a router
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
@@ -81,8 +83,9 @@ class HfLlmExperts(nn.Module):
 
     def __init__(self, config: HfLlmConfig):
         super().__init__()
-        self.num_experts = config.num_experts
         width = config.moe_intermediate_size
+        assert config.num_experts is not None and width is not None  # the config has filled the width in
+        self.num_experts = config.num_experts
         self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))  # E 2I D
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))  # E D I
         self.act_fn = ACT2FN[config.hidden_act]
@@ -106,6 +109,7 @@ class HfLlmMixtureOfExperts(nn.Module):
         self.experts = HfLlmExperts(config)
         self.shared_experts = None
         if config.n_shared_experts:
+            assert config.moe_intermediate_size is not None  # the config has filled it in
             self.shared_experts = HfLlmMLP(config, config.n_shared_experts * config.moe_intermediate_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -139,8 +139,9 @@ def count_unused_positions(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         modules = build_untrained_model(probe).named_modules()
     for name, module in modules:
-        is_position_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-        if is_position_table and module.padding_idx is not None:
+        if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
+            continue
+        if module.padding_idx is not None:
             return 1 + (module.padding_idx or config.pad_token_id)
     return 0
 
@@ -163,14 +164,18 @@ def build_model(
     weights.
     """
     if keep_layers is not None:
+        assert start_from is not None  # keep_layers goes with it
         source = load_model(start_from, objective=None)
+        assert isinstance(source, PreTrainedModel)  # an adapter comes merged
         section = build_pruned_section(source, section, keep_layers)
         pruned = build_untrained_model(build_config(section, tokenizer, context))
         return copy_kept_layers(source, pruned, keep_layers)
 
     config = build_config(section, tokenizer, context)
     if start_from:
-        return load_model(start_from, config=config, objective=find_objective(config))
+        model = load_model(start_from, config=config, objective=find_objective(config))
+        assert isinstance(model, PreTrainedModel)  # an adapter comes merged
+        return model
     try:
         return build_untrained_model(config)
     except INVALID_CONFIG as error:

@@ -8,6 +8,7 @@ Shapes at line ends:
 """
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from transformers.cache_utils import (
@@ -30,6 +31,7 @@ from .positions import alibi_bias, apply_rotary
 def strided_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """See the own block, the one before it, and every n-th block before (https://arxiv.org/abs/1904.10509, by block, as
     its kernels have it: a kernel skips whole blocks that nobody sees)."""
+    assert config.sparse_block_size is not None and config.sparse_stride is not None  # the config has checked it
     blocks_back = query // config.sparse_block_size - key // config.sparse_block_size
     return (blocks_back <= 1) | (blocks_back % config.sparse_stride == 0)
 
@@ -37,12 +39,14 @@ def strided_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) ->
 def local_global_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """See a window; and let one token in n see all and be seen by all (https://arxiv.org/abs/2004.05150)."""
     every = config.global_attention_every
+    assert every is not None and config.sliding_window is not None
     is_in_window = query - key < config.sliding_window
     return is_in_window | (query % every == 0) | (key % every == 0)
 
 
 def sink_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """See a window, and the first tokens of the document (https://arxiv.org/abs/2309.17453)."""
+    assert config.sliding_window is not None and config.num_sink_tokens is not None
     is_in_window = query - key < config.sliding_window
     return is_in_window | (key < config.num_sink_tokens)
 
@@ -69,10 +73,12 @@ def make_masks(
     arguments = (config, inputs_embeds, attention_mask, past_key_values, position_ids)
     has_alibi_in_mask = config.positions == "alibi" and config._attn_implementation in ("sdpa", "eager")
 
+    assert config.layer_types is not None  # the config has filled them in
     masks = {}
     for kind in dict.fromkeys(config.layer_types):
         mask = make_mask(kind, *arguments)
         if has_alibi_in_mask:
+            assert mask is not None  # make_mask lets no mask be skipped then
             mask = add_alibi(mask, kind, config, inputs_embeds, past_key_values)
         masks[kind] = mask
     return masks
@@ -87,7 +93,7 @@ def make_mask(
     position_ids: torch.Tensor | None,  # B T
 ) -> torch.Tensor | None:
     """Make the mask of layers of one kind."""
-    layer_idx = config.layer_types.index(kind)
+    layer_idx = first_layer(config, kind)
     if past_key_values is not None and past_key_values.layers:
         cache_layer = past_key_values.layers[layer_idx]
         if isinstance(cache_layer, HfLlmSinkLayer) and cache_layer.dropped:
@@ -110,6 +116,12 @@ def make_mask(
     return create_causal_mask(**arguments)
 
 
+def first_layer(config: HfLlmConfig, kind: str) -> int:
+    """Return the first layer of a kind, whose cache stands for those of all."""
+    assert config.layer_types is not None  # the config has filled them in
+    return config.layer_types.index(kind)
+
+
 def pattern_from_start(pattern: Callable, config: HfLlmConfig, start: torch.Tensor) -> Callable:
     """Return a pattern as one of transformers' mask functions, positions counted from each row's first token.
 
@@ -122,9 +134,14 @@ def pattern_from_start(pattern: Callable, config: HfLlmConfig, start: torch.Tens
     return inner_mask
 
 
-def left_padding(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+def is_padding_mask(attention_mask: torch.Tensor | dict | None) -> TypeGuard[torch.Tensor]:
+    """Whether a mask is B S, 1 for tokens and 0 for padding, rather than ready made."""
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+
+
+def left_padding(attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
     """Count the tokens of padding that come first in each row, B."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+    if not is_padding_mask(attention_mask):
         return torch.zeros(inputs_embeds.shape[0], dtype=torch.long, device=inputs_embeds.device)
     is_padding = attention_mask.cumsum(dim=-1) == 0  # B S
     return is_padding.sum(dim=-1).to(inputs_embeds.device)
@@ -156,7 +173,7 @@ def add_alibi(
     past_key_values: Cache | None,
 ) -> torch.Tensor:
     """Return one additive mask, B H T S, of who sees whom and by how much less from afar; made once for all layers."""
-    queries, keys = stream_positions(inputs_embeds, past_key_values, config.layer_types.index(kind))
+    queries, keys = stream_positions(inputs_embeds, past_key_values, first_layer(config, kind))
     bias = alibi_bias(config.num_attention_heads, queries, keys).to(inputs_embeds.dtype)  # 1 H T S
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, torch.finfo(bias.dtype).min)
@@ -178,7 +195,7 @@ def flex_position_bias(
     if inputs_embeds.device.type == "cpu":  # PyTorch 2.13 makes C++ of it that does not compile
         raise ValueError("positions=alibi cannot run on flex_attention on a CPU; use sdpa or eager")
 
-    queries, keys = stream_positions(inputs_embeds, past_key_values, config.layer_types.index(kind))
+    queries, keys = stream_positions(inputs_embeds, past_key_values, first_layer(config, kind))
     bias = alibi_bias(config.num_attention_heads, queries, keys)  # 1 H T S
     return bias.expand(inputs_embeds.shape[0], -1, -1, -1)
 
@@ -211,6 +228,7 @@ class HfLlmSinkLayer(DynamicLayer):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         keys = torch.cat([self.keys, key_states], dim=-2)  # B K S A
         values = torch.cat([self.values, value_states], dim=-2)  # B K S A
         self.seen += key_states.shape[-2]
@@ -251,7 +269,7 @@ class HfLlmSinkLayer(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        cached = self.keys.shape[-2] if self.is_initialized else 0
+        cached = 0 if self.keys is None else self.keys.shape[-2]
         return cached + query_length, 0
 
     def reset(self) -> None:
@@ -266,6 +284,8 @@ def mask_after_dropping(
     """Make the mask of a cache that holds the first tokens, a gap, and a window."""
     start = left_padding(attention_mask, inputs_embeds)  # B
     num_sinks = config.num_sink_tokens
+    window = config.sliding_window
+    assert num_sinks is not None and window is not None  # the config has checked it
     dropped = cache_layer.dropped
     num_queries = inputs_embeds.shape[1]
 
@@ -273,7 +293,7 @@ def mask_after_dropping(
         query = q_idx - start[batch_idx]
         key = kv_idx + dropped - start[batch_idx]
         # A first token still inside the window is in the cache twice; the one among the sinks counts.
-        is_in_window = (key >= num_sinks) & (key <= query) & (query - key < config.sliding_window)
+        is_in_window = (key >= num_sinks) & (key <= query) & (query - key < window)
         return (kv_idx < num_sinks) | is_in_window
 
     make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]

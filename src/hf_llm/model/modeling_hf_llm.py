@@ -11,26 +11,25 @@ Shapes at line ends:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import HfLlmAttention
 from .configuration_hf_llm import HfLlmConfig
 from .cross_entropy import IGNORE_INDEX, NO_TERMS, HfLlmHead, LossTerms, soft_cap, training_objective
 from .feed_forward import HfLlmExperts, HfLlmMixtureOfExperts, HfLlmMLP, HfLlmRouter, balancing_loss
-from .masks import flex_position_bias, left_padding, make_masks
+from .masks import flex_position_bias, is_padding_mask, left_padding, make_masks
 from .norms import NORMS
 from .positions import HfLlmRotaryEmbedding
 
@@ -68,7 +67,7 @@ class HfLlmDecoderLayer(GradientCheckpointingLayer):
         self.dropout = dropout(config.resid_pdrop)
         self.residual = RESIDUALS[config.norm_position]
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         def attention(x: torch.Tensor) -> torch.Tensor:
             attended, _ = self.self_attn(x, **kwargs)
             return self.dropout(attended)
@@ -101,14 +100,14 @@ class HfLlmPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         scale = getattr(module, "initializer_scale", None)  # of projections into the residual stream
-        if isinstance(module, HfLlmExperts):
-            init.normal_(module.gate_up_proj, std=std)
-            init.normal_(module.down_proj, std=std * self.config.residual_scale)
+        if isinstance(module, HfLlmExperts):  # for type checkers a plain Module, because of its decorator
+            init.normal_(module.get_parameter("gate_up_proj"), std=std)
+            init.normal_(module.get_parameter("down_proj"), std=std * self.config.residual_scale)
         elif isinstance(module, HfLlmRouter):
             init.normal_(module.weight, std=std)
             if module.is_biased:
                 init.zeros_(module.e_score_correction_bias)
-        elif scale:
+        elif scale and isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std * scale)
 
     @property
@@ -133,7 +132,7 @@ class HfLlmPreTrainedModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> dict[str, torch.Tensor | None]:
         """Make the masks of a step before a compiled forward pass (transformers calls this by name)."""
         return make_masks(config, inputs_embeds, attention_mask, past_key_values, position_ids)
@@ -167,13 +166,13 @@ class HfLlmModel(HfLlmPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,  # B T
+        input_ids: torch.Tensor | None = None,  # B T
         attention_mask: torch.Tensor | dict | None = None,  # B S, or ready made: B 1 T S, or one for each kind of layer
-        position_ids: torch.LongTensor | None = None,  # B T
+        position_ids: torch.Tensor | None = None,  # B T
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,  # B T D
+        inputs_embeds: torch.Tensor | None = None,  # B T D
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # for the attention kernel
     ) -> MoeModelOutputWithPast:
         """Return the hidden states after the last layer.
 
@@ -187,8 +186,9 @@ class HfLlmModel(HfLlmPreTrainedModel):
         # The masks come first, from the caller's own position_ids and cache: with an empty cache transformers no longer
         # looks for packed documents, and with positions we counted ourselves a compiled model gets a T x T mask in
         # place of the attention kernel's own causal flag.
-        masks = attention_mask
-        if not isinstance(masks, dict):
+        if isinstance(attention_mask, dict):
+            masks = attention_mask
+        else:
             masks = make_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -206,6 +206,7 @@ class HfLlmModel(HfLlmPreTrainedModel):
         kwargs_of_kind = {
             kind: self.layer_kwargs(kind, hidden_states, attention_mask, past_key_values) for kind in masks
         }
+        assert self.config.layer_types is not None  # the config has filled them in
         for layer_idx in range(self.config.num_hidden_layers):
             kind = self.config.layer_types[layer_idx]
             layer = self.layers[layer_idx * len(self.layers) // self.config.num_hidden_layers]
@@ -236,8 +237,7 @@ class HfLlmModel(HfLlmPreTrainedModel):
         Learned positions are counted from each row's first token instead; of the others only distances count.
         """
         num_tokens = hidden_states.shape[1]
-        has_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if self.embed_positions is not None and has_padding_mask:
+        if self.embed_positions is not None and is_padding_mask(attention_mask):
             positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)  # B S
             return positions[:, -num_tokens:]
         num_seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -284,7 +284,7 @@ class HfLlmModel(HfLlmPreTrainedModel):
 class HfLlmCausalLMOutput(MoeCausalLMOutputWithPast):
     """`objective` is the value that training lowers, where label smoothing or z-loss make it another than `loss`."""
 
-    objective: torch.FloatTensor | None = None
+    objective: torch.Tensor | None = None
 
 
 class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
@@ -293,7 +293,8 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
     _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    # transformers declares strings where all of its models have lists.
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # pyright: ignore[reportAssignmentType]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     accepts_loss_kwargs = True  # the loss honours num_items_in_batch, so Trainer must not divide it again
 
@@ -304,7 +305,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         self.lm_head.softcap = config.final_logit_softcapping
         self.post_init()
 
-    def init_continuous_batching(self, *arguments, **keywords):
+    def init_continuous_batching(self, *arguments: Any, **keywords: Any):
         """Do as transformers (`generate_batch` calls this); raise ValueError where its paged cache would give other
         completions."""
         switch = self.config.cannot_be_paged
@@ -317,16 +318,16 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,  # B T
+        input_ids: torch.Tensor | None = None,  # B T
         attention_mask: torch.Tensor | None = None,  # B S
-        position_ids: torch.LongTensor | None = None,  # B T
+        position_ids: torch.Tensor | None = None,  # B T
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,  # B T D
-        labels: torch.LongTensor | None = None,  # B T
+        inputs_embeds: torch.Tensor | None = None,  # B T D
+        labels: torch.Tensor | None = None,  # B T
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # those named below, and what the attention kernel reads
     ) -> HfLlmCausalLMOutput:
         """Return logits; or, with labels, the loss and no logits.
 
@@ -349,7 +350,9 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         terms = LossTerms(**{name: kwargs.pop(name) for name in LossTerms._fields if name in kwargs})
 
-        has_labels = labels is not None or shift_labels is not None
+        if shift_labels is None and labels is not None:
+            shift_labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]  # B T
+        has_labels = shift_labels is not None
         if has_labels and use_cache is None:
             use_cache = False
         if output_router_logits is None:
@@ -367,17 +370,17 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # B T D
+        assert hidden_states is not None
 
         aux_loss = None
         if is_balanced:
+            assert outputs.router_logits is not None
             real = real_tokens(attention_mask, hidden_states)  # N
             aux_loss = balancing_loss(outputs.router_logits, self.config, real)
 
         loss = None
         objective = None
         if has_labels:
-            if shift_labels is None:
-                shift_labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]  # B T
             loss, objective = self.next_token_loss(hidden_states, shift_labels, num_items_in_batch, aux_loss, terms)
 
         logits = None
@@ -433,7 +436,7 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
 
 def real_tokens(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """Return 1 for each token and 0 for padding, N; None where no mask tells them apart."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+    if not is_padding_mask(attention_mask):
         return None
     num_tokens = hidden_states.shape[1]
     return attention_mask[:, -num_tokens:].flatten()
@@ -448,6 +451,7 @@ class HfLlmForSequenceClassification(GenericForSequenceClassification, HfLlmPreT
     def __init__(self, config: HfLlmConfig):
         # The parent's own __init__ asks AutoModel for the backbone, which knows nothing of code that came with weights.
         HfLlmPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.model = HfLlmModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)

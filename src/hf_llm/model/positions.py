@@ -5,6 +5,7 @@ Shapes at line ends:
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ class HfLlmRotaryEmbedding(nn.Module):
 
     def __init__(self, config: HfLlmConfig):
         super().__init__()
+        assert config.rope_parameters is not None  # the config has filled them in
         self.config = config
         self.rope_type = config.rope_parameters["rope_type"]
         self.max_seq_len_cached = config.max_position_embeddings
@@ -34,9 +36,10 @@ class HfLlmRotaryEmbedding(nn.Module):
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)  # A/2
 
     @staticmethod
-    def compute_default_rope_parameters(config: HfLlmConfig, **kwargs) -> tuple[torch.Tensor, float]:
+    def compute_default_rope_parameters(config: HfLlmConfig, **kwargs: Any) -> tuple[torch.Tensor, float]:
         """Return the inverse frequencies of plain rotary positions and a scale of one (transformers calls this by
         name)."""
+        assert config.head_dim is not None and config.rope_parameters is not None
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim  # A/2
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
 

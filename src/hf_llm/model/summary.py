@@ -91,10 +91,11 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
         return _encoder_decoder_flops(model, context)
 
     multiplied = sum(parameter.numel() * count_uses(name, config) for name, parameter in model.named_parameters())
-    embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
-        multiplied -= embedding.weight.numel()
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor)
+    if head is None or head.weight is not embedding:
+        multiplied -= embedding.numel()
 
     heads = getattr(config, "num_attention_heads", 0)  # none in Mamba
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
@@ -114,9 +115,11 @@ def _encoder_decoder_flops(model: PreTrainedModel, context: int) -> int:
         acts_on_encoded = "encoder." in name or re.search(CROSS_ATTENTION_INPUTS, name)
         tokens = encoded if acts_on_encoded else decoded
         total += 6 * parameter.numel() * count_uses(name, config) * tokens
-    embedding = model.get_input_embeddings()
-    if model.get_output_embeddings().weight is not embedding.weight:
-        total -= 6 * embedding.weight.numel() * decoded
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings().weight
+    assert head is not None and isinstance(embedding, torch.Tensor)
+    if head.weight is not embedding:
+        total -= 6 * embedding.numel() * decoded
 
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
