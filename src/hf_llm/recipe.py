@@ -5,6 +5,8 @@ hf-llm recipe --list
 """
 
 import sys
+import textwrap
+from shutil import get_terminal_size
 
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.shipped import describe_recipe, find_recipe, shipped_recipes
@@ -28,7 +30,10 @@ def print_recipes() -> None:
     recipes = shipped_recipes()
     width = max(map(len, recipes))
     for name, path in recipes.items():
-        print(f"{name:<{width}}  {describe_recipe(path)}")
+        line = f"{name:<{width}}  {describe_recipe(path)}"
+        if sys.stdout.isatty():
+            line = textwrap.shorten(line, get_terminal_size().columns, placeholder=" ...")
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Render a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html,
-and beside it corpus.html with every decision about the text.
+"""Render a run as one web page: its numbers, curves, samples and sources; makes runs/<name>/report/index.html.
 
     python -m hf_llm.report recipes/gpt125m.yaml
 
-Each page is a single file that loads nothing. Both are rebuilt each time, from the stages that are finished.
+Beside it stands corpus.html with every decision about the text. Each page is a single file that loads nothing. Rebuilt
+each time, from whatever stages are complete.
 """
 
 from dataclasses import dataclass
