@@ -30,10 +30,10 @@ def print_recipes() -> None:
     recipes = shipped_recipes()
     width = max(map(len, recipes))
     for name, path in recipes.items():
-        line = f"{name:<{width}}  {describe_recipe(path)}"
+        description = describe_recipe(path)
         if sys.stdout.isatty():
-            line = textwrap.shorten(line, get_terminal_size().columns, placeholder=" ...")
-        print(line)
+            description = textwrap.shorten(description, get_terminal_size().columns - width - 2, placeholder=" ...")
+        print(f"{name:<{width}}  {description}")
 
 
 if __name__ == "__main__":
