@@ -29,8 +29,8 @@ from transformers.masking_utils import (
 from .configuration_hf_llm import HfLlmConfig
 from .positions import alibi_bias, apply_rotary
 
-# A pattern says which keys a query sees, by the positions of both in their document. transformers' causal mask hides the
-# keys after the query. One row per query, one column per key:
+# A pattern says which keys a query sees, by the positions of both in their document. The keys after the query are
+# hidden by transformers' causal mask. One row per query, one column per key:
 #
 #     strided                   local-global              sink
 #     blocks of 2, every 3rd    window 3, every 6th       window 3, 2 sinks
