@@ -42,8 +42,9 @@ def complete_prompts(
 
     Raises UserError where the context has no room for `max_new_tokens`.
     """
-    token_ids = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
-    return _generate_batch(model, tokenizer, token_ids, max_new_tokens, seed, **sampling)
+    # An empty prompt has no token to continue from; the end of a text is followed by the beginning of another.
+    encoded = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
+    return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
 
 def generate_replies(
@@ -61,11 +62,11 @@ def generate_replies(
     Raises UserError where the tokenizer does not have a chat template.
     """
     max_tokens = max_prompt_tokens(model, max_new_tokens)
-    token_ids = []
+    encoded = []
     for conversation in conversations:
         shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
-        token_ids.append(encode_conversation(tokenizer, shortened))
-    return _generate_batch(model, tokenizer, token_ids, max_new_tokens, seed, **sampling)
+        encoded.append(encode_conversation(tokenizer, shortened))
+    return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
@@ -78,11 +79,12 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conver
             f"{tokenizer.name_or_path or 'this model'} has no chat template, so it is not a chat model; complete "
             "text with python -m hf_llm.generate, or make a chat model of it with python -m hf_llm.sft"
         )
-    return encode_chat(tokenizer, conversation, add_generation_prompt=True)[0]
+    token_ids, _ = encode_chat(tokenizer, conversation, add_generation_prompt=True)
+    return token_ids
 
 
 def drop_oldest_turns(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int) -> Conversation:
-    """Return the conversation without as many of its oldest exchanges as make it longer than `max_tokens`.
+    """Drop the oldest exchanges of a conversation until the rest fits into `max_tokens`.
 
     The system message stays, and so does the last message, however long.
     """
@@ -123,10 +125,10 @@ def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return model
 
 
-def pad_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> dict[str, Any]:
-    """Return `input_ids` and `attention_mask` (B T) on the model's device, of texts given as token ids, padded on the
-    left to the longest."""
-    padded = tokenizer.pad({"input_ids": texts}, padding_side="left", return_tensors="pt")
+def pad_left(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]]) -> dict[str, Any]:
+    """Return `input_ids` and `attention_mask` (B T) of lists of token ids, padded on the left to the longest, on the
+    model's device."""
+    padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
     return {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 
@@ -144,13 +146,15 @@ def fork_random_state(seed: int | None) -> Iterator[None]:
 def _generate_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: list[list[int]],
+    encoded: list[list[int]],
     max_new_tokens: int,
     seed: int | None,
     **sampling: Any,
 ) -> list[str]:
+    """Generate the text after each prompt, given as token ids; leave the model in train or eval mode as it was."""
     max_tokens = max_prompt_tokens(model, max_new_tokens)
-    batch = pad_left(model, tokenizer, [text[-max_tokens:] for text in texts])
+    batch = pad_left(model, tokenizer, [token_ids[-max_tokens:] for token_ids in encoded])
+
     was_training = model.training
     model.eval()
     try:

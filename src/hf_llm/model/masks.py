@@ -1,7 +1,9 @@
-"""Who sees whom: the masks of each kind of attention layer, and the caches that these kinds keep.
+"""Who sees whom: the masks of each kind of attention layer, and the cache of sink attention.
 
-Full and sliding attention are transformers' own. The others narrow full attention down by a function of where query
-and key stand in their document. This file travels with the weights.
+Full and sliding attention are transformers' own. The other kinds are full attention with a pattern on top. This file
+travels with the weights.
+
+Order: the patterns; the mask of a kind; ALiBi, which adds a bias to masks; sink attention's cache and the mask over it.
 
 Shapes at line ends:
     B batch   T tokens   D hidden_size   H query heads   K key/value heads   A head_dim   S tokens seen, cached ones too
@@ -27,31 +29,50 @@ from transformers.masking_utils import (
 from .configuration_hf_llm import HfLlmConfig
 from .positions import alibi_bias, apply_rotary
 
+# A pattern says which keys a query sees, by the positions of both in their document. The keys after the query are
+# hidden by transformers' causal mask. One row per query, one column per key:
+#
+#     strided                   local-global              sink
+#     blocks of 2, every 3rd    window 3, every 6th       window 3, 2 sinks
+#
+#     ■ · · · · · · · · ·       ■ · · · · · · · · ·       ■ · · · · · · · · ·
+#     ■ ■ · · · · · · · ·       ■ ■ · · · · · · · ·       ■ ■ · · · · · · · ·
+#     ■ ■ ■ · · · · · · ·       ■ ■ ■ · · · · · · ·       ■ ■ ■ · · · · · · ·
+#     ■ ■ ■ ■ · · · · · ·       ■ ■ ■ ■ · · · · · ·       ■ ■ ■ ■ · · · · · ·
+#     · · ■ ■ ■ · · · · ·       ■ · ■ ■ ■ · · · · ·       ■ ■ ■ ■ ■ · · · · ·
+#     · · ■ ■ ■ ■ · · · ·       ■ · · ■ ■ ■ · · · ·       ■ ■ · ■ ■ ■ · · · ·
+#     ■ ■ · · ■ ■ ■ · · ·       ■ ■ ■ ■ ■ ■ ■ · · ·       ■ ■ · · ■ ■ ■ · · ·
+#     ■ ■ · · ■ ■ ■ ■ · ·       ■ · · · · ■ ■ ■ · ·       ■ ■ · · · ■ ■ ■ · ·
+#     · · ■ ■ · · ■ ■ ■ ·       ■ · · · · · ■ ■ ■ ·       ■ ■ · · · · ■ ■ ■ ·
+#     · · ■ ■ · · ■ ■ ■ ■       ■ · · · · · ■ ■ ■ ■       ■ ■ · · · · · ■ ■ ■
 
-def strided_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """See the own block, the one before it, and every n-th block before (https://arxiv.org/abs/1904.10509, by block, as
-    its kernels have it: a kernel skips whole blocks that nobody sees)."""
+
+def strided_mask(config: HfLlmConfig, query_position: torch.Tensor, key_position: torch.Tensor) -> torch.Tensor:
+    """See the query's own block, the one before it, and every n-th block before (https://arxiv.org/abs/1904.10509).
+
+    The paper counts tokens; blocks of them are what its kernels work on, which skip a block that nobody sees.
+    """
     assert config.sparse_block_size is not None and config.sparse_stride is not None  # the config has checked it
-    blocks_back = query // config.sparse_block_size - key // config.sparse_block_size
+    blocks_back = query_position // config.sparse_block_size - key_position // config.sparse_block_size
     return (blocks_back <= 1) | (blocks_back % config.sparse_stride == 0)
 
 
-def local_global_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def local_global_mask(config: HfLlmConfig, query_position: torch.Tensor, key_position: torch.Tensor) -> torch.Tensor:
     """See a window; and let one token in n see all and be seen by all (https://arxiv.org/abs/2004.05150)."""
     every = config.global_attention_every
     assert every is not None and config.sliding_window is not None
-    is_in_window = query - key < config.sliding_window
-    return is_in_window | (query % every == 0) | (key % every == 0)
+    is_in_window = query_position - key_position < config.sliding_window
+    return is_in_window | (query_position % every == 0) | (key_position % every == 0)
 
 
-def sink_mask(config: HfLlmConfig, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def sink_mask(config: HfLlmConfig, query_position: torch.Tensor, key_position: torch.Tensor) -> torch.Tensor:
     """See a window, and the first tokens of the document (https://arxiv.org/abs/2309.17453)."""
     assert config.sliding_window is not None and config.num_sink_tokens is not None
-    is_in_window = query - key < config.sliding_window
-    return is_in_window | (key < config.num_sink_tokens)
+    is_in_window = query_position - key_position < config.sliding_window
+    return is_in_window | (key_position < config.num_sink_tokens)
 
 
-# Kind of layer -> which keys, at or before a query, that query sees, by their positions in the document.
+# Kind of layer -> its pattern.
 PATTERNS = {
     "strided_attention": strided_mask,
     "local_global_attention": local_global_mask,
@@ -70,13 +91,12 @@ def make_masks(
 
     With ALiBi a mask carries the bias too, except FlexAttention's (`flex_position_bias`).
     """
-    arguments = (config, inputs_embeds, attention_mask, past_key_values, position_ids)
     has_alibi_in_mask = config.positions == "alibi" and config._attn_implementation in ("sdpa", "eager")
 
     assert config.layer_types is not None  # the config has filled them in
     masks = {}
     for kind in dict.fromkeys(config.layer_types):
-        mask = make_mask(kind, *arguments)
+        mask = make_mask(kind, config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if has_alibi_in_mask:
             assert mask is not None  # make_mask lets no mask be skipped then
             mask = add_alibi(mask, kind, config, inputs_embeds, past_key_values)
@@ -92,8 +112,10 @@ def make_mask(
     past_key_values: Cache | None,
     position_ids: torch.Tensor | None,  # B T
 ) -> torch.Tensor | None:
-    """Make the mask of layers of one kind."""
+    """Make the mask of layers of one kind; None where the attention kernel needs none."""
     layer_idx = first_layer(config, kind)
+
+    # A cache that has dropped tokens holds a token at another place than its position.
     if past_key_values is not None and past_key_values.layers:
         cache_layer = past_key_values.layers[layer_idx]
         if isinstance(cache_layer, HfLlmSinkLayer) and cache_layer.dropped:
@@ -106,7 +128,7 @@ def make_mask(
         "past_key_values": past_key_values,
         "position_ids": position_ids,
         "layer_idx": layer_idx,
-        "allow_is_causal_skip": config.positions != "alibi",
+        "allow_is_causal_skip": config.positions != "alibi",  # None is plain causal; ALiBi needs a mask to add to
     }
     if kind == "sliding_attention":
         return create_sliding_window_causal_mask(**arguments)
@@ -245,9 +267,11 @@ class HfLlmSinkLayer(DynamicLayer):
     def drop_middle(
         self, keys: torch.Tensor, values: torch.Tensor, num_sinks: int, window: int, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return sinks and window of `keys` and `values`; all of them while there is nothing to drop."""
+        """Return sinks and window of `keys` and `values`, and count what was dropped between them; return all while
+        there is nothing to drop."""
         length = keys.shape[-2]
-        surplus = length - num_sinks - (window - 1)
+        kept_window = window - 1  # the next token is the window's last
+        surplus = length - num_sinks - kept_window
         if surplus <= 0:
             return keys, values
 
@@ -261,7 +285,7 @@ class HfLlmSinkLayer(DynamicLayer):
 
         def drop_from(x: torch.Tensor) -> torch.Tensor:
             index = sink_rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])  # B K sinks A
-            return torch.cat([x.gather(2, index), x[:, :, length - window + 1 :]], dim=2)
+            return torch.cat([x.gather(2, index), x[:, :, length - kept_window :]], dim=2)
 
         return drop_from(keys), drop_from(values)
 
@@ -290,11 +314,11 @@ def mask_after_dropping(
     num_queries = inputs_embeds.shape[1]
 
     def inner_mask(batch_idx, head_idx, q_idx, kv_idx):
-        query = q_idx - start[batch_idx]
-        key = kv_idx + dropped - start[batch_idx]
+        query_position = q_idx - start[batch_idx]
+        key_position = kv_idx + dropped - start[batch_idx]  # of a key of the window
         # A first token still inside the window is in the cache twice; the one among the sinks counts.
-        is_in_window = (key >= num_sinks) & (key <= query) & (query - key < window)
-        return (kv_idx < num_sinks) | is_in_window
+        is_in_window = (key_position <= query_position) & (query_position - key_position < window)
+        return (kv_idx < num_sinks) | (is_in_window & (key_position >= num_sinks))
 
     make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
     return make(
