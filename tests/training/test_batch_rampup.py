@@ -64,7 +64,7 @@ def test_each_size_has_an_equal_part_of_the_steps():
 def test_what_does_not_double_to_the_end_is_refused_with_what_does(start):
     with pytest.raises(UserError, match=r"start: \d+ does not become 1024 by doublings; one of 512, 256, "):
         context_lengths(1024, Rampup(start, 9))
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="at least 1"):
         Rampup(0, 3)
 
 

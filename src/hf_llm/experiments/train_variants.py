@@ -151,18 +151,18 @@ def train_variants(trainings: list[Training], after_each: Callable[[], None]) ->
     """
     failed = 0
     for number, training in enumerate(trainings, 1):
-        argv = [str(write_recipe(training.root, training.tree))]
+        run = Run([str(write_recipe(training.root, training.tree))])
         if not has_data(training.tree):
             for folder in DATA:
                 link_folder(training.root / folder, Path("runs") / training.variant.tree["name"] / folder)
 
         title = f"{training.variant.name}, seed {training.seed} ({number} of {len(trainings)})"
-        if Run(argv).is_complete("base"):
+        if run.is_complete("base"):
             print_main(f"{title}: finished")
             continue
 
         print_main(f"\n== {title} ==")
-        exit_code = run_stage("base", argv)
+        exit_code = run_stage(run, "base")
         if exit_code in INTERRUPTED_EXIT_CODES:
             print_main("interrupted; the same command resumes")
             sys.exit(exit_code)
