@@ -19,6 +19,7 @@ import torch
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.format import format_gib, format_number
 from hf_llm.hardware.devices import Device, detect_hardware, parse_hardware, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
 from hf_llm.model.load import resolve_context
@@ -46,13 +47,7 @@ from hf_llm.planning.stage_plans import (
     plan_pretraining,
     plan_tuning,
 )
-from hf_llm.planning.tables import (
-    format_gib,
-    format_memory_table,
-    format_number,
-    format_score_table,
-    format_stage_table,
-)
+from hf_llm.planning.tables import format_memory_table, format_score_table, format_stage_table
 from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
 from hf_llm.training.pretraining_trainer import check_activation_checkpointing
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
 from hf_llm.pipeline.run import Run
@@ -95,8 +96,7 @@ def print_ending(run: Run, folders: list[str], has_worked: bool) -> None:
     for sample in results.get("samples", [])[:MAX_SAMPLES]:
         print_main(f"\n  {sample['prompt']}")
         for model, text in sample["answers"].items():
-            one_line = " ".join(text.split())
-            print_main(f"    {model:<5} | {one_line[:MAX_ANSWER_CHARS]}")
+            print_main(f"    {model:<5} | {one_line(text)[:MAX_ANSWER_CHARS]}")
 
     print_main(f"\nThe report: {run.folder('report') / 'index.html'}")
     print_main("Next:")

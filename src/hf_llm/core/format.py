@@ -72,6 +72,29 @@ def format_megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def format_gib(size: int) -> str:
+    """Format bytes as GiB, with two decimals."""
+    return f"{size / 2**30:,.2f}"
+
+
+def format_hours(hours: float) -> str:
+    """Format hours so that minutes show too."""
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def format_number(value: float) -> str:
+    """Format 12,345 in full, from a million on as 1.2M or 3.4B."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= limit:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:,.0f}"
+
+
+def format_percent(share: float) -> str:
+    """Format a share in whole per cent."""
+    return f"{100 * share:.0f}%"
+
+
 # The names that a metric's `format` may have, besides Python's format specifications.
 STYLES: dict[str, Callable[[float], str]] = {
     "score": format_score,

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import dump_yaml, parse_yaml
 from hf_llm.experiments.variants import PRETRAINING, Variant, has_data
@@ -62,7 +63,7 @@ class Training:
         attempts = json.loads(record.read_text(encoding="utf-8"))["attempts"]
         if not attempts:
             return ""
-        return " ".join(attempts[-1]["reason"].split())
+        return one_line(attempts[-1]["reason"])
 
 
 def list_trainings(run: Run, into: str, variants: list[Variant], seeds: list[int]) -> list[Training]:

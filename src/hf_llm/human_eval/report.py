@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import format_percent
 from hf_llm.core.manifest import write_json
 from hf_llm.human_eval.preference_statistics import (
     compute_agreement,
@@ -103,11 +104,6 @@ def rating_axis(ratings: dict[str, Any]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = max(MIN_RATING_MARGIN, 0.06 * (high - low))
     return low - margin, high + margin
-
-
-def format_percent(share: float) -> str:
-    """Format a share in whole per cent."""
-    return f"{100 * share:.0f}%"
 
 
 def format_share(value: float, interval: tuple[float, float]) -> str:

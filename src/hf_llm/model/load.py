@@ -34,6 +34,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
@@ -257,11 +258,6 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | Non
             "tokenizer.add_special_tokens({'pad_token': '<|pad|>'})"
         )
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of another library's error without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def load_model(

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.hardware.devices import Device
 from hf_llm.hardware.runtime import autocast_type
@@ -24,7 +25,6 @@ from hf_llm.model.load import (
     instantiate_config,
     load_model,
     load_tokenizer,
-    one_line,
 )
 from hf_llm.planning.memory import (
     TRAINING,

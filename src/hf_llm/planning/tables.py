@@ -1,5 +1,6 @@
 """Format a plan as text: tables of aligned columns."""
 
+from hf_llm.core.format import format_gib, format_hours, format_number
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
 from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate
 from hf_llm.planning.sharded_memory import BUFFERS
@@ -103,21 +104,3 @@ def format_score_table(scores: list[PredictedQuantity]) -> str:
     for score in scores:
         rows.append([score.what, f"{score.predicted:,.4g}", f"{score.actual:,.4g}", f"{score.error:+.0%}"])
     return align_columns(rows)
-
-
-def format_gib(size: int) -> str:
-    """Format bytes as GiB, with two decimals."""
-    return f"{size / 2**30:,.2f}"
-
-
-def format_hours(hours: float) -> str:
-    """Format hours so that minutes show too."""
-    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
-
-
-def format_number(value: float) -> str:
-    """Format 12,345 in full, from a million on as 1.2M or 3.4B."""
-    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:,.0f}"

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.manifest import digest_of
 from hf_llm.inference.generate import set_stop_tokens
-from hf_llm.model.load import load_model, one_line
+from hf_llm.model.load import load_model
 from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.qlora import load_quantized

@@ -14,7 +14,8 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import load_scorer, load_tokenizer, one_line
+from hf_llm.core.format import one_line
+from hf_llm.model.load import load_scorer, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat
 
 Conversation = list[dict[str, str]]

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
-from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective, one_line
+from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective
 from hf_llm.parallel.layout import read_layout
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_mask_token, require_sentinels
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.parallel.layout import is_engine_enabled, read_layout
 from hf_llm.training.muon import MUON, Muon, check_muon, muon_matrices
 
@@ -83,7 +84,7 @@ def check_optimizer(arguments: TrainingArguments, where: str) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments)
     except ImportError as error:
-        remedy = " ".join(str(error).split())
+        remedy = one_line(error)
         if any(package in str(error) for package in PACKAGES_OF_EXTRA):
             remedy = "pip install 'hf-llm[optimizers]'"
         raise UserError(f"{key}: {name} needs a package that is not installed: {remedy}") from None

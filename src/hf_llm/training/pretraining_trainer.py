@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_pt_utils import nested_gather
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.model.cross_entropy import LossTerms, training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import read_layout
@@ -162,7 +163,7 @@ class PretrainingTrainer(Trainer):
 
         # Weight the mean by this micro-batch's share of the step's tokens.
         first_label = int(self._loss_shifts_labels)
-        label_count = (inputs["labels"][:, first_label:] != -100).sum()
+        label_count = (inputs["labels"][:, first_label:] != IGNORE_INDEX).sum()
         weight = scale
         if items is not None:
             weight = scale * label_count / items
@@ -217,4 +218,4 @@ def compute_added_loss(
         logits = logits[:, :-1]
         labels = labels[:, 1:]
     objective, cross_entropy = training_objective(logits.float().flatten(0, 1), labels.flatten(), terms)
-    return (objective - cross_entropy) / (labels != -100).sum()
+    return (objective - cross_entropy) / (labels != IGNORE_INDEX).sum()
