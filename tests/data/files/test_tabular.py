@@ -34,7 +34,7 @@ LINES = b"".join(b'{"n": %d, "text": "%s"}\n' % (i, LETTERS.randbytes(20).hex().
     [
         (b'{"text": "cut o', "malformed JSON"),
         (b'["no", "object"]', "no JSON object"),
-        (b'{"text": "caf\xe9"}', "not UTF-8"),
+        (b'{"text": "caf\x81\xe9"}', "not UTF-8"),
         (b'{"text": "a\0b"}', "malformed JSON"),
         (b"[" * 100_000, "malformed JSON"),
     ],

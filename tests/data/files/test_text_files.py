@@ -60,13 +60,14 @@ def test_a_single_endless_line_is_cut_at_spaces(tmp_path):
     assert not errors.dropped
 
 
-def test_a_line_that_is_not_utf8_is_dropped_alone(tmp_path):
+def test_a_file_that_is_not_utf8_is_read_whole_or_dropped_whole(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbffirst\n" + "caf\u00e9\n".encode("latin-1") + b"third\n")
     documents, errors = read(path)
-    assert documents == ["first\nthird\n"]
-    assert errors.dropped == {"not UTF-8": 1}
-    assert "a.txt, line 2" in errors.samples[0]
+    assert documents == ["first\ncaf\u00e9\nthird\n"] and not errors.dropped
+    path.write_bytes(b"first\ncaf\x81\xe9\nthird\n")
+    documents, errors = read(path)
+    assert documents == [] and errors.dropped == {"not UTF-8": 1} and "a.txt" in errors.samples[0]
 
 
 def test_a_binary_file_is_no_text(tmp_path):
@@ -99,5 +100,5 @@ def test_code_is_read_whole_or_not_at_all(tmp_path):
     binary.write_bytes(b"x\0y")
     errors = ReadErrors()
     documents = [list(read_code_documents(path, 1000, errors)) for path in (good, latin, binary)]
-    assert documents == [["def f():\n    return 1\n"], [], []]
-    assert errors.dropped == {"not UTF-8": 1, "binary": 1}
+    assert documents == [["def f():\n    return 1\n"], ["# caf\u00e9\nx = 1\n"], []]
+    assert errors.dropped == {"binary": 1}

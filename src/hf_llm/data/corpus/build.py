@@ -43,9 +43,9 @@ from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
+from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES
 from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"

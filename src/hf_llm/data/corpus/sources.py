@@ -15,10 +15,11 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.corpus import python_docs
 from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive
+from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.download import list_segments
 from hf_llm.data.files.file_formats import FORMATS, NAMED_FORMATS, detect_format, find_files, is_vendored
 from hf_llm.data.files.git_repos import clone_repository, list_repository_files
-from hf_llm.data.files.tabular import content_suffix, count_hub_shards
+from hf_llm.data.files.tabular import count_hub_shards
 
 PART_BYTES = 16 << 20  # of input that a task reads, where a source has many files
 STYLE_SHEETS = (".css", ".scss")  # are read as code, but do not make a folder of web pages a program

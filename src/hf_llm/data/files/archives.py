@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES, InputFile, count_damage, count_damaged_file, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, InputFile, count_damage, count_damaged_file, open_file
 
 MEMBER_BYTES = 8 << 30
 MAX_RATIO = 200  # text compresses 3 to 10 times, a log of one repeated line up to 100 times
@@ -31,7 +31,6 @@ CHUNK_BYTES = 1 << 20
 NAME_BYTES = 200  # a length of file names that every file system allows
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", *(f".tar{suffix}" for suffix in COMPRESSED_SUFFIXES))
-_COMPRESSION_OF_SHORT_SUFFIX = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
 _FILE_TYPE_BITS = 0o170000  # of the Unix mode in a zip's external attributes
 _REGULAR_FILE = 0o100000
 _ENCRYPTED_FLAG = 1
@@ -144,7 +143,7 @@ def _open_tar_stream(path: Path) -> io.BufferedReader:
     suffix = path.suffix.lower()
     if suffix == ".tar":
         return open(path, "rb")
-    source = open_file(path, _COMPRESSION_OF_SHORT_SUFFIX.get(suffix))
+    source = open_file(path)
     limit = max(MAX_RATIO * path.stat().st_size, MEMBER_BYTES)
     return io.BufferedReader(_LimitedReader(source, limit))
 

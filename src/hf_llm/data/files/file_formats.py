@@ -11,8 +11,8 @@ from typing import Literal
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.archives import is_archive
+from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, VENDORED_OR_BUILT_FOLDERS
-from hf_llm.data.files.tabular import content_suffix
 
 # What a source's `format` may say.
 Format = Literal["text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions"]

@@ -5,16 +5,12 @@ counts as one dropped record. Memory holds one line or one element of a JSON arr
 of `BATCH_ROWS` rows, however large the file is.
 """
 
-import bz2
 import codecs
 import contextlib
 import csv
-import gzip
-import io
 import json
-import lzma
+import re
 import sqlite3
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -23,39 +19,57 @@ from typing import Any
 from urllib.parse import quote
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.files.compressed import (
+    CHUNK_BYTES,
+    DAMAGE,
+    InputFile,
+    content_suffix,
+    count_damage,
+    count_damaged_file,
+    open_file,
+)
 from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.text_encoding import (
+    UNKNOWN_ENCODING,
+    LineDecoder,
+    detect_encoding,
+    detect_wide_encoding,
+    explain_undecodable,
+    read_start,
+    transcode,
+)
 
 LINE_BYTES = 64 << 20  # a line or a JSON value longer than this is dropped rather than held in memory
 ENDLESS_BYTES = 1 << 30  # a file with a longer line is read no further: it is a decompression bomb, not text
-CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 256
-PEEK_BYTES = 4096  # how much of a .json file is read to tell an array from JSON lines
+DIALECT_LINES = 50  # of a CSV file's start, which tell what separates its values
+MIN_SAME_WIDTH_SHARE = 0.8  # of those rows, which have as many values as there are columns
 
 DATABASES = {".sqlite", ".sqlite3", ".db"}
-COMPRESSED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
+_TURN_KEYS = {"role", "from", "speaker"}  # of an object that is a turn of a conversation
+_DELIMITERS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r"sep=(.?)", re.IGNORECASE)
+
 # The loader of `datasets` for Hub files that are given as a pattern, by their suffix.
 _HUB_LOADERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".gz": "json", ".zst": "json", ".csv": "csv"}
-
-# The exceptions for broken compression or a broken file format. An OSError counts only without an errno; one with an
-# errno is an error of the disk.
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
-
-InputFile = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile  # what `open_file` opens
 
 csv.field_size_limit(LINE_BYTES)
 
 
-def read_rows(path: Path, errors: ReadErrors, table: str | None = None) -> Iterator[tuple[int, dict]]:
+def read_rows(
+    path: Path, errors: ReadErrors, table: str | None = None, column: str | None = None
+) -> Iterator[tuple[int, dict]]:
     """Yield the number (from 1; the line number for JSONL and CSV) and the columns of every row of a file.
 
-    `table` names the table of a database. Raises OSError if the file is missing or cannot be opened, UserError if it
+    `table` names the table of a database, `column` one that the rows have: it tells a JSON object that is a row from
+    one that holds an array of rows. Raises OSError if the file is missing or cannot be opened, UserError if it
     does not hold rows.
     """
     suffix = content_suffix(path)
     if suffix in DATABASES:
         return _read_sqlite(path, errors, table)
     if suffix == ".json":
-        return _read_json(path, errors)
+        return _read_json(path, errors, column)
     if suffix == ".parquet":
         return _read_parquet(path, errors)
     if suffix == ".arrow":
@@ -63,14 +77,6 @@ def read_rows(path: Path, errors: ReadErrors, table: str | None = None) -> Itera
     if suffix in (".csv", ".tsv"):
         return _read_csv(path, errors)
     return _read_json_lines(path, errors)
-
-
-def content_suffix(path: Path) -> str:
-    """Return the suffix that says how a file is read, without that of its compression: `.jsonl` for `a.jsonl.gz`."""
-    suffix = path.suffix.lower()
-    if suffix in COMPRESSED_SUFFIXES:
-        return Path(path.stem).suffix.lower()
-    return suffix
 
 
 def read_hub_rows(
@@ -145,55 +151,38 @@ def get_column(row: dict, name: str, where: str) -> object:
     raise UserError(f"{where} has no column {name!r}; it has {', '.join(map(str, row))}: {remedy}")
 
 
-def open_file(path: Path, suffix: str | None = None) -> InputFile:
-    """Open a file to read bytes; it is decompressed as its suffix (or `suffix`) says."""
-    suffix = suffix or path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix == ".bz2":
-        return bz2.open(path, "rb")
-    if suffix == ".xz":
-        return lzma.open(path, "rb")
-    if suffix == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
-    return open(path, "rb")
-
-
-@contextlib.contextmanager
-def count_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
-    """Suppress an error of the block that shows a damaged file, and count it. Errors of the disk are not caught."""
-    try:
-        yield
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        count_damaged_file(path, error, errors)
-
-
-def count_damaged_file(path: Path, error: Exception, errors: ReadErrors) -> None:
-    """Count a file as damaged. What is before the damage has been read, what follows is lost."""
-    errors.records += 1
-    errors.drop_record("damaged file", str(path), str(error))
-
-
 def unreadable_file_error(path: Path, error: OSError) -> UserError:
     """Build the UserError for a file that is missing or cannot be read."""
     return UserError(f"{path} cannot be read: {error.strerror or error}; put it back or leave it out, then run again")
 
 
-def decode_utf8(line: bytes) -> str | None:
-    """Decode a line, without a byte order mark; None if it is not UTF-8."""
-    try:
-        return line.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        return None
+def _decode_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of every line; those in no known encoding are dropped and counted."""
+    decoder = LineDecoder(path)
+    for number, line in _read_lines(path, errors):
+        text = decoder.decode(line)
+        if text is None:
+            errors.records += 1
+            errors.drop_record(UNKNOWN_ENCODING, f"{path}, line {number}", line)
+        else:
+            yield number, text
 
 
 def _read_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the bytes of every line; those longer than `LINE_BYTES` are dropped and counted."""
-    with count_damage(path, errors), open_file(path) as file:
+    """Yield the number and the bytes of every line; those longer than `LINE_BYTES` are dropped and counted.
+
+    The lines of a file in UTF-16 or UTF-32 are given in UTF-8.
+    """
+    try:
+        yield from _read_raw_lines(path, errors)
+    except UnicodeDecodeError as error:
+        count_damaged_file(path, error, errors)
+
+
+def _read_raw_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, bytes]]:
+    wide_encoding = detect_wide_encoding(read_start(path))
+    with count_damage(path, errors), open_file(path) as raw_file:
+        file = transcode(raw_file, wide_encoding) if wide_encoding else raw_file
         number = 0
         while line := file.readline(LINE_BYTES):
             number += 1
@@ -221,16 +210,11 @@ def _skip_line(file: InputFile) -> bool:
 
 
 def _read_json_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
-    for number, line in _read_lines(path, errors):
-        if not line.strip():
+    for number, text in _decode_lines(path, errors):
+        if not text.strip():
             continue
         errors.records += 1
         where = f"{path}, line {number}"
-
-        text = decode_utf8(line)
-        if text is None:
-            errors.drop_record("not UTF-8", where, line)
-            continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError):
@@ -242,24 +226,34 @@ def _read_json_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict
             errors.drop_record("no JSON object", where, text)
 
 
-def _read_json(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
-    """Read a JSON array of objects, or JSON lines under the name .json, as Hub data sets have it."""
-    start = b""
-    with count_damage(path, errors), open_file(path) as file:
-        start = file.read(PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+def _read_json(path: Path, errors: ReadErrors, column: str | None) -> Iterator[tuple[int, dict]]:
+    """Read an array of objects, an object that holds one, objects one after another, or JSON lines.
 
-    if not start:
+    An object with the member `column` is itself a row. Raises UserError if an object holds several arrays.
+    """
+    encoding = detect_encoding(lambda: open_file(path))
+    if encoding is None:
+        errors.records += 1
+        errors.drop_record(explain_undecodable(read_start(path)), str(path))
         return
-    if not start.startswith(b"["):
-        first_line = start.splitlines()[0]
-        if first_line.rstrip() == b"{":
-            raise UserError(f"{path} holds one JSON object; rows are an array of objects, or one object per line")
+    layout = "lines"
+    key = ""
+    with count_damage(path, ReadErrors()), transcode(open_file(path), encoding) as file:  # counted when it is read
+        layout, key = _inspect_json(_JsonStream(file), path, column)
+    if layout == "lines":
         yield from _read_json_lines(path, errors)
         return
 
     try:
-        with count_damage(path, errors), open_file(path) as file:
-            for number, row in enumerate(_JsonArray(file), 1):
+        with count_damage(path, errors), transcode(open_file(path), encoding) as file:
+            stream = _JsonStream(file)
+            if layout == "array":
+                values = stream.read_array()
+            elif layout == "member":
+                values = stream.read_member(key)
+            else:
+                values = stream.read_values()
+            for number, row in enumerate(values, 1):
                 errors.records += 1
                 if isinstance(row, dict):
                     yield number, row
@@ -269,10 +263,56 @@ def _read_json(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
         count_damaged_file(path, error, errors)
 
 
-class _JsonArray:
-    """Iterates over the elements of a JSON array in a file, one in memory at a time.
+def _inspect_json(stream: "_JsonStream", path: Path, column: str | None) -> tuple[str, str]:
+    """Return how rows are laid out in a .json file: `lines`, `array`, `values`, or `member` and its name.
 
-    Iterating raises ValueError if the file does not hold an array or the array is incomplete.
+    Raises UserError if there are several arrays that may be meant.
+    """
+    first_character = stream.peek_character()
+    if first_character == "[":
+        return "array", ""
+    if first_character != "{":
+        return "lines", ""
+
+    arrays: list[str] = []
+    texts: list[str] = []
+    others: list[str] = []
+    is_complete = True
+    try:
+        stream.list_members(arrays, texts, others)
+        has_more = bool(stream.peek_character())
+    except (ValueError, RecursionError, *DAMAGE):
+        is_complete = False
+        has_more = True
+
+    filled_lines = (line for _, line in _decode_lines(path, ReadErrors()) if line.strip())
+    first_lines = list(islice(filled_lines, 2))
+    if has_more:
+        # JSON lines, which may be damaged, or objects written over several lines each.
+        starts_object = [line.startswith("{") and line.strip() != "{" for line in first_lines]
+        if starts_object == [True, True] or not (is_complete or arrays):
+            return "lines", ""
+        if is_complete:
+            return "values", ""
+
+    if column in (*arrays, *texts, *others):
+        return "values", ""
+    if not arrays:
+        if not texts and len(first_lines) > 1:
+            raise UserError(f"{path} holds one JSON object; rows are an array of objects, or one object per line")
+        return "values", ""
+    if len(arrays) > 1:
+        raise UserError(
+            f"{path} holds one object with several arrays of rows ({', '.join(arrays)}); write the one to read into a "
+            f"file of its own, as by: jq .{arrays[0]} {path.name} > {arrays[0]}.json"
+        )
+    return "member", arrays[0]
+
+
+class _JsonStream:
+    """Reads the JSON values of a file in UTF-8, one in memory at a time.
+
+    Its methods raise ValueError where the file holds something else, or ends.
     """
 
     def __init__(self, file: InputFile):
@@ -283,19 +323,73 @@ class _JsonArray:
         self.position = 0  # in `text`: what is before it has been parsed
         self.at_end_of_file = False
 
-    def __iter__(self) -> Iterator[object]:
+    def read_array(self) -> Iterator[object]:
+        """Yield the elements of the array that follows."""
         self._take_mark("[")
-        if self._peek_character() == "]":
+        if self.peek_character() == "]":
+            self._take_mark("]")
             return
         while True:
             yield self._parse_value()
-            if self._peek_character() == "]":
+            if self.peek_character() == "]":
+                self._take_mark("]")
+                return
+            self._take_mark(",")
+
+    def read_values(self) -> Iterator[object]:
+        """Yield the values that stand one after another up to the end."""
+        while self.peek_character():
+            yield self._parse_value()
+
+    def read_member(self, wanted: str) -> Iterator[object]:
+        """Yield the elements of the array that is a member of the object that follows."""
+        for name in self._read_names():
+            if name == wanted:
+                yield from self.read_array()
+                return
+            self._parse_value()
+
+    def list_members(self, arrays: list[str], texts: list[str], others: list[str]) -> None:
+        """Read the object that follows. The names of its members are added to one of three lists.
+
+        `arrays` are of rows, `texts` make the object itself a row: strings, and the turns of a conversation.
+        """
+        for name in self._read_names():
+            if self.peek_character() != "[":
+                is_text = isinstance(self._parse_value(), str)
+                (texts if is_text else others).append(name)
+                continue
+            first = None
+            for number, value in enumerate(self.read_array()):
+                if number == 0:
+                    first = value
+            if not isinstance(first, dict):
+                others.append(name)
+            elif _TURN_KEYS.intersection(first):
+                texts.append(name)
+            else:
+                arrays.append(name)
+
+    def _read_names(self) -> Iterator[str]:
+        """Yield the names of an object's members; after each, its value has to be read."""
+        self._take_mark("{")
+        if self.peek_character() == "}":
+            self._take_mark("}")
+            return
+        while True:
+            name = self._parse_value()
+            if not isinstance(name, str):
+                raise ValueError(f"the name of a member expected, {name!r} found")
+            self._take_mark(":")
+            yield name
+            if self.peek_character() == "}":
+                self._take_mark("}")
                 return
             self._take_mark(",")
 
     def _parse_value(self) -> object:
         """Parse the next value, reading more of the file, in growing chunks, until it is complete."""
-        self._peek_character()  # skips white space
+        self.peek_character()  # skips white space
         size = CHUNK_BYTES
         while True:
             try:
@@ -312,7 +406,7 @@ class _JsonArray:
 
     def _take_mark(self, mark: str) -> None:
         """Take the next character, which has to be `mark`. Raises ValueError."""
-        character = self._peek_character()
+        character = self.peek_character()
         if not character:
             raise ValueError("cut off")
         if character != mark:
@@ -320,7 +414,7 @@ class _JsonArray:
             raise ValueError(f"{mark!r} expected, {excerpt!r} found")
         self.position += 1
 
-    def _peek_character(self) -> str:
+    def peek_character(self) -> str:
         """Return the next character that is not white space, without taking it; empty at the end of the file."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in " \t\r\n":
@@ -337,9 +431,14 @@ class _JsonArray:
 
 
 def _read_csv(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
-    delimiter = "\t" if content_suffix(path) == ".tsv" else ","
+    first_lines = [line for _, line in islice(_decode_lines(path, ReadErrors()), DIALECT_LINES)]
+    delimiter, has_separator_line = _detect_delimiter(first_lines, "\t" if content_suffix(path) == ".tsv" else ",")
+    lines = ((number, line.replace("\0", "")) for number, line in _decode_lines(path, errors))
+    if has_separator_line:
+        next(lines, None)
+
     columns: list[str] | None = None
-    for number, line, values in _parse_separated(_decode_lines(path, errors), delimiter):
+    for number, line, values in _parse_separated(lines, delimiter):
         if columns is None:
             if values is None:
                 unclosed = ValueError("the names of the columns have a quote without its end")
@@ -357,15 +456,33 @@ def _read_csv(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
             yield number, dict(zip(columns, values, strict=True))
 
 
-def _decode_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of every line; those that are not UTF-8 are dropped and counted."""
-    for number, line in _read_lines(path, errors):
-        text = decode_utf8(line)
-        if text is None:
-            errors.records += 1
-            errors.drop_record("not UTF-8", f"{path}, line {number}", line)
-        else:
-            yield number, text.replace("\0", "")
+def _detect_delimiter(lines: list[str], usual: str) -> tuple[str, bool]:
+    """Return what separates the values of a file that begins with these lines, and whether its first line says so.
+
+    Excel writes `sep=;` there. Else it is what divides the names of the columns and most rows, the usual one in doubt.
+    """
+    stated = _SEPARATOR_LINE.fullmatch(lines[0].strip()) if lines else None
+    if stated:
+        return stated[1] or "\t", True
+
+    best = usual
+    best_width = 1
+    if _measure_width(lines, usual, 0) > 1:
+        return usual, False
+    for delimiter in _DELIMITERS:
+        width = _measure_width(lines, delimiter, MIN_SAME_WIDTH_SHARE)
+        if width > best_width:
+            best = delimiter
+            best_width = width
+    return best, False
+
+
+def _measure_width(lines: list[str], delimiter: str, min_share: float) -> int:
+    """Count the columns that a delimiter gives the first row; 0 if fewer than this share of the rows have as many."""
+    widths = [len(values or ()) for _, _, values in _parse_separated(iter(list(enumerate(lines))), delimiter)]
+    if not widths or widths.count(widths[0]) < min_share * len(widths):
+        return 0
+    return widths[0]
 
 
 def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, str, list[str] | None]]:
@@ -485,8 +602,10 @@ def _read_sqlite(path: Path, errors: ReadErrors, table: str | None) -> Iterator[
 
 
 def _decode_or_mark(raw: bytes) -> object:
-    text = decode_utf8(raw)
-    return _NOT_UTF8 if text is None else text
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return _NOT_UTF8
 
 
 def _choose_table(database: sqlite3.Connection, path: Path, wanted: str | None) -> str:

@@ -11,12 +11,18 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from hf_llm.data.files.compressed import count_damage, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import count_damage, decode_utf8, open_file
+from hf_llm.data.files.text_encoding import (
+    decode_text,
+    detect_encoding,
+    explain_undecodable,
+    read_start,
+    transcode,
+)
 
 PIECE_CHARS = 10_000
 LINE_BYTES = 1 << 20  # read at a time of a longer line
-PEEK_BYTES = 4096  # looked at for a zero byte, which no text has
 
 _TITLE = re.compile(r" = [^=\s].* = $")
 _HEADING = re.compile(r"#{1,6} \S|\f")
@@ -24,7 +30,7 @@ _SEPARATOR = "<|endoftext|>"
 
 
 def read_text_documents(path: Path, max_chars: int, errors: ReadErrors) -> Iterator[str]:
-    """Yield the documents of a text file. Lines that are not UTF-8 are dropped and counted."""
+    """Yield the documents of a text file. A file in no known encoding is dropped whole, and counted."""
     lines = _read_text_lines(path, errors)
 
     # Only as much of the file is held as tells whether it fits in one document.
@@ -41,16 +47,14 @@ def read_text_documents(path: Path, max_chars: int, errors: ReadErrors) -> Itera
 
 
 def read_code_documents(path: Path, max_chars: int, errors: ReadErrors) -> Iterator[str]:
-    """Return the documents of a code file. A file that is binary or not UTF-8 is dropped whole, and counted."""
+    """Return the documents of a code file. One that is not text is dropped whole, and counted."""
     errors.records += 1
-    with open_file(path) as file:
+    content = b""
+    with count_damage(path, errors), open_file(path) as file:
         content = file.read()
-    if b"\0" in content:
-        errors.drop_record("binary", str(path))
-        return iter(())
-    text = decode_utf8(content)
+    text = decode_text(content)
     if text is None:
-        errors.drop_record("not UTF-8", str(path))
+        errors.drop_record(explain_undecodable(content), str(path))
         return iter(())
     return split_text(text, max_chars)
 
@@ -102,23 +106,21 @@ def _split_long_lines(lines: Iterable[str], max_chars: int) -> Iterator[str]:
 
 
 def _read_text_lines(path: Path, errors: ReadErrors) -> Iterator[str]:
-    with count_damage(path, errors), open_file(path) as file:
-        if b"\0" in file.peek(PEEK_BYTES)[:PEEK_BYTES]:
-            errors.records += 1
-            errors.drop_record("binary", str(path))
-            return
+    encoding = detect_encoding(lambda: open_file(path))
+    if encoding is None:
+        errors.records += 1
+        errors.drop_record(explain_undecodable(read_start(path)), str(path))
+        return
 
-        number = 0
+    with count_damage(path, errors), transcode(open_file(path), encoding) as file:
+        is_first = True
         while line := file.readline(LINE_BYTES):
             while not line.endswith(b"\n") and _splits_character(line, file.peek(1)[:1]):
                 line += file.read(1)
-            number += 1
             errors.records += 1
-            text = decode_utf8(line)
-            if text is None:
-                errors.drop_record("not UTF-8", f"{path}, line {number}", line)
-            else:
-                yield text
+            text = line.decode("utf-8", "ignore")  # only an incomplete character at the end of the file
+            yield text.removeprefix("\ufeff") if is_first else text
+            is_first = False
 
 
 def _splits_character(line: bytes, next_byte: bytes) -> bool:

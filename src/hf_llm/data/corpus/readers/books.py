@@ -5,7 +5,6 @@ headers. Lines broken by hand are joined into paragraphs, and the halves of word
 Verse, tables and indented blocks keep their lines.
 """
 
-import codecs
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.compressed import count_damage, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import count_damage, open_file
+from hf_llm.data.files.text_encoding import decode_text, explain_undecodable
 from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
 
 BOOK_BYTES = 64 << 20  # a longer text is not a book: the longest at Project Gutenberg has about 6 MB
-HEADER_BYTES = 10_000  # in which a header names the book's encoding
 
 _FIELD = re.compile(r"(Title|Author|Language|Release Date|Character set encoding)\s*:\s*(.*)", re.IGNORECASE)
 _OLD_TITLE = re.compile(r"Project Gutenberg(?:['’]s)?\s+(?:(?:Etext|EBook) of\s+)?(.+?),?\s+by\s+(.+)", re.IGNORECASE)
@@ -72,9 +71,9 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
     if len(content) > BOOK_BYTES:
         errors.drop_record(f"larger than {BOOK_BYTES >> 20} MiB", str(path))
         return
-    text = decode_book(content)
+    text = decode_text(content)
     if text is None:
-        errors.drop_record("binary", str(path))
+        errors.drop_record(explain_undecodable(content), str(path))
         return
 
     header, body = split_gutenberg_header(text.splitlines())
@@ -87,29 +86,6 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
     paragraphs = join_wrapped_lines(remove_page_lines(body))
     for piece in split_text(paragraphs, max_chars):
         yield RawDocument(piece, url=url, language=language, about=dict(about))
-
-
-def decode_book(content: bytes) -> str | None:
-    """Decode a book from UTF-8, UTF-16 or the encoding its header names, from Windows' Latin-1 otherwise.
-
-    Returns None if it is not text.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", errors="replace")
-    if b"\0" in content:
-        return None
-
-    encodings = ["utf-8-sig"]
-    declared = re.search(rb"Character set encoding:\s*([\w -]+)", content[:HEADER_BYTES], re.IGNORECASE)
-    if declared:
-        encodings.append(declared[1].decode().strip().replace("ISO Latin-1", "latin-1"))
-    encodings.append("cp1252")
-    for encoding in encodings:
-        try:
-            return content.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
-            continue
-    return content.decode("latin-1")
 
 
 def split_gutenberg_header(lines: list[str]) -> tuple[list[str], list[str]]:

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
 from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.compressed import content_suffix, count_damage, count_damaged_file, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import LINE_BYTES, content_suffix, count_damage, count_damaged_file, open_file, read_rows
+from hf_llm.data.files.tabular import LINE_BYTES, read_rows
 from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:

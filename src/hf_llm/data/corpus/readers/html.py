@@ -21,8 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
+from hf_llm.data.files.compressed import count_damage, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import count_damage, open_file
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import DOMNode, HTMLTree

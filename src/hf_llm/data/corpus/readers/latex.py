@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hf_llm.data.corpus.readers.books import decode_book
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.archives import extract_members, is_archive
+from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES, count_damage, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES, count_damage, open_file
+from hf_llm.data.files.text_encoding import decode_text
 from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _convert_files(
     errors.records += 1
     texts = {}
     for name, content in files.items():
-        text = decode_book(content)
+        text = decode_text(content)
         if text is not None:
             texts[name] = text
 
@@ -303,7 +303,7 @@ def _read_included_file(name: str, texts: dict[str, str], folder: Path) -> bool:
     path = folder / name
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         return False
-    text = decode_book(path.read_bytes()[:PAPER_BYTES])
+    text = decode_text(path.read_bytes()[:PAPER_BYTES])
     if text is None:
         return False
     texts[name] = text

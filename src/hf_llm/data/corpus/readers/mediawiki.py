@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, extract_prose
+from hf_llm.data.files.compressed import InputFile, count_damage, open_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import InputFile, count_damage, open_file
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
