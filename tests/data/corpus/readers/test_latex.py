@@ -201,6 +201,62 @@ def test_macros_without_end_come_to_an_end(definition):
     assert text.startswith("Before.") and time.monotonic() - begun < 5
 
 
+ENDLESS = [
+    "\\newcommand{\\bad}[1]{\\bad{#1}\\bad{#1}}",
+    "\\newcommand{\\bad}[1]{\\worse{#1}}\\newcommand{\\worse}[1]{\\bad{#1}\\bad{#1}}",
+    "\\def\\bad#1{x\\bad{#1}}",
+    "\\def\\bad#1{\\bad}",  # takes all that follows as its argument
+    "\\makeatletter\\newcommand{\\bad}[1]{\\bad@x{#1}}\\def\\bad@x#1{\\bad@x{#1}y}\\makeatother",
+    "\\renewcommand{\\bad}[1]{\\textbf{\\bad{#1}}}",
+]
+
+
+@pytest.mark.parametrize("definition", ENDLESS)
+def test_a_macro_without_end_stays_as_written_and_is_counted_and_every_other_one_is_expanded(definition):
+    preamble = definition + "\\newcommand{\\R}{\\mathbb{R}}\\newcommand{\\term}[1]{\\emph{#1}}"
+    lines = [f"A \\term{{word {i}}} on $\\R^{i}$ is here.\n\n" for i in range(50)]
+    calls = "One \\bad{y} call, \\term{in \\bad{z} another}, and $\\bad{w}$.\n\n"
+    text, about = convert_paper({"a.tex": small_paper(calls + "".join(lines) + calls, preamble)}, "a.tex")
+    paragraphs = text.strip().split("\n\n")
+    assert paragraphs[1:-1] == [f"A word {i} on $\\mathbb{{R}}^{i}$ is here." for i in range(50)]
+    assert paragraphs[0] == paragraphs[-1] == "One \\bad{y} call, in \\bad{z} another, and $\\bad{w}$."
+    assert about["unexpanded_macros"] == 6
+
+
+def test_macros_that_double_what_they_are_given_stay_as_written_and_cost_no_other():
+    letters = "abcdefghijklmnopqrst"
+    doubling = "".join(f"\\newcommand{{\\x{c}}}{{\\x{d}\\x{d}}}" for c, d in pairwise(letters))
+    preamble = doubling + "\\newcommand{\\xt}{long}\\newcommand{\\R}{\\mathbb{R}}"
+    text, about = convert_paper({"a.tex": small_paper("A \\xa{} and $\\R$, \\xq{} times.", preamble)}, "a.tex")
+    assert text == "A \\xa and $\\mathbb{R}$, longlonglonglonglonglonglonglong times.\n"
+    assert about["unexpanded_macros"] == 1
+
+
+@pytest.mark.parametrize(
+    ("definitions", "written", "text"),
+    [
+        ("\\newcommand{\\abs}{\\@ifstar\\abs@star\\abs@nostar}\\newcommand{\\abs@star}[1]{\\left|#1\\right|}"
+         "\\newcommand{\\abs@nostar}[1]{|#1|}", "$\\abs{x}$ $\\abs*{x}$ $\\abs*x$",
+         "$|x|$ $\\left|x\\right|$ $\\left|x\\right|$"),
+        ("\\def\\f{\\@ifnextchar[\\f@with\\f@without}\\def\\f@with[#1]#2{}\\newcommand{\\f@without}[1]{f(#1)}",
+         "$\\f{x}$", "$f(x)$"),
+        ("\\def\\prd#1{\\@ifnextchar\\bgroup{\\prd@one{#1}}{\\prd@last{#1}}}\\def\\prd@one#1{\\prod_{#1}\\prd}"
+         "\\def\\prd@last#1{\\prod_{#1}}", "$\\prd{x}{y}{z} C$", "$\\prod_{x}\\prod_{y}\\prod_{z}C$"),
+        ("\\newcommand{\\defeq}{\\vcentcolon\\equiv}\\newcommand{\\at@x}{\\defeq}",
+         "$a\\defeq b$ a@x.org", "$a\\vcentcolon\\equiv b$ a@x.org"),
+        ("\\newcommand{\\set}[2][x]{\\{#1 : #2\\}}", "$\\set{A}$ $\\set[y]{B}$", "$\\{x : A\\}$ $\\{y : B\\}$"),
+        ("\\newcommand{\\al}{\\alpha}\\newcommand{\\apply}[1]{\\al#1}", "$\\al x\\apply b$", "$\\alpha x\\alpha b$"),
+        ("\\newcommand{\\both}[1]{#1 and #1}\\newcommand{\\R}{real}", "\\both{\\R{} \\both{x}}",
+         "real x and x and real x and x"),
+        ("\\newcommand{\\call}{\\emphit}\\newcommand{\\emphit}[1]{<#1>}", "\\call{x} and \\call{y}", "<x> and <y>"),
+        ("\\newcommand{\\last}[1]{(#1)}", "The {\\last} end", "The end"),
+    ],
+)  # fmt: skip
+def test_macros_are_expanded_as_tex_does(definitions, written, text):
+    preamble = f"\\makeatletter{definitions}\\makeatother"
+    assert convert_paper({"a.tex": small_paper(written, preamble)}, "a.tex") == (text + "\n", {})
+
+
 @pytest.mark.parametrize(
     ("written", "text"),
     [

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.archives import extract_members, is_archive
@@ -29,10 +29,13 @@ TAR_MAGIC = b"ustar"
 CLASS_BYTES = 100_000  # how much of a file's beginning is searched for \documentclass
 AUTHOR_CHARS = 500
 MAX_INCLUSIONS = 500  # included files in one paper; more are taken for a loop
-# Macros are expanded until their text, plus CHARS_PER_MACRO for each call, exceeds this; more is taken for a loop.
-EXPANSION_CHARS = 4 << 20
-CHARS_PER_MACRO = 50
-MAX_EXPANSION_DEPTH = 30
+# A macro whose expansion goes deeper, or takes more steps or characters, is left as written: it is taken for a loop.
+MAX_EXPANSION_DEPTH = 100
+MAX_EXPANSION_STEPS = 5_000
+MAX_EXPANSION_CHARS = 500_000
+STEPS_PER_CALL = 50  # more, for each macro that the paper calls in the arguments of another
+EXPANSION_CHARS = 8 << 20  # of all macros of a paper together; those after it are left as written
+MAX_EXPANSION_RATIO = 20  # or so many times the paper's own length, if that is more
 
 _TEX_SUFFIXES = {".tex", ".ltx", ".latex"}
 _DOCUMENT_CLASS = re.compile(r"^[^%\n]*\\document(?:class|style)\b", re.MULTILINE)
@@ -40,9 +43,13 @@ _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*?(?:\n[ \t]*|$)")
 _INCLUDE = re.compile(r"\\(?:input|include|subfile)\s*(?:\{([^}]*)\}|([\w./-]+))")
 _DEFINITION = re.compile(
     r"\\(?:(?:re)?newcommand|providecommand|DeclareRobustCommand|DeclareMathOperator)\*?\s*"
-    r"(?:\{\s*\\([A-Za-z]+)\s*\}|\\([A-Za-z]+))\s*(?:\[(\d)\])?\s*(\[[^\]]*\])?\s*(?=\{)"
+    r"(?:\{\s*\\([A-Za-z@]+)\s*\}|\\([A-Za-z@]+))\s*(?:\[(\d)\])?\s*(\[[^\]]*\])?\s*(?=\{)"
 )
-_SHORT_DEFINITION = re.compile(r"\\(?:def|gdef|edef)\s*\\([A-Za-z]+)((?:#\d)*)\s*(?=\{)")
+_SHORT_DEFINITION = re.compile(r"\\(?:def|gdef|edef|xdef)\s*\\([A-Za-z@]+)\s*((?:#\d)*)\s*(?=\{)")
+# What TeX reads of a file one by one; `@` belongs to names only in the bodies of macros.
+_TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|[{}]|[^\\{}]+|\\", re.DOTALL)
+_BODY_TOKEN = re.compile(r"#[1-9]|\\(?:[A-Za-z@]+|.)|[{}#]|[^\\{}#]+|\\", re.DOTALL)
+_COMMAND_WORD = re.compile(r"\\[A-Za-z@]+")
 _MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$((?:[^$\\\n]|\\.|\n(?![ \t]*\n))+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]"
     r"|\\begin\{((?:equation|align|gather|multline|eqnarray|math|displaymath|flalign|alignat)\*?)\}(.+?)\\end\{\5\}",
@@ -218,8 +225,10 @@ def _choose_main_file(texts: dict[str, str]) -> str | None:
     return max(candidates, key=precedence, default=None)
 
 
-def convert_paper(texts: dict[str, str], main: str, folder: Path | None = None) -> tuple[str, dict[str, str]]:
+def convert_paper(texts: dict[str, str], main: str, folder: Path | None = None) -> tuple[str, dict[str, str | int]]:
     """Convert a paper to plain text, and return that with its title and authors.
+
+    `unexpanded_macros` beside them is how many calls of macros without end are left in the text as they were written.
 
     `texts` are its files by name, `main` the name of the main one; files not in `texts` are looked for in `folder`.
     """
@@ -229,14 +238,16 @@ def convert_paper(texts: dict[str, str], main: str, folder: Path | None = None) 
     body = body.split("\\end{document}")[0]
     body = _remove_definitions(body)
 
-    title = _to_plain_text(_find_argument("title", source), macros)
-    author = _to_plain_text(_find_argument("author", source), macros)
+    title, _ = _to_plain_text(_find_argument("title", source), macros)
+    author, _ = _to_plain_text(_find_argument("author", source), macros)
     abstract = ""
     if "\\begin{abstract}" not in body:
-        abstract = _to_plain_text(_find_argument("abstract", source), macros)
-    body = _to_plain_text(_remove_commands(("title", "author", "abstract"), body), macros)
+        abstract, _ = _to_plain_text(_find_argument("abstract", source), macros)
+    body, unexpanded_calls = _to_plain_text(_remove_commands(("title", "author", "abstract"), body), macros)
 
-    about = {}
+    about: dict[str, str | int] = {}
+    if unexpanded_calls:
+        about["unexpanded_macros"] = unexpanded_calls
     if title:
         about["title"] = title
     if author:
@@ -344,53 +355,240 @@ def _remove_definitions(body: str) -> str:
     return body
 
 
-def _expand_macros(text: str, macros: dict[str, _Macro]) -> str:
-    """Expand the paper's own macros in the text, up to `EXPANSION_CHARS`."""
+def _expand_macros(text: str, macros: dict[str, _Macro], protect: Callable[[str], str]) -> tuple[str, int]:
+    """Expand the paper's own macros in the text. Returns it, and how many calls were left as written (`protect`)."""
     if not macros:
-        return text
-    longest_first = sorted(map(re.escape, macros), key=len, reverse=True)
-    pattern = re.compile(r"\\(" + "|".join(longest_first) + r")(?![A-Za-z])")
-    remaining_chars = EXPANSION_CHARS
-
-    def expand(text: str, depth: int) -> str:
-        nonlocal remaining_chars
-        parts = []
-        position = 0
-        while match := pattern.search(text, position):
-            parts.append(text[position : match.start()])
-            body, position = _call_macro(macros[match[1]], text, match.end())
-            remaining_chars -= len(body) + CHARS_PER_MACRO
-            if depth < MAX_EXPANSION_DEPTH and remaining_chars > 0:
-                parts.append(expand(body, depth + 1))
-        return "".join([*parts, text[position:]])
-
-    return expand(text, 0)
+        return text, 0
+    expander = _MacroExpander(text, macros, protect)
+    return expander.expand(), expander.unexpanded_calls
 
 
-def _call_macro(macro: _Macro, text: str, position: int) -> tuple[str, int]:
-    """Return a macro's body with the arguments that follow the position, and where they end."""
-    arguments = []
-    if macro.default is not None:
-        optional = _DEFAULT_ARGUMENT.match(text, position)
-        if optional:
-            arguments.append(optional[1])
-            position = optional.end()
-        else:
-            arguments.append(macro.default)
-    while len(arguments) < macro.argument_count:
-        argument, position = _read_argument(text, position)
-        arguments.append(argument)
+class _Token(NamedTuple):
+    """A token of the paper, or one that a macro became."""
 
-    def insert_argument(match: re.Match) -> str:
-        number = int(match[1])
-        return arguments[number - 1] if 0 < number <= macro.argument_count else ""
+    text: str
+    depth: int = 0  # how many macros it came out of, one within another
+    caller: str = ""  # the macro of the paper that it came out of
 
-    body = re.sub(r"#(\d)", insert_argument, macro.body)
-    # With \name defined as `\alpha`, `\name x` must not become `\alphax`.
-    ends_in_command = not macro.argument_count and re.search(r"\\[A-Za-z]+$", body)
-    if ends_in_command and text[position : position + 1].isalpha():
-        body += " "
-    return body, position
+
+class _MacroExpander:
+    """Expands macros as TeX does: what a macro becomes is read again, followed by the rest of the text.
+
+    A macro that comes to no end is found by its depth. From then on its calls are left as they are written; the call of
+    the paper in which it was found is expanded once more without it.
+    """
+
+    def __init__(self, text: str, macros: dict[str, _Macro], protect: Callable[[str], str]):
+        self.text = text
+        self.position = 0
+        self.macros = macros
+        self.protect = protect
+        self.pending: list[_Token] = []  # read before the text; the next one is the last
+        self.endless: set[str] = set()  # names of the paper's macros that come to no end
+        self.unexpanded_calls = 0
+        self.output: list[str] = []
+        self.remaining_chars = max(EXPANSION_CHARS, MAX_EXPANSION_RATIO * len(text))
+        # `@` is no letter in the text of a paper.
+        longest_first = sorted((re.escape(name) for name in macros if "@" not in name), key=len, reverse=True)
+        self.call = re.compile(r"\\(" + "|".join(longest_first or ["(?!)"]) + r")(?![A-Za-z])")
+
+    def expand(self) -> str:
+        while match := self.call.search(self.text, self.position):
+            self.output.append(self.text[self.position : match.start()])
+            self.position = match.start()
+            self._expand_call()
+        self.output.append(self.text[self.position :])
+        return "".join(self.output)
+
+    def _expand_call(self) -> None:
+        """Expand the call that the text has here, with everything that it becomes."""
+        start = self.position
+        output_length = len(self.output)
+        unexpanded_calls = self.unexpanded_calls
+        while True:
+            token = self._read_token()
+            assert token is not None, "a macro is called here"
+            self.pending.append(token)
+            endless = self._expand_pending()
+            if endless is None:
+                return
+
+            self.endless.add(endless)
+            self.position = start
+            self.pending.clear()
+            del self.output[output_length:]
+            self.unexpanded_calls = unexpanded_calls
+
+    def _expand_pending(self) -> str | None:
+        """Expand until no token is pending. Returns the macro of the paper that comes to no end, None if all do."""
+        steps = MAX_EXPANSION_STEPS
+        chars = MAX_EXPANSION_CHARS
+        while self.pending:
+            token = self.pending.pop()
+            name = token.text[1:] if token.text[0] == "\\" else ""
+            if name in ("@ifstar", "@ifnextchar"):
+                self._choose_branch(name)
+                continue
+            macro = self.macros.get(name)
+            if macro is None:
+                self._write(token.text)
+                continue
+            if name in self.endless or self.remaining_chars <= 0:
+                self._leave_as_written(token.text, macro)
+                continue
+            caller = token.caller or name
+            if token.depth >= MAX_EXPANSION_DEPTH:
+                return caller
+
+            body = self._call_macro(macro, token.depth + 1, caller)
+            size = sum(len(part.text) for part in body)
+            self.remaining_chars -= size
+            if token.depth:
+                steps -= 1
+                chars -= size
+            else:
+                steps += STEPS_PER_CALL
+            if steps < 0 or chars < 0:
+                return caller
+            self.pending += reversed(body)
+        return None
+
+    def _call_macro(self, macro: _Macro, depth: int, caller: str) -> list[_Token]:
+        """Return a macro's body with the arguments that follow in their places."""
+        arguments: list[list[_Token]] = []
+        if macro.default is not None:
+            optional = self._read_optional_argument()
+            arguments.append(_tokenize(macro.default, depth, caller) if optional is None else optional)
+        while len(arguments) < macro.argument_count:
+            arguments.append(self._read_argument())
+
+        body: list[_Token] = []
+        for token in _tokenize(macro.body, depth, caller):
+            if token.text[0] != "#":
+                body.append(token)
+            elif len(token.text) == 2 and int(token.text[1]) <= len(arguments):
+                body += arguments[int(token.text[1]) - 1]
+        return body
+
+    def _choose_branch(self, name: str) -> None:
+        """Choose by the next character, as `\\@ifstar{with}{without}` and `\\@ifnextchar[{with}{without}` do."""
+        wanted = "*"
+        if name == "@ifnextchar":
+            wanted = _join_tokens(self._read_argument())
+        with_it = self._read_argument()
+        without_it = self._read_argument()
+
+        following = self._read_filled_token()
+        has_it = False
+        if following is not None:
+            has_it = following.text.startswith("{" if wanted == "\\bgroup" else wanted or "\0")
+            if has_it and name == "@ifstar":
+                following = following._replace(text=following.text[1:])
+            if following.text:
+                self.pending.append(following)
+        self.pending += reversed(with_it if has_it else without_it)
+
+    def _leave_as_written(self, token: str, macro: _Macro) -> None:
+        written = [token]
+        if macro.default is not None:
+            optional = self._read_optional_argument()
+            if optional is not None:
+                written.append(f"[{_join_tokens(optional)}]")
+        for _ in range(macro.argument_count - (macro.default is not None)):
+            written.append(f"{{{_join_tokens(self._read_argument())}}}")
+        self.unexpanded_calls += 1
+        self._write(self.protect("".join(written)))
+
+    def _write(self, token: str) -> None:
+        # With \name defined as `\alpha`, `\name x` must not become `\alphax`.
+        if token[0].isalpha() and self.output and _COMMAND_WORD.fullmatch(self.output[-1]):
+            self.output.append(" ")
+        self.output.append(token)
+        if (
+            not self.pending
+            and _COMMAND_WORD.fullmatch(token)
+            and self.text[self.position : self.position + 1].isalpha()
+        ):
+            self.output.append(" ")
+
+    def _read_token(self) -> _Token | None:
+        """Read the next token; None at the end of the text."""
+        if self.pending:
+            return self.pending.pop()
+        match = _TOKEN.match(self.text, self.position)
+        if not match:
+            return None
+        self.position = match.end()
+        return _Token(match[0])
+
+    def _read_filled_token(self) -> _Token | None:
+        """Read the next token that is not only white space, without the white space before it."""
+        while True:
+            token = self._read_token()
+            if token is None:
+                return None
+            text = token.text.lstrip()
+            if text:
+                return token._replace(text=text)
+
+    def _read_argument(self) -> list[_Token]:
+        """Read an argument: the tokens of a group, a command or one character."""
+        first = self._read_filled_token()
+        if first is None:
+            return []
+        text = first.text
+        if text == "}":  # the call is the last thing in a group: it has no argument
+            self.pending.append(first)
+            return []
+        if text != "{":
+            if text[0] != "\\" and text[1:]:
+                self.pending.append(first._replace(text=text[1:]))
+                text = text[0]
+            return [first._replace(text=text)]
+
+        tokens: list[_Token] = []
+        level = 1
+        while True:
+            token = self._read_token()
+            if token is None:
+                return tokens
+            level += (token.text == "{") - (token.text == "}")
+            if level == 0:
+                return tokens
+            tokens.append(token)
+
+    def _read_optional_argument(self) -> list[_Token] | None:
+        """Read an argument in brackets; None, with nothing read, if there is none."""
+        first = self._read_filled_token()
+        if first is None:
+            return None
+        if not first.text.startswith("["):
+            self.pending.append(first)
+            return None
+
+        tokens: list[_Token] = []
+        level = 0
+        token: _Token | None = first._replace(text=first.text[1:])
+        while token is not None:
+            text = token.text
+            level += (text == "{") - (text == "}")
+            end = text.find("]") if level == 0 and text[:1] != "\\" else -1
+            if end >= 0:
+                tokens.append(token._replace(text=text[:end]))
+                if text[end + 1 :]:
+                    self.pending.append(token._replace(text=text[end + 1 :]))
+                break
+            tokens.append(token)
+            token = self._read_token()
+        return [token for token in tokens if token.text]
+
+
+def _tokenize(body: str, depth: int, caller: str) -> list[_Token]:
+    return [_Token(match[0], depth, caller) for match in _BODY_TOKEN.finditer(body)]
+
+
+def _join_tokens(tokens: list[_Token]) -> str:
+    return "".join(token.text for token in tokens)
 
 
 def _read_argument(text: str, position: int) -> tuple[str, int]:
@@ -440,8 +638,11 @@ def _remove_commands(commands: tuple[str, ...], text: str) -> str:
     return text
 
 
-def _to_plain_text(text: str, macros: dict[str, _Macro]) -> str:
-    """Convert LaTeX to plain text. Formulas and programs are replaced by placeholders and put back unchanged."""
+def _to_plain_text(text: str, macros: dict[str, _Macro]) -> tuple[str, int]:
+    """Convert LaTeX to plain text. Returns it, and how many calls of macros are left in it as they were written.
+
+    Formulas and programs are replaced by placeholders and put back unchanged.
+    """
     protected: list[str] = []
 
     def protect(original: str) -> str:
@@ -458,14 +659,14 @@ def _to_plain_text(text: str, macros: dict[str, _Macro]) -> str:
     text = re.sub("[\x02\x03]", "", text)
     text = _VERBATIM.sub(protect_program, text)
     text = _INLINE_PROGRAM.sub(protect_inline_program, text)
-    text = _expand_macros(text, macros)
+    text, unexpanded_calls = _expand_macros(text, macros, protect)
     text = _MATH.sub(lambda match: _format_formula(match, protect), text)
     text = _convert_environments(text)
     text = _convert_commands(text)
     text = _join_paragraphs(text)
     while _PLACEHOLDER.search(text):  # a program may stand within a formula
         text = _PLACEHOLDER.sub(lambda match: protected[int(match[1])], text)
-    return text
+    return text, unexpanded_calls
 
 
 def _format_formula(match: re.Match, protect: Callable[[str], str]) -> str:
