@@ -44,7 +44,7 @@ from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES
-from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format
+from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format, resolve_format
 from hf_llm.data.files.read_errors import ReadErrors
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
@@ -114,11 +114,22 @@ def extras_of_tasks(tasks: list[ReadTask], executor: str) -> list[str]:
     if executor == "ray":
         extras.add("ray")
     for task in tasks:
-        formats = [task.source.format] if task.source.format else [detect_format(Path(name)) for _, name in task.files]
         if task.source.crawl:
-            formats = ["warc"]
+            formats = {"warc"}
+        elif task.source.format:
+            formats = {task.source.format}
+        else:
+            formats = {detect_format(Path(name)) or _detect_content_format(Path(path)) for path, name in task.files}
         extras.update(EXTRA_OF_FORMAT[name] for name in formats if name in EXTRA_OF_FORMAT)
     return sorted(extras)
+
+
+def _detect_content_format(path: Path) -> str | None:
+    """Return the format that a file's content tells; None if it cannot be read now, which its reader tells."""
+    try:
+        return resolve_format(path, None).format
+    except OSError:
+        return None
 
 
 def _prepare_filters(section: Corpus, models: Path) -> dict[str, dict]:

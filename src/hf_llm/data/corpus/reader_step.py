@@ -15,13 +15,22 @@ from hf_llm.data.corpus.readers.tabular import make_row_document
 from hf_llm.data.corpus.sources import ReadTask, download_folder
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.download import download_file
-from hf_llm.data.files.file_formats import detect_format, is_input_file
+from hf_llm.data.files.file_content import ARCHIVE
+from hf_llm.data.files.file_formats import detect_format, is_input_file, resolve_format
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_hub_rows, unreadable_file_error
 from hf_llm.data.files.text_files import split_text
 
 READER_MODULES = {"rows": "tabular"}  # module in readers/ by format, if the two have different names
-CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # formats whose long files are cut into several documents
+CUT_FORMATS = (
+    "text",
+    "books",
+    "code",
+    "latex",
+    "pdf",
+    "docx",
+    "epub",
+)  # formats whose long files are cut into several documents
 
 
 class SourceReader(PipelineStep):
@@ -76,7 +85,8 @@ class SourceReader(PipelineStep):
         file = download_file(path, download_folder() / "crawl") if source.crawl else Path(path)
         try:
             # A paper from arXiv is an archive that its reader opens itself.
-            if is_archive(file) and source.format != "latex":
+            is_unnamed_archive = not source.format and resolve_format(file, None).format == ARCHIVE
+            if (is_archive(file) and source.format != "latex") or is_unnamed_archive:
                 yield from self._read_archive(task, file, name)
             else:
                 yield from self._read_documents(task, file, name)
@@ -84,7 +94,8 @@ class SourceReader(PipelineStep):
             raise unreadable_file_error(file, error) from error
 
     def _read_archive(self, task: ReadTask, archive: Path, name: str) -> Iterator[RawDocument]:
-        for inner_name, member in extract_members(archive, self.faults):
+        archive_name = archive.name if is_archive(archive) else _name_archive(archive)
+        for inner_name, member in extract_members(archive, self.faults, archive_name):
             if is_input_file(inner_name) and (task.source.format or detect_format(member)):
                 yield from self._read_documents(task, member, f"{name}/{inner_name}")
 
@@ -93,7 +104,12 @@ class SourceReader(PipelineStep):
                 examples[:] = [example.replace(str(member), f"{archive}/{inner_name}") for example in examples]
 
     def _read_documents(self, task: ReadTask, path: Path, name: str) -> Iterator[RawDocument]:
-        format = task.source.format or detect_format(path) or "text"
+        content = resolve_format(path, task.source.format)
+        format = content.format
+        if format is None:
+            self.faults.records += 1
+            self.faults.drop_record(f"not read: {content.kind}", str(path), content.remedy)
+            return
         module_name = READER_MODULES.get(format, format)
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")
 
@@ -103,6 +119,13 @@ class SourceReader(PipelineStep):
                 about["piece"] = number
             raw.about = about | raw.about
             yield raw
+
+
+def _name_archive(path: Path) -> str:
+    """Return a name for an archive whose own does not say that it is one."""
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return "archive.zip" if is_zip else "archive.tar"
 
 
 def _make_document(task: ReadTask, raw: RawDocument) -> Document:

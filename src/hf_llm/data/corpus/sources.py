@@ -17,7 +17,14 @@ from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.download import list_segments
-from hf_llm.data.files.file_formats import FORMATS, NAMED_FORMATS, detect_format, find_files, is_vendored
+from hf_llm.data.files.file_formats import (
+    FORMATS,
+    NAMED_FORMATS,
+    check_is_read,
+    detect_format,
+    find_files,
+    is_vendored,
+)
 from hf_llm.data.files.git_repos import clone_repository, list_repository_files
 from hf_llm.data.files.tabular import count_hub_shards
 
@@ -168,6 +175,8 @@ def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, 
     all_suffixes = set().union(*FORMATS.values())
     files = find_files(path, all_suffixes, archives=True)
     formats = {file: detect_format(file) for file, _ in files}
+    if Path(path).expanduser().is_file():
+        check_is_read(Path(path).expanduser(), path)
 
     code = set()
     data = set()

@@ -12,10 +12,13 @@ from typing import Literal
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
+from hf_llm.data.files.file_content import ARCHIVE, FileContent, detect_content, detect_disguise
 from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, VENDORED_OR_BUILT_FOLDERS
 
 # What a source's `format` may say.
-Format = Literal["text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions"]
+Format = Literal[
+    "text", "books", "rows", "code", "html", "warc", "mediawiki", "latex", "pdf", "discussions", "docx", "epub"
+]
 
 # The suffixes of each format, without that of a compression.
 FORMATS: dict[str, set[str]] = {
@@ -30,10 +33,12 @@ FORMATS: dict[str, set[str]] = {
         ".mm", ".zig", ".dart", ".vue", ".svelte", ".ipynb",
     },
     "html": {".html", ".htm", ".xhtml"},
-    "warc": {".warc", ".wet"},
+    "warc": {".warc", ".wet", ".arc"},
     "mediawiki": {".xml"},
     "latex": {".tex"},
     "pdf": {".pdf"},
+    "docx": {".docx"},
+    "epub": {".epub"},
 }  # fmt: skip
 
 # What is read where a source names its `format`, if that differs from the suffixes above. No suffix distinguishes books
@@ -45,7 +50,7 @@ NAMED_FORMATS: dict[str, set[str]] = {
 }
 
 # The extra of hf_llm whose packages read a format; the other formats are read by what the `corpus` extra holds.
-EXTRA_OF_FORMAT = {"html": "web", "warc": "web", "pdf": "pdf"}
+EXTRA_OF_FORMAT = {"html": "web", "warc": "web", "pdf": "pdf", "docx": "office"}
 
 # Files in which the `datasets` library describes the files beside them.
 DESCRIPTION_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -58,6 +63,30 @@ def detect_format(path: Path) -> str | None:
         if suffix in suffixes:
             return name
     return None
+
+
+def resolve_format(path: Path, stated: str | None) -> FileContent:
+    """Return how a file is read: as its source states, or else by its name, or by what it holds.
+
+    The content decides where the name does not, and where the name says text and it is certainly something else. Raises
+    OSError if the file cannot be read.
+    """
+    if stated:
+        return FileContent(stated, stated)
+    format = detect_format(path)
+    if format is None and is_archive(path):
+        return FileContent(ARCHIVE, "archive")
+    if format is None:
+        return detect_content(path)
+    disguise = detect_disguise(path) if format == "text" else None
+    return disguise or FileContent(format, format)
+
+
+def check_is_read(path: Path, name: str) -> None:
+    """Raise UserError if a file that a source names outright, by itself, is of no kind that is read."""
+    content = resolve_format(path, None)
+    if content.format is None:
+        raise UserError(f"{name} is not read: it is {content.kind}; {content.remedy}")
 
 
 def find_files(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:

@@ -43,10 +43,18 @@ LINE_BYTES = 64 << 20  # a line or a JSON value longer than this is dropped rath
 ENDLESS_BYTES = 1 << 30  # a file with a longer line is read no further: it is a decompression bomb, not text
 BATCH_ROWS = 256
 DIALECT_LINES = 50  # of a CSV file's start, which tell what separates its values
+COLUMN_NAME_CHARS = 40  # a longer first line of a table does not name columns
 MIN_SAME_WIDTH_SHARE = 0.8  # of those rows, which have as many values as there are columns
 
 DATABASES = {".sqlite", ".sqlite3", ".db"}
 _TURN_KEYS = {"role", "from", "speaker"}  # of an object that is a turn of a conversation
+_ROW_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", *DATABASES}
+_ROW_SIGNATURES = (
+    (b"PAR1", ".parquet"),
+    (b"ARROW1", ".arrow"),
+    (b"\xff\xff\xff\xff", ".arrow"),
+    (b"SQLite format 3\0", ".sqlite"),
+)
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r"sep=(.?)", re.IGNORECASE)
 
@@ -66,6 +74,8 @@ def read_rows(
     does not hold rows.
     """
     suffix = content_suffix(path)
+    if suffix not in _ROW_SUFFIXES:
+        suffix = detect_row_suffix(read_start(path))
     if suffix in DATABASES:
         return _read_sqlite(path, errors, table)
     if suffix == ".json":
@@ -77,6 +87,30 @@ def read_rows(
     if suffix in (".csv", ".tsv"):
         return _read_csv(path, errors)
     return _read_json_lines(path, errors)
+
+
+def detect_row_suffix(start: bytes) -> str:
+    """Return the suffix that a file of rows which begins so would have; `.jsonl` if nothing tells."""
+    for signature, suffix in _ROW_SIGNATURES:
+        if start.startswith(signature):
+            return suffix
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
+        return ".json"
+    text = start.decode("utf-8", "replace")
+    return ".csv" if is_table(text.splitlines()[:-1], 1) else ".jsonl"
+
+
+def is_table(lines: list[str], min_lines: int) -> bool:
+    """Whether these lines are those of a CSV or TSV file: as many values in each, under names of columns."""
+    if len(lines) < min_lines:
+        return False
+    delimiter, has_separator_line = _detect_delimiter(lines[:DIALECT_LINES], ",")
+    if has_separator_line:
+        return True
+    width = _measure_width(lines[:DIALECT_LINES], delimiter, min_share=1.0)
+    names = [name.strip('" ') for name in lines[0].split(delimiter)]
+    has_names = all(0 < len(name) <= COLUMN_NAME_CHARS for name in names) and len(set(names)) == len(names)
+    return width > 1 and has_names
 
 
 def read_hub_rows(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import brotli
 import pytest
+import zstandard
 
 from hf_llm.data.corpus.readers import warc
 from hf_llm.data.files.read_errors import ReadErrors
@@ -207,6 +208,147 @@ def test_chunks_of_any_size_give_the_same_records(tmp_path, monkeypatch):
     for size in (50, 700, 5000):
         monkeypatch.setattr(warc, "CHUNK_BYTES", size)
         assert read(tmp_path / "a.warc.gz", *members) == expected
+
+
+def lf(content: bytes) -> bytes:
+    return content.replace(b"\r\n", b"\n")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        lf(http(page(0))[:60]) + http(page(0))[60:],
+        http(page(0), "Text/HTML; Charset=UTF-8"),
+        http(page(0), "TEXT/HTML"),
+        http(page(0), '"text/html";charset="utf-8"'),
+        http(page(0), "text/html, text/html"),
+        http(page(0), "application/XHTML+xml"),
+        http(page(0), ""),
+        http(page(0), "application/octet-stream"),
+        b"HTTP/1.1 200 OK\r\n\r\n" + page(0),
+        b"HTTP/1.0 200\r\nServer: x\r\n\r\n" + page(0),
+        b"HTTP/1.1 200 OK\nContent-type:text/html\nX-Long: a\n b\n\n" + page(0),
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nBroken line\r\n\r\n" + page(0),
+        http(b"\n  <!-- made by hand -->\n<HTML>" + page(0)[6:], ""),
+    ],
+)
+def test_a_page_is_read_whatever_its_header_looks_like(tmp_path, message):
+    names, errors = read(tmp_path / "a.warc", record(message, url="http://a.org/x"), *pages(2)[1:])
+    assert names == ["x", "1"] and (errors.records, errors.dropped.total()) == (2, 0)
+
+
+def test_a_body_without_a_type_that_is_no_page_is_none(tmp_path):
+    bodies = [b"\x89PNG\r\n\x1a\n" + b"\0\xff" * 50, b"%PDF-1.4\n\xe2\xe3\xcf\xd3\0\0"]
+    names, errors = read(tmp_path / "a.warc", *[record(http(body, "")) for body in bodies], *pages(1))
+    assert names == ["0"] and errors.records == 1
+
+
+def warc_lines(*lines: str, block: bytes) -> bytes:
+    header = "\r\n".join(["WARC/1.0", *lines, f"Content-Length: {len(block)}"])
+    return header.encode() + b"\r\n\r\n" + block + b"\r\n\r\n"
+
+
+def test_answers_of_other_protocols_are_neither_pages_nor_faults(tmp_path):
+    others = [
+        warc_lines(
+            "WARC-Type: response", "WARC-Target-URI: dns:a.org", "Content-Type: text/dns", block=b"2020\na.org. A 1\n"
+        ),
+        warc_lines(
+            "WARC-Type: response", "WARC-Target-URI: whois://a.org", "Content-Type: text/plain", block=b"Domain: a\n"
+        ),
+        warc_lines("WARC-Type: resource", "WARC-Target-URI: urn:log", "Content-Type: text/plain", block=b"a log\n"),
+        warc_lines(
+            "WARC-Type: resource", "WARC-Target-URI: http://a.org/p", "Content-Type: image/png", block=b"\x89PNG"
+        ),
+    ]
+    names, errors = read(tmp_path / "a.warc", *others, *pages(1))
+    assert names == ["0"] and (errors.records, errors.dropped.total()) == (1, 0)
+
+
+def test_a_page_stored_as_a_resource_is_a_page_and_a_record_without_a_type_is_counted(tmp_path):
+    stored = warc_lines(
+        "WARC-Type: resource", "WARC-Target-URI: http://a.org/r", "Content-Type: Text/HTML", block=page(3)
+    )
+    typeless = warc_lines("WARC-Target-URI: http://a.org/t", block=page(4))
+    divided = warc_lines("WARC-Type: continuation", "WARC-Target-URI: http://a.org/t", block=page(4))
+    names, errors = read(tmp_path / "a.warc", stored, typeless, divided)
+    assert names == ["r"]
+    assert errors.dropped == {"no record type": 1, "continuation of a divided record": 1} and errors.records == 3
+
+
+def test_text_records_with_lf_alone_are_read(tmp_path):
+    one = b"WARC/1.0\nWARC-Type: conversion\nWARC-Target-URI: http://a.org/w\nContent-Length: 13\n\nPlain words.\n\n\n"
+    names, errors = read(tmp_path / "a.warc.wet", one, one)
+    assert names == ["w", "w"] and not errors.dropped
+    names, errors = read(tmp_path / "b.warc", lf(pages(1)[0]), *pages(2)[1:])
+    assert "1" in names and len(names) + errors.dropped.total() == 2
+
+
+def zstd(*records: bytes, dictionary: bytes | None = None) -> list[bytes]:
+    trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    frames = [zstandard.ZstdCompressor(dict_data=trained).compress(one) for one in records]
+    if dictionary:
+        frames.insert(0, b"\x5d\x2a\x4d\x18" + len(dictionary).to_bytes(4, "little") + dictionary)
+    return frames
+
+
+def test_zstandard_is_unpacked_with_and_without_a_dictionary(tmp_path):
+    names, errors = read(tmp_path / "a.warc.zst", *zstd(*pages(3)))
+    assert names == ["0", "1", "2"] and not errors.dropped
+    names, errors = read(tmp_path / "b.warc.zst", zstandard.ZstdCompressor().compress(b"".join(pages(3))))
+    assert names == ["0", "1", "2"] and not errors.dropped
+    dictionary = zstandard.train_dictionary(2048, [record(http(page(n))) for n in range(200)]).as_bytes()
+    names, errors = read(tmp_path / "c.warc.zst", *zstd(*pages(3), dictionary=dictionary))
+    assert names == ["0", "1", "2"] and not errors.dropped
+
+
+def test_a_damaged_zstandard_frame_is_lost_alone_and_a_bomb_is_left(tmp_path):
+    first, second, third = zstd(*pages(3))
+    names, errors = read(tmp_path / "a.warc.zst", first, second[:40] + b"\xff" * 20 + second[60:], third)
+    assert names == ["0", "2"] and errors.dropped.total() == 1
+    names, errors = read(tmp_path / "b.warc.zst", first, third[:-30])
+    assert names == ["0"] and errors.dropped == {"truncated zstandard frame": 1}
+    bomb = zstandard.ZstdCompressor().compress(bytes(300 << 20))
+    names, errors = read(tmp_path / "c.warc.zst", first, bomb, third)
+    assert names == ["0", "2"] and errors.dropped.total() == 1
+
+
+def arc(*contents: tuple[str, str, bytes], version: int = 1) -> list[bytes]:
+    fields = "URL IP-address Archive-date Content-type Archive-length"
+    if version == 2:
+        fields = "URL IP-address Archive-date Content-type Result-code Checksum Location Offset Filename Archive-length"
+    description = f"{version} 0 InternetArchive\n{fields}\n\n".encode()
+    more = "" if version == 1 else " 200 abc - 0 a.arc"
+    records = [("filedesc://a.arc", "text/plain", description), *contents]
+    return [
+        f"{url} 1.2.3.4 20080430204825 {kind}{more} {len(block)}\n".encode() + block + b"\n"
+        for url, kind, block in records
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("pack", [lambda *records: records, zipped], ids=["plain", "gzip"])
+def test_the_pages_of_an_arc_archive_are_read(tmp_path, version, pack):
+    records = arc(
+        ("dns:a.org", "text/dns", b"20080430\na.org. A 1.2.3.4\n"),
+        ("http://a.org/1", "text/html", http(page(1))),
+        ("http://a.org/i", "image/png", http(b"\x89PNG", "image/png")),
+        ("http://a.org/a b/2", "text/html", lf(http(page(2))[:50]) + http(page(2))[50:]),
+        ("http://a.org/3", "text/html", http(page(3), status="HTTP/1.1 404 Not Found")),
+        version=version,
+    )
+    names, errors = read(tmp_path / "a.arc.gz", *pack(*records))
+    assert names == ["1", "2"] and (errors.records, errors.dropped.total()) == (2, 0)
+    (first, _) = warc.read(tmp_path / "a.arc.gz", ReadErrors(), None, 100_000)
+    assert first.url == "http://a.org/1" and first.about["date"] == "2008-04-30T20:48:25Z"
+
+
+def test_after_damage_an_arc_archive_is_read_on(tmp_path):
+    start, first, second, third = arc(*[(f"http://a.org/{n}", "text/html", http(page(n))) for n in range(3)])
+    names, errors = read(tmp_path / "a.arc", start, first, second[:-200] + b"\n", third)
+    assert "2" in names and len(names) + errors.dropped.total() == 3
+    names, errors = read(tmp_path / "b.arc", start, first, third[:-200])
+    assert names == ["0"] and errors.dropped == {"truncated record": 1}
 
 
 @pytest.mark.skipif("HF_LLM_DATA" not in os.environ, reason="needs the folder of real data, HF_LLM_DATA")
