@@ -1,27 +1,37 @@
-"""The first step of the pipeline: read the documents of a read task, each file by the reader for its format."""
+"""The first step of the pipeline: read the documents of a read task, each file by the reader for its format.
+
+It also keeps the books: every record that is there is in one of three counts (`ReadErrors`), so that what a reader
+leaves out is seen in the ledger.
+"""
 
 import importlib
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.corpus import python_docs
+from hf_llm.data.corpus.readers.code import find_license
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.tabular import make_row_document
 from hf_llm.data.corpus.sources import ReadTask, download_folder
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.download import download_file
-from hf_llm.data.files.file_formats import detect_format, is_input_file
-from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import read_hub_rows, unreadable_file_error
+from hf_llm.data.files.file_formats import describe_unknown_kind, detect_format, explain_exclusion, list_suffixes
+from hf_llm.data.files.git_repos import is_license_file, nearest_license
+from hf_llm.data.files.read_errors import NO_TEXT, UNEXPLAINED, ReadErrors
+from hf_llm.data.files.tabular import content_suffix, read_hub_rows, unreadable_file_error
 from hf_llm.data.files.text_files import split_text
 
 READER_MODULES = {"rows": "tabular"}  # module in readers/ by format, if the two have different names
 CUT_FORMATS = ("text", "books", "code", "latex", "pdf")  # formats whose long files are cut into several documents
+# Formats whose files hold many records, which their readers count. A file of another format is one record.
+RECORD_FORMATS = ("rows", "warc", "mediawiki", "latex", "discussions")
+IS_CODE_KEY = "is_code"  # of a document's metadata: whether the filters of prose leave it alone
 
 
 class SourceReader(PipelineStep):
@@ -51,8 +61,8 @@ class SourceReader(PipelineStep):
         return (_make_document(task, raw) for raw in raw_documents)
 
     def _read_installed(self, task: ReadTask) -> Iterator[RawDocument]:
-        for text, license, about in python_docs.read_documentation(task.item, task.files):
-            self.faults.records += 1
+        for text, license, about, records in python_docs.read_documentation(task.item, task.files, self.faults):
+            self.faults.used += records
             for number, piece in enumerate(split_text(text, self.max_chars)):
                 yield RawDocument(piece, license=license, about={**about, "piece": number})
 
@@ -67,6 +77,7 @@ class SourceReader(PipelineStep):
             is_first = number == source.skip + 1
             raw = make_row_document(row, source, f"{source.hub}, row {number}", self.faults, is_first)
             if raw:
+                self.faults.used += 1
                 raw.about = {"row": number}
                 yield raw
 
@@ -84,25 +95,97 @@ class SourceReader(PipelineStep):
             raise unreadable_file_error(file, error) from error
 
     def _read_archive(self, task: ReadTask, archive: Path, name: str) -> Iterator[RawDocument]:
-        for inner_name, member in extract_members(archive, self.faults):
-            if is_input_file(inner_name) and (task.source.format or detect_format(member)):
-                yield from self._read_documents(task, member, f"{name}/{inner_name}")
+        records_before = self.faults.records
+        with TemporaryDirectory(prefix="hf_llm-") as folder:
+            license_folder = Path(folder)
+            is_repository = _unpack_licenses(archive, license_folder)
+            for inner_name, member in extract_members(archive, self.faults):
+                reason = _explain_member_exclusion(inner_name, member, task.source.format)
+                if reason is None:
+                    for raw in self._read_documents(task, member, f"{name}/{inner_name}"):
+                        if is_repository and not raw.license:
+                            license = nearest_license(license_folder / inner_name, license_folder)
+                            raw.license = None if license == "unknown" else license
+                        yield raw
+                else:
+                    self.faults.records += 1
+                    self.faults.leave_out(reason, f"{archive}/{inner_name}")
 
-            # Errors name the temporary file that a member is unpacked to.
-            for examples in self.faults.examples.values():
-                examples[:] = [example.replace(str(member), f"{archive}/{inner_name}") for example in examples]
+                # Messages name the temporary file that a member is unpacked to.
+                all_examples = [*self.faults.examples.values(), *self.faults.left_out_examples.values()]
+                for examples in all_examples:
+                    examples[:] = [example.replace(str(member), f"{archive}/{inner_name}") for example in examples]
+
+        if self.faults.records == records_before:
+            self.faults.records += 1
+            self.faults.leave_out("archive without files", str(archive))
 
     def _read_documents(self, task: ReadTask, path: Path, name: str) -> Iterator[RawDocument]:
         format = task.source.format or detect_format(path) or "text"
         module_name = READER_MODULES.get(format, format)
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")
 
+        records_before = self.faults.records
+        unexplained_before = self.faults.unexplained
         for number, raw in enumerate(reader.read(path, self.faults, task.source, self.max_chars)):
             about: dict[str, str | int] = {"file": name}
             if format in CUT_FORMATS:
                 about["piece"] = number
             raw.about = about | raw.about
+            raw.is_code = task.is_code or format == "code"
+            if task.is_repository and not raw.license:
+                raw.license = find_license(path, task.source)
+
+            if number and format not in RECORD_FORMATS:
+                raw.records = 0  # a further piece of the file
+            self.faults.used += raw.records
             yield raw
+        self._count_rest(format, path, records_before, unexplained_before)
+
+    def _count_rest(self, format: str, path: Path, records_before: int, unexplained_before: int) -> None:
+        """Count what the reader of a file has neither yielded nor counted: files in which there is nothing."""
+        if self.faults.records == records_before:
+            is_empty = path.stat().st_size == 0
+            self.faults.records += 1
+            self.faults.leave_out(NO_TEXT if is_empty else f"file without {format}", str(path))
+            return
+
+        unexplained = self.faults.unexplained - unexplained_before
+        if unexplained > 0:
+            reason = UNEXPLAINED if format in RECORD_FORMATS else NO_TEXT
+            self.faults.leave_out(reason, str(path), unexplained)
+
+
+def _explain_member_exclusion(name: str, member: Path, format: str | None) -> str | None:
+    """Return why a file in an archive is not read; None if it is."""
+    reason = explain_exclusion(name)
+    if reason is not None:
+        return reason
+    if is_archive(member):
+        return "archive within an archive"
+    suffixes = list_suffixes(format)
+    if content_suffix(member) in suffixes or member.suffix.lower() in suffixes:
+        return None
+    return describe_unknown_kind(name)
+
+
+def _unpack_licenses(archive: Path, folder: Path) -> bool:
+    """Unpack the files of an archive that state licences to `folder`, under their names. Returns whether it holds code.
+
+    The archive is read once more for that. Read errors are counted when its files are read.
+    """
+    has_code = False
+
+    def states_license(name: str) -> bool:
+        nonlocal has_code
+        has_code = has_code or detect_format(Path(name)) == "code"
+        return is_license_file(PurePosixPath(name).name)
+
+    for name, member in extract_members(archive, ReadErrors(), is_wanted=states_license):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(member.read_bytes())
+    return has_code
 
 
 def _make_document(task: ReadTask, raw: RawDocument) -> Document:
@@ -117,6 +200,7 @@ def _make_document(task: ReadTask, raw: RawDocument) -> Document:
         "url": raw.url,
         "position": task.position,
         "about": raw.about,
+        IS_CODE_KEY: raw.is_code,
     }
     # The id is the digest of the normalized text, known at the end.
     return Document(text=raw.text, id="", metadata=replace_lone_surrogates(metadata))
