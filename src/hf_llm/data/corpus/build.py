@@ -39,13 +39,13 @@ from hf_llm.data.corpus.dedup_pass import (
 from hf_llm.data.corpus.executors import Executor
 from hf_llm.data.corpus.filter_pipeline import train_filters
 from hf_llm.data.corpus.filters.decontamination import evaluation_sets
-from hf_llm.data.corpus.ledger import describe_input, make_ledger, sum_read_errors
+from hf_llm.data.corpus.ledger import make_ledger, sum_read_errors
 from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import ReadErrors, describe_input
 from hf_llm.data.files.tabular import COMPRESSED_SUFFIXES
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together

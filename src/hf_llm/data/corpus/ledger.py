@@ -22,7 +22,7 @@ from collections import Counter
 
 from hf_llm.data.corpus.dropped import merge_samples
 from hf_llm.data.corpus.sources import ReadTask
-from hf_llm.data.files.read_errors import ReadErrors, describe_counts
+from hf_llm.data.files.read_errors import ReadErrors
 
 # Why the rules of the later passes drop documents.
 _REASONS = {
@@ -93,25 +93,6 @@ def _describe_records(errors: ReadErrors) -> dict:
         "unreadable": dict(errors.dropped.most_common()),
         "examples": errors.left_out_examples,
     }
-
-
-def describe_input(entry: dict) -> list[str]:
-    """Describe in lines what was there of a source, by its entry of a ledger; none where an older run made that."""
-    counts = entry.get("input")
-    if counts is None:
-        return []
-
-    left_out = counts["left_out"]
-    unreadable = counts["unreadable"]
-    line = f"{counts['records']:,} files and records were there: {counts['used']:,} used"
-    if left_out:
-        line += f", {sum(left_out.values()):,} left out"
-    if unreadable:
-        line += f", {sum(unreadable.values()):,} unreadable"
-    lines = [line]
-    if left_out:
-        lines.append(f"left out: {describe_counts(left_out)}")
-    return lines
 
 
 def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:

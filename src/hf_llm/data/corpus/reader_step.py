@@ -126,7 +126,7 @@ class SourceReader(PipelineStep):
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")
 
         records_before = self.faults.records
-        unexplained_before = self.faults.unexplained
+        counted_before = self.faults.counted
         for number, raw in enumerate(reader.read(path, self.faults, task.source, self.max_chars)):
             about: dict[str, str | int] = {"file": name}
             if format in CUT_FORMATS:
@@ -140,20 +140,26 @@ class SourceReader(PipelineStep):
                 raw.records = 0  # a further piece of the file
             self.faults.used += raw.records
             yield raw
-        self._count_rest(format, path, records_before, unexplained_before)
+        self._count_rest(format, path, records_before, counted_before)
 
-    def _count_rest(self, format: str, path: Path, records_before: int, unexplained_before: int) -> None:
-        """Count what the reader of a file has neither yielded nor counted: files in which there is nothing."""
-        if self.faults.records == records_before:
+    def _count_rest(self, format: str, path: Path, records_before: int, counted_before: int) -> None:
+        """Count what the reader of a file has neither yielded nor counted.
+
+        `counted_before` and `records_before` are the counts before the file was read.
+        """
+        errors = self.faults
+        counted = errors.counted - counted_before
+        if format not in RECORD_FORMATS:
+            # The file is the record, whatever its reader counts; beside it stands each read error within it.
+            errors.records = records_before + max(counted, 1)
+            if not counted:
+                errors.leave_out(NO_TEXT, str(path))
+        elif errors.records == records_before:
             is_empty = path.stat().st_size == 0
-            self.faults.records += 1
-            self.faults.leave_out(NO_TEXT if is_empty else f"file without {format}", str(path))
-            return
-
-        unexplained = self.faults.unexplained - unexplained_before
-        if unexplained > 0:
-            reason = UNEXPLAINED if format in RECORD_FORMATS else NO_TEXT
-            self.faults.leave_out(reason, str(path), unexplained)
+            errors.records += 1
+            errors.leave_out(NO_TEXT if is_empty else f"file without {format}", str(path))
+        elif errors.records - records_before > counted:
+            errors.leave_out(UNEXPLAINED, str(path), errors.records - records_before - counted)
 
 
 def _explain_member_exclusion(name: str, member: Path, format: str | None) -> str | None:

@@ -3,6 +3,7 @@
 The tasks depend on the recipe and on the files on the disk, not on the number of workers.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -93,7 +94,9 @@ def list_read_tasks(sources: list[Source]) -> list[ReadTask]:
     return tasks
 
 
-def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
+def _list_tasks_of_source(source: Source, position: int, listing: ReadErrors | None = None) -> Iterator[ReadTask]:
+    """Yield the read tasks of one source. What is there beside their files is counted in `listing`."""
+    listing = listing or ReadErrors()
     if source.hub:
         yield from _list_hub_tasks(source, position)
     elif source.crawl:
@@ -104,12 +107,10 @@ def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
     elif source.installed:
         for item in source.installed:
             label = source.name or item
-            listing = ReadErrors()
             for files in python_docs.group_files(item, PART_BYTES, listing):
                 yield _make_file_task(source, position, label, files, item=item, listing=listing)
                 listing = ReadErrors()
     else:
-        listing = ReadErrors()
         if source.path:
             selected = select_source_files(source.path, source.format, listing)
         else:
@@ -300,3 +301,64 @@ def _leave_out_skipped(
         flush=True,
     )
     return kept
+
+
+def name_file_in_sources(path: str, sources: list[Source]) -> list[tuple[str, str]]:
+    """Return the label of every source of files that the file at `path` lies in, and the file's name there.
+
+    `path` may go on within an archive: `texts.zip/chapter 1.txt`.
+    """
+    file = Path(os.path.abspath(Path(path).expanduser()))
+    names = []
+    for source in sources:
+        address = source.path or source.git
+        if address is None:
+            continue
+        root = Path(os.path.abspath(Path(address).expanduser()))
+        if root.is_dir():
+            tops = [(root, "")]
+        elif root.is_file():
+            tops = [(root, root.name)]
+        else:
+            matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
+            tops = [(match, match.name) for match in matches if match.is_file()]
+
+        for top, top_name in tops:
+            if file.is_relative_to(top):
+                inner_name = file.relative_to(top).as_posix()
+                parts = [part for part in (top_name, inner_name) if part not in ("", ".")]
+                names.append((_label_files(source), "/".join(parts)))
+    return names
+
+
+class _LeftOutNames(ReadErrors):
+    """Remembers the reason for every file that is left out, not only for a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: dict[str, str] = {}
+
+    def leave_out(self, reason: str, where: str, count: int = 1) -> None:
+        super().leave_out(reason, where, count)
+        self.reasons[where] = reason
+
+
+def explain_left_out_file(path: str, sources: list[Source]) -> list[str]:
+    """Return lines that say why the file at `path` is not read from any source; none where it is read, or in none."""
+    lines = []
+    for source in sources:
+        names = name_file_in_sources(path, [source])
+        if not names or not Path(path).expanduser().is_file():
+            continue
+        [(label, name), *_] = names
+        left_out = _LeftOutNames()
+        try:
+            for _ in _list_tasks_of_source(source, 0, left_out):
+                pass
+        except UserError as error:
+            lines.append(f"{name}: source {label} has nothing to read: {error}")
+            continue
+        if name not in left_out.reasons:
+            return []
+        lines.append(f"{name}  left out of source {label}: {left_out.reasons[name]}")
+    return lines

@@ -40,6 +40,25 @@ def describe_counts(counts: dict[str, int], limit: int = 8) -> str:
     return ", ".join(parts)
 
 
+def describe_input(entry: dict) -> list[str]:
+    """Describe in lines what was there of a source, by its entry of a ledger; none where an older run made that."""
+    counts = entry.get("input")
+    if counts is None:
+        return []
+
+    left_out = counts["left_out"]
+    unreadable = counts["unreadable"]
+    line = f"{counts['records']:,} files and records were there: {counts['used']:,} used"
+    if left_out:
+        line += f", {sum(left_out.values()):,} left out"
+    if unreadable:
+        line += f", {sum(unreadable.values()):,} unreadable"
+    lines = [line]
+    if left_out:
+        lines.append(f"left out: {describe_counts(left_out)}")
+    return lines
+
+
 @dataclass
 class ReadErrors:
     """Counts of the records in one part of the input: `records` = `used` + all of `left_out` + all of `dropped`."""
@@ -99,9 +118,9 @@ class ReadErrors:
         return [example for examples in self.examples.values() for example in examples]
 
     @property
-    def unexplained(self) -> int:
-        """The records that are in none of the three counts; negative where more were counted than there are."""
-        return self.records - self.used - self.left_out.total() - self.dropped.total()
+    def counted(self) -> int:
+        """The sum of the three counts, which is `records` when a part has been read."""
+        return self.used + self.left_out.total() + self.dropped.total()
 
     def check_dropped_share(self, name: str, hint: str = "") -> None:
         """Raise UserError if more than `MAX_UNREADABLE_SHARE` of the records of `name` could not be read.

@@ -24,7 +24,7 @@ _SEPARATOR = "<|endoftext|>"
 
 
 def read_text_documents(path: Path, max_chars: int, errors: ReadErrors) -> Iterator[str]:
-    """Yield the documents of a text file, which is one record. Lines that are not UTF-8 are dropped and counted."""
+    """Yield the documents of a text file. Lines that are not UTF-8 are dropped and counted."""
     lines = _read_text_lines(path, errors)
 
     # Only as much of the file is held as tells whether it fits in one document.
@@ -103,9 +103,8 @@ def _split_long_lines(lines: Iterable[str], max_chars: int) -> Iterator[str]:
 
 def _read_text_lines(path: Path, errors: ReadErrors) -> Iterator[str]:
     with count_damage(path, errors), open_file(path) as file:
-        start = file.peek(PEEK_BYTES)[:PEEK_BYTES]
-        errors.records += 1
-        if b"\0" in start:
+        if b"\0" in file.peek(PEEK_BYTES)[:PEEK_BYTES]:
+            errors.records += 1
             errors.drop_record("binary", str(path))
             return
 
@@ -114,9 +113,9 @@ def _read_text_lines(path: Path, errors: ReadErrors) -> Iterator[str]:
             while not line.endswith(b"\n") and _splits_character(line, file.peek(1)[:1]):
                 line += file.read(1)
             number += 1
+            errors.records += 1
             text = decode_utf8(line)
             if text is None:
-                errors.records += 1
                 errors.drop_record("not UTF-8", f"{path}, line {number}", line)
             else:
                 yield text

@@ -1,7 +1,7 @@
 """Turn web archives (WARC and WET, plain or gzip) into documents, one for each page in them.
 
 A document is a `response` record with status 200 that holds HTML or plain text, or a `conversion` record (WET: already
-text). Requests, metadata, revisits, redirects and images are not documents, and are not counted as dropped either.
+text). Requests, metadata, revisits, redirects and images are not documents; they are counted as left out.
 
 Records and their HTTP messages are read by fastwarc. The archive is cut into records in this module, because fastwarc
 and warcio both stop at the first damaged gzip member and lose the rest of the file: after damage, reading continues at
@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.html import PAGE_BYTES, decode_page, extract_in_subprocess
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
@@ -41,6 +41,8 @@ _NEXT_RECORD = re.compile(rb"\r?\n\r?\nWARC/[01]\.\d+\r?\n")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?(?:\n|$)", re.IGNORECASE)
 _DOCUMENT_TYPE = re.compile(rb"\nwarc-type[ \t]*:[ \t]*(response|conversion)[ \t]*\r?\n", re.IGNORECASE)
+_RECORD_TYPE = re.compile(rb"\nwarc-type[ \t]*:[ \t]*([a-z]{1,20})[ \t]*\r?\n", re.IGNORECASE)
+_CONTENT_TYPE = re.compile(r"[\w.+-]{1,40}/[\w.+-]{1,60}")
 _NEXT_RECORD_MAX_BYTES = 32  # as much of a match of it may lie before the end of what has been searched
 _HTML_TYPES = {"text/html", "application/xhtml+xml"}
 
@@ -50,10 +52,18 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
     require_extras("web")
     for number, record in enumerate(read_records(path, errors), 1):
         if not _DOCUMENT_TYPE.search(record, 0, HEADER_BYTES):
+            errors.records += 1
+            errors.leave_out(f"WARC record of type {_find_type(record)}", f"{path}, record {number}")
             continue
         document = _convert_record(record, f"{path}, record {number}", errors)
         if document:
             yield document
+
+
+def _find_type(record: bytes) -> str:
+    """Return the type that a record states, in lower case; `unknown` if it states none."""
+    match = _RECORD_TYPE.search(record, 0, HEADER_BYTES)
+    return match[1].decode("ascii").lower() if match else "unknown"
 
 
 def read_records(path: Path, errors: ReadErrors) -> Iterator[bytes]:
@@ -246,7 +256,7 @@ def _convert_text_record(record: "WarcRecord", where: str, errors: ReadErrors) -
     errors.records += 1
     text = decode_page(record.reader.read(), "utf-8")
     if not text.strip():
-        errors.drop_record("no_text", where)
+        errors.leave_out(NO_TEXT, where)
         return None
     about = {"content_type": "text/plain"}
     languages = record.headers.get("WARC-Identified-Content-Language")
@@ -262,10 +272,14 @@ def _convert_response(block: bytes, where: str, errors: ReadErrors) -> RawDocume
         _drop_record(errors, "malformed HTTP header", where)
         return None
     content_type = record.http_content_type or record.headers.get("WARC-Identified-Payload-Type") or ""
-    if record.http_headers.status_code != 200 or content_type not in {*_HTML_TYPES, "text/plain"}:
-        return None
-
     errors.records += 1
+    if record.http_headers.status_code != 200:
+        errors.leave_out(f"response with status {record.http_headers.status_code}", where)
+        return None
+    if content_type not in {*_HTML_TYPES, "text/plain"}:
+        named_type = content_type if _CONTENT_TYPE.fullmatch(content_type) else "unknown"
+        errors.leave_out(f"response of type {named_type}", where)
+        return None
     if body is None:
         errors.drop_record("undecodable content", where)
         return None
@@ -285,7 +299,7 @@ def _convert_response(block: bytes, where: str, errors: ReadErrors) -> RawDocume
 def _convert_plain_text(body: bytes, charset: str | None, where: str, errors: ReadErrors) -> RawDocument | None:
     text = decode_page(body, charset).strip()
     if not text:
-        errors.drop_record("no_text", where)
+        errors.leave_out(NO_TEXT, where)
         return None
     return RawDocument(text)
 
