@@ -5,7 +5,7 @@
     python -m hf_llm.prepare_data recipes/quickstart.yaml --explain=<id, url or file>
 
 The same command resumes an interrupted run, and ends with the same bytes. Read the result with
-`datasets.load_dataset("runs/<name>/corpus")`; `--explain` says what became of one document and why.
+`datasets.load_dataset("runs/<name>/corpus")`; `--explain` says what became of one document or file, and why.
 """
 
 import sys
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.extras import require_extras
+from hf_llm.core.format import format_megabytes
 from hf_llm.core.manifest import digest_of, package_versions
 from hf_llm.data.corpus.config import Corpus
+from hf_llm.data.files.read_errors import describe_counts, describe_input
 from hf_llm.pipeline.run import read_run
 
 EXPLAIN = "--explain"
@@ -38,11 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     require_extras("corpus")  # before the imports below, which need them
     from hf_llm.data.corpus.build import make_corpus
     from hf_llm.data.corpus.dropped import explain_document
+    from hf_llm.data.corpus.sources import explain_left_out_file, name_file_in_sources
 
     if document is not None:
         if not run.is_complete("corpus"):
             raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
-        for line in explain_document(run.folder("corpus"), document):
+        left_out = explain_left_out_file(document, recipe.corpus.sources)
+        names = name_file_in_sources(document, recipe.corpus.sources)
+        for line in left_out or explain_document(run.folder("corpus"), document, names):
             print_main(line)
         return
 
@@ -55,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
             print_main(line)
         documents = sum(split["documents"] for split in ledger["splits"].values())
         size = sum(split["bytes"] for split in ledger["splits"].values())
-        headline = f"{documents:,} documents, {size / 1e6:,.1f} MB"
+        headline = f"{documents:,} documents, {format_megabytes(size)}"
         output.complete(headline, licenses=list(ledger["licenses"]), ledger=ledger)
 
 
@@ -77,17 +82,20 @@ def split_explain(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def format_funnel(ledger: dict) -> list[str]:
-    """Format the ledger as lines: documents kept by each filter, what could not be read, unknown licences."""
+    """Format the ledger as lines: what was there, documents kept by each filter, read errors, unknown licences."""
     lines = []
     for label, source in ledger["sources"].items():
+        lines += [f"{label}: {line}" for line in describe_input(source)]
         kept = " > ".join(f"{name} {counts['documents']:,}" for name, counts in source["rules"].items())
         lines.append(f"{label}: {kept} documents")
-        unreadable = source["rules"]["read"]["dropped"]
+        unreadable = source.get("input", {}).get("unreadable") or source["rules"]["read"]["dropped"]
         if unreadable:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in unreadable.items())
-            lines.append(f"  unreadable, dropped: {reasons}")
+            lines.append(f"  unreadable, dropped: {describe_counts(unreadable)}")
             for examples in source["unreadable"].values():
                 lines += [f"    {example}" for example in examples[:2]]
+        too_long = source["rules"]["length"]["dropped"].get("too_long")
+        if too_long:
+            lines.append(f"  {too_long:,} are longer than corpus.max_chars, and dropped: rows and pages are not cut")
         if "unknown" in source["license"].split(", "):
             lines.append("  its licence is unknown: do not publish what is made of it before you know")
 

@@ -68,8 +68,21 @@ def format_dollars(value: float) -> str:
 
 
 def format_megabytes(size: float) -> str:
-    """Write a number of bytes in millions of them: 1,234.5 MB."""
+    """Write a number of bytes in millions of them: 1,234.5 MB; in a smaller unit where that would say 0.0: 12 kB."""
+    if size < 1e5:
+        return format_bytes(size)
     return f"{size / 1e6:,.1f} MB"
+
+
+def format_bytes(size: float) -> str:
+    """Write a number of bytes in the unit that fits it: 0 bytes, 980 bytes, 12 kB, 3.1 MB, 1.2 GB, 2,300 TB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # What rounds up to the next unit's 1 is written in that: 1 MB, not 1,000 kB.
+        if size >= 0.9995 * limit:
+            scaled = size / limit
+            digits = 1 if scaled < 99.95 else 0
+            return f"{scaled:,.{digits}f}".removesuffix(".0") + f" {unit}"
+    return "1 byte" if size == 1 else f"{size:,.0f} bytes"
 
 
 def format_gib(size: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_llm.core.format import format_count, format_megabytes
 from hf_llm.core.manifest import read_manifest
+from hf_llm.data.files.read_errors import describe_input
 from hf_llm.reporting import templates
 from hf_llm.reporting.secrets import redact_secrets
 
@@ -56,7 +57,12 @@ def _list_key_numbers(ledger: dict[str, Any], bytes_per_token: float | None) -> 
         kept_documents += steps[-1]["documents"]
         kept_bytes += steps[-1]["bytes"]
 
-    numbers = [
+    # Corpora of earlier versions do not have the records that were there.
+    inputs = [entry["input"] for entry in ledger["sources"].values() if "input" in entry]
+    numbers = []
+    if inputs:
+        numbers.append((format_count(sum(each["records"] for each in inputs)), "files and records there"))
+    numbers += [
         (format_count(read_documents), "documents read"),
         (format_count(kept_documents), f"kept ({kept_documents / max(read_documents, 1):.0%})"),
         (format_megabytes(kept_bytes), "of clean text"),
@@ -68,7 +74,7 @@ def _list_key_numbers(ledger: dict[str, Any], bytes_per_token: float | None) -> 
 
 
 def describe_source(name: str, entry: dict[str, Any], bytes_per_token: float | None) -> dict[str, Any]:
-    """Collect what the page shows of one source: a row for every filter, and how long the documents are.
+    """Collect what the page shows of one source: what was there, a row for every filter, how long the documents are.
 
     `entry` is the source's part of the ledger. A row's `share` is the percentage of the documents read that this filter
     and those before it have kept.
@@ -97,10 +103,23 @@ def describe_source(name: str, entry: dict[str, Any], bytes_per_token: float | N
     return {
         "name": name,
         "license": entry["license"],
+        "input": describe_input(entry)[:1],
+        "not_read": _list_not_read(entry),
         "rows": rows,
         "lengths": [{"from": low, "documents": count, "share": 100 * count / largest} for low, count in lengths],
         "unreadable": [example for examples in entry["unreadable"].values() for example in examples],
     }
+
+
+def _list_not_read(entry: dict[str, Any]) -> list[tuple[str, str, int, str]]:
+    """List what of a source did not become documents: (how, reason, records, examples), the largest counts first."""
+    counts = entry.get("input", {})
+    rows = []
+    for reason, count in counts.get("left_out", {}).items():
+        rows.append(("left out", reason, count, ", ".join(counts["examples"].get(reason, []))))
+    for reason, count in counts.get("unreadable", {}).items():
+        rows.append(("unreadable", reason, count, ""))
+    return sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
 
 
 def _shares_by_tokens(tokens_by_split: dict[str, dict[str, int]]) -> list[tuple[str, int, float]]:

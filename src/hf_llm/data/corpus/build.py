@@ -25,6 +25,7 @@ import xxhash
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
 from hf_llm.core.extras import require_extras
+from hf_llm.core.format import format_bytes
 from hf_llm.data.corpus.clean_pass import MODELS_FOLDER, clean_read_task
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.dedup_pass import (
@@ -38,17 +39,18 @@ from hf_llm.data.corpus.dedup_pass import (
 from hf_llm.data.corpus.executors import Executor
 from hf_llm.data.corpus.filter_pipeline import train_filters
 from hf_llm.data.corpus.filters.decontamination import evaluation_sets
-from hf_llm.data.corpus.ledger import make_ledger
+from hf_llm.data.corpus.ledger import make_ledger, sum_read_errors
 from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.corpus.splits import SPLIT_NAMES
 from hf_llm.data.corpus.task_runner import run_tasks
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES
 from hf_llm.data.files.file_formats import EXTRA_OF_FORMAT, detect_format, resolve_format
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import ReadErrors, describe_input
 
 SHARD_BYTES = 64 << 20  # text of a shard of the corpus, its splits together
 LEDGER = "ledger.json"
+RESULT_FORMAT = 2  # of what a task of the first pass returns: an interrupted run with another one reads again
 
 # Estimates of the space that making a corpus takes.
 COMPRESSION_RATIO = 4  # bytes of text per byte of a compressed file
@@ -153,6 +155,7 @@ def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_
     for path in sorted(models.iterdir()):
         model_digests[path.name] = xxhash.xxh3_64_hexdigest(path.read_bytes())
     shared_inputs = [
+        RESULT_FORMAT,
         made_with,
         model_digests,
         section.min_chars,
@@ -162,8 +165,9 @@ def _name_read_tasks(section: Corpus, tasks: list[ReadTask], models: Path, made_
     ]
     names = []
     for task in tasks:
-        rules = section.select_rules(task.source)
-        task_inputs = [task.source, rules, task.label, task.position, task.state, task.shard]
+        rules = section.select_rules(task.source, task.is_code)
+        kind = [task.is_repository, task.is_code]
+        task_inputs = [task.source, rules, task.label, task.position, task.state, task.shard, kind]
         names.append(_digest([shared_inputs, *task_inputs]))
     return names
 
@@ -182,16 +186,20 @@ def _run_clean_pass(section: Corpus, read_tasks: list[ReadTask], work: Path, nam
     executor = Executor(section.executor, section.cluster)
     results = run_tasks(tasks, clean_read_task, sizes, "cleaning", executor)
 
-    # A source may have several tasks: their read errors are added up.
-    errors_of_sources: dict[str, ReadErrors] = {}
-    for read_task, result in zip(read_tasks, results, strict=True):
-        total = errors_of_sources.setdefault(read_task.label, ReadErrors())
-        counted = result["faults"]
-        dropped = Counter(counted["dropped"])
-        total.add(ReadErrors(counted["records"], dropped, counted["examples"]))
-    for label, errors in errors_of_sources.items():
-        errors.check_dropped_share(f"corpus source {label}")
+    for label, errors in sum_read_errors(read_tasks, results).items():
+        tasks_of_source = [task for task in read_tasks if task.label == label]
+        errors.check_dropped_share(f"corpus source {label}", suggest_format(tasks_of_source, errors))
     return results
+
+
+def suggest_format(tasks: list[ReadTask], errors: ReadErrors) -> str:
+    """Return the `format` to name for a source whose read errors are files that belong to others; empty if none is."""
+    has_format = any(task.source.format for task in tasks)
+    has_papers = any(detect_format(Path(name)) == "latex" for task in tasks for _, name in task.files)
+    has_pdf_errors = any("PDF" in reason for reason in errors.dropped)
+    if has_papers and has_pdf_errors and not has_format:
+        return "The PDFs beside .tex files are mostly their figures: `format: latex` reads the papers alone."
+    return ""
 
 
 def _run_shard_passes(section: Corpus, cleaned: list[dict], work: Path, folder: Path) -> dict[str, list[dict]]:
@@ -248,8 +256,8 @@ def check_space(tasks: list[ReadTask], folder: Path, section: Corpus) -> None:
     free_bytes = shutil.disk_usage(folder).free + written_bytes
     if needed_bytes > free_bytes:
         raise UserError(
-            f"{folder.absolute()} has {free_bytes / 1e9:,.1f} GB free; a corpus of {text_bytes / 1e9:,.1f} GB of text "
-            f"takes about {needed_bytes / 1e9:,.1f} GB while it is made. Free some space, or run from a folder on a "
+            f"{folder.absolute()} has {format_bytes(free_bytes)} free; a corpus of {format_bytes(text_bytes)} of text "
+            f"takes about {format_bytes(needed_bytes)} while it is made. Free some space, or run from a folder on a "
             f"larger disk"
         )
 
@@ -295,10 +303,24 @@ def _check_not_empty(section: Corpus, ledger: dict) -> None:
     problem = f"the corpus has {total:,} documents"
     if total:
         problem += f", none of them in {empty_splits[0]}"
-    remedy = f"add text, lower corpus.min_chars ({section.min_chars}) or change corpus.split"
 
-    lines = [f"{problem}: {remedy}. Documents kept by each rule:"]
+    lines = [f"{problem}: {_describe_remedy(section, ledger)}. Documents kept by each rule:"]
     for label, entry in ledger["sources"].items():
         kept = [f"{rule} {counts['documents']:,}" for rule, counts in entry["rules"].items()]
         lines.append(f"  {label}: {', '.join(kept)}")
+        lines += [f"    {line}" for line in describe_input(entry)]
     raise UserError("\n".join(lines))
+
+
+def _describe_remedy(section: Corpus, ledger: dict) -> str:
+    """Say what gives a corpus more documents, by what its filter of lengths has dropped."""
+    dropped: Counter = Counter()
+    for entry in ledger["sources"].values():
+        dropped.update(entry["rules"].get("length", {}).get("dropped", {}))
+    remedies = ["add text"]
+    if dropped["too_long"]:
+        remedies.append(f"raise corpus.max_chars ({section.max_chars}), since longer rows and pages are not cut")
+    if dropped["too_short"] or not dropped:
+        remedies.append(f"lower corpus.min_chars ({section.min_chars})")
+    remedies.append("change corpus.split")
+    return f"{', '.join(remedies[:-1])} or {remedies[-1]}"

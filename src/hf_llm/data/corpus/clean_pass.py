@@ -64,7 +64,9 @@ def _make_all_filter_steps(section: Corpus, task: ReadTask, work: Path) -> list[
     steps: list[PipelineStep] = [FilterStep(LengthFilter(section.min_chars, section.max_chars))]
     if section.decontaminate:
         steps.append(FilterStep(section.decontaminate.make_filter(models)))
-    return steps + make_filter_steps(section.select_rules(task.source), models)
+    rules = section.select_rules(task.source, task.is_code)
+    spares_code = task.source.rules is None  # the corpus's filters are for prose, a source's own for what it holds
+    return steps + make_filter_steps(rules, models, spares_code)
 
 
 class SortedWriter(PipelineStep):

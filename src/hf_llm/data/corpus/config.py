@@ -249,10 +249,14 @@ class Corpus:
         if self.executor == "slurm" and not self.cluster.partition:
             raise ValueError("executor is slurm: name its partition, cluster: {partition: ...}")
 
-    def select_rules(self, source: Source) -> Rules:
-        """Return the filters of a source: its own, else the corpus's. Code has none, since they are made for prose."""
+    def select_rules(self, source: Source, is_code: bool = False) -> Rules:
+        """Return the filters of a source: its own, else the corpus's.
+
+        Code has none, since they are made for prose: that of a `git` source, of `format: code`, or, where `is_code`, of
+        a `path` whose files are a program.
+        """
         if source.rules is not None:
             return source.rules
-        if source.git or source.format == "code":
+        if source.git or source.format == "code" or is_code:
             return Rules()
         return self.rules

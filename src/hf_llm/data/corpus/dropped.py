@@ -6,7 +6,7 @@ but for a few samples of each filter.
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,15 +132,17 @@ def merge_samples(samples_of_tasks: list[dict[str, list[dict]]]) -> dict[str, li
     return {rule: _sort_samples(heap) for rule, heap in heaps.items()}
 
 
-def explain_document(folder: Path, wanted: str) -> Iterator[str]:
+def explain_document(folder: Path, wanted: str, names: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
     """Yield lines that say what became of a document of a finished corpus.
 
-    `wanted` is an id (or its first eight or more digits), a url, or a file's name in its source. Raises UserError where
-    no document has that name.
+    `wanted` is an id (or its first eight or more digits), a url, a file's name in its source, or its path, of which
+    `names` has the source and the name there. Raises UserError where no document has that name.
     """
     import pyarrow.dataset
 
     matches = _match_document(wanted)
+    for source, name in names:
+        matches = matches | _match_file(source, name)
     lines = []
     for path in sorted((folder / "data").glob("*.parquet")):
         split = path.name.split("-")[0]
@@ -153,8 +155,9 @@ def explain_document(folder: Path, wanted: str) -> Iterator[str]:
 
     if not lines:
         raise UserError(
-            f"{folder} has no document {wanted!r}; give its id (eight digits or more), its url, or the name of its "
-            "file as the `metadata` column has it. A record that could not be read is counted in ledger.json only"
+            f"{folder} has no document {wanted!r}; give its id (eight digits or more), its url, the path of its "
+            "file, or its name as the `metadata` column has it. A record that could not be read, or was left out, is "
+            "counted in ledger.json only"
         )
     yield from lines
 
@@ -172,6 +175,14 @@ def _match_document(wanted: str) -> "Expression":
     if could_be_id:
         matches = matches | compute.starts_with(compute.field("id"), wanted)
     return matches
+
+
+def _match_file(source: str, name: str) -> "Expression":
+    """Return the filter of documents from the file of this name in a source."""
+    import pyarrow.compute as compute
+
+    in_json = json.dumps({"file": name}, ensure_ascii=False)[1:-1]
+    return (compute.field("source") == source) & compute.match_substring(compute.field("metadata"), in_json)
 
 
 def _open_dropped(folder: Path) -> "Dataset | None":

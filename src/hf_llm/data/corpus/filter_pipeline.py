@@ -21,21 +21,24 @@ from hf_llm.data.corpus.filters.base import Filter
 from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
 from hf_llm.data.corpus.normalize import normalize_text
 from hf_llm.data.corpus.pii import Redaction, redact_text
-from hf_llm.data.corpus.reader_step import SourceReader
+from hf_llm.data.corpus.reader_step import IS_CODE_KEY, SourceReader
 from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 
 MAX_EXAMPLE_CHARS = 100_000  # of a text to train on; longer ones are cut or dropped as those of sources are
 
 
 class FilterStep(BaseFilter):
-    """One of our filters as a step: documents in, those that it keeps out."""
+    """One of our filters as a step: documents in, those that it keeps out. With `spares_code` it keeps all code."""
 
-    def __init__(self, document_filter: Filter):
+    def __init__(self, document_filter: Filter, spares_code: bool = False):
         self.name = document_filter.name
         super().__init__()
         self.document_filter = document_filter
+        self.spares_code = spares_code
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        if self.spares_code and doc.metadata[IS_CODE_KEY]:
+            return True
         verdict = self.document_filter.filter(doc)
         for kind, count in verdict.changes.items():
             self.stat_update(kind, value=count)
@@ -48,13 +51,24 @@ class FilterStep(BaseFilter):
 
 
 class RedactionStep(BaseFormatter):
-    """Redaction as a step: documents in, the same documents out, redacted. Counts go to `redacted_<kind>`."""
+    """Redaction as a step: documents in, the same documents out, redacted. Counts go to `redacted_<kind>`.
+
+    With `spares_code` code is not redacted.
+    """
 
     name = "pii"
 
-    def __init__(self, settings: Redaction):
+    def __init__(self, settings: Redaction, spares_code: bool = False):
         super().__init__()
         self.settings = settings
+        self.spares_code = spares_code
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for document in data:
+            is_spared = self.spares_code and document.metadata[IS_CODE_KEY]
+            if not is_spared:
+                document.text = self.format(document.text)
+            yield document
 
     def format(self, text: str) -> str:
         text, counts = redact_text(text, self.settings)
@@ -63,16 +77,20 @@ class RedactionStep(BaseFormatter):
         return text
 
 
-def make_filter_steps(rules: Rules, models: Path) -> list[PipelineStep]:
-    """Make the steps that filter normalized documents, in order. `models` is the folder of `train_filters`."""
+def make_filter_steps(rules: Rules, models: Path, spares_code: bool = False) -> list[PipelineStep]:
+    """Make the steps that filter normalized documents, in order. `models` is the folder of `train_filters`.
+
+    With `spares_code` they keep documents of code as they are, since the filters are made for prose.
+    """
     steps = []
     for name, settings in rules.enabled_filters():
         if isinstance(settings, Redaction):
-            steps.append(RedactionStep(settings))
+            steps.append(RedactionStep(settings, spares_code))
         elif isinstance(settings, TrainedFilterSettings):
-            steps.append(FilterStep(settings.make_filter(_locate_model(name, settings, models))))
+            model = _locate_model(name, settings, models)
+            steps.append(FilterStep(settings.make_filter(model), spares_code))
         else:
-            steps.append(FilterStep(settings.make_filter()))
+            steps.append(FilterStep(settings.make_filter(), spares_code))
     return steps
 
 

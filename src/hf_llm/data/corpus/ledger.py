@@ -1,10 +1,18 @@
-"""`corpus/ledger.json`: documents, bytes and seconds of every rule by source, and what was dropped and why.
+"""`corpus/ledger.json`: what was there, what of it became documents, and what every rule kept and dropped, by source.
 
-    {"sources": {name: {"license": ..., "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
+    {"sources": {name: {"license": ...,
+                        "input": {"records", "used", "left_out": {reason: records}, "unreadable": {reason: records},
+                                  "examples": {reason: [names of what was left out]}},
+                        "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
                         "unreadable": {reason: [examples]}, "lengths": [documents by floor(log2(characters))]}},
      "splits" | "licenses" | "languages": {name: {"documents", "bytes"}},
      "learned": {rule: what was measured}, "evaluation_sets": [{"name", "rows", "long", "short", "too_short", "form"}],
      "samples": {rule: [{"id", "url", "source", "reason", "because", "kept", "text"}]}}
+
+The input's records are all that was there: files, or the rows, pages and records in them. They add up: `records` is
+`used`, and all that was `left_out` by kind, and all that was `unreadable`. What was used became the documents of the
+rule `read`: one each, several where a long file is cut, one of many where posts are joined to a thread. From then on a
+rule has what the rule before it kept, less what it dropped. Ledgers of older runs have no `input`.
 
 Documents and bytes are those that a rule has kept. Seconds are of processor time summed over processes, to the tenth;
 `seconds` has those of each pass. `cut_characters` were cut as passages that stand elsewhere.
@@ -14,7 +22,7 @@ from collections import Counter
 
 from hf_llm.data.corpus.dropped import merge_samples
 from hf_llm.data.corpus.sources import ReadTask
-from hf_llm.data.files.read_errors import MAX_EXAMPLES_PER_REASON
+from hf_llm.data.files.read_errors import ReadErrors
 
 # Why the rules of the later passes drop documents.
 _REASONS = {
@@ -34,6 +42,9 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
     rule_order = _order_rules(tasks, cleaned)
     for task, result in zip(tasks, cleaned, strict=True):
         _add_read_task(sources, rule_order, task, result)
+    for label, errors in sum_read_errors(tasks, cleaned).items():
+        sources[label]["input"] = _describe_records(errors)
+        sources[label]["unreadable"] = errors.examples
     for results in shard_passes:
         _add_shard_pass(sources, results)
 
@@ -61,21 +72,39 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
     }
 
 
+def sum_read_errors(tasks: list[ReadTask], cleaned: list[dict]) -> dict[str, ReadErrors]:
+    """Add up what was there, left out and unreadable, by source: in the lists of files, and in the files."""
+    total: dict[str, ReadErrors] = {}
+    for task, result in zip(tasks, cleaned, strict=True):
+        errors = total.setdefault(task.label, ReadErrors())
+        errors.add(task.listing)
+        counted = ReadErrors(**result["faults"])
+        counted.dropped = Counter(counted.dropped)
+        counted.left_out = Counter(counted.left_out)
+        errors.add(counted)
+    return total
+
+
+def _describe_records(errors: ReadErrors) -> dict:
+    return {
+        "records": errors.records,
+        "used": errors.used,
+        "left_out": dict(errors.left_out.most_common()),
+        "unreadable": dict(errors.dropped.most_common()),
+        "examples": errors.left_out_examples,
+    }
+
+
 def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:
     """Add what one read task has read and what its filters have kept to the entry of its source."""
     license = task.source.license
-    new_entry = {"license": license, "rules": {}, "unreadable": {}, "lengths": []}
+    new_entry = {"license": license, "input": {}, "rules": {}, "unreadable": {}, "lengths": []}
     entry = sources.setdefault(task.label, new_entry)
 
     # Sources may have one name, and different licences.
     known_licenses = entry["license"].split(", ")
     if license not in known_licenses:
         entry["license"] += f", {license}"
-
-    unreadable = entry["unreadable"]
-    for reason, examples in result["faults"]["examples"].items():
-        all_examples = unreadable.get(reason, []) + examples
-        unreadable[reason] = all_examples[:MAX_EXAMPLES_PER_REASON]
 
     filter_stats = result["flows"][:-1]  # the last step writes
     stats_by_rule = {stats["rule"]: stats for stats in filter_stats}

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import xxhash
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 
 ITEMS = ("language_reference", "standard_library", "packages")
 MAX_PACKAGE_CHARS = 500_000
@@ -47,12 +48,14 @@ class DocumentationText(NamedTuple):
     text: str
     license: str | None
     metadata: dict
+    records: int = 1
+    """How many files or topics it stands for: 0 for the second text of a file."""
 
 
-def group_files(item: str, group_bytes: int) -> list[list[tuple[Path, str]]]:
+def group_files(item: str, group_bytes: int, errors: ReadErrors | None = None) -> list[list[tuple[Path, str]]]:
     """List the files of an item with their names, in groups of about `group_bytes`; a package is never divided.
 
-    Raises UserError where this Python has none.
+    Files without documentation (tests, tables, copies of other packages) are counted in `errors` as left out. Raises UserError where this Python has none.
     """
     if item == "language_reference":
         spec = importlib.util.find_spec("pydoc_data.topics")
@@ -61,11 +64,15 @@ def group_files(item: str, group_bytes: int) -> list[list[tuple[Path, str]]]:
         return [[(Path(spec.origin), "pydoc_data/topics.py")]]
 
     root = Path(sysconfig.get_path("stdlib" if item == "standard_library" else "purelib"))
+    errors = errors or ReadErrors()
     files = []
     for file in root.rglob("*.py"):
         name = file.relative_to(root).as_posix()
         if _is_documentation(name):
             files.append((name, file))
+        else:
+            errors.records += 1
+            errors.leave_out("test, table or copy of a package", name)
     files.sort()
     if not files:
         raise UserError(f"{root} holds no Python sources; leave {item} out of `installed`")
@@ -92,17 +99,21 @@ def _package_name(file: str) -> str:
     return file.split("/")[0]
 
 
-def read_documentation(item: str, files: tuple[tuple[str, str], ...]) -> Iterator[DocumentationText]:
-    """Yield the texts of some files of an item, as `group_files` lists them."""
+def read_documentation(
+    item: str, files: tuple[tuple[str, str], ...], errors: ReadErrors | None = None
+) -> Iterator[DocumentationText]:
+    """Yield the texts of some files of an item, as `group_files` lists them. Files without text are counted."""
+    errors = errors or ReadErrors()
     if item == "language_reference":
         for topic, text in load_topics().items():
+            errors.records += 1
             yield DocumentationText(text, None, {"topic": topic})
     elif item == "standard_library":
         for path, name in files:
-            yield from _read_library_file(Path(path), name)
+            yield from _read_library_file(Path(path), name, errors)
     else:
         for package, package_files in groupby(files, key=lambda pair: _package_name(pair[1])):
-            yield from _read_package(package, list(package_files))
+            yield from _read_package(package, list(package_files), errors)
 
 
 def load_topics() -> dict[str, str]:
@@ -173,8 +184,9 @@ def first_sentence(docstring: str) -> str:
     return line[: end + 1]
 
 
-def _read_library_file(path: Path, name: str) -> Iterator[DocumentationText]:
+def _read_library_file(path: Path, name: str, errors: ReadErrors) -> Iterator[DocumentationText]:
     """Yield the source of a file of the standard library, and its docstrings."""
+    errors.records += 1
     content = path.read_bytes()
     source = _decode_source(content)
     if source.strip():
@@ -183,30 +195,38 @@ def _read_library_file(path: Path, name: str) -> Iterator[DocumentationText]:
     module = module_name(name)
     docstrings = render_docstrings(list_docstrings(content, module))
     if docstrings:
-        yield DocumentationText(docstrings, None, {"module": module})
+        yield DocumentationText(docstrings, None, {"module": module}, records=0 if source.strip() else 1)
+    elif not source.strip():
+        errors.leave_out(NO_TEXT, name)
 
 
 def _decode_source(content: bytes) -> str:
     try:
         return content.decode("utf-8")
-    except UnicodeDecodeError:  # it declares another encoding: a handful of files, not worth more
+    except UnicodeDecodeError:  # it declares another encoding: a handful of files, of which the docstrings are read
         return ""
 
 
-def _read_package(package: str, files: list[tuple[str, str]]) -> Iterator[DocumentationText]:
+def _read_package(package: str, files: list[tuple[str, str]], errors: ReadErrors) -> Iterator[DocumentationText]:
     """Yield a package's docstrings, its modules in an order that favours no letter of the alphabet."""
     license = _read_licenses().get(package)
     chars = 0
     for path, name in sorted(files, key=lambda pair: xxhash.xxh3_64_intdigest(pair[1].encode())):
-        content = Path(path).read_bytes()
-        if content.count(b'"""') > 1:  # else there is no docstring worth parsing for
-            module = module_name(name)
-            text = render_docstrings(list_docstrings(content, module))
-            if text:
-                chars += len(text)
-                yield DocumentationText(text, license, {"module": module})
+        errors.records += 1
         if chars > MAX_PACKAGE_CHARS:
-            return
+            errors.leave_out(f"beyond {MAX_PACKAGE_CHARS:,} characters of its package", name)
+            continue
+
+        content = Path(path).read_bytes()
+        module = module_name(name)
+        text = ""
+        if content.count(b'"""') > 1:  # else there is no docstring worth parsing for
+            text = render_docstrings(list_docstrings(content, module))
+        if text:
+            chars += len(text)
+            yield DocumentationText(text, license, {"module": module})
+        else:
+            errors.leave_out("no docstring", name)
 
 
 @functools.cache

@@ -3,11 +3,13 @@
 The tasks depend on the recipe and on the files on the disk, not on the number of workers.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -18,18 +20,26 @@ from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.download import list_segments
 from hf_llm.data.files.file_formats import (
-    FORMATS,
-    NAMED_FORMATS,
     check_is_read,
+    describe_unknown_kind,
     detect_format,
     find_files,
-    is_vendored,
+    list_suffixes,
 )
-from hf_llm.data.files.git_repos import clone_repository, list_repository_files
+from hf_llm.data.files.git_repos import (
+    clone_repository,
+    explain_code_exclusion,
+    explain_content_exclusion,
+    list_repository_files,
+)
+from hf_llm.data.files.read_errors import ReadErrors, describe_counts
 from hf_llm.data.files.tabular import count_hub_shards
 
 PART_BYTES = 16 << 20  # of input that a task reads, where a source has many files
 STYLE_SHEETS = (".css", ".scss")  # are read as code, but do not make a folder of web pages a program
+# Of the bytes of code and prose in a folder: from so much code on, its prose is a program's documentation, and judged,
+# as in a `git` source, by no filter of prose. A folder of texts with a script beside them has far less.
+MIN_CODE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,24 @@ class ReadTask:
     item: str = ""
     """Which part of the installed documentation to read (`python_docs.ITEMS`)."""
 
+    is_repository: bool = False
+    """Whether there are programs among the files: then the licence nearest to a file is that of its prose too."""
+
+    is_code: bool = False
+    """Whether the filters of prose leave all of it alone (`Corpus.select_rules`)."""
+
+    listing: ReadErrors = field(default_factory=ReadErrors)
+    """What was there beside the files of this task and is not read; that of a whole source is in its first task."""
+
+
+@dataclass
+class SourceFiles:
+    """The files to read of a `path` or `git` source, each with its name, and what kind of folder they come from."""
+
+    files: list[tuple[Path, str]]
+    is_repository: bool
+    is_code: bool
+
 
 def list_read_tasks(sources: list[Source]) -> list[ReadTask]:
     """List the read tasks of every source, in the recipe's order.
@@ -73,7 +101,9 @@ def list_read_tasks(sources: list[Source]) -> list[ReadTask]:
     return tasks
 
 
-def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
+def _list_tasks_of_source(source: Source, position: int, listing: ReadErrors | None = None) -> Iterator[ReadTask]:
+    """Yield the read tasks of one source. What is there beside their files is counted in `listing`."""
+    listing = listing or ReadErrors()
     if source.hub:
         yield from _list_hub_tasks(source, position)
     elif source.crawl:
@@ -83,16 +113,21 @@ def _list_tasks_of_source(source: Source, position: int) -> Iterator[ReadTask]:
             yield ReadTask(source, position, label, ((url, name),), 0, url)
     elif source.installed:
         for item in source.installed:
-            for files in python_docs.group_files(item, PART_BYTES):
-                yield _make_file_task(source, position, source.name or item, files, item)
+            label = source.name or item
+            for files in python_docs.group_files(item, PART_BYTES, listing):
+                yield _make_file_task(source, position, label, files, item=item, listing=listing)
+                listing = ReadErrors()
     else:
         if source.path:
-            files = list_source_files(source.path, source.format)
+            selected = select_source_files(source.path, source.format, listing)
         else:
             assert source.git is not None
-            files = _list_git_files(source.git)
-        for group in _group_files(files):
-            yield _make_file_task(source, position, _label_files(source), group)
+            selected = _select_git_files(source.git, listing)
+        label = _label_files(source)
+        kind = {"is_repository": selected.is_repository, "is_code": selected.is_code}
+        for group in _group_files(selected.files):
+            yield _make_file_task(source, position, label, group, **kind, listing=listing)
+            listing = ReadErrors()
 
 
 def _list_hub_tasks(source: Source, position: int) -> Iterator[ReadTask]:
@@ -132,8 +167,9 @@ def _group_files(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str
 
 
 def _make_file_task(
-    source: Source, position: int, label: str, files: list[tuple[Path, str]], item: str = ""
+    source: Source, position: int, label: str, files: list[tuple[Path, str]], **settings: Any
 ) -> ReadTask:
+    """Make the task that reads these files; `settings` are further fields of it."""
     statuses = [(str(file), name, file.stat()) for file, name in files]
     state = json.dumps([(path, name, status.st_size, status.st_mtime_ns) for path, name, status in statuses])
     return ReadTask(
@@ -143,18 +179,25 @@ def _make_file_task(
         files=tuple((path, name) for path, name, _ in statuses),
         bytes=sum(status.st_size for _, _, status in statuses),
         state=xxhash.xxh3_128_hexdigest(state.encode()),
-        item=item,
+        **settings,
     )
 
 
-def _list_git_files(address: str) -> list[tuple[Path, str]]:
+def _select_git_files(address: str, errors: ReadErrors) -> SourceFiles:
     root = Path(address).expanduser()
     if not root.is_dir():
         root = clone_repository(address, download_folder() / "git" / xxhash.xxh3_64_hexdigest(address.encode()))
-    files = [(file, name) for file, name in list_repository_files(root) if detect_format(file) in ("code", "text")]
+    files = []
+    for file, name in list_repository_files(root, errors):
+        if detect_format(file) in ("code", "text"):
+            files.append((file, name))
+        else:
+            errors.records += 1
+            errors.leave_out(describe_unknown_kind(name), name)
     if not files:
-        raise UserError(f"{address} holds no source file that is read")
-    return files
+        left_out = describe_counts(errors.left_out) or "no files"
+        raise UserError(f"{address} holds no source file that is read; left out are {left_out}")
+    return SourceFiles(files, is_repository=True, is_code=True)
 
 
 def download_folder() -> Path:
@@ -163,40 +206,80 @@ def download_folder() -> Path:
 
 
 def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, str]]:
-    """List the files of a `path` source, sorted, each with its name relative to that path.
+    """List the files of a `path` source, sorted, each with its name relative to that path (`select_source_files`)."""
+    return select_source_files(path, format, ReadErrors()).files
+
+
+def select_source_files(path: str, format: str | None, errors: ReadErrors) -> SourceFiles:
+    """Select the files of a `path` source, sorted, each with its name relative to that path.
 
     If `format` is given, the files of that format; else every file that has a reader. If a folder has both code and
-    data (rows, pages, papers), only the kind that it has more of, and its prose; how many are skipped is printed.
+    data (rows, pages, papers), only the kind that it has more of, and its prose; how many are skipped is printed. What
+    is there and not selected is counted in `errors`.
     """
+    files = find_files(path, list_suffixes(format), archives=True, errors=errors)
     if format:
-        suffixes = NAMED_FORMATS.get(format) or FORMATS[format]
-        return find_files(path, suffixes, archives=True)
+        return SourceFiles(files, is_repository=format == "code", is_code=format == "code")
 
-    all_suffixes = set().union(*FORMATS.values())
-    files = find_files(path, all_suffixes, archives=True)
     formats = {file: detect_format(file) for file, _ in files}
     if Path(path).expanduser().is_file():
         check_is_read(Path(path).expanduser(), path)
 
     code = set()
     data = set()
+    prose = set()
     for file, file_format in formats.items():
-        if file_format == "code":
+        if is_archive(file):
+            data.add(file)
+        elif file_format == "code":
             code.add(file)
-        if file_format not in ("code", "text", None) or is_archive(file):
+        elif file_format == "text":
+            prose.add(file)
+        elif file_format is not None:
             data.add(file)
 
     programs = {file for file in code if content_suffix(file) not in STYLE_SHEETS}
     is_code_folder = bool(programs) and _measure_files(programs) >= _measure_files(data)
-
-    skipped = set()
-    if code and data:
-        skipped = data if is_code_folder else code
-        _print_skipped(path, skipped, len(files) - len(skipped), is_code_folder)
-
     if not is_code_folder:
-        return [(file, name) for file, name in files if file not in skipped]
-    return [(file, name) for file, name in files if formats[file] in ("code", "text") and not is_vendored(name)]
+        files = _leave_out_skipped(path, files, code if data else set(), False, errors)
+        return SourceFiles(files, is_repository=False, is_code=False)
+
+    files = _leave_out_skipped(path, files, data, True, errors)
+    is_named_outright = Path(path).expanduser().is_file()
+    if not is_named_outright:
+        files = _leave_out_beside_code(path, files, errors)
+
+    _, program_bytes = _measure_files(programs)
+    _, prose_bytes = _measure_files(prose)
+    is_code = program_bytes >= MIN_CODE_SHARE * (program_bytes + prose_bytes)
+    return SourceFiles(files, is_repository=True, is_code=is_code)
+
+
+def _leave_out_beside_code(path: str, files: list[tuple[Path, str]], errors: ReadErrors) -> list[tuple[Path, str]]:
+    """Return the files of a folder of code that people wrote, and its prose; the others are counted.
+
+    Raises UserError where none is left.
+    """
+    kept = []
+    for file, name in files:
+        reason = _explain_exclusion_beside_code(file, name, detect_format(file))
+        if reason is None:
+            kept.append((file, name))
+        else:
+            errors.records += 1
+            errors.leave_out(reason, name)
+    if not kept:
+        raise UserError(f"{path} holds no file to read; left out are {describe_counts(errors.left_out)}")
+    return kept
+
+
+def _explain_exclusion_beside_code(file: Path, name: str, format: str | None) -> str | None:
+    """Return why a file of a folder of code is left out, as of a `git` source; None if it is not."""
+    if format is None:
+        return describe_unknown_kind(name)
+    if format != "code":
+        return None
+    return explain_code_exclusion(name) or explain_content_exclusion(file)
 
 
 def _measure_files(files: set[Path]) -> tuple[int, int]:
@@ -204,12 +287,87 @@ def _measure_files(files: set[Path]) -> tuple[int, int]:
     return len(files), sum(file.stat().st_size for file in files)
 
 
-def _print_skipped(path: str, skipped: set[Path], kept_count: int, is_code_folder: bool) -> None:
+def _leave_out_skipped(
+    path: str, files: list[tuple[Path, str]], skipped: set[Path], is_code_folder: bool, errors: ReadErrors
+) -> list[tuple[Path, str]]:
+    """Return the files without the skipped ones, which are counted and told: data beside code, or code beside data."""
+    if not skipped:
+        return files
+
+    reason = "data beside code" if is_code_folder else "code beside data"
+    for file, name in files:
+        if file in skipped:
+            errors.records += 1
+            errors.leave_out(reason, name)
+    kept = [(file, name) for file, name in files if file not in skipped]
+
     suffixes = ", ".join(sorted({file.suffix for file in skipped})[:6])
     kept_kind = "code" if is_code_folder else "data"
     remedy = "a source with their `format`" if is_code_folder else "a source with `format: code`"
     print(
         f"{path}: {len(skipped):,} files ({suffixes}) are left out beside "
-        f"{kept_count:,} of {kept_kind} and prose; {remedy} reads them",
+        f"{len(kept):,} of {kept_kind} and prose; {remedy} reads them",
         flush=True,
     )
+    return kept
+
+
+def name_file_in_sources(path: str, sources: list[Source]) -> list[tuple[str, str]]:
+    """Return the label of every source of files that the file at `path` lies in, and the file's name there.
+
+    `path` may go on within an archive: `texts.zip/chapter 1.txt`.
+    """
+    file = Path(os.path.abspath(Path(path).expanduser()))
+    names = []
+    for source in sources:
+        address = source.path or source.git
+        if address is None:
+            continue
+        root = Path(os.path.abspath(Path(address).expanduser()))
+        if root.is_dir():
+            tops = [(root, "")]
+        elif root.is_file():
+            tops = [(root, root.name)]
+        else:
+            matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
+            tops = [(match, match.name) for match in matches if match.is_file()]
+
+        for top, top_name in tops:
+            if file.is_relative_to(top):
+                inner_name = file.relative_to(top).as_posix()
+                parts = [part for part in (top_name, inner_name) if part not in ("", ".")]
+                names.append((_label_files(source), "/".join(parts)))
+    return names
+
+
+class _LeftOutNames(ReadErrors):
+    """Remembers the reason for every file that is left out, not only for a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: dict[str, str] = {}
+
+    def leave_out(self, reason: str, where: str, count: int = 1) -> None:
+        super().leave_out(reason, where, count)
+        self.reasons[where] = reason
+
+
+def explain_left_out_file(path: str, sources: list[Source]) -> list[str]:
+    """Return lines that say why the file at `path` is not read from any source; none where it is read, or in none."""
+    lines = []
+    for source in sources:
+        names = name_file_in_sources(path, [source])
+        if not names or not Path(path).expanduser().is_file():
+            continue
+        [(label, name), *_] = names
+        left_out = _LeftOutNames()
+        try:
+            for _ in _list_tasks_of_source(source, 0, left_out):
+                pass
+        except UserError as error:
+            lines.append(f"{name}: source {label} has nothing to read: {error}")
+            continue
+        if name not in left_out.reasons:
+            return []
+        lines.append(f"{name}  left out of source {label}: {left_out.reasons[name]}")
+    return lines

@@ -1,7 +1,8 @@
 """Unpack the files of an archive one at a time into a temporary folder; each is deleted after use.
 
-Formats: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and a single compressed file. Skipped:
-folders, links, devices, and names that lead out of the archive. An archive within an archive is given as a file.
+Formats: .zip, .tar, .tar.gz (.tgz), .tar.bz2 (.tbz2), .tar.xz (.txz), .tar.zst, and a single compressed file. Left out,
+and counted: links, devices, names that lead out of the archive, files that macOS adds. An archive within an archive is
+given as a file.
 
 A member that claims, or turns out, to be larger than `MEMBER_BYTES`, or more than `MAX_RATIO` times its size in the
 archive (from `SMALL_BYTES` on), is a bomb: it is refused and counted by name, and the members after it are read. A
@@ -15,7 +16,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -45,12 +46,15 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith((".zip", *_TAR_SUFFIXES))
 
 
-def extract_members(path: Path, errors: ReadErrors, name: str = "") -> Iterator[tuple[str, Path]]:
+def extract_members(
+    path: Path, errors: ReadErrors, name: str = "", is_wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Path]]:
     """Yield the name of every file of an archive and the path it is unpacked to, in the order of the archive.
 
-    `name` says what kind of archive it is, if not the path's own name. Each file exists until the next one is asked
-    for. Members that are encrypted, bombs or damaged are counted in `errors`; of a damaged archive, what stands before
-    the damage is read. Raises OSError if the archive cannot be read or the disk is full.
+    `name` says what kind of archive it is, if not the path's own name. Only files whose names `is_wanted` accepts are
+    unpacked; what the others are is not counted. Each file exists until the next one is asked
+    for. Members that are encrypted, bombs, damaged or no files are counted in `errors`; those that are yielded are not:
+    their reader counts what is in them. Of a damaged archive, what stands before the damage is read. Raises OSError if the archive cannot be read or the disk is full.
     """
     name = (name or path.name).lower()
     if name.endswith(".zip"):
@@ -60,10 +64,12 @@ def extract_members(path: Path, errors: ReadErrors, name: str = "") -> Iterator[
     else:
         extract = _extract_single_file
     with TemporaryDirectory(prefix="hf_llm-") as folder:
-        yield from extract(path, Path(folder), errors)
+        yield from extract(path, Path(folder), errors, is_wanted)
 
 
-def _extract_zip(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
+def _extract_zip(
+    path: Path, folder: Path, errors: ReadErrors, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, Path]]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
@@ -72,25 +78,30 @@ def _extract_zip(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple
 
     with archive:
         for member in archive.infolist():
-            name = _clean_name(member.filename)
+            if member.is_dir():
+                continue
             file_type = (member.external_attr >> 16) & _FILE_TYPE_BITS
-            is_special = file_type not in (0, _REGULAR_FILE)
-            if member.is_dir() or is_special or name is None:
+            is_file = file_type in (0, _REGULAR_FILE)
+            name = _take_name(member.filename, is_file, path, errors)
+            if name is None or not is_wanted(name):
                 continue
 
             where = f"{path}, {name}"
-            errors.records += 1
             limit = _size_limit(member.compress_size)
             if member.flag_bits & _ENCRYPTED_FLAG:
+                errors.records += 1
                 errors.drop_record("encrypted", where)
             elif member.file_size > limit:
+                errors.records += 1
                 errors.drop_record("archive bomb", where, f"{member.file_size:,} bytes")
             else:
                 with _count_member_damage(where, errors), archive.open(member) as source:
                     yield from _write_member(source, name, folder, limit)
 
 
-def _extract_tar(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
+def _extract_tar(
+    path: Path, folder: Path, errors: ReadErrors, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, Path]]:
     limit = _size_limit(path.stat().st_size)
     try:
         with (
@@ -99,11 +110,13 @@ def _extract_tar(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple
             tarfile.open(fileobj=stream, mode="r|") as archive,
         ):
             for member in archive:
-                name = _clean_name(member.name)
-                if not member.isfile() or name is None:
+                if member.isdir():
                     continue
-                errors.records += 1
+                name = _take_name(member.name, member.isfile(), path, errors)
+                if name is None or not is_wanted(name):
+                    continue
                 if member.size > limit:
+                    errors.records += 1
                     errors.drop_record("archive bomb", f"{path}, {name}", f"{member.size:,} bytes")
                 else:
                     source = archive.extractfile(member)
@@ -118,13 +131,17 @@ def _extract_tar(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple
         count_damaged_file(path, error, errors)
 
 
-def _extract_single_file(path: Path, folder: Path, errors: ReadErrors) -> Iterator[tuple[str, Path]]:
-    errors.records += 1
+def _extract_single_file(
+    path: Path, folder: Path, errors: ReadErrors, is_wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, Path]]:
+    if not is_wanted(path.stem):
+        return
     limit = _size_limit(path.stat().st_size)
     try:
         with count_damage(path, errors), open_file(path) as source:
             yield from _write_member(source, path.stem, folder, limit)
     except _ArchiveBomb:
+        errors.records += 1
         errors.drop_record("archive bomb", str(path))
 
 
@@ -133,8 +150,10 @@ def _count_member_damage(where: str, errors: ReadErrors) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+        errors.records += 1
         errors.drop_record("damaged file", where, str(error))
     except _ArchiveBomb:
+        errors.records += 1
         errors.drop_record("archive bomb", where)
 
 
@@ -199,16 +218,23 @@ def _shorten_name(name: str) -> str:
     return os.fsencode(name)[-NAME_BYTES:].decode("utf-8", "ignore")
 
 
-def _clean_name(name: str) -> str | None:
-    """Return a member's name with plain slashes; None if it leads out of the archive or is not a file's.
+def _take_name(given_name: str, is_file: bool, path: Path, errors: ReadErrors) -> str | None:
+    """Return the name of a member with plain slashes; None if it is not taken out of the archive, which is counted.
 
-    None also for the files that macOS adds.
+    Those are links and devices, files that macOS adds, and names that lead out of the archive or are not a file's.
     """
-    name = name.replace("\\", "/")
-    parts = name.split("/")
-    leads_out = ".." in parts or name.startswith("/") or ":" in parts[0] or "\0" in name
-    if leads_out or not parts[-1]:
-        return None
-    if parts[0] == "__MACOSX" or parts[-1].startswith("._"):
-        return None
-    return "/".join(part for part in parts if part != ".") or None
+    name = given_name.replace("\\", "/")
+    parts = [part for part in name.split("/") if part != "."]
+    leads_out = name.startswith("/") or ".." in parts or ":" in name.split("/")[0] or "\0" in name
+    if not is_file:
+        reason = "link or device"
+    elif leads_out or not parts or not parts[-1]:
+        reason = "name that leads out of the archive"
+    elif parts[0] == "__MACOSX" or parts[-1].startswith("._"):
+        reason = "hidden"
+    else:
+        return "/".join(parts)
+
+    errors.records += 1
+    errors.leave_out(reason, f"{path}, {given_name}")
+    return None

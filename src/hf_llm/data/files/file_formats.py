@@ -13,7 +13,8 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.file_content import ARCHIVE, FileContent, detect_content, detect_disguise
-from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, VENDORED_OR_BUILT_FOLDERS
+from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, PROSE_SUFFIXES, explain_code_exclusion
+from hf_llm.data.files.read_errors import ReadErrors
 
 # What a source's `format` may say.
 Format = Literal[
@@ -22,7 +23,7 @@ Format = Literal[
 
 # The suffixes of each format, without that of a compression.
 FORMATS: dict[str, set[str]] = {
-    "text": {".txt", ".text", ".md", ".markdown", ".rst"},
+    "text": PROSE_SUFFIXES,
     "rows": {
         ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".sqlite", ".sqlite3", ".db",
     },
@@ -54,6 +55,7 @@ EXTRA_OF_FORMAT = {"html": "web", "warc": "web", "pdf": "pdf", "docx": "office"}
 
 # Files in which the `datasets` library describes the files beside them.
 DESCRIPTION_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+MAX_SUFFIX_CHARS = 12  # a longer one is a part of the name: `notes.of a meeting in May`
 
 
 def detect_format(path: Path) -> str | None:
@@ -89,74 +91,125 @@ def check_is_read(path: Path, name: str) -> None:
         raise UserError(f"{name} is not read: it is {content.kind}; {content.remedy}")
 
 
-def find_files(path: str, kinds: set[str], archives: bool = False) -> list[tuple[Path, str]]:
+def list_suffixes(format: str | None) -> set[str]:
+    """List the suffixes of the files that are read in a format, or of all that have a reader."""
+    if format is None:
+        return set().union(*FORMATS.values())
+    return NAMED_FORMATS.get(format) or FORMATS[format]
+
+
+def find_files(
+    path: str, kinds: set[str], archives: bool = False, errors: ReadErrors | None = None
+) -> list[tuple[Path, str]]:
     """List the files that `path` names: one file, those below a folder, or those that match a glob pattern.
 
     Below a folder only files whose suffix is in `kinds` (and archives, where `archives` is true) are listed; a file
     that is named outright, or matched by a pattern, is taken whatever its suffix. Returns each file with its name
-    relative to the path, sorted by that name. Raises UserError where there is none.
+    relative to the path, sorted by that name. What is there and not listed is counted in `errors`, by reason. Raises
+    UserError where there is nothing to list.
     """
     root = Path(path).expanduser()
     if root.is_file():
         return [(root, root.name)]
 
+    errors = errors or ReadErrors()
     if root.is_dir():
-        files = _find_in_folder(root, path, kinds, archives)
+        files = _find_in_folder(root, path, kinds, archives, errors)
     else:
-        matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
-        files = [(file, file.name) for file in matches if file.is_file()]
-        if not files:
-            raise UserError(f"{path} does not exist (seen from {Path.cwd()}); correct `path`")
+        files = _find_by_pattern(root, path, errors)
     return sorted(files, key=lambda pair: (pair[1], str(pair[0])))
 
 
-def _find_in_folder(root: Path, path: str, kinds: set[str], archives: bool) -> list[tuple[Path, str]]:
-    everything = [(file, file.relative_to(root).as_posix()) for file in _walk_folder(root) if file.is_file()]
-
+def _find_by_pattern(pattern: Path, path: str, errors: ReadErrors) -> list[tuple[Path, str]]:
     files = []
-    for file, name in everything:
-        has_kind = content_suffix(file) in kinds or file.suffix.lower() in kinds
-        if is_input_file(name) and (has_kind or (archives and is_archive(file))):
+    for match in sorted(glob.glob(str(pattern), recursive=True)):
+        file = Path(match)
+        if file.is_file():
+            files.append((file, file.name))
+        elif not (file.is_dir() and "**" in path):  # what is below a folder is matched by `**` itself
+            errors.records += 1
+            errors.leave_out("folder: a pattern with ** reads what is below" if file.is_dir() else "broken link", match)
+    if not files:
+        matched = f"{path} matches only folders; add /**/*" if errors.left_out else f"{path} does not exist"
+        raise UserError(f"{matched} (seen from {Path.cwd()}); correct `path`")
+    return files
+
+
+def _find_in_folder(
+    root: Path, path: str, kinds: set[str], archives: bool, errors: ReadErrors
+) -> list[tuple[Path, str]]:
+    files = []
+    suffixes = set()
+    for file, name in _walk_folder(root, errors):
+        suffixes.add(file.suffix or name)
+        has_kind = content_suffix(file) in kinds or file.suffix.lower() in kinds or (archives and is_archive(file))
+        reason = explain_exclusion(name) or (None if has_kind else describe_unknown_kind(name))
+        if reason is None:
             files.append((file, name))
+        else:
+            errors.records += 1
+            errors.leave_out(reason, name)
 
     if not files:
-        suffixes = sorted({Path(name).suffix or name for _, name in everything})
         listed_kinds = kinds - FORMATS["code"] or kinds  # the list of all languages would hide the others
         raise UserError(
-            f"{path} holds no file to read (it holds {', '.join(suffixes[:10]) or 'nothing'}); "
+            f"{path} holds no file to read (it holds {', '.join(sorted(suffixes)[:10]) or 'nothing'}); "
             f"these kinds are read: {' '.join(sorted(listed_kinds))}"
         )
     return files
 
 
-def _walk_folder(root: Path) -> Iterator[Path]:
-    """Yield everything below a folder. Links to folders are followed, and each folder is read once."""
+def _walk_folder(root: Path, errors: ReadErrors) -> Iterator[tuple[Path, str]]:
+    """Yield every file below a folder, with its name relative to it.
+
+    Links to folders are followed, and each folder is read once. What is no file, a link that leads nowhere and a folder
+    that may not be read are counted in `errors`.
+    """
+
+    def count_unreadable(error: OSError) -> None:
+        errors.records += 1
+        errors.drop_record("folder that cannot be read", str(error.filename), error.strerror or "")
+
     seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=count_unreadable):
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
         if identity in seen:
             subfolders.clear()
+            errors.records += 1
+            errors.leave_out("link to a folder that is read already", folder)
             continue
         seen.add(identity)
         subfolders.sort()
         for name in files:
-            yield Path(folder, name)
+            file = Path(folder, name)
+            relative_name = file.relative_to(root).as_posix()
+            if file.is_file():
+                yield file, relative_name
+            else:
+                errors.records += 1
+                errors.leave_out("broken link" if file.is_symlink() else "not a file", relative_name)
 
 
-def is_input_file(name: str) -> bool:
-    """Whether a file of this relative name is the user's own data.
+def explain_exclusion(name: str) -> str | None:
+    """Return why a file of this relative name is not the user's own data; None if it is.
 
-    Hidden files, files that describe other files, installed packages, and code that is vendored or minified are not.
+    Hidden files, files that describe other files, installed packages, and code that is vendored, built or generated.
     """
     *folders, file = name.split("/")
-    is_hidden = any(part.startswith(".") for part in (*folders, file))
-    if is_hidden or file in DESCRIPTION_FILES or INSTALLED_FOLDERS.intersection(folders):
-        return False
-    return not (detect_format(Path(name)) == "code" and is_vendored(name))
+    if any(part.startswith(".") for part in (*folders, file)):
+        return "hidden"
+    if file in DESCRIPTION_FILES:
+        return "description of a data set"
+    if INSTALLED_FOLDERS.intersection(folders):
+        return "installed package"
+    if detect_format(Path(name)) == "code":
+        return explain_code_exclusion(name)
+    return None
 
 
-def is_vendored(name: str) -> bool:
-    """Whether a file of a code folder, by its relative name, is vendored, built or minified."""
-    *folders, file = name.split("/")
-    return bool(VENDORED_OR_BUILT_FOLDERS.intersection(folders)) or ".min." in file
+def describe_unknown_kind(name: str) -> str:
+    """Return the reason for which a file that no reader reads is left out: its suffix, if that looks like one."""
+    suffix = Path(name).suffix.lower()
+    looks_like_suffix = suffix.isascii() and 1 < len(suffix) <= MAX_SUFFIX_CHARS and not suffix[1:].isdigit()
+    return f"kind that is not read: {suffix if looks_like_suffix else 'no suffix'}"

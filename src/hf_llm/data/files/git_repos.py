@@ -1,18 +1,20 @@
 """Find the files of a code repository, cloned or on this disk, that people wrote in it, and their licence.
 
-Left out: what others wrote (vendored folders), what a program wrote (generated or minified files, lock files, compiled
-protocols), data, and what is not text.
+Left out, and counted: code that others wrote (vendored folders) or a program wrote (generated or minified files, lock
+files, compiled protocols), hidden files, data, and code that is not text. Prose is never judged by its folder's name, a
+generator's mark or its long lines.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.files.read_errors import ReadErrors
 
 HEAD_BYTES = 32 << 10  # of a file, looked at for marks of a generator
 HEAD_LINES = 20  # where a generator leaves its mark
@@ -29,6 +31,7 @@ VENDORED_OR_BUILT_FOLDERS = {
 INSTALLED_FOLDERS = {  # those of them that nobody uses as a name for texts of their own
     "node_modules", "site-packages", "dist-packages", "__pycache__", "bower_components", "jspm_packages",
 }  # fmt: skip
+PROSE_SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst"}
 _LOCK_FILES = {
     "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lockb", "poetry.lock", "pdm.lock",
     "pipfile.lock", "uv.lock", "cargo.lock", "composer.lock", "gemfile.lock", "go.sum", "go.work.sum", "flake.lock",
@@ -95,36 +98,44 @@ def head_commit(root: Path) -> str:
     return "" if result.returncode else result.stdout.strip()
 
 
-def list_repository_files(root: Path, left_out: Counter | None = None) -> list[tuple[Path, str]]:
+def list_repository_files(root: Path, errors: ReadErrors | None = None) -> list[tuple[Path, str]]:
     """List the files that people wrote in a repository, sorted by name, each with its name relative to `root`.
 
-    In a git folder those that are tracked, elsewhere all. The number left out for each reason is added to `left_out`.
+    In a git folder those that are tracked, elsewhere all. What is left out is counted in `errors`, by reason.
     """
+    errors = errors or ReadErrors()
     is_git_folder = (root / ".git").exists()
-    names = _list_tracked_files(root) if is_git_folder else _walk_folder(root)
+    if is_git_folder:
+        names = _list_git_names(root)
+        for name in _list_git_names(root, "--others"):
+            errors.records += 1
+            errors.leave_out("not tracked by git", name)
+    else:
+        names = list(_walk_folder(root))
+
     files = []
     for name in sorted(names):
         reason = _exclusion_reason(root / name, name)
         if reason is None:
             files.append((root / name, name))
-        elif left_out is not None:
-            left_out[reason] += 1
+        else:
+            errors.records += 1
+            errors.leave_out(reason, name)
     return files
 
 
-def _list_tracked_files(root: Path) -> list[str]:
-    result = _run_git(["git", "-C", str(root), "ls-files", "-z"])
+def _list_git_names(root: Path, *options: str) -> list[str]:
+    """List the files that git tracks in a folder, or those that `options` of `git ls-files` select."""
+    result = _run_git(["git", "-C", str(root), "ls-files", "-z", *options])
     if result.returncode:
         raise UserError(f"{root} is not a git folder that can be read: {result.stderr.strip()}")
     return [name for name in result.stdout.split("\0") if name]
 
 
-def _walk_folder(root: Path) -> list[str]:
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in VENDORED_OR_BUILT_FOLDERS]
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files]
-    return names
+def _walk_folder(root: Path) -> Iterator[str]:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _run_git(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
@@ -147,30 +158,47 @@ def _run_git(command: list[str], variables: dict[str, str] | None = None) -> sub
 
 def _exclusion_reason(path: Path, name: str) -> str | None:
     """Return why a file is left out, for its name (relative to the repository), kind or content; None if it is not."""
-    reason = _name_exclusion_reason(name)
+    *folders, file = name.split("/")
+    suffix = path.suffix.lower()
+    if any(part.startswith(".") for part in (*folders, file)):
+        return "hidden"
+    if path.is_symlink() or not path.is_file():
+        return "link" if path.is_symlink() else "missing"
+    if INSTALLED_FOLDERS.intersection(folders):
+        return "installed package"
+    if suffix in PROSE_SUFFIXES:
+        return None
+
+    reason = explain_code_exclusion(name)
     if reason is not None:
         return reason
-    if not path.is_file() or path.is_symlink():
-        return "link"
+    if suffix in _DATA_SUFFIXES:
+        return "data"
+    return explain_content_exclusion(path)
 
+
+def explain_code_exclusion(name: str) -> str | None:
+    """Return why a code file of this name, relative to its source, is left out: others or a program wrote it."""
+    *folders, file = name.split("/")
+    if VENDORED_OR_BUILT_FOLDERS.intersection(folders):
+        return "vendored or built"
+    if file.lower() in _LOCK_FILES or _GENERATED_NAME.search(file):
+        return "generated"
+    return None
+
+
+def explain_content_exclusion(path: Path) -> str | None:
+    """Return why a code file is left out for its content: `binary`, `generated` or `minified`; None if it is not.
+
+    Notebooks are not judged: a program writes their outputs, people their cells.
+    """
+    if path.suffix.lower() == ".ipynb":
+        return None
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
         return "binary"
     return detect_machine_written(head.decode("utf-8", errors="replace"))
-
-
-def _name_exclusion_reason(name: str) -> str | None:
-    *folders, file = name.split("/")
-    if VENDORED_OR_BUILT_FOLDERS.intersection(folders):
-        return "vendored or built"
-    if any(part.startswith(".") for part in (*folders, file)):
-        return "hidden"
-    if file.lower() in _LOCK_FILES or _GENERATED_NAME.search(file):
-        return "generated"
-    if Path(file).suffix.lower() in _DATA_SUFFIXES:
-        return "data"
-    return None
 
 
 def detect_machine_written(text: str) -> str | None:
@@ -266,6 +294,29 @@ def nearest_license(path: Path, top: Path) -> str:
         if folder == top or (folder / ".git").exists():
             break
     return "unknown"
+
+
+def license_root(path: str) -> Path:
+    """Return the folder of a source at which the search for a file's licence ends.
+
+    `path` is a folder, a file, or a glob pattern, of which it is the part before the first wildcard.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return root
+    if root.is_file():
+        return root.parent
+    parts = []
+    for part in root.parts:
+        if any(mark in part for mark in "*?["):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def is_license_file(name: str) -> bool:
+    """Whether a file of this name states the licence of its folder (`folder_license`)."""
+    return bool(_LICENSE_FILE.fullmatch(name)) or name in _DECLARED
 
 
 def recognize_license(text: str) -> str | None:

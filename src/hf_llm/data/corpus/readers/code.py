@@ -1,6 +1,6 @@
 """Turn source files into documents: each whole, with its programming language and the licence nearest to it.
 
-Notebooks give their cells, without outputs, those of prose as comments. What a program wrote is left out.
+Notebooks give their cells, without outputs, those of prose as comments. What a program wrote is left out, and counted.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import RawDocument
-from hf_llm.data.files.git_repos import detect_machine_written, find_spdx_identifier, nearest_license
+from hf_llm.data.files.git_repos import detect_machine_written, find_spdx_identifier, license_root, nearest_license
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.text_files import read_code_documents, split_text
 
@@ -39,10 +39,14 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
 
     texts = read_code_documents(path, max_chars, errors)
     first_text = next(texts, "")
-    if not first_text or detect_machine_written(first_text):
+    if not first_text:
+        return
+    reason = detect_machine_written(first_text)
+    if reason is not None:
+        errors.leave_out(reason, str(path))
         return
 
-    license = find_spdx_identifier(first_text) or _find_license(path, source)
+    license = find_spdx_identifier(first_text) or find_license(path, source)
     for text in chain([first_text], texts):
         yield RawDocument(text, license=license, about=_describe_file(path))
 
@@ -64,7 +68,7 @@ def _read_notebook(path: Path, errors: ReadErrors, source: "Source", max_chars: 
     if not texts:
         return
 
-    license = _find_license(path, source)
+    license = find_license(path, source)
     for piece in split_text("\n\n".join(texts) + "\n", max_chars):
         yield RawDocument(piece, license=license, about=_describe_file(path))
 
@@ -78,13 +82,14 @@ def _describe_file(path: Path) -> dict[str, str]:
     return {"programming_language": language} if language else {}
 
 
-def _find_license(path: Path, source: "Source") -> str | None:
+def find_license(path: Path, source: "Source") -> str | None:
     """Find the licence stated nearest to a file within its source; None if there is none: the source's applies."""
-    if source.git:
-        top = Path(path.anchor)  # the search ends at the repository's root
+    is_clone = source.git and not Path(source.git).expanduser().is_dir()
+    if is_clone:
+        top = Path(path.anchor)  # the search ends at the root of the clone
     else:
-        top = Path(source.path or path.parent).expanduser()
-        if not top.is_dir():
-            top = path.parent
+        top = license_root(source.path or source.git or str(path))
+    if not path.is_relative_to(top):
+        return None  # a member of an archive, unpacked elsewhere: its licences are looked for in the archive
     license = nearest_license(path, top)
     return None if license == "unknown" else license

@@ -28,7 +28,7 @@ from xml.parsers import expat
 
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import content_suffix, count_damage, count_damaged_file, open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.tabular import LINE_BYTES, read_rows
 from hf_llm.data.files.text_files import split_text
 
@@ -59,8 +59,12 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         else:
             threads = _read_rows(path, errors, posts)
         for thread in threads:
+            records = thread.records
             for text in split_text(thread.text, max_chars):
-                yield RawDocument(text, thread.url, thread.license, thread.language, dict(thread.about))
+                yield RawDocument(text, thread.url, thread.license, thread.language, dict(thread.about), records)
+                records = 0  # of the further pieces
+            if records:
+                errors.leave_out(NO_TEXT, str(path), records)
 
 
 class _PostStore:
@@ -107,9 +111,14 @@ def _read_rows(path: Path, errors: ReadErrors, posts: _PostStore) -> Iterator[Ra
         elif text:
             url = row.get("url")
             yield RawDocument(text, url=url if isinstance(url, str) else "", about={"line": number})
+        else:
+            errors.leave_out(NO_TEXT, f"{path}, line {number}")
 
     for thread_posts in posts.read_threads():
         document = _join_reddit_thread(thread_posts)
+        unused = len(thread_posts) - (document.records if document else 0)
+        if unused:
+            errors.leave_out("deleted, empty or repeated post", f"{path}, post {thread_posts[0]['id']}", unused)
         if document:
             yield document
 
@@ -147,9 +156,11 @@ def _join_reddit_thread(thread: list[dict]) -> RawDocument | None:
     submission = next((post for post in thread if post["title"] is not None), None)
     comments = [post for post in thread if post["title"] is None]
     comments.sort(key=lambda post: (post["created"], post["id"]))
-    texts = [comment["text"] for comment in _order_as_tree(comments)]
+    texts = [comment["text"] for comment in _order_as_tree(comments) if comment["text"]]
+    used = len(texts)
     if submission and not _is_deleted(submission["title"]):
         texts = [submission["title"].strip(), submission["text"], *texts]
+        used += 1
     text = "\n\n".join(filter(None, texts))
     if not text:
         return None
@@ -160,7 +171,8 @@ def _join_reddit_thread(thread: list[dict]) -> RawDocument | None:
         url = f"https://www.reddit.com{url}"
     comment_count = sum(bool(comment["text"]) for comment in comments)
     about = {"subreddit": first["subreddit"], "comments": comment_count}
-    return RawDocument(text, url=url, about={key: value for key, value in about.items() if value})
+    about = {key: value for key, value in about.items() if value}
+    return RawDocument(text, url=url, about=about, records=used)
 
 
 def _order_as_tree(comments: list[dict]) -> list[dict]:
@@ -273,10 +285,19 @@ def _read_stack_exchange(path: Path, errors: ReadErrors, posts: _PostStore) -> I
     for post in _read_post_rows(path, errors):
         post_type = post.get("PostTypeId")
         thread = post.get("Id") if post_type == _QUESTION else post.get("ParentId")
-        if post_type in (_QUESTION, _ANSWER) and thread and post.get("Body"):
+        where = f"{path}, post {post.get('Id')}"
+        if post_type not in (_QUESTION, _ANSWER) or not thread:
+            errors.leave_out("post that is neither question nor answer", where)
+        elif not post.get("Body"):
+            errors.leave_out(NO_TEXT, where)
+        else:
             posts.add_post(thread, post)
     for thread_posts in posts.read_threads():
         document = _join_question(thread_posts)
+        unused = len(thread_posts) - (document.records if document else 0)
+        if unused:
+            reason = "repeated question" if document else "answer without its question"
+            errors.leave_out(reason, f"{path}, post {thread_posts[0].get('Id')}", unused)
         if document:
             yield document
 
@@ -331,7 +352,7 @@ def _join_question(thread: list[dict[str, str]]) -> RawDocument | None:
 
     tags = re.findall(r"[^<>|]+", question.get("Tags", ""))
     about = {"tags": tags, "score": _parse_number(question.get("Score")), "answers": len(answers)}
-    return RawDocument(text, license=_newest_license(posts), about=about)
+    return RawDocument(text, license=_newest_license(posts), about=about, records=len(posts))
 
 
 def _newest_license(posts: list[dict[str, str]]) -> str | None:

@@ -16,3 +16,7 @@ class RawDocument:
     license: str | None = None
     language: str = ""
     about: dict = field(default_factory=dict)
+    records: int = 1
+    """How many of the records that were there are in it: 0 in all pieces but the first of a record that is cut."""
+    is_code: bool = False
+    """Whether it is code, or belongs to a program: the filters of prose leave it alone."""

@@ -17,7 +17,7 @@ from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.discussions import convert_html
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_files import split_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         return
 
     if not text.strip():
-        errors.drop_record("no_text", str(path))
+        errors.leave_out(NO_TEXT, str(path))
     for piece in split_text(text, max_chars):
         yield RawDocument(piece, about=dict(about))
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from hf_llm.data.corpus.readers.discussions import convert_html
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_encoding import decode_text
 from hf_llm.data.files.text_files import split_text
 
@@ -60,7 +60,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         return
 
     if not text.strip():
-        errors.drop_record("no_text", str(path))
+        errors.leave_out(NO_TEXT, str(path))
     for piece in split_text(text, max_chars):
         yield RawDocument(piece, language=language, about=dict(about))
 

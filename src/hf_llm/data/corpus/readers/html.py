@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import count_damage, open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import DOMNode, HTMLTree
@@ -74,7 +74,7 @@ def extract_in_subprocess(
         errors.drop_record(str(error), where)
         return None
     if document is None:
-        errors.drop_record("no_text", where)
+        errors.leave_out(NO_TEXT, where)
     return document
 
 

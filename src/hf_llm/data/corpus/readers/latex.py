@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES, count_damage, open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_encoding import decode_text
 from hf_llm.data.files.text_files import split_text
 
@@ -138,7 +138,10 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
     if is_archive(path) or path.suffix.lower() in COMPRESSED_SUFFIXES:
         for files in _read_papers(path, errors):
             yield from _convert_files(files, str(path), errors, max_chars)
-    elif not _is_part_of_paper(path):
+    elif _is_part_of_paper(path):
+        errors.records += 1
+        errors.leave_out("part of another file's paper", str(path))
+    else:
         files = {path.name: path.read_bytes()[:PAPER_BYTES]}
         yield from _convert_files(files, str(path), errors, max_chars, path.parent)
 
@@ -181,7 +184,13 @@ def _read_archive(path: Path, errors: ReadErrors, archive_name: str) -> Iterator
         suffix = PurePosixPath(name).suffix.lower()
         if is_archive(file) or suffix in COMPRESSED_SUFFIXES:
             yield from _read_papers(file, errors)
-        elif suffix in _TEX_SUFFIXES and size < PAPER_BYTES:
+        elif suffix not in _TEX_SUFFIXES:
+            errors.records += 1
+            errors.leave_out("file of a paper that is not LaTeX", f"{path}, {name}")
+        elif size >= PAPER_BYTES:
+            errors.records += 1
+            errors.drop_record(f"beyond {PAPER_BYTES >> 20} MiB of one paper", f"{path}, {name}")
+        else:
             files[name] = file.read_bytes()[:PAPER_BYTES]
             size += len(files[name])
     if files:
@@ -208,8 +217,12 @@ def _convert_files(
     except RecursionError:
         errors.drop_record("LaTeX nested too deep", where)
         return
+    is_empty = True
     for piece in split_text(text, max_chars):
-        yield RawDocument(piece, about=dict(about))
+        yield RawDocument(piece, about=dict(about), records=1 if is_empty else 0)
+        is_empty = False
+    if is_empty:
+        errors.leave_out(NO_TEXT, where)
 
 
 def _choose_main_file(texts: dict[str, str]) -> str | None:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.wiki_markup import FILES_AND_CATEGORIES, extract_prose
 from hf_llm.data.files.compressed import InputFile, count_damage, open_file
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 
 if TYPE_CHECKING:
     from hf_llm.data.corpus.config import Source
@@ -43,7 +43,10 @@ _DISAMBIGUATION = re.compile(
 
 
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
-    """Yield the articles of a dump, in its order: namespace 0, neither redirects nor disambiguation pages."""
+    """Yield the articles of a dump, in its order: namespace 0, neither redirects nor disambiguation pages.
+
+    The other pages are counted as left out.
+    """
     header: DumpHeader | None = None
     for number, (xml_before, page) in enumerate(_split_pages(path, errors), 1):
         header = header or DumpHeader(xml_before)
@@ -55,13 +58,15 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
             errors.drop_record("malformed XML", where, str(error))
             continue
 
-        document = _convert_page(element, header)
-        if document is None:
+        reason = _explain_exclusion(element, header)
+        if reason is not None:
+            errors.leave_out(reason, where)
             continue
+        document = _convert_page(element, header)
         if document.text:
             yield document
         else:
-            errors.drop_record("no_text", where, document.about["title"])
+            errors.leave_out(NO_TEXT, f"{where}, {document.about['title']}")
 
 
 class DumpHeader:
@@ -93,19 +98,31 @@ class DumpHeader:
         return self.base_url + quote(title.replace(" ", "_"), safe="/:(),!*'@;")
 
 
-def _convert_page(page: ElementTree.Element, header: DumpHeader) -> RawDocument | None:
-    """Make the document of a page; None if it is not an article."""
-    title = page.findtext("title", "").strip()
-    if not header.is_article(page, title) or page.find("redirect") is not None:
-        return None
+def _explain_exclusion(page: ElementTree.Element, header: DumpHeader) -> str | None:
+    """Return why a page is not an article; None if it is one."""
+    if not header.is_article(page, page.findtext("title", "").strip()):
+        return "page of another namespace"
+    if page.find("redirect") is not None:
+        return "redirect"
     revision = page.find("revision[last()]")
-    if revision is None:
-        return None
-    markup = revision.findtext("text")
-    if not markup or _REDIRECT.match(markup) or _DISAMBIGUATION.search(markup):
-        return None
+    markup = revision.findtext("text") if revision is not None else None
+    if revision is None or not markup or not markup.strip():
+        return NO_TEXT
+    if _REDIRECT.match(markup):
+        return "redirect"
+    if _DISAMBIGUATION.search(markup):
+        return "disambiguation page"
     if revision.findtext("model", "wikitext") != "wikitext":
-        return None
+        return "page that is not wiki text"
+    return None
+
+
+def _convert_page(page: ElementTree.Element, header: DumpHeader) -> RawDocument:
+    """Make the document of an article."""
+    title = page.findtext("title", "").strip()
+    revision = page.find("revision[last()]")
+    assert revision is not None, "an article has one"
+    markup = revision.findtext("text", "")
 
     about: dict[str, str | int] = {"title": title}
     page_id = page.findtext("id")

@@ -1,11 +1,12 @@
 """Read JSONL, JSON, CSV, Parquet, Arrow and SQLite files: one row is one document."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm.data.corpus.readers.document import RawDocument
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.tabular import get_column, read_rows
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ def make_row_document(
     """Make the document of a row, with its `url` and `license` columns if it has them.
 
     If the text column is missing in the first row of a file, that is an error, which names the existing columns; a
-    later row without it is dropped and counted.
+    later row without it is dropped and counted. A row without text (null, or blank) is left out: it is not damaged.
     """
     if source.text not in row and not is_first:
         errors.drop_record(f"no column {source.text}", where, str(row))
         return None
     text = get_column(row, source.text, where)
+    if is_without_text(text):
+        errors.leave_out(NO_TEXT, where)
+        return None
     if not isinstance(text, str):
         errors.drop_record(f"{source.text} is no text", where, str(text))
         return None
@@ -47,3 +51,10 @@ def make_row_document(
         url=url if isinstance(url, str) else "",
         license=license if has_license else None,
     )
+
+
+def is_without_text(value: object) -> bool:
+    """Whether a column holds no text: null, the NaN that tables write for it, or white space."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    is_blank = isinstance(value, str) and not value.strip()
+    return value is None or is_nan or is_blank

@@ -2,7 +2,7 @@
 
 A document is a `response` record with status 200 that holds HTML or plain text, a `resource` record of a page, or a
 `conversion` record (WET: already text). Requests, metadata, revisits, redirects, images and answers of other protocols
-(Heritrix stores those of DNS) are not documents, and are not counted as dropped either. Lines may end in LF alone, as
+(Heritrix stores those of DNS) are not documents; they are counted as left out. Lines may end in LF alone, as
 ClueWeb09's do; the type of a page may be written in capitals, or be missing: then its first bytes tell.
 
 HTTP messages are read by fastwarc. The archive is cut into records in this module, because fastwarc and warcio both
@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.html import PAGE_BYTES, decode_page, extract_in_subprocess
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_encoding import decode_text
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ _ZSTD_DICTIONARY_FRAME = b"\x5d\x2a\x4d\x18"  # a skippable frame with the dicti
 _NEXT_RECORD = re.compile(rb"\r?\n\r?\nWARC/[01]\.\d+[ \t]*\r?\n")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?(?:\n|$)", re.IGNORECASE)
+_CONTENT_TYPE = re.compile(r"[\w.+-]{1,40}/[\w.+-]{1,60}")
+_RECORD_TYPE = re.compile(r"[a-z]{1,20}")
 _NEXT_RECORD_MAX_BYTES = 32  # as much of a match of it may lie before the end of what has been searched
 _HEADER_FIELD = re.compile(rb"([^\s:]+)[ \t]*:[ \t]*(.*)")
 _DOCUMENT_KINDS = {"response", "resource", "conversion"}
@@ -81,14 +83,18 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         where = f"{path}, record {number}"
         headers, payload = _split_record(record)
         kind = headers.get("warc-type", "").lower()
+        errors.records += 1
         if not kind:
-            _drop_record(errors, "no record type", where, record[:EXCERPT_BYTES])
+            errors.drop_record("no record type", where, record[:EXCERPT_BYTES])
         elif kind == "continuation":
-            _drop_record(errors, "continuation of a divided record", where)
+            errors.drop_record("continuation of a divided record", where)
         elif kind in _DOCUMENT_KINDS:
             document = _convert_record(kind, headers, payload, where, errors)
             if document:
                 yield document
+        else:
+            named_kind = kind if _RECORD_TYPE.fullmatch(kind) else "unknown"
+            errors.leave_out(f"WARC record of type {named_kind}", where)
 
 
 def read_records(path: Path, errors: ReadErrors) -> Iterator[bytes]:
@@ -397,7 +403,11 @@ def _convert_record(
     elif url.lower().startswith(("http:", "https:", "ftp:", "file:")):
         document = _convert_body(payload, content_type, charset, where, errors)
     else:
-        return None  # of another protocol, such as DNS, or the crawler's own log
+        scheme = url.partition(":")[0].lower()
+        errors.leave_out(
+            f"WARC record of {scheme if scheme.isalnum() else 'no'} address", where
+        )  # DNS, the crawler's log
+        return None
     if document is None:
         return None
 
@@ -408,10 +418,9 @@ def _convert_record(
 
 
 def _convert_text_record(headers: dict[str, str], payload: bytes, where: str, errors: ReadErrors) -> RawDocument | None:
-    errors.records += 1
     text = decode_page(payload, "utf-8")
     if not text.strip():
-        errors.drop_record("no_text", where)
+        errors.leave_out(NO_TEXT, where)
         return None
     about = {"content_type": "text/plain"}
     languages = headers.get("warc-identified-content-language")
@@ -426,15 +435,18 @@ def _convert_http_message(
     """Make the document of a response; None if it is not a page (another status or type) or is lost."""
     record, body = _parse_http_message(payload)
     if record is None or record.http_headers.status_code is None:
-        _drop_record(errors, "malformed HTTP header", where)
+        errors.drop_record("malformed HTTP header", where)
         return None
     if record.http_headers.status_code != 200:
+        errors.leave_out(f"response with status {record.http_headers.status_code}", where)
         return None
     stated_type = record.http_headers.get("Content-Type") or headers.get("warc-identified-payload-type") or ""
     content_type, charset = _parse_content_type(stated_type)
-    if body is None and _is_page_type(content_type):
-        _drop_record(errors, "undecodable content", where)
     if body is None:
+        if _is_page_type(content_type) or content_type in _EMPTY_TYPES:
+            errors.drop_record("undecodable content", where)
+        else:
+            _leave_out_type(content_type, where, errors)
         return None
     return _convert_body(body, content_type, record.http_charset or charset, where, errors)
 
@@ -461,9 +473,8 @@ def _convert_body(
     if content_type in _EMPTY_TYPES:
         content_type = _detect_type(body)
     if not _is_page_type(content_type):
+        _leave_out_type(content_type, where, errors)
         return None
-
-    errors.records += 1
     if len(body) > PAGE_BYTES:
         errors.drop_record(f"page longer than {PAGE_BYTES >> 20} MiB", where)
         return None
@@ -474,6 +485,11 @@ def _convert_body(
     if document:
         document.about["content_type"] = content_type
     return document
+
+
+def _leave_out_type(content_type: str, where: str, errors: ReadErrors) -> None:
+    named_type = content_type if _CONTENT_TYPE.fullmatch(content_type) else "unknown"
+    errors.leave_out(f"response of type {named_type}", where)
 
 
 def _detect_type(body: bytes) -> str:
@@ -488,7 +504,7 @@ def _detect_type(body: bytes) -> str:
 def _convert_plain_text(body: bytes, charset: str | None, where: str, errors: ReadErrors) -> RawDocument | None:
     text = decode_page(body, charset).strip()
     if not text:
-        errors.drop_record("no_text", where)
+        errors.leave_out(NO_TEXT, where)
         return None
     return RawDocument(text)
 
