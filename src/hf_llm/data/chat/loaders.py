@@ -33,7 +33,7 @@ from hf_llm.data.chat.formats import (
     split_answer,
     unpair_preference,
 )
-from hf_llm.data.files.file_formats import FORMATS, find_files
+from hf_llm.data.files.file_formats import FORMATS, check_origins, find_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_error
 
@@ -74,6 +74,7 @@ class ConversationSource:
         origins = [value for value in (self.path, self.hub, self.documents, self.installed) if value is not None]
         if len(origins) != 1:
             raise ValueError("a source has exactly one of `path`, `hub`, `documents` and `installed`")
+        check_origins({"path": self.path, "hub": self.hub, "documents": self.documents})
         if not self.license.strip():
             raise ValueError("license is empty; name the data's licence, or write `unknown`")
 

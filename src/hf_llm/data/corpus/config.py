@@ -26,7 +26,7 @@ from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
 from hf_llm.data.corpus.pii import Redaction
 from hf_llm.data.corpus.splits import Split
 from hf_llm.data.files.download import Crawl
-from hf_llm.data.files.file_formats import Format
+from hf_llm.data.files.file_formats import Format, check_origins
 from hf_llm.data.tokens.curriculum import Curriculum
 
 
@@ -133,6 +133,7 @@ class Source:
         origins = [self.path, self.hub, self.git, self.crawl, self.installed]
         if sum(origin is not None for origin in origins) != 1:
             raise ValueError("a source has exactly one of `path`, `hub`, `git`, `crawl` and `installed`")
+        check_origins({"path": self.path, "hub": self.hub, "git": self.git, "name": self.name, "text": self.text})
         if not self.license.strip():
             raise ValueError("license is empty; name the text's licence, or write `unknown`")
 

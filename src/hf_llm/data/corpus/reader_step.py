@@ -17,7 +17,7 @@ from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.corpus import python_docs
 from hf_llm.data.corpus.readers.code import find_license
 from hf_llm.data.corpus.readers.document import RawDocument
-from hf_llm.data.corpus.readers.tabular import make_row_document
+from hf_llm.data.corpus.readers.tabular import RowConverter
 from hf_llm.data.corpus.sources import ReadTask, download_folder
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.download import download_file
@@ -81,14 +81,15 @@ class SourceReader(PipelineStep):
         rows = read_hub_rows(
             source.hub, source.subset, source.split, source.streaming, source.take, source.skip, task.shard
         )
+        converter = RowConverter(source, self.faults)
         for number, row in rows:
             self.faults.records += 1
-            is_first = number == source.skip + 1
-            raw = make_row_document(row, source, f"{source.hub}, row {number}", self.faults, is_first)
+            raw = converter.convert(row, f"{source.hub}, row {number}")
             if raw:
                 self.faults.used += 1
                 raw.about = {"row": number}
                 yield raw
+        converter.check_column()
 
     def _read_file(self, task: ReadTask, path: str, name: str) -> Iterator[RawDocument]:
         """Yield the documents of one file, or of all files in an archive. A URL is downloaded first."""

@@ -5,7 +5,7 @@ A new kind of file is a line of `FORMATS`, its name in `Format`, and a module in
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +89,13 @@ def check_is_read(path: Path, name: str) -> None:
     content = resolve_format(path, None)
     if content.format is None:
         raise UserError(f"{name} is not read: it is {content.kind}; {content.remedy}")
+
+
+def check_origins(origins: Mapping[str, object]) -> None:
+    """Raise ValueError if one of the keys by which a source names its data is empty, or nothing but white space."""
+    for key, value in origins.items():
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{key} is empty; name the data with it, or leave the key out")
 
 
 def list_suffixes(format: str | None) -> set[str]:

@@ -174,15 +174,51 @@ def _explain_hub_errors(hub: str, subset: str | None, split: str) -> Iterator[No
 
 
 def get_column(row: dict, name: str, where: str) -> object:
-    """Return the value of a column. Raises UserError, which names the existing columns, if it is missing."""
+    """Return the value of a column. Raises UserError, which names the existing columns, if it is missing.
+
+    `doc.text` is the column of that name, or else the member `text` of the column `doc`.
+    """
+    is_there, value = find_column(row, name)
+    if is_there:
+        return value
+    raise missing_column_error(row, name, where)
+
+
+def find_column(row: dict, name: str) -> tuple[bool, object]:
+    """Return whether a row has a column, and its value. A name with dots may lead into nested columns."""
     if name in row:
-        return row[name]
-    text_columns = [key for key, value in row.items() if isinstance(value, str)]
-    if text_columns:
-        remedy = f"write `text: {text_columns[0]}`"
+        return True, row[name]
+    outer, dot, inner = name.partition(".")
+    while dot:
+        value = row.get(outer)
+        if isinstance(value, dict):
+            is_there, inner_value = find_column(value, inner)
+            if is_there:
+                return True, inner_value
+        if outer in row and value is None:
+            return True, None  # an empty outer column has an empty inner one
+        next_part, dot, inner = inner.partition(".")
+        outer = f"{outer}.{next_part}"
+    return False, None
+
+
+def missing_column_error(row: dict, name: str, where: str) -> UserError:
+    """Build the UserError for a column that is missing, which names those that are there and the likely one."""
+    likely = [column for column, value in _list_nested_columns(row) if isinstance(value, str)]
+    if likely:
+        remedy = f"write `text: {likely[0]}`"
     else:
         remedy = "name the column that holds the text with `text:`"
-    raise UserError(f"{where} has no column {name!r}; it has {', '.join(map(str, row))}: {remedy}")
+    return UserError(f"{where} has no column {name!r}; it has {', '.join(map(str, row))}: {remedy}")
+
+
+def _list_nested_columns(row: dict) -> list[tuple[str, object]]:
+    """List the columns of a row and, after them, those within them by their dotted names."""
+    columns = [(str(name), value) for name, value in row.items()]
+    for name, value in list(columns):
+        if isinstance(value, dict):
+            columns += [(f"{name}.{inner}", inner_value) for inner, inner_value in _list_nested_columns(value)]
+    return columns
 
 
 def unreadable_file_error(path: Path, error: OSError) -> UserError:
@@ -393,16 +429,19 @@ class _JsonStream:
                 is_text = isinstance(self._parse_value(), str)
                 (texts if is_text else others).append(name)
                 continue
-            first = None
-            for number, value in enumerate(self.read_array()):
-                if number == 0:
-                    first = value
-            if not isinstance(first, dict):
+            is_empty = True
+            for value in self.read_array():
+                if not is_empty:
+                    continue
+                is_empty = False
+                if not isinstance(value, dict):
+                    others.append(name)
+                elif _TURN_KEYS.intersection(value):
+                    texts.append(name)
+                else:
+                    arrays.append(name)
+            if is_empty:
                 others.append(name)
-            elif _TURN_KEYS.intersection(first):
-                texts.append(name)
-            else:
-                arrays.append(name)
 
     def _read_names(self) -> Iterator[str]:
         """Yield the names of an object's members; after each, its value has to be read."""
@@ -574,7 +613,7 @@ def _read_parquet(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
     import pyarrow.parquet
 
     with _count_arrow_damage(path, errors), pyarrow.parquet.ParquetFile(path) as file:
-        yield from _flatten_batches(file.iter_batches(batch_size=BATCH_ROWS), errors)
+        yield from _flatten_batches(file.iter_batches(batch_size=BATCH_ROWS), errors, path)
 
 
 def _read_arrow(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
@@ -589,7 +628,7 @@ def _read_arrow(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict]]:
         else:
             source.seek(0)
             batches = pyarrow.ipc.open_stream(source)
-        yield from _flatten_batches(batches, errors)
+        yield from _flatten_batches(batches, errors, path)
 
 
 @contextlib.contextmanager
@@ -603,13 +642,30 @@ def _count_arrow_damage(path: Path, errors: ReadErrors) -> Iterator[None]:
             count_damaged_file(path, error, errors)
 
 
-def _flatten_batches(batches: Iterator[Any], errors: ReadErrors) -> Iterator[tuple[int, dict]]:
+def _flatten_batches(batches: Iterator[Any], errors: ReadErrors, path: Path) -> Iterator[tuple[int, dict]]:
     number = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in _convert_batch(batch, errors, path, number):
             number += 1
             errors.records += 1
-            yield number, row
+            if row is not None:
+                yield number, row
+
+
+def _convert_batch(batch: Any, errors: ReadErrors, path: Path, rows_before: int) -> Iterator[dict | None]:
+    """Yield the rows of a batch; None, counted, for one whose value Python cannot hold, as of year 33,000."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass  # then row by row
+    for i in range(batch.num_rows):
+        try:
+            (row,) = batch.slice(i, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            errors.drop_record("value out of range", f"{path}, row {rows_before + i + 1}", str(error))
+            row = None
+        yield row
 
 
 _NOT_UTF8 = object()  # takes the place of a text in a database that is not UTF-8

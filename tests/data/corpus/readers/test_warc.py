@@ -316,7 +316,7 @@ def test_a_damaged_zstandard_frame_is_lost_alone_and_a_bomb_is_left(tmp_path):
     assert names == ["0"] and errors.dropped == {"truncated zstandard frame": 1}
     bomb = zstandard.ZstdCompressor().compress(bytes(300 << 20))
     names, errors = read(tmp_path / "c.warc.zst", first, bomb, third)
-    assert names[-1] == "2" and errors.dropped.total() == 3 - len(names)
+    assert names[-1] == "2" and errors.dropped.total() == 1
 
 
 def arc(*contents: tuple[str, str, bytes], version: int = 1) -> list[bytes]:

@@ -22,7 +22,7 @@ from hf_llm.core.atomic_io import atomic_path, write_text
 from hf_llm.core.errors import UserError
 from hf_llm.data.corpus.dedup.shingles import WordHashes, find_word_spans, hash_windows, hash_words
 from hf_llm.data.corpus.filters.base import KEPT, Document, Filter, Verdict
-from hf_llm.data.files.file_formats import FORMATS, find_files
+from hf_llm.data.files.file_formats import FORMATS, check_origins, find_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import get_column, read_hub_rows, read_rows, unreadable_file_error
 
@@ -59,6 +59,7 @@ class EvaluationSet:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
             raise ValueError("an evaluation set has exactly one of `path` and `hub`")
+        check_origins({"path": self.path, "hub": self.hub})
         if not self.hub and (self.subset, self.split) != (None, "test"):
             raise ValueError("`subset` and `split` belong to `hub`")
         if self.columns == []:
@@ -234,22 +235,44 @@ def _list_files(evaluation_set: EvaluationSet) -> list[tuple[Path, str]]:
 
 
 def _read_rows(evaluation_set: EvaluationSet, files: list[tuple[Path, str]]) -> Iterator[tuple[str, dict]]:
-    """Yield every row of a set with its label, which is shown as the reason why a document was dropped."""
+    """Yield every row of a set with its label, which is shown as the reason why a document was dropped.
+
+    A row without one of the columns is a read error. Raises UserError if there are too many, or no row has a column.
+    """
+    errors = ReadErrors()
+    missing: UserError | None = None
+    has_columns = False
+    for label, row in _read_all_rows(evaluation_set, files, errors):
+        try:
+            selected = _select_columns(row, evaluation_set)
+        except UserError as error:
+            missing = missing or error
+            errors.drop_record("no column of that name", label, str(row))
+            continue
+        has_columns = True
+        yield label, selected
+    if missing and not has_columns:
+        raise missing
+    errors.check_dropped_share(f"corpus.decontaminate: {evaluation_set.name}")
+
+
+def _read_all_rows(
+    evaluation_set: EvaluationSet, files: list[tuple[Path, str]], errors: ReadErrors
+) -> Iterator[tuple[str, dict]]:
     if evaluation_set.hub:
         rows = read_hub_rows(evaluation_set.hub, evaluation_set.subset, evaluation_set.split, True, None)
         for number, row in rows:
-            yield f"{evaluation_set.name}, row {number}", _select_columns(row, evaluation_set)
+            errors.records += 1
+            yield f"{evaluation_set.name}, row {number}", row
 
-    errors = ReadErrors()
     for path, name in files:
         # In a CSV file without a header, the keys of a row are the texts of the first row.
         is_first = True
         for number, row in read_rows(path, errors):
-            if is_first and not _has_header(row):
+            if is_first and not _has_header(row) and evaluation_set.columns is None:
                 yield f"{name}, row 0", {"": list(row)}
             is_first = False
-            yield f"{name}, row {number}", _select_columns(row, evaluation_set)
-    errors.check_dropped_share(f"corpus.decontaminate: {evaluation_set.name}")
+            yield f"{name}, row {number}", row
 
 
 def _has_header(row: dict) -> bool:

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
+from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import content_suffix, count_damage, count_damaged_file, open_file
 from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
@@ -81,7 +82,9 @@ class _PostStore:
 
     def add_post(self, thread: str, post: dict) -> None:
         self.count += 1
-        self.database.execute("INSERT INTO posts VALUES (?, ?, ?)", (thread, self.count, json.dumps(post)))
+        self.database.execute(
+            "INSERT INTO posts VALUES (?, ?, ?)", (replace_lone_surrogates(thread), self.count, json.dumps(post))
+        )
 
     def read_threads(self) -> Iterator[list[dict]]:
         rows = self.database.execute("SELECT thread, post FROM posts ORDER BY thread, number")  # merged on the disk
@@ -97,11 +100,11 @@ def _read_rows(path: Path, errors: ReadErrors, posts: _PostStore) -> Iterator[Ra
     for number, row in read_rows(path, errors):
         if isinstance(row.get("body"), str) and "link_id" in row:
             thread = str(row["link_id"]).removeprefix("t3_")
-            posts.add_post(thread, _convert_reddit_post(row))
+            posts.add_post(thread, _convert_reddit_post(row, None, row["body"]))
             continue
         if isinstance(row.get("title"), str) and "selftext" in row:
             thread = str(row.get("id", f"line {number}"))
-            posts.add_post(thread, _convert_reddit_post(row))
+            posts.add_post(thread, _convert_reddit_post(row, html.unescape(row["title"]), row["selftext"]))
             continue
 
         text = _join_conversation(row)
@@ -123,13 +126,8 @@ def _read_rows(path: Path, errors: ReadErrors, posts: _PostStore) -> Iterator[Ra
             yield document
 
 
-def _convert_reddit_post(row: dict) -> dict:
-    """Return what is needed of a comment (with a `link_id`) or a submission; the title of a comment is None."""
-    is_comment = "link_id" in row
-    text = row["body"] if is_comment else row["selftext"]
-    title = None
-    if isinstance(row.get("title"), str) and not is_comment:
-        title = html.unescape(row["title"])
+def _convert_reddit_post(row: dict, title: str | None, text: object) -> dict:
+    """Return what is needed of a submission, or of a comment, whose title is None."""
     return {
         "id": str(row.get("id", "")),
         "title": title,
@@ -377,17 +375,23 @@ def _find_license(post: dict[str, str]) -> str | None:
 
 
 class _PostParser(HTMLParser):
-    """Collects the text of a post: paragraphs, lists and quotations as lines, code between fences and back quotes."""
+    """Collects the text of a post: paragraphs, lists and quotations as lines, code between fences and back quotes.
 
-    PARAGRAPH_TAGS = ("p", "h1", "h2", "h3", "h4", "blockquote", "ul", "ol")
-    BLOCK_TAGS = (*PARAGRAPH_TAGS, "hr", "div", "table", "tr")  # which start a new paragraph
-    HIDDEN_TAGS = ("script", "style")
+    A row of a table is a line, with tabs between its cells.
+    """
+
+    PARAGRAPH_TAGS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "table")
+    BLOCK_TAGS = (*PARAGRAPH_TAGS, "hr", "div", "section", "article", "body", "dl", "figure")  # start a new paragraph
+    LINE_TAGS = ("br", "tr", "dt", "dd", "figcaption")  # start a new line
+    CELL_TAGS = ("td", "th")
+    HIDDEN_TAGS = ("script", "style", "title")
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
         self.fence_depth = 0
         self.hidden_depth = 0
+        self.cell_depth = 0
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         if tag == "pre":
@@ -397,10 +401,15 @@ class _PostParser(HTMLParser):
             self.parts.append("`")
         elif tag == "li":
             self.parts.append("\n- ")
-        elif tag == "br":
+        elif tag in self.LINE_TAGS:
             self.parts.append("\n")
+        elif tag in self.CELL_TAGS:
+            self.parts.append("\t")
+            self.cell_depth += 1
         elif tag in self.HIDDEN_TAGS:
             self.hidden_depth += 1
+        elif tag in self.BLOCK_TAGS and self.cell_depth:
+            self.parts.append(" ")  # a row stays on one line
         elif tag in self.BLOCK_TAGS:
             opens_list_item = self.parts[-1:] == ["\n- "]
             if not opens_list_item:
@@ -415,8 +424,10 @@ class _PostParser(HTMLParser):
             self.parts.append("`")
         elif tag in self.HIDDEN_TAGS:
             self.hidden_depth = max(0, self.hidden_depth - 1)
+        elif tag in self.CELL_TAGS:
+            self.cell_depth = max(0, self.cell_depth - 1)
         elif tag in self.PARAGRAPH_TAGS:
-            self.parts.append("\n\n")
+            self.parts.append(" " if self.cell_depth else "\n\n")
 
     def handle_data(self, data: str) -> None:
         if self.hidden_depth:
@@ -434,5 +445,6 @@ def convert_html(body: str) -> str:
     parts = re.split(r"(```\n.*?\n```)", "".join(parser.parts), flags=re.DOTALL)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"[ \t]*\n[ \t]*", "\n", parts[i])
+        parts[i] = re.sub(r" *\t *", "\t", parts[i])
         parts[i] = re.sub(r"\n{3,}", "\n\n", parts[i])
     return re.sub(r"\n{3,}(?=```)|(?<=```)\n{3,}", "\n\n", "".join(parts)).strip()

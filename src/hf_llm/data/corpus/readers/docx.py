@@ -34,7 +34,7 @@ _METADATA = {
 # What mammoth and the parser of XML raise for a broken document.
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, expat.ExpatError, ElementTree.ParseError, KeyError, IndexError, ValueError,
-    TypeError, AttributeError, EOFError, NotImplementedError, RecursionError,
+    TypeError, AttributeError, EOFError, OSError, NotImplementedError, RecursionError,
 )  # fmt: skip
 
 

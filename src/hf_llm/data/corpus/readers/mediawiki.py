@@ -25,6 +25,7 @@ PAGE_BYTES = 32 << 20  # a page with more XML is dropped, not held in memory
 HEADER_BYTES = 1 << 20  # how much is kept of what precedes the first page; a header is far shorter
 CHUNK_BYTES = 1 << 20
 EXCERPT_BYTES = 80
+MAX_ID_DIGITS = 20  # what is longer is not a number of a page or revision
 
 _OPEN = b"<page>"
 _CLOSE = b"</page>"
@@ -125,12 +126,10 @@ def _convert_page(page: ElementTree.Element, header: DumpHeader) -> RawDocument:
     markup = revision.findtext("text", "")
 
     about: dict[str, str | int] = {"title": title}
-    page_id = page.findtext("id")
-    if page_id:
-        about["page"] = int(page_id)
-    revision_id = revision.findtext("id")
-    if revision_id:
-        about["revision"] = int(revision_id)
+    for key, element in (("page", page), ("revision", revision)):
+        number = element.findtext("id", "").strip()
+        if number.isdecimal() and len(number) <= MAX_ID_DIGITS:
+            about[key] = int(number)
     date = revision.findtext("timestamp")
     if date:
         about["date"] = date
