@@ -108,9 +108,10 @@ def is_table(lines: list[str], min_lines: int) -> bool:
     if has_separator_line:
         return True
     width = _measure_width(lines[:DIALECT_LINES], delimiter, min_share=1.0)
-    names = [name.strip('" ') for name in lines[0].split(delimiter)]
-    has_names = all(0 < len(name) <= COLUMN_NAME_CHARS for name in names) and len(set(names)) == len(names)
-    return width > 1 and has_names
+    names = [name.strip('"') for name in lines[0].strip("\r\n").split(delimiter)]
+    are_short = all(0 < len(name) <= COLUMN_NAME_CHARS for name in names)
+    are_spaced = any(name != name.strip() for name in names)  # as after a comma in prose
+    return width > 1 and are_short and not are_spaced and len(set(names)) == len(names)
 
 
 def read_hub_rows(

@@ -266,3 +266,19 @@ def test_items_of_real_sets_are_found_and_clean_documents_are_kept(tmp_path):
         host = rng.choice(clean)
         cut = rng.randrange(len(host))
         assert detail(step, f"{host[:cut]} {text.upper()} {host[cut:]}"), text
+
+
+@pytest.mark.parametrize("key", ["path", "hub"])
+def test_an_empty_name_of_a_set_is_refused(key):
+    with pytest.raises(ValueError, match=f"{key} is empty"):
+        EvaluationSet(**{key: " "})
+
+
+def test_a_row_of_a_set_without_the_column_is_counted_and_stops_nothing(tmp_path):
+    path = tmp_path / "set.jsonl"
+    rows = [{"other": "x"}, *({"question": f"What is the answer number {i} of the good old set?"} for i in range(20))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Decontaminate([EvaluationSet(path=str(path), columns=["question"])])
+    settings.write_index(tmp_path)
+    with pytest.raises(UserError, match="no column 'answer'"):
+        Decontaminate([EvaluationSet(path=str(path), columns=["answer"])]).write_index(tmp_path)

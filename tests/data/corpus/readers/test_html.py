@@ -82,6 +82,8 @@ WORD = "Füße, 10 €, “naïve”"
         ("日本語の文章です。".encode("shift_jis") * 9, None, "日本語の文章です。" * 9),
         ("日本語の文章です。".encode("iso-2022-jp"), "iso-2022-jp", "日本語の文章です。"),
         (WORD.encode("utf-16"), None, WORD),
+        ((WORD + " <p>").encode("utf-16-le"), None, WORD + " <p>"),
+        ((WORD + " <p>").encode("utf-16-be"), "utf-8", WORD + " <p>"),
         ("Füße".encode()[:-1] + b"\xff", "utf-8", "Füß\ufffd"),
     ],
     ids=[
@@ -94,6 +96,8 @@ WORD = "Füße, 10 €, “naïve”"
         "guessed",
         "escapes",
         "utf-16",
+        "utf-16-le",
+        "utf-16-be",
         "one wrong byte",
     ],
 )

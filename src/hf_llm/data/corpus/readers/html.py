@@ -23,6 +23,7 @@ from hf_llm.core.extras import require_extras
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.compressed import count_damage, open_file
 from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
+from hf_llm.data.files.text_encoding import detect_wide_encoding
 
 if TYPE_CHECKING:
     from resiliparse.parse.html import DOMNode, HTMLTree
@@ -34,6 +35,7 @@ PAGE_SECONDS = 60  # a page takes about 10 milliseconds
 PAGE_MEMORY_BYTES = 4 << 30  # address space of the process that reads pages, where the system can limit it
 TITLE_CHARS = 300
 DATE_CHARS = 40
+WIDE_ENCODING_BYTES = 4096  # of a page's start, by which UTF-16 is told
 EXIT_CODE_OF_TIMEOUT = 1  # of the process that reads pages
 
 _CREATIVE_COMMONS = re.compile(
@@ -110,12 +112,15 @@ def extract_document(html: bytes, url: str = "", charset: str | None = None) -> 
 
 
 def decode_page(data: bytes, charset: str | None = None) -> str:
-    """Decode bytes from the web: as UTF-8 if they are that, else as the server, the page or the bytes tell.
+    """Decode bytes from the web: as UTF-8 or UTF-16 if they are that, else as the server, the page or the bytes tell.
 
     Single wrong bytes become U+FFFD: a page cut within a character is not one in another encoding.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
+    wide = detect_wide_encoding(data[:WIDE_ENCODING_BYTES])
+    if wide:
+        return data.decode(wide.codec, "replace").removeprefix("\ufeff")
     try:
         if not _ESCAPE_SEQUENCE.search(data):
             return data.decode("utf-8-sig")
