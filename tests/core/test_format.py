@@ -3,6 +3,7 @@
 import pytest
 
 from hf_llm.core.format import (
+    format_bytes,
     format_count,
     format_dollars,
     format_duration,
@@ -67,6 +68,7 @@ def test_format_score_has_three_decimals_or_three_digits(value, text):
 def test_money_bytes_and_learning_rates():
     assert format_dollars(1234.5) == "$1,234.50"
     assert format_megabytes(800_000) == "0.8 MB"
+    assert format_megabytes(12_345) == "12.3 kB"  # and not 0.0 MB
     assert format_learning_rate(5.87e-4) == "5.9e-4"
 
 
@@ -77,3 +79,14 @@ def test_format_value_takes_a_style_or_a_format_specification(style, text):
 
 def test_one_line_folds_all_white_space():
     assert one_line(ValueError("two\n  lines\tof text ")) == "two lines of text"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"), (1, "1 byte"), (980, "980 bytes"), (999.6, "1 kB"), (12_345, "12.3 kB"), (999_600, "1 MB"),
+        (3 << 20, "3.1 MB"), (1.25e9, "1.2 GB"), (250e9, "250 GB"), (2.3e15, "2,300 TB"),
+    ],
+)  # fmt: skip
+def test_format_bytes_takes_the_unit_that_fits(size, text):
+    assert format_bytes(size) == text

@@ -372,4 +372,6 @@ def _format_yes_no(is_true: bool) -> str:
 
 
 def _format_gib(size: int) -> str:
+    if size < GIB / 20:  # which would be 0.0 GiB
+        return f"{size / 2**20:,.1f} MiB"
     return f"{size / GIB:,.1f} GiB"

@@ -5,13 +5,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_llm.core.format import one_line
+from hf_llm.core.format import format_megabytes, one_line
 
 FOLDER = Path(__file__).parent
 
 
 def html_environment(*folders: Path) -> Environment:
-    """Build the environment for HTML: every value is escaped. Templates in `folders` come before those here."""
+    """Build the environment for HTML: every value is escaped. Templates in `folders` come before those here.
+
+    `|size` writes a number of bytes in a unit that fits it.
+    """
     return _build_environment(folders, autoescape=True)
 
 
@@ -32,10 +35,12 @@ def _escape_cell(value: object) -> str:
 
 
 def _build_environment(folders: tuple[Path, ...], autoescape: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader([*folders, FOLDER]),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["size"] = format_megabytes
+    return environment

@@ -253,11 +253,11 @@ class Corpus:
     def select_rules(self, source: Source, is_code: bool = False) -> Rules:
         """Return the filters of a source: its own, else the corpus's.
 
-        Code has none, since they are made for prose: that of a `git` source, of `format: code`, or, where `is_code`, of
-        a `path` whose files are a program.
+        Code has none, since they are made for prose: that of `format: code`, or, where `is_code`, of a `git` or `path`
+        source whose files are a program.
         """
         if source.rules is not None:
             return source.rules
-        if source.git or source.format == "code" or is_code:
+        if source.format == "code" or is_code:
             return Rules()
         return self.rules

@@ -37,8 +37,8 @@ from hf_llm.data.files.tabular import count_hub_shards
 
 PART_BYTES = 16 << 20  # of input that a task reads, where a source has many files
 STYLE_SHEETS = (".css", ".scss")  # are read as code, but do not make a folder of web pages a program
-# Of the bytes of code and prose in a folder: from so much code on, its prose is a program's documentation, and judged,
-# as in a `git` source, by no filter of prose. A folder of texts with a script beside them has far less.
+# Of the bytes of code and prose in a folder or repository: from so much code on, its prose is a program's documentation,
+# and no filter of prose judges it. A folder of texts with a script beside them has far less: there code alone is spared.
 MIN_CODE_SHARE = 0.25
 
 
@@ -197,7 +197,7 @@ def _select_git_files(address: str, errors: ReadErrors) -> SourceFiles:
     if not files:
         left_out = describe_counts(errors.left_out) or "no files"
         raise UserError(f"{address} holds no source file that is read; left out are {left_out}")
-    return SourceFiles(files, is_repository=True, is_code=True)
+    return SourceFiles(files, is_repository=True, is_code=_is_mostly_code(files))
 
 
 def download_folder() -> Path:
@@ -227,18 +227,13 @@ def select_source_files(path: str, format: str | None, errors: ReadErrors) -> So
 
     code = set()
     data = set()
-    prose = set()
     for file, file_format in formats.items():
-        if is_archive(file):
-            data.add(file)
-        elif file_format == "code":
+        if file_format == "code":
             code.add(file)
-        elif file_format == "text":
-            prose.add(file)
-        elif file_format is not None:
+        if file_format not in ("code", "text", None) or is_archive(file):
             data.add(file)
 
-    programs = {file for file in code if content_suffix(file) not in STYLE_SHEETS}
+    programs = {file for file in code if _is_program(file)}
     is_code_folder = bool(programs) and _measure_files(programs) >= _measure_files(data)
     if not is_code_folder:
         files = _leave_out_skipped(path, files, code if data else set(), False, errors)
@@ -249,10 +244,19 @@ def select_source_files(path: str, format: str | None, errors: ReadErrors) -> So
     if not is_named_outright:
         files = _leave_out_beside_code(path, files, errors)
 
+    return SourceFiles(files, is_repository=True, is_code=_is_mostly_code(files))
+
+
+def _is_mostly_code(files: list[tuple[Path, str]]) -> bool:
+    """Whether `MIN_CODE_SHARE` of the bytes of these files of code and prose are programs."""
+    programs = {file for file, _ in files if _is_program(file)}
     _, program_bytes = _measure_files(programs)
-    _, prose_bytes = _measure_files(prose)
-    is_code = program_bytes >= MIN_CODE_SHARE * (program_bytes + prose_bytes)
-    return SourceFiles(files, is_repository=True, is_code=is_code)
+    _, all_bytes = _measure_files({file for file, _ in files})
+    return program_bytes >= MIN_CODE_SHARE * all_bytes
+
+
+def _is_program(file: Path) -> bool:
+    return detect_format(file) == "code" and content_suffix(file) not in STYLE_SHEETS
 
 
 def _leave_out_beside_code(path: str, files: list[tuple[Path, str]], errors: ReadErrors) -> list[tuple[Path, str]]:

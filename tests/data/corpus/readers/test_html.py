@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def test_files_are_read_one_document_each_and_the_others_counted(tmp_path):
     counts = [len(list(html.read(path, errors, None, 1000))) for path in sorted(tmp_path.iterdir())]
     assert counts == [1, 1, 0, 0, 0]
     assert errors.records == 5
-    assert dict(errors.dropped) == {"no_text": 1, "damaged file": 1, "page longer than 8 MiB": 1}
+    assert dict(errors.dropped) == {"damaged file": 1, "page longer than 8 MiB": 1}
+    assert dict(errors.left_out) == {"no text": 1}
 
 
 def f1(text: str, gold: str) -> float:
@@ -174,3 +176,60 @@ def test_the_text_of_thirty_real_articles_is_what_people_marked():
         for name, article in gold.items()
     ]
     assert sum(scores) / len(scores) > 0.97
+
+
+MENU = ["Home", "About us", "Products", "Downloads", "Site map", "Contact", "Archive", "Guest book"]
+SENTENCES = [
+    f"Sentence number {number} of the story tells of the river, the mill and its people." for number in range(9)
+]
+
+
+def menu_of(style: str) -> str:
+    links = [f'<a href="/{number}.html">{label}</a>' for number, label in enumerate(MENU)]
+    if style == "lines":
+        return "<br>".join(links)
+    if style == "rows":
+        return "<table>" + "".join(f"<tr><td>{link}" for link in links) + "</table>"
+    if style == "cells":
+        return "<table><tr>" + "".join(f"<td>{link}" for link in links) + "</table>"
+    if style == "list":
+        return "<b>Menu</b><ul>" + "".join(f"<li>{link}" for link in links) + "</ul>"
+    return " | ".join(links)
+
+
+LAYOUTS = {
+    "left column": "<table><tr><td width=150>{menu}<td>{text}</table>",
+    "three columns": "<TABLE><TR><TD>{menu}</TD><TD>{text}</TD><TD>{menu}</TD></TR><TR><TD colspan=3>1999</TABLE>",
+    "nested": "<table><tr><td><table><tr><td>{menu}</table><tr><td><table><tr><td>{text}</table></table>",
+    "above and below": "<table><tr><td>{menu}<tr><td>{text}<tr><td>{menu}</table>",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("style", ["lines", "rows", "cells", "list", "bars"])
+@pytest.mark.parametrize("joint", ["</p><p>", "<br><br>"])
+def test_menus_of_a_page_laid_out_in_tables_are_removed(layout, style, joint):
+    text = f"<p>{joint.join(SENTENCES)}</p>"
+    body = LAYOUTS[layout].format(menu=menu_of(style), text=text)
+    extracted = extract_document(f"<html><head><title>A</title></head><body>{body}</body></html>".encode()).text
+    assert all(sentence in extracted for sentence in SENTENCES)
+    assert [label for label in MENU if label in extracted] == []
+
+
+def test_tables_of_data_and_lists_of_links_stay():
+    rows = "".join(f'<tr><td><a href="/{n}">Name {n}</a><td><a href="/{n}b">Town {n}</a>' for n in range(40))
+    data = f"<html><body><table><caption>Towns</caption><tr><th>name<th>town{rows}</table></body></html>"
+    assert html.remove_table_menus(data) is None
+    only_links = f"<html><body><table><tr><td>{menu_of('lines')}</table></body></html>"
+    assert html.remove_table_menus(only_links) is None  # they are what the page has
+    article = "".join(f"<p>{sentence}</p>" for sentence in SENTENCES)
+    small_table = f"<html><body>{article}<table><tr><td>{menu_of('lines')}</table></body></html>"
+    assert html.remove_table_menus(small_table) is None  # it is not laid out in tables
+    assert html.remove_table_menus("<table>") is None and html.remove_table_menus("") is None
+
+
+def test_a_page_of_many_nested_tables_takes_no_time():
+    started = time.perf_counter()
+    html.remove_table_menus("<body>" + "<table><tr><td>a" * 3000 + "text " * 500)
+    html.remove_table_menus("<body><table>" + "<tr><td>word <td><a href=x>link</a>" * 20_000 + "</table>")
+    assert time.perf_counter() - started < 20

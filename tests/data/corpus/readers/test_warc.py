@@ -75,7 +75,12 @@ def test_only_text_that_was_found_is_a_document_and_the_rest_is_no_fault(tmp_pat
     ]
     names, errors = read(tmp_path / "a.warc", *others, *pages(1), record(b"Plain words.\n", "conversion"))
     assert names == ["0", ""]
-    assert (errors.records, errors.dropped.total()) == (2, 0)
+    assert (errors.records, errors.dropped.total()) == (9, 0)
+    assert errors.left_out == {
+        "WARC record of type warcinfo": 1, "WARC record of type request": 1, "WARC record of type metadata": 1,
+        "WARC record of type revisit": 1, "response with status 404": 1, "response with status 301": 1,
+        "response of type image/png": 1,
+    }  # fmt: skip
 
 
 def test_plain_text_is_taken_as_it_stands(tmp_path):

@@ -2,7 +2,8 @@
 
 The text is trafilatura's, in its fast mode and in favour of precision. Where that is less than half of what resiliparse
 takes for the main part, resiliparse's is used: trafilatura has then found one article of several, or nothing
-(`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table).
+(`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table). Both take the menus of a page
+that is laid out in tables for its text, so these are removed before.
 
 Pages are read in a process of their own, which a page can crash, fill or keep busy: then only that page is lost.
 """
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_encoding import detect_wide_encoding
 
 if TYPE_CHECKING:
+    from lxml.html import HtmlElement
     from resiliparse.parse.html import DOMNode, HTMLTree
 
     from hf_llm.data.corpus.config import Source
@@ -36,6 +39,14 @@ PAGE_MEMORY_BYTES = 4 << 30  # address space of the process that reads pages, wh
 TITLE_CHARS = 300
 DATE_CHARS = 40
 WIDE_ENCODING_BYTES = 4096  # of a page's start, by which UTF-16 is told
+# A page is laid out in tables if so much of its text stands in tables that are no tables of data. In these, a cell or a
+# table of at least so many links is a menu if its text is mostly that of links, and short for each.
+LAYOUT_TABLE_SHARE = 0.5
+MIN_MENU_LINKS = 3
+MENU_LINK_SHARE = 0.7
+MAX_MENU_LABEL_LETTERS = 40
+MAX_MENU_SHARE = 0.5  # of the page's text: more is a list of links that the page is about
+MIN_REST_LETTERS = 200  # that have to be left of a page: else its menus are its text
 EXIT_CODE_OF_TIMEOUT = 1  # of the process that reads pages
 
 _CREATIVE_COMMONS = re.compile(
@@ -48,6 +59,8 @@ _DATE_SELECTORS = (
     'meta[name="date"]',
     'meta[name="dc.date"]',
 )
+_TABLE = re.compile(r"<table\b", re.IGNORECASE)
+_HIDDEN_TAGS = ("script", "style", "noscript", "template")
 # The start of an escape sequence, by which encodings made of ASCII (ISO-2022) say which characters follow.
 _ESCAPE_SEQUENCE = re.compile(rb"\x1b[$(]")
 
@@ -94,6 +107,11 @@ def extract_document(html: bytes, url: str = "", charset: str | None = None) -> 
         return None
 
     tree = HTMLTree.parse(page)
+    facts = _find_license(tree), _find_language(tree), _find_metadata(tree)
+    page_without_menus = remove_table_menus(page)
+    if page_without_menus is not None:
+        page = page_without_menus
+        tree = HTMLTree.parse(page)
     main_part = extract_plain_text(
         tree,
         preserve_formatting=True,
@@ -108,7 +126,114 @@ def extract_document(html: bytes, url: str = "", charset: str | None = None) -> 
         text = "\n".join(line.strip() for line in main_part.splitlines())
     if not text.strip():
         return None
-    return RawDocument(text, url, _find_license(tree), _find_language(tree), _find_metadata(tree))
+    return RawDocument(text, url, *facts)
+
+
+@dataclass(eq=False)
+class _Box:
+    """A table or a cell of one, or the page's body, with what is in it and in the boxes within it."""
+
+    element: "HtmlElement"
+    outer: "_Box | None"
+    letters: int = 0
+    link_letters: int = 0
+    links: int = 0
+    """Links with text."""
+    has_headers: bool = False
+    """Whether it is a table with a caption or headers of its own: one of data."""
+    is_skipped: bool = False
+    """Whether no menu is looked for in it."""
+
+    @property
+    def is_menu(self) -> bool:
+        """Whether it is a list of links: enough of them, with short labels and little text beside them."""
+        is_mostly_links = self.link_letters >= MENU_LINK_SHARE * self.letters
+        has_short_labels = self.link_letters <= MAX_MENU_LABEL_LETTERS * self.links
+        return self.links >= MIN_MENU_LINKS and is_mostly_links and has_short_labels
+
+
+def remove_table_menus(page: str) -> str | None:
+    """Remove the menus of a page that is laid out in tables, as pages before about 2005 are; None if it has none.
+
+    Neither trafilatura nor resiliparse distinguishes a column of links from a column of text. The page is parsed by
+    lxml, as in trafilatura: resiliparse's nodes take seconds for pages with long lists.
+    """
+    from lxml import etree
+    from lxml.html import HTMLParser, document_fromstring, tostring
+
+    if not _TABLE.search(page):
+        return None
+    parser = HTMLParser(encoding="utf-8", huge_tree=True)
+    content = page.replace("\0", "").encode("utf-8", "replace")
+    try:
+        root = document_fromstring(content, parser)
+    except etree.LxmlError:  # there is no element in it
+        return None
+    if root.find("body") is None:
+        return None
+
+    body, *boxes = _measure_boxes(root.find("body"))
+    layout_letters = sum(box.letters for box in boxes if box.outer is body and not box.has_headers)
+    if layout_letters < LAYOUT_TABLE_SHARE * body.letters:
+        return None
+
+    menus = []
+    for box in boxes:  # each after the one around it
+        assert box.outer is not None, "only the body has none"
+        box.is_skipped = box.outer.is_skipped or box.has_headers
+        is_most_of_page = box.letters > MAX_MENU_SHARE * body.letters
+        if box.is_menu and not box.is_skipped and not is_most_of_page:
+            menus.append(box)
+            box.is_skipped = True
+
+    rest_letters = body.letters - sum(menu.letters for menu in menus)
+    if not menus or rest_letters < MIN_REST_LETTERS:
+        return None
+    for menu in menus:
+        menu.element.drop_tree()
+    return tostring(root, encoding="unicode")
+
+
+def _measure_boxes(body: "HtmlElement") -> list[_Box]:
+    """Measure the body and every table and cell in it; each box comes after the one around it."""
+    from lxml import etree
+
+    box = _Box(body, None)
+    boxes = [box]
+    hidden_depth = 0
+    link_starts: list[int] = []  # of each open link: the letters of links before it, in its box
+
+    def count_text(text: str | None) -> None:
+        if text and not hidden_depth:
+            letters = _count_letters(text)
+            box.letters += letters
+            box.link_letters += letters * bool(link_starts)
+
+    for event, element in etree.iterwalk(body, events=("start", "end", "comment", "pi")):
+        tag = element.tag
+        is_link = tag == "a" and "href" in element.attrib
+        if event == "start":
+            if tag in ("table", "td"):
+                box = _Box(element, box)
+                boxes.append(box)
+            box.has_headers = box.has_headers or tag in ("th", "thead", "caption")
+            hidden_depth += tag in _HIDDEN_TAGS
+            if is_link:
+                link_starts.append(box.link_letters)
+            count_text(element.text)
+            continue
+
+        if event == "end":
+            hidden_depth -= tag in _HIDDEN_TAGS
+            if is_link:
+                box.links += box.link_letters > link_starts.pop()
+            if element is box.element and box.outer is not None:
+                box.outer.letters += box.letters
+                box.outer.link_letters += box.link_letters
+                box.outer.links += box.links
+                box = box.outer
+        count_text(element.tail)
+    return boxes
 
 
 def decode_page(data: bytes, charset: str | None = None) -> str:
@@ -172,15 +297,19 @@ def _find_license(tree: "HTMLTree") -> str | None:
     if not tree.document:
         return None
     links = tree.document.query_selector_all('a[rel~="license"], link[rel~="license"]')
-    licenses = {_spdx_identifier(link.getattr("href") or "") for link in links if not _is_in_figure(link)}
+    licenses = {
+        _spdx_identifier(link.getattr("href") or "") for link in links if not _is_within(link, "figure", "figcaption")
+    }
     return licenses.pop() if len(licenses) == 1 else None
 
 
-def _is_in_figure(node: "DOMNode | None") -> bool:
-    while node is not None:
-        if node.tag in ("figure", "figcaption"):
+def _is_within(node: "DOMNode", *tags: str) -> bool:
+    """Whether an element lies within another one with one of these tags."""
+    parent = node.parent
+    while parent is not None:
+        if parent.tag in tags:
             return True
-        node = node.parent
+        parent = parent.parent
     return False
 
 
