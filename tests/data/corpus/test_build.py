@@ -263,12 +263,14 @@ def test_names_and_addresses_with_halves_of_characters_are_written(tmp_path):
     assert sum(counts["documents"] for counts in ledger["splits"].values()) == 101
 
 
-def test_a_row_without_the_column_is_dropped_where_the_first_has_it(tmp_path):
+def test_a_row_without_the_column_is_dropped_where_another_has_it(tmp_path):
     rows = [{"text": text} for text in texts(100)]
     ledger = made(tmp_path / "c", jsonl(tmp_path / "a.jsonl", [*rows[:50], {"title": "x"}, *rows[50:]]))
     assert "line 51" in ledger["sources"]["a.jsonl"]["unreadable"]["no column text"][0]
+    ledger = made(tmp_path / "d", jsonl(tmp_path / "b.jsonl", [{"title": "x"}, *rows]))
+    assert "line 1" in ledger["sources"]["b.jsonl"]["unreadable"]["no column text"][0]
     with pytest.raises(UserError, match="line 1 has no column 'text'"):
-        made(tmp_path / "d", jsonl(tmp_path / "b.jsonl", [{"title": "x"}, *rows]))
+        made(tmp_path / "e", jsonl(tmp_path / "c.jsonl", [{"title": "x"}] * 100))
 
 
 def test_sources_of_one_name_tell_all_their_licences(tmp_path):

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from hf_llm.core.extras import missing_packages
 from hf_llm.core.surrogates import replace_lone_surrogates
 from hf_llm.data.corpus import python_docs
 from hf_llm.data.corpus.readers.code import find_license
@@ -20,10 +21,11 @@ from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.tabular import RowConverter
 from hf_llm.data.corpus.sources import ReadTask, download_folder
 from hf_llm.data.files.archives import extract_members, is_archive
-from hf_llm.data.files.download import download_file
 from hf_llm.data.files.compressed import content_suffix
+from hf_llm.data.files.download import download_file
 from hf_llm.data.files.file_content import ARCHIVE
 from hf_llm.data.files.file_formats import (
+    EXTRA_OF_FORMAT,
     describe_unknown_kind,
     detect_format,
     explain_exclusion,
@@ -138,6 +140,11 @@ class SourceReader(PipelineStep):
         if format is None or format == ARCHIVE:
             self.faults.records += 1
             self.faults.leave_out(content.kind, str(path))
+            return
+        extra = EXTRA_OF_FORMAT.get(format)
+        if extra and not task.source.format and detect_format(path) == "text" and missing_packages(extra):
+            self.faults.records += 1
+            self.faults.leave_out(f"{content.kind} named as text, which hf-llm[{extra}] reads", str(path))
             return
         module_name = READER_MODULES.get(format, format)
         reader = importlib.import_module(f"hf_llm.data.corpus.readers.{module_name}")

@@ -298,7 +298,7 @@ def _read_json_lines(path: Path, errors: ReadErrors) -> Iterator[tuple[int, dict
 
 
 def _read_json(path: Path, errors: ReadErrors, column: str | None) -> Iterator[tuple[int, dict]]:
-    """Read an array of objects, an object that holds one, objects one after another, or JSON lines.
+    """Read an array of objects, an object that holds one or that holds objects, objects one after another, JSON lines.
 
     An object with the member `column` is itself a row. Raises UserError if an object holds several arrays.
     """
@@ -322,6 +322,8 @@ def _read_json(path: Path, errors: ReadErrors, column: str | None) -> Iterator[t
                 values = stream.read_array()
             elif layout == "member":
                 values = stream.read_member(key)
+            elif layout == "members":
+                values = stream.read_members()
             else:
                 values = stream.read_values()
             for number, row in enumerate(values, 1):
@@ -335,7 +337,7 @@ def _read_json(path: Path, errors: ReadErrors, column: str | None) -> Iterator[t
 
 
 def _inspect_json(stream: "_JsonStream", path: Path, column: str | None) -> tuple[str, str]:
-    """Return how rows are laid out in a .json file: `lines`, `array`, `values`, or `member` and its name.
+    """Return how rows are laid out in a .json file: `lines`, `array`, `values`, `members`, or `member` and its name.
 
     Raises UserError if there are several arrays that may be meant.
     """
@@ -347,10 +349,11 @@ def _inspect_json(stream: "_JsonStream", path: Path, column: str | None) -> tupl
 
     arrays: list[str] = []
     texts: list[str] = []
+    objects: list[str] = []
     others: list[str] = []
     is_complete = True
     try:
-        stream.list_members(arrays, texts, others)
+        stream.list_members(arrays, texts, objects, others)
         has_more = bool(stream.peek_character())
     except (ValueError, RecursionError, *DAMAGE):
         is_complete = False
@@ -366,8 +369,10 @@ def _inspect_json(stream: "_JsonStream", path: Path, column: str | None) -> tupl
         if is_complete:
             return "values", ""
 
-    if column in (*arrays, *texts, *others):
+    if column in (*arrays, *texts, *objects, *others):
         return "values", ""
+    if len(objects) > 1 and not (arrays or texts or others):
+        return "members", ""
     if not arrays:
         if not texts and len(first_lines) > 1:
             raise UserError(f"{path} holds one JSON object; rows are an array of objects, or one object per line")
@@ -420,15 +425,26 @@ class _JsonStream:
                 return
             self._parse_value()
 
-    def list_members(self, arrays: list[str], texts: list[str], others: list[str]) -> None:
-        """Read the object that follows. The names of its members are added to one of three lists.
+    def read_members(self) -> Iterator[object]:
+        """Yield the values of the members of the object that follows."""
+        for _ in self._read_names():
+            yield self._parse_value()
 
-        `arrays` are of rows, `texts` make the object itself a row: strings, and the turns of a conversation.
+    def list_members(self, arrays: list[str], texts: list[str], objects: list[str], others: list[str]) -> None:
+        """Read the object that follows. The names of its members are added to one of four lists.
+
+        `arrays` are of rows, `objects` may be rows; `texts` make the object itself a row: strings, and the turns of a
+        conversation.
         """
         for name in self._read_names():
             if self.peek_character() != "[":
-                is_text = isinstance(self._parse_value(), str)
-                (texts if is_text else others).append(name)
+                value = self._parse_value()
+                if isinstance(value, str):
+                    texts.append(name)
+                elif isinstance(value, dict):
+                    objects.append(name)
+                else:
+                    others.append(name)
                 continue
             is_empty = True
             for value in self.read_array():

@@ -107,6 +107,7 @@ ROWS = [{"text": f"row {i}", "n": i} for i in range(5)]
         json.dumps(ROWS),
         json.dumps({"data": ROWS}),
         json.dumps({"version": "1.1", "data": ROWS}, indent=2),
+        json.dumps({f"id {i}": row for i, row in enumerate(ROWS)}, indent=2),
         json.dumps({"meta": {"rows": [1, 2]}, "tags": ["a"], "rows": ROWS, "end": None}, indent=1),
         "".join(json.dumps(row) + "\n" for row in ROWS),
         "\n".join(json.dumps(row, indent=4) for row in ROWS),
