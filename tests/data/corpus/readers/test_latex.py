@@ -228,7 +228,7 @@ def test_macros_that_double_what_they_are_given_stay_as_written_and_cost_no_othe
     doubling = "".join(f"\\newcommand{{\\x{c}}}{{\\x{d}\\x{d}}}" for c, d in pairwise(letters))
     preamble = doubling + "\\newcommand{\\xt}{long}\\newcommand{\\R}{\\mathbb{R}}"
     text, about = convert_paper({"a.tex": small_paper("A \\xa{} and $\\R$, \\xq{} times.", preamble)}, "a.tex")
-    assert text == "A \\xa and $\\mathbb{R}$, longlonglonglonglonglonglonglong times.\n"
+    assert text == "A \\xa{} and $\\mathbb{R}$, longlonglonglonglonglonglonglong times.\n"
     assert about["unexpanded_macros"] == 1
 
 
@@ -249,12 +249,33 @@ def test_macros_that_double_what_they_are_given_stay_as_written_and_cost_no_othe
         ("\\newcommand{\\both}[1]{#1 and #1}\\newcommand{\\R}{real}", "\\both{\\R{} \\both{x}}",
          "real x and x and real x and x"),
         ("\\newcommand{\\call}{\\emphit}\\newcommand{\\emphit}[1]{<#1>}", "\\call{x} and \\call{y}", "<x> and <y>"),
+        ("\\def\\f{\\@ifnextchar[\\f@with\\f@without}\\def\\f@with[#1]#2{f_{#1}(#2)}"
+         "\\newcommand{\\f@without}[1]{f(#1)}",
+         "$\\f{x}$ and $\\f[a_1]{x}$", "$f(x)$ and $f_{a_1}(x)$"),
+        ("\\def\\from#1to#2.{[#1,#2]}\\def\\upto#1\\stop{<#1>}", "\\from a to {b.c}. and \\upto{x}y\\stop z \\from here",
+         "[ a, b.c] and <xy> z \\from here"),
         ("\\newcommand{\\last}[1]{(#1)}", "The {\\last} end", "The end"),
     ],
 )  # fmt: skip
 def test_macros_are_expanded_as_tex_does(definitions, written, text):
     preamble = f"\\makeatletter{definitions}\\makeatother"
-    assert convert_paper({"a.tex": small_paper(written, preamble)}, "a.tex") == (text + "\n", {})
+    assert convert_paper({"a.tex": small_paper(written, preamble)}, "a.tex")[0] == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("definition", "written"),
+    [
+        ("\\newcommand{\\lam}[1]{\\ifdraft #1\\else\\fi}", "\\lam{x:A}"),
+        ("\\def\\lam#1{\\@lamarg#1:\\@end}\\def\\@lamarg#1:#2\\@end{\\if\\relax#2\\relax #1\\fi}", "\\lam{x:A}"),
+        ("\\newcommand{\\lam}{\\@startsection{section}{1}{\\z@}}", "\\lam{A title}"),
+        ("\\newcommand{\\lam}[2][a]{\\csname #1\\endcsname#2}", "\\lam[b]{c}{d}"),
+    ],
+)
+def test_a_macro_that_is_a_program_stays_as_written_and_is_counted(definition, written):
+    preamble = f"\\makeatletter{definition}\\newcommand{{\\R}}{{\\mathbb{{R}}}}\\makeatother"
+    paper = small_paper(f"Prose {written} and ${written} \\in \\R$.", preamble)
+    text, about = convert_paper({"a.tex": paper}, "a.tex")
+    assert text == f"Prose {written} and ${written} \\in \\mathbb{{R}}$.\n" and about["unexpanded_macros"] == 2
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ MAX_EXPANSION_DEPTH = 100
 MAX_EXPANSION_STEPS = 5_000
 MAX_EXPANSION_CHARS = 500_000
 STEPS_PER_CALL = 50  # more, for each macro that the paper calls in the arguments of another
+MAX_ARGUMENT_TOKENS = 1_000  # before the text that ends an argument; TeX would read to the end of the paragraph
 EXPANSION_CHARS = 8 << 20  # of all macros of a paper together; those after it are left as written
 MAX_EXPANSION_RATIO = 20  # or so many times the paper's own length, if that is more
 
@@ -45,7 +46,14 @@ _DEFINITION = re.compile(
     r"\\(?:(?:re)?newcommand|providecommand|DeclareRobustCommand|DeclareMathOperator)\*?\s*"
     r"(?:\{\s*\\([A-Za-z@]+)\s*\}|\\([A-Za-z@]+))\s*(?:\[(\d)\])?\s*(\[[^\]]*\])?\s*(?=\{)"
 )
-_SHORT_DEFINITION = re.compile(r"\\(?:def|gdef|edef|xdef)\s*\\([A-Za-z@]+)\s*((?:#\d)*)\s*(?=\{)")
+_SHORT_DEFINITION = re.compile(r"\\(?:def|gdef|edef|xdef)\s*\\([A-Za-z@]+)([^{}\n]{0,80})(?=\{)")
+# What makes a macro a program, which only TeX can run: conditions, and the order in which things are expanded.
+_PROGRAM = re.compile(
+    r"\\(?:if[A-Za-z@]*|else|fi|or|expandafter|noexpand|csname|futurelet|let|[gex]?def|newcommand|loop|repeat|the)"
+    r"(?![A-Za-z@])"
+)
+_INTERNAL_COMMAND = re.compile(r"\\([A-Za-z@]*@[A-Za-z@]+|[A-Za-z@]+@[A-Za-z@]*)")
+_BRANCHES = ("@ifstar", "@ifnextchar")  # the two ways to choose that are carried out
 # What TeX reads of a file one by one; `@` belongs to names only in the bodies of macros.
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|[{}]|[^\\{}]+|\\", re.DOTALL)
 _BODY_TOKEN = re.compile(r"#[1-9]|\\(?:[A-Za-z@]+|.)|[{}#]|[^\\{}#]+|\\", re.DOTALL)
@@ -127,6 +135,8 @@ class _Macro:
     argument_count: int
     default: str | None  # of the first argument, which is optional then
     body: str
+    delimiters: tuple[str, ...] = ()  # the text before the first argument and after each one, if there is any
+    is_program: bool = False  # then its calls are left as they are written
 
 
 def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> Iterator[RawDocument]:
@@ -347,13 +357,32 @@ def _find_macros(source: str) -> dict[str, _Macro]:
         macros[name] = _Macro(argument_count, default, body)
 
     for match in _SHORT_DEFINITION.finditer(source):
-        name, parameters = match.groups()  # such as `#1#2`
+        name, parameters = match.groups()  # such as `#1#2`, or `[#1]#2`
         body, _ = _read_group(source, match.end())
-        macros[name] = _Macro(len(parameters) // 2, None, body)
+        delimiters = tuple(part.strip() for part in re.split(r"#\d", parameters))
+        macros[name] = _Macro(len(delimiters) - 1, None, body, delimiters if any(delimiters) else ())
 
     for name in (*_HEADING_COMMANDS, *_DROPPED_COMMANDS):
         macros.pop(name, None)
+    _mark_programs(macros)
     return macros
+
+
+def _mark_programs(macros: dict[str, _Macro]) -> None:
+    """Mark the macros that are programs, or that use an inner one (with `@` in its name) that is one or is not known."""
+    for macro in macros.values():
+        has_odd_delimiter = any("\\" in text and not _COMMAND_WORD.fullmatch(text) for text in macro.delimiters)
+        macro.is_program = has_odd_delimiter or bool(_PROGRAM.search(macro.body))
+
+    is_changed = True
+    while is_changed:
+        is_changed = False
+        for macro in macros.values():
+            inner_names = set(_INTERNAL_COMMAND.findall(macro.body)).difference(_BRANCHES)
+            hands_over = any(name not in macros or macros[name].is_program for name in inner_names)
+            if hands_over and not macro.is_program:
+                macro.is_program = True
+                is_changed = True
 
 
 def _remove_definitions(body: str) -> str:
@@ -439,14 +468,14 @@ class _MacroExpander:
         while self.pending:
             token = self.pending.pop()
             name = token.text[1:] if token.text[0] == "\\" else ""
-            if name in ("@ifstar", "@ifnextchar"):
+            if name in _BRANCHES:
                 self._choose_branch(name)
                 continue
             macro = self.macros.get(name)
             if macro is None:
                 self._write(token.text)
                 continue
-            if name in self.endless or self.remaining_chars <= 0:
+            if macro.is_program or name in self.endless or self.remaining_chars <= 0:
                 self._leave_as_written(token.text, macro)
                 continue
             caller = token.caller or name
@@ -454,6 +483,9 @@ class _MacroExpander:
                 return caller
 
             body = self._call_macro(macro, token.depth + 1, caller)
+            if body is None:
+                self._leave_as_written(token.text, macro)
+                continue
             size = sum(len(part.text) for part in body)
             self.remaining_chars -= size
             if token.depth:
@@ -466,15 +498,21 @@ class _MacroExpander:
             self.pending += reversed(body)
         return None
 
-    def _call_macro(self, macro: _Macro, depth: int, caller: str) -> list[_Token]:
-        """Return a macro's body with the arguments that follow in their places."""
+    def _call_macro(self, macro: _Macro, depth: int, caller: str) -> list[_Token] | None:
+        """Return a macro's body with the arguments that follow in their places; None if others follow than it takes."""
+        if macro.delimiters:
+            delimited = self._read_delimited_arguments(macro.delimiters)
+            return None if delimited is None else self._insert_arguments(macro, delimited, depth, caller)
+
         arguments: list[list[_Token]] = []
         if macro.default is not None:
             optional = self._read_optional_argument()
             arguments.append(_tokenize(macro.default, depth, caller) if optional is None else optional)
         while len(arguments) < macro.argument_count:
             arguments.append(self._read_argument())
+        return self._insert_arguments(macro, arguments, depth, caller)
 
+    def _insert_arguments(self, macro: _Macro, arguments: list[list[_Token]], depth: int, caller: str) -> list[_Token]:
         body: list[_Token] = []
         for token in _tokenize(macro.body, depth, caller):
             if token.text[0] != "#":
@@ -507,7 +545,10 @@ class _MacroExpander:
             optional = self._read_optional_argument()
             if optional is not None:
                 written.append(f"[{_join_tokens(optional)}]")
-        for _ in range(macro.argument_count - (macro.default is not None)):
+        if not macro.delimiters:
+            for _ in range(macro.argument_count - (macro.default is not None)):
+                written.append(f"{{{_join_tokens(self._read_argument())}}}")
+        while self._stands_before("{"):  # a program may take more
             written.append(f"{{{_join_tokens(self._read_argument())}}}")
         self.unexpanded_calls += 1
         self._write(self.protect("".join(written)))
@@ -543,6 +584,56 @@ class _MacroExpander:
             text = token.text.lstrip()
             if text:
                 return token._replace(text=text)
+
+    def _stands_before(self, mark: str) -> bool:
+        """Whether the next token is this one."""
+        token = self._read_token()
+        if token is None:
+            return False
+        self.pending.append(token)
+        return token.text == mark
+
+    def _read_delimited_arguments(self, delimiters: tuple[str, ...]) -> list[list[_Token]] | None:
+        """Read arguments with text before, between or after them; None, with nothing read, if it is not there."""
+        consumed: list[_Token] = []
+        arguments = []
+        for number, delimiter in enumerate(delimiters):
+            if number and not delimiter:
+                argument = self._read_argument()
+                consumed += [_Token("{"), *argument, _Token("}")]
+                arguments.append(argument)
+                continue
+            if not delimiter:
+                continue  # nothing stands before the first argument
+            skipped = self._read_up_to(delimiter, consumed)
+            if skipped is None or (not number and _join_tokens(skipped).strip()):
+                self.pending += reversed(consumed)
+                return None
+            if number:
+                arguments.append(skipped)
+        return arguments
+
+    def _read_up_to(self, delimiter: str, consumed: list[_Token]) -> list[_Token] | None:
+        """Read the tokens before a delimiter and that; None if it is not near. What was read is added to `consumed`."""
+        tokens: list[_Token] = []
+        level = 0
+        while len(tokens) < MAX_ARGUMENT_TOKENS:
+            token = self._read_token()
+            if token is None:
+                return None
+            text = token.text
+            if level == 0 and text[0] not in "{}\\" and delimiter in text:
+                before, _, after = text.partition(delimiter)
+                consumed.append(token._replace(text=before + delimiter))
+                if after:
+                    self.pending.append(token._replace(text=after))
+                return [*tokens, token._replace(text=before)] if before else tokens
+            consumed.append(token)
+            if level == 0 and text == delimiter:
+                return tokens
+            level += (text == "{") - (text == "}")
+            tokens.append(token)
+        return None
 
     def _read_argument(self) -> list[_Token]:
         """Read an argument: the tokens of a group, a command or one character."""
