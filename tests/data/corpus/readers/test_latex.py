@@ -252,8 +252,8 @@ def test_macros_that_double_what_they_are_given_stay_as_written_and_cost_no_othe
         ("\\def\\f{\\@ifnextchar[\\f@with\\f@without}\\def\\f@with[#1]#2{f_{#1}(#2)}"
          "\\newcommand{\\f@without}[1]{f(#1)}",
          "$\\f{x}$ and $\\f[a_1]{x}$", "$f(x)$ and $f_{a_1}(x)$"),
-        ("\\def\\from#1to#2.{[#1,#2]}\\def\\upto#1\\stop{<#1>}", "\\from a to {b.c}. and \\upto{x}y\\stop z \\from here",
-         "[ a, b.c] and <xy> z \\from here"),
+        ("\\def\\from#1to#2.{[#1,#2]}\\def\\upto#1\\stop{<#1>}",
+         "\\from a to {b.c}. and \\upto{x}y\\stop z \\from here", "[ a, b.c] and <xy> z \\from here"),
         ("\\newcommand{\\last}[1]{(#1)}", "The {\\last} end", "The end"),
     ],
 )  # fmt: skip

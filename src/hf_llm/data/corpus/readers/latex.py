@@ -369,7 +369,7 @@ def _find_macros(source: str) -> dict[str, _Macro]:
 
 
 def _mark_programs(macros: dict[str, _Macro]) -> None:
-    """Mark the macros that are programs, or that use an inner one (with `@` in its name) that is one or is not known."""
+    """Mark the macros that are programs, or that use an inner one (with `@` in its name) that is one or is unknown."""
     for macro in macros.values():
         has_odd_delimiter = any("\\" in text and not _COMMAND_WORD.fullmatch(text) for text in macro.delimiters)
         macro.is_program = has_odd_delimiter or bool(_PROGRAM.search(macro.body))
