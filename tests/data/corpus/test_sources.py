@@ -192,7 +192,12 @@ def test_code_is_judged_by_no_filter_of_prose_however_it_is_given(tmp_path):
     for kind, address in addresses.items():
         source = Source(license="mit", **{"git" if kind == "git" else "path": str(address)})
         kept[kind] = sorted(clean(tmp_path / kind, source, rules))
-    assert kept["path"] == kept["git"] == kept["pattern"] == sorted([*(f"{number}.py" for number in range(8)), "README.md"])
+    assert (
+        kept["path"]
+        == kept["git"]
+        == kept["pattern"]
+        == sorted([*(f"{number}.py" for number in range(8)), "README.md"])
+    )
     assert kept["file"] == ["0.py"]
     assert kept["zip"] == ["mixed.zip/0.py"]  # the prose beside it is judged
 
@@ -213,10 +218,10 @@ def test_texts_with_a_script_beside_them_are_judged_as_prose(tmp_path):
 
 def test_a_source_of_which_everything_is_left_out_says_why(tmp_path):
     write(tmp_path / "a", "made_pb2.py", "build/x.py")
-    with pytest.raises(UserError, match=r"holds no file to read \(it holds \.py\)"):
-        list_read_tasks([Source(license="mit", path=str(tmp_path / "a"))])
-    with pytest.raises(UserError, match="left out are 1 generated, 1 vendored or built|left out are 1 vendored"):
-        list_read_tasks([Source(license="mit", git=str(tmp_path / "a"))])
+    for kind in ("path", "git"):
+        with pytest.raises(UserError, match=r"left out are 1 (generated|vendored or built), 1 ") as error:
+            list_read_tasks([Source(license="mit", **{kind: str(tmp_path / "a")})])
+        assert "1 generated" in str(error.value) and "1 vendored or built" in str(error.value)
 
 
 def test_a_pattern_that_matches_folders_counts_them(tmp_path):
@@ -241,5 +246,7 @@ def test_a_path_is_named_as_its_source_names_it(tmp_path, monkeypatch):
     assert name_file_in_sources("./single.txt", sources) == [("one", "single.txt")]
     assert name_file_in_sources("texts/books.zip/chapter.txt", sources) == [("texts", "books.zip/chapter.txt")]
     assert name_file_in_sources("elsewhere.txt", sources) == []
-    assert explain_left_out_file("texts/b.png", sources) == ["b.png  left out of source texts: kind that is not read: .png"]
+    assert explain_left_out_file("texts/b.png", sources) == [
+        "b.png  left out of source texts: kind that is not read: .png"
+    ]
     assert explain_left_out_file("texts/deep/a.txt", sources) == []

@@ -12,7 +12,7 @@ from typing import Literal
 from hf_llm.core.errors import UserError
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, PROSE_SUFFIXES, explain_code_exclusion
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import ReadErrors, describe_counts
 from hf_llm.data.files.tabular import content_suffix
 
 # What a source's `format` may say.
@@ -126,6 +126,7 @@ def _find_in_folder(
         raise UserError(
             f"{path} holds no file to read (it holds {', '.join(sorted(suffixes)[:10]) or 'nothing'}); "
             f"these kinds are read: {' '.join(sorted(listed_kinds))}"
+            + (f"; left out are {describe_counts(errors.left_out)}" if errors.left_out else "")
         )
     return files
 

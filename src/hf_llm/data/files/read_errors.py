@@ -31,7 +31,7 @@ _DAMAGE_REMEDY = "Repair what is damaged, or leave it out."
 
 
 def describe_counts(counts: dict[str, int], limit: int = 8) -> str:
-    """Write counts by reason on one line, the largest first: `12 hidden, 3 generated`; beyond `limit` they are summed."""
+    """Write counts by reason, the largest first: `12 hidden, 3 generated`; those beyond `limit` are summed."""
     ordered = Counter(counts).most_common()
     parts = [f"{count:,} {reason}" for reason, count in ordered[:limit]]
     rest = ordered[limit:]

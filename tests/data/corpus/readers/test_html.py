@@ -175,7 +175,9 @@ def test_the_text_of_thirty_real_articles_is_what_people_marked():
 
 
 MENU = ["Home", "About us", "Products", "Downloads", "Site map", "Contact", "Archive", "Guest book"]
-SENTENCES = [f"Sentence number {number} of the story tells of the river, the mill and its people." for number in range(9)]
+SENTENCES = [
+    f"Sentence number {number} of the story tells of the river, the mill and its people." for number in range(9)
+]
 
 
 def menu_of(style: str) -> str:
