@@ -48,7 +48,9 @@ def describe_input(entry: dict) -> list[str]:
 
     left_out = counts["left_out"]
     unreadable = counts["unreadable"]
-    line = f"{counts['records']:,} files and records were there: {counts['used']:,} used"
+    records = counts["records"]
+    were_there = "1 file or record was there" if records == 1 else f"{records:,} files and records were there"
+    line = f"{were_there}: {counts['used']:,} used"
     if left_out:
         line += f", {sum(left_out.values()):,} left out"
     if unreadable:
