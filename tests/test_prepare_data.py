@@ -34,6 +34,7 @@ def test_a_corpus_is_made_once(capsys):
         "texts: read 400 > normalise 400 > length 400 > exact_duplicates 400 > near_duplicates 400 documents" in output
     )
     manifest = read_manifest(Path("runs/tiny/corpus"))
+    assert "texts: 400 files and records were there: 400 used" in output
     assert manifest["headline"].startswith("400 documents, ") and manifest["licenses"] == ["cc0-1.0"]
     splits = manifest["facts"]["ledger"]["splits"]
     assert sum(counts["documents"] for counts in splits.values()) == 400
@@ -72,6 +73,18 @@ def test_a_wrong_source_is_named_and_the_next_try_is_free(sources, message, caps
 def test_an_unknown_licence_is_said_aloud(capsys):
     main(["tiny.yaml", "--corpus.sources=[{path: texts, license: unknown}]"])
     assert "licence is unknown" in capsys.readouterr().out
+
+
+def test_what_is_not_read_is_said_with_its_reason(capsys):
+    Path("texts/picture.png").write_bytes(b"x")
+    Path("texts/.notes.txt").write_text("notes")
+    Path("texts/empty.txt").write_text("")
+    Path("texts/rows.jsonl").write_text('{"text": null}\n' * 300 + json.dumps({"text": "word " * 30}) + "\n{\n")
+    main(["tiny.yaml"])
+    output = capsys.readouterr().out
+    assert "texts: 705 files and records were there: 401 used, 303 left out, 1 unreadable" in output
+    assert "texts: left out: 301 no text, 1 hidden, 1 kind that is not read: .png" in output
+    assert "unreadable, dropped: 1 malformed JSON" in output
 
 
 def test_other_settings_are_refused_once_there_is_a_corpus(capsys):
@@ -143,6 +156,10 @@ def test_what_became_of_a_document_is_told(capsys):
     kept = copy.rpartition("kept in its place: ")[2].strip()
     assert told(kept[:12]).startswith(kept)
     assert "0007.txt" in told("0007.txt")
+    for path in ("texts/0007.txt", "./texts/0007.txt", str(Path("texts/0007.txt").absolute())):
+        assert told(path) == told("0007.txt")
+    Path("texts/picture.png").write_bytes(b"x")
+    assert "left out of source texts: kind that is not read: .png" in told("texts/picture.png")
     assert "has no document 'nowhere'" in fails(capsys, *argv, "--explain=nowhere")
 
 

@@ -79,6 +79,7 @@ def test_disks_that_are_full_or_closed_are_problems():
     assert check_disk("disk for runs", "/runs", 100 * GIB, True).level == "ok"
     assert check_disk("disk for runs", "/runs", 5 * GIB, True).level == "note"
     assert check_disk("disk for runs", "/runs", GIB // 2, True).level == "problem"
+    assert check_disk("disk for runs", "/runs", 3 << 20, True).value == "3.0 MiB free at /runs"  # and not 0.0 GiB
     closed = check_disk("disk for the Hub's cache", "/cache", 100 * GIB, False)
     assert (closed.level, "HF_HOME" in closed.remedy) == ("problem", True)
 

@@ -96,7 +96,9 @@ def run(tmp_path_factory):
     sample |= {"reason": "duplicate", "because": "", "text": "A <b>copy</b>"}
     kept = {"psf-2.0": {"documents": 82, "bytes": 800_000}}
     unreadable, lengths = {"not_utf8": ["a.txt, line 3: not UTF-8"]}, [0] * 9 + [80, 2]
-    source = {"license": "psf-2.0", "rules": rules, "unreadable": unreadable, "lengths": lengths}
+    there = {"records": 1104, "used": 1090, "left_out": {"hidden": 9, "kind that is not read: .png": 3}}
+    there |= {"unreadable": {"not_utf8": 2}, "examples": {"hidden": [".git/<config>"]}}
+    source = {"license": "psf-2.0", "input": there, "rules": rules, "unreadable": unreadable, "lengths": lengths}
     ledger = {
         "sources": {"language reference": source},
         "splits": {"train": {"documents": 70, "bytes": 700_000}, "test": {"documents": 12, "bytes": 100_000}},

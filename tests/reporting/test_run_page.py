@@ -62,7 +62,7 @@ def test_numbers_sources_licences_and_recipe_are_there(text):
         assert wanted in words
     for wanted in (
         "HuggingFaceFW/fineweb-edu sample-10BT odc-by",
-        "language reference 1,090 0.9 82 0.8",
+        "language reference 1,090 0.9 MB 82 0.8 MB",
         "train 70 (0.7 MB)",
         "tokens_per_step: 64",
         "cc-by-4.0",

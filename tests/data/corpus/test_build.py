@@ -226,6 +226,14 @@ def test_too_small_a_disk_is_an_error_before_anything_is_read(tmp_path):
     check_space([part], tmp_path, Corpus(sources=[part.source]))
 
 
+def test_sizes_of_a_small_disk_are_told_in_a_unit_that_says_something(tmp_path, monkeypatch):
+    [part] = list_read_tasks([jsonl(tmp_path / "a.jsonl", texts(5))])
+    monkeypatch.setattr(corpus_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3000))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(UserError, match=r"has 3 kB free; a corpus of 3\.1 MB of text takes about 3\.1 MB while"):
+        check_space([replace(part, bytes=3 << 20)], tmp_path / "work", Corpus(sources=[part.source]))
+
+
 def test_space_that_an_interrupted_run_has_used_is_not_needed_again(tmp_path, monkeypatch):
     [part] = list_read_tasks([jsonl(tmp_path / "a.jsonl", texts(5))])
     (tmp_path / "work").mkdir()

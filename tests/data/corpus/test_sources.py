@@ -223,10 +223,10 @@ def test_texts_with_a_script_beside_them_are_judged_as_prose(tmp_path):
 
 def test_a_source_of_which_everything_is_left_out_says_why(tmp_path):
     write(tmp_path / "a", "made_pb2.py", "build/x.py")
-    with pytest.raises(UserError, match=r"holds no file to read \(it holds \.py\)"):
-        list_read_tasks([Source(license="mit", path=str(tmp_path / "a"))])
-    with pytest.raises(UserError, match="left out are 1 generated, 1 vendored or built|left out are 1 vendored"):
-        list_read_tasks([Source(license="mit", git=str(tmp_path / "a"))])
+    for kind in ("path", "git"):
+        with pytest.raises(UserError, match=r"left out are 1 (generated|vendored or built), 1 ") as error:
+            list_read_tasks([Source(license="mit", **{kind: str(tmp_path / "a")})])
+        assert "1 generated" in str(error.value) and "1 vendored or built" in str(error.value)
 
 
 def test_a_pattern_that_matches_folders_counts_them(tmp_path):

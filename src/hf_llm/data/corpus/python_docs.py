@@ -55,7 +55,8 @@ class DocumentationText(NamedTuple):
 def group_files(item: str, group_bytes: int, errors: ReadErrors | None = None) -> list[list[tuple[Path, str]]]:
     """List the files of an item with their names, in groups of about `group_bytes`; a package is never divided.
 
-    Files without documentation (tests, tables, copies of other packages) are counted in `errors` as left out. Raises UserError where this Python has none.
+    Files without documentation (tests, tables, copies of other packages) are counted in `errors` as left out. Raises
+    UserError where this Python has none.
     """
     if item == "language_reference":
         spec = importlib.util.find_spec("pydoc_data.topics")

@@ -37,8 +37,9 @@ from hf_llm.data.files.tabular import count_hub_shards
 
 PART_BYTES = 16 << 20  # of input that a task reads, where a source has many files
 STYLE_SHEETS = (".css", ".scss")  # are read as code, but do not make a folder of web pages a program
-# Of the bytes of code and prose in a folder or repository: from so much code on, its prose is a program's documentation,
-# and no filter of prose judges it. A folder of texts with a script beside them has far less: there code alone is spared.
+# Of the bytes of code and prose in a folder or repository: from so much code on, its prose is a program's
+# documentation, and no filter of prose judges it. A folder of texts with a script beside them has far less: there the
+# filters leave code alone.
 MIN_CODE_SHARE = 0.25
 
 

@@ -52,9 +52,11 @@ def extract_members(
     """Yield the name of every file of an archive and the path it is unpacked to, in the order of the archive.
 
     `name` says what kind of archive it is, if not the path's own name. Only files whose names `is_wanted` accepts are
-    unpacked; what the others are is not counted. Each file exists until the next one is asked
-    for. Members that are encrypted, bombs, damaged or no files are counted in `errors`; those that are yielded are not:
-    their reader counts what is in them. Of a damaged archive, what stands before the damage is read. Raises OSError if the archive cannot be read or the disk is full.
+    unpacked; what the others are is not counted. Each file exists until the next one is asked for.
+
+    Members that are encrypted, bombs, damaged or no files are counted in `errors`; those that are yielded are not,
+    since their reader counts what is in them. Of a damaged archive, what stands before the damage is read. Raises
+    OSError if the archive cannot be read or the disk is full.
     """
     name = (name or path.name).lower()
     if name.endswith(".zip"):

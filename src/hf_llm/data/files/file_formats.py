@@ -14,7 +14,7 @@ from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.file_content import ARCHIVE, FileContent, detect_content, detect_disguise
 from hf_llm.data.files.git_repos import INSTALLED_FOLDERS, PROSE_SUFFIXES, explain_code_exclusion
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import ReadErrors, describe_counts
 
 # What a source's `format` may say.
 Format = Literal[
@@ -162,6 +162,7 @@ def _find_in_folder(
         raise UserError(
             f"{path} holds no file to read (it holds {', '.join(sorted(suffixes)[:10]) or 'nothing'}); "
             f"these kinds are read: {' '.join(sorted(listed_kinds))}"
+            + (f"; left out are {describe_counts(errors.left_out)}" if errors.left_out else "")
         )
     return files
 

@@ -31,7 +31,7 @@ _DAMAGE_REMEDY = "Repair what is damaged, or leave it out."
 
 
 def describe_counts(counts: dict[str, int], limit: int = 8) -> str:
-    """Write counts by reason on one line, the largest first: `12 hidden, 3 generated`; beyond `limit` they are summed."""
+    """Write counts by reason, the largest first: `12 hidden, 3 generated`; those beyond `limit` are summed."""
     ordered = Counter(counts).most_common()
     parts = [f"{count:,} {reason}" for reason, count in ordered[:limit]]
     rest = ordered[limit:]
@@ -48,7 +48,9 @@ def describe_input(entry: dict) -> list[str]:
 
     left_out = counts["left_out"]
     unreadable = counts["unreadable"]
-    line = f"{counts['records']:,} files and records were there: {counts['used']:,} used"
+    records = counts["records"]
+    were_there = "1 file or record was there" if records == 1 else f"{records:,} files and records were there"
+    line = f"{were_there}: {counts['used']:,} used"
     if left_out:
         line += f", {sum(left_out.values()):,} left out"
     if unreadable:

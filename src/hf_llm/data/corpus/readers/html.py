@@ -2,8 +2,8 @@
 
 The text is trafilatura's, in its fast mode and in favour of precision. Where that is less than half of what resiliparse
 takes for the main part, resiliparse's is used: trafilatura has then found one article of several, or nothing
-(`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table). Both take the menus of a page
-that is laid out in tables for its text, so these are removed before.
+(`python benchmarks/extraction.py` compares the two and others; docs/web.md has the table). Both take the menus of a
+page that is laid out in tables for its text, so these are removed before.
 
 Pages are read in a process of their own, which a page can crash, fill or keep busy: then only that page is lost.
 """
