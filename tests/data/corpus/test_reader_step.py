@@ -1,4 +1,4 @@
-"""Files that a source names outright or by a pattern: read by name or by content, refused or counted, never as what they are not."""
+"""Files that a source names: read by name or by content, refused or counted, never as what they are not."""
 
 import gzip
 import json
