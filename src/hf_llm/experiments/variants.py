@@ -99,8 +99,8 @@ def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_data(tree: dict[str, Any]) -> bool:
-    """Whether the recipe names existing folders of tokens and tokenizer, so that none have to be made."""
-    return bool(tree["pretrain"].get("tokens") and tree["pretrain"].get("tokenizer"))
+    """Whether the recipe names an existing folder of tokens, so that none has to be made."""
+    return bool(tree["pretrain"].get("tokens"))
 
 
 def name_data_run(tree: dict[str, Any], original: dict[str, Any], into: str) -> str:
@@ -195,7 +195,8 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
     """
     recipes = {}
     problems = []
-    for folder in PRETRAINING:
+    data_folders = () if has_data(tree) else DATA
+    for folder in (*data_folders, "base"):
         recipe_class = importlib.import_module(STAGES[folder].module).Recipe
         try:
             recipes[folder] = build_recipe(recipe_class, tree, where, RECIPE_KEYS)
@@ -216,7 +217,7 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
         raise UserError(f"{where}:\n  {error}") from None
 
     data = {}
-    for folder in DATA:
+    for folder in data_folders:
         data |= {key: value for key, value in to_plain(recipes[folder]).items() if key != "name"}
     return PlannedPretraining(data, section, model, config, context)
 

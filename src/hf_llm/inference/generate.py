@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat, stop_token_ids
+from hf_llm.tokenization.text_boundaries import encode_prompt
 
 MAX_DEFAULT_NEW_TOKENS = 256
 
@@ -42,8 +43,8 @@ def complete_prompts(
 
     Raises UserError where the context has no room for `max_new_tokens`.
     """
-    # An empty prompt has no token to continue from; the end of a text is followed by the beginning of another.
-    encoded = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
+    encoded = [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
     return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
 

@@ -21,7 +21,8 @@ from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_jso
 from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
 from hf_llm.pipeline.sizing import apply_sizing
-from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.stages import DATA, OPTIONAL, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.tokens_folder import require_tokenizer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -86,7 +87,15 @@ class Run:
         return self.root / name
 
     def is_requested(self, folder: str) -> bool:
-        """Whether the recipe asks for this folder."""
+        """Whether the recipe asks for this folder.
+
+        Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them.
+        """
+        pretrain = self.tree.get("pretrain") or {}
+        if folder in DATA and pretrain.get("tokens"):
+            return False
+        if folder == "tokenizer" and pretrain.get("tokenizer"):
+            return False
         return folder not in OPTIONAL or folder in self.tree
 
     def resolve_source(self, path: Path | str | None) -> Path | str | None:
@@ -114,11 +123,15 @@ class Run:
         self._check_inputs(folder, inputs, current_inputs)
         return True
 
-    def ensure_stage(self, folder: str) -> Path:
+    def ensure_stage(self, folder: str) -> Path | str:
         """Return the path of a folder, after running its stage in a subprocess if the folder is not complete.
 
-        Raises UserError with the command to run if several processes were launched. Exits if the stage fails.
+        Tokens or a tokenizer that `pretrain` names are returned as they are (`named_folder`). Raises UserError with the
+        command to run if several processes were launched. Exits if the stage fails.
         """
+        named = self.named_folder(folder)
+        if named:
+            return named
         path = self.folder(folder)
         if self.is_complete(folder):
             return path
@@ -134,6 +147,20 @@ class Run:
         if completed.returncode:
             sys.exit(completed.returncode)
         return path
+
+    def named_folder(self, folder: str) -> Path | str | None:
+        """Return the tokens or the tokenizer of another run that `pretrain` names, to be used instead of this run's.
+
+        Tokens bring their tokenizer. Raises UserError where it is not at hand.
+        """
+        pretrain = self.tree.get("pretrain") or {}
+        tokens = self.resolve_source(pretrain.get("tokens"))
+        if folder == "tokens":
+            return tokens
+        if folder == "tokenizer":
+            named = self.resolve_source(pretrain.get("tokenizer"))
+            return named or (require_tokenizer(tokens) if tokens else None)
+        return None
 
     def starting_model(self, folder: str, path: str | None = None) -> dict[str, str | None]:
         """Return the model that a post-training stage starts from, as the first entry of `inputs` for `open_stage`.

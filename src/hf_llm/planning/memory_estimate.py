@@ -26,6 +26,7 @@ from hf_llm.model.load import (
     load_model,
     load_tokenizer,
 )
+from hf_llm.pipeline.tokens_folder import require_tokenizer
 from hf_llm.planning.memory import (
     TRAINING,
     UPDATE,
@@ -100,10 +101,13 @@ def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
     """Return the number of tokens of a recipe's tokenizer.
 
     It is taken from the run's finished folder `tokenizer`, unless `pretrain` names another; otherwise from
-    `model.vocab_size`, from the tokenizer that `pretrain` names, or from the recipe's `tokenizer` section. Raises
-    UserError where none of them has it.
+    `model.vocab_size`, from the tokenizer (or that of the tokens) that `pretrain` names, or from the recipe's
+    `tokenizer` section. Raises UserError where none of them has it.
     """
-    named_tokenizer = (tree.get("pretrain") or {}).get("tokenizer")
+    pretrain = tree.get("pretrain") or {}
+    named_tokenizer = pretrain.get("tokenizer")
+    if named_tokenizer is None and pretrain.get("tokens"):
+        named_tokenizer = require_tokenizer(pretrain["tokens"])
     if named_tokenizer is None and read_manifest(tokenizer):
         return len(load_tokenizer(tokenizer))
 

@@ -64,9 +64,7 @@ def _complete_output(
     trainer: Trainer, output: StageOutput, run: Run, headline: str, metrics: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     """Write the manifest and the model card of a saved model."""
-    input_folders = [run.root / name for name in output.inputs]
-    input_folders = [folder for folder in input_folders if folder.exists()]
-    licenses = licenses_of(*input_folders) + facts.pop("licenses", [])
+    licenses = licenses_of(*output.sources.values()) + facts.pop("licenses", [])
 
     facts["steps"] = trainer.state.global_step
     facts["metrics"] = metrics
