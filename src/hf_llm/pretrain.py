@@ -16,6 +16,7 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
+from hf_llm.inference.generate import suppress_unused_ids
 from hf_llm.model.load import CAUSAL, build_model, config_class, load_tokenizer, resolve_context
 from hf_llm.model.summary import flops_per_token, summarize_model
 from hf_llm.monitoring.attach import attach_callbacks
@@ -123,6 +124,7 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     check_tokenizers(tokenizer, output.sources["tokens"], output.sources.get("start_from"))
     set_seed(recipe.seed)
     model = build_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
+    suppress_unused_ids(model, tokenizer)
     print_main(summarize_model(model))
     context = resolve_context(model.config, section.context)
 

@@ -119,8 +119,28 @@ def generation_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return sorted({*own_ids, *stop_token_ids(tokenizer)} - {None})
 
 
+def suppressed_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return the ids that are never to be generated; None where there are none.
+
+    A padded vocabulary has rows beyond the tokenizer (and within it, where an id is unused). No text has their ids, so
+    training never shows the model one, and they decode to nothing. `generate` takes the list as `suppress_tokens`.
+    """
+    with_token = set(tokenizer.get_vocab().values())
+    vocabulary = range(model.config.get_text_config().vocab_size)
+    return [number for number in vocabulary if number not in with_token] or None
+
+
+def suppress_unused_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Let `generate` never propose an id without a token; the saved model keeps this in its generation_config.json."""
+    if model.can_generate():
+        model.generation_config.suppress_tokens = suppressed_ids(model, tokenizer)
+    return model
+
+
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
+    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before; and propose only ids
+    that have a token."""
+    suppress_unused_ids(model, tokenizer)
     model.generation_config.eos_token_id = generation_stop_ids(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -165,6 +185,7 @@ def _generate_batch(
                 max_new_tokens=max_new_tokens,
                 eos_token_id=generation_stop_ids(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
+                suppress_tokens=suppressed_ids(model, tokenizer),
                 **sampling,
             )  # B (prompt and completion)
     finally:

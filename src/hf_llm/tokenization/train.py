@@ -55,7 +55,7 @@ class TokenizerSection:
     algorithm: Literal["byte_level_bpe", "unigram"] = "byte_level_bpe"
     """How the vocabulary is trained; unigram as SentencePiece trains it."""
     sample_bytes: int = 200_000_000
-    """Bytes of the train split to train on, divided among the sources by corpus.shares."""
+    """Bytes to train on, of the train split (divided among the sources by corpus.shares) or evenly of `data`."""
     data: list[str] | None = None
     """Files or folders to train on instead of the corpus, read as corpus.sources are."""
     chat_template: str | None = None
