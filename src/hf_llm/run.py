@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import UserError, command
+from hf_llm.core.errors import USER_ERROR_CODE, UserError, command
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
@@ -79,7 +79,10 @@ def make_folder(run: Run, folder: str) -> None:
     print_main(f"\n== {folder} ==")
     code = run_stage(run, folder)
     if code:
-        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command resumes there")
+        remedy = "correct what the error names, then the same command resumes there"
+        if code != USER_ERROR_CODE:
+            remedy = "the same command resumes there"
+        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); {remedy}")
         sys.exit(code)
 
 
@@ -110,12 +113,10 @@ def next_commands(run: Run, model: Path) -> list[str]:
     base = run.folder("base")
     if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]
-    command_name = "generate" if model == base else "chat"
-    return [
-        f"python -m hf_llm.{command_name} {model}",
-        f'python -m hf_llm.generate {base} --prompt "The "',
-        f"python -m hf_llm.export {model} --output {run.folder('export')}",
-    ]
+    commands = [f'python -m hf_llm.generate {base} --prompt "The "', f"python -m hf_llm.export {model}"]
+    if model != base:
+        commands.insert(0, f"python -m hf_llm.chat {model}")
+    return commands
 
 
 if __name__ == "__main__":

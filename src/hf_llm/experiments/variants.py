@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
-from hf_llm.core.recipe import build_recipe, parse_yaml, set_key, to_plain
+from hf_llm.core.recipe import build_recipe, describe_yaml_error, parse_yaml, set_key, to_plain
 from hf_llm.model.load import resolve_context
 from hf_llm.pipeline.run import settings_of
 from hf_llm.pipeline.sizing import SIZING_KEYS
@@ -83,7 +83,8 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     try:
         return key, parse_yaml(f"[{values_text}]")
     except yaml.YAMLError as error:
-        raise UserError(f"--vary {key}: cannot parse {values_text!r} as a YAML list: {error}") from None
+        reason = describe_yaml_error(error, values_text)
+        raise UserError(f"--vary {key}: cannot parse {values_text!r} as a YAML list: {reason}") from None
 
 
 def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:

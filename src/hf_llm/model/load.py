@@ -3,8 +3,6 @@
 A model has the class of its objective, which is what it is trained to predict: `causal` (each token from those before
 it), `masked` (tokens hidden in a text, as BERT) or `span_corruption` (spans cut out of a text, which a decoder writes,
 as T5).
-
-Importing this module makes `model_type: hf_llm` known to transformers' Auto classes.
 """
 
 import copy
@@ -21,7 +19,6 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -37,12 +34,6 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
-from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
-
-AutoConfig.register("hf_llm", HfLlmConfig)
-AutoModel.register(HfLlmConfig, HfLlmModel)
-AutoModelForCausalLM.register(HfLlmConfig, HfLlmForCausalLM)
-AutoModelForSequenceClassification.register(HfLlmConfig, HfLlmForSequenceClassification)
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not

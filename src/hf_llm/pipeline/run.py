@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -20,6 +19,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_json, write_manifest
 from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
+from hf_llm.pipeline.session_clock import SessionClock
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stages import DATA, OPTIONAL, RECIPE_KEYS, STAGES
 from hf_llm.pipeline.tokens_folder import require_tokenizer
@@ -204,6 +204,8 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / BEGUN_FILE, {"settings": output.settings, "inputs": output.inputs})
             self._print_derived(folder)
+        if is_main_process() and not read_manifest(path):
+            output.clock.start()
         return output
 
     def archive_from(self, first: str) -> None:
@@ -288,7 +290,7 @@ class StageOutput:
     """The recipe as the stage has read it, defaults filled in."""
 
     def __post_init__(self) -> None:
-        self._started = time.monotonic()
+        self.clock = SessionClock(self.path)
 
     @property
     def is_complete(self) -> bool:
@@ -316,18 +318,23 @@ class StageOutput:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         """After a UserError, allow the next run to use other settings, unless there are checkpoints already."""
-        if isinstance(error, UserError) and is_main_process() and not any(self.path.glob("checkpoint-*")):
+        if not is_main_process():
+            return
+        self.clock.stop()
+        if isinstance(error, UserError) and not any(self.path.glob("checkpoint-*")):
             (self.path / BEGUN_FILE).unlink(missing_ok=True)
+            self.clock.remove()
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the main result in a phrase, `licenses` are those of all sources so far."""
         if not is_main_process():
             return
+        self.clock.remove()
         write_manifest(
             self.path,
             folder=self.folder,
             headline=headline,
-            seconds=round(time.monotonic() - self._started, 1),
+            seconds=round(self.clock.seconds, 1),
             licenses=sorted(set(licenses)),
             settings=self.settings,
             inputs=self.inputs,
