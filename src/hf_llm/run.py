@@ -17,12 +17,11 @@ from hf_llm.core.errors import USER_ERROR_CODE, UserError, command
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import Run, split_fresh
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
 from hf_llm.training.fault_tolerance.launch import run_stage
 from hf_llm.training.objectives import resolve_objective
 
-FRESH = "--fresh="
 MAX_SAMPLES = 3  # prompts whose answers are printed at the end
 MAX_ANSWER_CHARS = 160
 
@@ -34,10 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         print((__doc__ or "").strip())
         sys.exit(0 if argv else 2)
 
-    run = Run([argument for argument in argv if not argument.startswith(FRESH)])
-    for argument in argv:
-        if argument.startswith(FRESH):
-            run.archive_from(argument.removeprefix(FRESH))
+    argv, fresh_folders = split_fresh(argv)
+    run = Run(argv)
+    for folder in fresh_folders:
+        run.archive_from(folder)
 
     folders = [folder for folder in STAGES if run.is_requested(folder)]
     missing = [folder for folder in folders if not run.is_complete(folder)]

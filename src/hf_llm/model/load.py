@@ -34,6 +34,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
+from hf_llm.pipeline.find_model import check_is_model
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not
@@ -347,8 +348,11 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
 
 
 def check_model_path(path: Path | str) -> None:
-    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`."""
+    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`, and for a run or
+    an unfinished folder of one."""
     folder = Path(path)
+    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
+        check_is_model(folder)
     looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
     if not folder.is_dir() and looks_local:
         raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")

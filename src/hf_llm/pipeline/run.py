@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_llm.core.console import is_main_process, print_main
-from hf_llm.core.errors import UserError
+from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_json, write_manifest
 from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RecipeClass = TypeVar("RecipeClass", bound="DataclassInstance")
 
+FRESH = "--fresh"  # the option that renames a folder and the later ones, so that they are rebuilt
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is trained.
@@ -55,15 +56,37 @@ class BaseRecipe:
 def read_run(cls: type[RecipeClass], argv: list[str] | None = None) -> tuple["Run", RecipeClass]:
     """Parse the command line of a stage: return the run, and the recipe as the stage's class `cls`.
 
-    `argv` is a recipe file, then overrides `--section.key=value`. Prints the help of the stage and exits on `--help`.
+    `argv` is a recipe file, then overrides `--section.key=value`; `--fresh=<folder>` among them renames a folder and
+    the later ones first (`Run.archive_from`). Prints the help of the stage and exits on `--help`.
     Raises UserError that lists every problem in the recipe, each with its key.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "-h" in argv or "--help" in argv:
         print(help_text(cls))
         sys.exit(0 if argv else 2)
+    argv, fresh_folders = split_fresh(argv)
     run = Run(argv)
-    return run, run.read(cls)
+    recipe = run.read(cls)
+    if fresh_folders:
+        run.archive_for_one_launch(fresh_folders)
+    return run, recipe
+
+
+def split_fresh(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the recipe and its overrides, and the folders that `--fresh=<folder>` asks to rebuild."""
+    remaining = []
+    folders = []
+    words = iter(argv)
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if name != FRESH:
+            remaining.append(word)
+            continue
+        folder = folder if equals else next(words, "")
+        if not folder:
+            raise UserError(f"{FRESH} has no folder; write {FRESH}=sft to rebuild sft and what follows")
+        folders.append(folder)
+    return remaining, folders
 
 
 class Run:
@@ -207,6 +230,20 @@ class Run:
         if is_main_process() and not read_manifest(path):
             output.clock.start()
         return output
+
+    def archive_for_one_launch(self, folders: list[str]) -> None:
+        """Call `archive_from`, which a stage may do once: not in several processes, and not in every relaunch.
+
+        Raises UserError where this process is one of several, or may be launched again.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or USER_ERROR_FILE in os.environ:
+            command = f"python -m hf_llm.run {shlex.join(self.argv)} {FRESH}={folders[0]}"
+            raise UserError(
+                f"{FRESH}={folders[0]}: each of several processes or launches would rename the folder again; leave it "
+                f"out here, and rename {self.folder(folders[0])} yourself, or let this command do both:\n  {command}"
+            )
+        for folder in folders:
+            self.archive_from(folder)
 
     def archive_from(self, first: str) -> None:
         """Rename `first` and the folders of all later stages to `<folder>.1` (or the next free number)."""
