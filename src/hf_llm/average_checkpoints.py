@@ -64,8 +64,8 @@ def average_checkpoints(folder: Path, last: int, output: Path) -> list[int]:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; name a new folder")
     checkpoints = select_newest(folder, last)
-    check_one_tokenizer(checkpoints)
     model = average_weights(checkpoints)
+    check_one_tokenizer(checkpoints)
     model.save_pretrained(output)
     load_tokenizer(checkpoints[-1]).save_pretrained(output)
     steps = [checkpoint_step(checkpoint) for checkpoint in checkpoints]

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -201,3 +203,17 @@ def test_positions_counted_from_padding_on_have_rows_beside_those_of_the_context
     model(torch.arange(64)[None])
     with pytest.raises(UserError, match=f"64 is more than .*{unused + 32} less {unused} that {model_type}"):
         build_model({**section, "max_position_embeddings": unused + 32}, tiny_tokenizer(), context=64)
+
+
+def test_importing_the_room_makes_the_model_known_to_the_auto_classes(tmp_path):
+    save_tiny_model(tmp_path)
+    code = (
+        "import sys, hf_llm.model; assert 'hf_llm.model.load' not in sys.modules; "
+        "from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__module__, "
+        "len(AutoTokenizer.from_pretrained(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.strip() == "hf_llm.model.modeling_hf_llm 260", done.stderr

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat, stop_token_ids
+from hf_llm.tokenization.compare_tokenizers import check_ids_fit
 from hf_llm.tokenization.text_boundaries import encode_prompt
 
 MAX_DEFAULT_NEW_TOKENS = 256
@@ -24,7 +25,9 @@ def load_for_generation(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTo
         model = load_model(path, torch.bfloat16).eval().to("cuda")
     else:
         model = load_model(path, torch.float32).eval()
-    return model, load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    check_ids_fit(tokenizer, model.config.get_text_config().vocab_size, str(path))
+    return model, tokenizer
 
 
 def complete_prompts(

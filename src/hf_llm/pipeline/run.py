@@ -114,7 +114,7 @@ class Run:
 
         Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them.
         """
-        pretrain = self.tree.get("pretrain") or {}
+        pretrain = self._pretrain_section()
         if folder in DATA and pretrain.get("tokens"):
             return False
         if folder == "tokenizer" and pretrain.get("tokenizer"):
@@ -176,7 +176,7 @@ class Run:
 
         Tokens bring their tokenizer. Raises UserError where it is not at hand.
         """
-        pretrain = self.tree.get("pretrain") or {}
+        pretrain = self._pretrain_section()
         tokens = self.resolve_source(pretrain.get("tokens"))
         if folder == "tokens":
             return tokens
@@ -184,6 +184,10 @@ class Run:
             named = self.resolve_source(pretrain.get("tokenizer"))
             return named or (require_tokenizer(tokens) if tokens else None)
         return None
+
+    def _pretrain_section(self) -> dict[str, Any]:
+        section = self.tree.get("pretrain")
+        return section if isinstance(section, dict) else {}
 
     def starting_model(self, folder: str, path: str | None = None) -> dict[str, str | None]:
         """Return the model that a post-training stage starts from, as the first entry of `inputs` for `open_stage`.

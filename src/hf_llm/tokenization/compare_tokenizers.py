@@ -121,13 +121,14 @@ def check_start_tokenizer(start: Path | str, tokenizer: "PreTrainedTokenizerBase
     except (OSError, ValueError):
         print_main(f"{where}: {start} has no tokenizer; it is taken to be that of {tokenizer.name_or_path}")
         return
-    check_agreement(own, tokenizer, where, f"the ids of {start} would mean other words")
+    check_agreement(own, tokenizer, where)
 
 
-def check_agreement(
-    own: "PreTrainedTokenizerBase", tokenizer: "PreTrainedTokenizerBase", where: str, consequence: str
-) -> None:
-    """Raise UserError unless two tokenizers agree on ids and on what stands before a text."""
+def check_agreement(own: "PreTrainedTokenizerBase", tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+    """Raise UserError unless a model's `own` tokenizer and `tokenizer` agree on ids and on what stands before a text.
+
+    `where` is the recipe's key that names the model.
+    """
     difference = find_difference(own, tokenizer)
     before = document_prefix(own)
     other_before = document_prefix(tokenizer)
@@ -137,8 +138,18 @@ def check_agreement(
         difference = f"before a text, one puts {tokens} and the other {other_tokens}"
     if difference:
         raise UserError(
-            f"{where}: {own.name_or_path} has another tokenizer than {tokenizer.name_or_path}: {difference}; "
-            f"{consequence}. Use one tokenizer for both (tokenizer: {{use: {own.name_or_path}}})"
+            f"{where}: {own.name_or_path} has another tokenizer than {tokenizer.name_or_path}: {difference}. Use one "
+            f"for both (tokenizer: {{use: {own.name_or_path}}})"
+        )
+
+
+def check_ids_fit(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, where: str) -> None:
+    """Raise UserError where the tokenizer has ids beyond the `vocab_size` rows of a model's embedding."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer of {tokenizer.name_or_path} has ids up to {largest:,}, and the model "
+            f"{vocab_size:,} rows; put the model's own tokenizer beside it, or call resize_token_embeddings and save it"
         )
 
 
