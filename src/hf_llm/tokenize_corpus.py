@@ -46,7 +46,7 @@ from hf_llm.data.tokens.token_shards import (
 )
 from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
 from hf_llm.pipeline.tokens_folder import INDEX, TOKENIZER_COPY, TOKENIZER_FILE, read_index
-from hf_llm.tokenization.text_boundaries import document_prefix
+from hf_llm.tokenization.text_boundaries import count_ids, document_prefix
 
 
 @dataclass
@@ -103,8 +103,8 @@ def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
     if (output.path / INDEX).exists():
         return read_index(output.path)
     return {
-        "dtype": smallest_id_dtype(len(tokenizer)).name,
-        "vocab_size": len(tokenizer),
+        "dtype": smallest_id_dtype(count_ids(tokenizer)).name,
+        "vocab_size": count_ids(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "prefix": document_prefix(tokenizer),
         "tokenizer": file_digest(output.sources["tokenizer"] / TOKENIZER_FILE),
@@ -136,7 +136,7 @@ def build_router(
 
     if curriculum and curriculum.by != "source":
         documents = chain.from_iterable(read_documents(path) for path in files)
-        bounds, costs = measure_stage_bounds(curriculum, encode_documents(documents, tokenizer), len(tokenizer))
+        bounds, costs = measure_stage_bounds(curriculum, encode_documents(documents, tokenizer), count_ids(tokenizer))
         return StreamRouter(sources, curriculum, bounds, costs)
     if sources:
         return StreamRouter(sources, curriculum)
@@ -215,7 +215,7 @@ def encode_documents(
     documents: Iterable[Documents], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield documents with their tokens, as shards hold them."""
-    dtype = np.dtype(smallest_id_dtype(len(tokenizer)))
+    dtype = np.dtype(smallest_id_dtype(count_ids(tokenizer)))
     prefix = document_prefix(tokenizer)
     return tokenize_documents(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype, prefix)
 

@@ -35,6 +35,7 @@ from hf_llm.core.format import one_line
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.pipeline.find_model import check_is_model
+from hf_llm.tokenization.text_boundaries import count_ids
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not
@@ -190,11 +191,12 @@ def build_config(
     if cls.is_encoder_decoder:
         defaults["decoder_start_token_id"] = defaults["pad_token_id"]  # as T5 begins
 
-    vocab_size = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    num_ids = count_ids(tokenizer)
+    vocab_size = math.ceil(num_ids / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     defaults["vocab_size"] = vocab_size
-    if settings.get("vocab_size", vocab_size) < len(tokenizer):
+    if settings.get("vocab_size", vocab_size) < num_ids:
         raise UserError(
-            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; "
+            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {num_ids} ids; "
             f"leave it out, and the tokenizer decides ({vocab_size})"
         )
     return instantiate_config(cls, settings, defaults, context)

@@ -36,6 +36,7 @@ from hf_llm.planning.memory import (
     trained_process_bytes,
 )
 from hf_llm.planning.sharded_memory import ParameterCounts, estimate_engines
+from hf_llm.tokenization.text_boundaries import count_ids
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 from hf_llm.training.optimizers import build_arguments
@@ -109,13 +110,13 @@ def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
     if named_tokenizer is None and pretrain.get("tokens"):
         named_tokenizer = require_tokenizer(pretrain["tokens"])
     if named_tokenizer is None and read_manifest(tokenizer):
-        return len(load_tokenizer(tokenizer))
+        return count_ids(load_tokenizer(tokenizer))
 
     model_section = tree.get("model") or {}
     if model_section.get("vocab_size"):
         return model_section["vocab_size"]
     if named_tokenizer is not None:
-        return len(load_tokenizer(named_tokenizer))
+        return count_ids(load_tokenizer(named_tokenizer))
 
     tokenizer_section = tree.get("tokenizer") or {}
     if tokenizer_section.get("use"):

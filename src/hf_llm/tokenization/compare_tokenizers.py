@@ -12,7 +12,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import file_digest
 from hf_llm.pipeline.tokens_folder import TOKENIZER_FILE, find_tokenizer, read_index
-from hf_llm.tokenization.text_boundaries import document_prefix
+from hf_llm.tokenization.text_boundaries import count_ids, document_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,8 +106,8 @@ def _compare_size(index: dict, tokenizer: "PreTrainedTokenizerBase") -> str | No
     """Compare what the index alone tells of the tokenizer: that its file is another one; without a digest, its size."""
     if index.get("tokenizer"):
         return f"its digest is not the {index['tokenizer']} of the shards' index"
-    if index["vocab_size"] != len(tokenizer):
-        return f"{index['vocab_size']:,} tokens in one and {len(tokenizer):,} in the other"
+    if index["vocab_size"] != count_ids(tokenizer):
+        return f"{index['vocab_size']:,} tokens in one and {count_ids(tokenizer):,} in the other"
     return None
 
 
@@ -145,7 +145,7 @@ def check_agreement(own: "PreTrainedTokenizerBase", tokenizer: "PreTrainedTokeni
 
 def check_ids_fit(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, where: str) -> None:
     """Raise UserError where the tokenizer has ids beyond the `vocab_size` rows of a model's embedding."""
-    largest = max(tokenizer.get_vocab().values())
+    largest = count_ids(tokenizer) - 1
     if largest >= vocab_size:
         raise UserError(
             f"{where}: the tokenizer of {tokenizer.name_or_path} has ids up to {largest:,}, and the model "

@@ -27,6 +27,11 @@ def text_boundaries(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], li
     return [], []
 
 
+def count_ids(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return how many rows a model needs for the tokenizer's ids: more than it has tokens, where ids are unused."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def document_prefix(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the ids before a document that follows another one.
 
