@@ -43,7 +43,7 @@ class SessionClock:
             write_json(self.path, {"seconds": round(self.seconds, 1)})
 
     def remove(self) -> None:
-        """Delete the file: the folder is complete, or its next session begins anew."""
+        """Delete the file: the folder is complete, or its next session starts from nothing."""
         self.path.unlink(missing_ok=True)
 
 
