@@ -223,4 +223,4 @@ def test_importing_the_room_makes_the_model_known_to_the_auto_classes(tmp_path):
 def test_a_tokenizer_with_unused_ids_gets_a_row_for_its_largest():
     tokenizer = with_unused_ids(100, 319, 323)
     assert len(tokenizer) == 320
-    assert build_model({"hidden_size": 32, "num_hidden_layers": 1}, tokenizer, 32).config.vocab_size == 384
+    assert build_model({"hidden_size": 32, "num_attention_heads": 2}, tokenizer, 32).config.vocab_size == 384

@@ -58,6 +58,7 @@ def test_an_id_without_a_token_is_never_sampled(trainer_class, config_class, tmp
             per_device_train_batch_size=16,
             num_generations=8,
             max_completion_length=40,
+            beta=0.0,  # no reference, which TRL would load by name
             use_cpu=True,
             bf16=False,
             report_to="none",
