@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import command
+from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import BEGUN_FILE, MANIFEST_FILE, file_digest, read_manifest, write_json
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.corpus_files import list_corpus_files
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             return
 
         corpus = output.sources["corpus"]
+        check_local_tokenizer(output.sources["tokenizer"])
         tokenizer = load_parallel_tokenizer(output.sources["tokenizer"])
         ledger = read_manifest(corpus)["facts"]["ledger"]
 
@@ -82,6 +83,15 @@ def main(argv: list[str] | None = None) -> None:
         if mix:
             print_main(format_mix(mix, recipe.corpus.max_epochs))
         complete_stage(output, index, licenses_of(corpus), mix)
+
+
+def check_local_tokenizer(tokenizer: Path | str) -> None:
+    """Raise UserError for a Hub id in `pretrain.tokenizer`: a tokenizer from there is imported first."""
+    if not (Path(tokenizer) / TOKENIZER_FILE).is_file():
+        raise UserError(
+            f"pretrain.tokenizer: {tokenizer} is not a folder with {TOKENIZER_FILE}; for a tokenizer of the Hub write "
+            f"tokenizer: {{use: {tokenizer}}} instead"
+        )
 
 
 def load_parallel_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

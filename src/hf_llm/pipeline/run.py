@@ -21,7 +21,7 @@ from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
 from hf_llm.pipeline.session_clock import SessionClock
 from hf_llm.pipeline.sizing import apply_sizing
-from hf_llm.pipeline.stages import DATA, OPTIONAL, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES, is_requested
 from hf_llm.pipeline.tokens_folder import require_tokenizer
 
 if TYPE_CHECKING:
@@ -110,16 +110,8 @@ class Run:
         return self.root / name
 
     def is_requested(self, folder: str) -> bool:
-        """Whether the recipe asks for this folder.
-
-        Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them.
-        """
-        pretrain = self._pretrain_section()
-        if folder in DATA and pretrain.get("tokens"):
-            return False
-        if folder == "tokenizer" and pretrain.get("tokenizer"):
-            return False
-        return folder not in OPTIONAL or folder in self.tree
+        """Whether the recipe asks for this folder (`hf_llm.pipeline.stages.is_requested`)."""
+        return is_requested(self.tree, folder)
 
     def resolve_source(self, path: Path | str | None) -> Path | str | None:
         """Return a model or data set that the recipe names itself: its path if it exists on this disk, else the Hub id.
@@ -266,7 +258,8 @@ class Run:
     def _current_digest(self, name: str, recorded: str) -> str:
         """Return the present digest of an input that is a folder of this run; `recorded` for any other input."""
         manifest = read_manifest(self.folder(name))
-        if manifest and name in STAGES:
+        is_of_another_run = name in DATA and not self.is_requested(name)  # `pretrain` names it
+        if manifest and name in STAGES and not is_of_another_run:
             return manifest["digest"]
         return recorded
 
