@@ -138,3 +138,27 @@ def test_another_shape_or_an_adapter_is_refused(base, tmp_path):
 def test_a_folder_in_use_is_refused(base, tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         average_checkpoints(base, 2, base)
+
+
+def test_checkpoints_of_different_tokenizers_are_refused(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path / "base", step, model_of_step(step))
+    path = tmp_path / "base/checkpoint-20"
+    text = (path / "tokenizer.json").read_text(encoding="utf-8")
+    swapped = text.replace('"a": ', '"\x00": ').replace('"b": ', '"a": ').replace('"\x00": ', '"b": ')
+    assert swapped != text
+    (path / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    write_checkpoint_manifest(path)
+    with pytest.raises(UserError, match=r"checkpoint-10 has another tokenizer than .*checkpoint-20: '[ab]' is"):
+        average_checkpoints(tmp_path / "base", 2, tmp_path / "mean")
+
+
+def test_a_run_means_its_last_training_and_the_mean_goes_beside_it(tmp_path, capsys):
+    for stage in ("base", "sft"):
+        for step in (10, 20):
+            save_checkpoint(tmp_path / stage, step, model_of_step(step))
+    main([str(tmp_path), "--last=2"])
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'sft-averaged'}: the mean of the checkpoints at steps 10, 20" in said.out
+    assert f"its last training with checkpoints is {tmp_path / 'sft'}" in said.err
+    assert (tmp_path / "sft-averaged/config.json").exists()

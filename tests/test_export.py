@@ -6,6 +6,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Qw
 
 from hf_llm.core.errors import UserError
 from hf_llm.export import RENAMED_FIELDS, RENAMED_TENSORS, check_equal, export_model, main
+from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.model import configuration_hf_llm
 from hf_llm.model.configuration_hf_llm import (
     FIXED_AT_EXPORT,
@@ -28,6 +29,7 @@ def test_the_export_is_a_qwen3_with_the_same_logits_and_greedy_tokens(folder, tm
     assert "same greedy tokens" in capsys.readouterr().out
     exported, model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval(), tiny_model()
     assert type(exported) is Qwen3ForCausalLM
+    set_stop_tokens(model, tiny_tokenizer())  # as the exported one, which proposes no id without a token
     tokens = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(exported(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
     greedy = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(tokens)}
@@ -154,3 +156,12 @@ def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "none"), "--output", str(tmp_path / "more")])
     assert stop.value.code == 2 and "there is no folder" in capsys.readouterr().err
+
+
+def test_an_export_goes_beside_its_model(tmp_path, capsys):
+    save_tiny_model(tmp_path / "dpo")
+    main([str(tmp_path / "dpo")])
+    assert f"{tmp_path / 'dpo-export'}: Qwen3ForCausalLM" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "dpo")])
+    assert "dpo-export is not empty; name a new folder" in capsys.readouterr().err

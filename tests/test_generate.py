@@ -2,6 +2,7 @@ import io
 
 import pytest
 
+from hf_llm.core.manifest import write_manifest
 from hf_llm.generate import main
 from hf_llm.inference.generate import complete_prompts
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
@@ -39,3 +40,15 @@ def test_a_missing_folder_ends_with_code_2(capsys):
         main(["runs/none/base", "--prompt", "x"])
     assert stop.value.code == 2
     assert "there is no folder runs/none/base" in capsys.readouterr().err
+
+
+def test_options_may_have_underscores_and_a_run_means_its_last_model(folder, tmp_path, capsys):
+    main([folder, "--prompt", "The", "--max_new_tokens", "8", "--greedy"])
+    expected = capsys.readouterr().out
+    run = tmp_path / "run"
+    save_tiny_model(run / "sft")
+    (run / "base").mkdir()
+    write_manifest(run / "sft", folder="sft")
+    main([str(run), "--prompt", "The", "--max-new-tokens", "8", "--greedy"])
+    said = capsys.readouterr()
+    assert said.out == expected and f"its last model is {run / 'sft'}" in said.err

@@ -2,8 +2,11 @@
 
 import importlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -90,3 +93,19 @@ def test_the_tree_in_the_readme_is_the_tree():
         assert module.stem == "__init__" or module.name in text, module.name
     for room in (path.parent.name for path in (ROOT / "src" / "hf_llm").glob("*/__init__.py")):
         assert f"{room}/" in text, room
+
+
+def test_the_lines_that_use_the_result_run_where_hf_llm_is_not_installed(tiny_life):
+    """Nothing is asked on standard input, which is open and says nothing."""
+    (block,) = [block for block in blocks("python") if "runs/mine/dpo" in block]
+    code = "import sys; sys.modules['hf_llm'] = None\n" + block.replace("runs/mine/dpo", "runs/tiny/dpo")
+    code += "\nprint(type(model).__name__, len(tokenizer), tokenizer.chat_template is not None)"
+    read_end, write_end = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tiny_life, stdin=read_end, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    assert done.stdout.strip() == "HfLlmForCausalLM 320 True", done.stderr

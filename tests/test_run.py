@@ -14,6 +14,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from hf_llm.core.manifest import file_digests, read_manifest
+from hf_llm.pipeline.run import Run
+from hf_llm.run import next_commands
 from tests.tiny_recipe import run_module
 
 FOLDERS = ("corpus", "tokenizer", "tokens", "base", "sft", "dpo", "evaluation", "report")
@@ -175,3 +177,17 @@ def test_killed_twice_it_goes_on_and_ends_the_same(tiny_life, tiny_inputs):
             name for name in undisturbed if name.endswith((".safetensors", ".bin", ".parquet", "tokenizer.json"))
         ]
         assert weights and {name: ours[name] for name in weights} == {name: undisturbed[name] for name in weights}
+
+
+def test_an_error_that_needs_an_edit_does_not_promise_that_the_same_command_goes_on(tiny_inputs):
+    done = run_module("hf_llm.run", "tiny.yaml", "--corpus.min_chars=100000", folder=tiny_inputs)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "stopped (exit code 2); correct what the error names, then the same command resumes there" in done.stdout
+
+
+def test_next_prints_every_command_once(tiny_life, monkeypatch):
+    monkeypatch.chdir(tiny_life)
+    run = Run(["tiny.yaml"])
+    for model in ("base", "dpo"):
+        commands = [line.split()[2] for line in next_commands(run, run.folder(model))]
+        assert len(set(commands)) == len(commands) >= 2

@@ -132,3 +132,17 @@ def test_a_tokenizer_killed_before_its_end_has_the_same_bytes(inside):
     Path("runs/tiny/tokenizer/manifest.json").unlink()
     main(ARGV)
     assert file_digests(Path("runs/tiny/tokenizer")) == killed
+
+
+def test_texts_of_ones_own_are_sampled_from_all_places(capsys):
+    """The sample is a tenth of the files: without words of the last file and of a file's end, it was read in order."""
+    Path("own").mkdir()
+    first = [f"wombat bilby dugong {number}" for number in range(20_000)]
+    Path("own/a.txt").write_text("\n".join(first) + "\n" + "kookaburra platypus galah\n" * 10_000)
+    Path("own/b.jsonl").write_text('{"text": "' + "quokka numbat echidna " * 20_000 + '"}\n')
+    prepare_data.main(["tiny.yaml"])
+    main([*ARGV, "--tokenizer.data=[own]", "--tokenizer.sample_bytes=100_000"])
+    vocabulary = AutoTokenizer.from_pretrained("runs/tiny/tokenizer").get_vocab()
+    for word in ("wombat", "kookaburra", "quokka"):
+        assert any(len(token) >= 4 and token.strip("Ġ") in word for token in vocabulary), word
+    assert "tokenizer.data: trained on 0.1 MB of 1.2 MB, drawn evenly from all files" in capsys.readouterr().out

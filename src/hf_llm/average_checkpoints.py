@@ -1,5 +1,6 @@
 """Write the mean of the last checkpoints of a training as a model of its own.
 
+    python -m hf_llm.average_checkpoints runs/quickstart/base --last 2    # writes runs/quickstart/base-averaged
     python -m hf_llm.average_checkpoints runs/quickstart/base --last 2 --output runs/quickstart/averaged
 
 A training keeps `training.save_total_limit` checkpoints, by default two. At a high learning rate the mean of several
@@ -9,15 +10,20 @@ output opens with `from_pretrained`.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import BEGUN_FILE, read_manifest, write_manifest
 from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.pipeline.find_model import default_output, is_run
 from hf_llm.pipeline.run import licenses_of
+from hf_llm.pipeline.stages import MODELS
 from hf_llm.reporting.model_card import render_model_card
+from hf_llm.tokenization.compare_tokenizers import find_difference
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints, verify_checkpoint
 
 MIN_CHECKPOINTS = 2
@@ -25,27 +31,41 @@ MIN_CHECKPOINTS = 2
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder of a training, with its checkpoints")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the folder of a training with its checkpoints; of a run, its last")
     parser.add_argument("--last", type=int, required=True, help="how many of the newest checkpoints to average")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=Path, help="a new folder; by default <folder>-averaged")
     arguments = parser.parse_args(argv)
 
-    steps = average_checkpoints(arguments.folder, arguments.last, arguments.output)
-    print(f"{arguments.output}: the mean of the checkpoints at steps {', '.join(map(str, steps))}")
+    folder = find_training(arguments.folder)
+    output = arguments.output or default_output(folder, "averaged")
+    steps = average_checkpoints(folder, arguments.last, output)
+    print(f"{output}: the mean of the checkpoints at steps {', '.join(map(str, steps))}")
+
+
+def find_training(folder: Path) -> Path:
+    """Return the folder itself; of a run, that of its last stage with checkpoints."""
+    if not is_run(folder):
+        return folder
+    trainings = [folder / stage for stage in MODELS if complete_checkpoints(folder / stage)]
+    if not trainings:
+        raise UserError(f"{folder}: no stage of this run has checkpoints")
+    print(f"{folder}: its last training with checkpoints is {trainings[-1]}", file=sys.stderr)
+    return trainings[-1]
 
 
 @torch.no_grad()
 def average_checkpoints(folder: Path, last: int, output: Path) -> list[int]:
     """Write the mean of the `last` complete checkpoints of `folder` to the new folder `output`. Return their steps.
 
-    Raises UserError where there are fewer, or one is damaged, holds no model or one of another shape, or where `output`
-    is in use.
+    Raises UserError where there are fewer, or one is damaged, holds no model, one of another shape or one with another
+    tokenizer, or where `output` is in use.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; name a new folder")
     checkpoints = select_newest(folder, last)
     model = average_weights(checkpoints)
+    check_one_tokenizer(checkpoints)
     model.save_pretrained(output)
     load_tokenizer(checkpoints[-1]).save_pretrained(output)
     steps = [checkpoint_step(checkpoint) for checkpoint in checkpoints]
@@ -74,6 +94,17 @@ def select_newest(folder: Path, last: int) -> list[Path]:
             _, reason = verification_error
             raise UserError(f"{checkpoint}: {reason}; take fewer than {last}, or put a good copy back in place")
     return newest
+
+
+def check_one_tokenizer(checkpoints: list[Path]) -> None:
+    """Raise UserError where the checkpoints have different tokenizers: their rows would stand for different words."""
+    newest = load_tokenizer(checkpoints[-1])
+    for checkpoint in checkpoints[:-1]:
+        difference = find_difference(load_tokenizer(checkpoint), newest)
+        if difference:
+            raise UserError(
+                f"{checkpoint} has another tokenizer than {checkpoints[-1]}: {difference}; average them apart"
+            )
 
 
 def average_weights(checkpoints: list[Path]) -> torch.nn.Module:

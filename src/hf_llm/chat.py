@@ -10,21 +10,23 @@ import argparse
 import sys
 import time
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
 from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
+from hf_llm.pipeline.find_model import find_model
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model folder or Hub id")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
     sampling = read_sampling_arguments(arguments)
-    model, tokenizer = load_for_generation(arguments.model)
+    model, tokenizer = load_for_generation(find_model(arguments.model))
     max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     session = ChatSession(model, tokenizer, max_new_tokens, **sampling)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.hardware.devices import Device, detect_hardware, training_dtype
 from hf_llm.hardware.environment_checks import Finding, check_environment
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m hf_llm.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="measure nothing")

@@ -26,6 +26,7 @@ from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
         for name, path in models.items():
             print_main(f"evaluating {path}")
-            model, tokenizer = load_model_and_tokenizer(path, run.ensure_stage("tokenizer"))
+            model, tokenizer = load_model_and_tokenizer(path, output.sources["tokens"])
             objective = read_objective(model, path)
             scores = score_model(model, tokenizer, output.sources["tokens"], section.tokens, objective)
             results["models"][name] = {"path": str(path), "objective": objective.kind, **scores}
@@ -98,19 +99,19 @@ def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
     return {name: run.resolve_source(model) for name, model in zip(names, section.models, strict=True)}
 
 
-def load_model_and_tokenizer(
-    path: Path | str, tokenizer_folder: Path
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model on the best device of this machine, and its tokenizer.
 
-    Raises UserError where that is not the tokenizer that encoded the test text.
+    Raises UserError where that is not the tokenizer that encoded the test text, in the folder `tokens`.
     """
     tokenizer = load_tokenizer(path)
-    if tokenizer.get_vocab() != load_tokenizer(tokenizer_folder).get_vocab():
+    try:
+        check_shards_tokenizer(tokens, tokenizer, "evaluate.models")
+    except UserError as error:
         raise UserError(
-            f"evaluate.models: {path} has another tokenizer than {tokenizer_folder}, which encoded the test text; "
-            "evaluate it in a run of its own tokenizer (bits per byte compare across runs)"
-        )
+            f"{error}\n  {path} has another tokenizer than the test text; evaluate it in a run of its own tokenizer "
+            "(bits per byte compare across runs)"
+        ) from None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return load_model(path, objective=None).to(device), tokenizer
 

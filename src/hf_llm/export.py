@@ -1,5 +1,6 @@
 """Write a model as one of a stock architecture, which opens without hf_llm and without trust_remote_code.
 
+    python -m hf_llm.export runs/quickstart/dpo    # writes runs/quickstart/dpo-export
     python -m hf_llm.export runs/quickstart/dpo --output exported/quickstart
 
 The architecture is the one that the model is weight for weight (docs/architecture.md), by default a Qwen3, so vLLM,
@@ -14,9 +15,11 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.pipeline.find_model import default_output, find_model
 
 TOLERANCE = 1e-5  # the largest difference of float32 logits, relative to the largest logit where that is above 1
 MAX_TOKENS_COMPARED = 64
@@ -66,16 +69,18 @@ GPT2_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model folder or Hub id")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     parser.add_argument(
         "--to", choices=list(STOCK_CLASSES), help="the architecture to write; by default the one that fits"
     )
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=Path, help="a new folder; by default <model>-export")
     arguments = parser.parse_args(argv)
 
-    class_name = export_model(arguments.model, arguments.output, arguments.to)
-    print(f"{arguments.output}: {class_name}, same logits (to {TOLERANCE}) and same greedy tokens as the original")
+    model = find_model(arguments.model)
+    output = arguments.output or default_output(model, "export")
+    class_name = export_model(model, output, arguments.to)
+    print(f"{output}: {class_name}, same logits (to {TOLERANCE}) and same greedy tokens as the original")
 
 
 def export_model(path: Path | str, output: Path, to: str | None = None) -> str:

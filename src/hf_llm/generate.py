@@ -10,21 +10,23 @@ import argparse
 import sys
 import time
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
 from hf_llm.inference.generate import complete_prompts, default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
+from hf_llm.pipeline.find_model import find_model
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model folder or Hub id")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     parser.add_argument("--prompt", action="append", help="the text to complete; may be given several times")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
 
     sampling = read_sampling_arguments(arguments)
-    model, tokenizer = load_for_generation(arguments.model)
+    model, tokenizer = load_for_generation(find_model(arguments.model))
     max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]
 
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for prompt, completion in zip(prompts, completions, strict=True):
         print(f"{prompt}{completion}\n")
-    tokens = sum(len(tokenizer(completion)["input_ids"]) for completion in completions)
+    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in completions)
     print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 

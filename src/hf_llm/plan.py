@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.format import format_gib, format_number
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return this command's own options, and the other arguments: the recipe and its overrides."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m hf_llm.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,13 +9,14 @@ The same command resumes an interrupted run.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
+from hf_llm.inference.generate import suppress_unused_ids
 from hf_llm.model.load import CAUSAL, build_model, config_class, load_tokenizer, resolve_context
 from hf_llm.model.summary import flops_per_token, summarize_model
 from hf_llm.monitoring.attach import attach_callbacks
@@ -23,6 +24,7 @@ from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.monitoring.callbacks.samples import SamplesSection
 from hf_llm.parallel.layout import read_layout, select_collator
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
+from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer, check_start_tokenizer
 from hf_llm.training.arguments import build_training_arguments, split_batch
 from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
@@ -67,9 +69,9 @@ class PretrainSection:
     keep_layers: list[int] | None = None
     """Layer pruning: the layers of start_from, counted from 0, that a smaller model is made of."""
     tokens: str | None = None
-    """A tokens folder of another run, instead of this run's."""
+    """A tokens folder of another run, with its tokenizer, instead of this run's."""
     tokenizer: str | None = None
-    """A tokenizer folder of another run, instead of this run's."""
+    """A tokenizer folder of another run, instead of this run's. It has to be that of `tokens`."""
 
     def __post_init__(self) -> None:
         if self.keep_layers is not None and self.start_from is None:
@@ -106,14 +108,23 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
+def check_tokenizers(tokenizer: PreTrainedTokenizerBase, tokens: Path | str, start_from: Path | str | None) -> None:
+    """Raise UserError where the folder of tokens, or the model to start from, belongs to another tokenizer."""
+    check_shards_tokenizer(tokens, tokenizer, "pretrain.tokens")
+    if start_from:
+        check_start_tokenizer(start_from, tokenizer, "pretrain.start_from")
+
+
 def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> Trainer:
     """Build model, data, arguments and trainer, and attach the callbacks."""
     section = recipe.pretrain
 
     # The model
     tokenizer = load_tokenizer(output.sources["tokenizer"])
+    check_tokenizers(tokenizer, output.sources["tokens"], output.sources.get("start_from"))
     set_seed(recipe.seed)
     model = build_model(recipe.model, tokenizer, section.context, output.sources.get("start_from"), section.keep_layers)
+    suppress_unused_ids(model, tokenizer)
     print_main(summarize_model(model))
     context = resolve_context(model.config, section.context)
 

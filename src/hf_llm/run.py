@@ -13,16 +13,15 @@ import sys
 from pathlib import Path
 
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import UserError, command
+from hf_llm.core.errors import USER_ERROR_CODE, UserError, command
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import Run, split_fresh
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
 from hf_llm.training.fault_tolerance.launch import run_stage
 from hf_llm.training.objectives import resolve_objective
 
-FRESH = "--fresh="
 MAX_SAMPLES = 3  # prompts whose answers are printed at the end
 MAX_ANSWER_CHARS = 160
 
@@ -34,10 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         print((__doc__ or "").strip())
         sys.exit(0 if argv else 2)
 
-    run = Run([argument for argument in argv if not argument.startswith(FRESH)])
-    for argument in argv:
-        if argument.startswith(FRESH):
-            run.archive_from(argument.removeprefix(FRESH))
+    argv, fresh_folders = split_fresh(argv)
+    run = Run(argv)
+    for folder in fresh_folders:
+        run.archive_from(folder)
 
     folders = [folder for folder in STAGES if run.is_requested(folder)]
     missing = [folder for folder in folders if not run.is_complete(folder)]
@@ -79,7 +78,10 @@ def make_folder(run: Run, folder: str) -> None:
     print_main(f"\n== {folder} ==")
     code = run_stage(run, folder)
     if code:
-        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); the same command resumes there")
+        remedy = "correct what the error names, then the same command resumes there"
+        if code != USER_ERROR_CODE:
+            remedy = "the same command resumes there"
+        print_main(f"\n{STAGES[folder].module} stopped (exit code {code}); {remedy}")
         sys.exit(code)
 
 
@@ -110,12 +112,10 @@ def next_commands(run: Run, model: Path) -> list[str]:
     base = run.folder("base")
     if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]
-    command_name = "generate" if model == base else "chat"
-    return [
-        f"python -m hf_llm.{command_name} {model}",
-        f'python -m hf_llm.generate {base} --prompt "The "',
-        f"python -m hf_llm.export {model} --output {run.folder('export')}",
-    ]
+    commands = [f'python -m hf_llm.generate {base} --prompt "The "', f"python -m hf_llm.export {model}"]
+    if model != base:
+        commands.insert(0, f"python -m hf_llm.chat {model}")
+    return commands
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import MODELS, STAGES
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--max-relaunches", type=int, default=MAX_RELAUNCHES, help="that lead to no new checkpoint, before it gives up"
     )

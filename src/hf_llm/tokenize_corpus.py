@@ -7,6 +7,7 @@ The same command resumes after the last complete shard of an interrupted run, an
 """
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import command
-from hf_llm.core.manifest import file_digest, read_manifest, write_json
+from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import BEGUN_FILE, MANIFEST_FILE, file_digest, read_manifest, write_json
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.corpus.splits import SPLIT_NAMES
@@ -36,16 +37,16 @@ from hf_llm.data.tokens.mixing import (
     plan_streams,
 )
 from hf_llm.data.tokens.token_shards import (
-    INDEX,
     Documents,
     Tokens,
     read_documents,
-    read_index,
     smallest_id_dtype,
     tokenize_documents,
     write_shards,
 )
 from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
+from hf_llm.pipeline.tokens_folder import INDEX, TOKENIZER_COPY, TOKENIZER_FILE, read_index
+from hf_llm.tokenization.text_boundaries import count_ids, document_prefix
 
 
 @dataclass
@@ -66,9 +67,11 @@ def main(argv: list[str] | None = None) -> None:
             return
 
         corpus = output.sources["corpus"]
+        check_local_tokenizer(output.sources["tokenizer"])
         tokenizer = load_parallel_tokenizer(output.sources["tokenizer"])
         ledger = read_manifest(corpus)["facts"]["ledger"]
 
+        copy_tokenizer(output.sources["tokenizer"], output.path / TOKENIZER_COPY)
         index = load_index(output, tokenizer)
         router = build_router(recipe.corpus, list_corpus_files(corpus, "train"), tokenizer, list(ledger["sources"]))
         tokenize_splits(corpus, ledger, output.path, index, tokenizer, router, recipe.corpus.max_tokens)
@@ -82,10 +85,27 @@ def main(argv: list[str] | None = None) -> None:
         complete_stage(output, index, licenses_of(corpus), mix)
 
 
+def check_local_tokenizer(tokenizer: Path | str) -> None:
+    """Raise UserError for a Hub id in `pretrain.tokenizer`: a tokenizer from there is imported first."""
+    if not (Path(tokenizer) / TOKENIZER_FILE).is_file():
+        raise UserError(
+            f"pretrain.tokenizer: {tokenizer} is not a folder with {TOKENIZER_FILE}; for a tokenizer of the Hub write "
+            f"tokenizer: {{use: {tokenizer}}} instead"
+        )
+
+
 def load_parallel_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the run's tokenizer, which encodes in several threads."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return AutoTokenizer.from_pretrained(folder)
+
+
+def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Copy the tokenizer's files to `folder`, so that whoever is given the shards can read their ids."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(tokenizer.iterdir()):
+        if file.is_file() and file.name not in (MANIFEST_FILE, BEGUN_FILE):
+            shutil.copyfile(file, folder / file.name)
 
 
 def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -93,10 +113,11 @@ def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
     if (output.path / INDEX).exists():
         return read_index(output.path)
     return {
-        "dtype": smallest_id_dtype(len(tokenizer)).name,
-        "vocab_size": len(tokenizer),
+        "dtype": smallest_id_dtype(count_ids(tokenizer)).name,
+        "vocab_size": count_ids(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
-        "tokenizer": file_digest(output.sources["tokenizer"] / "tokenizer.json"),
+        "prefix": document_prefix(tokenizer),
+        "tokenizer": file_digest(output.sources["tokenizer"] / TOKENIZER_FILE),
         "files": {},  # number of the corpus files that are done, by split
         "splits": {},
     }
@@ -125,7 +146,7 @@ def build_router(
 
     if curriculum and curriculum.by != "source":
         documents = chain.from_iterable(read_documents(path) for path in files)
-        bounds, costs = measure_stage_bounds(curriculum, encode_documents(documents, tokenizer), len(tokenizer))
+        bounds, costs = measure_stage_bounds(curriculum, encode_documents(documents, tokenizer), count_ids(tokenizer))
         return StreamRouter(sources, curriculum, bounds, costs)
     if sources:
         return StreamRouter(sources, curriculum)
@@ -204,8 +225,9 @@ def encode_documents(
     documents: Iterable[Documents], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield documents with their tokens, as shards hold them."""
-    dtype = np.dtype(smallest_id_dtype(len(tokenizer)))
-    return tokenize_documents(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype)
+    dtype = np.dtype(smallest_id_dtype(count_ids(tokenizer)))
+    prefix = document_prefix(tokenizer)
+    return tokenize_documents(documents, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype, prefix)
 
 
 def plan_training(index: dict, section: Corpus) -> list[MixRow]:

@@ -7,7 +7,7 @@ Read the result with `transformers.AutoTokenizer.from_pretrained("runs/<name>/to
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.extras import require_extras
+from hf_llm.core.format import format_megabytes
 from hf_llm.data.corpus.config import Corpus, Source
 from hf_llm.data.corpus.corpus_files import list_corpus_files
-from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_texts
+from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_evenly, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
 from hf_llm.tokenization.checks import check_tokenizer
@@ -29,6 +30,8 @@ from hf_llm.training.objectives import resolve_objective
 
 MAX_REPORT_BYTES = 10_000_000  # the report reads so much of the validation split
 MAX_TEXT_CHARS = 100_000  # longer texts of `tokenizer.data` are cut
+MIN_TEXT_CHARS = 1_000
+PIECES_PER_SAMPLE = 200  # at least so many pieces of `tokenizer.data` make a sample, where it is smaller than the data
 GPT2 = "openai-community/gpt2"
 
 
@@ -113,10 +116,10 @@ def build_tokenizer(
     return tokenizer
 
 
-def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[str, float] | None) -> Iterator[str]:
+def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[str, float] | None) -> Iterable[str]:
     """Return the texts to train on: the recipe's own for the tokenizer, or a sample of the train split by `shares`."""
     if section.data:
-        return read_own_texts(section.data)
+        return sample_own_texts(section.data, section.sample_bytes)
 
     files = list_corpus_files(corpus, "train")
     if shares:
@@ -124,17 +127,35 @@ def read_training_texts(section: TokenizerSection, corpus: Path, shares: dict[st
     return sample_texts(files, shares, section.sample_bytes)
 
 
-def read_own_texts(paths: list[str]) -> Iterator[str]:
-    """Yield the texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is."""
+def sample_own_texts(paths: list[str], sample_bytes: int) -> list[str]:
+    """Return about `sample_bytes` of the files that the recipe names for the tokenizer, from all places of all files.
+
+    All of them are read, and cut into pieces that are small beside the sample.
+    """
+    piece_chars = min(MAX_TEXT_CHARS, max(MIN_TEXT_CHARS, sample_bytes // PIECES_PER_SAMPLE))
+    sample, total_bytes = sample_evenly(read_own_texts(paths, piece_chars), sample_bytes)
+    sampled_bytes = sum(len(text.encode("utf-8")) for text in sample)
+    if sampled_bytes < total_bytes:
+        print_main(
+            f"tokenizer.data: trained on {format_megabytes(sampled_bytes)} of {format_megabytes(total_bytes)}, drawn "
+            "evenly from all files (tokenizer.sample_bytes)"
+        )
+    return sample
+
+
+def read_own_texts(paths: list[str], piece_chars: int) -> Iterator[str]:
+    """Yield the texts of files that the recipe names for the tokenizer alone, read as a source of the corpus is, in
+    pieces of at most `piece_chars` characters."""
     require_extras("corpus")
     from hf_llm.data.corpus.reader_step import SourceReader
     from hf_llm.data.corpus.sources import list_read_tasks
+    from hf_llm.data.files.text_files import split_text
 
     parts = list_read_tasks([Source(path=path, license="unknown") for path in paths])
     for rank, part in enumerate(parts):
         step = SourceReader(parts, MAX_TEXT_CHARS)
         for document in step.run(rank=rank, world_size=len(parts)):
-            yield document.text
+            yield from split_text(document.text, piece_chars)
         step.faults.check_dropped_share(part.label)
 
 

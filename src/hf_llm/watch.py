@@ -8,6 +8,7 @@ python -m hf_llm.watch runs/first runs/second --page       # several runs in the
 import argparse
 from pathlib import Path
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
 from hf_llm.monitoring.log_tail import RunLog
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Define the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or the folder of one training stage")
     parser.add_argument("--page", action="store_true", help="show the runs in a browser on this machine")
     parser.add_argument("--port", type=int, default=8000, help="the page's port (default: %(default)s)")

@@ -3,6 +3,7 @@
 import pytest
 
 from hf_llm.core.format import (
+    fill_headline,
     format_bytes,
     format_count,
     format_dollars,
@@ -90,3 +91,20 @@ def test_one_line_folds_all_white_space():
 )  # fmt: skip
 def test_format_bytes_takes_the_unit_that_fits(size, text):
     assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize("value", [-0.0, -0.0004, -1e-9, 0.0, 1e-9])
+@pytest.mark.parametrize("style", [".3f", ".2f", "+.2f", ".0%", ".1%", ",.2f", "10.2f", "score", "short"])
+def test_what_rounds_to_zero_has_no_minus(value, style):
+    text = format_value(value, style)
+    if style in ("score", "short") and value:  # these keep the digits of small numbers
+        assert float(text) == pytest.approx(value, rel=0.01)
+    else:
+        assert "-" not in text and set(text.strip("+% ")) <= {"0", "."}
+
+
+def test_a_headline_has_no_minus_at_zero():
+    metrics = {"eval_rewards/margins": -0.0001, "eval_kl": -0.5, "eval_pairs": 3, "name": "x"}
+    template = "{name}: margin {eval_rewards/margins:.2f}, KL {eval_kl:.2f} on {eval_pairs:.0f} pairs, {eval_pairs}"
+    assert fill_headline(template, metrics) == "x: margin 0.00, KL -0.50 on 3 pairs, 3"
+    assert fill_headline("done", metrics) == "done"

@@ -79,7 +79,11 @@ def test_auto_leaves_a_librarys_setting_to_the_program(tmp_path):
         ("pretrain: {steps: 3}\nname: ${HF_LLM_NO_SUCH}", ["name: the environment variable HF_LLM_NO_SUCH is not set"]),
         ("pretrain: !!python/object/apply:os.getcwd []", ["cannot parse", "as YAML"]),
         ("- a\n- b", ["holds no sections"]),
-        ("pretrain: {steps: 3", ["cannot parse", "as YAML"]),
+        ("pretrain: {steps: 3", ["cannot parse", "as YAML: line 1"]),
+        ("pretrain:\n\tsteps: 3", ["as YAML: line 2 is indented with a tab; use spaces"]),
+        ("pretrain:\n  steps: 3\n \tshare: 1", ["as YAML: line 3 is indented with a tab; use spaces"]),
+        ("pretrain: {\tsteps: 3, names:\t[}", ["as YAML: line 1, column"]),
+        ("pretrain: @steps", ["as YAML: line 1, column 11: found character '@'"]),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_the_key_and_the_remedy(tmp_path, text, words):
@@ -87,6 +91,7 @@ def test_a_wrong_recipe_is_refused_with_the_key_and_the_remedy(tmp_path, text, w
         Run([write(tmp_path, text)]).read(Recipe)
     for word in words:
         assert word in str(error.value)
+    assert "unicode string" not in str(error.value)
 
 
 def test_all_problems_are_told_at_once(tmp_path):

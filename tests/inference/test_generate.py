@@ -1,7 +1,11 @@
+import json
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from hf_llm.core.errors import UserError
+from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import (
     complete_prompts,
     drop_oldest_turns,
@@ -10,7 +14,9 @@ from hf_llm.inference.generate import (
     generation_stop_ids,
     load_for_generation,
     set_stop_tokens,
+    suppressed_ids,
 )
+from hf_llm.tokenization.text_boundaries import set_boundaries
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The", "A much longer beginning of a text", ""]
@@ -115,3 +121,58 @@ def test_a_special_token_that_someone_types_stays_text():
     )
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert typed.count(end) == plain.count(end) and "Hi<|im_end|>" in tokenizer.decode(typed)
+
+
+UNUSED = range(260, 320)  # the rows of the tiny model beyond the tiny tokenizer
+
+
+def model_that_prefers_unused_ids(**changes):
+    """A model whose likeliest tokens are all beyond its tokenizer."""
+    model = tiny_model(tie_word_embeddings=False, **changes)
+    with torch.no_grad():
+        model.lm_head.weight[UNUSED.start :] = model.lm_head.weight[ord("a")] * 50
+        model.lm_head.weight[UNUSED.start :: 2] *= -1  # so that one of two is likely, whatever the hidden state
+    return model
+
+
+def test_an_id_without_a_token_is_never_generated(tmp_path):
+    model, tokenizer = model_that_prefers_unused_ids(), tiny_tokenizer()
+    prompt = torch.tensor([tokenizer("The")["input_ids"]])
+    assert set(model.generate(prompt, max_new_tokens=20, do_sample=False)[0, 3:].tolist()) & set(UNUSED)
+    assert suppressed_ids(model, tokenizer) == list(UNUSED)
+
+    for sampling in ({"do_sample": False}, {"do_sample": True, "top_k": 0, "seed": 1}):
+        (text,) = complete_prompts(model, tokenizer, ["The"], 20, **sampling)
+        (reply,) = generate_replies(model, tokenizer, [[{"role": "user", "content": "Hi"}]], 20, **sampling)
+        assert text and reply  # ids without a token decode to nothing
+    session = ChatSession(model, tokenizer, 20, do_sample=False)
+    assert "".join(session.stream_reply("Hi"))
+
+    set_stop_tokens(model, tokenizer).save_pretrained(tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for sampling in ({"do_sample": False}, {"do_sample": True, "num_return_sequences": 4}):
+        generated = saved.generate(prompt, max_new_tokens=20, **sampling)[:, 3:]
+        assert not set(generated.flatten().tolist()) & set(UNUSED)
+
+
+def test_a_vocabulary_without_unused_ids_suppresses_nothing(tmp_path):
+    model = tiny_model(vocab_size=260)
+    assert suppressed_ids(model, tiny_tokenizer()) is None
+    set_stop_tokens(model, tiny_tokenizer()).save_pretrained(tmp_path)
+    assert "suppress_tokens" not in json.loads((tmp_path / "generation_config.json").read_text())
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    tiny_model(vocab_size=258).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="ids up to 259, and the model 258 rows"):
+        load_for_generation(tmp_path)
+
+
+def test_a_prompt_keeps_what_the_tokenizer_puts_before_a_text():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    set_boundaries(tokenizer.backend_tokenizer, ["<|im_start|>"], ["<|endoftext|>"])
+    typed = complete_prompts(model, tiny_tokenizer(), ["<|im_start|>The"], 8, do_sample=False)
+    assert complete_prompts(model, tokenizer, ["The"], 8, do_sample=False) == typed
+    cut = complete_prompts(model, tokenizer, ["a" * 300 + "b" * 119], 8, do_sample=False)
+    assert cut == complete_prompts(model, tokenizer, ["b" * 119], 8, do_sample=False)

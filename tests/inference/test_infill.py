@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_llm.data.tokens.corruption import restore_spans
-from hf_llm.inference.generate import complete_prompts
+from hf_llm.inference.generate import complete_prompts, suppressed_ids
 from hf_llm.inference.infill import complete_or_infill, infill_texts
 from hf_llm.model.load import build_model
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_sentinels
@@ -72,3 +72,14 @@ def test_a_causal_model_completes_the_prompt_instead():
     assert complete_or_infill(model, tokenizer, ["ab"], 5) == complete_prompts(
         model, tokenizer, ["ab"], 5, do_sample=False
     )
+
+
+def test_no_gap_is_filled_by_an_id_without_a_token(masked, encoder_decoder):
+    model, tokenizer = masked
+    assert model.config.vocab_size > len(tokenizer)
+    model.cls.predictions.decoder.bias.data[len(tokenizer) :] = 200
+    assert infill_texts(model, tokenizer, ["a <|mask|> in"], 8) == ["a x in"]
+
+    model, tokenizer = encoder_decoder
+    unused = list(range(len(tokenizer), model.config.vocab_size))
+    assert unused and suppressed_ids(model, tokenizer) == unused

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import build_model, config_class, find_objective, load_model, load_tokenizer, resolve_context
+from tests.odd_tokenizers import with_unused_ids
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -201,3 +204,23 @@ def test_positions_counted_from_padding_on_have_rows_beside_those_of_the_context
     model(torch.arange(64)[None])
     with pytest.raises(UserError, match=f"64 is more than .*{unused + 32} less {unused} that {model_type}"):
         build_model({**section, "max_position_embeddings": unused + 32}, tiny_tokenizer(), context=64)
+
+
+def test_importing_the_room_makes_the_model_known_to_the_auto_classes(tmp_path):
+    save_tiny_model(tmp_path)
+    code = (
+        "import sys, hf_llm.model; assert 'hf_llm.model.load' not in sys.modules; "
+        "from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__module__, "
+        "len(AutoTokenizer.from_pretrained(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.strip() == "hf_llm.model.modeling_hf_llm 260", done.stderr
+
+
+def test_a_tokenizer_with_unused_ids_gets_a_row_for_its_largest():
+    tokenizer = with_unused_ids(100, 319, 323)
+    assert len(tokenizer) == 320
+    assert build_model({"hidden_size": 32, "num_attention_heads": 2}, tokenizer, 32).config.vocab_size == 384

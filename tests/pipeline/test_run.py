@@ -2,12 +2,20 @@
 
 import json
 import shlex
+from dataclasses import dataclass
 
 import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
-from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.run import Run, read_run
+
+
+@dataclass
+class Named:
+    """A stage that reads the name alone."""
+
+    name: str
 
 
 @pytest.fixture
@@ -100,3 +108,64 @@ def test_setting_aside_keeps_everything(recipe):
     assert (run.root / "corpus.2" / "data.txt").read_text() == "second"
     with pytest.raises(UserError, match="not a folder of a run"):
         run.archive_from("corpora")
+
+
+def test_fresh_on_a_stage_renames_its_folder_and_the_later_ones(recipe):
+    run = Run([recipe])
+    make(run, "corpus")
+    make(run, "base")
+    for words, others in ((["--fresh=base"], []), (["--fresh", "base", "--name=small"], ["--name=small"])):
+        opened, _ = read_run(Named, [recipe, *words])
+        assert opened.argv == [recipe, *others]
+        assert (run.root / "base.1").is_dir() and (run.root / "corpus").is_dir()
+        assert not (run.root / "base").exists()
+    with pytest.raises(UserError, match="'bass' is not a folder of a run"):
+        read_run(Named, [recipe, "--fresh=bass"])
+    with pytest.raises(UserError, match="--fresh has no folder"):
+        read_run(Named, [recipe, "--fresh"])
+
+
+@pytest.mark.parametrize("variable", [("WORLD_SIZE", "2"), ("HF_LLM_USER_ERROR_FILE", "/tmp/x")])
+def test_fresh_is_refused_where_a_launch_would_repeat_it(recipe, monkeypatch, variable):
+    run = Run([recipe])
+    make(run, "base")
+    monkeypatch.setenv(*variable)
+    with pytest.raises(UserError, match=r"python -m hf_llm\.run .*small\.yaml --fresh=base"):
+        read_run(Named, [recipe, "--fresh=base"])
+    assert (run.root / "base").is_dir()
+
+
+def test_the_seconds_of_interrupted_sessions_count(recipe):
+    run = Run([recipe])
+    with pytest.raises(KeyboardInterrupt), run.open_stage("corpus") as output:
+        output.clock._started -= 50
+        raise KeyboardInterrupt
+    with run.open_stage("corpus") as output:
+        output.complete("done", licenses=[])
+    manifest = read_manifest(run.root / "corpus")
+    assert 50 <= manifest["seconds"] < 60 and "clock.json" not in manifest["files"]
+    assert sorted(path.name for path in (run.root / "corpus").iterdir()) == ["manifest.json"]
+
+
+def test_an_error_of_the_user_begins_anew(recipe):
+    run = Run([recipe])
+    with pytest.raises(UserError), run.open_stage("corpus"):
+        raise UserError("wrong")
+    assert not list((run.root / "corpus").iterdir())
+
+
+def test_tokens_of_another_run_bring_their_tokenizer(recipe, tmp_path):
+    theirs = tmp_path / "runs/theirs"
+    for folder in ("tokens", "tokenizer"):
+        (theirs / folder).mkdir(parents=True)
+    (theirs / "tokens/index.json").write_text("{}")
+    run = Run([recipe, "--pretrain.tokens=runs/theirs/tokens"])
+    with pytest.raises(UserError, match=r"name its folder in pretrain\.tokenizer"):
+        run.ensure_stage("tokenizer")
+    (theirs / "tokenizer/tokenizer.json").write_text("{}")
+    assert str(run.ensure_stage("tokens")) == "runs/theirs/tokens"
+    assert str(run.ensure_stage("tokenizer")) == "runs/theirs/tokenizer"
+    named = Run([recipe, "--pretrain.tokens=runs/theirs/tokens", "--pretrain.tokenizer=owner/name"])
+    assert named.ensure_stage("tokenizer") == "owner/name"
+    assert not any(run.is_requested(folder) for folder in ("corpus", "tokenizer", "tokens"))
+    assert Run([recipe, "--pretrain.tokenizer=owner/name"]).is_requested("corpus")

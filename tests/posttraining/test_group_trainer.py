@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
+from trl import GRPOConfig, RLOOConfig
 
-from hf_llm.posttraining.group_trainer import add_position_ids
-from tests.tiny_models import tiny_model
+from hf_llm.inference.generate import set_stop_tokens
+from hf_llm.posttraining.group_trainer import ResumableGRPOTrainer, ResumableRLOOTrainer, add_position_ids
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def gpt2():
@@ -30,3 +33,39 @@ def test_padding_on_the_left_takes_no_positions(make):
         assert (model(input_ids=padded, attention_mask=mask).logits[:, 6:] - alone).abs().max() > 0.1
     model.register_forward_pre_hook(add_position_ids, with_kwargs=True)
     torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[:, 6:], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(ResumableGRPOTrainer, GRPOConfig), (ResumableRLOOTrainer, RLOOConfig)],
+    ids=["grpo", "rloo"],
+)
+def test_an_id_without_a_token_is_never_sampled(trainer_class, config_class, tmp_path):
+    tokenizer = tiny_tokenizer()
+    unused = set(range(len(tokenizer), 320))
+    sampled = []
+
+    def reward(completions, completion_ids, **columns):
+        sampled.extend(token for ids in completion_ids for token in ids)
+        return [float(len(ids)) for ids in completion_ids]
+
+    trainer = trainer_class(
+        model=set_stop_tokens(tiny_model(), tokenizer),
+        reward_funcs=reward,
+        args=config_class(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=16,
+            num_generations=8,
+            max_completion_length=40,
+            beta=0.0,  # no reference, which TRL would load by name
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "Hi"}]] * 4}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert len(sampled) > 100 and not set(sampled) & unused

@@ -1,9 +1,11 @@
 import base64
 import io
+import json
 import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_llm.core.errors import UserError
@@ -11,6 +13,7 @@ from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
 from hf_llm.tokenization.train import WORD_PATTERN, TokenizerSection, train_tokenizer
 from tests.made_up_texts import CHAT, texts
+from tests.odd_tokenizers import trained_json, with_unused_ids
 
 DATA = os.environ.get("HF_LLM_DATA")
 ODD = [
@@ -227,3 +230,67 @@ def test_settings_that_do_not_go_together_are_refused():
         TokenizerSection(pattern="x")
     with pytest.raises(ValueError, match="leave one out"):
         TokenizerSection(use="x", data=["y"])
+
+
+@pytest.mark.parametrize("unused", [(16,), (0, 5, 17), (100, 101, 300), tuple(range(319, 329)), (7, 320)])
+def test_an_unused_id_gets_a_reserved_token_and_no_other_token_moves(tmp_path, unused, capsys):
+    original = with_unused_ids(*unused)
+    original.save_pretrained(tmp_path / "mine")
+    tokenizer = import_tokenizer(TokenizerSection(use=str(tmp_path / "mine")))
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(384)) and len(tokenizer) == 384
+    assert {token: vocabulary[token] for token in original.get_vocab()} == original.get_vocab()
+    real = [number for number in unused if number < max(original.get_vocab().values())]
+    assert all(tokenizer.convert_ids_to_tokens(number) == f"<|unused_{number}|>" for number in real)
+    assert set(real) <= set(tokenizer.all_special_ids)
+    assert f"{len(real)} ids have no token ({real[0]} for one)" in capsys.readouterr().out
+    check_tokenizer(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.get_vocab() == vocabulary
+    for text in [*texts()[:20], *ODD, f"<|unused_{real[0]}|>"]:
+        assert ids(again, text) == ids(original, text)
+        assert again.decode(ids(again, text)) == text
+
+
+def test_ids_unused_between_a_unigram_model_and_its_added_tokens_are_filled(tmp_path):
+    pieces = [("<unk>", 0.0), *((chr(97 + i), -2.0) for i in range(26)), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    state = json.loads(backend.to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    state["added_tokens"] = [
+        {"id": 283, "content": "<end>", **flags},
+        {"id": 290, "content": "<pad>", **flags},
+    ]
+    original = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<end>", pad_token="<pad>"
+    )
+    original.save_pretrained(tmp_path / "mine")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "mine").get_vocab()
+    tokenizer = import_tokenizer(TokenizerSection(use=str(tmp_path / "mine")))
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert {token: tokenizer.get_vocab()[token] for token in loaded} == loaded
+    assert ids(tokenizer, "hello 数") == ids(original, "hello 数")
+
+
+def test_two_tokens_with_one_id_are_refused(tmp_path):
+    state = json.loads(trained_json())
+    state["model"]["vocab"]["twice"] = 300
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/tokenizer.json").write_text(json.dumps(state))
+    named = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "mine/tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(UserError, match="1 ids that two tokens share"):
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "mine")))
+
+
+def test_a_tiktoken_file_may_leave_a_rank_to_a_special_token(tmp_path):
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    lines.append(f"{base64.b64encode(b'th').decode()} 257")  # 256 is <|endoftext|>, as in p50k_base
+    (tmp_path / "gap.tiktoken").write_text("\n".join(lines))
+    tokenizer = import_tokenizer(TokenizerSection(use=str(tmp_path / "gap.tiktoken")))
+    assert ids(tokenizer, "th") == [257] and tokenizer.convert_ids_to_tokens(256) == "<|unused_256|>"
+    (tmp_path / "twice.tiktoken").write_text("\n".join([*lines, f"{base64.b64encode(b'ht').decode()} 257"]))
+    with pytest.raises(UserError, match="two of its tokens have the same rank"):
+        import_tokenizer(TokenizerSection(use=str(tmp_path / "twice.tiktoken")))

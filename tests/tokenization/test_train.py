@@ -1,8 +1,11 @@
+import random
+import re
+
 import pytest
 from transformers import AutoTokenizer
 
 from hf_llm.core.errors import UserError
-from hf_llm.tokenization.train import TokenizerSection, special_tokens, train_tokenizer
+from hf_llm.tokenization.train import MAX_WORD_CHARS, TokenizerSection, _take_sample, special_tokens, train_tokenizer
 from tests.made_up_texts import CHAT, texts
 
 
@@ -122,3 +125,36 @@ def test_a_template_of_ones_own_is_taken(tmp_path):
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
     section = TokenizerSection(vocab_size=320, chat_template=str(tmp_path / "mine.jinja"))
     assert train_tokenizer(texts(), section).apply_chat_template(CHAT, tokenize=False) == "Be brief."
+
+
+CHINESE = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜金生丽水玉出昆冈"
+WITHOUT_SPACES = {
+    "Chinese": lambda rng: "".join(rng.choices([CHINESE[i : i + 4] for i in range(0, 48, 4)], k=300)),
+    "DNA": lambda rng: "".join(rng.choices(["GATTACA", "CCTGAT", "AAGGCT", "TTTCCC"], k=300)),
+    "a line of signs": lambda rng: "=" * 1000 + "".join(rng.choices(["alpha", "beta", "gamma"], k=200)),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["byte_level_bpe", "unigram"])
+@pytest.mark.parametrize("kind", WITHOUT_SPACES)
+def test_writing_without_spaces_is_trained_on(kind, algorithm):
+    if algorithm == "unigram":
+        pytest.importorskip("sentencepiece")
+    rng = random.Random(0)
+    written = [WITHOUT_SPACES[kind](rng) for _ in range(20)]
+    tokenizer = train_tokenizer(written, TokenizerSection(vocab_size=448, algorithm=algorithm))
+    held_out = WITHOUT_SPACES[kind](rng)
+    assert len(held_out) > 1000
+    bytes_per_token = len(held_out.encode()) / len(tokenizer.encode(held_out))
+    assert bytes_per_token > 3  # without its words, every letter is a token or several
+    assert tokenizer.decode(tokenizer.encode(held_out)) == held_out
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 512, 513, 1000])
+def test_long_words_are_cut_and_nothing_is_lost(size):
+    text = "ab cd " + "x" * size + "1 " + "é" * size + ", end"
+    pieces = list(_take_sample([text, "more"], 10**6))
+    assert "".join(pieces) == text + "more"
+    words = [word for piece in pieces for word in re.findall(r"[^\W\d_]+", piece)]
+    assert max(map(len, words)) <= max(5, min(size, MAX_WORD_CHARS))
+    assert len(pieces) == 2 + 2 * ((size - 1) // MAX_WORD_CHARS)

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import NoReturn
 
 USER_ERROR_FILE = "HF_LLM_USER_ERROR_FILE"  # names a file that gets the message: launchers turn exit code 2 into 1
+USER_ERROR_CODE = 2  # the exit code of a command that the user has to change something for
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy reports when the disk is full
 
@@ -50,4 +51,4 @@ def exit_with_error(message: str) -> NoReturn:
     if USER_ERROR_FILE in os.environ:
         with open(os.environ[USER_ERROR_FILE], "w", encoding="utf-8") as file:
             file.write(message)
-    sys.exit(2)
+    sys.exit(USER_ERROR_CODE)

@@ -4,13 +4,16 @@
 """
 
 import re
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
 
 MAGNITUDES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def format_score(value: float) -> str:
     """Write a loss or a score: 3.412, 0.0312, 4.5e-05."""
+    value += 0.0  # a negative zero becomes zero
     if abs(value) >= 0.1 or value == 0:
         return f"{value:.3f}"
     return f"{value:.3g}"
@@ -18,6 +21,7 @@ def format_score(value: float) -> str:
 
 def format_short(value: float) -> str:
     """Write a number as on an axis: 3.21, 2,500, 12k, 1.5M, 6e-4."""
+    value += 0.0  # a negative zero becomes zero
     size = abs(value)
     if size >= 1e4:
         for limit, letter in MAGNITUDES:
@@ -123,7 +127,25 @@ def format_value(value: float, style: str) -> str:
     """Write a number in one of `STYLES`, or by a format specification such as `.1%`."""
     if style in STYLES:
         return STYLES[style](value)
-    return format(value, style)
+    return format(value, _without_negative_zero(style))
+
+
+def fill_headline(template: str, values: Mapping[str, Any]) -> str:
+    """Fill the places of a template (`"{eval_loss:.3f} loss"`) as `str.format` does, but never write -0.00."""
+    parts = []
+    for text, key, style, _ in string.Formatter().parse(template):
+        parts.append(text)
+        if key is not None:
+            value = values[key]
+            if isinstance(value, int | float) and style:
+                style = _without_negative_zero(style)
+            parts.append(format(value, style or ""))
+    return "".join(parts)
+
+
+def _without_negative_zero(style: str) -> str:
+    """Return a format specification that writes what rounds to zero without a sign (PEP 682)."""
+    return re.sub(r"^([-+ ]?)(?=[\d,_.]*[eEfFgG%]$)", r"\1z", style)
 
 
 def one_line(text: object) -> str:

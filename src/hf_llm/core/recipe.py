@@ -23,6 +23,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -81,6 +82,22 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def describe_yaml_error(error: yaml.YAMLError, text: str) -> str:
+    """Return where a YAML text is wrong and how, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return one_line(error)
+
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    indentation = line[: len(line) - len(line.lstrip())]
+    if "\t" in indentation:
+        return f"line {mark.line + 1} is indented with a tab; use spaces"
+    if "\\t" in (error.problem or ""):
+        return f"line {mark.line + 1}, column {mark.column + 1} has a tab; use spaces"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {one_line(error.problem)}"
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes the strings that `_Loader` would read as a number, a boolean or null."""
 
@@ -120,11 +137,15 @@ def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"the recipe file comes first, then the overrides; got {argv[0]!r}")
     path = find_recipe(argv[0])
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"cannot parse {path} as YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        tree = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot parse {path} as YAML: {describe_yaml_error(error, text)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; a recipe starts with `name: my-model`")
 
@@ -149,7 +170,8 @@ def _parse_overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
         try:
             yield key, parse_yaml(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--{key}: {text!r} cannot be parsed: {error}") from None
+            reason = describe_yaml_error(error, text)
+            raise UserError(f"--{key}: {text!r} cannot be parsed as YAML: {reason}") from None
 
 
 def set_key(tree: dict, key: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking, split_target_spans
 from hf_llm.evaluation.perplexity import MAX_EXPONENT, Windows
+from hf_llm.inference.generate import suppressed_ids
 
 LONE_MASKS_PER_WINDOW = 4  # tokens of each window that are masked alone, for the pseudo-perplexity
 MAX_GENERATED_WINDOWS = 64  # windows whose spans are generated
@@ -111,6 +112,7 @@ def _count_exact_spans(
             max_new_tokens=batch["labels"].shape[1] + spans_per_window,  # a span may be a token longer than it was
             do_sample=False,
             eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the target
+            suppress_tokens=suppressed_ids(model, tokenizer),
         ).tolist()
         for target, true_target in zip(targets, batch["labels"].tolist(), strict=True):
             written_spans = split_target_spans(target, sentinels)

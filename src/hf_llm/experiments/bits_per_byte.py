@@ -11,6 +11,7 @@ from hf_llm.data.corpus.corpus_files import read_corpus_texts
 from hf_llm.evaluation.perplexity import score_next_tokens
 from hf_llm.hardware.runtime import device_type, use_all_cores
 from hf_llm.model.load import load_model, load_tokenizer
+from hf_llm.tokenization.text_boundaries import encode_document
 
 RESULT_FILE = "held_out.json"
 TOKENS_PER_BATCH = 8192
@@ -27,8 +28,7 @@ class TextWindows:
         token_ids: list[int] = []
         byte_count = 0
         for text in read_corpus_texts(corpus, "validation"):
-            token_ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-            token_ids.append(tokenizer.eos_token_id)
+            token_ids += encode_document(tokenizer, text)
             byte_count += len(text.encode())
             if byte_count >= min_bytes:
                 break

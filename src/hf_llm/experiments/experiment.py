@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_llm.core.command_line import CommandParser
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.experiments.estimate import PlannedVariant, format_plan, measure_flops_per_second, plan_variants
@@ -102,7 +103,7 @@ def check_comparable(trainings: list[Training]) -> None:
 
 def build_parser(program: str, description: str, into: str) -> argparse.ArgumentParser:
     """Build a parser with the options that both commands take."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         f"python -m hf_llm.{program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

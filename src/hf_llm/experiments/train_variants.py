@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import UserError
+from hf_llm.core.errors import USER_ERROR_CODE, UserError
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import dump_yaml, parse_yaml
@@ -130,7 +130,8 @@ def prepare_data(run: Run, variants: list[Variant]) -> None:
 def _run_data_stage(run: Run, folder: str) -> None:
     exit_code = run_stage(run, folder)
     if exit_code:
-        print_main(f"\n{STAGES[folder].module} stopped (exit code {exit_code}); the same command resumes")
+        remedy = "correct what the error names" if exit_code == USER_ERROR_CODE else "the same command resumes"
+        print_main(f"\n{STAGES[folder].module} stopped (exit code {exit_code}); {remedy}")
         sys.exit(exit_code)
 
 

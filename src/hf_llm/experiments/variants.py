@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
-from hf_llm.core.recipe import build_recipe, parse_yaml, set_key, to_plain
+from hf_llm.core.recipe import build_recipe, describe_yaml_error, parse_yaml, set_key, to_plain
 from hf_llm.model.load import resolve_context
 from hf_llm.pipeline.run import settings_of
 from hf_llm.pipeline.sizing import SIZING_KEYS
@@ -83,7 +83,8 @@ def parse_factor(text: str) -> tuple[str, list[Any]]:
     try:
         return key, parse_yaml(f"[{values_text}]")
     except yaml.YAMLError as error:
-        raise UserError(f"--vary {key}: cannot parse {values_text!r} as a YAML list: {error}") from None
+        reason = describe_yaml_error(error, values_text)
+        raise UserError(f"--vary {key}: cannot parse {values_text!r} as a YAML list: {reason}") from None
 
 
 def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def select_pretraining_keys(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_data(tree: dict[str, Any]) -> bool:
-    """Whether the recipe names existing folders of tokens and tokenizer, so that none have to be made."""
-    return bool(tree["pretrain"].get("tokens") and tree["pretrain"].get("tokenizer"))
+    """Whether the recipe names an existing folder of tokens, so that none has to be made."""
+    return bool(tree["pretrain"].get("tokens"))
 
 
 def name_data_run(tree: dict[str, Any], original: dict[str, Any], into: str) -> str:
@@ -195,7 +196,8 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
     """
     recipes = {}
     problems = []
-    for folder in PRETRAINING:
+    data_folders = () if has_data(tree) else DATA
+    for folder in (*data_folders, "base"):
         recipe_class = importlib.import_module(STAGES[folder].module).Recipe
         try:
             recipes[folder] = build_recipe(recipe_class, tree, where, RECIPE_KEYS)
@@ -216,7 +218,7 @@ def plan_pretraining(tree: dict[str, Any], where: str) -> PlannedPretraining:
         raise UserError(f"{where}:\n  {error}") from None
 
     data = {}
-    for folder in DATA:
+    for folder in data_folders:
         data |= {key: value for key, value in to_plain(recipes[folder]).items() if key != "name"}
     return PlannedPretraining(data, section, model, config, context)
 

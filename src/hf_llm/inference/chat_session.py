@@ -15,6 +15,7 @@ from hf_llm.inference.generate import (
     generation_stop_ids,
     max_prompt_tokens,
     pad_left,
+    suppressed_ids,
 )
 
 
@@ -75,6 +76,7 @@ class ChatSession:
                     streamer=streamer,
                     eos_token_id=generation_stop_ids(self.model, self.tokenizer),
                     pad_token_id=self.tokenizer.pad_token_id,
+                    suppress_tokens=suppressed_ids(self.model, self.tokenizer),
                     stopping_criteria=StoppingCriteriaList([should_stop]),
                 )
         finally:

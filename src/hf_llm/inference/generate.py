@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat, stop_token_ids
+from hf_llm.tokenization.compare_tokenizers import check_ids_fit
+from hf_llm.tokenization.text_boundaries import encode_prompt
 
 MAX_DEFAULT_NEW_TOKENS = 256
 
@@ -23,7 +25,9 @@ def load_for_generation(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTo
         model = load_model(path, torch.bfloat16).eval().to("cuda")
     else:
         model = load_model(path, torch.float32).eval()
-    return model, load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    check_ids_fit(tokenizer, model.config.get_text_config().vocab_size, str(path))
+    return model, tokenizer
 
 
 def complete_prompts(
@@ -42,8 +46,8 @@ def complete_prompts(
 
     Raises UserError where the context has no room for `max_new_tokens`.
     """
-    # An empty prompt has no token to continue from; the end of a text is followed by the beginning of another.
-    encoded = [tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id] for prompt in prompts]
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
+    encoded = [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
     return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
 
@@ -118,8 +122,28 @@ def generation_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return sorted({*own_ids, *stop_token_ids(tokenizer)} - {None})
 
 
+def suppressed_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return the ids that are never to be generated; None where there are none.
+
+    A padded vocabulary has rows beyond the tokenizer (and within it, where an id is unused). No text has their ids, so
+    training never shows the model one, and they decode to nothing. `generate` takes the list as `suppress_tokens`.
+    """
+    with_token = set(tokenizer.get_vocab().values())
+    vocabulary = range(model.config.get_text_config().vocab_size)
+    return [number for number in vocabulary if number not in with_token] or None
+
+
+def suppress_unused_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Let `generate` never propose an id without a token; the saved model keeps this in its generation_config.json."""
+    if model.can_generate():
+        model.generation_config.suppress_tokens = suppressed_ids(model, tokenizer)
+    return model
+
+
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before."""
+    """Let `generate` stop at the end of a turn as at the end of a text, and where it did before; and propose only ids
+    that have a token."""
+    suppress_unused_ids(model, tokenizer)
     model.generation_config.eos_token_id = generation_stop_ids(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -164,6 +188,7 @@ def _generate_batch(
                 max_new_tokens=max_new_tokens,
                 eos_token_id=generation_stop_ids(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
+                suppress_tokens=suppressed_ids(model, tokenizer),
                 **sampling,
             )  # B (prompt and completion)
     finally:

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.data.tokens.corruption import restore_spans
-from hf_llm.inference.generate import complete_prompts
+from hf_llm.inference.generate import complete_prompts, suppressed_ids
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective
 from hf_llm.tokenization.sentinel_tokens import require_sentinels, sentinel_token
 
@@ -53,6 +53,9 @@ def infill_texts(
 def _fill_masks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: dict) -> list[list[int]]:
     input_ids = batch["input_ids"]  # B T
     logits = model(input_ids=input_ids, attention_mask=batch["attention_mask"]).logits  # B T V
+    suppressed = suppressed_ids(model, tokenizer)
+    if suppressed:
+        logits[..., suppressed] = -torch.inf
     is_mask = input_ids == tokenizer.mask_token_id
     return torch.where(is_mask, logits.argmax(-1), input_ids).tolist()
 
@@ -65,6 +68,7 @@ def _fill_spans(
         attention_mask=batch["attention_mask"],
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        suppress_tokens=suppressed_ids(model, tokenizer),
     ).tolist()
     sentinels = require_sentinels(tokenizer)
     texts = batch["input_ids"].tolist()

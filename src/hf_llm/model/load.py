@@ -3,8 +3,6 @@
 A model has the class of its objective, which is what it is trained to predict: `causal` (each token from those before
 it), `masked` (tokens hidden in a text, as BERT) or `span_corruption` (spans cut out of a text, which a decoder writes,
 as T5).
-
-Importing this module makes `model_type: hf_llm` known to transformers' Auto classes.
 """
 
 import copy
@@ -21,7 +19,6 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -37,12 +34,8 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
-from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM, HfLlmForSequenceClassification, HfLlmModel
-
-AutoConfig.register("hf_llm", HfLlmConfig)
-AutoModel.register(HfLlmConfig, HfLlmModel)
-AutoModelForCausalLM.register(HfLlmConfig, HfLlmForCausalLM)
-AutoModelForSequenceClassification.register(HfLlmConfig, HfLlmForSequenceClassification)
+from hf_llm.pipeline.find_model import check_is_model
+from hf_llm.tokenization.text_boundaries import count_ids
 
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not
@@ -198,11 +191,12 @@ def build_config(
     if cls.is_encoder_decoder:
         defaults["decoder_start_token_id"] = defaults["pad_token_id"]  # as T5 begins
 
-    vocab_size = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    num_ids = count_ids(tokenizer)
+    vocab_size = math.ceil(num_ids / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     defaults["vocab_size"] = vocab_size
-    if settings.get("vocab_size", vocab_size) < len(tokenizer):
+    if settings.get("vocab_size", vocab_size) < num_ids:
         raise UserError(
-            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {len(tokenizer)} tokens; "
+            f"model.vocab_size: {settings['vocab_size']} is less than the tokenizer's {num_ids} ids; "
             f"leave it out, and the tokenizer decides ({vocab_size})"
         )
     return instantiate_config(cls, settings, defaults, context)
@@ -356,8 +350,11 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
 
 
 def check_model_path(path: Path | str) -> None:
-    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`."""
+    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`, and for a run or
+    an unfinished folder of one."""
     folder = Path(path)
+    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
+        check_is_model(folder)
     looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
     if not folder.is_dir() and looks_local:
         raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")

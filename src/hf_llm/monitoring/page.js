@@ -94,7 +94,8 @@ const STYLES = {
 function formatValue(value, style) {
   if (style in STYLES) return STYLES[style](value);
   const [, digits, kind] = style.match(/^\.(\d)([f%])$/);
-  return kind === "%" ? (100 * value).toFixed(digits) + "%" : value.toFixed(digits);
+  const text = (kind === "%" ? 100 * value : value).toFixed(digits).replace(/^-(?=[0.]+$)/, ""); // no -0.00
+  return kind === "%" ? text + "%" : text;
 }
 
 function tileText(tile, training) {

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -16,18 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_llm.core.console import is_main_process, print_main
-from hf_llm.core.errors import UserError
+from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_json, write_manifest
 from hf_llm.core.recipe import build_recipe, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
+from hf_llm.pipeline.session_clock import SessionClock
 from hf_llm.pipeline.sizing import apply_sizing
-from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES, is_requested
+from hf_llm.pipeline.tokens_folder import require_tokenizer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RecipeClass = TypeVar("RecipeClass", bound="DataclassInstance")
 
+FRESH = "--fresh"  # the option that renames a folder and the later ones, so that they are rebuilt
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is trained.
@@ -54,15 +56,37 @@ class BaseRecipe:
 def read_run(cls: type[RecipeClass], argv: list[str] | None = None) -> tuple["Run", RecipeClass]:
     """Parse the command line of a stage: return the run, and the recipe as the stage's class `cls`.
 
-    `argv` is a recipe file, then overrides `--section.key=value`. Prints the help of the stage and exits on `--help`.
+    `argv` is a recipe file, then overrides `--section.key=value`; `--fresh=<folder>` among them renames a folder and
+    the later ones first (`Run.archive_from`). Prints the help of the stage and exits on `--help`.
     Raises UserError that lists every problem in the recipe, each with its key.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "-h" in argv or "--help" in argv:
         print(help_text(cls))
         sys.exit(0 if argv else 2)
+    argv, fresh_folders = split_fresh(argv)
     run = Run(argv)
-    return run, run.read(cls)
+    recipe = run.read(cls)
+    if fresh_folders:
+        run.archive_for_one_launch(fresh_folders)
+    return run, recipe
+
+
+def split_fresh(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the recipe and its overrides, and the folders that `--fresh=<folder>` asks to rebuild."""
+    remaining = []
+    folders = []
+    words = iter(argv)
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if name != FRESH:
+            remaining.append(word)
+            continue
+        folder = folder if equals else next(words, "")
+        if not folder:
+            raise UserError(f"{FRESH} has no folder; write {FRESH}=sft to rebuild sft and what follows")
+        folders.append(folder)
+    return remaining, folders
 
 
 class Run:
@@ -86,8 +110,8 @@ class Run:
         return self.root / name
 
     def is_requested(self, folder: str) -> bool:
-        """Whether the recipe asks for this folder."""
-        return folder not in OPTIONAL or folder in self.tree
+        """Whether the recipe asks for this folder (`hf_llm.pipeline.stages.is_requested`)."""
+        return is_requested(self.tree, folder)
 
     def resolve_source(self, path: Path | str | None) -> Path | str | None:
         """Return a model or data set that the recipe names itself: its path if it exists on this disk, else the Hub id.
@@ -114,11 +138,15 @@ class Run:
         self._check_inputs(folder, inputs, current_inputs)
         return True
 
-    def ensure_stage(self, folder: str) -> Path:
+    def ensure_stage(self, folder: str) -> Path | str:
         """Return the path of a folder, after running its stage in a subprocess if the folder is not complete.
 
-        Raises UserError with the command to run if several processes were launched. Exits if the stage fails.
+        Tokens or a tokenizer that `pretrain` names are returned as they are (`named_folder`). Raises UserError with the
+        command to run if several processes were launched. Exits if the stage fails.
         """
+        named = self.named_folder(folder)
+        if named:
+            return named
         path = self.folder(folder)
         if self.is_complete(folder):
             return path
@@ -134,6 +162,24 @@ class Run:
         if completed.returncode:
             sys.exit(completed.returncode)
         return path
+
+    def named_folder(self, folder: str) -> Path | str | None:
+        """Return the tokens or the tokenizer of another run that `pretrain` names, to be used instead of this run's.
+
+        Tokens bring their tokenizer. Raises UserError where it is not at hand.
+        """
+        pretrain = self._pretrain_section()
+        tokens = self.resolve_source(pretrain.get("tokens"))
+        if folder == "tokens":
+            return tokens
+        if folder == "tokenizer":
+            named = self.resolve_source(pretrain.get("tokenizer"))
+            return named or (require_tokenizer(tokens) if tokens else None)
+        return None
+
+    def _pretrain_section(self) -> dict[str, Any]:
+        section = self.tree.get("pretrain")
+        return section if isinstance(section, dict) else {}
 
     def starting_model(self, folder: str, path: str | None = None) -> dict[str, str | None]:
         """Return the model that a post-training stage starts from, as the first entry of `inputs` for `open_stage`.
@@ -177,7 +223,23 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / BEGUN_FILE, {"settings": output.settings, "inputs": output.inputs})
             self._print_derived(folder)
+        if is_main_process() and not read_manifest(path):
+            output.clock.start()
         return output
+
+    def archive_for_one_launch(self, folders: list[str]) -> None:
+        """Call `archive_from`, which a stage may do once: not in several processes, and not in every relaunch.
+
+        Raises UserError where this process is one of several, or may be launched again.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or USER_ERROR_FILE in os.environ:
+            command = f"python -m hf_llm.run {shlex.join(self.argv)} {FRESH}={folders[0]}"
+            raise UserError(
+                f"{FRESH}={folders[0]}: each of several processes or launches would rename the folder again; leave it "
+                f"out here, and rename {self.folder(folders[0])} yourself, or let this command do both:\n  {command}"
+            )
+        for folder in folders:
+            self.archive_from(folder)
 
     def archive_from(self, first: str) -> None:
         """Rename `first` and the folders of all later stages to `<folder>.1` (or the next free number)."""
@@ -196,7 +258,8 @@ class Run:
     def _current_digest(self, name: str, recorded: str) -> str:
         """Return the present digest of an input that is a folder of this run; `recorded` for any other input."""
         manifest = read_manifest(self.folder(name))
-        if manifest and name in STAGES:
+        is_of_another_run = name in DATA and not self.is_requested(name)  # `pretrain` names it
+        if manifest and name in STAGES and not is_of_another_run:
             return manifest["digest"]
         return recorded
 
@@ -261,7 +324,7 @@ class StageOutput:
     """The recipe as the stage has read it, defaults filled in."""
 
     def __post_init__(self) -> None:
-        self._started = time.monotonic()
+        self.clock = SessionClock(self.path)
 
     @property
     def is_complete(self) -> bool:
@@ -289,18 +352,23 @@ class StageOutput:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         """After a UserError, allow the next run to use other settings, unless there are checkpoints already."""
-        if isinstance(error, UserError) and is_main_process() and not any(self.path.glob("checkpoint-*")):
+        if not is_main_process():
+            return
+        self.clock.stop()
+        if isinstance(error, UserError) and not any(self.path.glob("checkpoint-*")):
             (self.path / BEGUN_FILE).unlink(missing_ok=True)
+            self.clock.remove()
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the main result in a phrase, `licenses` are those of all sources so far."""
         if not is_main_process():
             return
+        self.clock.remove()
         write_manifest(
             self.path,
             folder=self.folder,
             headline=headline,
-            seconds=round(time.monotonic() - self._started, 1),
+            seconds=round(self.clock.seconds, 1),
             licenses=sorted(set(licenses)),
             settings=self.settings,
             inputs=self.inputs,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_llm.core.errors import UserError
+from hf_llm.pipeline.tokens_folder import read_index
 
 SIZING_KEYS = ("depth", "params", "flops", "hours")
 
@@ -191,7 +192,8 @@ class SizingDerivation:
                 f"{self.sizing_key}: sizing shapes hf_llm models, and model.model_type is {model_type!r}; remove "
                 f"{self.sizing_key} and write the sizes, or remove model_type"
             )
-        if self.find_written("tokenizer.use") and not self.find_written("model.vocab_size"):
+        is_vocabulary_known = self.find_written("model.vocab_size") or self.find_written("pretrain.tokens")
+        if self.find_written("tokenizer.use") and not is_vocabulary_known:
             raise UserError(
                 f"{self.sizing_key}: sizing needs the vocabulary of tokenizer.use; add model.vocab_size, the "
                 "tokenizer's number of tokens rounded up to a multiple of 64"
@@ -332,13 +334,19 @@ class SizingDerivation:
             vocabulary=0,
             tied=self.find_written("model.tie_word_embeddings") is not False,
         )
-        vocabulary = self.find_written_integer("model.vocab_size", "tokenizer.vocab_size")
+        vocabulary = self.find_written_integer("model.vocab_size")
+        tokens = self.find_written("pretrain.tokens")
+        if not vocabulary and tokens:
+            vocabulary = read_index(tokens)["vocab_size"]
+        vocabulary = vocabulary or self.find_written_integer("tokenizer.vocab_size")
         if not vocabulary:
             vocabulary = choose_vocabulary(shape.inner_parameters, width)
         return replace(shape, vocabulary=round_up(vocabulary, SIZE_MULTIPLE))
 
     def _fill_shape(self, shape: ModelShape, layers_reason: str) -> None:
-        if not self.find_written("tokenizer.use"):
+        if self.find_written("pretrain.tokens"):
+            self.fill_value("model.vocab_size", shape.vocabulary, "the tokenizer's of pretrain.tokens")
+        elif not self.find_written("tokenizer.use"):
             self.fill_value(
                 "tokenizer.vocab_size",
                 shape.vocabulary,

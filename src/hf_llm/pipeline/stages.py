@@ -4,7 +4,7 @@ A stage is a module with a command that makes one folder, `runs/<name>/<folder>`
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hf_llm.pipeline.sizing import SIZING_KEYS
 
@@ -122,6 +122,21 @@ DATA = tuple(stage.folder for stage in STAGES.values() if stage.kind == "data")
 MODELS = tuple(stage.folder for stage in STAGES.values() if stage.makes_model)
 ALIGNED_MODELS = tuple(stage.folder for stage in STAGES.values() if stage.is_alignment)
 OPTIONAL = tuple(stage.folder for stage in STAGES.values() if stage.is_optional)
+
+
+def is_requested(tree: dict[str, Any], folder: str) -> bool:
+    """Return whether a recipe's tree asks for a folder.
+
+    Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them.
+    """
+    pretrain = tree.get("pretrain")
+    named = pretrain if isinstance(pretrain, dict) else {}
+    if folder in DATA and named.get("tokens"):
+        return False
+    if folder == "tokenizer" and named.get("tokenizer"):
+        return False
+    return folder not in OPTIONAL or folder in tree
+
 
 # Every top-level key that a recipe may have, in running order.
 _STAGE_SECTIONS = dict.fromkeys(section.split(".")[0] for stage in STAGES.values() for section in stage.sections)

@@ -26,6 +26,7 @@ from hf_llm.model.load import (
     load_model,
     load_tokenizer,
 )
+from hf_llm.pipeline.tokens_folder import require_tokenizer
 from hf_llm.planning.memory import (
     TRAINING,
     UPDATE,
@@ -35,6 +36,7 @@ from hf_llm.planning.memory import (
     trained_process_bytes,
 )
 from hf_llm.planning.sharded_memory import ParameterCounts, estimate_engines
+from hf_llm.tokenization.text_boundaries import count_ids
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 from hf_llm.training.optimizers import build_arguments
@@ -100,18 +102,21 @@ def count_vocabulary(tree: dict[str, Any], tokenizer: Path) -> int:
     """Return the number of tokens of a recipe's tokenizer.
 
     It is taken from the run's finished folder `tokenizer`, unless `pretrain` names another; otherwise from
-    `model.vocab_size`, from the tokenizer that `pretrain` names, or from the recipe's `tokenizer` section. Raises
-    UserError where none of them has it.
+    `model.vocab_size`, from the tokenizer (or that of the tokens) that `pretrain` names, or from the recipe's
+    `tokenizer` section. Raises UserError where none of them has it.
     """
-    named_tokenizer = (tree.get("pretrain") or {}).get("tokenizer")
+    pretrain = tree.get("pretrain") or {}
+    named_tokenizer = pretrain.get("tokenizer")
+    if named_tokenizer is None and pretrain.get("tokens"):
+        named_tokenizer = require_tokenizer(pretrain["tokens"])
     if named_tokenizer is None and read_manifest(tokenizer):
-        return len(load_tokenizer(tokenizer))
+        return count_ids(load_tokenizer(tokenizer))
 
     model_section = tree.get("model") or {}
     if model_section.get("vocab_size"):
         return model_section["vocab_size"]
     if named_tokenizer is not None:
-        return len(load_tokenizer(named_tokenizer))
+        return count_ids(load_tokenizer(named_tokenizer))
 
     tokenizer_section = tree.get("tokenizer") or {}
     if tokenizer_section.get("use"):

@@ -16,6 +16,7 @@ from hf_llm.inference.generate import (
     load_for_generation,
     max_prompt_tokens,
     pad_left,
+    suppressed_ids,
 )
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
@@ -83,6 +84,7 @@ def count_ended_completions(
             do_sample=False,
             eos_token_id=end_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=suppressed_ids(model, tokenizer),
         )
     finally:
         model.train(was_training)

@@ -19,6 +19,7 @@ from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.tokenization.text_boundaries import encode_document
 
 # Reasons for dropping a row; manifests count by them.
 NO_ROOM = "no room for an answer"
@@ -105,8 +106,7 @@ class _RowEncoder:
         return Dataset.from_dict({name: [row[name] for row in encoded] for name in COLUMNS})
 
     def _encode_document(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        ids = self.tokenizer(row["text"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids = [*ids, self.tokenizer.eos_token_id]
+        ids = encode_document(self.tokenizer, row["text"])
         size = self.max_length or len(ids)
 
         encoded = []

@@ -9,19 +9,25 @@ from hf_llm.core.errors import UserError
 from hf_llm.model.load import check_objective, load_tokenizer
 from hf_llm.posttraining.sections import PostTrainingSection, is_adapter
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
+from hf_llm.tokenization.compare_tokenizers import check_agreement, check_ids_fit
 
 
 def load_chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model at `start`, which has to be that of a chat model.
 
-    Raises UserError where it is not, or where `start` is a folder of the run `run` and its chat template differs from
-    that of the run's own tokenizer.
+    Raises UserError where it is not, where it has more ids than the model, or where `start` is a folder of the run
+    `run` and its tokenizer or chat template differs from the run's own.
     """
     tokenizer = load_tokenizer(start)
     check_tokenizer(tokenizer, chat=True)
+    if (Path(start) / "config.json").exists():
+        config = AutoConfig.from_pretrained(start, trust_remote_code=False)
+        check_ids_fit(tokenizer, config.get_text_config().vocab_size, str(start))
     run_tokenizer = run / "tokenizer"
     if Path(start).parent == run and run_tokenizer.is_dir():
-        check_same_template(tokenizer, load_tokenizer(run_tokenizer))
+        own_tokenizer = load_tokenizer(run_tokenizer)
+        check_agreement(tokenizer, own_tokenizer, str(start))
+        check_same_template(tokenizer, own_tokenizer)
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.manifest import package_versions, read_manifest
 from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns
-from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, OPTIONAL, STAGES
+from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, is_requested
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
     count_parameters,
@@ -127,8 +127,7 @@ def _list_stages(tree: dict[str, Any], manifests: dict[str, dict]) -> list[dict[
     """List a row for each folder the recipe asks for: its duration, and its headline, None where it is not finished."""
     rows = []
     for folder in STAGES:
-        is_requested = folder not in OPTIONAL or folder in tree
-        if folder == "report" or not is_requested:
+        if folder == "report" or not is_requested(tree, folder):
             continue
         row = {"folder": folder, "duration": "", "headline": None}
         if folder in manifests:

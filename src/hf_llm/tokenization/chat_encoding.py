@@ -57,6 +57,7 @@ def encode_chat(
             add_special_tokens=False,
             return_offsets_mapping=True,
             split_special_tokens=is_plain_text,
+            verbose=False,  # whoever asks counts what is too long
         )
         ids += encoded["input_ids"]
 

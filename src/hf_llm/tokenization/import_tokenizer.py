@@ -1,21 +1,24 @@
 """Load an existing tokenizer: from the Hub or a folder, from a SentencePiece `.model` or from a tiktoken file.
 
 Its tokens keep their ids. What it lacks for a chat model (padding, end of text, the tokens of chat turns, a template)
-is added after them, and then reserved tokens up to a multiple of 64.
+is added after them, and then reserved tokens up to a multiple of 64. An id that no token has gets a reserved one too.
 """
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.extras import require_extras
 from hf_llm.tokenization.checks import is_parsed_from_text
 from hf_llm.tokenization.sentinel_tokens import MASK
+from hf_llm.tokenization.text_boundaries import set_boundaries, text_boundaries
 from hf_llm.tokenization.train import (
     END_OF_TEXT,
     PAD,
@@ -59,14 +62,15 @@ def import_tokenizer(section: TokenizerSection, denoising_tokens: Sequence[str] 
     and the mask or sentinel tokens in `denoising_tokens` (`hf_llm.tokenization.sentinel_tokens`).
     """
     tokenizer = load_tokenizer(section.use, section.pattern, "tokenizer.use")
-    if tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    _name_unused_ids(tokenizer, section.use)
+    _add_end_and_padding(tokenizer)
+    _fit_boundaries(tokenizer, section.use, denoising_tokens)
 
     if section.chat_template or tokenizer.chat_template is None:
         _add_special_tokens(tokenizer, [TURN_START, TURN_END])
         tokenizer.chat_template = load_chat_template(section.chat_template or "chatml")
+        if section.chat_template in (None, "chatml"):
+            _begin_chats_as_texts(tokenizer)
 
     if MASK in denoising_tokens and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
@@ -77,6 +81,80 @@ def import_tokenizer(section: TokenizerSection, denoising_tokens: Sequence[str] 
     _fill_vocabulary(tokenizer)
     assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1, "some ids have no token"
     return tokenizer
+
+
+def _name_unused_ids(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
+    """Give each id without a token, below the largest id, a reserved token, which no text has.
+
+    The tokenizers library gives a new token the id that follows from the number of tokens, which another token may have
+    where ids are unused. Raises UserError where two tokens share an id.
+    """
+    from tokenizers import Tokenizer
+
+    vocabulary = tokenizer.get_vocab()
+    token_by_id = {number: token for token, number in vocabulary.items()}
+    if len(token_by_id) < len(vocabulary):
+        shared = len(vocabulary) - len(token_by_id)
+        raise UserError(f"tokenizer.use: {name} has {shared:,} ids that two tokens share; use another tokenizer")
+    unused = [number for number in range(max(token_by_id) + 1) if number not in token_by_id]
+    if not unused:
+        return
+
+    reserved = {number: f"<|unused_{number}|>" for number in unused}
+    token_by_id |= reserved
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    if isinstance(model["vocab"], list):  # Unigram: the place in the list is the id
+        lowest = min(score for _, score in model["vocab"])
+        for number in range(len(model["vocab"]), len(token_by_id)):
+            model["vocab"].append([token_by_id[number], lowest])
+    else:
+        model["vocab"] |= {token: number for number, token in reserved.items()}
+
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))  # transformers has no public way to set it
+    _add_special_tokens(tokenizer, list(reserved.values()))
+    print_main(f"{name}: {len(unused):,} ids have no token ({unused[0]} for one); they are reserved ones here")
+
+
+def _add_end_and_padding(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Add an end of text (the token that its post-processor puts after a text, if any) and padding where they lack."""
+    if tokenizer.eos_token is None:
+        _, after = text_boundaries(tokenizer)
+        end = tokenizer.convert_ids_to_tokens(after[-1]) if after else END_OF_TEXT
+        tokenizer.add_special_tokens({"eos_token": end})
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+
+
+def _fit_boundaries(tokenizer: "PreTrainedTokenizerFast", name: str, denoising_tokens: Sequence[str]) -> None:
+    """Keep what the tokenizer puts before a text; end every text where masked text is restored, and none elsewhere.
+
+    A causal model continues prompts, which an end of text would end before the model writes a word.
+    """
+    before_ids, after_ids = text_boundaries(tokenizer)
+    before = tokenizer.convert_ids_to_tokens(before_ids)
+    end = tokenizer.eos_token
+    if denoising_tokens:
+        if after_ids[-1:] == [tokenizer.eos_token_id]:
+            return
+        if MASK in denoising_tokens and not before:
+            before = [end]  # as BERT's [CLS]
+        set_boundaries(tokenizer.backend_tokenizer, before, [end])
+    elif after_ids:
+        after = " ".join(tokenizer.convert_ids_to_tokens(after_ids))
+        set_boundaries(tokenizer.backend_tokenizer, before, [])
+        print_main(
+            f"{name} puts {after} after every text, so also after a prompt; the run's tokenizer does not, and every "
+            f"document ends with {end}"
+        )
+
+
+def _begin_chats_as_texts(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Let a conversation begin with what the tokenizer puts before a text, as the templates of Llama 3 do."""
+    before, _ = text_boundaries(tokenizer)
+    if before:
+        start = "".join(tokenizer.convert_ids_to_tokens(before))
+        tokenizer.chat_template = f"{{{{- {json.dumps(start, ensure_ascii=False)} }}}}{tokenizer.chat_template}"
 
 
 def _add_special_tokens(tokenizer: "PreTrainedTokenizerFast", tokens: list[str]) -> None:
@@ -179,7 +257,10 @@ def read_tiktoken(path: Path, key: str, pattern: str | None) -> "PreTrainedToken
 
 
 def _read_ranks(path: Path, key: str) -> dict[bytes, int]:
-    """Return the rank of every token of a tiktoken file. Raises UserError if the vocabulary is not complete."""
+    """Return the rank of every token of a tiktoken file, where special tokens leave gaps (p50k_base has one).
+
+    Raises UserError for a file that is not a vocabulary, or not a complete one.
+    """
     ranks = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
@@ -193,8 +274,8 @@ def _read_ranks(path: Path, key: str) -> dict[bytes, int]:
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise UserError(f"{key}: {path} is not a complete vocabulary: the bytes {missing[:5]}... have no token")
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{key}: {path} is not a complete vocabulary: the ranks have gaps")
+    if len(set(ranks.values())) < len(ranks) or min(ranks.values()) < 0:
+        raise UserError(f"{key}: {path} is not a vocabulary: two of its tokens have the same rank, or one is negative")
     return ranks
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hf_llm.core.errors import UserError
 from hf_llm.tokenization.sentinel_tokens import MASK
+from hf_llm.tokenization.text_boundaries import set_boundaries
 from hf_llm.tokenization.unigram import train_unigram
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ WORD_PATTERN = (
     r"|\s*[\r\n]+"  # blank lines
     r"|\s+(?!\S)|\s+"  # indentation, without its last space, which belongs to the next word
 )
-# Base64 and the like. It is not trained on: BPE would hold every pair of its characters in memory.
-_ENDLESS_WORD = re.compile(r"[^\W\d_]{256,}")
+MAX_WORD_CHARS = 256
+# As many letters as a word may have, with more after them: Chinese without punctuation, DNA.
+_WORD_TO_CUT = re.compile(rf"[^\W\d_]{{{MAX_WORD_CHARS}}}(?=[^\W\d_])")
 
 
 @dataclass
@@ -53,7 +55,7 @@ class TokenizerSection:
     algorithm: Literal["byte_level_bpe", "unigram"] = "byte_level_bpe"
     """How the vocabulary is trained; unigram as SentencePiece trains it."""
     sample_bytes: int = 200_000_000
-    """Bytes of the train split to train on, divided among the sources by corpus.shares."""
+    """Bytes to train on, of the train split (divided among the sources by corpus.shares) or evenly of `data`."""
     data: list[str] | None = None
     """Files or folders to train on instead of the corpus, read as corpus.sources are."""
     chat_template: str | None = None
@@ -110,7 +112,9 @@ def train_tokenizer(
     # The special tokens that transformers has a name for; all others are "extra".
     named = {"pad_token": PAD, "eos_token": END_OF_TEXT}
     if denoising_tokens:
-        _add_text_boundaries(tokenizer, is_masked=MASK in denoising_tokens)
+        # The boundaries that a text has in the training data; the one before it for a masked model, as BERT's [CLS].
+        start = [END_OF_TEXT] if MASK in denoising_tokens else []
+        set_boundaries(tokenizer, start, [END_OF_TEXT])
     if MASK in denoising_tokens:
         named |= {"mask_token": MASK, "cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT}
     return PreTrainedTokenizerFast(
@@ -141,21 +145,6 @@ def special_tokens(fill: int, denoising_tokens: Iterable[str] = ()) -> list[str]
     """
     reserved = [f"<|reserved_{number}|>" for number in range(MIN_RESERVED_TOKENS + fill)]
     return [PAD, END_OF_TEXT, TURN_START, TURN_END, *denoising_tokens, *reserved]
-
-
-def _add_text_boundaries(tokenizer: "Tokenizer", is_masked: bool) -> None:
-    """Make a tokenizer add the same boundaries to a text as there are in the training data.
-
-    That is an end-of-text token after each text, and for a masked model one before it too, as BERT's [CLS].
-    """
-    from tokenizers import processors
-
-    start = f"{END_OF_TEXT} " if is_masked else ""
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start}$A {END_OF_TEXT}",
-        pair=f"{start}$A {END_OF_TEXT} $B {END_OF_TEXT}",
-        special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))],
-    )
 
 
 def load_chat_template(name: str) -> str:
@@ -195,10 +184,18 @@ def _build_bpe_trainer(size: int, specials: list[str]) -> "BpeTrainer":
 
 
 def _take_sample(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Yield texts until they reach `limit` bytes, each endless word in them replaced by a space."""
+    """Yield texts until they reach `limit` bytes, cut within words of more than `MAX_WORD_CHARS` letters.
+
+    Training holds every distinct word in memory, and in writing without spaces a whole paragraph is one.
+    """
     size = 0
     for text in texts:
-        yield _ENDLESS_WORD.sub(" ", text)
+        start = 0
+        for match in _WORD_TO_CUT.finditer(text):
+            yield text[start : match.end()]
+            start = match.end()
+        yield text[start:]
+
         size += len(text.encode("utf-8"))
         if size >= limit:
             return

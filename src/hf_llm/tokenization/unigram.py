@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.extras import require_extras
 
@@ -25,7 +26,7 @@ _SPACE = "\u2581"  # SentencePiece's space
 _TAB = "\ue009"  # replaces a tab in SentencePiece's input, where a tab separates columns
 _END_OF_WORD = "\ue00a"  # follows a word in some lines of that input
 _ASCII = "".join(map(chr, range(33, 127)))  # characters that always get a piece
-_MAX_WORD_CHARS = 256  # a longer word is not trained on
+_MAX_WORD_CHARS = 256  # a longer word is cut; SentencePiece leaves out lines of more than 4,192 bytes
 _RESERVED_CHARACTERS = re.compile(f"[\0{_SPACE}\u2585{_TAB}{_END_OF_WORD}]")  # U+2585 is SentencePiece's own
 _THREADS = 4  # fixed, because the number of threads changes the rounding of sums and so the vocabulary
 
@@ -45,7 +46,12 @@ def train_unigram(texts: Iterable[str], size: int, specials: list[str], word_pat
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     word_splitter = pre_tokenizers.Split(Regex(word_pattern), behavior="isolated")
-    words = _count_words(texts, word_splitter)
+    words, reserved_count = _count_words(texts, word_splitter)
+    if reserved_count:
+        print_main(
+            f"{reserved_count:,} characters of the sample are SentencePiece's own marks (U+2581 for one); they are not "
+            "trained on and become bytes"
+        )
     pieces = _train_pieces(words, size - len(specials) + 1)  # one more for the end of a word, which is not kept
 
     # So improbable that no text is ever split into a special token or the name of a byte.
@@ -60,11 +66,22 @@ def train_unigram(texts: Iterable[str], size: int, specials: list[str], word_pat
     return tokenizer
 
 
-def _count_words(texts: Iterable[str], word_splitter: "PreTokenizer") -> Counter:
+def _count_words(texts: Iterable[str], word_splitter: "PreTokenizer") -> tuple[Counter, int]:
+    """Count the words of texts, cut at reserved characters and where they are too long; and the reserved characters."""
     words = Counter()
+    reserved_count = 0
     for text in texts:
-        words.update(word for word, _ in word_splitter.pre_tokenize_str(text))
-    return words
+        for word, _ in word_splitter.pre_tokenize_str(text):
+            parts = _RESERVED_CHARACTERS.split(word)
+            reserved_count += len(parts) - 1
+            for part in parts:
+                words.update(_cut_word(part))
+    return words, reserved_count
+
+
+def _cut_word(word: str) -> list[str]:
+    """Cut a word into pieces of at most `_MAX_WORD_CHARS` characters; none of an empty one."""
+    return [word[start : start + _MAX_WORD_CHARS] for start in range(0, len(word), _MAX_WORD_CHARS)]
 
 
 def _train_pieces(words: Counter, size: int) -> list[tuple[str, float]]:
@@ -121,8 +138,6 @@ def _input_lines(words: Counter) -> Iterator[str]:
     would always be followed by the end of its line, and never be tried. So once it is followed by a symbol.
     """
     for word, count in sorted(words.items()):
-        if len(word) > _MAX_WORD_CHARS or _RESERVED_CHARACTERS.search(word):
-            continue
         word = word.replace("\t", _TAB)
         if count > 1:
             yield f"{word}{_END_OF_WORD}\t1"

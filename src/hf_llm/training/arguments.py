@@ -5,13 +5,14 @@ device, defaults that suit pretraining better than Trainer's, and micro-batch an
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
-from hf_llm.core.console import is_main_process
+from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.distributed import init_cpu_process_group
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings
@@ -33,6 +34,8 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # Tokens of one forward and backward pass where the recipe names no micro-batch. On a CPU more is no faster.
 MICRO_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
+
+BY_EPOCHS = -1  # Trainer's default of max_steps: num_train_epochs decides
 
 # The keys of a DeepSpeed JSON that a recipe decides; a number there would disagree with it sooner or later.
 DEEPSPEED_KEYS_OF_RECIPE = (
@@ -58,6 +61,9 @@ def build_training_arguments(
         keep_freed_memory()
 
     refuse_hub_token(settings, where)
+    check_training_length(settings, where)
+    if settings.get("max_steps", BY_EPOCHS) != BY_EPOCHS and "num_train_epochs" in settings:
+        print_main(f"{where}.training: max_steps {settings['max_steps']} decides, num_train_epochs is not read")
     check_auto_batch_size(settings, where)
 
     values = {
@@ -98,6 +104,19 @@ def build_training_arguments(
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)
     return arguments
+
+
+def check_training_length(settings: Settings, where: str) -> None:
+    """Raise UserError for a number of steps or epochs that trains nothing, which Trainer would take for another one."""
+    max_steps = settings.get("max_steps", BY_EPOCHS)
+    if max_steps != BY_EPOCHS and max_steps < 1:
+        raise UserError(
+            f"{where}.training.max_steps: {max_steps} trains nothing; write 1 or more, or leave it out and write "
+            "num_train_epochs"
+        )
+    epochs = settings.get("num_train_epochs")
+    if max_steps == BY_EPOCHS and epochs is not None and not 0 < epochs < math.inf:
+        raise UserError(f"{where}.training.num_train_epochs: {epochs} trains nothing; write a number above 0")
 
 
 def refuse_hub_token(settings: Settings, where: str) -> None:

@@ -19,6 +19,7 @@ from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, Toke
 from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective
 from hf_llm.parallel.layout import read_layout
 from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_mask_token, require_sentinels
+from hf_llm.tokenization.text_boundaries import count_ids
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
 DEFAULT_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}
@@ -160,7 +161,7 @@ def _parse_objective(value: str | dict | Objective | None) -> Objective:
 
 def regular_token_mask(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return (vocabulary,) bool: which ids are not special tokens."""
-    is_regular = np.ones(len(tokenizer), bool)
+    is_regular = np.ones(count_ids(tokenizer), bool)
     is_regular[tokenizer.all_special_ids] = False
     return is_regular
 

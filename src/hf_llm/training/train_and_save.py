@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 
 from hf_llm.core.console import is_main_process
+from hf_llm.core.errors import UserError
+from hf_llm.core.format import fill_headline
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
@@ -43,6 +45,8 @@ def train_and_save(
     updates to skip; None skips none. `facts` go into the manifest.
     """
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
+    if not trainer.state.global_step:
+        raise UserError(f"{output.folder}: no step was trained, so there is no model to save; check training.max_steps")
     metrics = last_evaluation(trainer) or trainer.evaluate()
 
     save_model_folder(trainer, output.path)
@@ -64,15 +68,13 @@ def _complete_output(
     trainer: Trainer, output: StageOutput, run: Run, headline: str, metrics: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     """Write the manifest and the model card of a saved model."""
-    input_folders = [run.root / name for name in output.inputs]
-    input_folders = [folder for folder in input_folders if folder.exists()]
-    licenses = licenses_of(*input_folders) + facts.pop("licenses", [])
+    licenses = licenses_of(*output.sources.values()) + facts.pop("licenses", [])
 
     facts["steps"] = trainer.state.global_step
     facts["metrics"] = metrics
     facts["processes"] = trainer.args.world_size
     facts["arguments"] = to_plain(trainer.args.to_dict())  # `to_dict` hides tokens
-    output.complete(headline.format(**metrics), licenses, **facts)
+    output.complete(fill_headline(headline, metrics), licenses, **facts)
 
     card = render_model_card(output.path, trainer.hub_model_id)
     (output.path / "README.md").write_text(card, encoding="utf-8")

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -15,6 +17,7 @@ from hf_llm.data.tokens.mixing import (
     plan_stage_streams,
     plan_stages,
     plan_streams,
+    sample_evenly,
     score_documents,
 )
 from hf_llm.data.tokens.token_shards import Documents, Tokens
@@ -210,3 +213,23 @@ def test_a_stage_without_share_or_sources_is_refused():
         MixStage(0, {"web": 1})
     with pytest.raises(ValueError, match=r"got share 1, shares \{\}"):
         MixStage(1, {})
+
+
+def test_a_sample_is_drawn_from_all_places_alike():
+    stream = [f"file {number // 1000}, text {number}: " + "x" * 80 for number in range(3000)]
+    size = sum(len(text) for text in stream)
+    sample, total = sample_evenly(stream, size // 10)
+    assert total == size and size // 10 <= sum(map(len, sample)) <= size // 10 + 110
+    tenths = [sum(f"file {file}" in text for text in sample) for file in range(3)]
+    assert all(70 <= count <= 130 for count in tenths)
+    places = sorted(int(text.split()[3].rstrip(":")) for text in sample)
+    assert max(after - before for before, after in pairwise(places)) < 150
+    assert sample_evenly(reversed(stream), size // 10)[0] == sample
+
+
+def test_a_sample_larger_than_the_stream_is_all_of_it():
+    stream = [f"text {number}" for number in range(50)]
+    sample, total = sample_evenly(stream, 10**9)
+    assert sorted(sample) == sorted(stream) and total == sum(map(len, stream))
+    assert sample_evenly([], 5) == ([], 0)
+    assert len(sample_evenly(["é" * 10] * 7, 41)[0]) == 3  # counted in bytes

@@ -240,6 +240,16 @@ def test_a_reward_function_that_returns_nonsense_is_named(values, words, tmp_pat
         tiny_ppo(tmp_path, my_reward, save_strategy="no").train()
 
 
+def test_an_id_without_a_token_is_never_sampled(tmp_path):
+    trainer = tiny_ppo(tmp_path)
+    assert trainer.suppressed_ids == list(range(260, 320))  # a fifth of what a new model would sample
+    batch = {"prompt_ids": [[5, 6, 7]] * 64, "prompt": [[{"role": "user", "content": "Hi"}]] * 64}
+    completions, _ = trainer._sample_and_score(batch, torch.Generator().manual_seed(0))
+    tokens = completions.tokens[completions.mask]
+    assert len(tokens) > 200 and tokens.max() < 260
+    assert torch.isfinite(completions.log_probs).all()
+
+
 # ---- reference and adapters
 
 

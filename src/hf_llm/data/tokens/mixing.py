@@ -13,6 +13,7 @@ per token, so that a long text is not difficult for being long). The same sample
 at equal numbers of tokens.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -22,6 +23,7 @@ from types import MappingProxyType
 from typing import NotRequired, TypedDict
 
 import numpy as np
+import xxhash
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.curriculum import Curriculum, MixStage
@@ -369,6 +371,25 @@ def sample_texts(files: Iterable[Path], shares: dict[str, float] | None, limit: 
                     yield text
         if max(remaining.values()) <= 0:
             return
+
+
+def sample_evenly(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
+    """Draw texts, about `limit` bytes of them, from all places of a stream alike. Return them, and the stream's bytes.
+
+    A text has the digest of its characters as its rank, and the lowest ranks are kept, so the same texts give the same
+    sample in any order. Memory holds the sample.
+    """
+    kept: list[tuple[int, int, int, str]] = []  # a heap of (-rank, -number, bytes, text): the highest rank comes first
+    kept_bytes = 0
+    total_bytes = 0
+    for number, text in enumerate(texts):
+        size = len(text.encode("utf-8"))
+        total_bytes += size
+        heapq.heappush(kept, (-xxhash.xxh3_64_intdigest(text.encode("utf-8")), -number, size, text))
+        kept_bytes += size
+        while kept_bytes - kept[0][2] >= limit:
+            kept_bytes -= heapq.heappop(kept)[2]
+    return [text for *_, text in sorted(kept, reverse=True)], total_bytes
 
 
 def _read_wanted_groups(

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.mixing import StreamPlan
-from hf_llm.data.tokens.token_shards import read_index
+from hf_llm.pipeline.tokens_folder import read_index
 
 MAX_OPEN_SHARDS = 32  # files that each process keeps open for a stream
 _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2

@@ -1,8 +1,9 @@
 """Tokenize documents and write token shards: binary files of ids, with an end-of-text token after each document.
 
-`index.json` lists the shards by split:
+Before each document stands what the tokenizer puts before a text (`hf_llm.tokenization.text_boundaries`).
+`index.json` lists the shards by split; a copy of their tokenizer lies beside it, in `tokenizer/`:
 
-    {"dtype": "uint16", "vocab_size": 8192, "eos_token_id": 1, "tokenizer": "<digest>",
+    {"dtype": "uint16", "vocab_size": 8192, "eos_token_id": 1, "prefix": [], "tokenizer": "<digest>",
      "splits": {"train": [{"file": "train-00000.bin", "tokens": 5, "documents": 2, "bytes": 17,
                            "sources": {"books": 5}, "languages": {"en": 5}}, ...]}}
 
@@ -14,7 +15,6 @@ Reading, tokenising (in the library's threads) and writing overlap: while one ba
 and the one after that is read. Memory holds these three batches, however large the corpus is.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from hf_llm.core.errors import UserError
+from hf_llm.pipeline.tokens_folder import INDEX as INDEX
+from hf_llm.pipeline.tokens_folder import read_index as read_index
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 T = TypeVar("T")
 
-INDEX = "index.json"
 _BATCH_BYTES = 1 << 20  # of text handed to the tokenizer's threads at a time
 _ROWS_PER_READ = 512  # 50 MB if all are as long as documents may be
 
@@ -122,9 +122,13 @@ def read_documents(path: Path) -> Iterator[Documents]:
 
 
 def tokenize_documents(
-    documents: Iterable[Documents], tokenizer: "Tokenizer", eos_token_id: int, dtype: np.dtype
+    documents: Iterable[Documents],
+    tokenizer: "Tokenizer",
+    eos_token_id: int,
+    dtype: np.dtype,
+    prefix: Sequence[int] = (),
 ) -> Iterator[tuple[Documents, Tokens]]:
-    """Yield batches of documents, each with its tokens.
+    """Yield batches of documents, each with its tokens: the ids of `prefix`, those of the text, and the end of text.
 
     The name of a special token that occurs in a text is tokenised as text, so end-of-text ids occur only at the end of
     documents, which is asserted.
@@ -138,12 +142,27 @@ def tokenize_documents(
     for batch, encodings in _prefetch_items(encode_batches()):
         lengths = [len(encoding) for encoding in encodings]
         lengths = np.array(lengths, np.int64)
-        document_ends = np.cumsum(lengths)
-
         all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
         ids = np.fromiter(all_ids, dtype, count=int(lengths.sum()))
         assert not np.any(ids == eos_token_id), "an end of text within a text"
-        yield batch, Tokens(ids=np.insert(ids, document_ends, eos_token_id), lengths=lengths + 1)
+        yield batch, _add_boundaries(ids, lengths, prefix, eos_token_id)
+
+
+def _add_boundaries(ids: np.ndarray, lengths: np.ndarray, prefix: Sequence[int], eos_token_id: int) -> Tokens:
+    """Put `prefix` before and the end of text after each document, given the ids of all and their lengths."""
+    whole_lengths = lengths + len(prefix) + 1
+    ends = np.cumsum(whole_lengths)
+    starts = ends - whole_lengths
+
+    whole = np.empty(int(whole_lengths.sum()), ids.dtype)
+    is_text = np.ones(len(whole), bool)
+    for offset, token in enumerate(prefix):
+        whole[starts + offset] = token
+        is_text[starts + offset] = False
+    whole[ends - 1] = eos_token_id
+    is_text[ends - 1] = False
+    whole[is_text] = ids
+    return Tokens(ids=whole, lengths=whole_lengths)
 
 
 def _prefetch_items(items: Iterable[T]) -> Iterator[T]:
@@ -256,14 +275,3 @@ class _ShardWriter:
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink()
-
-
-def read_index(folder: Path) -> dict:
-    """Read the index of a folder of token shards. Raises UserError where there is none."""
-    path = Path(folder) / INDEX
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no token shards (no {INDEX}); make them with python -m hf_llm.tokenize_corpus recipe.yaml"
-        ) from None

@@ -76,11 +76,13 @@ def sample_completions(
     stops: list[int],
     pad: int,
     generator: torch.Generator,
+    suppressed: list[int] | None = None,
 ) -> Completions:
     """Sample a completion of at most `limit` tokens to each prompt, all in one batch with a key-value cache.
 
     There is no top-k or top-p: tokens come from the model's full distribution at `temperature`, so the probabilities
-    returned with them are those PPO needs. Rows that have ended are removed from the batch now and then.
+    returned with them are those PPO needs. Ids in `suppressed`, which have no token, are never drawn. Rows that have
+    ended are removed from the batch now and then.
     """
     device = generator.device
     queries, query_mask = pad_left(prompts, pad, device)  # N P
@@ -110,7 +112,11 @@ def sample_completions(
         ).logits[:, -1]
         log_distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # B V
         distribution = log_distribution.exp()
-        sampled = torch.multinomial(distribution, 1, generator=generator)  # B 1
+        drawable = distribution
+        if suppressed:
+            drawable = distribution.clone()
+            drawable[:, suppressed] = 0
+        sampled = torch.multinomial(drawable, 1, generator=generator)  # B 1
 
         finite_logs = log_distribution.clamp(min=torch.finfo(log_distribution.dtype).min)  # 0 * -inf would be NaN
         tokens[rows, t] = sampled[:, 0]

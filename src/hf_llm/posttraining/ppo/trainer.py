@@ -22,7 +22,7 @@ from trl.models import prepare_fsdp
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.inference.generate import generation_stop_ids
+from hf_llm.inference.generate import generation_stop_ids, suppressed_ids
 from hf_llm.parallel.gather_parameters import gather_weights, mark_fsdp_root, prepare_sharding
 from hf_llm.posttraining.ppo.actor_critic import ActorCritic, completion_log_probs
 from hf_llm.posttraining.ppo.losses import (
@@ -172,6 +172,7 @@ class PPOTrainer(Trainer):
     ):
         self.reward_functions = reward_functions
         self.stop_token_ids = generation_stop_ids(model, processing_class)
+        self.suppressed_ids = suppressed_ids(model, processing_class)
 
         context = args.max_length or model.config.max_position_embeddings
         max_prompt_length = context - args.max_completion_length
@@ -367,6 +368,7 @@ class PPOTrainer(Trainer):
                 self.stop_token_ids,
                 self.processing_class.pad_token_id,
                 generator,
+                self.suppressed_ids,
             )
 
         texts = self.processing_class.batch_decode(completions.token_ids(), skip_special_tokens=True)
