@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        *rows, counts = load_preferences(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
         tokenizer = load_chat_tokenizer(output.start, run.root)
         limit = max_row_length(section, output.start, "dpo")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         if output.is_complete:
             return
         *rows, counts = load_labelled_completions(
-            section.data, section.evaluation_share, recipe.seed, section.allow_drop
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
         tokenizer = load_chat_tokenizer(output.start, run.root)
         limit = max_row_length(section, output.start, "kto")

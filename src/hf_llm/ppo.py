@@ -11,14 +11,13 @@ it started from; with a `lora` section that is the same model with the adapter s
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_conversations, load_preferences
+from hf_llm.data.chat.loaders import load_preferences, load_prompts
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
@@ -36,7 +35,8 @@ class PpoSection(RolloutSection):
     """The `ppo` section."""
 
     rows: Literal["conversations", "preferences"] = "conversations"
-    """The kind of rows in `data`; completions are sampled for their prompts."""
+    """The kind of rows in `data`; completions are sampled for their prompts. Of preferences, reward functions get the
+    chosen and the rejected answer; of conversations, the answer if there is one, and the other columns."""
     training: Settings[PPOConfig] = field(default_factory=Settings)
     """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 
@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("ppo", recipe, inputs) as output:
         if output.is_complete:
             return
-        train, evaluation, counts = load_prompts_and_answers(section, recipe.seed)
+        load = load_prompts if section.rows == "conversations" else load_preferences
+        train, evaluation, counts = load(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
         limit = max_row_length(section, output.start, "ppo") - completion_length
@@ -72,24 +75,6 @@ def main(argv: list[str] | None = None) -> None:
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
-
-
-def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Load training and evaluation rows with a column `prompt`, and the counts of rows kept and dropped.
-
-    The rows also have the data's own `answer`, or `chosen` and `rejected`, for reward functions that compare with them.
-    """
-    load = load_conversations if section.rows == "conversations" else load_preferences
-    train, evaluation, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
-    if section.rows == "conversations":
-        train = train.map(split_last_answer, remove_columns=train.column_names)
-        evaluation = evaluation.map(split_last_answer, remove_columns=evaluation.column_names)
-    return train, evaluation, counts
-
-
-def split_last_answer(row: dict) -> dict[str, Any]:
-    """Split a conversation into the messages before its last answer, and that answer."""
-    return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
 
 
 def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:

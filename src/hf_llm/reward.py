@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("reward", recipe, run.starting_model("reward", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        *rows, counts = load_preferences(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
         limit = max_row_length(section, output.start, "reward")
         rows, counts["too_long"] = encode_pairs(rows, load_tokenizer(output.start), limit, section.allow_drop)
 

@@ -11,14 +11,15 @@ from hf_llm.posttraining.sections import PostTrainingSection, is_adapter
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
 
 
-def load_chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
+def load_chat_tokenizer(start: Path | str, run: Path, supervised: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model at `start`, which has to be that of a chat model.
 
+    Only SFT asks the template what is `supervised`; the other stages take stock chat models, without such marks.
     Raises UserError where it is not, or where `start` is a folder of the run `run` and its chat template differs from
     that of the run's own tokenizer.
     """
     tokenizer = load_tokenizer(start)
-    check_tokenizer(tokenizer, chat=True)
+    check_tokenizer(tokenizer, chat=True, supervised=supervised)
     run_tokenizer = run / "tokenizer"
     if Path(start).parent == run and run_tokenizer.is_dir():
         check_same_template(tokenizer, load_tokenizer(run_tokenizer))

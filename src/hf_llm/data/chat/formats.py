@@ -39,7 +39,6 @@ _ALPACA_PROMPT = re.compile(
     r"(?:\n\n### Input:\n(?P<input>.*?))?\n\n### Response:\s*",
     re.DOTALL,
 )
-_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")  # at the start of a text
 
 # The roles that may follow each role: "" is the start of the conversation, "call" an assistant's message with a tool
 # call.
@@ -177,8 +176,16 @@ def _read_cell(row: Row, name: str) -> str:
 
 
 def _trim_text(text: str) -> str:
-    """Return a text without blank lines before it and white space after it. Code keeps its indentation."""
-    return _BLANK_LINES.sub("", text).rstrip()
+    """Return a text without blank lines before it and white space after it, as our chat template renders it.
+
+    Code keeps its indentation. A single space is none: models with SentencePiece begin their answers with one, and a
+    model could tell answers in pairs by it.
+    """
+    body = text.lstrip()
+    indentation = text[: len(text) - len(body)].split("\n")[-1]
+    if indentation == " ":
+        indentation = ""
+    return (indentation + body).rstrip()
 
 
 def _parse_question(value: Any) -> list[Message]:
@@ -571,7 +578,7 @@ def _read_prompt(row: Row) -> list[Row]:
 
 
 def _make_prompts(prompts: list[Row], row: Row, read_columns: set[str]) -> list[Row]:
-    """Add to prompts the tools of the row, and under `columns` what was not read (`read_columns`), for reward functions.
+    """Add to prompts the tools of the row, and under `columns` those that were not read, for reward functions.
 
     An `answer` that the row itself has is the one that counts. Columns whose names a trainer uses are left out.
     """

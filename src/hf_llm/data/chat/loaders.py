@@ -134,8 +134,8 @@ def load_conversations(
 
     The report is `{"kept", "dropped": {reason: rows}, "left_out": {reason: rows}, "samples", "licenses", "sources":
     [the same of each], "train", "eval"}`; rows that are left out are valid, but their makers or this stage have no use
-    for them. Raises UserError for an unknown format, and where more than the share `allow_drop` of a source's rows
-    cannot be used.
+    for them. `follows_corpus` is true there where rows follow the corpus's splits. Raises UserError for an unknown
+    format, and where more than the share `allow_drop` of a source's rows cannot be used.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_conversations
 
@@ -283,6 +283,9 @@ def _load_rows(
         "train": len(train),
         "eval": len(evaluation),
     }
+    if any("split" in row for row in rows):
+        report["follows_corpus"] = True
+
     # The columns that rows of prompts bring along go beside the stage's own, under their own names.
     brought = list(dict.fromkeys(name for row in rows for name in row.get("columns", ())))
     if brought:
@@ -387,9 +390,7 @@ def _describe_unknown_format(where: str, row: Row, source: ConversationSource, k
     )
 
 
-def _read_source(
-    source: ConversationSource, errors: ReadErrors, left_out: Counter
-) -> Iterator[tuple[str, int, Row]]:
+def _read_source(source: ConversationSource, errors: ReadErrors, left_out: Counter) -> Iterator[tuple[str, int, Row]]:
     """Yield the file (or Hub id), number and columns of every row of a source."""
     if source.hub:
         is_streamed = source.take is not None

@@ -296,14 +296,14 @@ def _parse_tool_call(value: Any) -> Row:
 def _read_arguments(arguments: Any) -> str:
     """Return the arguments of a call as the JSON of an object; `{}` where there are none. Raises Unusable."""
     problem = "a tool call whose arguments are no JSON object"
-    if isinstance(arguments, str) and arguments.strip():
-        text = arguments.strip()
+    if isinstance(arguments, str):
+        text = arguments.strip() or "{}"
         parsed = _parse_json(text, problem)
         if isinstance(parsed, str):  # JSON that was written as JSON once more
             text = parsed.strip()
             parsed = _parse_json(text, problem)
     else:
-        parsed = arguments or {}
+        parsed = {} if arguments == [] else arguments  # PHP writes an empty object so
         text = _write_json(parsed, problem)
 
     if parsed is None:

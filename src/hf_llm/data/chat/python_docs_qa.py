@@ -46,9 +46,7 @@ class QuestionAnswer(NamedTuple):
     sentence: str  # the part of either that stands in the documentation
 
 
-def documentation_conversations(
-    corpus: Path | None = None, left_out: Counter[str] | None = None
-) -> Iterator[dict]:
+def documentation_conversations(corpus: Path | None = None, left_out: Counter[str] | None = None) -> Iterator[dict]:
     """Yield rows with `messages`: a question about Python's documentation and its answer, in shuffled order.
 
     They follow the splits of the folder `corpus` if it holds this documentation: rows of its test split are counted in
@@ -59,9 +57,7 @@ def documentation_conversations(
         yield {**row, "split": split} if split else row
 
 
-def documentation_preferences(
-    corpus: Path | None = None, left_out: Counter[str] | None = None
-) -> Iterator[dict]:
+def documentation_preferences(corpus: Path | None = None, left_out: Counter[str] | None = None) -> Iterator[dict]:
     """Yield rows with `prompt`, `chosen` and `rejected` as message lists, of the same questions and splits."""
     pairs = list(_assign_splits(_question_answer_pairs(), corpus, left_out))
 
