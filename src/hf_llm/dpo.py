@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         *rows, counts = load_preferences(
             section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
         limit = max_row_length(section, output.start, "dpo")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from trl import KTOConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_labelled_completions
+from hf_llm.data.chat.loaders import format_row_counts, load_labelled_completions
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         *rows, counts = load_labelled_completions(
             section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
         limit = max_row_length(section, output.start, "kto")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)

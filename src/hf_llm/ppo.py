@@ -15,9 +15,10 @@ from typing import Literal
 
 from transformers import PreTrainedModel, set_seed
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_preferences, load_prompts
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences, load_prompts
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         train, evaluation, counts = load(
             section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
         limit = max_row_length(section, output.start, "ppo") - completion_length

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 from trl import RewardConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.model.load import load_tokenizer
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         *rows, counts = load_preferences(
             section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
+        print_main(format_row_counts(counts))
         limit = max_row_length(section, output.start, "reward")
         rows, counts["too_long"] = encode_pairs(rows, load_tokenizer(output.start), limit, section.allow_drop)
 

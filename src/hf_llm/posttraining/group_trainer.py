@@ -16,8 +16,9 @@ from torch.utils.data import Sampler
 from transformers import TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.data.chat.loaders import load_prompts
+from hf_llm.data.chat.loaders import format_row_counts, load_prompts
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
@@ -156,6 +157,7 @@ def train_group_policy(
     train, evaluation, counts = load_prompts(
         section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
     )
+    print_main(format_row_counts(counts))
     tokenizer = load_chat_tokenizer(output.start, run.root)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)

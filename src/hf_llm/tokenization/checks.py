@@ -154,7 +154,7 @@ def _render(
 
 def check_same_template(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> None:
     """Raise UserError where a model's chat template is not that of the run's tokenizer, which will prompt it."""
-    if tokenizer.chat_template != own.chat_template:
+    if not renders_alike(tokenizer, own):
         raise UserError(
             f"{tokenizer.name_or_path}: its chat template differs from that of {own.name_or_path}, so the model would "
             f"be prompted differently from its training; copy {own.name_or_path}/chat_template.jinja over the other, "

@@ -466,6 +466,19 @@ def describe_dropped_rows(name: str, dropped: dict[str, int], samples: list[str]
     return "\n    ".join([problem, *samples]) + f"\n  {remedy}."
 
 
+def format_row_counts(report: dict[str, Any]) -> str:
+    """Format how many rows of each source are kept, dropped and left out, and why; a line for each source."""
+    lines = []
+    for source in report["sources"]:
+        counts = [f"{source['kept']:,} rows kept"]
+        for name in ("dropped", "left_out"):
+            reasons = [f"{count:,} {reason}" for reason, count in Counter(source[name]).most_common()]
+            if reasons:
+                counts.append(f"{sum(source[name].values()):,} {name.replace('_', ' ')} ({', '.join(reasons)})")
+        lines.append(f"{source['source']}: {', '.join(counts)}")
+    return "\n".join(lines)
+
+
 def _split_rows(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and evaluation by a digest of the seed and the first question.
 
