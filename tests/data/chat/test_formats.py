@@ -96,7 +96,7 @@ def test_every_known_form_becomes_messages(row, expected):
         ({"messages": [user("a"), {**assistant("b"), "train_detail": [{"train": False}]}]}, "only parts"),
         ({"messages": [user("a"), {**assistant(""), "reasoning_content": "r"}]}, "reasoning without an answer"),
         ({"messages": [{**user("a"), "reasoning": "r"}, assistant("b")]}, "reasoning that is not the assistant's"),
-        ({"messages": [user("a"), {**assistant("b"), "thinking": {"text": "r"}}]}, "reasoning that is no text"),
+        ({"messages": [user("a"), {**assistant("b"), "thinking": {"text": "r"}}]}, "reasoning that is not text"),
         ({"messages": [user("a"), assistant("b")], "functions": "f"}, "tools that are no JSON"),
         ({"instruction": "a", "output": ""}, "an empty answer"),
         ({"instruction": "a", "instances": []}, "no instances"),
@@ -393,7 +393,7 @@ def test_arguments_are_the_json_of_an_object(arguments, expected):
 )
 def test_arguments_that_are_no_json_are_never_trained_on(arguments):
     row = {"messages": [user("q"), {**assistant(""), "tool_calls": [{"name": "f", "arguments": arguments}]}]}
-    with pytest.raises(Unusable, match="whose arguments are no JSON object"):
+    with pytest.raises(Unusable, match="whose arguments are not a JSON object"):
         find_conversation_reader(set(row))(row)
 
 

@@ -193,7 +193,7 @@ def _parse_question(value: Any) -> list[Message]:
     if isinstance(value, str) and parse_message_list(value) is None:
         return [make_message("user", value)]
     if isinstance(value, int | float):
-        return [make_message("user", read_text(value, "a question that is no text"))]
+        return [make_message("user", read_text(value, "a question that is not text"))]
     return parse_messages(value)
 
 

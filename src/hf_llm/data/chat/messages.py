@@ -200,7 +200,7 @@ def _read_reasoning(value: Row, role: str) -> str:
 
 def _mark_reasoning(reasoning: Any) -> str:
     """Put reasoning between marks, as models that show their reasoning write it."""
-    text = read_text(reasoning, "reasoning that is no text").strip()
+    text = read_text(reasoning, "reasoning that is not text").strip()
     return f"<think>\n{text}\n</think>\n\n" if text else ""
 
 
@@ -295,7 +295,7 @@ def _parse_tool_call(value: Any) -> Row:
 
 def _read_arguments(arguments: Any) -> str:
     """Return the arguments of a call as the JSON of an object; `{}` where there are none. Raises Unusable."""
-    problem = "a tool call whose arguments are no JSON object"
+    problem = "a tool call whose arguments are not a JSON object"
     if isinstance(arguments, str):
         text = arguments.strip() or "{}"
         parsed = _parse_json(text, problem)
@@ -380,7 +380,7 @@ def _parse_json(text: str, problem: str) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _write_json(value: Any, problem: str) -> str:
