@@ -20,6 +20,7 @@ from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
+        rows, counts["refused"] = drop_refused_rows(rows, ("completion",), tokenizer, section.allow_drop)
         limit = max_row_length(section, output.start, "kto")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
         check_labels(rows)

@@ -25,6 +25,7 @@ from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
         limit = max_row_length(section, output.start, "ppo") - completion_length
-        rows, counts["too_long"] = drop_overlong_rows([train, evaluation], (), tokenizer, limit, section)
+        rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+        rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, limit, section)
 
         reward_model = output.sources.get("reward")
         functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)

@@ -25,6 +25,7 @@ from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
@@ -161,9 +162,8 @@ def train_group_policy(
     tokenizer = load_chat_tokenizer(output.start, run.root)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
-    rows, counts["too_long"] = drop_overlong_rows(
-        [train, evaluation], (), tokenizer, context - completion_length, section
-    )
+    rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+    rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, context - completion_length, section)
 
     functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
     trainer = build_trainer(
