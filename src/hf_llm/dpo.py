@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
@@ -59,8 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        *rows, counts = load_preferences(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
+        rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
         limit = max_row_length(section, output.start, "dpo")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)
 

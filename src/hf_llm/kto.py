@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 
 from trl import KTOConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_labelled_completions
+from hf_llm.data.chat.loaders import format_row_counts, load_labelled_completions
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
@@ -48,9 +50,11 @@ def main(argv: list[str] | None = None) -> None:
         if output.is_complete:
             return
         *rows, counts = load_labelled_completions(
-            section.data, section.evaluation_share, recipe.seed, section.allow_drop
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
         )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
+        rows, counts["refused"] = drop_refused_rows(rows, ("completion",), tokenizer, section.allow_drop)
         limit = max_row_length(section, output.start, "kto")
         rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
         check_labels(rows)

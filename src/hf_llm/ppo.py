@@ -11,20 +11,21 @@ it started from; with a `lora` section that is the same model with the adapter s
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_conversations, load_preferences
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences, load_prompts
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
@@ -36,7 +37,8 @@ class PpoSection(RolloutSection):
     """The `ppo` section."""
 
     rows: Literal["conversations", "preferences"] = "conversations"
-    """The kind of rows in `data`; completions are sampled for their prompts."""
+    """The kind of rows in `data`; completions are sampled for their prompts. Of preferences, reward functions get the
+    chosen and the rejected answer; of conversations, the answer if there is one, and the other columns."""
     training: Settings[PPOConfig] = field(default_factory=Settings)
     """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 
@@ -57,11 +59,16 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("ppo", recipe, inputs) as output:
         if output.is_complete:
             return
-        train, evaluation, counts = load_prompts_and_answers(section, recipe.seed)
+        load = load_prompts if section.rows == "conversations" else load_preferences
+        train, evaluation, counts = load(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
+        print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
         limit = max_row_length(section, output.start, "ppo") - completion_length
-        rows, counts["too_long"] = drop_overlong_rows([train, evaluation], (), tokenizer, limit, section)
+        rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+        rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, limit, section)
 
         reward_model = output.sources.get("reward")
         functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
@@ -72,24 +79,6 @@ def main(argv: list[str] | None = None) -> None:
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
-
-
-def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:
-    """Load training and evaluation rows with a column `prompt`, and the counts of rows kept and dropped.
-
-    The rows also have the data's own `answer`, or `chosen` and `rejected`, for reward functions that compare with them.
-    """
-    load = load_conversations if section.rows == "conversations" else load_preferences
-    train, evaluation, counts = load(section.data, section.evaluation_share, seed, section.allow_drop)
-    if section.rows == "conversations":
-        train = train.map(split_last_answer, remove_columns=train.column_names)
-        evaluation = evaluation.map(split_last_answer, remove_columns=evaluation.column_names)
-    return train, evaluation, counts
-
-
-def split_last_answer(row: dict) -> dict[str, Any]:
-    """Split a conversation into the messages before its last answer, and that answer."""
-    return {"prompt": row["messages"][:-1], "answer": row["messages"][-1]["content"]}
 
 
 def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 from trl import RewardConfig
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.data.chat.loaders import load_preferences
+from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.model.load import load_tokenizer
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import max_row_length
@@ -48,9 +50,14 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("reward", recipe, run.starting_model("reward", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+        *rows, counts = load_preferences(
+            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        )
+        print_main(format_row_counts(counts))
         limit = max_row_length(section, output.start, "reward")
-        rows, counts["too_long"] = encode_pairs(rows, load_tokenizer(output.start), limit, section.allow_drop)
+        tokenizer = load_tokenizer(output.start)
+        rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
+        rows, counts["too_long"] = encode_pairs(rows, tokenizer, limit, section.allow_drop)
 
         set_seed(recipe.seed)  # for the weights of the new score
         trainer = build_trainer(

@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("sft", recipe, {"base": section.model}) as output:
         if output.is_complete:
             return
-        tokenizer = load_chat_tokenizer(output.start, run.root)
+        tokenizer = load_chat_tokenizer(output.start, run.root, supervised=True)
         max_length = max_row_length(section, output.start, "sft")
-        rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+        rows = build_sft_rows(section, recipe.seed, tokenizer, max_length, run.folder("corpus"))
         print_main(format_rows_table(rows.report))
 
         trainer = build_trainer(
@@ -100,9 +100,9 @@ def print_preview(argv: list[str]) -> None:
         base = run.folder("base")
         start = base if read_manifest(base) else run.ensure_stage("tokenizer")
 
-    tokenizer = load_chat_tokenizer(start, run.root)
+    tokenizer = load_chat_tokenizer(start, run.root, supervised=True)
     max_length = max_row_length(section, start, "sft")
-    rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+    rows = build_sft_rows(section, recipe.seed, tokenizer, max_length, run.folder("corpus"))
     print_main(render_preview(rows.train, tokenizer, colour=sys.stdout.isatty()))
     if max_length:
         print_main(f"\nat most {max_length} tokens a row")

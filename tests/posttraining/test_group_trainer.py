@@ -1,5 +1,7 @@
 """What TRL's trainers of answers lack."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset
@@ -9,6 +11,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.posttraining.group_trainer import ResumableGRPOTrainer, ResumableRLOOTrainer, add_position_ids
+from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -69,3 +72,46 @@ def test_an_id_without_a_token_is_never_sampled(trainer_class, config_class, tmp
     )
     trainer.train()
     assert len(sampled) > 100 and not set(sampled) & unused
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}{% if tools %}{{ tools | tojson }}"
+    "{% endif %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "arguments_class"), [(ResumableGRPOTrainer, GRPOConfig), (ResumableRLOOTrainer, RLOOConfig)]
+)
+def test_prompts_are_rendered_with_the_tools_of_their_rows(trainer_class, arguments_class, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    prompts = [[{"role": "user", "content": f"q{number}"}] for number in range(2)]
+    tools = [None, [{"name": "f"}]]
+    listed = [json.dumps(each) if each else None for each in tools]
+    sampled_from = []
+
+    def reward(prompts, completions, tools, **columns):
+        assert set(tools) <= set(listed)
+        return [0.0] * len(prompts)
+
+    class Recording(trainer_class):
+        def _tokenize_prompts(self, prompts):
+            tokenized = super()._tokenize_prompts(prompts)
+            sampled_from.extend(map(tokenizer.decode, tokenized[0]))
+            return tokenized
+
+    arguments = arguments_class(
+        str(tmp_path), beta=0.0, max_steps=1, per_device_train_batch_size=4, num_generations=2, max_completion_length=4,
+        report_to="none", bf16=False, use_cpu=True,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": prompts, "tools": listed})
+    trainer = Recording(
+        model=tiny_model(), reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.train()
+    rendered = {
+        tokenizer.decode(encode_chat(tokenizer, prompt, each, add_generation_prompt=True)[0])
+        for prompt, each in zip(prompts, tools, strict=True)
+    }
+    assert set(sampled_from) == rendered

@@ -322,6 +322,26 @@ def test_a_weight_that_the_template_does_not_read_is_refused(tokenizer, tmp_path
         build_sft_rows(section(source(path)), 1, other, 100)
 
 
+def test_tools_that_the_template_does_not_render_are_dropped_and_counted(tokenizer, tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answer = [{"role": "tool", "content": "3"}, {"role": "assistant", "content": "x"}]
+    rows = [{"messages": [{"role": "user", "content": f"q{number}"}, asked, *answer]} for number in range(3)]
+    rows += [{"prompt": f"p{number}", "completion": "x", "tools": [{"name": "f"}]} for number in range(4)]
+    path = write(tmp_path / "a.jsonl", [*rows, *chats(5)])
+    assert build_sft_rows(section(source(path)), 1, tokenizer, 400).report["kept"] == 12
+
+    other = byte_tokenizer()
+    other.chat_template = (
+        "{%- for message in messages %}{{- message.role + ':' }}{%- generation %}{{- message.content + '<|im_end|>' }}"
+        "{%- endgeneration %}{%- endfor %}"
+    )
+    rows = build_sft_rows(section(source(path), allow_drop=0.9), 1, other, 400)
+    assert rows.report["dropped"] == {
+        "the chat template does not render tool calls": 3, "the chat template does not render tools": 4,
+    }  # fmt: skip
+
+
 def test_a_chat_the_template_refuses_is_dropped_with_its_words(tokenizer, tmp_path):
     other = byte_tokenizer()
     other.chat_template = (

@@ -52,11 +52,52 @@ def test_a_missing_template_is_refused_for_a_chat_model_only(tokenizer):
 
 def test_a_template_that_marks_nothing_is_refused(tokenizer):
     template = tokenizer.chat_template
-    for mark in ("{%- generation %}", "{%- endgeneration %}"):
+    for mark in MARKS:
         template = template.replace(mark, "")
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"marks no assistant text; put \{% generation %\}"):
         check_tokenizer(tokenizer)
+
+
+MARKS = ("{%- generation %}", "{%- endgeneration %}")
+
+# The turns of stock models, in few words.
+STOCK = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "gemma": (  # no system message, and the assistant is called model
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+    ),
+    "mistral": (  # the end of text ends an answer, questions stand between marks that are text
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% else %}[INST] "
+        "{{ m.content }} [/INST]{% endif %}{% endfor %}"
+    ),
+    "r1": (  # a prompt opens the reasoning, which a conversation does not have
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_the_template_of_a_stock_chat_model_needs_marks_for_sft_only(tokenizer, name):
+    tokenizer.chat_template = STOCK[name]
+    check_tokenizer(tokenizer, supervised=False)
+    with pytest.raises(UserError, match="marks no assistant text"):
+        check_tokenizer(tokenizer)
+
+
+def test_a_stock_template_whose_answers_have_no_end_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with pytest.raises(UserError, match="ends an answer without a special token"):
+        check_tokenizer(tokenizer, supervised=False)
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(UserError, match="does not render a question and its answer: never"):
+        check_tokenizer(tokenizer, supervised=False)
 
 
 def test_a_template_that_does_not_teach_the_end_of_turn_is_refused(tokenizer):

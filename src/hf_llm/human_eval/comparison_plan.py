@@ -19,6 +19,7 @@ from hf_llm.data.chat.loaders import (
     load_preferences,
     load_prompts,
 )
+from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_rows
 from hf_llm.pipeline.stages import ALIGNED_MODELS
@@ -167,9 +168,11 @@ def collect_held_out_prompts(models: list[str], max_prompts: int) -> list[Conver
 
     # Models often share stages: the data of each is read once.
     splits = {}
-    for manifests in manifests_by_model.values():
+    for model, manifests in manifests_by_model.items():
         for manifest in manifests:
-            splits[manifest["digest"]] = _load_stage_prompts(manifest["folder"], manifest["recipe"])
+            if manifest["digest"] not in splits:
+                corpus = _followed_corpus(manifest, Path(model).parent / "corpus")
+                splits[manifest["digest"]] = _load_stage_prompts(manifest["folder"], manifest["recipe"], corpus)
 
     held_out: list[Conversation] = []
     trained_on: set[str] = set()
@@ -186,7 +189,22 @@ def collect_held_out_prompts(models: list[str], max_prompts: int) -> list[Conver
     return unseen[:max_prompts]
 
 
-def _load_stage_prompts(folder: str, recipe: dict[str, Any]) -> list[list[Conversation]]:
+def _followed_corpus(manifest: dict[str, Any], corpus: Path) -> Path | None:
+    """Return the corpus of a run where the rows of one of its stages follow the corpus's splits.
+
+    Raises UserError where it is not there any more.
+    """
+    if not manifest["facts"].get("rows", {}).get("follows_corpus"):
+        return None
+    if not list_corpus_files(corpus, "train"):
+        raise UserError(
+            f"{corpus} is missing, by which {manifest['folder']} divided its rows: put it back, or give prompts with "
+            "--prompts FILE"
+        )
+    return corpus
+
+
+def _load_stage_prompts(folder: str, recipe: dict[str, Any], corpus: Path | None = None) -> list[list[Conversation]]:
     """Load the prompts of a stage's training and evaluation splits, exactly as that stage loads its data."""
     section = recipe[folder]
     loaders: dict[str, Callable] = {
@@ -195,11 +213,11 @@ def _load_stage_prompts(folder: str, recipe: dict[str, Any]) -> list[list[Conver
         "kto": load_labelled_completions,
     }
     if folder == "ppo":
-        loaders["ppo"] = load_conversations if section["rows"] == "conversations" else load_preferences
+        loaders["ppo"] = load_prompts if section["rows"] == "conversations" else load_preferences
     load = loaders.get(folder, load_prompts)
 
     sources = [ConversationSource(**source) for source in section["data"]]
-    *splits, _ = load(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"])
+    *splits, _ = load(sources, section["evaluation_share"], recipe["seed"], section["allow_drop"], corpus=corpus)
 
     prompts_by_split = []
     for rows in splits:

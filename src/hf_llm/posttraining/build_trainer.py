@@ -22,11 +22,11 @@ from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.qlora import load_quantized
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
-from hf_llm.tokenization.chat_encoding import special_token_texts
+from hf_llm.tokenization.chat_encoding import adapt_tool_calls, special_token_texts, tool_support
 from hf_llm.training.arguments import build_training_arguments
 from hf_llm.training.train_and_save import ROWS_FOLDER
 
-TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages")
+TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "tools")
 
 
 def build_trainer(
@@ -51,6 +51,8 @@ def build_trainer(
     if section.lora is not None or task == "SEQ_CLS":
         check_not_adapter(start, output.folder)
     rows = drop_special_token_rows(rows, tokenizer, section.allow_drop)
+    check_tools_rendered(rows, tokenizer)
+    rows = [adapt_rows(part, tokenizer) for part in rows]
 
     if section.quantize:
         model = load_quantized(start, section.quantize, output.folder)
@@ -129,6 +131,34 @@ def cache_rows_on_disk(rows: Dataset, folder: Path) -> tuple[Dataset, str]:
         rows.save_to_disk(temporary)
         temporary.rename(path)
     return load_from_disk(path), digest
+
+
+def check_tools_rendered(rows: list[Dataset], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where rows have tools, or calls of them, that the chat template would silently leave out."""
+    support = tool_support(tokenizer)
+    texts = [name for name in TEXT_COLUMNS if name != "tools"]
+    for part in rows:
+        names = [name for name in texts if name in part.column_names]
+        has_calls = any(message.get("tool_calls") for name in names for turns in part[name] for message in turns)
+        has_tools = "tools" in part.column_names and any(part["tools"])
+        if (has_calls and not support.renders_calls) or (has_tools and not support.renders_tools):
+            raise UserError(
+                "some rows have tools or tool calls, which the model's chat template does not render; leave these rows "
+                "out, or start from a model whose template does (`tokenizer.chat_template: chatml` for a run's own)"
+            )
+
+
+def adapt_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Give the tool calls of messages to TRL, which renders them, as the chat template expects them."""
+    columns = {}
+    for name in TEXT_COLUMNS:
+        if name in rows.column_names and name != "tools":
+            columns[name] = [adapt_tool_calls(tokenizer, messages) for messages in rows[name]]
+    if all(list(rows[name]) == adapted for name, adapted in columns.items()):
+        return rows
+    others = {name: rows[name][:] for name in rows.column_names if name not in columns}
+    table = {**others, **columns}
+    return Dataset.from_dict({name: table[name] for name in rows.column_names}, on_mixed_types="use_json")
 
 
 def drop_special_token_rows(

@@ -16,16 +16,20 @@ from torch.utils.data import Sampler
 from transformers import TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.data.chat.loaders import load_prompts
+from hf_llm.data.chat.loaders import format_row_counts, load_prompts
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
+from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -88,6 +92,20 @@ class GroupTrainer(CompletionScores):
     def _completions_file(self, folder: str) -> Path:
         return Path(folder) / f"answers_{self.args.process_index}.pt"
 
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._row_tools = [load_tools(row) for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        """Tokenize prompts with the tools of their rows; TRL itself knows only tools that it can call."""
+        if not any(self._row_tools):
+            return super()._tokenize_prompts(prompts)
+        prompt_ids = []
+        for prompt, tools in zip(prompts, self._row_tools, strict=True):
+            ids, _ = encode_chat(self.processing_class, prompt, tools, add_generation_prompt=True)
+            prompt_ids.append(ids)
+        return prompt_ids, None, {}
+
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
         device = self.args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -137,13 +155,15 @@ def train_group_policy(
     most 256 tokens or half of the context, and each evaluation samples one completion of each held-out prompt, the
     first before training.
     """
-    train, evaluation, counts = load_prompts(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+    train, evaluation, counts = load_prompts(
+        section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+    )
+    print_main(format_row_counts(counts))
     tokenizer = load_chat_tokenizer(output.start, run.root)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
-    rows, counts["too_long"] = drop_overlong_rows(
-        [train, evaluation], (), tokenizer, context - completion_length, section
-    )
+    rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+    rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, context - completion_length, section)
 
     functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
     trainer = build_trainer(

@@ -13,9 +13,20 @@ class CompletionKTOTrainer(CompletionScores, KTOTrainer):
 
 def check_labels(rows: list[Dataset]) -> None:
     """Raise UserError where all completions of a side (training, evaluation) are good, or all are bad."""
-    for part, name in zip(rows, ("to train on", "held out"), strict=True):
+    names = ("to train on", "held out")
+    for part, name in zip(rows, names, strict=True):
         labels = set(part["label"])
         if len(labels) > 1:
             continue
+
         kind, other = ("good", "bad") if labels == {True} else ("bad", "good")
-        raise UserError(f"kto: all {len(part):,} answers {name} are {kind}; add rows, some of them {other} answers")
+        problem = f"kto: all {len(part):,} answers {name} are {kind}"
+        others = sum(label is not (True in labels) for each in rows for label in each["label"])
+        if not others:
+            raise UserError(f"{problem}; add rows, some of them {other} answers")
+
+        (other_side,) = set(names) - {name}
+        raise UserError(
+            f"{problem}, since the {others:,} {other} ones answer questions that are {other_side}; add {other} answers "
+            "to other questions (all answers to a question are on one side)"
+        )

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 
@@ -26,11 +27,12 @@ def drop_overlong_rows(
     """
 
     def fits(row: dict[str, Any]) -> bool:
+        tools = load_tools(row)
         if not completions:
-            ids, _ = encode_chat(tokenizer, row["prompt"], add_generation_prompt=True)
+            ids, _ = encode_chat(tokenizer, row["prompt"], tools, add_generation_prompt=True)
             return len(ids) <= limit
         conversations = (row["prompt"] + row[name] for name in completions)
-        return all(len(encode_chat(tokenizer, conversation)[0]) <= limit for conversation in conversations)
+        return all(len(encode_chat(tokenizer, conversation, tools)[0]) <= limit for conversation in conversations)
 
     kept = []
     for part in rows:

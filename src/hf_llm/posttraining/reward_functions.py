@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.model.load import load_scorer, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.tokenization.checks import renders_alike
 
 Conversation = list[dict[str, str]]
 RewardFunction = Callable[..., list[float]]
@@ -82,7 +84,8 @@ class RewardModel:
     def __call__(self, prompts: list[Conversation], completions: list[Conversation], **columns: Any) -> list[float]:
         self.model.to(PartialState().device)
         conversations = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        encoded = self._encode(conversations)
+        tools = columns.get("tools") or [None] * len(conversations)
+        encoded = self._encode(conversations, tools)
 
         # Conversations of similar length are scored together, so that there is little padding.
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
@@ -92,9 +95,13 @@ class RewardModel:
             scores[rows] = self._score([encoded[row] for row in rows])
         return scores.tolist()
 
-    def _encode(self, conversations: list[Conversation]) -> list[list[int]]:
+    def _encode(self, conversations: list[Conversation], tools: list[str | None]) -> list[list[int]]:
         context = getattr(self.model.config, "max_position_embeddings", None) or 0  # a slice from -0 keeps all tokens
-        return [encode_chat(self.tokenizer, conversation)[0][-context:] for conversation in conversations]
+        encoded = []
+        for conversation, listed in zip(conversations, tools, strict=True):
+            ids, _ = encode_chat(self.tokenizer, conversation, load_tools({"tools": listed}))
+            encoded.append(ids[-context:])
+        return encoded
 
     def _score(self, encoded: list[list[int]]) -> torch.Tensor:
         batch = self.tokenizer.pad({"input_ids": encoded}, padding_side="right", return_tensors="pt")
@@ -107,7 +114,7 @@ def check_same_tokenizer(path: Path | str, own: PreTrainedTokenizerBase, trained
     remedy = "train a reward model from this run's own model (python -m hf_llm.reward), or name one of the same family"
     if own.get_vocab() != trained.get_vocab():
         raise UserError(f"reward_model: {path} has another tokenizer than the model to be trained; {remedy}")
-    if own.chat_template != trained.chat_template:
+    if not renders_alike(own, trained):
         raise UserError(f"reward_model: {path} has another chat template than the model to be trained; {remedy}")
 
 

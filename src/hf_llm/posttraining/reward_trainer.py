@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
 from hf_llm.model.load import load_reward_model
 from hf_llm.tokenization.chat_encoding import encode_chat
@@ -66,8 +67,9 @@ def encode_pairs(
     """
 
     def encode(row: dict) -> dict[str, list[int]]:
-        chosen, _ = encode_chat(tokenizer, row["prompt"] + row["chosen"])
-        rejected, _ = encode_chat(tokenizer, row["prompt"] + row["rejected"])
+        tools = load_tools(row)
+        chosen, _ = encode_chat(tokenizer, row["prompt"] + row["chosen"], tools)
+        rejected, _ = encode_chat(tokenizer, row["prompt"] + row["rejected"], tools)
         return {"chosen_ids": chosen, "rejected_ids": rejected}
 
     def fits(row: dict) -> bool:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -17,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.tokenization.chat_encoding import encode_chat, tool_support
 from hf_llm.tokenization.text_boundaries import encode_document
 
 # Reasons for dropping a row; manifests count by them.
@@ -38,17 +40,22 @@ class SftRows:
 
 
 def build_sft_rows(
-    section: PostTrainingSection, seed: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    section: PostTrainingSection,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    corpus: Path | None = None,
 ) -> SftRows:
     """Encode the data of a section as rows of at most `max_length` tokens; with None nothing is truncated.
 
     In a conversation the assistant's messages are supervised, each with its end-of-turn token. A conversation that is
     too long is truncated at the end (with `truncation_mode: keep_end` at the start). In a document every token is
-    supervised; it is cut into windows. Raises UserError for data that cannot be read, an answer whose end is not
+    supervised; it is cut into windows. `corpus` is the folder of the run's corpus, whose splits rows made from the
+    documentation follow. Raises UserError for data that cannot be read, an answer whose end is not
     supervised, and more rows dropped than allowed.
     """
     train, held_out, report = load_conversations(
-        section.data, section.evaluation_share, seed, section.allow_drop, documents=True
+        section.data, section.evaluation_share, seed, section.allow_drop, documents=True, corpus=corpus
     )
     keep_end = section.training.get("truncation_mode") == "keep_end"
     encoder = _RowEncoder(tokenizer, max_length, keep_end, report)
@@ -118,9 +125,11 @@ class _RowEncoder:
 
     def _encode_conversation(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         source = self.sources[row["source"]]
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        unrendered = self._find_unrendered(row)
+        if unrendered:
+            return self._drop(source, f"the chat template does not render {unrendered}", row)
         try:
-            ids, is_supervised = encode_chat(self.tokenizer, row["messages"], tools)
+            ids, is_supervised = encode_chat(self.tokenizer, row["messages"], load_tools(row))
         except TemplateError as error:
             return self._drop(source, f"the chat template refuses it ({error})", row)
         if any(message.get("weight") == 0 for message in row["messages"]):
@@ -146,6 +155,16 @@ class _RowEncoder:
                 return self._drop(source, NO_ROOM, row)
             source["truncated"] += 1
         return [{"input_ids": ids, "labels": labels, "source": row["source"]}]
+
+    def _find_unrendered(self, row: dict[str, Any]) -> str | None:
+        """Return what of a row's tools the chat template would silently leave out; None for nothing."""
+        support = tool_support(self.tokenizer)
+        has_calls = any(message.get("tool_calls") for message in row["messages"])
+        if has_calls and not support.renders_calls:
+            return "tool calls"
+        if row.get("tools") and not support.renders_tools:
+            return "tools"
+        return None
 
     def _check_template_reads_weights(self) -> None:
         """Raise UserError where the chat template supervises a message of weight 0 like any other."""

@@ -12,14 +12,15 @@ from hf_llm.tokenization.checks import check_same_template, check_tokenizer
 from hf_llm.tokenization.compare_tokenizers import check_agreement, check_ids_fit
 
 
-def load_chat_tokenizer(start: Path | str, run: Path) -> PreTrainedTokenizerBase:
+def load_chat_tokenizer(start: Path | str, run: Path, supervised: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model at `start`, which has to be that of a chat model.
 
+    Only SFT asks the template what is `supervised`; the other stages take stock chat models, without such marks.
     Raises UserError where it is not, where it has more ids than the model, or where `start` is a folder of the run
     `run` and its tokenizer or chat template differs from the run's own.
     """
     tokenizer = load_tokenizer(start)
-    check_tokenizer(tokenizer, chat=True)
+    check_tokenizer(tokenizer, chat=True, supervised=supervised)
     if (Path(start) / "config.json").exists():
         config = AutoConfig.from_pretrained(start, trust_remote_code=False)
         check_ids_fit(tokenizer, config.get_text_config().vocab_size, str(start))

@@ -4,8 +4,10 @@ Unlike in `apply_chat_template`, the content of a message is always plain text. 
 which `<|im_end|>` typed inside a message would end the turn; here it is encoded as ordinary characters.
 """
 
+import functools
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -31,7 +33,8 @@ def encode_chat(
     specials = special_token_texts(tokenizer)
 
     # A guard is put inside the special tokens that people typed: those without one are the template's.
-    guarded_messages = _guard_specials([_drop_missing_keys(turn) for turn in messages], specials)
+    turns = adapt_tool_calls(tokenizer, [_drop_missing_keys(turn) for turn in messages])
+    guarded_messages = _guard_specials(turns, specials)
     guarded_tools = _guard_specials(tools, specials)
     has_marks = bool(_GENERATION_MARK.search(tokenizer.chat_template))
     (text,), spans_by_chat = render_jinja_template(
@@ -77,6 +80,78 @@ def _drop_missing_keys(turn: dict[str, Any]) -> dict[str, Any]:
     Templates ask whether a key `is defined`. The content stays in any case.
     """
     return {key: value for key, value in turn.items() if value is not None or key == "content"}
+
+
+class ToolSupport(NamedTuple):
+    """What a chat template does with tools."""
+
+    renders_tools: bool  # the descriptions of the tools that can be called
+    renders_calls: bool
+    takes_json: bool  # the arguments of a call, given as JSON, are written as they are
+
+
+def tool_support(tokenizer: "PreTrainedTokenizerBase") -> ToolSupport:
+    """Return what the chat template does with tools, by rendering a conversation with a call."""
+    return _probe_tools(tokenizer.chat_template, json.dumps(tokenizer.special_tokens_map, default=str))
+
+
+@functools.cache
+def _probe_tools(chat_template: str, special_tokens: str) -> ToolSupport:
+    json_arguments = '{"probe": 1}'
+    with_json = _render_probe(chat_template, special_tokens, json_arguments)
+    with_object = _render_probe(chat_template, special_tokens, json.loads(json_arguments))
+    return ToolSupport(
+        renders_tools="probe_tool" in with_json + with_object,
+        renders_calls="probe_call" in with_json + with_object,
+        takes_json=json_arguments in with_json,
+    )
+
+
+def _render_probe(chat_template: str, special_tokens: str, arguments: str | dict[str, Any]) -> str:
+    """Return a rendered conversation with these arguments in a call; an empty text where the template refuses it."""
+    call = {"id": "probe0001", "type": "function", "function": {"name": "probe_call", "arguments": arguments}}
+    schema = {"type": "object", "properties": {"probe": {"type": "integer", "description": "A number."}}}
+    function = {"name": "probe_tool", "description": "Probe.", "parameters": schema}
+    chat = [
+        {"role": "user", "content": "Probe."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": call["id"], "name": "probe_call"},
+        {"role": "assistant", "content": "Probed."},
+    ]
+    try:
+        (text,), _ = render_jinja_template(
+            conversations=[chat],
+            tools=[{"type": "function", "function": function}],
+            chat_template=chat_template,
+            **json.loads(special_tokens),
+        )
+    except (TemplateError, TypeError):
+        return ""
+    return text
+
+
+def adapt_tool_calls(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with the arguments of tool calls as the chat template expects them: JSON or an object.
+
+    Ours takes both. Qwen 2.5's and others would write the JSON as a JSON string, with every quote escaped.
+    """
+    has_calls = any(message.get("tool_calls") for message in messages)
+    if not has_calls or tool_support(tokenizer).takes_json:
+        return messages
+
+    adapted = []
+    for message in messages:
+        if message.get("tool_calls"):
+            message = {**message, "tool_calls": [_parse_arguments(call) for call in message["tool_calls"]]}
+        adapted.append(message)
+    return adapted
+
+
+def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    if not isinstance(function["arguments"], str):
+        return call
+    return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

@@ -3,6 +3,8 @@
 import unicodedata
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from hf_llm.core.errors import UserError
 from hf_llm.tokenization.chat_encoding import encode_chat
 
@@ -15,10 +17,23 @@ _CHAT = [
     {"role": "user", "content": "What is 2 + 2?"},
     {"role": "assistant", "content": "It is 4."},
 ]
+_TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+_CHAT_WITH_CALL = [
+    *_CHAT[:2],
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": "{}"}}],
+    },
+    {"role": "tool", "content": "4"},
+    _CHAT[2],
+]
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True, supervised: bool = True) -> None:
     """Raise UserError unless padding, round trip and (for `chat`) chat template are fit to train a model with.
+
+    Only where the template's marks say what is `supervised` (SFT), it needs any.
 
     The mistakes checked here train without an error elsewhere, and give a model that never stops or is trained on the
     questions. White space and compatibility forms may be folded; `hf_llm.tokenization.report` counts the texts that are
@@ -43,7 +58,7 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool = True) -> 
             f"{name} does not give back {_ROUND_TRIP_TEXT!r} after encoding and decoding; use a byte-level tokenizer"
         )
     if chat:
-        check_chat_template(tokenizer, name)
+        check_chat_template(tokenizer, name, supervised)
 
 
 def is_parsed_from_text(tokenizer: "PreTrainedTokenizerBase", special: str) -> bool:
@@ -60,24 +75,33 @@ def _fold_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
-    """Raise UserError unless the template marks what the assistant says, its end of turn included."""
+def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str, supervised: bool = True) -> None:
+    """Raise UserError unless the template ends what the assistant says with a special token.
+
+    Where the template says what is `supervised`, it has to mark the answer and that token, and to begin a conversation
+    as it begins a prompt.
+    """
     if not tokenizer.chat_template:
         raise UserError(f"{name} has no chat template; train one with `tokenizer.chat_template: chatml`")
 
-    ids, supervised = supervised_ids(tokenizer, _CHAT)
+    chat = _choose_chat(tokenizer, name)
+    ids, supervised_part = supervised_ids(tokenizer, chat)
     if not supervised:
+        _check_end_of_turn(tokenizer, name, ids, chat[-1]["content"])
+        return
+
+    if not supervised_part:
         raise UserError(
             f"{name}: the chat template marks no assistant text; put {{% generation %}} and {{% endgeneration %}} "
             "around the assistant's content and its end-of-turn token"
         )
-    if supervised[-1] not in tokenizer.all_special_ids:
+    if supervised_part[-1] not in tokenizer.all_special_ids:
         raise UserError(
             f"{name}: the chat template's {{% generation %}} ends before the end-of-turn token (it ends with "
-            f"{tokenizer.decode(supervised[-1:])!r}), so the model would never learn to stop; include that token"
+            f"{tokenizer.decode(supervised_part[-1:])!r}), so the model would never learn to stop; include that token"
         )
 
-    prompt, _ = encode_chat(tokenizer, _CHAT[:-1], add_generation_prompt=True)
+    prompt, _ = encode_chat(tokenizer, chat[:-1], add_generation_prompt=True)
     if ids[: len(prompt)] != prompt:
         raise UserError(
             f"{name}: the chat template with add_generation_prompt is not the start of the whole conversation, so a "
@@ -85,9 +109,52 @@ def check_chat_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None
         )
 
 
+def _choose_chat(tokenizer: "PreTrainedTokenizerBase", name: str) -> list[dict]:
+    """Return a conversation that the template renders; some templates (Gemma's) take no system message."""
+    for chat in (_CHAT, _CHAT[1:]):
+        try:
+            encode_chat(tokenizer, chat)
+            return chat
+        except TemplateError as error:
+            problem = error
+    raise UserError(f"{name}: the chat template does not render a question and its answer: {problem}") from problem
+
+
+def _check_end_of_turn(tokenizer: "PreTrainedTokenizerBase", name: str, ids: list[int], answer: str) -> None:
+    """Raise UserError unless a special token follows the answer, the last message of the conversation in `ids`."""
+    start = max((i for i in range(len(ids)) if answer in tokenizer.decode(ids[i:])), default=0)
+    if not set(ids[start:]) & set(tokenizer.all_special_ids):
+        raise UserError(
+            f"{name}: the chat template ends an answer without a special token ({tokenizer.decode(ids[start:])!r}), so "
+            "the model would never learn to stop; let the template write one there, as <|im_end|> or the eos_token"
+        )
+
+
+def renders_alike(tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
+    """Whether two chat templates, whatever their wording, render the same conversations to the same text."""
+    if tokenizer.chat_template == other.chat_template:
+        return True
+    try:
+        return all(
+            _render(tokenizer, chat, tools, answered) == _render(other, chat, tools, answered)
+            for chat, tools in ((_CHAT, None), (_CHAT[1:], None), (_CHAT_WITH_CALL, _TOOLS))
+            for answered in (True, False)
+        )
+    except TemplateError:
+        return False
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", chat: list[dict], tools: list[dict] | None, answered: bool
+) -> tuple[str, list[bool]]:
+    messages = chat if answered else chat[:-1]
+    ids, mask = encode_chat(tokenizer, messages, tools, add_generation_prompt=not answered)
+    return tokenizer.decode(ids), mask
+
+
 def check_same_template(tokenizer: "PreTrainedTokenizerBase", own: "PreTrainedTokenizerBase") -> None:
     """Raise UserError where a model's chat template is not that of the run's tokenizer, which will prompt it."""
-    if tokenizer.chat_template != own.chat_template:
+    if not renders_alike(tokenizer, own):
         raise UserError(
             f"{tokenizer.name_or_path}: its chat template differs from that of {own.name_or_path}, so the model would "
             f"be prompted differently from its training; copy {own.name_or_path}/chat_template.jinja over the other, "

@@ -1,11 +1,29 @@
 import json
 import os
+import zipfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import yaml
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.chat.loaders import ConversationSource, load_conversations, load_labelled_completions, load_preferences
+from hf_llm.data.chat.loaders import (
+    ConversationSource,
+    load_conversations,
+    load_labelled_completions,
+    load_preferences,
+    load_prompts,
+)
+from hf_llm.data.chat.python_docs_qa import (
+    IN_TEST_SPLIT,
+    SHOWN_QUESTIONS,
+    QuestionAnswer,
+    documentation_conversations,
+)
 from hf_llm.data.corpus.python_docs import group_files
+from hf_llm.posttraining.kto_trainer import check_labels
+from tests.tiny_recipe import ROOT
 
 DATA = os.environ.get("HF_LLM_DATA")
 real_data = pytest.mark.skipif(not DATA, reason="real data: set HF_LLM_DATA")
@@ -137,6 +155,10 @@ def test_no_rows_or_too_few_are_an_error(tmp_path):
         {"path": "a", "share": 0},
         {"path": "a", "format": "sharegtp"},
         {"documents": "a", "format": "alpaca"},
+        {"path": ""},
+        {"path": " "},
+        {"hub": ""},
+        {"documents": ""},
     ],
 )
 def test_a_wrong_source_is_refused(keys):
@@ -166,6 +188,62 @@ def test_the_documentation_gives_conversations_and_preferences(monkeypatch):
     monkeypatch.setattr("hf_llm.data.chat.python_docs_qa.group_files", few_files)
     answers = check_documentation(150)
     assert answers["What is `json.decoder.JSONDecoder`?"] == "Simple JSON <https://json.org> decoder"
+
+
+def docs_in_splits(tmp_path, **texts):
+    """A corpus whose splits hold these texts."""
+    (tmp_path / "corpus/data").mkdir(parents=True)
+    for split, text in texts.items():
+        table = pyarrow.table({"text": [text]})
+        pyarrow.parquet.write_table(table, tmp_path / f"corpus/data/{split}-00000-of-00001.parquet")
+    return tmp_path / "corpus"
+
+
+def test_rows_of_the_documentation_follow_the_splits_of_the_corpus(monkeypatch, tmp_path):
+    names = ["Return one.", "Return the second of all numbers.", "Return the third of all numbers.", "Say four aloud."]
+    sentences = [f"{name} It is made up, and has a number: {number}" for number, name in enumerate(names)]
+    pairs = [
+        QuestionAnswer(
+            f"What is {number % 10} of {number}?", f"{sentences[number % 4]}{number}", f"{sentences[number % 4]}"
+        )
+        for number in range(40)
+    ]
+    monkeypatch.setattr("hf_llm.data.chat.python_docs_qa._question_answer_pairs", lambda: pairs)
+    corpus = docs_in_splits(
+        tmp_path,
+        train=" ".join(sentences),
+        validation=f"before {sentences[1]} after {sentences[2]}",
+        test=sentences[2].replace(" ", "\n    "),
+    )
+    docs = [ConversationSource(license="psf-2.0", installed="docs")]
+    for load in (load_conversations, load_preferences, load_labelled_completions, load_prompts):
+        train, held_out, report = load(docs, 0.05, seed=1, corpus=corpus)
+        assert report["left_out"] == {IN_TEST_SPLIT: 10} and report["follows_corpus"]
+        assert sentences[2] not in json.dumps([*train, *held_out])
+        assert sentences[1] not in json.dumps([*train]), "the validation split is held out"
+        assert len(held_out) == (20 if load is load_labelled_completions else 10)
+        assert set(train.column_names) & {"split", "columns"} == set()
+
+    # More is held out where the split holds less than the share; other sources keep the share of their own.
+    chats = source(write(tmp_path / "a.jsonl", alpaca(200)))
+    train, held_out, _ = load_conversations([*docs, chats], 0.5, seed=1, corpus=corpus)
+    assert [held_out["source"].count(number) for number in (0, 1)] == [15, pytest.approx(100, abs=15)]
+
+    # Without a corpus, or with one of other texts, the share holds.
+    for folder in (None, tmp_path / "nowhere", docs_in_splits(tmp_path / "other", train="a", test="b")):
+        _, held_out, report = load_conversations(docs, 0.05, seed=1, corpus=folder)
+        assert len(held_out) == 2 and "follows_corpus" not in report and not report["left_out"]
+
+
+def test_questions_that_recipes_show_are_not_rows():
+    shown = set()
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        shown.update((recipe.get("evaluate") or {}).get("prompts", []))
+    assert shown >= SHOWN_QUESTIONS
+    asked = {row["messages"][0]["content"] for row in documentation_conversations()}
+    assert len(asked) > 3000 and not shown & asked and not SHOWN_QUESTIONS & asked
+    assert "What is the module `json.decoder` for?" in asked
 
 
 @pytest.mark.slow
@@ -271,6 +349,42 @@ def test_documents_are_rows_of_text_for_the_stage_that_takes_them(tmp_path):
     for load in (load_conversations, load_preferences, load_labelled_completions):
         with pytest.raises(UserError, match="texts without questions; only the sft section"):
             load([documents], 0.1, seed=1)
+
+
+@pytest.mark.parametrize(("count", "good"), [(20, 10), (40, 2), (200, 10), (6, 3)])
+def test_both_labels_are_held_out_and_trained_on(count, good, tmp_path):
+    rows = [{"prompt": f"Q{n}?", "completion": f"a {n}", "label": int(n < good)} for n in range(count)]
+    sources = [source(write(tmp_path / "a.jsonl", rows))]
+    for seed in range(5):
+        train, held_out, _ = load_labelled_completions(sources, 0.05, seed)
+        check_labels([train, held_out])
+        assert len(held_out) == max(1, round(0.05 * good)) + max(1, round(0.05 * (count - good)))
+
+
+def test_labels_that_cannot_be_on_both_sides_name_the_remedy(tmp_path):
+    rows = [{"prompt": f"Q{n}?", "completion": f"a {n}", "label": n > 0} for n in range(20)]
+    *parts, _ = load_labelled_completions([source(write(tmp_path / "a.jsonl", rows))], 0.05, 1)
+    with pytest.raises(
+        UserError,
+        match=r"all 1 answers held out are good, since the 1 bad ones answer questions that "
+        r"are to train on; add bad answers to other questions",
+    ):
+        check_labels(parts)
+    *parts, _ = load_labelled_completions([source(write(tmp_path / "b.jsonl", rows[1:]))], 0.05, 1)
+    with pytest.raises(UserError, match="answers to train on are good; add rows, some of them bad answers"):
+        check_labels(parts)
+
+
+def test_files_in_an_archive_are_named_in_what_is_dropped(tmp_path):
+    with zipfile.ZipFile(tmp_path / "chats.zip", "w") as archive:
+        archive.writestr("a/rows.jsonl", json.dumps({"prompt": "a", "completion": "b"}) + "\n{ not JSON\n")
+        archive.writestr("b.csv", "question,answer\nc,d\n")
+    train, _, report = load_conversations([source(tmp_path / "chats.zip")], 0, 1, allow_drop=0.5)
+    assert [row["messages"][0]["content"] for row in train] == ["a", "c"]
+    assert report["dropped"] == {"malformed JSON": 1}
+    assert report["samples"][0].startswith(f"{tmp_path}/chats.zip/a/rows.jsonl, line 2: malformed JSON")
+    train, _, _ = load_conversations([source(tmp_path)], 0, 1, allow_drop=0.5)
+    assert len(train) == 2
 
 
 def test_the_form_can_be_named(tmp_path):

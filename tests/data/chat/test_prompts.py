@@ -37,6 +37,34 @@ def test_every_form_gives_a_prompt_and_the_answer_the_data_has(tmp_path, row, an
     assert load(tmp_path, row) == {"prompt": QUESTION, "answer": answer}
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "Hi", "answer": 4}, {"answer": "4"}),
+        ({"question": "Hi", "answer": None}, {"answer": None}),
+        ({"prompt": "Hi", "answer": 4, "level": 2}, {"answer": "4", "level": 2}),
+        ({"prompt": "Hi", "ground_truth": "4", "source": "web"}, {"ground_truth": "4", "source": "web"}),
+        ({"prompt": "Hi", "info": {"a": 1, "b": None}, "tags": []}, {"info": {"a": 1}, "tags": []}),
+        ({"problem": "Hi", "solution": "Hello", "answer": "5"}, {"answer": "5"}),
+        ({"messages": QUESTION, "answer": 2**70}, {"answer": str(2**70)}),
+        ({"messages": QUESTION, "big": 2**70}, {"big": str(2**70)}),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": ""}]}, {"answer": None}),
+        ({"question": "Hi", "instruction": "Hi"}, {"answer": None}),
+        ({"prompt": "Hi", "completions": ["a"], "trainer_state": 1, "image": "x"}, {}),
+    ],
+)
+def test_what_a_row_has_beside_its_prompt_reaches_reward_functions(tmp_path, row, expected):
+    loaded = load(tmp_path, row)
+    assert loaded["prompt"] == QUESTION
+    assert {name: loaded[name] for name in expected} == expected
+    assert not loaded.keys() & {"completions", "trainer_state", "image", "columns"}
+
+
+def test_tools_come_along(tmp_path):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert json.loads(load(tmp_path, {"prompt": "Hi", "tools": tools})["tools"]) == tools
+
+
 def test_a_prompt_that_was_answered_already_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not end with the user"):
         load(tmp_path, {"prompt": [*QUESTION, {"role": "assistant", "content": "Hello"}]})

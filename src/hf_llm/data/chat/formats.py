@@ -7,32 +7,31 @@ message, then user and assistant take turns, and it ends with the assistant. Aft
 docs/conversations.md shows a row of every format.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, Any]
-Row = dict[str, Any]
+from hf_llm.data.chat.messages import (
+    LeftOut,
+    Message,
+    Row,
+    Unusable,
+    drop_nulls,
+    make_message,
+    parse_message,
+    parse_message_list,
+    parse_messages,
+    read_flag,
+    read_role,
+    read_text,
+    read_tools,
+    require_list,
+)
+
 RowReader = Callable[[Row], list[Row]]  # turns a row of a data set into rows with the stage's own columns
 
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-}
 _TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 _ALPACA_PROMPT = re.compile(
@@ -52,12 +51,8 @@ _NEXT_ROLES = {
 }
 
 
-class Unusable(ValueError):
-    """Raised for a row that cannot be used. The message says why, in words that many rows share, to count them by."""
-
-
-class LeftOut(Unusable):
-    """Raised for a valid row that is not used: its makers say so, or it has nothing to train on. Not an error."""
+class NoAnswer(Unusable):
+    """Raised for a conversation without an answer, which is still a prompt."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def check_conversation(messages: list[Message]) -> list[Message]:
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
     if not messages:
-        raise Unusable("no answer")
+        raise NoAnswer("no answer")
 
     turns = messages
     if messages[0]["role"] == "system":
@@ -125,6 +120,8 @@ def check_conversation(messages: list[Message]) -> list[Message]:
 
         previous = "call" if turn.get("tool_calls") else role
         is_empty = not turn["content"].strip()
+        if is_empty and previous == "assistant" and turn is turns[-1]:
+            raise NoAnswer("an empty answer")
         if is_empty and previous == "assistant":
             raise Unusable("an empty answer")
         if is_empty and previous == "user":
@@ -143,139 +140,97 @@ def _describe_disorder(previous: str, role: str) -> str:
     return "user and assistant do not take turns"
 
 
-def parse_message(value: Any) -> Message:
-    """Parse one message from `{role, content}` or `{from, value}`; the content is a string or a list of parts.
-
-    Raises Unusable where it is not a message.
-    """
-    if not isinstance(value, dict):
-        raise Unusable("a message that is no object")
-
-    role = value.get("role", value.get("from"))
-    content = value.get("content", value.get("value"))
-    if role == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": [_parse_tool_call(content)]}
-    if not isinstance(role, str) or role not in _ROLES:
-        raise Unusable(f"a message of the role {role!r}")
-    role = _ROLES[role]
-
-    # Tool calls are under the key `tool_calls`, or among the parts of the content.
-    calls = [_parse_tool_call(call) for call in _require_list(value.get("tool_calls") or [], "tool_calls")]
-    parts = [content]
-    if isinstance(content, list):
-        parts = content
-    elif content is None and calls:
-        parts = []
-
-    text_parts = []
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") == "tool_call":
-            calls.append(_parse_tool_call(part.get("value")))
+def _tidy_messages(messages: list[Message]) -> list[Message]:
+    """Return the messages without system messages that say nothing, and tool calls in a row as one message's calls."""
+    tidy: list[Message] = []
+    for message in messages:
+        if message["role"] == "system" and not message["content"].strip():
+            continue
+        if tidy and _is_continued(tidy[-1], message):
+            tidy[-1] = _join_messages(tidy[-1], message)
         else:
-            text_parts.append(part)
-
-    parsed: Message = {"role": role, "content": "".join(_part_text(part) for part in text_parts)}
-    if calls:
-        if role != "assistant":
-            raise Unusable("a tool call that is not the assistant's")
-        parsed["tool_calls"] = calls
-    if role == "assistant" and value.get("weight", value.get("loss_weight")) == 0:
-        parsed["weight"] = 0
-    return parsed
+            tidy.append(message)
+    return tidy
 
 
-def _part_text(part: Any) -> str:
-    """Return the text of a content or of one of its parts.
+def _is_continued(message: Message, following: Message) -> bool:
+    """Whether `following` goes on with the assistant's `message`: it calls tools, and no text follows a call."""
+    if not message["role"] == following["role"] == "assistant" or not following.get("tool_calls"):
+        return False
+    if message.get("weight") != following.get("weight"):
+        return False
+    return not message.get("tool_calls") or not following["content"].strip()
 
-    Reasoning is put between `<think>` marks, as models that show their reasoning write it.
+
+def _join_messages(message: Message, following: Message) -> Message:
+    texts = [text for text in (message["content"], following["content"]) if text.strip()]
+    calls = [*message.get("tool_calls", ()), *following["tool_calls"]]
+    return {**message, "content": "\n\n".join(texts), "tool_calls": calls}
+
+
+def _read_cell(row: Row, name: str) -> str:
+    """Return the text in a column; an empty one for null. Raises Unusable for anything else."""
+    if row[name] is None:
+        return ""
+    return read_text(row[name], f"{name} is no text")
+
+
+def _trim_text(text: str) -> str:
+    """Return a text without blank lines before it and white space after it, as our chat template renders it.
+
+    Code keeps its indentation. A single space is none: models with SentencePiece begin their answers with one, and a
+    model could tell answers in pairs by it.
     """
-    text = part
-    is_reasoning = False
-    if isinstance(part, dict):
-        kind = part.get("type")
-        if kind not in ("text", "reasoning"):
-            raise Unusable("a message with parts that are no text")
-        is_reasoning = kind == "reasoning"
-        text = part.get("text", part.get("value"))
-
-    if not isinstance(text, str):
-        raise Unusable("a message without text")
-    if is_reasoning:
-        return f"<think>\n{text.strip()}\n</think>\n\n"
-    return text
+    body = text.lstrip()
+    indentation = text[: len(text) - len(body)].split("\n")[-1]
+    if indentation == " ":
+        indentation = ""
+    return (indentation + body).rstrip()
 
 
-def _parse_tool_call(value: Any) -> Row:
-    """Convert a tool call to OpenAI's form, from that form or from `{"name", "arguments"}`, as an object or as JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise Unusable("a tool call that is no JSON") from None
-
-    function = None
-    if isinstance(value, dict):
-        function = value.get("function", value)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Unusable("a tool call without a name")
-
-    arguments = function.get("arguments", {})
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _read_tools(row: Row) -> dict[str, str]:
-    """Return `{"tools": JSON}` if a row lists the tools that the assistant may call, else an empty dictionary.
-
-    The tools are written as a string because a column needs one type, and their schemas differ from row to row.
-    """
-    tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise Unusable("tools that are no JSON") from None
-    if not tools:
-        return {}
-
-    if not all(isinstance(tool, dict) for tool in _require_list(tools, "tools")):
-        raise Unusable("tools that are no objects")
-    return {"tools": json.dumps(tools, ensure_ascii=False)}
-
-
-def _require_list(value: Any, name: str) -> list:
-    if not isinstance(value, list):
-        raise Unusable(f"{name} that is no list")
-    return value
-
-
-def _require_text(value: Any, name: str) -> str:
-    """Return the string `value`, or an empty one for None."""
-    if value is not None and not isinstance(value, str):
-        raise Unusable(f"{name} is no text")
-    return value or ""
-
-
-def make_message(role: str, content: str) -> Message:
-    """Build a message of plain text."""
-    return {"role": role, "content": content}
-
-
-def _parse_messages(value: Any) -> list[Message]:
-    """Parse a list of messages, or a string as the user's only message."""
-    if isinstance(value, str):
+def _parse_question(value: Any) -> list[Message]:
+    """Parse the messages of a prompt, or a text as the user's only message."""
+    if isinstance(value, str) and parse_message_list(value) is None:
         return [make_message("user", value)]
-    if not isinstance(value, list):
-        raise Unusable("no list of messages")
-    return [parse_message(item) for item in value]
+    if isinstance(value, int | float):
+        return [make_message("user", read_text(value, "a question that is not text"))]
+    return parse_messages(value)
+
+
+def _parse_answer(row: Row, name: str) -> list[Message]:
+    """Parse the column of an answer: a text, a message, or messages."""
+    value = row[name]
+    if isinstance(value, dict):
+        return [parse_message(value)]
+    if isinstance(value, list) or (isinstance(value, str) and parse_message_list(value) is not None):
+        return parse_messages(value)
+    return [make_message("assistant", _read_cell(row, name))]
 
 
 def _read_system(row: Row) -> list[Message]:
-    """Return a list of the system message in the column `system`, empty if there is none."""
-    if not row.get("system"):
-        return []
-    return [make_message("system", _require_text(row["system"], "system"))]
+    """Return a list of the system message in the column `system` (`system_prompt`), empty if there is none."""
+    for name in ("system", "system_prompt"):
+        if row.get(name):
+            return [make_message("system", _read_cell(row, name))]
+    return []
+
+
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """Put the system message of a column before the messages, unless they begin with the same."""
+    system = _read_system(row)
+    return messages if messages[:1] == system else [*system, *messages]
+
+
+def _read_history(row: Row) -> list[Message]:
+    """Return the earlier turns in the column `history`: a list of [question, answer]."""
+    messages = []
+    for pair in require_list(row.get("history") or [], "history"):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Unusable("history that is no list of pairs")
+        question, answer = (read_text(text or "", "history is no text") for text in pair)
+        messages.append(make_message("user", question))
+        messages.append(make_message("assistant", answer))
+    return messages
 
 
 def _read_instruction(row: Row) -> list[Message]:
@@ -283,81 +238,68 @@ def _read_instruction(row: Row) -> list[Message]:
 
     LLaMA-Factory's `system` and `history`, a list of [question, answer] pairs, come before them.
     """
-    messages = _read_system(row)
-    history = _require_list(row.get("history") or [], "history")
-    for pair in history:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise Unusable("history that is no list of pairs")
-        question = _require_text(pair[0], "history")
-        answer = _require_text(pair[1], "history")
-        messages.append(make_message("user", question))
-        messages.append(make_message("assistant", answer))
-
-    instruction = _require_text(row["instruction"], "instruction").strip()
-    context = _require_text(row.get("input"), "input").strip()
-    question = "\n\n".join(part for part in (instruction, context) if part)
-    messages.append(make_message("user", question))
-    return messages
+    parts = [_read_cell(row, name) for name in ("instruction", "input") if name in row]
+    question = "\n\n".join(_trim_text(part) for part in parts if part.strip())
+    return [*_read_system(row), *_read_history(row), make_message("user", question)]
 
 
 # Conversations
 
 
 def _make_conversation(messages: list[Message], row: Row) -> list[Row]:
-    return [{"messages": check_conversation(messages), **_read_tools(row)}]
+    return [{"messages": check_conversation(_tidy_messages(messages)), **read_tools(row)}]
 
 
 def _read_messages(row: Row) -> list[Row]:
-    return _make_conversation(_parse_messages(row["messages"]), row)
+    return _make_conversation(_with_system(row, parse_messages(row["messages"])), row)
 
 
 def _read_sharegpt(row: Row) -> list[Row]:
     turns = row["conversations"] if "conversations" in row else row["conversation"]
-    return _make_conversation([*_read_system(row), *_parse_messages(turns)], row)
+    return _make_conversation(_with_system(row, parse_messages(turns)), row)
 
 
-def _read_completion(row: Row) -> list[Row]:
-    completion = row["completion"]
-    if isinstance(completion, str):
-        answer = [make_message("assistant", completion)]
-    else:
-        answer = _parse_messages(completion)
-    return _make_conversation([*_parse_messages(row["prompt"]), *answer], row)
+def _make_pair_reader(question_name: str, answer_name: str) -> RowReader:
+    """Return a reader of conversations from a column with a question and one with its answer."""
+
+    def read(row: Row) -> list[Row]:
+        answer = _parse_answer(row, answer_name)
+        return _make_conversation([*_read_question(row, question_name), *answer], row)
+
+    return read
 
 
-def _read_alpaca(row: Row) -> list[Row]:
-    question = _read_instruction(row)
-    answer = make_message("assistant", _require_text(row["output"], "output"))
-    return _make_conversation([*question, answer], row)
+def _read_question(row: Row, name: str) -> list[Message]:
+    """Return the messages before the answer, from the column of a question and those that belong to it."""
+    if name == "instruction":
+        return _read_instruction(row)
+    value = row[name]
+    if value is None:
+        raise Unusable("an empty question")
+    return _with_system(row, [*_read_history(row), *_parse_question(value)])
 
 
 def _read_dolly(row: Row) -> list[Row]:
     question = _read_instruction({"instruction": row["instruction"], "input": row["context"]})
-    answer = make_message("assistant", _require_text(row["response"], "response"))
-    return _make_conversation([*question, answer], row)
+    return _make_conversation([*question, *_parse_answer(row, "response")], row)
 
 
 def _read_self_instruct(row: Row) -> list[Row]:
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
         raise Unusable("no instances")
-    return _read_alpaca({"instruction": row["instruction"], **instances[0]})
-
-
-def _read_question(row: Row) -> list[Row]:
-    question = _require_text(row["question"], "question")
-    answer = _require_text(row["answer"], "answer")
-    return _make_conversation([make_message("user", question), make_message("assistant", answer)], row)
+    first = {"instruction": row["instruction"], **instances[0]}
+    return _make_conversation([*_read_instruction(first), *_parse_answer(first, "output")], row)
 
 
 def _read_exchanges(row: Row) -> list[Row]:
     """Read MT-Bench-101's `history`: a list of `{"user", "bot"}`."""
     messages = []
-    for turn in _require_list(row["history"], "history"):
+    for turn in require_list(row["history"], "history"):
         if not isinstance(turn, dict) or not {"user", "bot"} <= turn.keys():
             raise Unusable("an exchange without user and bot")
-        question = _require_text(turn["user"], "user")
-        answer = _require_text(turn["bot"], "bot")
+        question = _read_cell(turn, "user")
+        answer = _read_cell(turn, "bot")
         messages += [make_message("user", question), make_message("assistant", answer)]
     return _make_conversation(messages, row)
 
@@ -413,7 +355,7 @@ def _read_ranked_tree(row: Row) -> list[Row]:
         if len(ranked) > 1:
             best = make_message("assistant", ranked[0]["text"])
             worst = make_message("assistant", ranked[-1]["text"])
-            pairs += _make_pair(prompt, best, worst)
+            pairs += _make_pair(prompt, best, worst, row)
         node = replies[0] if replies else None
 
     if not pairs:
@@ -430,7 +372,7 @@ def _approved_root(row: Row) -> Row:
 
 def _node_message(node: Row) -> Message:
     role: str = node["role"]
-    return make_message(_ROLES.get(role, role), node["text"])
+    return make_message(read_role(role), node["text"])
 
 
 def _is_approved(node: Any) -> bool:
@@ -453,8 +395,9 @@ def _reply_rank(node: Row) -> float:
 def _read_preference(row: Row) -> list[Row]:
     """Read `prompt`, `chosen` and `rejected` as message lists (TRL's conversational format).
 
-    The prompt is in a column (`prompt`, `conversations`, `messages`, or `instruction` and `input`), or it is the common
-    beginning of the chosen and the rejected conversation, which are lists of messages or Anthropic's transcripts.
+    The prompt is in a column (`prompt`, `conversations`, `messages`, `instruction` and `input`, or another question),
+    or it is the common beginning of the chosen and the rejected conversation, which are lists of messages or
+    Anthropic's transcripts.
     """
     prompt = _read_prompt_column(row) or _read_system(row)
     chosen_context, chosen = _split_last_answer(row["chosen"])
@@ -469,37 +412,38 @@ def _read_preference(row: Row) -> list[Row]:
         if chosen_context[0]["role"] == "system":
             system = []
         prompt = [*system, *chosen_context]
-    return _make_pair(prompt, chosen, rejected)
+    return _make_pair(prompt, chosen, rejected, row)
 
 
-def _make_pair(prompt: list[Message], chosen: Message, rejected: Message) -> list[Row]:
+def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, row: Row) -> list[Row]:
+    prompt = _tidy_messages(prompt)
     if not prompt:
         raise Unusable("no prompt")
 
-    has_tool_calls = "tool_calls" in chosen or "tool_calls" in rejected
-    if chosen["content"].strip() == rejected["content"].strip() and not has_tool_calls:
+    is_same_text = chosen["content"].strip() == rejected["content"].strip()
+    if is_same_text and chosen.get("tool_calls") == rejected.get("tool_calls"):
         raise Unusable("chosen and rejected are the same")
 
     for answer in (chosen, rejected):
         check_conversation([*prompt, answer])
-    return [{"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}]
+    return [{"prompt": prompt, "chosen": [chosen], "rejected": [rejected], **read_tools(row)}]
 
 
 def _read_prompt_column(row: Row) -> list[Message]:
     """Return the messages of the column that holds a prompt; an empty list where there is none."""
-    for name in ("prompt", "conversations", "messages"):
-        value = row.get(name)
-        if not value:
-            continue
-        if isinstance(value, str):
-            rendered = _ALPACA_PROMPT.fullmatch(value)
-            if rendered:
-                return _read_instruction(rendered.groupdict())
-        return [*_read_system(row), *_parse_messages(value)]
+    name = _find_prompt_column(row)
+    if name is None:
+        return []
+    value = row[name]
+    rendered = _ALPACA_PROMPT.fullmatch(value) if isinstance(value, str) else None
+    if rendered:
+        return _read_instruction(rendered.groupdict())
+    return _read_question(row, name)
 
-    if row.get("instruction"):
-        return _read_instruction(row)
-    return []
+
+def _find_prompt_column(row: Row) -> str | None:
+    """Return the name of the first column with a prompt in it; None where there is none."""
+    return next((name for name in _PROMPT_COLUMNS if row.get(name)), None)
 
 
 def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
@@ -507,18 +451,13 @@ def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
 
     `value` is a text, one of Anthropic's transcripts, a message or a list of messages.
     """
-    if isinstance(value, str) and not _TRANSCRIPT_TURN.match(value):
-        return [], make_message("assistant", value)
-
-    if isinstance(value, str):
+    if isinstance(value, str) and _TRANSCRIPT_TURN.match(value):
         _, *turns = _TRANSCRIPT_TURN.split(value)
         messages = []
         for speaker, text in zip(turns[::2], turns[1::2], strict=True):
-            messages.append(make_message(_TRANSCRIPT_ROLES[speaker], text.strip()))
-    elif isinstance(value, dict):
-        messages = [parse_message(value)]
+            messages.append(make_message(_TRANSCRIPT_ROLES[speaker], _trim_text(text.removeprefix(" "))))
     else:
-        messages = _parse_messages(value)
+        messages = _tidy_messages(_parse_answer({"answer": value}, "answer"))
 
     if not messages or messages[-1]["role"] != "assistant":
         raise Unusable("no answer")
@@ -526,7 +465,14 @@ def _split_last_answer(value: Any) -> tuple[list[Message], Message]:
 
 
 def _read_preference_messages(row: Row) -> list[Row]:
-    return _read_preference({"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]})
+    answers = {"chosen": row["chosen_messages"], "rejected": row["rejected_messages"]}
+    return _read_preference({**row, **answers})
+
+
+def _read_stack_exchange(row: Row) -> list[Row]:
+    """Read stack_exchange_paired's `question`, and `response_j`, which has more votes than `response_k`."""
+    answers = {"chosen": row["response_j"], "rejected": row["response_k"]}
+    return _read_preference({"question": row["question"], **answers})
 
 
 def _read_votes(row: Row) -> list[Row]:
@@ -540,14 +486,12 @@ def _read_votes(row: Row) -> list[Row]:
     if winner == 0 or not has_majority:
         raise LeftOut("a tie")
 
-    first_text = _require_text(row["response1"], "response1")
-    second_text = _require_text(row["response2"], "response2")
-    first = make_message("assistant", first_text)
-    second = make_message("assistant", second_text)
+    first = make_message("assistant", _read_cell(row, "response1"))
+    second = make_message("assistant", _read_cell(row, "response2"))
     prompt = _read_instruction(row)
     if winner == 1:
-        return _make_pair(prompt, first, second)
-    return _make_pair(prompt, second, first)
+        return _make_pair(prompt, first, second, row)
+    return _make_pair(prompt, second, first, row)
 
 
 # Labelled answers and prompts
@@ -555,22 +499,22 @@ def _read_votes(row: Row) -> list[Row]:
 
 def _read_label(row: Row) -> list[Row]:
     """Read a conversation and whether its last answer is a good one (`label`, or LLaMA-Factory's `kto_tag`)."""
-    label = row["label"] if "label" in row else row["kto_tag"]
-    if not isinstance(label, bool):
-        raise Unusable("a label that is neither true nor false")
+    value = row["label"] if "label" in row else row["kto_tag"]
+    label = read_flag(value, "a label that is neither true nor false")
 
-    reader = find_conversation_reader(set(row))
+    reader = find_conversation_reader({name for name, value in row.items() if value is not None})
     if reader is None:
         raise Unusable("a label without a conversation")
     (conversation,) = reader(row)
-    *prompt, answer = conversation["messages"]
-    return [{"prompt": prompt, "completion": [answer], "label": label}]
+    *prompt, answer = conversation.pop("messages")
+    return [{"prompt": prompt, "completion": [answer], "label": label, **conversation}]
 
 
 def unpair_preference(pair: Row) -> list[Row]:
     """Return the two labelled rows of a preference: the chosen answer is good, the rejected one bad."""
-    chosen = {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True}
-    rejected = {"prompt": pair["prompt"], "completion": pair["rejected"], "label": False}
+    shared = {name: value for name, value in pair.items() if name not in ("chosen", "rejected")}
+    chosen = {**shared, "completion": pair["chosen"], "label": True}
+    rejected = {**shared, "completion": pair["rejected"], "label": False}
     return [chosen, rejected]
 
 
@@ -592,54 +536,123 @@ def split_answer(messages: list[Message]) -> Row:
     return {"prompt": prompt, "answer": answer["content"]}
 
 
-def _make_prompting_reader(reader: RowReader) -> RowReader:
-    """Return a reader of prompts from a reader of conversations or preferences.
+def _make_prompting_reader(row_format: RowFormat) -> RowReader:
+    """Return a reader of prompts from a format of conversations or preferences.
 
-    `answer` is the last answer of the conversation, or the chosen one.
+    `answer` is the last answer of the conversation, or the chosen one; None where a question has not been answered yet.
     """
 
     def read(row: Row) -> list[Row]:
+        try:
+            examples = row_format.reader(row)
+        except NoAnswer:
+            return _make_prompts([_read_bare_prompt(row)], row, row_format.columns)
+
         prompts = []
-        for example in reader(row):
-            messages = example["messages"] if "messages" in example else [*example["prompt"], *example["chosen"]]
+        for example in examples:
+            messages = example.get("messages") or [*example["prompt"], *example["chosen"]]
             prompt = split_answer(messages)
             if not prompt["prompt"]:
                 raise Unusable("no prompt")
             prompts.append(prompt)
-        return prompts
+        return _make_prompts(prompts, row, row_format.columns)
 
     return read
 
 
-def _read_prompt(row: Row) -> list[Row]:
-    """Read a question without an answer: `prompt`, a text or messages that the assistant has not answered yet."""
-    prompt = [*_read_system(row), *_parse_messages(row["prompt"])]
-    if not prompt or prompt[-1]["role"] != "user":
+def _read_bare_prompt(row: Row) -> Row:
+    """Read a question without an answer: a text, or messages that the assistant has not answered yet."""
+    prompt = _tidy_messages(_read_prompt_column(row))
+    while prompt and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
+        prompt = prompt[:-1]  # the place of an answer
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise Unusable("a prompt that does not end with the user")
 
     # Check the order of the turns, with a stand-in for the answer.
     check_conversation([*prompt, make_message("assistant", "-")])
-    return [{"prompt": prompt, "answer": None}]
+    return {"prompt": prompt, "answer": None}
 
+
+def _read_prompt(row: Row) -> list[Row]:
+    return _make_prompts([_read_bare_prompt(row)], row, set())
+
+
+def _make_prompts(prompts: list[Row], row: Row, read_columns: set[str]) -> list[Row]:
+    """Add to prompts the tools of the row, and under `columns` those that were not read, for reward functions.
+
+    An `answer` that the row itself has is the one that counts. Columns whose names a trainer uses are left out.
+    """
+    if row.get("answer") is not None:
+        answer = row["answer"]
+        is_text = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+        for prompt in prompts:
+            prompt["answer"] = read_text(answer, "answer is no text") if is_text else prompt["answer"]
+
+    read_columns = {*read_columns, "system", "system_prompt", "history"}
+    if not read_columns.intersection(_PROMPT_COLUMNS):
+        read_columns.add(_find_prompt_column(row) or "prompt")
+    if "instruction" in read_columns:
+        read_columns.add("input")
+    unread = row.keys() - read_columns - RESERVED_COLUMNS
+    columns = {name: _fit_number(drop_nulls(row[name])) for name in row if name in unread}
+    added = {"columns": columns} if columns else {}
+    return [{**prompt, **read_tools(row), **added} for prompt in prompts]
+
+
+def _fit_number(value: Any) -> Any:
+    """Return a value as it is, but the digits of a whole number that is too large for a column of 64 bits."""
+    is_too_large = isinstance(value, int) and abs(value) >= 1 << 63
+    return str(value) if is_too_large else value
+
+
+# The columns that may hold a question, in the order in which they are looked at.
+_PROMPT_COLUMNS = (
+    "prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "problem", "input",
+    "inputs",
+)  # fmt: skip
+
+# Columns that reward functions do not get from a row: those of a loaded row, what TRL and PPO pass by these names, and
+# pictures.
+RESERVED_COLUMNS = {
+    "prompt", "prompts", "prompt_ids", "completion", "completions", "completion_ids", "answer", "tools", "functions",
+    "columns", "trainer_state", "log_extra", "log_metric", "environment", "environments", "image", "images",
+}  # fmt: skip
+
+# A question, its answer: two columns that are a conversation.
+_PAIRS = [
+    ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"),
+    ("instruction", "response"), ("instruction", "answer"), ("instruction", "completion"),
+    ("question", "response"), ("question", "output"),
+    ("query", "response"), ("query", "answer"),
+    ("problem", "solution"), ("problem", "answer"),
+    ("input", "output"), ("inputs", "targets"),
+    ("user", "assistant"), ("human", "assistant"),
+]  # fmt: skip
 
 # The formats by name, the most specific first: a row is read by the first whose columns it has.
 CONVERSATION_FORMATS = {
     "messages": RowFormat({"messages"}, _read_messages),
     "sharegpt": RowFormat({"conversations"}, _read_sharegpt),
     "sharegpt_conversation": RowFormat({"conversation"}, _read_sharegpt),
-    "completion": RowFormat({"prompt", "completion"}, _read_completion),
-    "alpaca": RowFormat({"instruction", "output"}, _read_alpaca),
+    "completion": RowFormat({"prompt", "completion"}, _make_pair_reader("prompt", "completion")),
+    "alpaca": RowFormat({"instruction", "output"}, _make_pair_reader("instruction", "output")),
     "dolly": RowFormat({"instruction", "context", "response"}, _read_dolly),
     "self_instruct": RowFormat({"instruction", "instances"}, _read_self_instruct),
-    "question": RowFormat({"question", "answer"}, _read_question),
+    "question": RowFormat({"question", "answer"}, _make_pair_reader("question", "answer")),
+    "stack_exchange": RowFormat({"question", "response_j"}, _make_pair_reader("question", "response_j")),
     "oasst": RowFormat({"message_tree_id", "prompt"}, _read_tree),
     "oasst_messages": RowFormat({"message_id", "parent_id", "role", "text"}, _read_tree),
+    **{
+        f"{question}_{answer}": RowFormat({question, answer}, _make_pair_reader(question, answer))
+        for question, answer in _PAIRS
+    },
     "exchanges": RowFormat({"history"}, _read_exchanges),
 }
 PREFERENCE_FORMATS = {
     "preference_messages": RowFormat({"chosen_messages", "rejected_messages"}, _read_preference_messages),
     "preference": RowFormat({"chosen", "rejected"}, _read_preference),
     "votes": RowFormat({"instruction", "response1", "response2"}, _read_votes),
+    "stack_exchange": RowFormat({"question", "response_j", "response_k"}, _read_stack_exchange),
     "oasst": RowFormat({"message_tree_id", "prompt"}, _read_ranked_tree),
     "oasst_messages": RowFormat({"message_id", "parent_id", "role", "text"}, _read_ranked_tree),
 }
@@ -653,12 +666,13 @@ LABELLED_FORMATS = {
     **_UNPAIRED_FORMATS,
 }
 _ANSWERED_FORMATS = {
-    name: RowFormat(answered.columns, _make_prompting_reader(answered.reader))
+    name: RowFormat(answered.columns, _make_prompting_reader(answered))
     for name, answered in (PREFERENCE_FORMATS | CONVERSATION_FORMATS).items()
 }
 PROMPT_FORMATS = {
     **_ANSWERED_FORMATS,
-    "prompt": RowFormat({"prompt"}, _read_prompt),
+    **{name: RowFormat({name}, _read_prompt) for name in ("prompt", "instruction", "query", "problem")},
+    "bare_question": RowFormat({"question"}, _read_prompt),
 }
 
 # The columns of rows that go through `build_trees` first.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import xxhash
@@ -21,10 +22,7 @@ from hf_llm.data.chat.formats import (
     PREFERENCE_FORMATS,
     PROMPT_FORMATS,
     TREE_MESSAGE_COLUMNS,
-    LeftOut,
-    Row,
     RowReader,
-    Unusable,
     build_trees,
     find_conversation_reader,
     find_labelled_reader,
@@ -33,9 +31,11 @@ from hf_llm.data.chat.formats import (
     split_answer,
     unpair_preference,
 )
-from hf_llm.data.files.file_formats import FORMATS, check_origins, find_files
+from hf_llm.data.chat.messages import LeftOut, Row, Unusable
+from hf_llm.data.files.archives import extract_members, is_archive
+from hf_llm.data.files.file_formats import FORMATS, check_origins, find_files, is_input_file
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_error
+from hf_llm.data.files.tabular import content_suffix, read_hub_rows, read_rows, unreadable_file_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +52,7 @@ class ConversationSource:
     license: str
     """SPDX identifier of the data's licence; `unknown` if you do not know it."""
     path: str | None = None
-    """A JSON, JSONL, CSV or Parquet file, a folder of them or a glob pattern."""
+    """A JSON, JSONL, CSV, Parquet or Arrow file, a zip or tar of them, a folder or a glob pattern."""
     hub: str | None = None
     """Id of a data set on the Hub."""
     documents: str | None = None
@@ -71,6 +71,11 @@ class ConversationSource:
     """Take this many rows, the first ones; all where it is left out."""
 
     def __post_init__(self) -> None:
+        for key in ("path", "hub", "documents"):
+            value = getattr(self, key)
+            if value is not None and not value.strip():
+                raise ValueError(f"{key} is empty; name the data, or leave the key out")
+
         origins = [value for value in (self.path, self.hub, self.documents, self.installed) if value is not None]
         if len(origins) != 1:
             raise ValueError("a source has exactly one of `path`, `hub`, `documents` and `installed`")
@@ -105,26 +110,33 @@ class _RowKind:
     """Finds the reader of rows with these columns and a named format, or None."""
     columns: tuple[str, ...]
     """The columns of the data set, except those that no row has."""
-    documentation_rows: Callable[[], Iterator[Row]]
-    """Yields the rows made from the documentation on this disk."""
+    documentation_rows: Callable[[Path | None, Counter], Iterator[Row]]
+    """Yields the rows made from the documentation on this disk, and counts those left out because of the corpus."""
     example: str
     """A row to show in an error."""
 
 
 def load_conversations(
-    sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01, documents: bool = False
+    sources: list[ConversationSource],
+    eval_share: float,
+    seed: int,
+    allow_drop: float = 0.01,
+    documents: bool = False,
+    corpus: Path | None = None,
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
     """Load training and evaluation rows with the columns `messages` and `source` (its number), and a report.
 
     The formats are those of `hf_llm.data.chat.formats.CONVERSATION_FORMATS`, known by their columns or named by a
     source's `format`. Where a row has `tools` there is that column too (JSON, None in rows without); where a source has
     `documents`, and the stage takes them (`documents`), the column `text`, with no messages beside it. Rows with the
-    same first question go to the same side; shares hold for the training rows.
+    same first question go to the same side; shares hold for the training rows. Rows made from the documentation follow
+    the splits of `corpus`, the folder of the run's corpus: what stands in its test split is left out, what stands in
+    its validation split is held out.
 
     The report is `{"kept", "dropped": {reason: rows}, "left_out": {reason: rows}, "samples", "licenses", "sources":
     [the same of each], "train", "eval"}`; rows that are left out are valid, but their makers or this stage have no use
-    for them. Raises UserError for an unknown format, and where more than the share `allow_drop` of a source's rows
-    cannot be used.
+    for them. `follows_corpus` is true there where rows follow the corpus's splits. Raises UserError for an unknown
+    format, and where more than the share `allow_drop` of a source's rows cannot be used.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_conversations
 
@@ -136,14 +148,18 @@ def load_conversations(
         documentation_rows=documentation_conversations,
         example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
     )
-    return _load_rows(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
 
 
 def load_preferences(
-    sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
+    sources: list[ConversationSource],
+    eval_share: float,
+    seed: int,
+    allow_drop: float = 0.01,
+    corpus: Path | None = None,
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Load training and evaluation rows with the columns `prompt`, `chosen` and `rejected` (message lists), and a
-    report.
+    """Load training and evaluation rows with the columns `prompt`, `chosen` and `rejected` (message lists), `tools`
+    where a row has any (JSON), and a report.
 
     The formats are those of `hf_llm.data.chat.formats.PREFERENCE_FORMATS`. Otherwise as `load_conversations`.
     """
@@ -152,60 +168,69 @@ def load_preferences(
     _refuse_documents(sources)
     kind = _RowKind(
         find_reader=find_preference_reader,
-        columns=("prompt", "chosen", "rejected"),
+        columns=("prompt", "chosen", "rejected", "tools"),
         documentation_rows=documentation_preferences,
         example='{"prompt": "Hi", "chosen": "Hello!", "rejected": "What do you want?"}',
     )
-    return _load_rows(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
 
 
 def load_labelled_completions(
-    sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
+    sources: list[ConversationSource],
+    eval_share: float,
+    seed: int,
+    allow_drop: float = 0.01,
+    corpus: Path | None = None,
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
-    """Load training and evaluation rows with the columns `prompt`, `completion` (message lists) and `label`, and a
-    report.
+    """Load training and evaluation rows with the columns `prompt`, `completion` (message lists) and `label`, `tools`
+    where a row has any (JSON), and a report.
 
     They come from rows with a `label` (true: a good answer), or from preferences, whose answers become two rows.
     Otherwise as `load_conversations`.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_preferences
 
-    def read_documentation() -> Iterator[Row]:
-        for pair in documentation_preferences():
+    def read_documentation(corpus: Path | None, left_out: Counter) -> Iterator[Row]:
+        for pair in documentation_preferences(corpus, left_out):
             yield from unpair_preference(pair)
 
     _refuse_documents(sources)
     kind = _RowKind(
         find_reader=find_labelled_reader,
-        columns=("prompt", "completion", "label"),
+        columns=("prompt", "completion", "label", "tools"),
         documentation_rows=read_documentation,
         example='{"prompt": "Hi", "completion": "Hello!", "label": true}',
     )
-    return _load_rows(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
 
 
 def load_prompts(
-    sources: list[ConversationSource], eval_share: float, seed: int, allow_drop: float = 0.01
+    sources: list[ConversationSource],
+    eval_share: float,
+    seed: int,
+    allow_drop: float = 0.01,
+    corpus: Path | None = None,
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
     """Load training and evaluation rows with the columns `prompt` (a message list) and `answer`, and a report.
 
     They come from conversations and preferences (`answer` is then the text of the last or the chosen answer, for reward
-    functions that compare with it) and from bare prompts (it is None). Otherwise as `load_conversations`.
+    functions that compare with it) and from bare prompts (it is None). `tools` (JSON) and the other columns of the data
+    go along, for reward functions too; the report lists the latter under `columns`. Otherwise as `load_conversations`.
     """
     from hf_llm.data.chat.python_docs_qa import documentation_conversations
 
-    def read_documentation() -> Iterator[Row]:
-        for row in documentation_conversations():
-            yield split_answer(row["messages"])
+    def read_documentation(corpus: Path | None, left_out: Counter) -> Iterator[Row]:
+        for row in documentation_conversations(corpus, left_out):
+            yield {**split_answer(row.pop("messages")), **row}
 
     _refuse_documents(sources)
     kind = _RowKind(
         find_reader=find_prompt_reader,
-        columns=("prompt", "answer"),
+        columns=("prompt", "answer", "tools"),
         documentation_rows=read_documentation,
         example='{"prompt": "How do birds find their way?"}',
     )
-    return _load_rows(sources, kind, eval_share, seed, allow_drop)
+    return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
 
 
 def _refuse_documents(sources: list[ConversationSource]) -> None:
@@ -215,7 +240,12 @@ def _refuse_documents(sources: list[ConversationSource]) -> None:
 
 
 def _load_rows(
-    sources: list[ConversationSource], kind: _RowKind, eval_share: float, seed: int, allow_drop: float
+    sources: list[ConversationSource],
+    kind: _RowKind,
+    eval_share: float,
+    seed: int,
+    allow_drop: float,
+    corpus: Path | None,
 ) -> tuple["Dataset", "Dataset", dict[str, Any]]:
     """Read all sources, split them into training and evaluation, and mix the training rows by the sources' shares."""
     _check_every_share_or_none(sources)
@@ -226,7 +256,7 @@ def _load_rows(
         errors = ReadErrors()
         left_out = Counter()
         source_rows = []
-        for row in _read_usable_rows(source, kind, errors, left_out):
+        for row in _read_usable_rows(source, kind, corpus, errors, left_out):
             source_rows.append({**row, "source": number})
         _check_dropped(source, errors, len(source_rows), allow_drop)
 
@@ -241,7 +271,7 @@ def _load_rows(
             }
         )
 
-    train, evaluation = _split_by_question(rows, eval_share, seed)
+    train, evaluation = _split_rows(rows, eval_share, seed)
     train = _mix_by_share(train, sources, seed)
 
     report = {
@@ -254,7 +284,18 @@ def _load_rows(
         "train": len(train),
         "eval": len(evaluation),
     }
+    if any("split" in row for row in rows):
+        report["follows_corpus"] = True
+
+    # The columns that rows of prompts bring along go beside the stage's own, under their own names.
+    brought = list(dict.fromkeys(name for row in rows for name in row.get("columns", ())))
+    if brought:
+        report["columns"] = brought
+        train = [{**row, **row.get("columns", {})} for row in train]
+        evaluation = [{**row, **row.get("columns", {})} for row in evaluation]
+
     columns = [name for name in kind.columns if any(name in row for row in rows)]
+    columns += [name for name in brought if name not in columns]
     return _build_dataset(train, columns), _build_dataset(evaluation, columns), report
 
 
@@ -273,24 +314,28 @@ def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _build_dataset(rows: list[Row], columns: list[str]) -> "Dataset":
-    """Build a data set of these columns; None stands where a row lacks one."""
+    """Build a data set of these columns; None stands where a row lacks one.
+
+    Objects with different fields are kept as JSON, so that none gets the fields of others, which templates would see.
+    """
     from datasets import Dataset
 
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+    table = {name: [row.get(name) for row in rows] for name in columns}
+    return Dataset.from_dict(table, on_mixed_types="use_json")
 
 
 def _read_usable_rows(
-    source: ConversationSource, kind: _RowKind, errors: ReadErrors, left_out: Counter
+    source: ConversationSource, kind: _RowKind, corpus: Path | None, errors: ReadErrors, left_out: Counter
 ) -> Iterator[Row]:
     """Yield the rows of a source that can be used; count the others in `errors` and `left_out`."""
     if source.installed:
-        yield from islice(kind.documentation_rows(), source.take)
+        yield from islice(kind.documentation_rows(corpus, left_out), source.take)
         return
     if source.documents:
         yield from islice(_read_documents(source, errors), source.take)
         return
 
-    for where, row, reader in _read_rows(source, kind, errors):
+    for where, row, reader in _read_rows(source, kind, errors, left_out):
         try:
             for usable in reader(row):
                 yield replace_lone_surrogates(usable)
@@ -302,27 +347,33 @@ def _read_usable_rows(
             errors.drop_record(f"no column {missing}", where)
 
 
-def _read_rows(source: ConversationSource, kind: _RowKind, errors: ReadErrors) -> Iterator[tuple[str, Row, RowReader]]:
-    """Yield the location of each row, the row, and the reader of its file's format.
+def _read_rows(
+    source: ConversationSource, kind: _RowKind, errors: ReadErrors, left_out: Counter
+) -> Iterator[tuple[str, Row, RowReader]]:
+    """Yield the location of each row, the row, and the reader of its format.
 
-    Raises UserError for a file whose format is unknown.
+    Raises UserError for a file whose first row is of no known format.
     """
-    readers: dict[str, RowReader] = {}  # by file
+    readers: dict[frozenset[str], RowReader | None] = {}  # by the columns that a row has
+    first_readers: dict[str, RowReader] = {}  # by file
     # OpenAssistant's single messages become trees, when all of them have been read.
     tree_messages = []
-    for file, number, row in islice(_read_source(source, errors), source.take):
+    for file, number, row in islice(_read_source(source, errors, left_out), source.take):
         where = f"{file}, row {number}"
-        columns = set(row)
-        if file not in readers:
-            reader = kind.find_reader(columns, source.format)
-            if reader is None:
-                raise UserError(_describe_unknown_format(where, row, source, kind))
-            readers[file] = reader
 
-        if columns >= TREE_MESSAGE_COLUMNS:
+        # A table has the columns of all its rows, null where a row lacks one.
+        columns = frozenset(name for name, value in row.items() if value is not None)
+        if columns not in readers:
+            readers[columns] = kind.find_reader(set(columns), source.format)
+        reader = readers[columns] or first_readers.get(file) or kind.find_reader(set(row), source.format)
+        if reader is None:
+            raise UserError(_describe_unknown_format(where, row, source, kind))
+        first_readers.setdefault(file, reader)
+
+        if row.keys() >= TREE_MESSAGE_COLUMNS:
             tree_messages.append((where, row))
         else:
-            yield where, row, readers[file]
+            yield where, row, reader
 
     tree_reader = kind.find_reader({"message_tree_id", "prompt"}, None)
     assert tree_reader is not None, "every kind of rows is read from trees, too"
@@ -340,7 +391,7 @@ def _describe_unknown_format(where: str, row: Row, source: ConversationSource, k
     )
 
 
-def _read_source(source: ConversationSource, errors: ReadErrors) -> Iterator[tuple[str, int, Row]]:
+def _read_source(source: ConversationSource, errors: ReadErrors, left_out: Counter) -> Iterator[tuple[str, int, Row]]:
     """Yield the file (or Hub id), number and columns of every row of a source."""
     if source.hub:
         is_streamed = source.take is not None
@@ -349,12 +400,33 @@ def _read_source(source: ConversationSource, errors: ReadErrors) -> Iterator[tup
         return
 
     assert source.path is not None
-    for path, _ in find_files(source.path, FORMATS["rows"]):
+    for path, _ in find_files(source.path, FORMATS["rows"], archives=True):
         try:
+            if is_archive(path):
+                yield from _read_archive(path, errors, left_out)
+                continue
             for number, row in read_rows(path, errors):
                 yield str(path), number, row
         except OSError as error:
             raise unreadable_file_error(path, error) from error
+
+
+def _read_archive(path: Path, errors: ReadErrors, left_out: Counter) -> Iterator[tuple[str, int, Row]]:
+    """Yield the file, number and columns of every row in an archive. Files that hold no rows are counted."""
+    for name, unpacked in extract_members(path, errors):
+        if not is_input_file(name):
+            continue
+        if content_suffix(unpacked) not in FORMATS["rows"]:
+            left_out[f"a file in the archive that holds no rows ({Path(name).suffix or name})"] += 1
+            continue
+
+        file = f"{path}/{name}"
+        member_errors = ReadErrors()
+        for number, row in read_rows(unpacked, member_errors):
+            yield file, number, row
+        for reason, examples in member_errors.examples.items():
+            member_errors.examples[reason] = [example.replace(str(unpacked), file) for example in examples]
+        errors.add(member_errors)
 
 
 def _read_documents(source: ConversationSource, errors: ReadErrors) -> Iterator[Row]:
@@ -395,28 +467,73 @@ def describe_dropped_rows(name: str, dropped: dict[str, int], samples: list[str]
     return "\n    ".join([problem, *samples]) + f"\n  {remedy}."
 
 
-def _split_by_question(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def format_row_counts(report: dict[str, Any]) -> str:
+    """Format how many rows of each source are kept, dropped and left out, and why; a line for each source."""
+    lines = []
+    for source in report["sources"]:
+        counts = [f"{source['kept']:,} rows kept"]
+        for name in ("dropped", "left_out"):
+            reasons = [f"{count:,} {reason}" for reason, count in Counter(source[name]).most_common()]
+            if reasons:
+                counts.append(f"{sum(source[name].values()):,} {name.replace('_', ' ')} ({', '.join(reasons)})")
+        lines.append(f"{source['source']}: {', '.join(counts)}")
+    return "\n".join(lines)
+
+
+def _split_rows(rows: list[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows into training and evaluation by a digest of the seed and the first question.
 
-    No question is in both. Raises UserError if there are too few different questions.
+    No question is in both. Rows of the corpus's validation split are held out; if they are fewer than the share, and
+    for the rows of other sources, questions are held out by their digest. Of labelled rows both labels are held out,
+    each by the share. Raises UserError if there are too few different questions.
     """
     assert 0 <= eval_share < 1, f"eval_share is {eval_share}"
     digests = [_hash_question(row, seed) for row in rows]
-    different_questions = sorted(set(digests))
+    held_out = {digest for digest, row in zip(digests, rows, strict=True) if row.get("split") == "validation"}
+    sources_with_splits = {row["source"] for row in rows if "split" in row}
 
-    count = 0
     if eval_share:
-        count = max(1, round(len(different_questions) * eval_share))
-    if count >= len(different_questions):
-        raise UserError(f"{len(different_questions)} different question(s) are too few to hold some out; add data")
+        pools: dict[bool, dict[int, set[bool]]] = {False: {}, True: {}}  # the labels of each question
+        for digest, row in zip(digests, rows, strict=True):
+            labels = pools[row["source"] in sources_with_splits].setdefault(digest, set())
+            if "label" in row:
+                labels.add(row["label"])
+        for pool in pools.values():
+            held_out |= _choose_held_out(pool, held_out, eval_share)
 
-    held_out = set(different_questions[:count])
+    if len(held_out) >= len(set(digests)):
+        raise UserError(f"{len(set(digests))} different question(s) are too few to hold some out; add data")
+
     train = []
     evaluation = []
     for digest, row in zip(digests, rows, strict=True):
         side = evaluation if digest in held_out else train
         side.append(row)
     return train, evaluation
+
+
+def _choose_held_out(pool: dict[int, set[bool]], held_out: set[int], eval_share: float) -> set[int]:
+    """Choose the share of the questions (digests) of a pool, the smallest digests first; those held out count.
+
+    Where questions have labels, the share holds for those of each label, and at least one is chosen if there are two.
+    """
+    strata: dict[frozenset[bool], list[int]] = {}
+    for digest in sorted(pool):
+        strata.setdefault(frozenset(pool[digest]), []).append(digest)
+
+    chosen = set()
+    for digests in strata.values():
+        missing = round(len(digests) * eval_share) - len(held_out.intersection(digests))
+        others = [digest for digest in digests if digest not in held_out]
+        chosen.update(others[: max(0, missing)])
+
+    for label in (True, False):
+        labelled = [digest for digests in strata.values() for digest in digests if label in pool[digest]]
+        if len(labelled) > 1 and not (chosen | held_out).intersection(labelled):
+            chosen.add(labelled[0])
+    if pool and not (chosen | held_out).intersection(pool):
+        chosen.add(min(pool))
+    return chosen
 
 
 def _hash_question(row: Row, seed: int) -> int:

@@ -22,6 +22,7 @@ from trl.models import prepare_fsdp
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.data.chat.messages import load_tools
 from hf_llm.inference.generate import generation_stop_ids, suppressed_ids
 from hf_llm.parallel.gather_parameters import gather_weights, mark_fsdp_root, prepare_sharding
 from hf_llm.posttraining.ppo.actor_critic import ActorCritic, completion_log_probs
@@ -612,7 +613,7 @@ def encode_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens
         raise UserError("max_completion_length leaves no room for a prompt in the model's context; make it smaller")
 
     def encode(row: dict) -> dict[str, list[int]]:
-        ids, _ = encode_chat(tokenizer, row["prompt"], add_generation_prompt=True)
+        ids, _ = encode_chat(tokenizer, row["prompt"], load_tools(row), add_generation_prompt=True)
         return {"prompt_ids": ids}
 
     kept = rows.map(encode).filter(lambda row: len(row["prompt_ids"]) <= max_tokens)
