@@ -11,7 +11,12 @@ import sys
 import time
 
 from hf_llm.core.errors import command
-from hf_llm.inference.generate import complete_prompts, default_max_new_tokens, load_for_generation
+from hf_llm.inference.generate import (
+    complete_prompts,
+    default_max_new_tokens,
+    describe_cut_prompts,
+    load_for_generation,
+)
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 
 
@@ -27,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_for_generation(arguments.model)
     max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]
+    for note in describe_cut_prompts(model, tokenizer, prompts, max_new_tokens):
+        print(note, file=sys.stderr)
 
     start = time.perf_counter()
     completions = complete_prompts(model, tokenizer, prompts, max_new_tokens, seed=arguments.seed, **sampling)

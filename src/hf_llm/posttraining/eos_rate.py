@@ -28,8 +28,9 @@ def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path, truncated: f
     """Measure `stop_rate`, the share of greedy answers to MAX_PROMPTS held-out prompts that have an end token.
 
     An answer has at most `stop_limit` tokens. The model is the trainer's, or the one saved in `folder` where the
-    trainer's is sharded over processes. `truncated` is the share of the rows that were cut at the context. Where the rate is below MIN_EOS_RATE, a warning is printed and returned as
-    `stop_warning`. Returns an empty dictionary where no row has a prompt.
+    trainer's is sharded over processes. `truncated` is the share of the rows that were cut at the context. Where the
+    rate is below MIN_EOS_RATE, a warning is printed and returned as `stop_warning`. Returns an empty dictionary where
+    no row has a prompt.
     """
     prompts = collect_prompts(rows)
     if not prompts:

@@ -57,8 +57,8 @@ def check_lora_settings(lora: dict[str, Any], has_reference: bool, quantize: str
     start = lora.get("init_lora_weights", True)
     if start in UNPREPARED_STARTS:
         raise ValueError(
-            f"lora.init_lora_weights: {start} {UNPREPARED_STARTS[start]}; leave it out, or write gaussian, orthogonal or "
-            "mica"
+            f"lora.init_lora_weights: {start} {UNPREPARED_STARTS[start]}; leave it out, or write gaussian, orthogonal "
+            "or mica"
         )
     if isinstance(start, str) and start.startswith("pissa_niter_"):
         raise ValueError(
@@ -67,8 +67,8 @@ def check_lora_settings(lora: dict[str, Any], has_reference: bool, quantize: str
         )
     if quantize and start in MOVING_STARTS:
         raise ValueError(
-            f"lora.init_lora_weights: {start} changes the weights below the adapter, which `quantize: {quantize}` holds "
-            "in few bits; leave one of the two out"
+            f"lora.init_lora_weights: {start} changes the weights below the adapter, which `quantize: {quantize}` "
+            "holds in few bits; leave one of the two out"
         )
     for key, reason in KINDS_WITHOUT_MERGE.items():
         if lora.get(key) is not None:

@@ -135,7 +135,7 @@ def prompt_limit(context: int, completion_length: int, folder: str) -> int:
     """Return the tokens that a prompt may have beside a completion. Raises UserError where there are none."""
     if completion_length >= context:
         raise UserError(
-            f"{folder}.training.max_completion_length: {completion_length} tokens leave no room for a prompt in a context "
-            f"of {context}; write at most {context // 2}"
+            f"{folder}.training.max_completion_length: {completion_length} tokens leave no room for a prompt in a "
+            f"context of {context}; write at most {context // 2}"
         )
     return context - completion_length

@@ -66,7 +66,7 @@ class ConstantRewardWarning(TrainerCallback):
     def _describe(self, entries: int) -> str:
         names = ", ".join(function.__name__ for function in self.functions)
         return (
-            f"in {entries} log entries the reward ({names}) was the same for all completions that are compared, so there "
-            "was nothing to train on; see what the function returns for completions like the model's, raise "
+            f"in {entries} log entries the reward ({names}) was the same for all completions that are compared, so "
+            "there was nothing to train on; see what the function returns for completions like the model's, raise "
             "temperature, or start from a model that is sometimes right"
         )

@@ -171,8 +171,8 @@ class CheckedReward:
             signature.bind(**arguments)
         except TypeError as error:
             raise UserError(
-                f"reward_functions: {self.name}{signature} cannot be called: {error}. It gets {', '.join(arguments)} by "
-                "name; write those that it needs and `**columns` for the others"
+                f"reward_functions: {self.name}{signature} cannot be called: {error}. It gets {', '.join(arguments)} "
+                "by name; write those that it needs and `**columns` for the others"
             ) from None
 
     def _check_values(self, values: Any, count: int) -> list[float | None]:

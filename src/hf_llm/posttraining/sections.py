@@ -7,6 +7,7 @@ from peft import LoraConfig
 
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import ConversationSource
+from hf_llm.inference.sampling_arguments import temperature_problem
 from hf_llm.pipeline.run import Run
 from hf_llm.posttraining.lora import check_lora_settings
 
@@ -62,6 +63,12 @@ class RolloutSection(PostTrainingSection):
     """A reward model's folder or Hub id; left out, this run's own, unless reward_functions are named."""
     reward_functions: list[str] = field(default_factory=list)
     """Python functions as `module:function`, called as TRL calls reward functions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = temperature_problem(self.training.get("temperature", 1.0))
+        if problem:
+            raise ValueError(f"training.temperature: {problem}")
 
     @property
     def has_reference(self) -> bool:

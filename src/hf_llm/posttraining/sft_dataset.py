@@ -43,8 +43,8 @@ def build_sft_rows(
     """Encode the data of a section as rows of at most `max_length` tokens; with None nothing is truncated.
 
     In a conversation the assistant's messages are supervised, each with its end-of-turn token. One that is too long
-    ends with its last answer that fits whole; where none does, it is dropped. With `too_long: truncate` it is cut at the
-    end (with `training.truncation_mode: keep_end` at the start). In a document every token is supervised; it is cut
+    ends with its last answer that fits whole; where none does, it is dropped. With `too_long: truncate` it is cut at
+    the end (with `training.truncation_mode: keep_end` at the start). In a document every token is supervised; it is cut
     into windows. Raises UserError for data that cannot be read, an answer whose end is not supervised, and more rows
     dropped than allowed.
     """
@@ -77,8 +77,8 @@ def build_sft_rows(
         remedy = "add data"
         if report["too_long"]:
             remedy = (
-                f"{report['too_long']:,} conversations have no answer that ends within {max_length:,} tokens: start from "
-                "a model with a longer context, shorten them, or write `too_long: truncate`"
+                f"{report['too_long']:,} conversations have no answer that ends within {max_length:,} tokens: start "
+                "from a model with a longer context, shorten them, or write `too_long: truncate`"
             )
         raise UserError(f"sft: no rows are left to {purpose}; {remedy}")
     check_answers_end(train, report, tokenizer, max_length)
@@ -95,9 +95,9 @@ def check_answers_end(
     if any(not end_tokens.isdisjoint(row["labels"]) for row in rows):
         return
     raise UserError(
-        f"sft: all {report['truncated']:,} conversations are cut at {max_length:,} tokens before an answer ends, so the "
-        "model would never learn to stop; start from a model with a longer context, raise max_length, or shorten the "
-        "answers"
+        f"sft: all {report['truncated']:,} conversations are cut at {max_length:,} tokens before an answer ends, so "
+        "the model would never learn to stop; start from a model with a longer context, raise max_length, or shorten "
+        "the answers"
     )
 
 

@@ -49,8 +49,8 @@ def train_and_save(
     """Train to the end under all guards, then turn `output.path` into a model folder that `from_pretrained` opens.
 
     `headline` is a format string, as "{eval_loss:.3f} loss". Its values are the metrics of the last evaluation and
-    those that `measure` returns for the saved model (it gets those metrics, in the first process only). `spikes` says which
-    updates to skip; None skips none. `facts` go into the manifest.
+    those that `measure` returns for the saved model (it gets those metrics, in the first process only). `spikes` says
+    which updates to skip; None skips none. `facts` go into the manifest.
     """
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     metrics = last_evaluation(trainer) or trainer.evaluate()
