@@ -82,7 +82,7 @@ def drop_tensor(folder):
 def add_tensor(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     name = next(iter(tensors))
-    tensors[name.replace("layers.0", "layers.9")] = tensors[name]
+    tensors[name.replace("layers.0", "layers.9")] = tensors[name].clone()
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
@@ -144,7 +144,8 @@ def test_a_model_that_starts_from_an_adapter_has_the_settings_of_the_section(bas
     section = {
         name: value
         for name, value in tiny_config().to_dict().items()
-        if name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        if name
+        in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     }
     model = build_model({**section, "vocab_size": 320, "sliding_window": 16}, tiny_tokenizer(), 256, adapter)
     assert model.config.max_position_embeddings == 256 and model.config.sliding_window == 16

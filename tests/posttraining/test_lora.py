@@ -67,7 +67,9 @@ def test_without_a_weight_for_the_kl_there_is_no_reference(section):
     section(data=["anything"], lora={"init_lora_weights": "pissa"}, training={"beta": 0.0})
 
 
-@pytest.mark.parametrize("start", ["eva", "corda", "lora_ga", "loftq", "pissa_niter_4", "pissa_niter_[number of iters]"])
+@pytest.mark.parametrize(
+    "start", ["eva", "corda", "lora_ga", "loftq", "pissa_niter_4", "pissa_niter_[number of iters]"]
+)
 @pytest.mark.parametrize("section", [*WITH_REFERENCE, *WITHOUT_REFERENCE])
 def test_starts_that_need_a_pass_before_or_cannot_be_repeated_are_refused(section, start):
     with pytest.raises(ValueError, match="lora.init_lora_weights: .*write"):
@@ -133,7 +135,7 @@ def test_a_copy_of_the_output_layer_is_switched_off_with_the_adapter():
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
     model = get_peft_model(tiny_model(), config)
     with torch.no_grad():
-        model.get_output_embeddings().weight += 1
+        model.get_output_embeddings().weight.add_(1)
     assert largest_logit_difference(tiny_model(), model, TOKENS)[0] > 0.1
     with model.disable_adapter():
         assert largest_logit_difference(tiny_model(), model, TOKENS)[0] == 0

@@ -261,10 +261,13 @@ def long_chats() -> list[dict]:
     ]
 
 
+def short_chats(count: int) -> list[dict]:
+    answer = {"role": "assistant", "content": "Yes."}
+    return [{"messages": [{"role": "user", "content": f"Question {i}?"}, answer]} for i in range(count)]
+
+
 def test_what_is_too_long_ends_with_its_last_whole_answer_or_is_dropped_and_counted(tokenizer, tmp_path):
-    rows = [{"messages": [{"role": "user", "content": f"Question {i}?"}, *chat["messages"][1:2]]}
-            for i, chat in enumerate([long_chats()[0]] * 10)]  # fmt: skip
-    path = write(tmp_path / "a.jsonl", [*rows, *long_chats()])
+    path = write(tmp_path / "a.jsonl", [*short_chats(10), *long_chats()])
     encoded = build_sft_rows(section(source(path)), 1, tokenizer, 100)
     report = encoded.report
     assert (report["kept"], report["truncated"], report["too_long"], report["dropped"]) == (11, 1, 2, {})
@@ -276,16 +279,18 @@ def test_what_is_too_long_ends_with_its_last_whole_answer_or_is_dropped_and_coun
 
 
 def test_truncated_rows_are_cut_at_the_context_and_counted(tokenizer, tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"messages": chat["messages"]} for chat in [*long_chats()] * 4])
+    path = write(tmp_path / "a.jsonl", [*short_chats(10), *long_chats()])
     encoded = build_sft_rows(section(source(path), too_long="truncate"), 1, tokenizer, 100)
     report = encoded.report
-    assert (report["kept"], report["truncated"], report["too_long"]) == (8, 8, 4)
-    assert {len(row["input_ids"]) for row in [*encoded.train, *encoded.held_out]} == {100}
+    assert (report["kept"], report["truncated"], report["too_long"]) == (12, 2, 1)
+    assert sorted(len(row["input_ids"]) for row in [*encoded.train, *encoded.held_out])[-2:] == [100, 100]
 
 
 def test_answers_that_all_lose_their_end_are_refused(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", chats(10, "x" * 300))
-    with pytest.raises(UserError, match=r"10 conversations have no answer that ends within 100 tokens.*too_long: trunc"):
+    with pytest.raises(
+        UserError, match=r"10 conversations have no answer that ends within 100 tokens.*too_long: trunc"
+    ):
         build_sft_rows(section(source(path)), 1, tokenizer, 100)
     with pytest.raises(UserError, match=r"all 10 conversations are cut at 100 tokens before an answer ends"):
         build_sft_rows(section(source(path), too_long="truncate"), 1, tokenizer, 100)

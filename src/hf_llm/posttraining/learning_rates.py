@@ -31,7 +31,7 @@ GROUP_RATES = (
 RATES = {
     "sft": (
         Rate(100e6, full=1e-3, lora=2e-3),
-        Rate(1e9, full=1e-3, lora=5e-4),
+        Rate(1e9, full=1e-3, lora=1e-3),
         Rate(2.5e9, full=3e-4, lora=3e-4),
         Rate(20e9, full=2e-5, lora=2e-4),
         Rate(ANY_SIZE, full=2e-6, lora=1e-4),

@@ -56,17 +56,18 @@ def import_reward_function(name: str) -> RewardFunction:
     if not module_name or not function_name:
         raise UserError(f"reward_functions: {name!r} is not module:function, as in my_rewards:is_polite")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(
             f"reward_functions: {name}: {one_line(error)}. A module of your own must lie in the folder you start from"
         ) from error
-    except AttributeError as error:
-        raise UserError(f"reward_functions: {name}: the module {module_name} has no {function_name}") from error
     except Exception as error:  # of the user's own module, which runs when it is imported
         raise UserError(
             f"reward_functions: {name}: {module_name} cannot be imported: {describe_error(error)}"
         ) from error
+    if not hasattr(module, function_name):
+        raise UserError(f"reward_functions: {name}: the module {module_name} has no {function_name}")
+    function = getattr(module, function_name)
     if not callable(function):
         raise UserError(f"reward_functions: {name} is not a function but a {type(function).__name__}")
     return function
