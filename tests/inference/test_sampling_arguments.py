@@ -5,6 +5,7 @@ import pytest
 from hf_llm.core.errors import UserError
 from hf_llm.inference.generate import complete_prompts
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def parse_arguments(*words: str) -> argparse.Namespace:

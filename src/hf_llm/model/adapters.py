@@ -120,7 +120,7 @@ def merge_into_base(model: "PeftModel") -> PreTrainedModel:
     """Merge the adapter into the weights below it, and return the plain model.
 
     Where input and output embeddings are one matrix and the adapter changes only one of the two, the merged model has
-    two matrices (`tie_word_embeddings: false`): it is the model that was trained. Raises UserError where PEFT cannot
+    two matrices (`tie_word_embeddings: false`): it is the model that was trained. All weights can be trained. Raises UserError where PEFT cannot
     merge this kind of adapter.
     """
     base = model.get_base_model()
@@ -132,7 +132,7 @@ def merge_into_base(model: "PeftModel") -> PreTrainedModel:
         raise UserError(f"lora: this adapter cannot be merged into the model: {one_line(error)}") from error
     if was_tied:
         merged.config.tie_word_embeddings = tie_equal_embeddings(merged)
-    return merged
+    return merged.requires_grad_(True)  # PEFT has frozen the weights below the adapter
 
 
 def separate_adapted_embeddings(model: PreTrainedModel) -> None:
