@@ -50,7 +50,10 @@ def test_the_runs_own_reward_model_is_made_first_and_judges(tuned):
     assert "KL to the reference" in manifest["headline"]
     entries = history(folder)
     logged = {key for entry in entries for key in entry}
-    named = "reward kl_per_completion length entropy explained_variance clip_fraction value_clip_fraction ended kl_coef tokens_per_second"
+    named = (
+        "reward kl_per_completion length entropy explained_variance clip_fraction value_clip_fraction "
+        "ended kl_coef tokens_per_second"
+    )
     assert set(named.split()) <= logged
     assert all(math.isfinite(value) for entry in entries for value in entry.values())
     assert entries[0]["eval_kl_per_completion"] == pytest.approx(0, abs=1e-3)  # before training

@@ -141,12 +141,8 @@ def test_a_reward_models_adapter_scores_and_does_not_write(base, tmp_path):
 
 def test_a_model_that_starts_from_an_adapter_has_the_settings_of_the_section(base, tmp_path):
     adapter = save_adapter(base, tmp_path / "adapter")
-    section = {
-        name: value
-        for name, value in tiny_config().to_dict().items()
-        if name
-        in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    }
+    sizes = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
+    section = {name: getattr(tiny_config(), name) for name in sizes}
     model = build_model({**section, "vocab_size": 320, "sliding_window": 16}, tiny_tokenizer(), 256, adapter)
     assert model.config.max_position_embeddings == 256 and model.config.sliding_window == 16
     expected = load_model(adapter).state_dict()
@@ -186,5 +182,5 @@ def test_an_exported_adapter_still_ends_its_turns(base, tmp_path):
 def test_what_cannot_be_merged_is_said(base, tmp_path):
     torch.manual_seed(0)
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)
-    with pytest.raises(UserError, match="cannot be merged.*the base layer has no bias"):
+    with pytest.raises(UserError, match=r"cannot be merged.*the base layer has no bias"):
         merge_into_base(get_peft_model(load_model(base), config))

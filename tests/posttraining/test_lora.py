@@ -72,7 +72,7 @@ def test_without_a_weight_for_the_kl_there_is_no_reference(section):
 )
 @pytest.mark.parametrize("section", [*WITH_REFERENCE, *WITHOUT_REFERENCE])
 def test_starts_that_need_a_pass_before_or_cannot_be_repeated_are_refused(section, start):
-    with pytest.raises(ValueError, match="lora.init_lora_weights: .*write"):
+    with pytest.raises(ValueError, match=r"lora.init_lora_weights: .*write"):
         section(data=["anything"], lora={"init_lora_weights": start})
 
 

@@ -120,8 +120,8 @@ def merge_into_base(model: "PeftModel") -> PreTrainedModel:
     """Merge the adapter into the weights below it, and return the plain model.
 
     Where input and output embeddings are one matrix and the adapter changes only one of the two, the merged model has
-    two matrices (`tie_word_embeddings: false`): it is the model that was trained. All weights can be trained. Raises UserError where PEFT cannot
-    merge this kind of adapter.
+    two matrices (`tie_word_embeddings: false`): it is the model that was trained. All weights can be trained. Raises
+    UserError where PEFT cannot merge this kind of adapter.
     """
     base = model.get_base_model()
     was_tied = bool(getattr(base.config, "tie_word_embeddings", False))

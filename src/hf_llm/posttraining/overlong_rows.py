@@ -81,25 +81,21 @@ def fit_rows(
     first = 0
     for part in rows:
         numbers = []
-        fitted = []
+        fitted = []  # the rows, where their prompts are cut
         for number, row in enumerate(part):
             is_long = lengths.rows[first + number] > limit
+            fits = not is_long
             if is_long and cuts_prompts:
-                row = {**row, "prompt": drop_oldest_turns(tokenizer, row["prompt"], limit)}
+                row["prompt"] = drop_oldest_turns(tokenizer, row["prompt"], limit)
                 fits = len(encode_chat(tokenizer, row["prompt"], add_generation_prompt=True)[0]) <= limit
             elif is_long:
                 fits = section.too_long == TRUNCATE and lengths.prompts[first + number] < limit
-            else:
-                fits = True
             if fits:
                 numbers.append(number)
-                fitted.append(row["prompt"])
+                fitted.append(row)
             counts["too_long"] += is_long and not fits
             counts["truncated"] += is_long and fits
-        selected = part.select(numbers)
-        if cuts_prompts and numbers:
-            selected = selected.remove_columns("prompt").add_column("prompt", fitted)
-        kept.append(selected)
+        kept.append(Dataset.from_list(fitted, part.features) if cuts_prompts else part.select(numbers))
         first += len(part)
 
     check_rows_left(kept, lengths, limit, folder)
