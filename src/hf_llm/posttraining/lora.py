@@ -4,6 +4,7 @@ can be merged and leaves the reference as it is.
 None of the checks needs the model's weights.
 """
 
+import copy
 import difflib
 import re
 from typing import Any
@@ -151,6 +152,9 @@ def check_names_exist(lora: dict[str, Any], model: nn.Module, where: str) -> Non
 
 def build_skeleton(config: PreTrainedConfig, task: str) -> nn.Module:
     """Build a model of `config` on the meta device: with one score for the task SEQ_CLS, else a language model."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the names of the modules are the same
     with torch.device("meta"):
         if task == "SEQ_CLS":
             return AutoModelForSequenceClassification.from_config(config)
