@@ -210,11 +210,10 @@ def test_a_pair_that_teaches_nothing_is_counted_and_refused_above_the_share_allo
 def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):
     data = with_rows(tuned, {"prompt": "Well?", "chosen": "Yes.", "rejected": "The red fox sees the river. " * 40})
     done = run_stage("dpo", data, folder=tuned)
-    assert refused(done, "1 of 61 rows with their answers are longer than 128 tokens"), done.output
-    assert "`allow_drop: 0.02`" in done.output
-    done = run_stage("dpo", data, "--dpo.allow_drop=0.02", folder=tuned)
     assert done.code == 0, done.output
-    assert facts(tuned / "runs/tiny/dpo")["rows"]["too_long"] == 1
+    assert "1 of 61 rows with their answers are longer than 128 tokens" in done.output
+    rows = facts(tuned / "runs/tiny/dpo")["rows"]
+    assert (rows["too_long"], rows["truncated"]) == (1, 0)
 
 
 @pytest.mark.parametrize(

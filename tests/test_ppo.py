@@ -51,11 +51,12 @@ def test_the_runs_own_reward_model_is_made_first_and_judges(tuned):
     entries = history(folder)
     logged = {key for entry in entries for key in entry}
     named = (
-        "reward kl length entropy explained_variance clip_fraction value_clip_fraction ended kl_coef tokens_per_second"
+        "reward kl_per_completion length entropy explained_variance clip_fraction value_clip_fraction "
+        "ended kl_coef tokens_per_second"
     )
     assert set(named.split()) <= logged
     assert all(math.isfinite(value) for entry in entries for value in entry.values())
-    assert entries[0]["eval_kl"] == pytest.approx(0, abs=1e-3)  # before training
+    assert entries[0]["eval_kl_per_completion"] == pytest.approx(0, abs=1e-3)  # before training
     before, after = (load_file(tuned / "runs/tiny" / name / "model.safetensors") for name in ("sft", "ppo"))
     assert before.keys() == after.keys()
     assert all((before[name] != after[name]).any() for name in before)
@@ -77,10 +78,10 @@ def test_without_a_reward_nothing_is_trained(tuned, refusal):
     assert "nothing gives a reward" in refusal("hf_llm.ppo", "tiny.yaml", *SECTION, folder=tuned)
 
 
-def test_prompts_that_do_not_fit_are_refused_above_the_share_allowed(tuned, refusal):
+def test_prompts_that_do_not_fit_at_all_are_refused(tuned, refusal):
     given = ("--ppo.reward_functions=[my_rewards:brief]", "--ppo.training.max_completion_length=100")
     said = refusal("hf_llm.ppo", "tiny.yaml", *SECTION, *given, folder=tuned)
-    assert "prompts are longer than 28 tokens" in said and "write `allow_drop: " in said
+    assert "prompts are longer than 28 tokens" in said and "write `too_long: truncate`" in said
 
 
 def test_a_misspelt_setting_is_refused_by_name(tiny_life):

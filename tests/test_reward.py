@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.chat.loaders import ConversationSource
 from hf_llm.model.load import load_reward_model, load_tokenizer
 from hf_llm.posttraining.reward_functions import RewardModel, load_reward_functions
 from hf_llm.posttraining.reward_trainer import encode_pairs, pair_statistics
+from hf_llm.reward import RewardSection
 from tests.tiny_recipe import PREPARED, launch, prepare, run_module
 
 TRAINING = (
@@ -130,15 +132,17 @@ def test_it_is_not_taken_for_a_model_that_writes(judge, refusal):
     assert "scores texts and writes none" in said
 
 
-def test_pairs_longer_than_the_context_are_counted_and_refused_above_the_share_allowed(judge):
+def test_pairs_longer_than_the_context_are_dropped_or_truncated_and_counted(judge):
     question = [{"role": "user", "content": "What?"}]
     answers = ["yes"] * 18 + ["word " * 200] * 2
     chosen = [[{"role": "assistant", "content": answer}] for answer in answers]
     rows = Dataset.from_dict({"prompt": [question] * 20, "chosen": chosen, "rejected": chosen[::-1]})
-    with pytest.raises(UserError, match=r"4 of 20 pairs are longer than 128 tokens.*allow_drop: 0.2`"):
-        encode_pairs([rows], load_tokenizer(judge), 128, 0.1)
-    (kept,), too_long = encode_pairs([rows], load_tokenizer(judge), 128, 0.2)
-    assert (len(kept), too_long) == (16, 4)
+    source = ConversationSource(license="mit", path="pairs.jsonl")
+    for policy, length, counts in (("drop", 16, (4, 0)), ("truncate", 20, (0, 4))):
+        section = RewardSection(data=[source], too_long=policy)
+        (kept,), counted = encode_pairs([rows], load_tokenizer(judge), 128, section)
+        assert (len(kept), counted) == (length, dict(zip(("too_long", "truncated"), counts, strict=True)))
+        assert max(len(ids) for ids in kept["chosen_ids"]) <= 128
 
 
 def test_statistics_of_pairs_by_hand():

@@ -146,7 +146,7 @@ def test_packed_rows_documents_shares_and_trls_own_keys_go_together(pretrained):
     rows = facts_of(pretrained)["rows"]
     assert [(each["source"], each["kept"]) for each in rows["sources"]] == [("chats.jsonl", 60), ("ours", 12)]
     assert rows["train"] + rows["eval"] == 72 and rows["truncated"] == 0
-    assert "60         0         0         0  chats.jsonl" in done.stdout
+    assert "60         0         0         0         0  chats.jsonl" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_packed_rows_documents_shares_and_trls_own_keys_go_together(pretrained):
         ("--sft.training.assistant_only_loss=false", "questions are never supervised"),
         ("--sft.quantize=4bit", "needs an NVIDIA GPU"),
         ("--sft.quantize=3bit", "sft.quantize"),
-        ("--sft.training.max_length=8", "no room for an answer"),
+        ("--sft.training.max_length=8", "60 conversations have no answer that ends within 8 tokens"),
         ("--sft.data=[{path: chats.jsonl, license: mit, format: alpaca}]", "not what format 'alpaca'"),
     ],
 )

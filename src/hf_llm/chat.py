@@ -66,6 +66,8 @@ def read_question() -> str | None:
 def print_reply(session: ChatSession, question: str, seed: int | None) -> None:
     """Print the reply while it is generated."""
     pieces = session.stream_reply(question, seed)
+    if session.note:
+        print(f"({session.note})", file=sys.stderr)
     try:
         for piece in pieces:
             print(piece, end="", flush=True)

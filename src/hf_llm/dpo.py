@@ -9,6 +9,7 @@ without one, the reference's log-probabilities are computed before training, so 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from trl import DPOConfig
 
@@ -20,9 +21,10 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
-from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.overlong_rows import fit_rows
 from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
 
@@ -38,6 +40,10 @@ class DpoSection(PostTrainingSection):
 
     training: Settings[DPOConfig] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
+
+    @property
+    def has_reference(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_chat_tokenizer(output.start, run.root)
         rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
         limit = max_row_length(section, output.start, "dpo")
-        rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)
+        rows, too_long = fit_rows(rows, ("chosen", "rejected"), tokenizer, limit, section, "dpo")
+        counts |= too_long
 
         precompute = section.lora is None and not section.training.get("sync_ref_model")
         trainer = build_trainer(
@@ -78,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         headline = (
             "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
         )
-        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        measure = partial(warn_of_no_effect, trainer)
+        train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

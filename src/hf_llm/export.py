@@ -17,6 +17,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
+from hf_llm.inference.generate import set_stop_tokens
+from hf_llm.model.adapters import is_adapter, largest_logit_difference, probe_tokens
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.find_model import default_output, find_model
@@ -94,6 +96,8 @@ def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
         raise UserError(f"--output: {output} is not empty; name a new folder")
     model = load_model(path, dtype="auto").eval()
     tokenizer = load_tokenizer(path)
+    if is_adapter(path):
+        model = set_stop_tokens(model, tokenizer)  # the base's own do not end a turn
     model_type = choose_stock_class(model.config, path, to)
 
     exported = AutoModelForCausalLM.from_config(build_stock_config(model.config, model_type))
@@ -205,13 +209,10 @@ def check_equal(model: PreTrainedModel, exported: PreTrainedModel) -> None:
     model = model.float()
     exported = exported.float()
     context = model.config.max_position_embeddings
-    num_tokens = min(MAX_TOKENS_COMPARED, max(1, context // 2))
-    tokens = torch.arange(num_tokens)[None] * 7919 % model.config.vocab_size  # a prime, so that they lie far apart
+    tokens = probe_tokens(model.config.vocab_size, context, MAX_TOKENS_COMPARED)
 
-    logits = model(tokens).logits
-    difference = (logits - exported(tokens).logits).abs().max().item()
-    limit = TOLERANCE * max(1.0, logits.abs().max().item())
-    if not difference <= limit:  # NaN is a difference too
+    difference, scale = largest_logit_difference(model, exported, tokens)
+    if not difference <= TOLERANCE * max(1.0, scale):  # NaN is a difference too
         raise UserError(f"the exported model's logits differ by {difference:.2g}; the export was deleted")
 
     settings = {

@@ -8,6 +8,7 @@ reference is the model with the adapter switched off; without one, its log-proba
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from trl import KTOConfig
 
@@ -19,9 +20,10 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
-from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.overlong_rows import fit_rows
 from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
 
@@ -32,6 +34,10 @@ class KtoSection(PostTrainingSection):
 
     training: Settings[KTOConfig] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
+
+    @property
+    def has_reference(self) -> bool:
+        return True
 
 
 @dataclass
@@ -56,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_chat_tokenizer(output.start, run.root)
         rows, counts["refused"] = drop_refused_rows(rows, ("completion",), tokenizer, section.allow_drop)
         limit = max_row_length(section, output.start, "kto")
-        rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
+        rows, too_long = fit_rows(rows, ("completion",), tokenizer, limit, section, "kto")
+        counts |= too_long
         check_labels(rows)
         # TRL goes through the rows in their order, and pairs each prompt with its neighbour's completion to estimate
         # the KL: neighbours must not be two completions of one prompt, nor all of one label.
@@ -68,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, reward {eval_rewards/chosen:.2f} of good ones"
-        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        measure = partial(warn_of_no_effect, trainer)
+        train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,13 @@ from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.overlong_rows import fit_rows, prompt_limit
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
 from hf_llm.posttraining.refused_rows import drop_refused_rows
-from hf_llm.posttraining.reward_functions import load_reward_functions
+from hf_llm.posttraining.reward_check import ConstantRewardWarning
+from hf_llm.posttraining.reward_functions import load_reward_functions, try_reward_functions
 from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
 
@@ -66,19 +68,26 @@ def main(argv: list[str] | None = None) -> None:
         print_main(format_row_counts(counts))
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
-        limit = max_row_length(section, output.start, "ppo") - completion_length
+        limit = prompt_limit(max_row_length(section, output.start, "ppo"), completion_length, "ppo")
         rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
-        rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, limit, section)
-
         reward_model = output.sources.get("reward")
         functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
+        try_reward_functions(functions, rows[0], tokenizer)
+        rows, too_long = fit_rows(rows, (), tokenizer, limit, section, "ppo")
+        counts |= too_long
+
         set_seed(recipe.seed)  # for the weights of a new critic's score
         critic = load_critic(section, reward_model or output.start)
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
         trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
-        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        trainer.add_callback(ConstantRewardWarning(trainer, functions))
+        headline = (
+            "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl_per_completion:.2f} nats per "
+            "completion"
+        )
+        measure = partial(warn_of_no_effect, trainer)
+        train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
 def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:

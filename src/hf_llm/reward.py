@@ -8,6 +8,7 @@ the rejected one) (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from transformers import set_seed
 from trl import RewardConfig
@@ -23,6 +24,7 @@ from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
 from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import max_row_length
 from hf_llm.training.train_and_save import train_and_save
 
@@ -57,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         limit = max_row_length(section, output.start, "reward")
         tokenizer = load_tokenizer(output.start)
         rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
-        rows, counts["too_long"] = encode_pairs(rows, tokenizer, limit, section.allow_drop)
+        rows, too_long = encode_pairs(rows, tokenizer, limit, section)
+        counts |= too_long
 
         set_seed(recipe.seed)  # for the weights of the new score
         trainer = build_trainer(
@@ -68,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
             "preference accuracy {eval_accuracy:.0%} on {eval_pairs:.0f} held-out pairs "
             "(95% interval {eval_accuracy_low:.0%} to {eval_accuracy_high:.0%}), margin {eval_margin:.2f}"
         )
-        train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+        measure = partial(warn_of_no_effect, trainer)
+        train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
 if __name__ == "__main__":

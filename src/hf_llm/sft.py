@@ -10,6 +10,7 @@ With a `lora` section only adapters are trained; they are merged into the saved 
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import SFTConfig
 
@@ -26,6 +27,7 @@ from hf_llm.posttraining.preview import render_preview
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
 
@@ -77,6 +79,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         check_packing(trainer)
         attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
+
+        def measure(metrics: dict[str, Any]) -> dict[str, Any]:
+            truncated = rows.report["truncated"] / max(rows.report["kept"], 1)
+            eos_rate = measure_eos_rate(trainer, rows.held_out, output.path, truncated)
+            return eos_rate | warn_of_no_effect(trainer, metrics)
+
         headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
         if collect_prompts(rows.held_out):
             headline += ", EOS rate {stop_rate:.0%}"
@@ -85,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             output,
             run,
             headline,
-            measure=lambda: measure_eos_rate(trainer, rows.held_out, output.path),
+            measure,
             licenses=section.licenses,
             rows=rows.report,
         )

@@ -2,7 +2,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.inference.chat_session import ChatSession
-from hf_llm.inference.generate import generate_replies
+from hf_llm.inference.generate import encode_conversation, generate_replies, shorten_last_message
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -59,3 +59,25 @@ def test_an_error_while_generating_reaches_the_reader():
 def test_a_model_without_a_chat_template_is_refused_at_once():
     with pytest.raises(UserError, match="no chat template"):
         ChatSession(tiny_model(), tiny_tokenizer(chat=False), 8)
+
+
+def test_a_question_too_long_keeps_its_header_and_end_and_says_what_is_left_out():
+    tokenizer = tiny_tokenizer()
+    session = ChatSession(tiny_model(), tokenizer, 8, do_sample=False)
+    question = "The beginning. " + "x" * 300 + " The end?"
+    list(session.stream_reply(question))
+    assert "tokens longer than the 120 that fit; its beginning is left out" in session.note
+    (asked, _) = session.messages
+    assert asked["role"] == "user" and asked["content"].endswith("x The end?")
+    prompt = encode_conversation(tokenizer, [asked])
+    assert len(prompt) == 120 and tokenizer.decode(prompt).startswith("<|im_start|>user")
+    list(session.stream_reply("Short?"))
+    assert "the oldest 2 messages no longer fit the context" in session.note
+    list(session.stream_reply("Short?"))
+    assert session.note == ""
+
+
+def test_a_system_message_that_fills_the_context_is_refused():
+    conversation = [{"role": "system", "content": "y" * 300}, {"role": "user", "content": "Well?"}]
+    with pytest.raises(UserError, match="even without its last message; shorten the system message"):
+        shorten_last_message(tiny_tokenizer(), conversation, 120)

@@ -249,18 +249,51 @@ def chats(count, answer="Yes."):
     return [{"prompt": f"Question {i}?", "completion": answer} for i in range(count)]
 
 
-def test_what_is_too_long_is_cut_and_counted_and_what_has_no_room_is_dropped(tokenizer, tmp_path):
-    long, asked = {"prompt": "Long?", "completion": "x" * 300}, {"prompt": "y" * 300, "completion": "No."}
-    path = write(tmp_path / "a.jsonl", [*chats(10), long, asked])
-    with pytest.raises(UserError, match=r"1 of 12 rows cannot be used \(1 no room for an answer\)"):
+def long_chats() -> list[dict]:
+    """A conversation of two exchanges that does not fit, one without a whole answer, and one without room for any."""
+    answers = [{"role": "assistant", "content": text} for text in ("Yes.", "x" * 300)]
+    questions = [{"role": "user", "content": text} for text in ("First?", "Long?")]
+    two_exchanges = {"messages": [questions[0], answers[0], questions[1], answers[1]]}
+    return [
+        two_exchanges,
+        {"messages": [questions[1], answers[1]]},
+        {"messages": [{"role": "user", "content": "y" * 300}, answers[0]]},
+    ]
+
+
+def short_chats(count: int) -> list[dict]:
+    answer = {"role": "assistant", "content": "Yes."}
+    return [{"messages": [{"role": "user", "content": f"Question {i}?"}, answer]} for i in range(count)]
+
+
+def test_what_is_too_long_ends_with_its_last_whole_answer_or_is_dropped_and_counted(tokenizer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [*short_chats(10), *long_chats()])
+    encoded = build_sft_rows(section(source(path)), 1, tokenizer, 100)
+    report = encoded.report
+    assert (report["kept"], report["truncated"], report["too_long"], report["dropped"]) == (11, 1, 2, {})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for row in [*encoded.train, *encoded.held_out]:
+        assert [label for label in row["labels"] if label != -100][-1] == end
+    lines = format_rows_table(report).splitlines()
+    assert lines[1].split() == ["11", "1", "2", "0", "0", str(path)]
+
+
+def test_truncated_rows_are_cut_at_the_context_and_counted(tokenizer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [*short_chats(10), *long_chats()])
+    encoded = build_sft_rows(section(source(path), too_long="truncate"), 1, tokenizer, 100)
+    report = encoded.report
+    assert (report["kept"], report["truncated"], report["too_long"]) == (12, 2, 1)
+    assert sorted(len(row["input_ids"]) for row in [*encoded.train, *encoded.held_out])[-2:] == [100, 100]
+
+
+def test_answers_that_all_lose_their_end_are_refused(tokenizer, tmp_path):
+    path = write(tmp_path / "a.jsonl", chats(10, "x" * 300))
+    with pytest.raises(
+        UserError, match=r"10 conversations have no answer that ends within 100 tokens.*too_long: trunc"
+    ):
         build_sft_rows(section(source(path)), 1, tokenizer, 100)
-    rows = build_sft_rows(section(source(path), allow_drop=0.1), 1, tokenizer, 100)
-    assert rows.report["truncated"] == 1 and rows.report["kept"] == 11
-    assert rows.report["dropped"] == {"no room for an answer": 1}
-    assert max(len(row["input_ids"]) for side in (rows.train, rows.held_out) for row in side) == 100
-    lines = format_rows_table(rows.report).splitlines()
-    assert lines[1].split() == ["11", "1", "1", "0", str(path)]
-    assert lines[2].strip() == "1 dropped: no room for an answer"
+    with pytest.raises(UserError, match=r"all 10 conversations are cut at 100 tokens before an answer ends"):
+        build_sft_rows(section(source(path), too_long="truncate"), 1, tokenizer, 100)
 
 
 def test_keep_end_cuts_the_start_so_that_the_end_of_turn_stays(tokenizer, tmp_path):
@@ -274,7 +307,8 @@ def test_keep_end_cuts_the_start_so_that_the_end_of_turn_stays(tokenizer, tmp_pa
 def test_rows_repeated_for_their_share_are_counted_once(tokenizer, tmp_path):
     few = write(tmp_path / "few.jsonl", [{"prompt": f"{i}", "completion": "x" * 300} for i in range(4)])
     many = write(tmp_path / "many.jsonl", chats(60))
-    rows = build_sft_rows(section(source(few, share=1), source(many, share=1)), 1, tokenizer, 100)
+    both = section(source(few, share=1), source(many, share=1), too_long="truncate")
+    rows = build_sft_rows(both, 1, tokenizer, 100)
     assert [(each["kept"], each["truncated"]) for each in rows.report["sources"]] == [(4, 4), (60, 0)]
     assert rows.train["source"].count(0) > 10
 

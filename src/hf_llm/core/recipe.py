@@ -295,7 +295,9 @@ def _build_scalar(annotation: Any, value: Any, where: str, problems: list[str]) 
     try:
         return TypeAdapter(_replace_typed_dicts(annotation)).validate_python(value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
+        errors = error.errors()
+        choices = [each["msg"] for each in errors if each["type"] == "literal_error"]
+        message = choices[0] if choices else errors[0]["msg"]  # the values to choose from say the most
         problems.append(f"{where}: {value!r} does not fit; {message[0].lower()}{message[1:]}")
         return None
 

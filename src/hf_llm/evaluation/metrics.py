@@ -140,9 +140,14 @@ _METRICS = [
         views=(*CONSOLE, "terminal curve", "tile", "table of runs"),
     ),
     Metric(
-        "kl",  # per token in GRPO and RLOO, summed over a completion in PPO and KTO
+        "kl",  # per token, in GRPO and RLOO; logs of PPO and KTO from before `kl_per_completion` have their sum here
         "KL to the reference", "short", unit="nats",
         chart=Chart(from_zero=True), label="KL {}", views=CONSOLE,
+    ),
+    Metric(
+        "kl_per_completion",  # summed over a completion, in PPO and KTO
+        "KL to the reference", "short", unit="nats per completion",
+        chart=Chart(from_zero=True), label="KL per completion {}", views=CONSOLE,
     ),
     Metric(
         "rewards/accuracies",  # DPO: of the rewards that the policy implies

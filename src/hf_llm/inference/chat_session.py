@@ -15,6 +15,7 @@ from hf_llm.inference.generate import (
     generation_stop_ids,
     max_prompt_tokens,
     pad_left,
+    shorten_last_message,
     suppressed_ids,
 )
 
@@ -33,6 +34,7 @@ class ChatSession:
         self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
         self.max_prompt_tokens = max_prompt_tokens(model, max_new_tokens)
         self.messages = []
+        self.note = ""
         self.generated_tokens = 0
         encode_conversation(tokenizer, [{"role": "user", "content": "Hello"}])  # checks the chat template
 
@@ -41,11 +43,30 @@ class ChatSession:
         self.messages = []
 
     def stream_reply(self, question: str, seed: int | None = None) -> Iterator[str]:
-        """Yield the pieces of the reply to `question` as they are generated. Leaving the loop early stops the model."""
-        messages = [*self.messages, {"role": "user", "content": question}]
-        self.messages = drop_oldest_turns(self.tokenizer, messages, self.max_prompt_tokens)
-        prompt = encode_conversation(self.tokenizer, self.messages)[-self.max_prompt_tokens :]
+        """Return the pieces of the reply to `question` as they are generated. Leaving the loop early stops the model.
 
+        `note` says what of the conversation did not fit the context.
+        """
+        messages = [*self.messages, {"role": "user", "content": question}]
+        kept = drop_oldest_turns(self.tokenizer, messages, self.max_prompt_tokens)
+        fitting, too_long = shorten_last_message(self.tokenizer, kept, self.max_prompt_tokens)
+        self.messages = fitting
+        self.note = self._describe_loss(len(messages) - len(kept), too_long)
+        return self._stream_reply(encode_conversation(self.tokenizer, fitting), seed)
+
+    def _describe_loss(self, forgotten: int, too_long: int) -> str:
+        """Describe the messages that were forgotten, and by how many tokens the question was too long."""
+        notes = []
+        if forgotten:
+            notes.append(f"the oldest {forgotten} messages no longer fit the context and are forgotten")
+        if too_long:
+            notes.append(
+                f"the question is {too_long} tokens longer than the {self.max_prompt_tokens} that fit; its beginning "
+                "is left out"
+            )
+        return "; ".join(notes)
+
+    def _stream_reply(self, prompt: list[int], seed: int | None) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, True, skip_special_tokens=True)
         stop_requested = Event()
         pieces = []

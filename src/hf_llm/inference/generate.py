@@ -51,6 +51,22 @@ def complete_prompts(
     return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
 
+def describe_cut_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+) -> list[str]:
+    """Return a line for each prompt that loses its beginning, since the context has no room for it."""
+    limit = max_prompt_tokens(model, max_new_tokens)
+    lines = []
+    for number, prompt in enumerate(prompts, 1):
+        excess = len(tokenizer(prompt)["input_ids"]) - limit
+        if excess > 0:
+            lines.append(
+                f"prompt {number} is {excess} tokens longer than the {limit} that fit beside {max_new_tokens} new "
+                "ones; its beginning is left out"
+            )
+    return lines
+
+
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,13 +78,14 @@ def generate_replies(
     """Generate the assistant's next message in each conversation, to the end of its turn; otherwise as
     `complete_prompts` does.
 
-    A conversation too long for the context loses its oldest turns, but not the system message.
-    Raises UserError where the tokenizer does not have a chat template.
+    A conversation too long for the context loses its oldest turns, but not the system message; a last message too
+    long for it loses its beginning. Raises UserError where the tokenizer does not have a chat template.
     """
     max_tokens = max_prompt_tokens(model, max_new_tokens)
     encoded = []
     for conversation in conversations:
         shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
+        shortened, _ = shorten_last_message(tokenizer, shortened, max_tokens)
         encoded.append(encode_conversation(tokenizer, shortened))
     return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
 
@@ -100,6 +117,31 @@ def drop_oldest_turns(tokenizer: PreTrainedTokenizerBase, conversation: Conversa
         while len(turns) > 1 and turns[0]["role"] != "user":  # an answer goes with its question
             turns = turns[1:]
     return system + turns
+
+
+def shorten_last_message(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int
+) -> tuple[Conversation, int]:
+    """Cut the beginning of the last message where the conversation is longer than `max_tokens`; its header stays.
+
+    Returns the conversation, and how many tokens it was too long. Raises UserError where it is too long without the
+    last message, as with a long system message.
+    """
+    excess = len(encode_conversation(tokenizer, conversation)) - max_tokens
+    too_long = max(0, excess)
+    last = conversation[-1]
+    ids = tokenizer(last["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    while excess > 0:
+        if not ids:
+            raise UserError(
+                f"the conversation is {excess} tokens longer than the {max_tokens} that fit even without its last "
+                "message; shorten the system message, or lower --max-new-tokens"
+            )
+        ids = ids[excess:]
+        content = tokenizer.decode(ids).lstrip("\ufffd")  # the rest of a character that was cut in two
+        conversation = [*conversation[:-1], {**last, "content": content}]
+        excess = len(encode_conversation(tokenizer, conversation)) - max_tokens
+    return conversation, too_long
 
 
 def default_max_new_tokens(model: PreTrainedModel) -> int:

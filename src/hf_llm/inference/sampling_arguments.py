@@ -1,9 +1,23 @@
 """The command-line options for how to sample tokens, shared by generate and chat."""
 
 import argparse
+import math
 from typing import Any
 
 from hf_llm.core.errors import UserError
+
+MAX_SEED = 2**63 - 1  # what torch takes
+MIN_TEMPERATURE = 1e-3  # below it, logits divided by the temperature are no longer finite
+
+
+def temperature_problem(temperature: float) -> str:
+    """Return what is wrong with a temperature to sample at; empty where it can be used."""
+    if math.isfinite(temperature) and temperature >= MIN_TEMPERATURE:
+        return ""
+    return (
+        f"{temperature} cannot be sampled at; give a number from {MIN_TEMPERATURE} on (1 is the model's own "
+        "probabilities)"
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +39,12 @@ def read_sampling_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens} is less than one")
-    if arguments.temperature < 0:
-        raise UserError(
-            f"--temperature: {arguments.temperature} is negative; 0 is greedy, 1 the model's own probabilities"
-        )
-    if not 0 < arguments.top_p <= 1:
+    problem = temperature_problem(arguments.temperature)
+    if problem and arguments.temperature != 0:
+        raise UserError(f"--temperature: {problem}; 0 or --greedy takes the likeliest token")
+    if arguments.seed is not None and not 0 <= arguments.seed <= MAX_SEED:
+        raise UserError(f"--seed: {arguments.seed} is not a seed; give a whole number from 0 to {MAX_SEED}")
+    if not 0 < arguments.top_p <= 1:  # NaN is not
         raise UserError(f"--top-p: {arguments.top_p} is not a share; give a number above 0, up to 1")
     if arguments.top_k < 0:
         raise UserError(f"--top-k: {arguments.top_k} is negative; 0 keeps all tokens")

@@ -7,7 +7,6 @@ as T5).
 
 import copy
 import difflib
-import json
 import math
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.model.adapters import attach_adapter, is_adapter, merge_into_base, read_adapter_base, scores_texts
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.pipeline.find_model import check_is_model
@@ -53,6 +53,10 @@ OBJECTIVE_DESCRIPTIONS = {
     MASKED: "a masked language model, which fills gaps and does not continue text",
     SPAN_CORRUPTION: "an encoder-decoder, which fills gaps and does not continue text",
 }
+
+REWARD_MODEL_WRITES_NOTHING = (
+    "is a reward model, which scores texts and writes none; name a model that was not made by hf_llm.reward"
+)
 
 # What transformers raises for settings that do not go together.
 INVALID_CONFIG = (ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
@@ -269,9 +273,12 @@ def load_model(
     weights are missing, of another shape, or without a place in `config`.
     """
     check_model_path(path)
-    adapter_config = Path(path) / "adapter_config.json"
-    if adapter_config.exists():
-        return _load_adapter(path, adapter_config, dtype, merge_adapter)
+    if is_adapter(path):
+        if scores_texts(path):
+            raise UserError(f"{path} {REWARD_MODEL_WRITES_NOTHING}")
+        base = load_model(read_adapter_base(path), dtype, config=config, objective=objective)
+        model = attach_adapter(base, path)
+        return merge_into_base(model) if merge_adapter else model
     try:
         model_objective = check_objective(path, objective)
         model, loading = AUTO_CLASSES[model_objective].from_pretrained(
@@ -300,16 +307,6 @@ def load_model(
     return model
 
 
-def _load_adapter(
-    path: Path | str, adapter_config: Path, dtype: torch.dtype | str, merge_adapter: bool
-) -> PreTrainedModel | torch.nn.Module:
-    from peft import PeftModel
-
-    base_path = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model = PeftModel.from_pretrained(load_model(base_path, dtype), path)
-    return model.merge_and_unload() if merge_adapter else model
-
-
 def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
     """Return the objective of the model of a folder or Hub id.
 
@@ -319,10 +316,7 @@ def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     is_reward_model = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     if wanted and is_reward_model:
-        raise UserError(
-            f"{path} is a reward model, which scores texts and writes none; name a model that was not made by "
-            "hf_llm.reward"
-        )
+        raise UserError(f"{path} {REWARD_MODEL_WRITES_NOTHING}")
 
     objective = find_objective(config)
     if wanted not in (None, objective):
@@ -341,8 +335,13 @@ def unsafe_pickle_message(path: Path | str) -> str:
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or Hub id. Raises UserError where there is none."""
+    """Load the tokenizer of a folder or Hub id; that of the base where an adapter has none of its own.
+
+    Raises UserError where there is none.
+    """
     check_model_path(path)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").exists():
+        return load_tokenizer(read_adapter_base(path))
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -373,6 +372,9 @@ def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> P
 def load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
     """Load as `load_reward_model` does. Return the model, and whether its score came with it."""
     check_model_path(path)
+    if is_adapter(path):
+        base, _ = load_scorer(read_adapter_base(path), dtype)
+        return merge_into_base(attach_adapter(base, path)), scores_texts(path)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RecipeClass = TypeVar("RecipeClass", bound="DataclassInstance")
 
 FRESH = "--fresh"  # the option that renames a folder and the later ones, so that they are rebuilt
+MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
 # Keys of a `training` section that change what is logged, kept or sent, never what is trained.
@@ -51,6 +52,10 @@ class BaseRecipe:
     """Seeds the weights, the order of the data and everything else that is random."""
     price_per_hour: float | None = dataclasses.field(default=None, kw_only=True)
     """Cost of one device for an hour; the training log then shows the cost."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; give a whole number from 0 to {MAX_SEED}")
 
 
 def read_run(cls: type[RecipeClass], argv: list[str] | None = None) -> tuple["Run", RecipeClass]:

@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_from_disk
-from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import digest_of
 from hf_llm.inference.generate import set_stop_tokens
+from hf_llm.model.adapters import is_adapter
 from hf_llm.model.load import load_model
 from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.pipeline.run import StageOutput
-from hf_llm.posttraining.qlora import load_quantized
+from hf_llm.posttraining.learning_rates import default_learning_rate, describe_learning_rate
+from hf_llm.posttraining.lora import build_lora_config, check_lora_fits
+from hf_llm.posttraining.qlora import keep_adapter_in_float32, load_quantized
 from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.start_check import StartCheck
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
 from hf_llm.tokenization.chat_encoding import adapt_tool_calls, special_token_texts, tool_support
 from hf_llm.training.arguments import build_training_arguments
 from hf_llm.training.train_and_save import ROWS_FOLDER
+
+# The folder, among the cached rows, of a starting model that was an adapter.
+MERGED_START = "start"
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "tools")
 
@@ -47,19 +53,23 @@ def build_trainer(
     with, or arguments that contradict each other.
     """
     start = output.start
+    uses_lora = section.lora is not None
     tokenizer = load_chat_tokenizer(start, output.path.parent)
-    if section.lora is not None or task == "SEQ_CLS":
+    if uses_lora:
         check_not_adapter(start, output.folder)
     rows = drop_special_token_rows(rows, tokenizer, section.allow_drop)
     check_tools_rendered(rows, tokenizer)
     rows = [adapt_rows(part, tokenizer) for part in rows]
 
     if section.quantize:
-        model = load_quantized(start, section.quantize, output.folder)
+        model = load_quantized(start, section.quantize, output.folder, section.training)
         model = set_stop_tokens(model, tokenizer)
     else:
         model = (load or load_chat_model)(start, tokenizer)
     freeze_expert_biases(model)
+    if uses_lora:
+        reads_output_layer = output.folder != "ppo"  # the only stage whose loss is not TRL's
+        check_lora_fits(section.lora, model.config, output.folder, task, reads_output_layer)
 
     # Defaults for arguments that some of the trainers have.
     known_arguments = arguments_class.__dataclass_fields__
@@ -68,6 +78,10 @@ def build_trainer(
     if "router_aux_loss_coef" in known_arguments:
         # Otherwise TRL would add the experts' balancing loss to the loss that it logs.
         defaults = {"router_aux_loss_coef": 0.0, **defaults}
+    if "learning_rate" not in section.training:
+        parameters = model.num_parameters()
+        defaults = {"learning_rate": default_learning_rate(output.folder, parameters, uses_lora), **defaults}
+        print_main(describe_learning_rate(output.folder, parameters, uses_lora))
     arguments = build_training_arguments(
         arguments_class,
         section.training,
@@ -82,10 +96,11 @@ def build_trainer(
     with arguments.main_process_first(local=False, desc="writing the rows"):
         train, digest = cache_rows_on_disk(rows[0], output.path / ROWS_FOLDER)
         evaluation, _ = cache_rows_on_disk(rows[1], output.path / ROWS_FOLDER)
+        if is_adapter(start):
+            save_merged_start(model, output.path / ROWS_FOLDER / MERGED_START)
 
-    peft_config = None
-    if section.lora is not None:
-        peft_config = LoraConfig(**{"task_type": task, **section.lora})
+    peft_config = build_lora_config(section.lora, task, output.folder) if uses_lora else None
+    set_seed(seed)  # for the adapter's weights
     try:
         trainer = trainer_class(
             model=model,
@@ -98,6 +113,10 @@ def build_trainer(
     except (ValueError, NotImplementedError) as error:  # some arguments TRL checks only when it builds the trainer
         raise UserError(f"{output.folder}.training: {one_line(error)}") from error
 
+    if section.quantize:
+        keep_adapter_in_float32(trainer.model)
+    trainer.add_callback(StartCheck(trainer, output.folder, section.has_reference))
+
     # For the fingerprint of checkpoints (`training_fingerprint`): TRL has replaced the rows by columns of its own.
     trainer.rows_digest = digest
     return trainer
@@ -106,6 +125,19 @@ def build_trainer(
 def load_chat_model(start: Path | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Load the language model at `start`; its generation stops where the tokenizer's turns end."""
     return set_stop_tokens(load_model(start), tokenizer)
+
+
+def save_merged_start(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model that was an adapter and its base, and let its config name the folder.
+
+    TRL loads its reference from there; the base alone would be another model.
+    """
+    if not (folder / "config.json").exists():
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        model.save_pretrained(temporary)
+        temporary.rename(folder)
+    model.name_or_path = str(folder)
+    model.config.name_or_path = str(folder)
 
 
 def freeze_expert_biases(model: PreTrainedModel) -> None:

@@ -21,15 +21,17 @@ from hf_llm.inference.generate import (
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
 MAX_PROMPTS = 20
+MANY_TRUNCATED = 0.2  # above this share, rows without the end of their answer are the likeliest cause
 MIN_EOS_RATE = 0.5  # below it the stage warns that the model does not stop
 
 
-def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str, Any]:
+def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path, truncated: float = 0.0) -> dict[str, Any]:
     """Measure `stop_rate`, the share of greedy answers to MAX_PROMPTS held-out prompts that have an end token.
 
     An answer has at most `stop_limit` tokens. The model is the trainer's, or the one saved in `folder` where the
-    trainer's is sharded over processes. Where the rate is below MIN_EOS_RATE, a warning is printed and returned as
-    `stop_warning`. Returns an empty dictionary where no row has a prompt.
+    trainer's is sharded over processes. `truncated` is the share of the rows that were cut at the context. Where the
+    rate is below MIN_EOS_RATE, a warning is printed and returned as `stop_warning`. Returns an empty dictionary where
+    no row has a prompt.
     """
     prompts = collect_prompts(rows)
     if not prompts:
@@ -46,10 +48,12 @@ def measure_eos_rate(trainer: Trainer, rows: Dataset, folder: Path) -> dict[str,
     rate = ended / len(prompts)
     measured: dict[str, Any] = {"stop_rate": rate, "stop_prompts": len(prompts), "stop_limit": limit}
     if rate < MIN_EOS_RATE:
+        remedy = "train longer or on more conversations, and check with --preview that the ends of turns are supervised"
+        if truncated > MANY_TRUNCATED:
+            remedy = f"{truncated:.0%} of the rows were cut at the context; write `too_long: drop`, or shorten them"
         warning = (
             f"the model does not stop: {len(prompts) - ended} of {len(prompts)} answers have no end token within "
-            f"{limit} tokens; train longer or on more conversations, and check with --preview that the ends of turns "
-            "are supervised"
+            f"{limit} tokens; {remedy}"
         )
         measured["stop_warning"] = warning
         print_main(f"\n*** WARNING: {warning}\n")

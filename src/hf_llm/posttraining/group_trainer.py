@@ -24,10 +24,16 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
-from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+from hf_llm.posttraining.overlong_rows import fit_rows, prompt_limit
 from hf_llm.posttraining.refused_rows import drop_refused_rows
-from hf_llm.posttraining.reward_functions import load_reward_functions
+from hf_llm.posttraining.reward_check import ConstantRewardWarning
+from hf_llm.posttraining.reward_functions import (
+    check_every_completion_scored,
+    load_reward_functions,
+    try_reward_functions,
+)
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
+from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.train_and_save import train_and_save
@@ -106,6 +112,11 @@ class GroupTrainer(CompletionScores):
             prompt_ids.append(ids)
         return prompt_ids, None, {}
 
+    def _calculate_rewards(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        rewards = super()._calculate_rewards(*arguments, **keywords)  # completions, functions
+        check_every_completion_scored(rewards.T, self.reward_funcs)
+        return rewards
+
     def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
         device = self.args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -162,10 +173,13 @@ def train_group_policy(
     tokenizer = load_chat_tokenizer(output.start, run.root)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
+    limit = prompt_limit(context, completion_length, output.folder)
     rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
-    rows, counts["too_long"] = drop_overlong_rows(rows, (), tokenizer, context - completion_length, section)
-
     functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
+    try_reward_functions(functions, rows[0], tokenizer)
+    rows, too_long = fit_rows(rows, (), tokenizer, limit, section, output.folder)
+    counts |= too_long
+
     trainer = build_trainer(
         partial(trainer_class, reward_funcs=functions),
         arguments_class,
@@ -181,10 +195,12 @@ def train_group_policy(
     check_enough_prompts(trainer, len(rows[0]), output.folder)
 
     attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    trainer.add_callback(ConstantRewardWarning(trainer, functions))
     headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
-    train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+    measure = partial(warn_of_no_effect, trainer)
+    train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
 def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:

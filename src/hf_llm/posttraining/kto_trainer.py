@@ -8,7 +8,16 @@ from hf_llm.posttraining.completion_logits import CompletionScores
 
 
 class CompletionKTOTrainer(CompletionScores, KTOTrainer):
-    """KTOTrainer with the same losses, without prompts and padding in the vocabulary head."""
+    """KTOTrainer with the same losses, without prompts and padding in the vocabulary head.
+
+    Its `kl` is summed over a completion, and logged under a name that says so.
+    """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if "kl" in metrics:
+            metrics["kl_per_completion"] = metrics.pop("kl")
+        super().log(logs, start_time)
 
 
 def check_labels(rows: list[Dataset]) -> None:

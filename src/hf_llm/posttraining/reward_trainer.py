@@ -1,6 +1,5 @@
 """TRL's RewardTrainer, whose evaluation counts every held-out pair once and gives intervals."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
-from hf_llm.core.errors import UserError
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
 from hf_llm.model.load import load_reward_model
+from hf_llm.posttraining.overlong_rows import fit_rows
+from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 
 
@@ -28,6 +28,12 @@ class PairwiseRewardTrainer(RewardTrainer):
         gathered = self.accelerator.gather_for_metrics(scores).cpu()
         self._pair_scores = [*(self._pair_scores or []), gathered]
         return loss.detach(), None, None
+
+    def take_evaluation_metrics(self) -> dict[str, float]:
+        """Forget what was collected for an evaluation's log entry, which is of single pairs."""
+        self._pair_scores = None
+        self._metrics["eval"].clear()
+        return {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._pair_scores:
@@ -59,34 +65,21 @@ def pair_statistics(scores: torch.Tensor) -> dict[str, float]:
 
 
 def encode_pairs(
-    rows: list[Dataset], tokenizer: PreTrainedTokenizerBase, context: int, allow_drop: float
-) -> tuple[list[Dataset], int]:
-    """Encode pairs as `chosen_ids` and `rejected_ids`; drop those of more than `context` tokens, and count them.
+    rows: list[Dataset], tokenizer: PreTrainedTokenizerBase, context: int, section: PostTrainingSection
+) -> tuple[list[Dataset], dict[str, int]]:
+    """Encode pairs as `chosen_ids` and `rejected_ids`, of at most `context` tokens, as `section.too_long` says.
 
-    Raises UserError where none are left on a side, or more than the share `allow_drop` would be dropped.
+    Returns the rows, and the counts `too_long` and `truncated`. Raises UserError where none are left on a side.
     """
+    kept, counts = fit_rows(rows, ("chosen", "rejected"), tokenizer, context, section, "reward")
 
     def encode(row: dict) -> dict[str, list[int]]:
         tools = load_tools(row)
         chosen, _ = encode_chat(tokenizer, row["prompt"] + row["chosen"], tools)
         rejected, _ = encode_chat(tokenizer, row["prompt"] + row["rejected"], tools)
-        return {"chosen_ids": chosen, "rejected_ids": rejected}
+        return {"chosen_ids": chosen[:context], "rejected_ids": rejected[:context]}
 
-    def fits(row: dict) -> bool:
-        return max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= context
-
-    encoded = [part.map(encode, remove_columns=part.column_names) for part in rows]
-    kept = [part.filter(fits) for part in encoded]
-    total = sum(map(len, encoded))
-    dropped = total - sum(map(len, kept))
-
-    if dropped > allow_drop * total or not all(map(len, kept)):
-        share = math.ceil(100 * dropped / total) / 100
-        raise UserError(
-            f"reward: {dropped:,} of {total:,} pairs are longer than {context} tokens; start from a model with a "
-            f"longer context, or write `allow_drop: {share}` to continue without those pairs"
-        )
-    return kept, dropped
+    return [part.map(encode, remove_columns=part.column_names) for part in kept], counts
 
 
 def load_padded_scorer(start: Path | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -1,14 +1,15 @@
 """What the recipe sections of post-training have in common. Each stage adds its own `training`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from peft import LoraConfig
 
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import ConversationSource
+from hf_llm.inference.sampling_arguments import temperature_problem
 from hf_llm.pipeline.run import Run
+from hf_llm.posttraining.lora import check_lora_settings
 
 
 @dataclass
@@ -22,7 +23,10 @@ class PostTrainingSection:
     evaluation_share: float = 0.05
     """Share of the rows kept out of training, for evaluation."""
     allow_drop: float = 0.01
-    """The stage stops where more than this share of the rows cannot be used."""
+    """The stage stops where more than this share of the rows cannot be used; those that are too long do not count."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What to do with rows that do not fit the context: `drop` keeps whole answers only (a conversation loses its last
+    exchanges, a row whose answer does not fit is dropped), `truncate` cuts them."""
     model: str | None = None
     """A model folder or Hub id to start from, instead of this run's."""
     quantize: Literal["4bit", "8bit"] | None = None
@@ -37,6 +41,13 @@ class PostTrainingSection:
             raise ValueError(f"allow_drop is {self.allow_drop}; it is a share, from 0 to below 1")
         if self.quantize and self.lora is None:
             raise ValueError(f"quantize: {self.quantize} weights cannot be trained themselves; add a lora section")
+        if self.lora is not None:
+            check_lora_settings(self.lora, self.has_reference, self.quantize)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the stage compares the model with the one it starts from."""
+        return False
 
     @property
     def licenses(self) -> list[str]:
@@ -53,6 +64,16 @@ class RolloutSection(PostTrainingSection):
     reward_functions: list[str] = field(default_factory=list)
     """Python functions as `module:function`, called as TRL calls reward functions."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problem = temperature_problem(self.training.get("temperature", 1.0))
+        if problem:
+            raise ValueError(f"training.temperature: {problem}")
+
+    @property
+    def has_reference(self) -> bool:
+        return self.training.get("beta") != 0  # GRPO and RLOO keep none where the KL has no weight
+
     def reward_input(self, run: Run) -> dict[str, str | None]:
         """Return the reward model as an input of the stage (`Run.open_stage`); empty where only functions score."""
         if self.reward_model:
@@ -65,8 +86,3 @@ class RolloutSection(PostTrainingSection):
 def default_completion_length(section: RolloutSection, context: int) -> int:
     """Return the tokens a completion may have: `training.max_completion_length`, else 256 or half of the context."""
     return section.training.get("max_completion_length") or min(256, context // 2)
-
-
-def is_adapter(path: Path | str) -> bool:
-    """Whether a folder holds a LoRA adapter rather than a whole model."""
-    return (Path(path) / "adapter_config.json").exists()

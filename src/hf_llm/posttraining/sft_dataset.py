@@ -19,12 +19,12 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
 from hf_llm.data.chat.messages import load_tools
+from hf_llm.posttraining.overlong_rows import TRUNCATE
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat, tool_support
 from hf_llm.tokenization.text_boundaries import encode_document
 
 # Reasons for dropping a row; manifests count by them.
-NO_ROOM = "no room for an answer"
 NOT_SUPERVISED = "no answer that is to be learnt"
 
 COLUMNS = ("input_ids", "labels", "source")
@@ -32,7 +32,8 @@ COLUMNS = ("input_ids", "labels", "source")
 
 @dataclass
 class SftRows:
-    """Rows for a trainer (`input_ids`, `labels`, `source`), and the loader's report with `truncated` added."""
+    """Rows for a trainer (`input_ids`, `labels`, `source`), and the loader's report with `truncated` and `too_long`
+    added: conversations that were shortened, and dropped since no answer of theirs fits."""
 
     train: Dataset
     held_out: Dataset
@@ -48,17 +49,19 @@ def build_sft_rows(
 ) -> SftRows:
     """Encode the data of a section as rows of at most `max_length` tokens; with None nothing is truncated.
 
-    In a conversation the assistant's messages are supervised, each with its end-of-turn token. A conversation that is
-    too long is truncated at the end (with `truncation_mode: keep_end` at the start). In a document every token is
-    supervised; it is cut into windows. `corpus` is the folder of the run's corpus, whose splits rows made from the
-    documentation follow. Raises UserError for data that cannot be read, an answer whose end is not
-    supervised, and more rows dropped than allowed.
+    In a conversation the assistant's messages are supervised, each with its end-of-turn token. One that is too long
+    ends with its last answer that fits whole; where none does, it is dropped. With `too_long: truncate` it is cut at
+    the end (with `training.truncation_mode: keep_end` at the start). In a document every token is supervised; it is cut
+    into windows. `corpus` is the folder of the run's corpus, whose splits rows made from the documentation follow.
+    Raises UserError for data that cannot be read, an answer whose end is not supervised, and more rows dropped than
+    allowed.
     """
     train, held_out, report = load_conversations(
         section.data, section.evaluation_share, seed, section.allow_drop, documents=True, corpus=corpus
     )
-    keep_end = section.training.get("truncation_mode") == "keep_end"
-    encoder = _RowEncoder(tokenizer, max_length, keep_end, report)
+    truncation_mode = section.training.get("truncation_mode")
+    cuts_answers = section.too_long == TRUNCATE or truncation_mode is not None
+    encoder = _RowEncoder(tokenizer, max_length, cuts_answers, truncation_mode == "keep_end", report)
     train = encoder.encode_rows(train)
     held_out = encoder.encode_rows(held_out)
 
@@ -73,13 +76,37 @@ def build_sft_rows(
     # The report's totals over all sources.
     report["dropped"] = _sum_counts(source["dropped"] for source in report["sources"])
     report["truncated"] = sum(source["truncated"] for source in report["sources"])
+    report["too_long"] = sum(source["too_long"] for source in report["sources"])
     report["kept"] = sum(source["kept"] for source in report["sources"])
     report["train"] = len(train)
     report["eval"] = len(held_out)
     if not train or not held_out:
         purpose = "train on" if not train else "evaluate on"
-        raise UserError(f"no rows are left to {purpose}; add data, or raise max_length")
+        remedy = "add data"
+        if report["too_long"]:
+            remedy = (
+                f"{report['too_long']:,} conversations have no answer that ends within {max_length:,} tokens: start "
+                "from a model with a longer context, shorten them, or write `too_long: truncate`"
+            )
+        raise UserError(f"sft: no rows are left to {purpose}; {remedy}")
+    check_answers_end(train, report, tokenizer, max_length)
     return SftRows(train, held_out, report)
+
+
+def check_answers_end(
+    rows: Dataset, report: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> None:
+    """Raise UserError where conversations were truncated and no end of an answer is left to train on."""
+    if not report["truncated"]:
+        return
+    end_tokens = set(tokenizer.all_special_ids)
+    if any(not end_tokens.isdisjoint(row["labels"]) for row in rows):
+        return
+    raise UserError(
+        f"sft: all {report['truncated']:,} conversations are cut at {max_length:,} tokens before an answer ends, so "
+        "the model would never learn to stop; start from a model with a longer context, raise max_length, or shorten "
+        "the answers"
+    )
 
 
 class _RowEncoder:
@@ -89,16 +116,23 @@ class _RowEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, keep_end: bool, report: dict[str, Any]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        cuts_answers: bool,
+        keep_end: bool,
+        report: dict[str, Any],
     ):
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.cuts_answers = cuts_answers
         self.keep_end = keep_end
         self.sources = report["sources"]
         self.encoded: dict[str, list[dict[str, Any]]] = {}  # the row as JSON -> its encoded rows
         self.template_reads_weights = False  # True once it has been checked
         for source in self.sources:
             source["truncated"] = 0
+            source["too_long"] = 0
 
     def encode_rows(self, rows: Dataset) -> Dataset:
         """Encode a data set of conversations and documents; a document becomes several rows."""
@@ -148,11 +182,13 @@ class _RowEncoder:
             )
 
         if self.max_length and len(ids) > self.max_length:
-            window = slice(-self.max_length, None) if self.keep_end else slice(self.max_length)
+            window = self._fitting_window(labels)
             ids = ids[window]
             labels = labels[window]
             if all(label == IGNORE_INDEX for label in labels[1:]):  # the first token of a row is never predicted
-                return self._drop(source, NO_ROOM, row)
+                source["kept"] -= 1
+                source["too_long"] += 1
+                return []
             source["truncated"] += 1
         return [{"input_ids": ids, "labels": labels, "source": row["source"]}]
 
@@ -165,6 +201,17 @@ class _RowEncoder:
         if row.get("tools") and not support.renders_tools:
             return "tools"
         return None
+
+    def _fitting_window(self, labels: list[int]) -> slice:
+        """Return which tokens of a conversation that is too long are kept: up to the end of its last answer that fits
+        whole, or as many as fit."""
+        assert self.max_length is not None
+        if self.cuts_answers:
+            return slice(-self.max_length, None) if self.keep_end else slice(self.max_length)
+        for end in range(self.max_length, 0, -1):
+            if labels[end - 1] != IGNORE_INDEX and labels[end] == IGNORE_INDEX:
+                return slice(end)
+        return slice(0)
 
     def _check_template_reads_weights(self) -> None:
         """Raise UserError where the chat template supervises a message of weight 0 like any other."""
@@ -201,17 +248,18 @@ def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 def format_rows_table(report: dict[str, Any]) -> str:
     """Format the counts of kept, truncated and dropped rows by source, with the reasons, as a table."""
-    lines = [f"{'kept':>9} {'truncated':>9} {'dropped':>9} {'left out':>9}  source"]
+    lines = [f"{'kept':>9} {'truncated':>9} {'too long':>9} {'dropped':>9} {'left out':>9}  source"]
     for source in report["sources"]:
         counts = (
             source["kept"],
             source["truncated"],
+            source["too_long"],
             sum(source["dropped"].values()),
             sum(source["left_out"].values()),
         )
         lines.append(" ".join(f"{count:>9,}" for count in counts) + f"  {source['source']}")
         for name in ("dropped", "left_out"):
             for reason, count in source[name].items():
-                lines.append(f"{'':40}  {count:,} {name.replace('_', ' ')}: {reason}")
+                lines.append(f"{'':50}  {count:,} {name.replace('_', ' ')}: {reason}")
     lines.append(f"{report['train']:,} rows to train on, {report['eval']:,} held out")
     return "\n".join(lines)

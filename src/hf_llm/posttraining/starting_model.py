@@ -1,13 +1,13 @@
 """The model that a stage of post-training starts from: its tokenizer, its context, and whether it can be used."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from hf_llm.core.errors import UserError
+from hf_llm.model.adapters import is_adapter, read_adapter_base
 from hf_llm.model.load import check_objective, load_tokenizer
-from hf_llm.posttraining.sections import PostTrainingSection, is_adapter
+from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.checks import check_same_template, check_tokenizer
 from hf_llm.tokenization.compare_tokenizers import check_agreement, check_ids_fit
 
@@ -38,8 +38,7 @@ def model_context_length(start: Path | str) -> int | None:
     Raises UserError for a model that does not continue text, so that it could not answer.
     """
     if is_adapter(start):
-        adapter = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
-        return model_context_length(adapter["base_model_name_or_path"])
+        return model_context_length(read_adapter_base(start))
     if Path(start).is_dir() and not (Path(start) / "config.json").exists():
         return None
     check_objective(start)

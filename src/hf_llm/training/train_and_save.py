@@ -5,17 +5,20 @@ All training stages share these steps: resume, train, evaluate, save, write mani
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer
 
-from hf_llm.core.console import is_main_process
+from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import fill_headline
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
+from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
@@ -24,6 +27,12 @@ from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+# The largest difference of logits between a merged model and the trained one, relative to the largest logit where that
+# is above 1: what rounding makes in float32, and where the trained model computes in half precision.
+MERGE_TOLERANCE = 1e-3
+HALF_PRECISION_TOLERANCE = 5e-2
 
 # The folder, inside a stage's output until the stage is complete, where post-training caches its tokenized rows.
 ROWS_FOLDER = "rows"
@@ -34,15 +43,15 @@ def train_and_save(
     output: StageOutput,
     run: Run,
     headline: str,
-    measure: Callable[[], dict[str, Any]] | None = None,
+    measure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     spikes: SpikeSection | None = None,
     **facts: Any,
 ) -> None:
     """Train to the end under all guards, then turn `output.path` into a model folder that `from_pretrained` opens.
 
     `headline` is a format string, as "{eval_loss:.3f} loss". Its values are the metrics of the last evaluation and
-    those that `measure` returns for the saved model (it is called in the first process only). `spikes` says which
-    updates to skip; None skips none. `facts` go into the manifest.
+    those that `measure` returns for the saved model (it gets those metrics, in the first process only). `spikes` says
+    which updates to skip; None skips none. `facts` go into the manifest.
     """
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     if not trainer.state.global_step:
@@ -55,7 +64,7 @@ def train_and_save(
     if is_main_process():
         shutil.rmtree(output.path / ROWS_FOLDER, ignore_errors=True)
         if measure is not None:
-            metrics = {**metrics, **measure()}
+            metrics = {**metrics, **measure(metrics)}
         _complete_output(trainer, output, run, headline, metrics, facts)
 
     shut_down_process_group(trainer)
@@ -132,7 +141,9 @@ def save_model_folder(trainer: Trainer, folder: Path) -> None:
     if isinstance(model, PeftModel):
         trainer.save_model(str(folder / "adapter"), _internal_call=True)  # an internal call pushes nothing yet
         if is_main_process():
-            save_merged_adapter(model, folder)
+            is_whole = not weights_are_sharded(trainer)
+            is_exact = not (trainer.args.bf16 or trainer.args.fp16) and not trainer.is_deepspeed_enabled
+            save_merged_adapter(model, folder, is_whole, is_exact)
             trainer.processing_class.save_pretrained(folder)
     else:
         trainer.save_model(str(folder), _internal_call=True)
@@ -143,25 +154,77 @@ def save_model_folder(trainer: Trainer, folder: Path) -> None:
         (folder / "adapter" / "training_args.bin").unlink(missing_ok=True)
 
 
-def save_merged_adapter(trained: "PeftModel", folder: Path) -> None:
-    """Merge the base model and the adapter in `folder/adapter`, and save them as one model in `folder`.
+def save_merged_adapter(trained: "PeftModel", folder: Path, is_whole: bool = True, is_exact: bool = True) -> None:
+    """Merge the base model and the adapter in `folder/adapter`, save them as one model in `folder`, and compare that
+    with the trained one.
 
-    Both are loaded again from disk, so that they are whole even where a launch has sharded the trained ones.
+    Both are loaded again from disk, so that they are whole even where a launch has sharded the trained ones
+    (`is_whole` is then False). The saved model must be the trained one; where that is sharded, in few bits or in half
+    precision (`is_exact` is False), it is compared with base and adapter as they lie on the disk, too. Raises UserError
+    where it is another model; then the adapter alone is kept.
     """
-    from peft import PeftModel
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from hf_llm.model.load import load_model, load_reward_model
+    from hf_llm.model.adapters import attach_adapter, merge_into_base
 
     # Under ZeRO-3 transformers would split the base model over processes that do not take part in this.
     unset_hf_deepspeed_config()
 
-    adapter_config = trained.peft_config["default"]
-    is_reward_model = adapter_config.task_type == "SEQ_CLS"
-    load_base = load_reward_model if is_reward_model else load_model
-    base = load_base(adapter_config.base_model_name_or_path)
-
-    merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    base_path = trained.peft_config["default"].base_model_name_or_path
+    load_base = _choose_loader(trained)
+    model = attach_adapter(load_base(base_path), folder / "adapter")
+    was_tied = model.config.tie_word_embeddings
+    merged = merge_into_base(model)
     if merged.can_generate():
         merged.generation_config = trained.generation_config
     merged.save_pretrained(folder)
+    if was_tied and not merged.config.tie_word_embeddings:
+        print_main(
+            f"{folder}: the adapter changes one of the two embeddings, which were one matrix; the saved model has two"
+        )
+    del model, merged
+
+    saved = load_base(folder)
+    is_quantized = getattr(trained, "is_quantized", False)
+    if is_whole and not is_quantized:
+        check_saved_model(saved, trained, folder, MERGE_TOLERANCE if is_exact else HALF_PRECISION_TOLERANCE)
+    if not is_whole or is_quantized or not is_exact:
+        check_saved_model(saved, attach_adapter(load_base(base_path), folder / "adapter"), folder, MERGE_TOLERANCE)
+
+
+def check_saved_model(
+    saved: "PreTrainedModel", trained: "PreTrainedModel | PeftModel", folder: Path, tolerance: float
+) -> None:
+    """Raise UserError, and delete the saved weights, where the logits of one batch differ by more than `tolerance`."""
+    from hf_llm.model.adapters import largest_logit_difference, probe_tokens
+
+    tokens = probe_tokens(saved.config.vocab_size, getattr(saved.config, "max_position_embeddings", None))
+    with full_precision_products():
+        difference, scale = largest_logit_difference(trained, saved, tokens)
+    if difference <= tolerance * max(1.0, scale):  # NaN is not
+        return
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    raise UserError(
+        f"{folder}: the merged model is not the one that was trained: their logits differ by {difference:.2g}. The "
+        f"adapter is kept in {folder / 'adapter'}, to be used with its base unmerged; change the lora section "
+        "(target_modules, init_lora_weights) and start again"
+    )
+
+
+@contextmanager
+def full_precision_products() -> Iterator[None]:
+    """Compute float32 matrix products in float32, where a GPU would use TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _choose_loader(trained: "PeftModel") -> Callable[[Path | str], "PreTrainedModel"]:
+    from hf_llm.model.load import load_model, load_reward_model
+
+    is_reward_model = trained.peft_config["default"].task_type == "SEQ_CLS"
+    return load_reward_model if is_reward_model else load_model

@@ -45,7 +45,7 @@ from hf_llm.posttraining.ppo.rollouts import (
     sample_completions,
     shuffle_into_minibatches,
 )
-from hf_llm.posttraining.reward_functions import RewardFunction, score_completions
+from hf_llm.posttraining.reward_functions import RewardFunction, reward_columns, score_completions
 from hf_llm.tokenization.chat_encoding import encode_chat
 
 # Part of a random generator's seed, so that training and evaluation draw different numbers.
@@ -374,10 +374,10 @@ class PPOTrainer(Trainer):
 
         texts = self.processing_class.batch_decode(completions.token_ids(), skip_special_tokens=True)
         messages = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {name: values for name, values in batch.items() if name not in ("prompt", "prompt_ids")}
+        columns = reward_columns(batch, self.state)
         columns["completion_ids"] = completions.token_ids()
         scores = score_completions(self.reward_functions, batch["prompt"], messages, columns)
-        return completions, scores.to(args.device)
+        return completions, scores.nan_to_num(0.0).to(args.device)  # where a function does not apply it adds nothing
 
     @contextmanager
     def _generation_mode(self) -> Iterator[PreTrainedModel]:
@@ -467,7 +467,7 @@ class PPOTrainer(Trainer):
         lengths = completions.mask.sum(1)
         columns = {
             "reward": scores.sum(0),
-            "kl": kl.sum(1),
+            "kl_per_completion": kl.sum(1),
             "length": lengths,
             "entropy": completions.entropy.sum(1) / lengths,
             "ended": completions.ended,
@@ -490,6 +490,13 @@ class PPOTrainer(Trainer):
             if name in self._sums[mode]:
                 sum_and_count = self._sums[mode][name] + sum_and_count
             self._sums[mode][name] = sum_and_count
+
+    def take_evaluation_metrics(self) -> dict[str, float]:
+        """Return the means over all processes that were collected for an evaluation's log entry, and forget them."""
+        sums = self._sums["eval"]
+        self._sums["eval"] = {}
+        totals = {name: reduce(value.to(self.args.device), "sum").tolist() for name, value in sums.items()}
+        return {name: value / count for name, (value, count) in totals.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode, prefix = ("eval", "eval_") if "eval_loss" in logs else ("train", "")

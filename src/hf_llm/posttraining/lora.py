@@ -1,0 +1,177 @@
+"""Check the `lora` section of a post-training stage before any work: its values, its modules, and whether the adapter
+can be merged and leaves the reference as it is.
+
+None of the checks needs the model's weights.
+"""
+
+import copy
+import difflib
+import re
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+
+from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
+from hf_llm.model.adapters import INVALID_ADAPTER
+from hf_llm.model.load import build_untrained_model
+
+# Starts of an adapter that leave the weights below it, and what the model says, as they are.
+NEUTRAL_STARTS = (True, "gaussian", "orthogonal", "mica")
+
+# Starts that move part of the weights into the adapter: with the adapter switched off it is another model.
+MOVING_STARTS = ("pissa", "olora")
+
+# Starts that need a pass over data or over quantised weights first. PEFT trains some of them as plain LoRA without it.
+UNPREPARED_STARTS = {
+    "eva": "needs a pass over the data that this stage does not make",
+    "corda": "needs a pass over the data that this stage does not make",
+    "lora_ga": "needs gradients of the data that this stage does not compute",
+    "loftq": "quantises the model itself",
+}
+
+# Kinds of adapters that change the weights below them, or train them in part, so that the model with its adapter
+# switched off is not the model that the stage starts from.
+CHANGES_BASE = {
+    "kasa_config": "cuts small singular values off the weights below the adapter",
+    "layer_replication": "repeats layers of the model",
+}
+
+KINDS_WITHOUT_MERGE = {
+    "alora_invocation_tokens": "an adapter that is active on some tokens only cannot be merged into the model",
+    "arrow_config": "a router of adapters cannot be merged into the model",
+    "megatron_config": "the models here are not those of Megatron",
+    "layer_replication": "repeats layers, which the saved model's config does not say",
+}
+
+
+def check_lora_settings(lora: dict[str, Any], has_reference: bool, quantize: str | None) -> None:
+    """Check the values of a `lora` section, as the stage's own section does in `__post_init__`.
+
+    `has_reference` says whether the stage compares the model with the one it starts from, which is the model with its
+    adapter switched off. Raises ValueError with the key, what is wrong and the remedy.
+    """
+    start = lora.get("init_lora_weights", True)
+    if start in UNPREPARED_STARTS:
+        raise ValueError(
+            f"lora.init_lora_weights: {start} {UNPREPARED_STARTS[start]}; leave it out, or write gaussian, orthogonal "
+            "or mica"
+        )
+    if isinstance(start, str) and start.startswith("pissa_niter_"):
+        raise ValueError(
+            f"lora.init_lora_weights: {start} decomposes the weights at random, so the adapter would not fit them when "
+            "it is loaded again; write pissa"
+        )
+    if quantize and start in MOVING_STARTS:
+        raise ValueError(
+            f"lora.init_lora_weights: {start} changes the weights below the adapter, which `quantize: {quantize}` "
+            "holds in few bits; leave one of the two out"
+        )
+    for key, reason in KINDS_WITHOUT_MERGE.items():
+        if lora.get(key) is not None:
+            raise ValueError(f"lora.{key}: {reason}; leave it out")
+    if not has_reference:
+        return
+
+    if start not in NEUTRAL_STARTS:
+        change = "changes the weights below the adapter" if start in MOVING_STARTS else "starts from another model"
+        raise ValueError(
+            f"lora.init_lora_weights: {str(start).lower()} {change}, so the reference (the model without its adapter) "
+            "would not be the model that the stage starts from; leave it out, or write gaussian, orthogonal or mica"
+        )
+    for key, reason in CHANGES_BASE.items():
+        if lora.get(key) is not None:
+            raise ValueError(f"lora.{key}: {reason}, so the reference would be another model; leave it out")
+    if lora.get("bias", "none") != "none":
+        raise ValueError(
+            f"lora.bias: {lora['bias']} trains biases of the model itself, and the reference (the model without its "
+            "adapter) has them too; leave it out"
+        )
+
+
+def build_lora_config(lora: dict[str, Any], task: str, where: str) -> LoraConfig:
+    """Build PEFT's config of the section `<where>.lora` for the `task` (CAUSAL_LM or SEQ_CLS).
+
+    Raises UserError for values that do not go together.
+    """
+    try:
+        return LoraConfig(**{"task_type": task, **lora})
+    except INVALID_ADAPTER as error:
+        raise UserError(f"{where}.lora: {one_line(error)}") from error
+
+
+def check_lora_fits(
+    lora: dict[str, Any], config: PreTrainedConfig, where: str, task: str = "CAUSAL_LM", reads_output_layer: bool = True
+) -> None:
+    """Raise UserError where the adapter of `<where>.lora` cannot be attached to, or merged into, a model of `config`.
+
+    The model is built on the meta device, without weights. `reads_output_layer` says whether the stage's loss takes the
+    output layer's weights directly, as TRL's do, so that an adapter there would be neither used nor trained.
+    """
+    skeleton = build_skeleton(config, task)
+    names = sorted({name.rpartition(".")[2] for name, module in skeleton.named_modules() if _can_be_adapted(module)})
+    check_names_exist(lora, skeleton, where)
+
+    # Other starts, and KaSA, decompose the weights, which are not here.
+    plain = {**lora, "init_lora_weights": lora.get("init_lora_weights", True) is not False, "kasa_config": None}
+    peft_config = build_lora_config(plain, task, where)
+    try:
+        model = get_peft_model(skeleton, peft_config)
+        if reads_output_layer:
+            check_output_layer(model, where)
+        model.merge_and_unload()
+    except (*INVALID_ADAPTER, re.error) as error:
+        raise UserError(
+            f"{where}.lora: {one_line(error)} (modules of this model that take an adapter: {', '.join(names)}; "
+            "all-linear is all of its matrices but the embeddings)"
+        ) from error
+
+
+def check_names_exist(lora: dict[str, Any], model: nn.Module, where: str) -> None:
+    """Raise UserError for a name in a list of the section that fits no part of the model: PEFT ignores it where another
+    one fits."""
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+        names = lora.get(key)
+        if not isinstance(names, list):
+            continue
+        known = parameters if key == "target_parameters" else modules
+        for name in names:
+            if any(full == name or full.endswith(f".{name}") for full in known):
+                continue
+            last_parts = sorted({full.rpartition(".")[2] for full in known if full})
+            similar = difflib.get_close_matches(str(name), last_parts, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"known: {', '.join(last_parts)}"
+            raise UserError(f"{where}.lora.{key}: the model has no {name}; {hint}")
+
+
+def build_skeleton(config: PreTrainedConfig, task: str) -> nn.Module:
+    """Build a model of `config` on the meta device: with one score for the task SEQ_CLS, else a language model."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the names of the modules are the same
+    with torch.device("meta"):
+        if task == "SEQ_CLS":
+            return AutoModelForSequenceClassification.from_config(config)
+        return build_untrained_model(config)
+
+
+def check_output_layer(model: PeftModel, where: str) -> None:
+    """Raise UserError where the output layer has an adapter. A whole copy of it (`modules_to_save`) is trained."""
+    output_layer = model.get_output_embeddings()
+    if output_layer is None or isinstance(output_layer, (nn.Linear, ModulesToSaveWrapper)):
+        return
+    raise UserError(
+        f"{where}.lora: the output layer (lm_head, or embed_tokens where both are one matrix) cannot have an adapter "
+        "here: the loss reads its weights directly, so the adapter would not be trained; take lm_head, "
+        "ensure_weight_tying and trainable_token_indices out, or name lm_head in modules_to_save"
+    )
+
+
+def _can_be_adapted(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Embedding))
