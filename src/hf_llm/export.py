@@ -15,6 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import apply_umask
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
 
@@ -97,6 +98,7 @@ def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
     exported.generation_config = model.generation_config
     exported.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    apply_umask(output)
 
     try:
         check_equal(model, AutoModelForCausalLM.from_pretrained(output, dtype="auto").eval())

@@ -14,6 +14,7 @@ from transformers import Trainer
 from hf_llm.core.console import is_main_process
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
+from hf_llm.model.load import enable_cache
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
@@ -126,6 +127,7 @@ def save_model_folder(trainer: Trainer, folder: Path) -> None:
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     model = getattr(model, "policy", model)  # PPO trains a policy together with its critic, which is not kept
+    enable_cache(model.config)
 
     if isinstance(model, PeftModel):
         trainer.save_model(str(folder / "adapter"), _internal_call=True)  # an internal call pushes nothing yet

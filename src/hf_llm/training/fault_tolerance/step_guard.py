@@ -13,12 +13,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import Heartbeat
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, SpikeSection
 from hf_llm.training.fault_tolerance.preemption import SignalListener, let_workers_exit_quietly
+from hf_llm.training.schedules import check_schedule_fits
 
 MAX_BAD_UPDATES_IN_A_ROW = 5
+
+# In fp16 the loss scaler halves its scale after each update whose gradients are not finite, from 65,536 at first: about
+# 16 updates bring it to 1. After so many in a row it has found no scale at which they are finite.
+MAX_OVERFLOWS_IN_A_ROW = 30
 
 
 class StepGuard(TrainerCallback):
@@ -41,10 +47,12 @@ class StepGuard(TrainerCallback):
         self.trainer = trainer
         self.signals = signals
         self.patience = patience
+        self.section = section_of(Path(trainer.args.output_dir))  # for errors
         self.recent = RecentSteps(SpikeSection(sigma=None) if trainer.is_deepspeed_enabled else spikes)
         self.stop_signal = 0  # the signal that all processes agreed to stop for
         self.skipped = 0  # updates dropped since the training began
         self.bad_in_a_row = 0  # how many updates in a row were not finite, up to now
+        self.overflows_in_a_row = 0  # how many updates in a row the loss scaler has dropped, up to now
 
         self._drop_reason = ""  # why this step's update is dropped; empty where it is not
         self._log_is_due = False  # whether the log entry of a dropped step was postponed to the next step
@@ -82,9 +90,11 @@ class StepGuard(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
         self.bad_in_a_row = 0
+        self.overflows_in_a_row = 0
         self._drop_reason = ""
         self._log_is_due = False
         let_workers_exit_quietly(kwargs["train_dataloader"])
+        check_schedule_fits(args, state.max_steps, self.section)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._drop_reason = ""
@@ -110,6 +120,24 @@ class StepGuard(TrainerCallback):
             self._drop_update(state, share_of_step)
 
         self._begin_update()
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Count the updates that the loss scaler drops; raise UserError after too many in a row."""
+        accelerator = self.trainer.accelerator
+        has_scaler = accelerator.scaler is not None or (self.trainer.is_deepspeed_enabled and args.fp16)
+        if not has_scaler or not accelerator.optimizer_step_was_skipped:
+            self.overflows_in_a_row = 0
+            return
+
+        self.overflows_in_a_row += 1
+        if self.overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
+            raise UserError(
+                f"the gradients were not finite in {self.overflows_in_a_row} updates in a row, up to step "
+                f"{state.global_step + 1}, however small the scale of the loss; none of them changed the weights. "
+                f"{self._last_good_checkpoint()}\n"
+                "  float16 holds no number above 65,504: train in bf16 where the device can, or in float32 "
+                "(fp16: false), or lower the learning rate."
+            )
 
     def _begin_update(self) -> None:
         self._loss_before = self.trainer._tr_loss.clone()
@@ -221,3 +249,9 @@ class StepGuard(TrainerCallback):
         if not complete:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {complete[-1]}."
+
+
+def section_of(folder: Path) -> str:
+    """Return the recipe section of the stage that makes `folder`; of a folder that is no stage's, its name."""
+    stage = STAGES.get(folder.name)
+    return stage.module.rsplit(".", 1)[-1] if stage else folder.name
