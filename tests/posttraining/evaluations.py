@@ -1,4 +1,4 @@
-"""A trainer for every kind of stage, with seven uneven rows to evaluate on: what `test_exact_evaluation.py` compares."""
+"""A trainer for every kind of stage, with seven uneven rows to evaluate on, for `test_exact_evaluation.py`."""
 
 import gc
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
@@ -27,7 +27,15 @@ from hf_llm.training.pretraining_trainer import PretrainingTrainer
 from tests.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 ROWS = 7  # of an evaluation: a prime, which no batch size divides and no number of processes either
-ANSWERS = ["no", "The red fox sees the crow.", "yes, it is", "a", "Green rivers follow", "stone", "the white king paints"]
+ANSWERS = [
+    "no",
+    "The red fox sees the crow.",
+    "yes, it is",
+    "a",
+    "Green rivers follow",
+    "stone",
+    "the white king paints",
+]
 NOT_MEASURED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -98,23 +106,32 @@ def sft(folder: Path, batch: int, **changes: Any) -> Trainer:
         ids = torch.randint(0, 256, (6 + 4 * number,), generator=torch.Generator().manual_seed(number)).tolist()
         questions = (number * 3) % 5 + 2
         rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * questions + ids[questions:]})
-    data = Dataset.from_list(rows)
+    data = on_disk(rows, folder)
     args = SFTConfig(**settings(folder, batch, max_length=64, **changes))
     tokenizer = tiny_tokenizer()
     return SupervisedSFTTrainer(tiny_model(), args, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+
+
+def on_disk(rows: list[dict], folder: Path) -> Dataset:
+    """The rows as read from `folder`, where TRL caches what it makes of them for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        Dataset.from_list(rows).save_to_disk(folder / "rows")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return load_from_disk(folder / "rows")
 
 
 def message(role: str, text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text}]
 
 
-def pairs() -> Dataset:
+def pairs() -> list[dict]:
     rows = []
     for number, answer in enumerate(ANSWERS):
         prompt = message("user", "What is it" + "?" * number)
         rejected = message("assistant", "no " * (number % 3 + 1))
         rows.append({"prompt": prompt, "chosen": message("assistant", answer), "rejected": rejected})
-    return Dataset.from_list(rows)
+    return rows
 
 
 def moved(trainer: Trainer) -> Trainer:
@@ -129,11 +146,12 @@ def moved(trainer: Trainer) -> Trainer:
 def dpo(folder: Path, batch: int, lora: bool = False, **changes: Any) -> Trainer:
     args = DPOConfig(**settings(folder, batch, precompute_ref_log_probs=not lora, max_length=64, **changes))
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    data = on_disk(pairs(), folder)
     trainer = LoggedDPOTrainer(
         tiny_model(),
         args=args,
-        train_dataset=pairs(),
-        eval_dataset=pairs(),
+        train_dataset=data,
+        eval_dataset=data,
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,
     )
@@ -145,7 +163,7 @@ def kto(folder: Path, batch: int, lora: bool = False, **changes: Any) -> Trainer
     for number, answer in enumerate(ANSWERS):
         prompt = message("user", "What is it" + "?" * number)
         rows.append({"prompt": prompt, "completion": message("assistant", answer), "label": number % 3 > 0})
-    data = Dataset.from_list(rows)
+    data = on_disk(rows, folder)
     args = KTOConfig(**settings(folder, batch, precompute_ref_log_probs=not lora, max_length=64, **changes))
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
     trainer = CompletionKTOTrainer(
@@ -166,7 +184,7 @@ def reward(folder: Path, batch: int) -> Trainer:
     for number, answer in enumerate(ANSWERS):
         ids = [list(answer.encode()), list(b"no " * (number % 3 + 1))]
         rows.append(dict(zip(("chosen_ids", "rejected_ids"), ids, strict=True)))
-    data = Dataset.from_list(rows)
+    data = on_disk(rows, folder)
     args = RewardConfig(**settings(folder, batch, max_length=64))
     return PairwiseRewardTrainer(
         model, args=args, train_dataset=data, eval_dataset=data, processing_class=tiny_tokenizer()
@@ -179,7 +197,7 @@ def share_of_letter(prompts: list, completions: list, **columns: Any) -> list[fl
 
 def groups(trainer_class: type[Trainer], arguments_class: type, folder: Path, batch: int, each: int = 1) -> Trainer:
     """Completions of the likeliest tokens, which are the same in any batch."""
-    rows = Dataset.from_list([{"prompt": message("user", "What is it" + "?" * number)} for number in range(ROWS)])
+    rows = on_disk([{"prompt": message("user", "What is it" + "?" * number)} for number in range(ROWS)], folder)
     sampling = {"top_k": 1, "max_completion_length": 8, "num_generations": 2, "num_generations_eval": each, "beta": 0.1}
     return moved(
         trainer_class(
@@ -195,7 +213,7 @@ def groups(trainer_class: type[Trainer], arguments_class: type, folder: Path, ba
 
 
 def ppo(folder: Path, batch: int) -> Trainer:
-    rows = Dataset.from_list([{"prompt": message("user", "What is it" + "?" * number)} for number in range(ROWS)])
+    rows = on_disk([{"prompt": message("user", "What is it" + "?" * number)} for number in range(ROWS)], folder)
     args = PPOConfig(**settings(folder, batch, max_completion_length=8, eval_on_start=False))
     functions = [share_of_letter]
     trainer = PPOTrainer(tiny_model(), args, rows, rows, tiny_tokenizer(), functions)

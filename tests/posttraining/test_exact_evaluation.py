@@ -1,4 +1,4 @@
-"""An evaluation's numbers: the same for any batch size and number of processes, and the means that they are said to be."""
+"""An evaluation's numbers: the same for any batch size and number of processes, and the means they are said to be."""
 
 import json
 
@@ -86,7 +86,9 @@ def measure_pair(trainer, number: int) -> float:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize(("rows", "size", "group"), [(1, 4, 1), (7, 2, 1), (16, 4, 1), (14, 1, 2), (14, 4, 2), (30, 3, 3)])
+@pytest.mark.parametrize(
+    ("rows", "size", "group"), [(1, 4, 1), (7, 2, 1), (16, 4, 1), (14, 1, 2), (14, 4, 2), (30, 3, 3)]
+)
 def test_every_row_counts_once_and_all_processes_have_equally_many(rows, size, group, processes):
     plans = [EvaluationBatches(range(rows), size, processes, rank, group) for rank in range(processes)]
     batches = [list(plan) for plan in plans]

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Let `model` be in evaluation mode within the block, without dropout; then in the mode it was in, errors included."""
+    """Let `model` be in evaluation mode within the block; then in the mode it was in, after errors too."""
     was_training = model.training
     model.eval()
     try:

@@ -1,28 +1,28 @@
 """TRL's DPOTrainer, which scores only the completions, logs their lengths, and evaluates over pairs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from trl import DPOTrainer
 
 from hf_llm.posttraining.completion_logits import CompletionScores
-from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 
 # Losses whose value for several pairs is not the mean of their values for one.
 LOSSES_OVER_BATCHES = {"sft", "aot", "aot_unpaired"}
 
 
-class LoggedDPOTrainer(ExactEvaluation, CompletionScores, DPOTrainer):
+class LoggedDPOTrainer(TrlMetrics, CompletionScores, DPOTrainer):
     """DPOTrainer that also logs how many tokens the chosen and the rejected completions have.
 
     Where the chosen ones are much longer, the model is trained on length. An evaluation's loss, accuracy and margins
-    are means over all `eval_pairs` pairs; entropies, logits and token accuracies are means over the completions' tokens.
+    are means over all `eval_pairs` pairs; entropies, logits and token accuracies are means over completion tokens.
     """
 
     loss_unit = "pairs"
     default_unit = "pairs"
     logged_units = ("pairs",)
-    unit_of_metric = {
+    unit_of_metric: ClassVar = {
         "entropy": "tokens",
         "logits/chosen": "chosen_tokens",
         "logits/rejected": "rejected_tokens",

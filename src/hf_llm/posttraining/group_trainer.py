@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
-from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.posttraining.trl_metrics import TrlEvaluation
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -69,7 +69,7 @@ class ScoredCompletion:
     """How much it counts: less than 1 where other processes complete the same prompt again."""
 
 
-class GroupTrainer(ExactEvaluation, CompletionScores):
+class GroupTrainer(TrlEvaluation, CompletionScores):
     """Base class that makes TRL's GRPO or RLOO trainer resume bit for bit; list it before the trainer.
 
     A checkpoint holds the completions that are still to be trained on. An evaluation draws its own random numbers, the
@@ -79,7 +79,7 @@ class GroupTrainer(ExactEvaluation, CompletionScores):
     loss_unit = "completions"
     default_unit = "completions"
     logged_units = ("completions",)
-    unit_of_metric = {
+    unit_of_metric: ClassVar = {
         "kl": "tokens",
         "entropy": "tokens",
         "clip_ratio/low_mean": "tokens",
@@ -149,7 +149,7 @@ class GroupTrainer(ExactEvaluation, CompletionScores):
         return super().summarize_evaluation() | self._summarize_completions(scored)
 
     def _summarize_completions(self, scored: list[ScoredCompletion]) -> dict[str, float]:
-        """Return what TRL logs of rewards and lengths, of all completions together; a name without values is left out."""
+        """Return what TRL logs of rewards and lengths, of all completions; names without values are dropped."""
         shares = np.array([completion.share for completion in scored])
         lengths = np.array([completion.length for completion in scored], float)
         ended = np.array([completion.ended for completion in scored])
@@ -199,7 +199,7 @@ class ResumableGRPOTrainer(GroupTrainer, GRPOTrainer):
 class ResumableRLOOTrainer(GroupTrainer, RLOOTrainer):
     """REINFORCE with the mean reward of the prompt's other completions as baseline."""
 
-    unit_of_metric = {"kl": "tokens", "entropy": "tokens"}  # its clipping is of whole completions
+    unit_of_metric: ClassVar = {"kl": "tokens", "entropy": "tokens"}  # its clipping is of whole completions
 
 
 def add_position_ids(

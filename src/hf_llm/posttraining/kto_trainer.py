@@ -1,6 +1,6 @@
 """TRL's KTOTrainer, which scores only the completions and evaluates over all of them; and a check of their labels."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -9,10 +9,10 @@ from trl import KTOTrainer
 
 from hf_llm.core.errors import UserError
 from hf_llm.posttraining.completion_logits import CompletionScores
-from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 
 
-class CompletionKTOTrainer(ExactEvaluation, CompletionScores, KTOTrainer):
+class CompletionKTOTrainer(TrlMetrics, CompletionScores, KTOTrainer):
     """KTOTrainer with the same losses, without prompts and padding in the vocabulary head.
 
     KTO's loss compares each completion with a KL that TRL estimates from its batch. An evaluation estimates it once,
@@ -22,7 +22,7 @@ class CompletionKTOTrainer(ExactEvaluation, CompletionScores, KTOTrainer):
     loss_unit = "completions"
     default_unit = "completions"
     logged_units = ("completions",)
-    unit_of_metric = {
+    unit_of_metric: ClassVar = {
         "entropy": "tokens",
         "logits/chosen": "chosen_tokens",
         "logits/rejected": "rejected_tokens",

@@ -13,11 +13,11 @@ from trl import RewardTrainer
 from hf_llm.core.errors import UserError
 from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
 from hf_llm.model.load import load_reward_model
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 from hf_llm.tokenization.chat_encoding import encode_chat
-from hf_llm.training.exact_evaluation import ExactEvaluation
 
 
-class PairwiseRewardTrainer(ExactEvaluation, RewardTrainer):
+class PairwiseRewardTrainer(TrlMetrics, RewardTrainer):
     """RewardTrainer whose evaluation logs accuracy and margin over all held-out pairs, with 95% intervals."""
 
     loss_unit = "pairs"

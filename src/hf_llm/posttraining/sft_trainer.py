@@ -7,10 +7,10 @@ from torch import nn
 from trl import SFTTrainer
 
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 
 
-class SupervisedSFTTrainer(ExactEvaluation, SFTTrainer):
+class SupervisedSFTTrainer(TrlMetrics, SFTTrainer):
     """SFTTrainer with the same loss and metrics, computed at the supervised positions alone.
 
     An evaluation's loss, accuracy and entropy are means over all `eval_tokens` supervised tokens.

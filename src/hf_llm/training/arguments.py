@@ -113,8 +113,8 @@ def choose_evaluation_interval(
 ) -> None:
     """Set `arguments.eval_steps` where the recipe's `settings` leave it out, and print it.
 
-    Trainer would evaluate with every log entry. Here the evaluations take at most MAX_EVALUATION_SHARE of the arithmetic
-    of the steps, a forward pass being a third of a step's. Sizes are in tokens, or both in rows.
+    Trainer would evaluate with every log entry. Here evaluations take at most MAX_EVALUATION_SHARE of the arithmetic of
+    the steps, a forward pass being a third of a step's. Sizes are in tokens, or both in rows.
     """
     if arguments.eval_strategy != IntervalStrategy.STEPS or settings.get("eval_steps"):
         return
@@ -155,8 +155,8 @@ def describe_short_steps(windows: int, context: int, tokens_per_step: int, max_s
     if windows < windows_per_step:
         return (
             f"pretrain.tokens_per_step is {tokens_per_step:,}, but the training split has {tokens:,} tokens in "
-            f"{windows:,} windows of {context:,}: each step takes all of them and no more. Lower tokens_per_step, or add "
-            "text"
+            f"{windows:,} windows of {context:,}: each step takes all of them and no more. Lower tokens_per_step, or "
+            "add text"
         )
     ends_within_epoch = 0 < max_steps <= windows // windows_per_step
     if ends_within_epoch:

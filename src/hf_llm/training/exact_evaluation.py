@@ -1,11 +1,11 @@
 """Evaluate a model so that its numbers depend on neither the batch size nor the number of processes.
 
-Trainer averages the means of batches, and so do TRL's trainers; what fills up the last batch of several processes counts
-as well. Here each number is a sum over what it is a mean of (tokens, pairs, completions), divided by their number.
+Trainer averages the means of batches, and so do TRL's trainers; what fills up the last batch of several processes
+counts as well. Here each number is a sum over tokens, pairs or completions, divided by their number.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
-from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.parallel.layout import read_layout
 from hf_llm.training.fault_tolerance.determinism import fixed_random_state
 
@@ -74,7 +73,7 @@ class EvaluationSums:
         self._sums: dict[str, list[float]] = {}
 
     def add(self, name: str, mean: Any, count: Any) -> None:
-        """Add the `mean` of `count` tokens, pairs or completions; a mean of none, which is not a number, adds nothing."""
+        """Add the `mean` of `count` tokens, pairs or completions; a mean of none, not a number, adds nothing."""
         count = float(count)
         if not count:
             return
@@ -96,19 +95,12 @@ class EvaluationSums:
 class ExactEvaluation:
     """Base class that makes a Trainer's evaluation exact; list it before the trainer.
 
-    A subclass says how to measure a batch (`measure_batch`), or of what TRL's metrics are means (`count_units`,
-    `unit_of_metric`). An evaluation draws its own random numbers, the same each time, and leaves those of the training
-    alone: the weights do not depend on how often it is evaluated.
+    A subclass says how to measure a batch (`measure_batch`). An evaluation draws its own random numbers, the same each
+    time, and leaves those of the training alone: the weights do not depend on how often it is evaluated.
     """
 
-    loss_unit = "tokens"
-    """What the loss is a mean over, a key of `count_units`."""
     logged_units: tuple[str, ...] = ("tokens",)
     """Which counts are logged beside the means, as `eval_tokens`."""
-    default_unit = "tokens"
-    """What a metric of TRL's is a mean over, if `unit_of_metric` does not say otherwise."""
-    unit_of_metric: Mapping[str, str] = {}
-    """What the other metrics of TRL's are means over."""
     evaluation_group = 1
     """How many rows of an evaluation's order must stay together."""
 
@@ -198,26 +190,8 @@ class ExactEvaluation:
         self._sums.add(name, mean, float(count) / self.evaluation_copies)
 
     def measure_batch(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
-        """Add what a batch measures to the sums: TRL's loss and metrics, by the counts of `count_units`."""
-        loss = self.compute_loss(model, inputs)
-        counts = self.count_units(inputs)
-        self.add_to_evaluation("loss", loss, counts[self.loss_unit])
-        for unit in self.logged_units:
-            self.add_to_evaluation(unit, 1.0, counts[unit])
-        for name, value in self.take_metrics("eval").items():
-            self.add_to_evaluation(name, value, counts[self.unit_of_metric.get(name, self.default_unit)])
-        return loss
-
-    def count_units(self, inputs: Any) -> dict[str, torch.Tensor | int]:
-        """Return how many of each unit a batch has: by default, the `tokens` that have a label and one before them."""
-        return {"tokens": (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()}
-
-    def take_metrics(self, mode: str) -> dict[str, float]:
-        """Take what TRL has collected for its next log entry, except for totals; it would log the mean of batches."""
-        collected = {name: values for name, values in self._metrics[mode].items() if name != "num_tokens"}
-        for name in collected:
-            del self._metrics[mode][name]
-        return {name: values[-1] for name, values in collected.items()}
+        """Add what a batch measures to the sums (`add_to_evaluation`), loss and counts included; return the loss."""
+        raise NotImplementedError
 
     def summarize_evaluation(self) -> dict[str, float]:
         """Return the means over the evaluation, and the counts of `logged_units`; all processes call this together."""

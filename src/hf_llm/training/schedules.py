@@ -88,15 +88,15 @@ def check_schedule_fits(arguments: TrainingArguments, steps: int, where: str) ->
     warmup_steps = arguments.get_warmup_steps(steps)
     if warmup_steps > steps:
         raise UserError(
-            f"{where}.training.warmup_steps: the learning rate warms up for {warmup_steps:,} steps, and the training has "
-            f"{steps:,}; set warmup_steps to a share of it (0.05) or to fewer steps, or train longer"
+            f"{where}.training.warmup_steps: the learning rate warms up for {warmup_steps:,} steps, and the training "
+            f"has {steps:,}; set warmup_steps to a share of it (0.05) or to fewer steps, or train longer"
         )
 
     decay_steps = (arguments.lr_scheduler_kwargs or {}).get("num_decay_steps", 0)
     if kind == SchedulerType.WARMUP_STABLE_DECAY and warmup_steps + decay_steps > steps:
         raise UserError(
-            f"{where}.training.lr_scheduler_kwargs.num_decay_steps: {decay_steps:,} steps of decay after {warmup_steps:,} "
-            f"of warm-up are more than the {steps:,} steps of the training; make one of them shorter"
+            f"{where}.training.lr_scheduler_kwargs.num_decay_steps: {decay_steps:,} steps of decay after "
+            f"{warmup_steps:,} of warm-up are more than the {steps:,} steps of the training; make one of them shorter"
         )
 
 

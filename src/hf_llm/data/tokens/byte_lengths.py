@@ -1,4 +1,4 @@
-"""How many bytes of text stand behind each token, so that a loss per token becomes bits per byte of exactly its text."""
+"""How many bytes of text each token stands for, so that a loss per token becomes bits per byte of exactly its text."""
 
 import json
 import re

@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-# The least deviation that is assumed: in a quiet run the measured one is so small that a healthy update lies many of them
-# above the mean (a gradient norm of 1.15 above 0.94 +- 0.01). With the usual six deviations an update is dropped from
-# 0.3 nats above the mean loss, or 2.2 times the mean gradient norm; spikes that harm a training are far above both.
+# The least deviation that is assumed: in a quiet run the measured one is so small that a healthy update lies many of
+# them above the mean (a gradient norm of 1.15 above 0.94 +- 0.01). With the usual six deviations an update is dropped
+# from 0.3 nats above the mean loss, or 2.2 times the mean gradient norm; spikes that do harm are far above both.
 MIN_LOSS_DEVIATION = 0.05  # in nats
 MIN_DEVIATION_SHARE = {"loss": 0.01, "gradient norm": 0.2}  # of the mean
 
