@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> None:
         trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
         trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
+        headline = (
+            "reward {eval_reward:.2f} on {eval_completions:,} held-out prompts, "
+            "KL to the reference {eval_kl:.2f} nats per completion"
+        )
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
 
 

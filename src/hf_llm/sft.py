@@ -77,9 +77,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         check_packing(trainer)
         attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
-        headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
+        headline = (
+            "loss {eval_loss:.3f} on {eval_tokens:,} tokens of held-out answers, "
+            "token accuracy {eval_mean_token_accuracy:.0%}"
+        )
         if collect_prompts(rows.held_out):
-            headline += ", EOS rate {stop_rate:.0%}"
+            headline += ", EOS rate {stop_rate:.0%} of {stop_prompts} answers"
         train_and_save(
             trainer,
             output,

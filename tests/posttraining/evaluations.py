@@ -67,6 +67,8 @@ class Windows(torch.utils.data.Dataset):
         return ROWS
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index >= ROWS:
+            raise IndexError(index)
         ids = torch.randint(4, 60, (16,), generator=torch.Generator().manual_seed(index))
         labels = ids.clone() if not self.target else ids[: self.target].clone()
         labels[: 2 * index % 13] = IGNORE_INDEX

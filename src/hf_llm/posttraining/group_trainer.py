@@ -260,7 +260,10 @@ def train_group_policy(
     check_enough_prompts(trainer, len(rows[0]), output.folder)
 
     attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-    headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
+    headline = (
+        "reward {eval_reward:.3f} on {eval_completions:,} held-out completions "
+        "of {eval_completions/mean_length:.0f} tokens"
+    )
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
     train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)

@@ -1,11 +1,12 @@
 """TRL's KTOTrainer, which scores only the completions and evaluates over all of them; and a check of their labels."""
 
+import copy
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from trl import KTOTrainer
+from trl import KTOConfig, KTOTrainer
 
 from hf_llm.core.errors import UserError
 from hf_llm.posttraining.completion_logits import CompletionScores
@@ -35,6 +36,16 @@ class CompletionKTOTrainer(TrlMetrics, CompletionScores, KTOTrainer):
     # Of this process's completions in this evaluation, a row each: whether it is good, by how much more likely it is
     # than to the reference, its part of the KL, and the share of it that counts (less where other processes have it).
     _completion_rows: list[list[float]]
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: KTOConfig, dataset_name: str) -> Dataset:
+        """Let TRL pair prompts with other completions, for the KL: held-out ones among all of them.
+
+        TRL pairs them within batches of the training, so that an evaluation would depend on their size.
+        """
+        if dataset_name != "train":
+            args = copy.copy(args)
+            args.per_device_train_batch_size = max(1, len(dataset))
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def evaluation_loop(self, *arguments: Any, **keywords: Any) -> Any:
         self._completion_rows = []

@@ -97,14 +97,17 @@ def shut_down_process_group(trainer: Trainer) -> None:
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
     """Return the log entry that evaluated the final model; None where there is none.
 
-    The final model is that of the last step, or with `load_best_model_at_end` that of the best step.
+    The final model is that of the last step, or with `load_best_model_at_end` that of the best step. An entry without
+    the counts that the trainer logs is of an older version, which took means over batches, and is not used.
     """
+    counts = [f"eval_{unit}" for unit in getattr(trainer, "logged_units", ())]
     final_step = trainer.state.global_step
     if trainer.args.load_best_model_at_end:
         final_step = trainer.state.best_global_step or final_step
 
     for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == final_step:
+        is_exact = all(count in entry for count in counts)
+        if "eval_loss" in entry and entry["step"] == final_step and is_exact:
             return entry
     return None
 
