@@ -9,7 +9,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.training.arguments import build_training_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
-from hf_llm.training.schedules import add_curriculum_decay, decay_steps
+from hf_llm.training.schedules import ScheduleCheck, add_curriculum_decay, decay_steps
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import losses, prepare, run_module
 
@@ -193,3 +193,16 @@ def test_a_schedule_longer_than_the_training_is_refused(tmp_path, settings, mess
 )
 def test_a_schedule_that_fits_is_not(tmp_path, settings):
     assert build_with_schedule(tmp_path, **settings).warmup_steps == settings["warmup_steps"]
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_first_step(windows, tmp_path):
+    arguments = TrainingArguments(
+        tmp_path, use_cpu=True, num_train_epochs=1, warmup_steps=100, report_to="none", disable_tqdm=True
+    )
+    trainer = PretrainingTrainer(tiny_model(vocab_size=1000), arguments, train_dataset=windows)
+    trainer.add_callback(ScheduleCheck("sft"))
+    with pytest.raises(
+        UserError, match=r"sft.training.warmup_steps: .* warms up for 100 steps, and the training has 12"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0

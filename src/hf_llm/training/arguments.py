@@ -100,7 +100,7 @@ def build_training_arguments(
 
     check_optimizer(arguments, where)
     check_schedule(arguments, where)
-    if arguments.max_steps > 0:  # otherwise StepGuard checks it once the steps are counted
+    if arguments.max_steps > 0:  # otherwise ScheduleCheck does once the steps are counted
         check_schedule_fits(arguments, arguments.max_steps, where)
     enable_cpu_sharding(arguments)
     if arguments.push_to_hub and is_main_process():

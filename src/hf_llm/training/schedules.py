@@ -4,7 +4,14 @@ import math
 from typing import Any
 
 import torch
-from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers import (
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
@@ -98,6 +105,16 @@ def check_schedule_fits(arguments: TrainingArguments, steps: int, where: str) ->
             f"{where}.training.lr_scheduler_kwargs.num_decay_steps: {decay_steps:,} steps of decay after "
             f"{warmup_steps:,} of warm-up are more than the {steps:,} steps of the training; make one of them shorter"
         )
+
+
+class ScheduleCheck(TrainerCallback):
+    """Refuse a schedule that does not fit before the first step, once the epochs' steps are counted."""
+
+    def __init__(self, section: str):
+        self.section = section  # of the recipe, for errors
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        check_schedule_fits(args, state.max_steps, self.section)
 
 
 def check_schedule(arguments: TrainingArguments, where: str) -> None:

@@ -16,10 +16,12 @@ from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
 from hf_llm.model.load import enable_cache
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import train_with_guards
 from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
+from hf_llm.training.schedules import ScheduleCheck
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +45,7 @@ def train_and_save(
     those that `measure` returns for the saved model (it is called in the first process only). `spikes` says which
     updates to skip; None skips none. `facts` go into the manifest.
     """
+    trainer.add_callback(ScheduleCheck(STAGES[output.folder].module.rsplit(".", 1)[-1]))
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     metrics = last_evaluation(trainer) or trainer.evaluate()
 

@@ -113,10 +113,3 @@ def test_a_scaler_that_finds_no_finite_scale_stops_the_run(tmp_path):
 def test_a_scaler_may_overflow_now_and_then(tmp_path):
     done = run(tmp_path / "base", scale_losses, partial(infinite_gradients, first=2, last=20), max_steps=24)
     assert done.code == 0, done.output
-
-
-def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_first_step(tmp_path):
-    done = run(tmp_path / "sft", max_steps=-1, num_train_epochs=1, warmup_steps=100)
-    assert done.code == 2
-    assert "sft.training.warmup_steps: the learning rate warms up for 100 steps, and the training has 8" in done.output
-    assert not complete_checkpoints(tmp_path / "sft")

@@ -13,12 +13,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
-from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import Heartbeat
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps, SpikeSection
 from hf_llm.training.fault_tolerance.preemption import SignalListener, let_workers_exit_quietly
-from hf_llm.training.schedules import check_schedule_fits
 
 MAX_BAD_UPDATES_IN_A_ROW = 5
 
@@ -47,7 +45,6 @@ class StepGuard(TrainerCallback):
         self.trainer = trainer
         self.signals = signals
         self.patience = patience
-        self.section = section_of(Path(trainer.args.output_dir))  # for errors
         self.recent = RecentSteps(SpikeSection(sigma=None) if trainer.is_deepspeed_enabled else spikes)
         self.stop_signal = 0  # the signal that all processes agreed to stop for
         self.skipped = 0  # updates dropped since the training began
@@ -94,7 +91,6 @@ class StepGuard(TrainerCallback):
         self._drop_reason = ""
         self._log_is_due = False
         let_workers_exit_quietly(kwargs["train_dataloader"])
-        check_schedule_fits(args, state.max_steps, self.section)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._drop_reason = ""
@@ -249,9 +245,3 @@ class StepGuard(TrainerCallback):
         if not complete:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {complete[-1]}."
-
-
-def section_of(folder: Path) -> str:
-    """Return the recipe section of the stage that makes `folder`; of a folder that is no stage's, its name."""
-    stage = STAGES.get(folder.name)
-    return stage.module.rsplit(".", 1)[-1] if stage else folder.name
