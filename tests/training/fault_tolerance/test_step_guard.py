@@ -101,9 +101,10 @@ def infinite_gradients(trainer, first, last):
         infinite_gradient(trainer, step)
 
 
-def test_a_scaler_that_finds_no_finite_scale_stops_the_run(tmp_path):
-    folder = tmp_path / "base"
-    done = run(folder, scale_losses, partial(infinite_gradients, first=5, last=40), max_steps=40, save_steps=4)
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "sgd"])
+def test_a_scaler_that_finds_no_finite_scale_stops_the_run(tmp_path, optimizer):
+    settings = {"max_steps": 40, "save_steps": 4, "optim": optimizer}
+    done = run(tmp_path / "base", scale_losses, partial(infinite_gradients, first=5, last=40), **settings)
     assert done.code == 2
     assert "the gradients were not finite in 30 updates in a row, up to step 34, however small the scale" in done.output
     assert "none of them changed the weights" in done.output

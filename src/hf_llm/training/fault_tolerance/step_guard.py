@@ -56,6 +56,7 @@ class StepGuard(TrainerCallback):
         self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
         self._grad_norm: torch.Tensor | float = 0.0  # this update's, before clipping
         self._micro_batches = 0  # micro-batches since the last update
+        self._loss_scale = 0.0  # of fp16's loss scaler, after the last update
 
         # Callbacks see neither the gradient norm before clipping nor the micro-batches, and the trainer may be anyone's
         # (TRL's too), so these two methods are replaced on the instance. docs/reliability.md lists what replaces what.
@@ -88,6 +89,8 @@ class StepGuard(TrainerCallback):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
         self.bad_in_a_row = 0
         self.overflows_in_a_row = 0
+        scaler = self.trainer.accelerator.scaler
+        self._loss_scale = 0.0 if scaler is None else scaler.get_scale()
         self._drop_reason = ""
         self._log_is_due = False
         let_workers_exit_quietly(kwargs["train_dataloader"])
@@ -119,9 +122,7 @@ class StepGuard(TrainerCallback):
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Count the updates that the loss scaler drops; raise UserError after too many in a row."""
-        accelerator = self.trainer.accelerator
-        has_scaler = accelerator.scaler is not None or (self.trainer.is_deepspeed_enabled and args.fp16)
-        if not has_scaler or not accelerator.optimizer_step_was_skipped:
+        if not self._has_overflowed(args):
             self.overflows_in_a_row = 0
             return
 
@@ -134,6 +135,20 @@ class StepGuard(TrainerCallback):
                 "  float16 holds no number above 65,504: train in bf16 where the device can, or in float32 "
                 "(fp16: false), or lower the learning rate."
             )
+
+    def _has_overflowed(self, args: TrainingArguments) -> bool:
+        """Return whether the loss scaler has dropped this update; False without one.
+
+        It lowers its scale then. (accelerate does not see it with a fused optimizer, which drops the update itself.)
+        """
+        accelerator = self.trainer.accelerator
+        if self.trainer.is_deepspeed_enabled:
+            return bool(args.fp16 and accelerator.optimizer_step_was_skipped)
+        if accelerator.scaler is None:
+            return False
+        scale_before = self._loss_scale
+        self._loss_scale = accelerator.scaler.get_scale()
+        return self._loss_scale < scale_before
 
     def _begin_update(self) -> None:
         self._loss_before = self.trainer._tr_loss.clone()
