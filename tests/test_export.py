@@ -47,6 +47,19 @@ def test_the_export_needs_no_code_of_ours(folder, tmp_path):
     assert tokenizer.apply_chat_template(conversation) == tiny_tokenizer().apply_chat_template(conversation)
 
 
+def test_a_training_checkpoints_switched_off_cache_is_not_exported(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"use_cache": False}))  # as Trainer leaves it
+    (folder / "model.safetensors").chmod(0o600)
+    output = tmp_path / "exported"
+    export_model(folder, output)
+    assert AutoModelForCausalLM.from_pretrained(output).config.use_cache is True
+    new_file = tmp_path / "new"
+    new_file.touch()
+    modes = {path.stat().st_mode for path in output.iterdir()}
+    assert modes == {new_file.stat().st_mode}
+
+
 def test_a_model_of_a_very_short_context_is_exported(tmp_path):
     tiny_model(max_position_embeddings=16).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")

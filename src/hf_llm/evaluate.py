@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
+from hf_llm.data.tokens.byte_lengths import token_byte_lengths
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.evaluation.denoising import score_masked, score_spans
 from hf_llm.evaluation.metrics import METRICS, score_columns
@@ -133,6 +134,7 @@ def score_model(
     windows = TokenWindows(tokens, "test", context).limit_tokens(max_tokens)
     batch_size = max(1, TOKENS_PER_BATCH // context)
     if objective.kind == CAUSAL:
+        windows.measure_bytes(token_byte_lengths(tokenizer))
         return score_next_tokens(model, windows, batch_size)
     corruption = objective.corruption(tokenizer, context)
     if objective.kind == MASKED:

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.manifest import apply_umask
 from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.model.adapters import is_adapter, largest_logit_difference, probe_tokens
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
@@ -106,6 +107,7 @@ def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
     exported.generation_config = model.generation_config
     exported.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    apply_umask(output)
 
     try:
         check_equal(model, AutoModelForCausalLM.from_pretrained(output, dtype="auto").eval())

@@ -74,7 +74,10 @@ def main(argv: list[str] | None = None) -> None:
             CompletionKTOTrainer, KTOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
         )
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        headline = "loss {eval_loss:.3f} on held-out answers, reward {eval_rewards/chosen:.2f} of good ones"
+        headline = (
+            "loss {eval_loss:.3f} on {eval_completions:,} held-out answers, "
+            "reward {eval_rewards/chosen:.2f} of good ones"
+        )
         measure = partial(warn_of_no_effect, trainer)
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 

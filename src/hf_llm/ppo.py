@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         trainer.add_callback(ConstantRewardWarning(trainer, functions))
         headline = (
-            "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl_per_completion:.2f} nats per "
-            "completion"
+            "reward {eval_reward:.2f} on {eval_completions:,} held-out prompts, "
+            "KL to the reference {eval_kl_per_completion:.2f} nats per completion"
         )
         measure = partial(warn_of_no_effect, trainer)
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)

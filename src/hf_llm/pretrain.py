@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
+from hf_llm.data.tokens.byte_lengths import token_byte_lengths
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.hardware.runtime import device_type
 from hf_llm.inference.generate import suppress_unused_ids
@@ -25,7 +26,12 @@ from hf_llm.monitoring.callbacks.samples import SamplesSection
 from hf_llm.parallel.layout import read_layout, select_collator
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer, check_start_tokenizer
-from hf_llm.training.arguments import build_training_arguments, split_batch
+from hf_llm.training.arguments import (
+    build_training_arguments,
+    choose_evaluation_interval,
+    describe_short_steps,
+    split_batch,
+)
 from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.objectives import (
@@ -131,7 +137,9 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     # The data
     tokens = Path(output.sources["tokens"])
     train = TokenWindows(tokens, "train", context, recipe.seed)
-    validation = TokenWindows(tokens, "validation", context)
+    validation = TokenWindows(tokens, "validation", context).limit_tokens(section.evaluation_tokens)
+    if objective.kind == CAUSAL:
+        validation.measure_bytes(token_byte_lengths(tokenizer))
     corruption = objective.corruption(tokenizer, context)
 
     # The arguments
@@ -146,19 +154,22 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         **split_batch(section.tokens_per_step, context, section.training, "pretrain", updates_per_step),
         report_to=choose_reporters(section.training.get("report_to")),
         eval_strategy="steps",
-        prediction_loss_only=objective.kind == CAUSAL,
         train_sampling_strategy="sequential" if train.has_stages else "random",
         weight_decay=0.1,
         adam_beta2=0.95,
         torch_compile=device_type() == "cuda" and not read_layout().splits_layers,
     )
+    choose_evaluation_interval(arguments, section.training, len(validation) * context, section.tokens_per_step)
+    short_steps = describe_short_steps(len(train), context, section.tokens_per_step, arguments.max_steps)
+    if short_steps:
+        print_main(short_steps)
 
     # The trainer
     trainer = trainer_class()(
         model=model,
         args=arguments,
         train_dataset=corrupt_windows(train, corruption, recipe.seed),
-        eval_dataset=corrupt_windows(validation.limit_tokens(section.evaluation_tokens), corruption, recipe.seed),
+        eval_dataset=corrupt_windows(validation, corruption, recipe.seed),
         processing_class=tokenizer,
         data_collator=select_collator(read_layout()),
         z_loss=section.z_loss,

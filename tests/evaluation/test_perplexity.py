@@ -56,6 +56,20 @@ def test_a_model_is_scored_without_dropout_and_its_mode_is_restored(model, windo
     assert model.training
 
 
+def test_an_error_while_scoring_restores_the_models_mode(model, windows):
+    class Broken(Windows):
+        def __getitem__(self, index):
+            if index == 5:
+                raise OSError("the disk is gone")
+            return super().__getitem__(index)
+
+    for was_training in (True, False):
+        model.train(was_training)
+        with pytest.raises(OSError, match="the disk is gone"):
+            score_next_tokens(model, Broken(windows), 2)
+        assert model.training == was_training
+
+
 def test_a_model_that_knows_nothing_scores_the_logarithm_of_its_vocabulary(windows):
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from hf_llm.hardware.peak_flops import find_listed_peak, find_peak_flops, measure_peak
+from hf_llm.hardware.peak_flops import PeakFlops, find_listed_peak, find_peak_flops, measure_peak
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 
@@ -80,3 +80,11 @@ def test_a_measured_rate_is_what_a_matrix_product_takes():
         torch.mm(matrix, matrix)
     rate = 5 * 2 * 512**3 / (time.perf_counter() - started)
     assert peak.flops / 20 < rate < peak.flops * 3
+
+
+def test_a_measurement_says_how_much_of_the_cores_it_got():
+    peak = measure_peak(torch.device("cpu"), SINGLE)
+    assert 0 < peak.core_share <= 1
+    disturbed = PeakFlops(1e11, "float32", measured=True, core_share=0.4)
+    assert "got 40% of the cores' time: other programs run" in str(disturbed)
+    assert "other programs" not in str(PeakFlops(1e11, "float32", measured=True, core_share=0.95))

@@ -159,3 +159,38 @@ def test_experts_of_a_stock_model_are_balanced_and_the_loss_logged_is_that_of_th
         gradients.append(trainer.model.model.layers[0].mlp.gate.weight.detach())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert not torch.allclose(*gradients, atol=1e-6)
+
+
+def train_with_dropout(folder, workers: int = 0, **settings) -> dict[str, torch.Tensor]:
+    """The weights after six steps of a model with dropout."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, resid_pdrop=0.3, attn_pdrop=0.3, **sizes))
+    arguments = TrainingArguments(
+        folder,
+        use_cpu=True,
+        max_steps=6,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=3,
+        learning_rate=1e-2,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_num_workers=workers,
+        **settings,
+    )
+    trainer = PretrainingTrainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(8))
+    trainer.train()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_with_dropout_the_weights_do_not_depend_on_how_often_one_evaluates(tmp_path, workers):
+    never = train_with_dropout(tmp_path, workers)
+    for settings in (
+        {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True},
+        {"eval_strategy": "steps", "eval_steps": 4},
+        {"eval_strategy": "epoch"},
+    ):
+        weights = train_with_dropout(tmp_path, workers, **settings)
+        assert all(torch.equal(weights[name], never[name]) for name in never), settings

@@ -9,7 +9,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.training.arguments import build_training_arguments
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
-from hf_llm.training.schedules import add_curriculum_decay, decay_steps
+from hf_llm.training.schedules import ScheduleCheck, add_curriculum_decay, decay_steps
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import losses, prepare, run_module
 
@@ -151,3 +151,58 @@ def test_the_learning_rate_of_a_pretraining_falls_over_the_last_stage(tiny_life,
     rates, stages = losses(base, "learning_rate"), losses(base, "curriculum_stage")
     assert stages == [1] * 9 + [2] * 3
     assert rates[:10] == [3e-3] * 10 and rates[9] > rates[10] > rates[11]
+
+
+def build_with_schedule(folder, **settings) -> TrainingArguments:
+    settings = {"use_cpu": True, "report_to": "none", "bf16": False, **settings}
+    return build_training_arguments(TrainingArguments, Settings(settings), folder, 0, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_steps": 50, "warmup_steps": 100},
+            "pretrain.training.warmup_steps: .* warms up for 100 steps, .* has 50",
+        ),
+        (
+            {
+                "max_steps": 50,
+                "warmup_steps": 20,
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 40},
+            },
+            "num_decay_steps: 40 steps of decay after 20 of warm-up are more than the 50 steps",
+        ),
+    ],
+)
+def test_a_schedule_longer_than_the_training_is_refused(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        build_with_schedule(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 50, "warmup_steps": 50},
+        {"max_steps": 50, "warmup_steps": 0.9},
+        {"max_steps": 50, "warmup_steps": 100, "lr_scheduler_type": "constant"},
+        {"num_train_epochs": 1, "warmup_steps": 100},  # the steps are not known yet
+        {"max_steps": 50, "warmup_steps": 40, "lr_scheduler_type": "warmup_stable_decay"},
+    ],
+)
+def test_a_schedule_that_fits_is_not(tmp_path, settings):
+    assert build_with_schedule(tmp_path, **settings).warmup_steps == settings["warmup_steps"]
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_first_step(windows, tmp_path):
+    arguments = TrainingArguments(
+        tmp_path, use_cpu=True, num_train_epochs=1, warmup_steps=100, report_to="none", disable_tqdm=True
+    )
+    trainer = PretrainingTrainer(tiny_model(vocab_size=1000), arguments, train_dataset=windows)
+    trainer.add_callback(ScheduleCheck("sft"))
+    with pytest.raises(
+        UserError, match=r"sft.training.warmup_steps: .* warms up for 100 steps, and the training has 12"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -5,6 +5,7 @@ The manifest is written last and atomically (temporary file, fsync, rename): a f
 
 import json
 import os
+import re
 import time
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,11 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def write_manifest(path: Path, **entries: Any) -> dict:
-    """Write `path/manifest.json` with `entries`, the files' sizes and digests, the library versions and the time."""
+    """Write `path/manifest.json` with `entries`, the files' sizes and digests, the library versions and the time.
+
+    The files get the permissions that new files have here (`apply_umask`).
+    """
+    apply_umask(path)
     files = file_digests(path)
     manifest = {
         **entries,
@@ -69,6 +74,34 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give every file below `folder` that belongs to this user the permissions of a new file.
+
+    safetensors writes files that only their owner may read, whatever the umask says.
+    """
+    if os.name == "nt":
+        return  # Windows knows no such permissions
+
+    mode = 0o666 & ~read_umask()
+    for path in Path(folder).rglob("*"):
+        is_own_file = path.is_file() and not path.is_symlink() and path.stat().st_uid == os.geteuid()
+        if is_own_file and path.stat().st_mode & 0o666 != mode:
+            path.chmod(path.stat().st_mode & 0o111 | mode)
+
+
+def read_umask() -> int:
+    """Return the permissions that this process takes from new files."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        umask = os.umask(0o077)  # it can only be read by setting it
+        os.umask(umask)
+        return umask
+    line = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
+    assert line, status
+    return int(line[1], 8)
 
 
 def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, list]:

@@ -13,6 +13,7 @@ from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking, split_target_spans
 from hf_llm.evaluation.perplexity import MAX_EXPONENT, Windows
 from hf_llm.inference.generate import suppressed_ids
+from hf_llm.model.evaluation_mode import evaluation_mode
 
 LONE_MASKS_PER_WINDOW = 4  # tokens of each window that are masked alone, for the pseudo-perplexity
 MAX_GENERATED_WINDOWS = 64  # windows whose spans are generated
@@ -74,20 +75,19 @@ def _predict_corrupted(model: PreTrainedModel, windows: CorruptedWindows, batch_
 
     Sums are in double precision.
     """
-    was_training = model.training
-    model.eval()
     total_loss = 0.0
     correct = 0
     tokens = 0
-    for batch in _load_batches(windows, batch_size, len(windows)):
-        output = model(**{name: values.to(model.device) for name, values in batch.items()})
-        is_predicted = (batch["labels"] != IGNORE_INDEX).to(model.device)  # B T
-        is_correct = output.logits.argmax(-1) == batch["labels"].to(model.device)  # B T
-        count = int(is_predicted.sum())
-        total_loss += output.loss.item() * count
-        correct += int(is_correct[is_predicted].sum())
-        tokens += count
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in _load_batches(windows, batch_size, len(windows)):
+            output = model(**{name: values.to(model.device) for name, values in batch.items()})
+            is_predicted = (batch["labels"] != IGNORE_INDEX).to(model.device)  # B T
+            is_correct = output.logits.argmax(-1) == batch["labels"].to(model.device)  # B T
+            count = int(is_predicted.sum())
+            if count:  # the mean loss of no token is not a number
+                total_loss += output.loss.item() * count
+                correct += int(is_correct[is_predicted].sum())
+                tokens += count
     assert tokens, "no window has a token to predict"
     return total_loss / tokens, correct, tokens
 
@@ -100,27 +100,25 @@ def _count_exact_spans(
     _, spans_per_window = windows.corruption.count_masked(windows.windows.length)
     sentinels = windows.corruption.sentinels[:spans_per_window].tolist()
 
-    was_training = model.training
-    model.eval()
     exact = 0
     generated = 0
-    for batch in _load_batches(windows, batch_size, MAX_GENERATED_WINDOWS):
-        inputs = batch["input_ids"].to(model.device)  # B T
-        targets = model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=batch["labels"].shape[1] + spans_per_window,  # a span may be a token longer than it was
-            do_sample=False,
-            eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the target
-            suppress_tokens=suppressed_ids(model, tokenizer),
-        ).tolist()
-        for target, true_target in zip(targets, batch["labels"].tolist(), strict=True):
-            written_spans = split_target_spans(target, sentinels)
-            true_spans = split_target_spans(true_target, sentinels)
-            written_spans[-1] = written_spans[-1][: len(true_spans[-1])]  # the true one ends with the end of text
-            exact += sum(written == true for written, true in zip(written_spans, true_spans, strict=True))
-            generated += spans_per_window
-    model.train(was_training)
+    with evaluation_mode(model):
+        for batch in _load_batches(windows, batch_size, MAX_GENERATED_WINDOWS):
+            inputs = batch["input_ids"].to(model.device)  # B T
+            targets = model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=batch["labels"].shape[1] + spans_per_window,  # a span may be a token longer than it was
+                do_sample=False,
+                eos_token_id=tokenizer.pad_token_id,  # a window has ends of text within, so one does not end the target
+                suppress_tokens=suppressed_ids(model, tokenizer),
+            ).tolist()
+            for target, true_target in zip(targets, batch["labels"].tolist(), strict=True):
+                written_spans = split_target_spans(target, sentinels)
+                true_spans = split_target_spans(true_target, sentinels)
+                written_spans[-1] = written_spans[-1][: len(true_spans[-1])]  # the true one ends with the end of text
+                exact += sum(written == true for written, true in zip(written_spans, true_spans, strict=True))
+                generated += spans_per_window
     return exact, generated
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.model.evaluation_mode import evaluation_mode
 
 MAX_EXPONENT = 700  # beyond it exp overflows double precision
 
@@ -16,7 +17,7 @@ MAX_EXPONENT = 700  # beyond it exp overflows double precision
 class Windows(Protocol):
     """A data set of token windows of equal length (`hf_llm.data.tokens.token_dataset.TokenWindows`)."""
 
-    bytes_per_token: float  # UTF-8 bytes of the text behind one token, on average over the split
+    bytes_per_token: float  # UTF-8 bytes of the text behind one token, on average over the tokens predicted
 
     def __len__(self) -> int: ...
 
@@ -33,18 +34,16 @@ def score_next_tokens(model: PreTrainedModel, windows: Windows, batch_size: int)
     logits. Sums over batches are in double precision. Bits per byte as in "The Pile" (Gao et al. 2020, section 3.1):
     they compare models with different tokenizers.
     """
-    was_training = model.training
-    model.eval()
     total_loss = 0.0
     tokens = 0
     num_batches = math.ceil(len(windows) / batch_size)
-    for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
-        predicted = int((labels[:, 1:] != IGNORE_INDEX).sum())
-        if predicted:
-            loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
-            total_loss += loss.item() * predicted
-            tokens += predicted
-    model.train(was_training)
+    with evaluation_mode(model):
+        for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
+            predicted = int((labels[:, 1:] != IGNORE_INDEX).sum())
+            if predicted:
+                loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
+                total_loss += loss.item() * predicted
+                tokens += predicted
     assert tokens, "no window has a token to predict"
 
     mean_loss = total_loss / tokens

@@ -1,15 +1,22 @@
 """A device -> the floating-point operations a second it can do at most, which model FLOPs utilisation (MFU) is against.
 
 They are the maker's data sheet's where the device is known by name, else the rate of a large matrix product measured on
-this host, and marked as such: a share of a measured rate reads higher than a share of a data sheet's.
+this host, and marked as such: a share of a measured rate reads higher than a share of a data sheet's. While other
+programs run, the product is slower than it can be: it is timed several times, and again later (`ThroughputCallback`).
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from hf_llm.hardware.devices import find_device
 from hf_llm.hardware.microbenchmarks import time_matrix_product
+
+CPU_SIDES = (512, 1024)  # rows of the matrices that are timed
+GPU_SIDE = 8192
+MEASUREMENTS = 3  # in turns, so that a short disturbance does not hit all of them
+QUIET_CORE_SHARE = 0.85  # below it, other programs took a part of the cores
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,18 @@ class PeakFlops:
     dtype: str
     measured: bool
     """Whether it was measured by timing a matrix product; otherwise it is from a data sheet."""
+    core_share: float = 1.0
+    """Share of its cores' time that a measurement on a CPU got; the rest went to other programs."""
 
     def __str__(self) -> str:
         source = "a matrix product measured here" if self.measured else "the data sheet"
-        return f"{self.flops / 1e12:,.3g} TFLOP/s in {self.dtype}, from {source}"
+        text = f"{self.flops / 1e12:,.3g} TFLOP/s in {self.dtype}, from {source}"
+        if self.core_share < QUIET_CORE_SHARE:
+            text += (
+                f", which got {self.core_share:.0%} of the cores' time: other programs run, so that MFU reads too high "
+                "until it is measured again"
+            )
+        return text
 
 
 def find_peak_flops(device: torch.device, dtype: torch.dtype) -> PeakFlops:
@@ -52,7 +67,22 @@ def find_listed_peak(name: str, dtype: torch.dtype, tf32: bool = False) -> PeakF
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> PeakFlops:
-    """Time square matrix products for about `seconds`, synchronised, and take the fastest. Draws no random numbers."""
-    side = 1024 if device.type == "cpu" else 8192
-    flops = 2 * side**3 / time_matrix_product(side, device, dtype, seconds)
-    return PeakFlops(flops, str(dtype).removeprefix("torch."), measured=True)
+    """Time square matrix products for about `seconds`, synchronised, and take the fastest. Draws no random numbers.
+
+    On a CPU two sizes are timed in turns, since which is faster depends on the caches and on what else runs.
+    """
+    sides = CPU_SIDES if device.type == "cpu" else (GPU_SIDE,)
+    rounds = MEASUREMENTS if device.type == "cpu" else 1
+    started = time.perf_counter()
+    started_on_cores = time.process_time()
+    flops = 0.0
+    for _ in range(rounds):
+        for side in sides:
+            product_seconds = time_matrix_product(side, device, dtype, seconds / rounds / len(sides))
+            flops = max(flops, 2 * side**3 / product_seconds)
+
+    core_share = 1.0
+    if device.type == "cpu":
+        core_seconds = torch.get_num_threads() * (time.perf_counter() - started)
+        core_share = min(1.0, (time.process_time() - started_on_cores) / core_seconds)
+    return PeakFlops(flops, str(dtype).removeprefix("torch."), measured=True, core_share=core_share)

@@ -304,7 +304,14 @@ def load_model(
             f"{path}: the model section has no place for {len(unused)} of its weights, {unused[0]} for one; give it "
             f"the switches and sizes of {Path(path) / 'config.json'}"
         )
+    enable_cache(model.config)
     return model
+
+
+def enable_cache(config: PreTrainedConfig) -> None:
+    """Let a model generate with a key-value cache again, which Trainer switches off in the config that it saves."""
+    if getattr(config, "use_cache", None) is False:
+        config.use_cache = True
 
 
 def check_objective(path: Path | str, wanted: str | None = CAUSAL) -> str:

@@ -11,6 +11,7 @@ from hf_llm.hardware.runtime import autocast_type
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import Cost, disk_bytes, estimate_cost
 from hf_llm.planning.memory_estimate import TrainingJob, count_parameters, estimate_tuning_peak
+from hf_llm.training.arguments import evaluation_interval
 from hf_llm.training.fault_tolerance.checkpoints import estimate_checkpoint_bytes
 
 # Stages that can be planned from rows. Those that sample their completions cannot: the length is not known before.
@@ -83,8 +84,13 @@ def plan_pretraining(section: Any, memory: int, optimizer_bytes: int, hardware: 
 
 def count_equivalent_tokens(section: Any, steps: int) -> float:
     """Count the training tokens that take as long as `steps` of the `pretrain` section with their evaluations."""
+    training = dict(section.training)
+    if not training.get("eval_steps"):  # as pretraining chooses it
+        interval = evaluation_interval(section.evaluation_tokens, section.tokens_per_step)
+        training["eval_steps"] = max(interval, training.get("logging_steps") or 10)
+
     # A forward pass is a third of the arithmetic.
-    evaluation_tokens = count_evaluations(section.training, steps) * section.evaluation_tokens / 3
+    evaluation_tokens = count_evaluations(training, steps) * section.evaluation_tokens / 3
     return steps * section.tokens_per_step + evaluation_tokens
 
 

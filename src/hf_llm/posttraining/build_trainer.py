@@ -26,7 +26,7 @@ from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.start_check import StartCheck
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
 from hf_llm.tokenization.chat_encoding import adapt_tool_calls, special_token_texts, tool_support
-from hf_llm.training.arguments import build_training_arguments
+from hf_llm.training.arguments import build_training_arguments, choose_evaluation_interval
 from hf_llm.training.train_and_save import ROWS_FOLDER
 
 # The folder, among the cached rows, of a starting model that was an adapter.
@@ -92,6 +92,9 @@ def build_trainer(
         eval_strategy="epoch",
         **defaults,
     )
+
+    rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    choose_evaluation_interval(arguments, section.training, len(rows[1]), rows_per_step)
 
     with arguments.main_process_first(local=False, desc="writing the rows"):
         train, digest = cache_rows_on_disk(rows[0], output.path / ROWS_FOLDER)

@@ -4,12 +4,15 @@ Both sample a group of completions of each prompt, and train on how the completi
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
@@ -35,6 +38,7 @@ from hf_llm.posttraining.reward_functions import (
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
+from hf_llm.posttraining.trl_metrics import TrlEvaluation
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.train_and_save import train_and_save
 
@@ -61,21 +65,51 @@ class GroupSampler(Sampler[int]):
         return iter(self.sampler)
 
 
-class GroupTrainer(CompletionScores):
+@dataclass
+class ScoredCompletion:
+    """What an evaluation logs of one sampled completion."""
+
+    rewards: list[float]
+    """By reward function; NaN where it returned None."""
+    length: int
+    """In tokens."""
+    ended: bool
+    """Whether it ends with an end token, not at the limit."""
+    share: float
+    """How much it counts: less than 1 where other processes complete the same prompt again."""
+
+
+class GroupTrainer(TrlEvaluation, CompletionScores):
     """Base class that makes TRL's GRPO or RLOO trainer resume bit for bit; list it before the trainer.
 
     A checkpoint holds the completions that are still to be trained on. An evaluation draws its own random numbers, the
-    same each time.
+    same each time; its rewards and lengths are means over all `eval_completions`, KL and entropy over their tokens.
     """
+
+    loss_unit = "completions"
+    default_unit = "completions"
+    logged_units = ("completions",)
+    unit_of_metric: ClassVar = {
+        "kl": "tokens",
+        "entropy": "tokens",
+        "clip_ratio/low_mean": "tokens",
+        "clip_ratio/high_mean": "tokens",
+        "clip_ratio/region_mean": "tokens",
+    }
+
+    _scored: list[ScoredCompletion]  # this process's completions of an evaluation
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
+        self.evaluation_group = self.num_generations_eval
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is not None:
                 model.register_forward_pre_hook(add_position_ids, with_kwargs=True)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> GroupSampler:
         return GroupSampler(super()._get_train_sampler(dataset), self)
+
+    # ---- checkpoints
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -112,16 +146,75 @@ class GroupTrainer(CompletionScores):
             prompt_ids.append(ids)
         return prompt_ids, None, {}
 
-    def _calculate_rewards(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        rewards = super()._calculate_rewards(*arguments, **keywords)  # completions, functions
-        check_every_completion_scored(rewards.T, self.reward_funcs)
+    # ---- evaluation
+
+    def evaluation_loop(self, *arguments: Any, **keywords: Any) -> Any:
+        self._scored = []
+        return super().evaluation_loop(*arguments, **keywords)
+
+    def count_units(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
+        """Return the `completions` of a batch and their `tokens`."""
+        mask = inputs["completion_mask"]
+        return {"completions": len(mask), "tokens": mask.sum()}
+
+    def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Any:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_every_completion_scored(rewards.T, self.reward_funcs)  # completions, functions
+        if not self.model.training:
+            first = self.accelerator.process_index * len(prompts)  # `rewards` are those of all processes
+            own_rewards = rewards[first : first + len(prompts)].tolist()
+            end_tokens = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+            share = 1 / self.evaluation_copies
+            for values, ids in zip(own_rewards, completion_ids_list, strict=True):
+                self._scored.append(ScoredCompletion(values, len(ids), ids[-1] in end_tokens, share))
         return rewards
 
-    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        device = self.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.args.seed + self.args.process_index)
-            return super().evaluate(*arguments, **keywords)
+    def summarize_evaluation(self) -> dict[str, float]:
+        scored = gather_object(self._scored)
+        return super().summarize_evaluation() | self._summarize_completions(scored)
+
+    def _summarize_completions(self, scored: list[ScoredCompletion]) -> dict[str, float]:
+        """Return what TRL logs of rewards and lengths, of all completions; names without values are dropped."""
+        shares = np.array([completion.share for completion in scored])
+        lengths = np.array([completion.length for completion in scored], float)
+        ended = np.array([completion.ended for completion in scored])
+        rewards = np.array([completion.rewards for completion in scored])  # completions, functions
+
+        is_scored = ~np.isnan(rewards).all(axis=1)
+        totals = np.nansum(rewards * self.reward_weights.cpu().numpy(), axis=1)
+
+        summary = {
+            "completions/mean_length": np.average(lengths, weights=shares),
+            "completions/min_length": lengths.min(),
+            "completions/max_length": lengths.max(),
+            "completions/clipped_ratio": np.average(~ended, weights=shares),
+        }
+        for name in ("mean", "min", "max"):
+            summary[f"completions/{name}_terminated_length"] = 0.0  # as TRL has it where none ended
+        if ended.any():
+            summary["completions/mean_terminated_length"] = np.average(lengths[ended], weights=shares[ended])
+            summary["completions/min_terminated_length"] = lengths[ended].min()
+            summary["completions/max_terminated_length"] = lengths[ended].max()
+
+        if is_scored.any():
+            mean, deviation = weighted_moments(totals[is_scored], shares[is_scored])
+            summary |= {"reward": mean, "reward_std": deviation}
+        for name, values in zip(self.reward_func_names, rewards.T, strict=True):
+            has_value = ~np.isnan(values)
+            if has_value.any():
+                mean, deviation = weighted_moments(values[has_value], shares[has_value])
+                summary |= {f"rewards/{name}/mean": mean, f"rewards/{name}/std": deviation}
+        return {name: float(value) for name, value in summary.items()}
+
+
+def weighted_moments(values: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
+    """Return the mean and the sample deviation of values that count by their shares; of a single one, 0 deviation."""
+    count = shares.sum()
+    mean = np.average(values, weights=shares)
+    if count <= 1:
+        return float(mean), 0.0
+    variance = np.average((values - mean) ** 2, weights=shares) * count / (count - 1)
+    return float(mean), float(np.sqrt(variance))
 
 
 class ResumableGRPOTrainer(GroupTrainer, GRPOTrainer):
@@ -130,6 +223,8 @@ class ResumableGRPOTrainer(GroupTrainer, GRPOTrainer):
 
 class ResumableRLOOTrainer(GroupTrainer, RLOOTrainer):
     """REINFORCE with the mean reward of the prompt's other completions as baseline."""
+
+    unit_of_metric: ClassVar = {"kl": "tokens", "entropy": "tokens"}  # its clipping is of whole completions
 
 
 def add_position_ids(
@@ -196,7 +291,10 @@ def train_group_policy(
 
     attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
     trainer.add_callback(ConstantRewardWarning(trainer, functions))
-    headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
+    headline = (
+        "reward {eval_reward:.3f} on {eval_completions:,} held-out completions "
+        "of {eval_completions/mean_length:.0f} tokens"
+    )
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
     measure = partial(warn_of_no_effect, trainer)

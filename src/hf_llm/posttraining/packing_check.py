@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, Trainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_llm.core.errors import UserError
+from hf_llm.model.evaluation_mode import evaluation_mode
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
 EXAMPLE_TOKENS = 8  # the length of each of the two examples that are packed for the check
@@ -42,17 +43,15 @@ def can_packed_examples_attend(model: PreTrainedModel) -> bool:
     first_examples = (range(EXAMPLE_TOKENS), range(EXAMPLE_TOKENS, 2 * EXAMPLE_TOKENS))
     second_example = range(EXAMPLE_TOKENS)
 
-    was_training = model.training
-    model.eval()
     logits = []
-    for first_example in first_examples:
-        row = {"input_ids": [*first_example, *second_example], "seq_lengths": [EXAMPLE_TOKENS, EXAMPLE_TOKENS]}
-        batch = collate([row])
-        batch.pop("labels")
-        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        outputs = model(**batch, use_cache=False)
-        logits.append(outputs.logits[0, EXAMPLE_TOKENS:].float())
-    model.train(was_training)
+    with evaluation_mode(model):
+        for first_example in first_examples:
+            row = {"input_ids": [*first_example, *second_example], "seq_lengths": [EXAMPLE_TOKENS, EXAMPLE_TOKENS]}
+            batch = collate([row])
+            batch.pop("labels")
+            batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            outputs = model(**batch, use_cache=False)
+            logits.append(outputs.logits[0, EXAMPLE_TOKENS:].float())
 
     change = (logits[0] - logits[1]).abs().max()
     return bool(change > MIN_LOGIT_CHANGE * logits[0].std())

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
@@ -13,34 +14,45 @@ from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
 from hf_llm.model.load import load_reward_model
 from hf_llm.posttraining.overlong_rows import fit_rows
 from hf_llm.posttraining.sections import PostTrainingSection
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 from hf_llm.tokenization.chat_encoding import encode_chat
 
 
-class PairwiseRewardTrainer(RewardTrainer):
-    """RewardTrainer that logs accuracy and margin over all held-out pairs, with 95% intervals."""
+class PairwiseRewardTrainer(TrlMetrics, RewardTrainer):
+    """RewardTrainer whose evaluation logs accuracy and margin over all held-out pairs, with 95% intervals."""
 
-    _pair_scores: list[torch.Tensor] | None = None  # of this evaluation, one tensor (pairs x 2) for each batch
+    loss_unit = "pairs"
+    default_unit = "pairs"
+    logged_units = ("pairs",)
 
-    def prediction_step(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> tuple:
-        with torch.no_grad():
-            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        scores = outputs.logits.float().view(2, -1).T.contiguous()  # pairs x 2: chosen, rejected
-        gathered = self.accelerator.gather_for_metrics(scores).cpu()
-        self._pair_scores = [*(self._pair_scores or []), gathered]
-        return loss.detach(), None, None
+    # Of this evaluation: the pairs' scores (chosen, rejected) that this process is to count, each pair once.
+    _pair_scores: list[list[float]]
 
-    def take_evaluation_metrics(self) -> dict[str, float]:
-        """Forget what was collected for an evaluation's log entry, which is of single pairs."""
-        self._pair_scores = None
-        self._metrics["eval"].clear()
-        return {}
+    def evaluation_loop(self, *arguments: Any, **keywords: Any) -> Any:
+        self._pair_scores = []
+        return super().evaluation_loop(*arguments, **keywords)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._pair_scores:
-            statistics = pair_statistics(torch.cat(self._pair_scores))
-            self._metrics["eval"] |= {name: [value] for name, value in statistics.items()}
-            self._pair_scores = None
-        super().log(logs, start_time)
+    def count_units(self, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Return the `pairs` of a batch; it has a row for each completion."""
+        return {"pairs": len(inputs["input_ids"]) // 2}
+
+    def measure_batch(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Add a batch's loss to the evaluation's sums, and keep its scores."""
+        loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self.take_metrics("eval")  # `pair_statistics` has them
+        pairs = self.count_units(inputs)["pairs"]
+        self.add_to_evaluation("loss", loss, pairs)
+
+        is_counted_elsewhere = self.evaluation_copies > 1 and self.accelerator.process_index > 0
+        if not is_counted_elsewhere:
+            scores = outputs.logits.double().view(2, -1).T  # pairs x 2
+            self._pair_scores += scores.tolist()
+        return loss
+
+    def summarize_evaluation(self) -> dict[str, float]:
+        # Sorted, since the interval's resamples depend on the order.
+        scores = torch.tensor(sorted(gather_object(self._pair_scores)), dtype=torch.float64)
+        return super().summarize_evaluation() | pair_statistics(scores)
 
 
 def pair_statistics(scores: torch.Tensor) -> dict[str, float]:
@@ -54,6 +66,8 @@ def pair_statistics(scores: torch.Tensor) -> dict[str, float]:
         "accuracy": correct / len(margins),
         "margin": margins.mean().item(),
         "mean_reward": scores.mean().item(),
+        "min_reward": scores.min().item(),
+        "max_reward": scores.max().item(),
         "reward_deviation": scores.std().item(),
         "pairs": len(margins),
     }

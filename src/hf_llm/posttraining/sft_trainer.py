@@ -7,10 +7,13 @@ from torch import nn
 from trl import SFTTrainer
 
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.posttraining.trl_metrics import TrlMetrics
 
 
-class SupervisedSFTTrainer(SFTTrainer):
+class SupervisedSFTTrainer(TrlMetrics, SFTTrainer):
     """SFTTrainer with the same loss and metrics, computed at the supervised positions alone.
+
+    An evaluation's loss, accuracy and entropy are means over all `eval_tokens` supervised tokens.
 
     TRL itself does so with Triton (on CUDA). Elsewhere it scores every position, questions and padding included, which
     are most of a row. benchmarks/tuning.py measures what this saves.

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.distributed import init_cpu_process_group
@@ -28,7 +28,7 @@ from hf_llm.parallel.layout import check_layout, enable_cpu_sharding, read_layou
 from hf_llm.training.fault_tolerance.auto_batch_size import check_auto_batch_size
 from hf_llm.training.hub_upload import create_repository
 from hf_llm.training.optimizers import build_arguments, check_optimizer
-from hf_llm.training.schedules import check_schedule
+from hf_llm.training.schedules import check_schedule, check_schedule_fits
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -36,6 +36,8 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 MICRO_BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
 
 BY_EPOCHS = -1  # Trainer's default of max_steps: num_train_epochs decides
+# Share of the arithmetic of training that evaluations may take where the recipe does not say how often to evaluate.
+MAX_EVALUATION_SHARE = 0.05
 
 # The keys of a DeepSpeed JSON that a recipe decides; a number there would disagree with it sooner or later.
 DEEPSPEED_KEYS_OF_RECIPE = (
@@ -81,6 +83,8 @@ def build_training_arguments(
         **settings,
         **choose_precision(settings, has_bf16(device)),
     }
+    if values.get("load_best_model_at_end") and not values.get("eval_steps"):
+        values["eval_steps"] = values["save_steps"]  # Trainer asks for an evaluation with every save
     check_half_precision(values, where)
     check_deepspeed_config(where)
     check_layout(read_layout(), where, device)
@@ -100,6 +104,8 @@ def build_training_arguments(
 
     check_optimizer(arguments, where)
     check_schedule(arguments, where)
+    if arguments.max_steps > 0:  # otherwise ScheduleCheck does once the steps are counted
+        check_schedule_fits(arguments, arguments.max_steps, where)
     enable_cpu_sharding(arguments)
     if arguments.push_to_hub and is_main_process():
         create_repository(arguments, where)
@@ -117,6 +123,65 @@ def check_training_length(settings: Settings, where: str) -> None:
     epochs = settings.get("num_train_epochs")
     if max_steps == BY_EPOCHS and epochs is not None and not 0 < epochs < math.inf:
         raise UserError(f"{where}.training.num_train_epochs: {epochs} trains nothing; write a number above 0")
+
+
+def choose_evaluation_interval(
+    arguments: TrainingArguments, settings: Settings, evaluation_size: int, step_size: int
+) -> None:
+    """Set `arguments.eval_steps` where the recipe's `settings` leave it out, and print it.
+
+    Trainer would evaluate with every log entry. Here evaluations take at most MAX_EVALUATION_SHARE of the arithmetic of
+    the steps, a forward pass being a third of a step's. Sizes are in tokens, or both in rows.
+    """
+    if arguments.eval_strategy != IntervalStrategy.STEPS or settings.get("eval_steps"):
+        return
+
+    interval = evaluation_interval(evaluation_size, step_size)
+    if arguments.logging_steps > interval:
+        interval = int(arguments.logging_steps)
+    if arguments.load_best_model_at_end and arguments.save_steps >= 1:
+        # The best step must have been saved: evaluate with the saves, or that many times between them.
+        save_steps = int(arguments.save_steps)
+        divisors = [steps for steps in range(1, save_steps + 1) if save_steps % steps == 0]
+        interval = min((steps for steps in divisors if steps >= interval), default=save_steps)
+
+    arguments.eval_steps = interval
+    print_main(
+        f"evaluating every {interval:,} steps, so that it takes at most {MAX_EVALUATION_SHARE:.0%} of the arithmetic; "
+        "training.eval_steps says otherwise"
+    )
+
+
+def evaluation_interval(evaluation_size: int, step_size: int) -> int:
+    """Return after how many steps of `step_size` an evaluation of `evaluation_size` is due (tokens, or both rows)."""
+    return max(1, math.ceil(evaluation_size / 3 / (MAX_EVALUATION_SHARE * step_size)))
+
+
+def describe_short_steps(windows: int, context: int, tokens_per_step: int, max_steps: int) -> str:
+    """Return a sentence on the steps that take fewer tokens than `tokens_per_step`; "" where there are none.
+
+    Those are the last steps of the passes over the training split, which has `windows` of `context` tokens. `max_steps`
+    is that of TrainingArguments.
+    """
+    windows_per_step = tokens_per_step // context
+    rest = windows % windows_per_step
+    if not rest:
+        return ""
+
+    tokens = windows * context
+    if windows < windows_per_step:
+        return (
+            f"pretrain.tokens_per_step is {tokens_per_step:,}, but the training split has {tokens:,} tokens in "
+            f"{windows:,} windows of {context:,}: each step takes all of them and no more. Lower tokens_per_step, or "
+            "add text"
+        )
+    ends_within_epoch = 0 < max_steps <= windows // windows_per_step
+    if ends_within_epoch:
+        return ""
+    return (
+        f"the last step of each pass over the training split takes {rest * context:,} tokens instead of "
+        f"{tokens_per_step:,}: its {tokens:,} tokens are {windows / windows_per_step:,.2f} steps"
+    )
 
 
 def refuse_hub_token(settings: Settings, where: str) -> None:

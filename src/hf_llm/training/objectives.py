@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
-from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
 from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective
 from hf_llm.parallel.layout import read_layout
@@ -184,29 +182,11 @@ def corrupt_windows(windows: Dataset, corruption: TokenMasking | SpanCorruption 
 
 
 def accuracy_arguments(objective: Objective) -> dict[str, Any]:
-    """Return Trainer's arguments that measure the token accuracy in an evaluation; none for a causal model.
+    """Return PretrainingTrainer's argument for the token accuracy of an evaluation; none for a causal model.
 
     The accuracy is the share of the tokens taken out that the model predicts.
     """
-    if objective.kind == CAUSAL:
-        return {}
-
-    def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-        is_counted = prediction.label_ids != IGNORE_INDEX
-        is_correct = prediction.predictions == prediction.label_ids
-        return {ACCURACY_KEYS[objective.kind]: float(is_correct[is_counted].mean())}
-
-    return {"compute_metrics": compute_accuracy, "preprocess_logits_for_metrics": likeliest_tokens}
-
-
-def likeliest_tokens(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Return the likeliest token at each position (B, T), given the logits (B, T, vocabulary).
-
-    Trainer keeps the result of every batch until an evaluation ends; logits would fill the memory.
-    """
-    if isinstance(logits, tuple):
-        logits = logits[0]
-    return logits.argmax(-1)
+    return {} if objective.kind == CAUSAL else {"accuracy_key": ACCURACY_KEYS[objective.kind]}
 
 
 def add_epoch_callback(trainer: Trainer) -> None:

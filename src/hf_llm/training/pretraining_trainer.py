@@ -17,12 +17,16 @@ from hf_llm.model.cross_entropy import LossTerms, training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import read_layout
 from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
+from hf_llm.training.exact_evaluation import ExactEvaluation
 from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
 from hf_llm.training.schedules import complete_scheduler_kwargs
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(ExactEvaluation, Trainer):
     """Trainer for a model that is trained on raw text.
+
+    An evaluation's loss is the mean over all label tokens, `eval_tokens` of them. With `accuracy_key` it also measures
+    which share of them is the likeliest token, and logs it under that key.
 
     Label smoothing (`args.label_smoothing_factor`) and `z_loss` are terms of the loss that is minimized, but not of the
     loss that is logged, so that this can be compared with evaluations and other runs. The minimized value is logged as
@@ -30,8 +34,15 @@ class PretrainingTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, *, z_loss: float = 0.0, **trainer_arguments: Any
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        z_loss: float = 0.0,
+        accuracy_key: str | None = None,
+        **trainer_arguments: Any,
     ):
+        self.accuracy_key = accuracy_key
         self.terms = LossTerms(label_smoothing=args.label_smoothing_factor, z_loss=z_loss)
         self.has_terms = any(self.terms)
         if self.has_terms and read_layout().sequence > 1:
@@ -175,6 +186,35 @@ class PretrainingTrainer(Trainer):
             added = compute_added_loss(self.terms, outputs.logits, inputs["labels"], shift) * weight
             loss = loss + (added - added.detach())  # adds the gradient of `added` and not its value
         return loss, added.detach(), outputs
+
+    # ---- an evaluation
+
+    def count_units(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the `tokens` of a batch that have a label, in this process."""
+        first_label = int(self._loss_shifts_labels)
+        return {"tokens": (inputs["labels"][:, first_label:] != IGNORE_INDEX).sum()}
+
+    def measure_batch(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Add a batch's loss, tokens and accuracy to the evaluation's sums."""
+        tokens = self.count_units(inputs)["tokens"]
+        labels = inputs["labels"]
+        items = None
+        if read_layout().context > 1:
+            # Each process of a group has a part of every window, so the count is made before the windows are cut.
+            items = self._get_num_items_in_batch([inputs], self.args.device)
+            tokens = items * self.evaluation_copies / self.accelerator.num_processes
+
+        cut_windows, inputs = self._prepare_context_parallel_inputs(model, inputs)
+        with cut_windows():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
+
+        self.add_to_evaluation("loss", loss, tokens)
+        self.add_to_evaluation("tokens", 1.0, tokens)
+        if self.accuracy_key is not None:
+            is_predicted = labels != IGNORE_INDEX  # B T
+            is_correct = outputs["logits"].argmax(-1) == labels  # B T
+            self.add_to_evaluation(self.accuracy_key, is_correct[is_predicted].float().mean(), tokens)
+        return loss
 
     def record_added_loss(self, added: torch.Tensor, ends_step: bool) -> None:
         """Remember for the log what the terms have `added` to the loss of a step, unless that is not finite."""

@@ -4,7 +4,14 @@ import math
 from typing import Any
 
 import torch
-from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers import (
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
@@ -12,6 +19,7 @@ from hf_llm.data.tokens.token_dataset import TokenWindows
 
 MIN_LR_RATE = 0.1  # a cosine with a minimum ends at this share of the peak learning rate
 DECAY_SHARE = 0.2  # warmup_stable_decay decays in this share of the steps (https://arxiv.org/abs/2405.18392)
+KINDS_WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU)
 KINDS_WITH_MINIMUM = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
 
 
@@ -73,6 +81,40 @@ def complete_scheduler_kwargs(arguments: TrainingArguments, steps: int) -> dict[
     if kind == SchedulerType.WARMUP_STABLE_DECAY:
         scheduler_kwargs.setdefault("num_decay_steps", round(DECAY_SHARE * steps))
     return scheduler_kwargs
+
+
+def check_schedule_fits(arguments: TrainingArguments, steps: int, where: str) -> None:
+    """Raise UserError, naming the recipe section `where`, for a warm-up that is longer than a training of `steps`.
+
+    Such a training would end before it reaches its learning rate. A warmup_stable_decay's decay needs room too.
+    """
+    kind = arguments.lr_scheduler_type
+    if kind in KINDS_WITHOUT_WARMUP:
+        return
+
+    warmup_steps = arguments.get_warmup_steps(steps)
+    if warmup_steps > steps:
+        raise UserError(
+            f"{where}.training.warmup_steps: the learning rate warms up for {warmup_steps:,} steps, and the training "
+            f"has {steps:,}; set warmup_steps to a share of it (0.05) or to fewer steps, or train longer"
+        )
+
+    decay_steps = (arguments.lr_scheduler_kwargs or {}).get("num_decay_steps", 0)
+    if kind == SchedulerType.WARMUP_STABLE_DECAY and warmup_steps + decay_steps > steps:
+        raise UserError(
+            f"{where}.training.lr_scheduler_kwargs.num_decay_steps: {decay_steps:,} steps of decay after "
+            f"{warmup_steps:,} of warm-up are more than the {steps:,} steps of the training; make one of them shorter"
+        )
+
+
+class ScheduleCheck(TrainerCallback):
+    """Refuse a schedule that does not fit before the first step, once the epochs' steps are counted."""
+
+    def __init__(self, section: str):
+        self.section = section  # of the recipe, for errors
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        check_schedule_fits(args, state.max_steps, self.section)
 
 
 def check_schedule(arguments: TrainingArguments, where: str) -> None:

@@ -217,11 +217,16 @@ class ModelParallelTrainer(PretrainingTrainer):
             self._reduce_gradients()
         return loss
 
-    def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
+    def measure_batch(self, model: nn.Module, inputs: dict) -> torch.Tensor:
+        """Add a batch's loss and tokens to the evaluation's sums."""
         if self.layout.pipeline == 1:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        with torch.no_grad():
-            return self._run_pipeline(model, inputs), None, None
+            return super().measure_batch(model, inputs)
+
+        loss = self._run_pipeline(model, inputs)
+        tokens = self.count_units(inputs)["tokens"]
+        self.add_to_evaluation("loss", loss, tokens)
+        self.add_to_evaluation("tokens", 1.0, tokens)
+        return loss
 
     def _run_pipeline(self, model: nn.Module, inputs: dict, items: torch.Tensor | None = None) -> torch.Tensor:
         """Run a batch through the pipeline and return its loss in every stage.

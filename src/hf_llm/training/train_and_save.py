@@ -18,12 +18,15 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.format import fill_headline
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
+from hf_llm.model.load import enable_cache
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import train_with_guards
 from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
+from hf_llm.training.schedules import ScheduleCheck
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +56,7 @@ def train_and_save(
     those that `measure` returns for the saved model (it gets those metrics, in the first process only). `spikes` says
     which updates to skip; None skips none. `facts` go into the manifest.
     """
+    trainer.add_callback(ScheduleCheck(STAGES[output.folder].module.rsplit(".", 1)[-1]))
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
     if not trainer.state.global_step:
         raise UserError(f"{output.folder}: no step was trained, so there is no model to save; check training.max_steps")
@@ -107,14 +111,17 @@ def shut_down_process_group(trainer: Trainer) -> None:
 def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
     """Return the log entry that evaluated the final model; None where there is none.
 
-    The final model is that of the last step, or with `load_best_model_at_end` that of the best step.
+    The final model is that of the last step, or with `load_best_model_at_end` that of the best step. An entry without
+    the counts that the trainer logs is of an older version, which took means over batches, and is not used.
     """
+    counts = [f"eval_{unit}" for unit in getattr(trainer, "logged_units", ())]
     final_step = trainer.state.global_step
     if trainer.args.load_best_model_at_end:
         final_step = trainer.state.best_global_step or final_step
 
     for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == final_step:
+        is_exact = all(count in entry for count in counts)
+        if "eval_loss" in entry and entry["step"] == final_step and is_exact:
             return entry
     return None
 
@@ -137,6 +144,7 @@ def save_model_folder(trainer: Trainer, folder: Path) -> None:
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     model = getattr(model, "policy", model)  # PPO trains a policy together with its critic, which is not kept
+    enable_cache(model.config)
 
     if isinstance(model, PeftModel):
         trainer.save_model(str(folder / "adapter"), _internal_call=True)  # an internal call pushes nothing yet

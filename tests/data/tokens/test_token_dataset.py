@@ -4,9 +4,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.tokens.byte_lengths import token_byte_lengths
 from hf_llm.data.tokens.token_dataset import TokenWindows
+from tests.tiny_models import tiny_tokenizer
 
 
 def tokens_folder(folder, sizes, dtype="uint16", split="train"):
@@ -73,6 +77,54 @@ def test_an_evaluation_can_be_limited_to_a_budget(tmp_path):
     assert len(windows) == 10 and len(windows.limit_tokens(1)) == 1 and len(windows.limit_tokens(10**9)) == 10
     with pytest.raises(IndexError):
         fewer[3]
+
+
+def write_texts(folder, texts, tokenizer, split="test"):
+    """One shard of these texts, an end of text after each, with the bytes of all together."""
+    ids = []
+    for text in texts:
+        ids += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    np.array(ids, "uint16").tofile(folder / f"{split}-00000.bin")
+    size = sum(len(text.encode()) for text in texts)
+    shard = {"file": f"{split}-00000.bin", "tokens": len(ids), "documents": len(texts), "bytes": size}
+    (folder / "index.json").write_text(json.dumps({"dtype": "uint16", "splits": {split: [shard]}}))
+    return ids
+
+
+def unigram_tokenizer():
+    """Characters as tokens, spaces written as in SentencePiece."""
+    letters = [*sorted(set("".join(MIXED).replace(" ", "▁"))), "▁the", "ing"]
+    vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -1.0) for letter in letters)]
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Metaspace(prepend_scheme="never")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+MIXED = ["the king is walking along the river " * 5, "国王沿着河边走" * 12, "le garçon mange une pêche à la crème " * 4]
+
+
+@pytest.mark.parametrize("make_tokenizer", [tiny_tokenizer, unigram_tokenizer])
+@pytest.mark.parametrize("budget", [64, 128, 10**6])
+def test_bits_per_byte_are_of_the_bytes_that_are_predicted(tmp_path, make_tokenizer, budget):
+    tokenizer = make_tokenizer()
+    write_texts(tmp_path, MIXED, tokenizer)
+    windows = TokenWindows(tmp_path, "test", 32).limit_tokens(budget)
+    by_average = windows.bytes_per_token
+    windows.measure_bytes(token_byte_lengths(tokenizer))
+
+    # The text before a window's end less that before its second token; an end of text has no bytes.
+    size, tokens = 0, 0
+    for window in windows:
+        labels = window["labels"][1:]
+        for number in labels.tolist():
+            token = tokenizer.convert_ids_to_tokens(number)
+            if number != tokenizer.eos_token_id:
+                size += len(token) if make_tokenizer is tiny_tokenizer else len(token.replace("▁", " ").encode())
+        tokens += len(labels)
+    assert windows.bytes_per_token == pytest.approx(size / tokens, rel=1e-9)
+    if make_tokenizer is unigram_tokenizer and budget == 64:
+        assert by_average > 1.1 * windows.bytes_per_token  # the first windows are English alone
 
 
 def test_too_few_tokens_for_one_window_is_an_error(tmp_path):

@@ -121,6 +121,28 @@ def test_the_key_of_mfu_names_the_peak_it_is_relative_to(make_trainer, clock, mo
     assert ("measured here" if measured else "data sheet") in capsys.readouterr().out
 
 
+def test_a_peak_measured_too_low_is_measured_again(make_trainer, clock, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "find_peak_flops", lambda device, dtype: PeakFlops(1e3, "float32", True))
+    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
+    trainer.add_callback(clock)
+    attach_callbacks(trainer, flops_per_token=50_000)
+    trainer.train()
+    assert all(0 <= mfu < 0.1 for mfu in logged_values(trainer, "mfu_of_measured_peak"))
+    said = capsys.readouterr().out
+    assert said.count("MFU is now measured against") == 1
+    assert "too high" not in said
+
+
+def test_mfu_above_one_is_said_once(make_trainer, clock, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "find_peak_flops", lambda device, dtype: PeakFlops(1e3, "float32", False))
+    trainer = make_trainer(Rows([8] * 4, 8), max_steps=2)
+    trainer.add_callback(clock)
+    attach_callbacks(trainer, flops_per_token=50_000)
+    trainer.train()
+    assert logged_values(trainer, "mfu") == [400, 400]
+    assert capsys.readouterr().out.count("MFU of 400.00: the training does more operations a second than the data") == 1
+
+
 def test_mfu_counts_the_flops_of_each_sequence_length(make_trainer, clock, monkeypatch):
     monkeypatch.setattr(throughput, "find_peak_flops", lambda device, dtype: PeakFlops(1e6, "float32", False))
     plain = make_trainer(Rows([8] * 6, 8), max_steps=3, logging_steps=3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_llm.training.fault_tolerance.checkpoint_callback import one_norm
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints, verify_checkpoint
 from tests.training.fault_tolerance.faults import (
     fill_disk,
@@ -161,3 +162,39 @@ def finite(checkpoint):
 def test_what_an_undisturbed_run_saves_is_finite(undisturbed):
     assert all(finite(checkpoint) for checkpoint in complete_checkpoints(undisturbed.folder))
     assert shutil.disk_usage(undisturbed.folder).free > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_whose_sum_no_half_can_hold_are_finite(dtype):
+    weights = torch.ones(1_000_000, dtype=dtype)  # their sum is 15 times the largest float16
+    assert torch.isfinite(one_norm(weights))
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        weights[-1] = bad
+        assert not torch.isfinite(one_norm(weights))
+
+
+def half_weight(trainer, value=1.0):
+    """Let the model have a large parameter in float16, as DeepSpeed's fp16 leaves it."""
+    weight = torch.full((100_000,), value, dtype=torch.float16)
+    trainer.model.register_parameter("large", torch.nn.Parameter(weight, requires_grad=False))
+
+
+def test_a_large_model_in_float16_is_saved(tmp_path):
+    done = run(tmp_path / "good", half_weight, max_steps=4)
+    assert done.code == 0, done.output
+    assert complete_checkpoints(tmp_path / "good")
+    done = run(tmp_path / "bad", partial(half_weight, value=float("inf")), max_steps=4)
+    assert done.code == 2 and "are not finite at step 4" in done.output
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_a_checkpoint_has_the_permissions_of_new_files(tmp_path, umask):
+    done = run(tmp_path / "base", partial(set_umask, umask=umask), max_steps=4)
+    assert done.code == 0, done.output
+    files = [path for path in (tmp_path / "base/checkpoint-4").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+def set_umask(trainer, umask):
+    os.umask(umask)

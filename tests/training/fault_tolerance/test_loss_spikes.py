@@ -65,6 +65,28 @@ def test_a_loss_that_hardly_moves_makes_no_spike_of_a_small_change():
     assert recent.find_outlier(2.5, 1.0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_quiet_run_keeps_its_healthy_updates_and_loses_its_spikes(seed):
+    draw = random.Random(seed)
+    recent = RecentSteps(SpikeSection())
+    for step in range(600):
+        loss = 2.4 - 1e-4 * step + draw.gauss(0, 0.002)
+        norm = abs(0.944 + draw.gauss(0, 0.009))
+        assert recent.find_outlier(loss, norm) == "", step
+        if step % 100 == 99:  # a batch that is a little unlike the others
+            assert recent.find_outlier(loss + 0.1, 1.151) == ""
+
+    assert recent.find_outlier(2.34, 3.0).startswith("gradient norm 3 is above 2.")
+    assert recent.find_outlier(3.0, 0.944).startswith("loss 3 is above 2.6")
+    assert recent.find_outlier(2.34, 0.95) == ""
+
+
+def test_a_loss_near_zero_may_move_a_little():
+    recent = RecentSteps(SpikeSection())
+    assert not any(steps(recent, [0.01] * 100 + [0.02, 0.1]))
+    assert recent.find_outlier(1.0, 1.0)
+
+
 def test_its_memory_survives_being_written_down():
     recent, other = RecentSteps(SOON), RecentSteps(SOON)
     steps(recent, usual(20))

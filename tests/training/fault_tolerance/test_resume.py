@@ -3,10 +3,12 @@ import shutil
 from functools import partial
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from hf_llm.core.errors import UserError
 from hf_llm.training.fault_tolerance.checkpoints import write_checkpoint_manifest
-from hf_llm.training.fault_tolerance.resume import check_engine
+from hf_llm.training.fault_tolerance.resume import check_engine, find_missing_weights
 from tests.training.fault_tolerance.faults import (
     EVERY,
     STEPS,
@@ -42,6 +44,47 @@ def kill_in_step_7(trainer):
 
 def kill_rank_1_in_step_7(trainer):
     kill_in_step(trainer, 7, rank=1)
+
+
+def tied_trainer(folder, **changes):
+    """A trainer of a model whose head is its embedding: a checkpoint holds their weight once."""
+    trainer = tiny_trainer(folder, **changes)
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**trainer.model.config.to_dict(), "tie_word_embeddings": True})
+    return Trainer(
+        LlamaForCausalLM(config), trainer.args, train_dataset=trainer.train_dataset, eval_dataset=trainer.eval_dataset
+    )
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_no_weight_of_a_tied_model_is_called_missing(tmp_path, best):
+    changes = {"build": tied_trainer}
+    if best:
+        changes |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}
+    whole = run(tmp_path / "whole", **changes)
+    assert run(tmp_path / "base", kill_in_step_7, **changes).code == -9
+    again = run(tmp_path / "base", **changes)
+    assert "resuming at step 4" in again.output
+    assert again.outcome["weights"] == whole.outcome["weights"]
+    assert "missing keys" not in whole.output + again.output
+
+
+def test_a_weight_that_is_missing_under_all_its_names_is_called_missing():
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            tie_word_embeddings=True,
+        )
+    )
+    both = ["lm_head.weight", "model.embed_tokens.weight"]
+    assert find_missing_weights(model, both[:1]) == []
+    assert find_missing_weights(model, both) == both
+    assert find_missing_weights(model, ["lm_head.weight", "model.norm.weight"]) == ["model.norm.weight"]
+    assert find_missing_weights(model, ["of.nothing"]) == ["of.nothing"]
 
 
 def test_two_runs_with_one_seed_are_bit_equal(undisturbed, tmp_path):

@@ -3,6 +3,7 @@ import math
 from functools import partial
 
 import pytest
+import torch
 
 from hf_llm.training.fault_tolerance.checkpoints import complete_checkpoints
 from tests.training.fault_tolerance.faults import infinite_gradient, kill_in_step, nan_loss, run
@@ -87,3 +88,29 @@ def test_a_nan_on_one_of_two_ranks_is_dropped_by_both(tmp_path):
     assert ended.codes == [0, 0]
     assert ended.output.count("update dropped (1 so far)") == 1
     assert all_finite(logged(tmp_path / "base"))
+
+
+def scale_losses(trainer):
+    """Train with the loss scaler of fp16, on a CPU."""
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+
+def infinite_gradients(trainer, first, last):
+    """Put an infinity into a gradient of every step from `first` to `last`."""
+    for step in range(first, last + 1):
+        infinite_gradient(trainer, step)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "sgd"])
+def test_a_scaler_that_finds_no_finite_scale_stops_the_run(tmp_path, optimizer):
+    settings = {"max_steps": 40, "save_steps": 4, "optim": optimizer}
+    done = run(tmp_path / "base", scale_losses, partial(infinite_gradients, first=5, last=40), **settings)
+    assert done.code == 2
+    assert "the gradients were not finite in 30 updates in a row, up to step 34, however small the scale" in done.output
+    assert "none of them changed the weights" in done.output
+    assert "train in bf16" in done.output
+
+
+def test_a_scaler_may_overflow_now_and_then(tmp_path):
+    done = run(tmp_path / "base", scale_losses, partial(infinite_gradients, first=2, last=20), max_steps=24)
+    assert done.code == 0, done.output

@@ -15,6 +15,7 @@ from hf_llm.data.tokens.mixing import StreamPlan
 from hf_llm.pipeline.tokens_folder import read_index
 
 MAX_OPEN_SHARDS = 32  # files that each process keeps open for a stream
+TOKENS_AT_ONCE = 1 << 22  # of a shard, while their bytes are added up
 _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 
@@ -34,7 +35,8 @@ class TokenWindows(Dataset):
       windows of a stage are shuffled here.
 
     `tokens` and `bytes` are totals of the split or the plan; after `limit_tokens`, those of the first windows, the
-    bytes in proportion. `bytes_per_token` converts a loss per token to bits per byte.
+    bytes in proportion. `bytes_per_token` converts a loss per token to bits per byte: on average over the split, or
+    after `measure_bytes` exactly that of the tokens which a model is asked to predict.
     """
 
     def __init__(self, folder: Path, split: str, length: int, seed: int = 0):
@@ -47,6 +49,7 @@ class TokenWindows(Dataset):
         self._streams = _open_streams(self.folder, index, split, seed)
         self.tokens = sum(stream.planned for stream in self._streams)
         self.bytes = round(sum(stream.bytes for stream in self._streams))
+        self._measured_bytes_per_token: float | None = None
 
         window_counts = [stream.planned // length for stream in self._streams]
         self._stream_ends = np.cumsum(window_counts, dtype=np.int64)  # (streams,) windows up to the end of each
@@ -81,13 +84,28 @@ class TokenWindows(Dataset):
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, the end-of-text tokens included."""
+        if self._measured_bytes_per_token is not None:
+            return self._measured_bytes_per_token
         return self.bytes / self.tokens
+
+    def measure_bytes(self, byte_lengths: np.ndarray) -> None:
+        """Set `bytes_per_token` to that of the labels in these windows, all tokens but the first of each.
+
+        `byte_lengths` (vocabulary,) are those of `token_byte_lengths`. Where they do not add up to the bytes of the
+        whole split, as with a tokenizer that normalises the text, all are scaled alike.
+        """
+        split_lengths = sum(stream.sum_lengths(byte_lengths) for stream in self._streams)
+        split_bytes = sum(stream.bytes for stream in self._streams)
+        labels = np.concatenate([self[i]["labels"][1:].numpy() for i in range(len(self))])
+        scale = split_bytes / split_lengths
+        self._measured_bytes_per_token = float(byte_lengths[labels].mean() * scale)
 
     def limit_tokens(self, tokens: int) -> "TokenWindows":
         """Return a data set of the first windows, at most `tokens` tokens but at least one window."""
         limited = copy.copy(self)
         limited._windows = min(self._windows, max(1, tokens // self.length))
         if limited._windows < self._windows:
+            limited._measured_bytes_per_token = None
             limited.tokens = limited._windows * self.length
             limited.bytes = round(limited.tokens * self.bytes_per_token)
         return limited
@@ -175,6 +193,15 @@ class _Stream:
             tokens[filled : filled + len(piece)] = piece
             filled += len(piece)
         return tokens
+
+    def sum_lengths(self, byte_lengths: np.ndarray) -> float:
+        """Return the sum of `byte_lengths` (vocabulary,) over the tokens of the stream, as often as it is read."""
+        total = 0.0
+        for shard in range(len(self.files)):
+            ids = self._open_map(shard)
+            for start in range(0, len(ids), TOKENS_AT_ONCE):
+                total += byte_lengths[ids[start : start + TOKENS_AT_ONCE]].sum()
+        return float(total) * self.planned / max(self.tokens, 1)
 
     def _open_map(self, shard: int) -> np.memmap:
         """Return the memory map of a shard. Only the last used stay open, since a process may open a limited number."""

@@ -12,8 +12,12 @@ from transformers import Trainer, TrainerCallback
 
 from hf_llm.core.console import print_main
 from hf_llm.hardware.memory_counters import memory_in_use
-from hf_llm.hardware.peak_flops import find_peak_flops
+from hf_llm.hardware.peak_flops import PeakFlops, find_peak_flops, measure_peak
 from hf_llm.parallel.layout import read_layout
+
+# How often a measured peak is measured again, and for how long: a thousandth of the training's time.
+SECONDS_BETWEEN_PEAKS = 60.0
+SECONDS_OF_PEAK = 0.06
 
 MAX_EXPONENT = math.log(sys.float_info.max)  # the loss whose perplexity is the largest that a float can hold
 
@@ -33,6 +37,7 @@ class ThroughputCallback(TrainerCallback):
     Time: from the fetch of the first batch to the log, without evaluation and saving.
 
     MFU: `mfu` is relative to a data sheet's peak, `mfu_of_measured_peak` to a matrix product timed on this machine.
+    Since other programs may run meanwhile, that is timed again every minute, between two steps, and the fastest counts.
     `flops_per_token` are those of forward and backward pass for one token, by sequence length where that changes;
     without it there is no MFU.
 
@@ -67,7 +72,10 @@ class ThroughputCallback(TrainerCallback):
         # Counted over all processes.
         self._trainer_tokens = 0  # the trainer's own count at the last log
         self._tokens_seen = 0.0  # since the training began
-        self._peak: tuple[float, str] | None = None  # peak FLOP/s of all processes, and the key to log the MFU by
+        self._peak: PeakFlops | None = None  # of this process's device
+        self._peak_of_all = 0.0  # peak FLOP/s of all processes
+        self._peak_measured_at = 0.0  # when this process's peak was last measured
+        self._warned_of_mfu = False
 
         # Trainer shows batches to no callback. `get_batch_samples` is its one public method that sees each batch, so it
         # is replaced on the instance.
@@ -101,10 +109,11 @@ class ThroughputCallback(TrainerCallback):
 
         self._peak = None
         if self.flops_per_token:
-            peak = find_peak_flops(args.device, _compute_dtype(args, model))
-            print_main(f"MFU is measured against {peak} ({args.device})")
-            key = "mfu_of_measured_peak" if peak.measured else "mfu"
-            self._peak = (sum_over_processes(peak.flops, args.device), key)
+            self._dtype = _compute_dtype(args, model)
+            self._peak = find_peak_flops(args.device, self._dtype)
+            self._peak_of_all = sum_over_processes(self._peak.flops, args.device)
+            self._peak_measured_at = time.perf_counter()
+            print_main(f"MFU is measured against {self._peak} ({args.device})")
 
     def on_step_end(self, args, state, control, **kwargs):
         self._pause_clock(args, control)
@@ -150,9 +159,42 @@ class ThroughputCallback(TrainerCallback):
         tokens_per_second = tokens / seconds
         values = {"tokens_per_second": round(tokens_per_second, 1), "tokens_seen": round(self._tokens_seen)}
         if self._peak:
-            peak, key = self._peak
-            values[key] = round(tokens_per_second * flops_per_token / peak, 4)
+            key = "mfu_of_measured_peak" if self._peak.measured else "mfu"
+            values[key] = round(self._compute_mfu(tokens_per_second * flops_per_token, device), 4)
         return values
+
+    def _compute_mfu(self, flops_per_second: float, device: torch.device) -> float:
+        """Return the share of all processes' peak, after measuring that again where it is due; say where it is above 1.
+
+        All processes call this together.
+        """
+        if self._peak.measured:
+            is_due = time.perf_counter() - self._peak_measured_at > SECONDS_BETWEEN_PEAKS
+            if is_due or flops_per_second > self._peak_of_all:
+                self._measure_peak_again(device)
+            self._peak_of_all = sum_over_processes(self._peak.flops, device)
+
+        mfu = flops_per_second / self._peak_of_all
+        if mfu > 1 and not self._warned_of_mfu:
+            self._warned_of_mfu = True
+            source = "the matrix product measured here" if self._peak.measured else "the data sheet"
+            print_main(
+                f"MFU of {mfu:.2f}: the training does more operations a second than {source} says is possible. "
+                "Other programs took the device while it was measured, or it is another device: read MFU as too high"
+            )
+        return mfu
+
+    def _measure_peak_again(self, device: torch.device) -> None:
+        """Measure this process's peak, and keep the higher one; the time counts to no step."""
+        started = time.perf_counter()
+        peak = measure_peak(device, self._dtype, SECONDS_OF_PEAK)
+        if peak.flops > self._peak.flops:
+            if peak.flops > 1.1 * self._peak.flops:
+                print_main(f"MFU is now measured against {peak} ({device})")
+            self._peak = peak
+        self._peak_measured_at = time.perf_counter()
+        if self._pause_start is None:  # otherwise all the time up to the next fetch is left out
+            self._excluded_seconds += self._peak_measured_at - started
 
     def _convert_losses(self, logs: dict[str, float]) -> dict[str, float]:
         """Convert the losses in a log entry, nats per token, to perplexity and bits per byte."""

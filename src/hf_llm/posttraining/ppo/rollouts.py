@@ -75,16 +75,18 @@ def sample_completions(
     temperature: float,
     stops: list[int],
     pad: int,
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],
     suppressed: list[int] | None = None,
 ) -> Completions:
     """Sample a completion of at most `limit` tokens to each prompt, all in one batch with a key-value cache.
+
+    `generator` is one for all prompts; or a list with one for each, so that a completion does not depend on the others.
 
     There is no top-k or top-p: tokens come from the model's full distribution at `temperature`, so the probabilities
     returned with them are those PPO needs. Ids in `suppressed`, which have no token, are never drawn. Rows that have
     ended are removed from the batch now and then.
     """
-    device = generator.device
+    device = generator[0].device if isinstance(generator, list) else generator.device
     queries, query_mask = pad_left(prompts, pad, device)  # N P
     count = len(prompts)
     stop_tokens = torch.tensor(stops, device=device)
@@ -116,7 +118,11 @@ def sample_completions(
         if suppressed:
             drawable = distribution.clone()
             drawable[:, suppressed] = 0
-        sampled = torch.multinomial(drawable, 1, generator=generator)  # B 1
+        if isinstance(generator, list):
+            active_generators = [generator[row] for row in rows.tolist()]
+            sampled = sample_by_row(drawable, active_generators)  # B 1
+        else:
+            sampled = torch.multinomial(drawable, 1, generator=generator)  # B 1
 
         finite_logs = log_distribution.clamp(min=torch.finfo(log_distribution.dtype).min)  # 0 * -inf would be NaN
         tokens[rows, t] = sampled[:, 0]
@@ -153,6 +159,19 @@ def sample_completions(
         entropy=entropy[:, :longest] * mask,
         ended=ended,
     )
+
+
+def sample_by_row(distribution: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """Draw a token for each row of `distribution` (B V) with its own generator, by the inverse of its sums; return B 1.
+
+    In double precision, since the sums of a large vocabulary would round in float32.
+    """
+    device = distribution.device
+    double = torch.float32 if device.type == "mps" else torch.float64  # MPS has no double precision
+    draws = [torch.rand(1, generator=generator, device=device, dtype=double) for generator in generators]
+    sums = distribution.to(double).cumsum(dim=-1)  # B V
+    points = torch.stack(draws) * sums[:, -1:]  # B 1
+    return torch.searchsorted(sums, points, right=True).clamp(max=distribution.shape[-1] - 1)
 
 
 def pad_left(texts: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,6 +47,7 @@ from hf_llm.posttraining.ppo.rollouts import (
 )
 from hf_llm.posttraining.reward_functions import RewardFunction, reward_columns, score_completions
 from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.training.exact_evaluation import ExactEvaluation
 
 # Part of a random generator's seed, so that training and evaluation draw different numbers.
 TRAINING = 0
@@ -149,7 +150,7 @@ class PPOConfig(TrainingArguments):
         return self.num_ppo_epochs * self.num_mini_batches
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(ExactEvaluation, Trainer):
     """Train `model` to complete the `prompt` (a message list) of each row so that `reward_functions` give a high sum.
 
     With `peft_config` the reference is the model with its adapter switched off, without one a frozen copy. `critic` is
@@ -157,6 +158,7 @@ class PPOTrainer(Trainer):
     on the policy. Raises UserError where no prompt leaves room for a completion.
     """
 
+    logged_units = ("completions",)
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch
 
     def __init__(
@@ -209,8 +211,8 @@ class PPOTrainer(Trainer):
         self.scale = RunningScale(torch.zeros(3, dtype=torch.float64, device=args.device))
         self.rollout: Rollout | None = None
         self._micro_step = 0  # micro-batches since the last optimizer step
-        # By mode and name, the sum and the count in this process of a number whose mean goes into the next log entry.
-        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        # By name, the sum and the count in this process of a number whose mean goes into training's next log entry.
+        self._log_sums: dict[str, torch.Tensor] = {}
 
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[torch.nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(*arguments, **keywords)
@@ -234,8 +236,7 @@ class PPOTrainer(Trainer):
         return self.state.global_step // self._steps_per_epoch
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        row_numbers = range(len(self.eval_dataset))
-        return self._get_dataloader(row_numbers, "Evaluation", self.args.eval_batch_size, self._get_eval_sampler)
+        return self.load_evaluation_rows(range(len(self.eval_dataset)), self.data_collator)
 
     # ---- training
 
@@ -245,7 +246,13 @@ class PPOTrainer(Trainer):
         return loss
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the next micro-batch of the rollout, after sampling a new rollout where the last one is used up."""
+        """Return the next micro-batch of the rollout, after sampling a new rollout where the last one is used up.
+
+        An evaluation's inputs are row numbers, which stay as they are.
+        """
+        if not self.actor_critic.training:
+            return inputs
+
         args = self.args
         step_in_rollout = self.state.global_step % args.steps_per_rollout
         is_used_up = step_in_rollout == 0 and self._micro_step == 0
@@ -277,7 +284,6 @@ class PPOTrainer(Trainer):
         with torch.no_grad():
             log_ratio = (inputs["log_probs"] - log_probs) * mask  # of the sampling policy to the present one
             self._add_to_log(
-                "train",
                 mask.sum(),
                 policy_loss=policy_sum,
                 value_loss=value_sum,
@@ -323,13 +329,13 @@ class PPOTrainer(Trainer):
 
         # Logs. Tokens per second are computed from `num_input_tokens_seen`.
         kl = kl_estimate(log_probs, reference_log_probs, args.kl_estimator) * mask
-        self._log_completions("train", completions, scores, kl)
+        columns = self._describe_completions(completions, scores, kl)
+        self._add_to_log(len(completions.mask), **{name: column.sum() for name, column in columns.items()})
         tokens_seen = reduce(completions.query_mask.sum() + mask.sum(), "sum")
         self.state.num_input_tokens_seen += int(tokens_seen)
         return_variance = returns[mask].var()
         unexplained_variance = (returns - values)[mask].var()
         self._add_to_log(
-            "train",
             1,
             return_variance=return_variance,
             unexplained_variance=unexplained_variance,
@@ -354,8 +360,12 @@ class PPOTrainer(Trainer):
             tokens_per_step=tokens_per_step,
         )
 
-    def _sample_and_score(self, batch: dict[str, list], generator: torch.Generator) -> tuple[Completions, torch.Tensor]:
+    def _sample_and_score(
+        self, batch: dict[str, list], generator: torch.Generator | list[torch.Generator]
+    ) -> tuple[Completions, torch.Tensor]:
         """Sample a completion of each prompt in `batch` (columns of rows), and score it by each reward function.
+
+        `generator` is one for all prompts, or a list with one for each.
 
         Returns the completions, and their scores (functions, completions).
         """
@@ -443,27 +453,34 @@ class PPOTrainer(Trainer):
 
     # ---- evaluation
 
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *arguments: Any, **keywords: Any
-    ) -> tuple[torch.Tensor, None, None]:
-        """Complete held-out prompts, with the same random numbers each time.
+    def measure_batch(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Complete held-out prompts, and add their rewards to the evaluation's sums.
 
-        The loss is the negative of the objective, which is the reward less the KL penalty.
+        A prompt gets the same random numbers each time and in any batch. The loss is the negative of the objective,
+        which is the reward less the KL penalty.
         """
         args = self.args
         rows = inputs["rows"].tolist()
-        generator = make_generator(args.device, args.seed, EVALUATION, rows[0])
-        completions, scores = self._sample_and_score(self.eval_dataset[rows], generator)
+        generators = [make_generator(args.device, args.seed, EVALUATION, row) for row in rows]
+        completions, scores = self._sample_and_score(self.eval_dataset[rows], generators)
         log_probs, _, reference_log_probs = self._score_tokens(completions, with_values=False)
         kl = kl_estimate(log_probs, reference_log_probs, args.kl_estimator) * completions.mask
-        self._log_completions("eval", completions, scores, kl)
+
         objective = scores.sum(0) - self.kl.coef * kl.sum(1)
-        return -objective.mean(), None, None
+        loss = -objective.mean()
+        columns = self._describe_completions(completions, scores, kl)
+        for name, column in columns.items():
+            self.add_to_evaluation(name, column.mean(), len(rows))
+        self.add_to_evaluation("loss", loss, len(rows))
+        self.add_to_evaluation("completions", 1.0, len(rows))
+        return loss
 
     # ---- logs
 
-    def _log_completions(self, mode: str, completions: Completions, scores: torch.Tensor, kl: torch.Tensor) -> None:
-        """Log the completions' mean reward, KL to the reference, length, entropy and share that ended."""
+    def _describe_completions(
+        self, completions: Completions, scores: torch.Tensor, kl: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return each completion's reward, KL to the reference, length, entropy per token, and whether it ended."""
         lengths = completions.mask.sum(1)
         columns = {
             "reward": scores.sum(0),
@@ -476,20 +493,15 @@ class PPOTrainer(Trainer):
             for function, scores_by_function in zip(self.reward_functions, scores, strict=True):
                 name = getattr(function, "__name__", repr(function))
                 columns[f"reward/{name}"] = scores_by_function
+        return {name: column.float() for name, column in columns.items()}
 
-        table = torch.stack([column.float() for column in columns.values()], dim=1)  # completions, names
-        if mode == "eval":
-            # The last batch of an evaluation is filled up with repeated rows, which this leaves out.
-            table = self.accelerator.gather_for_metrics(table)
-        self._add_to_log(mode, len(table), **dict(zip(columns, table.sum(0), strict=True)))
-
-    def _add_to_log(self, mode: str, count: torch.Tensor | int, **sums: torch.Tensor | float) -> None:
+    def _add_to_log(self, count: torch.Tensor | int, **sums: torch.Tensor | float) -> None:
         """Add sums over `count` tokens or completions; the next log entry holds `sum / count` over all processes."""
         for name, value in sums.items():
             sum_and_count = torch.stack([torch.as_tensor(number, dtype=torch.float64) for number in (value, count)])
-            if name in self._sums[mode]:
-                sum_and_count = self._sums[mode][name] + sum_and_count
-            self._sums[mode][name] = sum_and_count
+            if name in self._log_sums:
+                sum_and_count = self._log_sums[name] + sum_and_count
+            self._log_sums[name] = sum_and_count
 
     def take_evaluation_metrics(self) -> dict[str, float]:
         """Return the means over all processes that were collected for an evaluation's log entry, and forget them."""
@@ -499,14 +511,13 @@ class PPOTrainer(Trainer):
         return {name: value / count for name, (value, count) in totals.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode, prefix = ("eval", "eval_") if "eval_loss" in logs else ("train", "")
-        if self._sums[mode]:
-            sums_and_counts = torch.stack(list(self._sums[mode].values())).to(self.args.device)  # names, 2
+        is_evaluation = "eval_loss" in logs
+        if self._log_sums and not is_evaluation:
+            sums_and_counts = torch.stack(list(self._log_sums.values())).to(self.args.device)  # names, 2
             totals = reduce(sums_and_counts, "sum").cpu()
             means = (totals[:, 0] / totals[:, 1]).tolist()
-            for name, mean in zip(self._sums[mode], means, strict=True):
-                logs[prefix + name] = mean
-            self._sums[mode] = {}
+            logs.update(zip(self._log_sums, means, strict=True))
+            self._log_sums = {}
 
         if logs.get("return_variance"):
             logs["explained_variance"] = 1 - logs["unexplained_variance"] / logs["return_variance"]
@@ -526,7 +537,7 @@ class PPOTrainer(Trainer):
             save_file(critic_weights, folder / CRITIC_FILE)
 
         # The state of this process: running means, KL coefficient, scale of the scores, and the rollout in use.
-        state = {f"sums.{name}": sum_and_count for name, sum_and_count in self._sums["train"].items()}
+        state = {f"sums.{name}": sum_and_count for name, sum_and_count in self._log_sums.items()}
         state["kl_coef"] = torch.tensor(self.kl.coef, dtype=torch.float64)
         state["scale"] = self.scale.sums
         is_within_rollout = self.state.global_step % self.args.steps_per_rollout != 0
@@ -554,7 +565,7 @@ class PPOTrainer(Trainer):
         state = {name: tensor.to(self.args.device) for name, tensor in state.items()}
         self.kl.coef = state["kl_coef"].item()
         self.scale.sums = state["scale"]
-        self._sums["train"] = _strip_prefix(state, "sums.")
+        self._log_sums = _strip_prefix(state, "sums.")
         rollout = _strip_prefix(state, "rollout.")
         self.rollout = Rollout(**rollout) if rollout else None
 

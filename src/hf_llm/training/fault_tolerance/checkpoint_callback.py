@@ -127,13 +127,12 @@ class SaveGuard(TrainerCallback):
         for parameter_state in self.trainer.optimizer.state.values():
             tensors += [value for value in parameter_state.values() if torch.is_tensor(value)]
 
-        plain_tensors = []
+        norms = []
         for tensor in tensors:
             for part in plain_parts(tensor):
                 if part.is_floating_point() and part.numel():
-                    plain_tensors.append(part.detach())
-        norm = torch.nn.utils.get_total_norm(plain_tensors, norm_type=1)  # unlike the 2-norm, it does not overflow
-        is_bad = (~torch.isfinite(norm)).int().to(self.trainer.args.device)
+                    norms.append(one_norm(part.detach()).to(self.trainer.args.device))
+        is_bad = (~torch.isfinite(torch.stack(norms)).all()).int()
         return not reduce(is_bad, "max").item()
 
     def _check_disk_space(self) -> None:
@@ -183,6 +182,18 @@ class SaveGuard(TrainerCallback):
         if not usable:
             return "there is no checkpoint yet."
         return f"the same command resumes from step {checkpoint_step(usable[-1])}."
+
+
+def one_norm(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of magnitudes, which is not finite where any number of `tensor` is not finite.
+
+    It is summed in float32 at least: in float16 it would overflow at 65,504, which is fewer numbers than a large model
+    has. Unlike the 2-norm it does not overflow in float32; on a CPU the maximum takes twenty times as long.
+    """
+    if tensor.element_size() == 1:  # of 8 bits, for which there is no norm
+        tensor = tensor.float()
+    dtype = None if tensor.element_size() > 4 else torch.float32
+    return torch.linalg.vector_norm(tensor, ord=1, dtype=dtype)
 
 
 def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:

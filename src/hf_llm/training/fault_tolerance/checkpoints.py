@@ -16,6 +16,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import (
     MANIFEST_FILE,
+    apply_umask,
     digest_of,
     file_digest,
     file_digests,
@@ -64,7 +65,11 @@ def estimate_checkpoint_bytes(weights: int, trained: int, states: int, engine: s
 
 
 def write_checkpoint_manifest(checkpoint: Path, **entries: Any) -> None:
-    """Flush every file of `checkpoint` to the disk, then write its manifest: `entries` and the files' digests."""
+    """Flush every file of `checkpoint` to the disk, then write its manifest: `entries` and the files' digests.
+
+    The files get the permissions of new files (`apply_umask`).
+    """
+    apply_umask(checkpoint)
     for path in checkpoint.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

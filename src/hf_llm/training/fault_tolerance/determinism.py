@@ -1,7 +1,8 @@
 """Test whether a training's data are the same when they are read again, as a resume does."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -57,14 +58,24 @@ def _find_random_part(trainer: Trainer) -> str:
 
 def call_with_seed(function: Callable[[], Any], seed: int) -> Any:
     """Return `function()` with the generators of Python, numpy and torch (on the CPU) at `seed`; restore them after."""
+    with fixed_random_state(seed, torch.device("cpu")):
+        return function()
+
+
+@contextmanager
+def fixed_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Set the generators of Python, numpy and torch (on the CPU and on `device`) to `seed`; restore them at the end."""
     python_state = random.getstate()
     numpy_state = numpy.random.get_state()
+    cuda_devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=cuda_devices):
             random.seed(seed)
-            numpy.random.seed(seed)
+            numpy.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-            return function()
+            if cuda_devices:
+                torch.cuda.manual_seed(seed)
+            yield
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)

@@ -4,7 +4,7 @@ The guards are Trainer callbacks. docs/reliability.md lists the failures, what h
 """
 
 import os
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def train_with_guards(
     folder = Path(args.output_dir)
     check_launch(trainer)
     prepare_arguments(trainer)
+    expect_tied_weights(trainer)
     keep = max(MIN_CHECKPOINTS_KEPT, args.save_total_limit or keep)
     args.save_total_limit = None  # SaveGuard deletes old checkpoints
 
@@ -278,6 +279,35 @@ def prepare_arguments(trainer: Trainer) -> None:
     # At the end of `train` Trainer would wait for the upload of a checkpoint, before the model is saved. Here
     # `hub_upload.wait_for_uploads` waits after that. Replaced on the instance, since the trainer may be TRL's.
     trainer._finish_current_push = lambda: None
+
+
+def expect_tied_weights(trainer: Trainer) -> None:
+    """Let the trainer not call weights missing that a checkpoint holds under the name of those they are tied to.
+
+    Replaced on the instance, since the trainer may be TRL's.
+    """
+    warn = trainer._issue_warnings_after_load
+
+    @wraps(warn)
+    def issue_warnings_after_load(load_result: Any) -> None:
+        missing = find_missing_weights(trainer.model, load_result.missing_keys)
+        warn(load_result._replace(missing_keys=missing))
+
+    trainer._issue_warnings_after_load = issue_warnings_after_load
+
+
+def find_missing_weights(model: torch.nn.Module, keys: list[str]) -> list[str]:
+    """Return those of `keys`, missing from a state dict, whose tensor has no other name that the state dict has."""
+    names_of_tensor: dict[int, set[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names_of_tensor.setdefault(id(tensor), set()).add(name)
+
+    missing = []
+    for names in names_of_tensor.values():
+        if names <= set(keys):
+            missing += names
+    unknown = set(keys) - set().union(*names_of_tensor.values())
+    return sorted([*missing, *unknown])
 
 
 def check_shared_storage(trainer: Trainer, checkpoint: Path | None) -> None:

@@ -20,6 +20,10 @@ from hf_llm.training.fault_tolerance.preemption import SignalListener, let_worke
 
 MAX_BAD_UPDATES_IN_A_ROW = 5
 
+# In fp16 the loss scaler halves its scale after each update whose gradients are not finite, from 65,536 at first: about
+# 16 updates bring it to 1. After so many in a row it has found no scale at which they are finite.
+MAX_OVERFLOWS_IN_A_ROW = 30
+
 
 class StepGuard(TrainerCallback):
     """Drop an update that is not finite or is an outlier; save and stop once any process has received a signal.
@@ -45,12 +49,14 @@ class StepGuard(TrainerCallback):
         self.stop_signal = 0  # the signal that all processes agreed to stop for
         self.skipped = 0  # updates dropped since the training began
         self.bad_in_a_row = 0  # how many updates in a row were not finite, up to now
+        self.overflows_in_a_row = 0  # how many updates in a row the loss scaler has dropped, up to now
 
         self._drop_reason = ""  # why this step's update is dropped; empty where it is not
         self._log_is_due = False  # whether the log entry of a dropped step was postponed to the next step
         self._heartbeat = Heartbeat(Path(trainer.args.output_dir))
         self._grad_norm: torch.Tensor | float = 0.0  # this update's, before clipping
         self._micro_batches = 0  # micro-batches since the last update
+        self._loss_scale = 0.0  # of fp16's loss scaler, after the last update
 
         # Callbacks see neither the gradient norm before clipping nor the micro-batches, and the trainer may be anyone's
         # (TRL's too), so these two methods are replaced on the instance. docs/reliability.md lists what replaces what.
@@ -82,6 +88,9 @@ class StepGuard(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.skipped = max((entry.get("skipped_steps", 0) for entry in state.log_history), default=0)
         self.bad_in_a_row = 0
+        self.overflows_in_a_row = 0
+        scaler = self.trainer.accelerator.scaler
+        self._loss_scale = 0.0 if scaler is None else scaler.get_scale()
         self._drop_reason = ""
         self._log_is_due = False
         let_workers_exit_quietly(kwargs["train_dataloader"])
@@ -110,6 +119,36 @@ class StepGuard(TrainerCallback):
             self._drop_update(state, share_of_step)
 
         self._begin_update()
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Count the updates that the loss scaler drops; raise UserError after too many in a row."""
+        if not self._has_overflowed(args):
+            self.overflows_in_a_row = 0
+            return
+
+        self.overflows_in_a_row += 1
+        if self.overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
+            raise UserError(
+                f"the gradients were not finite in {self.overflows_in_a_row} updates in a row, up to step "
+                f"{state.global_step + 1}, however small the scale of the loss; none of them changed the weights. "
+                f"{self._last_good_checkpoint()}\n"
+                "  float16 holds no number above 65,504: train in bf16 where the device can, or in float32 "
+                "(fp16: false), or lower the learning rate."
+            )
+
+    def _has_overflowed(self, args: TrainingArguments) -> bool:
+        """Return whether the loss scaler has dropped this update; False without one.
+
+        It lowers its scale then. (accelerate does not see it with a fused optimizer, which drops the update itself.)
+        """
+        accelerator = self.trainer.accelerator
+        if self.trainer.is_deepspeed_enabled:
+            return bool(args.fp16 and accelerator.optimizer_step_was_skipped)
+        if accelerator.scaler is None:
+            return False
+        scale_before = self._loss_scale
+        self._loss_scale = accelerator.scaler.get_scale()
+        return self._loss_scale < scale_before
 
     def _begin_update(self) -> None:
         self._loss_before = self.trainer._tr_loss.clone()
