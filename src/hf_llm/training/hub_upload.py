@@ -19,7 +19,14 @@ T = TypeVar("T")
 UPLOAD_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError)  # RuntimeError: a large file failed
 RETRY_PAUSES_SECONDS = (2, 10, 30)  # before each new try
 SILENCE_SECONDS = 120.0  # give up when no byte comes from the Hub for so long; huggingface_hub would wait for ever
-IGNORED_FILES = ["checkpoint-*", "logs/*", "rows/*", "*.tmp", "run_status.json"]  # patterns of what is not uploaded
+IGNORED_FILES = [
+    "checkpoint-*",
+    "logs/*",
+    "rows/*",
+    "*.tmp",
+    "run_status.json",
+    "lock.json*",
+]  # patterns of what is not uploaded
 
 
 def create_repository(arguments: TrainingArguments, where: str) -> None:

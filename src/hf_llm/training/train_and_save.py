@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 
 from hf_llm.core.console import is_main_process
-from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
+from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
-from hf_llm.training.fault_tolerance.resume import train_with_guards
+from hf_llm.training.fault_tolerance.resume import ResumeTerms, train_with_guards
 from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
 
 if TYPE_CHECKING:
@@ -42,7 +42,14 @@ def train_and_save(
     those that `measure` returns for the saved model (it is called in the first process only). `spikes` says which
     updates to skip; None skips none. `facts` go into the manifest.
     """
-    train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
+    section = STAGES[output.folder].section
+    terms = ResumeTerms(
+        former_settings=output.former_settings,
+        extend=run.tree[section].get("extend", False),
+        section=section,
+        on_begin=output.accept_changes,
+    )
+    train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes, terms=terms)
     metrics = last_evaluation(trainer) or trainer.evaluate()
 
     save_model_folder(trainer, output.path)
@@ -109,8 +116,11 @@ def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
 
 
 def training_fingerprint(trainer: Trainer, output: StageOutput) -> dict[str, Any]:
-    """Return the settings and data that must be the same in a checkpoint and in the training that resumes from it."""
-    fingerprint = {"settings": digest_of(output.settings)}
+    """Return the settings and data that must be the same in a checkpoint and in the training that resumes from it.
+
+    Of the settings, those that change the arithmetic of a step (`list_changes`).
+    """
+    fingerprint = {"settings": output.settings}
     for name, digest in output.inputs.items():
         fingerprint[f"input {name}"] = digest
     fingerprint["samples per step"] = trainer.get_total_train_batch_size(trainer.args)

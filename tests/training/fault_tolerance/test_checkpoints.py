@@ -16,7 +16,14 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     write_checkpoint_manifest,
 )
 
-FILES = {"model.safetensors": 5000, "optimizer.pt": 9000, "trainer_state.json": 300, "global_step4/rank_1.pt": 700}
+FILES = {
+    "model.safetensors": 5000,
+    "optimizer.pt": 9000,
+    "scheduler.pt": 100,
+    "rng_state.pth": 200,
+    "trainer_state.json": 300,
+    "global_step4/rank_1.pt": 700,
+}
 
 
 def make(folder, step, sealed=True):
