@@ -6,6 +6,7 @@ All training stages share these steps: resume, train, evaluate, save, write mani
 import gc
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import ResumeTerms, train_with_guards
-from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
+from hf_llm.training.hub_upload import push_checkpoint, upload_model_folder, wait_for_uploads
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +44,7 @@ def train_and_save(
     updates to skip; None skips none. `facts` go into the manifest.
     """
     section = STAGES[output.folder].section
+    trainer._push_from_checkpoint = partial(push_checkpoint, trainer)  # Trainer's own would upload more than the model
     terms = ResumeTerms(
         former_settings=output.former_settings,
         extend=run.tree[section].get("extend", False),
