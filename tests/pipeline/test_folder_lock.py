@@ -17,7 +17,9 @@ from hf_llm.pipeline.folder_lock import LOCK_FILE, FolderLock, check_not_held, r
 
 def start(code: str, *arguments: str) -> subprocess.Popen:
     """A process that runs `code` with the lock's names imported."""
-    header = "import os, sys, time\nfrom hf_llm.pipeline.folder_lock import *\nfrom hf_llm.core.errors import UserError\n"
+    header = (
+        "import os, sys, time\nfrom hf_llm.pipeline.folder_lock import *\nfrom hf_llm.core.errors import UserError\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", header + textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -58,7 +60,9 @@ def test_a_second_process_is_refused_with_pid_host_and_remedy_until_the_first_ha
     process = start("FolderLock(sys.argv[1]).acquire(); print('has it', flush=True); time.sleep(60)", tmp_path)
     try:
         assert process.stdout.readline() == "has it\n"
-        with pytest.raises(UserError, match=rf"(?s)in use by process {process.pid} on .*since 20.*Wait for it, or stop"):
+        with pytest.raises(
+            UserError, match=rf"(?s)in use by process {process.pid} on .*since 20.*Wait for it, or stop"
+        ):
             FolderLock(tmp_path).acquire()
         with pytest.raises(UserError, match=str(process.pid)):
             check_not_held(tmp_path)
@@ -121,7 +125,9 @@ def test_a_holder_on_another_host_that_gives_a_sign_of_life_is_left_alone_and_th
     write_holder(tmp_path, host="elsewhere", pid=7)
     beat = "time.sleep(1); os.utime(sys.argv[1])"
     process = start(beat, tmp_path / LOCK_FILE)
-    with pytest.raises(UserError, match=r"(?s)process 7 on elsewhere, not this host.*sign of life \d+ s ago.*delete .*lock"):
+    with pytest.raises(
+        UserError, match=r"(?s)process 7 on elsewhere, not this host.*sign of life \d+ s ago.*delete .*lock"
+    ):
         FolderLock(tmp_path).acquire()
     process.communicate()
 

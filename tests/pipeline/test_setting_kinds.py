@@ -21,8 +21,8 @@ from hf_llm.pipeline.setting_kinds import (
     list_changes,
 )
 from hf_llm.posttraining.ppo.trainer import PPOConfig
-from hf_llm.pretrain import PretrainSection
 from hf_llm.ppo import PpoSection
+from hf_llm.pretrain import PretrainSection
 
 CLASSES = (TrainingArguments, SFTConfig, RewardConfig, DPOConfig, KTOConfig, GRPOConfig, RLOOConfig, PPOConfig)
 LISTS = (FREE_ARGUMENTS, FIXED_ARGUMENTS, BATCH_ARGUMENTS, HORIZON_ARGUMENTS)
@@ -84,7 +84,7 @@ HELPS_AFTER_A_FAULT = [
 @pytest.mark.parametrize(("key", "old", "new"), HELPS_AFTER_A_FAULT)
 def test_what_helps_after_a_fault_and_leaves_a_step_what_it_is_may_change(key, old, new):
     for before, after in (({key: old}, {key: new}), ({}, {key: new}), ({key: old}, {})):
-        if before.get(key) == "adamw_torch_fused" and not after or key.endswith("optim") and not before:
+        if (before.get(key) == "adamw_torch_fused" and not after) or (key.endswith("optim") and not before):
             continue  # another default
         assert {change.kind for change in list_changes(before, after)} <= {"free"}
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from hf_llm.pipeline.setting_kinds import Change, is_longer, kind_of, list_chang
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stage_inputs import BROUGHT_ALONG, list_inputs, record_local_files
 from hf_llm.pipeline.stages import MODELS, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.status import STATUS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,8 +45,9 @@ RecipeClass = TypeVar("RecipeClass", bound="DataclassInstance")
 
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
-# What stays in the folder of a finished training that is continued; the rest is kept beside it.
+# What stays in the folder of a finished training that is continued, and what goes on there as a copy.
 CONTINUED = ("checkpoint-*", "logs", LOCK_FILE + "*")
+COPIED = ("samples.jsonl", STATUS)
 
 
 @dataclass
@@ -149,7 +152,7 @@ class Run:
 
     def _find_own_problem(self, folder: str) -> str | None:
         recorded = read_manifest(self.folder(folder))
-        if recorded is None:
+        if recorded is None or self.is_longer_now(folder):
             return None
         return (
             self._describe_changes(folder, recorded)
@@ -162,7 +165,7 @@ class Run:
             if source is not None or name not in STAGES:
                 continue
             problem = self.find_problem(name, known)
-            if problem is None and self.is_longer_now(name):
+            if problem is None and self.is_longer_now(name) and not STAGES[folder].is_summary:
                 problem = (
                     f"{self.folder(folder)} was made from {self.folder(name)}, which is to be trained for longer.\n  "
                     + self._describe_remedy(folder)
@@ -499,7 +502,7 @@ class StageOutput:
             return
         self.write_begun()
         if self.extends:
-            kept = set_aside(self.path, keep=(*CONTINUED, BEGUN_FILE))
+            kept = set_aside(self.path, keep=(*CONTINUED, BEGUN_FILE), copied=COPIED)
             print_main(f"{self.path}: the model so far is kept as {kept.name}")
             self.extends = False
 
@@ -541,14 +544,19 @@ def next_free_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{number}")
 
 
-def set_aside(path: Path, keep: tuple[str, ...]) -> Path:
-    """Move what is in a folder to a new one beside it, except what matches a pattern of `keep`; return the new one."""
+def set_aside(path: Path, keep: tuple[str, ...], copied: tuple[str, ...] = ()) -> Path:
+    """Move what is in a folder to a new one beside it, and return that.
+
+    What matches a pattern of `keep` stays; the files called `copied` are copied.
+    """
     kept = next_free_path(path)
     kept.mkdir()
     # The manifest comes last: until then the old folder is the finished one.
     entries = sorted(path.iterdir(), key=lambda entry: entry.name == MANIFEST_FILE)
     for entry in entries:
-        if not any(entry.match(pattern) for pattern in keep):
+        if entry.name in copied:
+            shutil.copy2(entry, kept / entry.name)
+        elif not any(entry.match(pattern) for pattern in keep):
             entry.rename(kept / entry.name)
     return kept
 

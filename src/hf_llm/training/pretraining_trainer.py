@@ -17,8 +17,8 @@ from hf_llm.model.cross_entropy import LossTerms, training_objective
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import read_layout
 from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
-from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
 from hf_llm.training.fault_tolerance.horizon import complete_scheduler_kwargs
+from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
 
 
 class PretrainingTrainer(Trainer):

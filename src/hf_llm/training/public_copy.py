@@ -4,7 +4,6 @@ The weights are linked, not copied. The entries of the manifest for files that d
 """
 
 import json
-import os
 import re
 import tempfile
 from fnmatch import fnmatch

@@ -10,7 +10,9 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
 from hf_llm.monitoring.callbacks.integrations import choose_reporters, is_wandb_login_known
 from hf_llm.monitoring.callbacks.samples import SamplesSection
+from hf_llm.training.fault_tolerance.resume import train_with_guards
 from tests.monitoring.tiny_training import Rows
+from tests.training.fault_tolerance.faults import tiny_trainer
 
 SECRET = "hf_" + "Sx7" * 11
 
@@ -111,3 +113,27 @@ def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_pa
     assert run.name == "tiny"
     content = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
     assert b"tokens_per_second" in content
+
+
+def test_a_resumed_training_continues_its_wandb_run_and_another_training_has_its_own(tmp_path, monkeypatch):
+    """Offline, for real: both starts of a training leave files of one and the same run."""
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME", "HF_LLM_WANDB_RUN_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def train(folder, steps):
+        monkeypatch.setenv("WANDB_DIR", str(folder))
+        trainer = tiny_trainer(folder, max_steps=steps, report_to=["wandb"], lr_scheduler_type="constant")
+        train_with_guards(trainer, fingerprint={})
+        wandb.finish()
+        (newest,) = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")}
+        return newest, len(list((folder / "wandb").glob("offline-run-*")))
+
+    first, count = train(tmp_path / "a", 4)
+    assert count == 1
+    assert train(tmp_path / "a", 8) == (first, 2)
+    assert train(tmp_path / "b", 4)[0] != first
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    assert train(tmp_path / "c", 4)[0] == "chosen"

@@ -56,7 +56,7 @@ class ResumeTerms:
     """Continue for another number of steps, even where the learning rate was planned otherwise (`check_horizon`)."""
     section: str = "pretrain"
     """The section of the recipe, for errors."""
-    on_begin: Callable[[], None] = lambda: None
+    on_begin: Callable[[], None] | None = None
     """Called before the first step, once nothing speaks against it."""
 
 
@@ -129,7 +129,8 @@ def _train_in_locked_folder(
         def accept_length(steps: int, resumed_from: Path | None) -> None:
             if resumed_from is not None:
                 check_horizon(resumed_from, args, steps, terms.extend, terms.section)
-            terms.on_begin()
+            if terms.on_begin is not None:
+                terms.on_begin()
 
         step_guard = StepGuard(trainer, signals, spikes)
         save_guard = SaveGuard(trainer, identity, keep, step_guard.recent, accept_length)
