@@ -32,8 +32,10 @@ def variables(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "is_hidden"),
-    [("HUB_PAT", True), ("MY_PASSWORD", True), ("DB_URL_X", True), ("SHORT_KEY", False), ("DATA", False)]
-    + [("SIZE", False), ("WORD", False)],
+    [
+        *[("HUB_PAT", True), ("MY_PASSWORD", True), ("DB_URL_X", True)],
+        *[("SHORT_KEY", False), ("DATA", False), ("SIZE", False), ("WORD", False)],
+    ],
 )
 def test_a_value_that_looks_secret_is_replaced_by_its_name_wherever_it_stands(name, is_hidden):
     expand_variables({"key": f"${{{name}}}"})

@@ -31,6 +31,11 @@ IGNORED_FILES = [
     "run_status.json",
     "lock.json*",
 ]  # patterns of what is not uploaded
+# Files of a checkpoint that only a resume reads.
+RESUME_FILES = [
+    "optimizer*", "scheduler.pt", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.bin", "manifest.json",
+    "global_step*", "latest", "zero_to_fp32.py", "pytorch_model_fsdp*",
+]  # fmt: skip
 
 
 def create_repository(arguments: TrainingArguments, where: str) -> None:

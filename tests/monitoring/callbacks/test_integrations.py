@@ -1,6 +1,7 @@
 """Where the logs go: TensorBoard by default, wandb offline without a login, and no secrets in either."""
 
 import os
+import time
 
 import pytest
 import wandb
@@ -10,9 +11,8 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
 from hf_llm.monitoring.callbacks.integrations import choose_reporters, is_wandb_login_known
 from hf_llm.monitoring.callbacks.samples import SamplesSection
-from hf_llm.training.fault_tolerance.resume import train_with_guards
 from tests.monitoring.tiny_training import Rows
-from tests.training.fault_tolerance.faults import tiny_trainer
+from tests.training.fault_tolerance.faults import run
 
 SECRET = "hf_" + "Sx7" * 11
 
@@ -115,25 +115,21 @@ def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_pa
     assert b"tokens_per_second" in content
 
 
-def test_a_resumed_training_continues_its_wandb_run_and_another_training_has_its_own(tmp_path, monkeypatch):
+def test_a_resumed_training_continues_its_wandb_run_and_another_training_has_its_own(tmp_path):
     """Offline, for real: both starts of a training leave files of one and the same run."""
-    for name in ("WANDB_RUN_ID", "WANDB_RESUME", "HF_LLM_WANDB_RUN_ID"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
 
-    def train(folder, steps):
-        monkeypatch.setenv("WANDB_DIR", str(folder))
-        trainer = tiny_trainer(folder, max_steps=steps, report_to=["wandb"], lr_scheduler_type="constant")
-        train_with_guards(trainer, fingerprint={})
-        wandb.finish()
-        (newest,) = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")}
-        return newest, len(list((folder / "wandb").glob("offline-run-*")))
+    def train(folder, steps, **variables):
+        folder.mkdir(exist_ok=True)
+        environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(folder), **variables}
+        ended = run(folder, max_steps=steps, report_to=["wandb"], lr_scheduler_type="constant", variables=environment)
+        assert ended.code == 0, ended.output
+        runs = list((folder / "wandb").glob("offline-run-*"))
+        (run_id,) = {path.name.rpartition("-")[2] for path in runs}
+        return run_id, len(runs)
 
     first, count = train(tmp_path / "a", 4)
     assert count == 1
+    time.sleep(1)  # wandb names its folders by the second
     assert train(tmp_path / "a", 8) == (first, 2)
     assert train(tmp_path / "b", 4)[0] != first
-    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
-    assert train(tmp_path / "c", 4)[0] == "chosen"
+    assert train(tmp_path / "c", 4, WANDB_RUN_ID="chosen")[0] == "chosen"

@@ -192,8 +192,8 @@ def launcher(folder: Path, faults: tuple[Fault, ...], processes: int, changes: d
 def run(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Ended:
     """Train into `folder` under `faults` and wait for the end.
 
-    `changes` are those of TrainingArguments, `fingerprint`, `keep`, `spikes` and `terms` of `train_with_guards`, environment
-    `variables`, and `build`, which makes another trainer than `tiny_trainer`.
+    `changes` are those of TrainingArguments, `fingerprint`, `keep`, `spikes` and `terms` of `train_with_guards`,
+    environment `variables`, and `build`, which makes another trainer than `tiny_trainer`.
     """
     return start(folder, *faults, processes=processes, **changes).end()
 
