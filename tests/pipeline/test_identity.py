@@ -271,3 +271,31 @@ def test_every_field_that_names_a_file_or_a_folder_is_followed():
         "tokenizer.use",
     ]
     assert list_local_files({"sft.data": [{"path": "no/such/file", "hub": __file__}]}) == {}
+
+
+def test_a_finished_training_that_is_to_be_longer_is_not_complete_and_what_was_made_of_it_is_refused(made):
+    longer = "--pretrain.training.max_steps=4"
+    with pytest.raises(UserError, match="max_steps: was 2, is 4"):  # no checkpoint is left to go on from
+        Run(["all.yaml", longer]).is_complete("base")
+
+    (made / "runs/all/base/checkpoint-2").mkdir()
+    run = Run(["all.yaml", longer])
+    assert not run.is_complete("base")
+    with pytest.raises(
+        UserError, match=r"(?s)sft was made from runs/all/base, which is to be trained for longer.*--fresh=sft"
+    ):
+        run.is_complete("sft")
+    with pytest.raises(UserError, match="max_steps: was 2, is 1"):
+        Run(["all.yaml", "--pretrain.training.max_steps=1"]).is_complete("base")
+
+    with run.open_stage("base", inputs=list_inputs("base", run.tree)) as output:
+        assert not output.is_complete
+        assert (output.path / MANIFEST_FILE).exists()  # until nothing speaks against it
+        output.accept_changes()
+        assert read_manifest(made / "runs/all/base.1")["settings"]["pretrain.training.max_steps"] == 2
+        assert [path.name for path in sorted(output.path.iterdir())] == ["begun.json", "checkpoint-2", "lock.json"]
+        (output.path / "data.txt").write_text("base longer")
+        output.complete("longer", ["mit"])
+    run.archive_from("sft")
+    make_all(run)
+    assert out_of_date(longer) == set()

@@ -130,6 +130,8 @@ def missing_parts(checkpoint: Path, entries: dict[str, Any]) -> list[str]:
     for rank in range(processes) if processes > 1 else ():
         needed[f"rng_state_{rank}.pth (the random states of process {rank})"] = [f"rng_state_{rank}.pth"]
     needed |= NEEDED_BY_ENGINE["ZeRO" if engine.startswith("ZeRO") else engine]
+    if engine == "ZeRO-0":  # without sharding DeepSpeed keeps the optimizer's states beside the weights
+        del needed["states of the optimizer"]
 
     missing = []
     for part, patterns in needed.items():
