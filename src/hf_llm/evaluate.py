@@ -26,6 +26,7 @@ from hf_llm.inference.generate import generate_replies
 from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
+from hf_llm.pipeline.stage_inputs import name_models
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.training.objectives import Objective, fill_objective_defaults
@@ -94,10 +95,7 @@ def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
     """Return the models to evaluate, by short name: those the recipe lists, else every model this run makes."""
     if section.models is None:
         return {folder: run.ensure_stage(folder) for folder in LANGUAGE_MODELS if run.is_requested(folder)}
-    names = [Path(model).name for model in section.models]
-    if len(set(names)) < len(names):
-        names = section.models
-    return {name: run.resolve_source(model) for name, model in zip(names, section.models, strict=True)}
+    return {name: run.resolve_source(model) for name, model in name_models(section.models).items()}
 
 
 def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -78,6 +78,8 @@ class PretrainSection:
     """A tokens folder of another run, with its tokenizer, instead of this run's."""
     tokenizer: str | None = None
     """A tokenizer folder of another run, instead of this run's. It has to be that of `tokens`."""
+    extend: bool = False
+    """Continue a training for another number of steps, even where its learning rate was planned for the old one."""
 
     def __post_init__(self) -> None:
         if self.keep_layers is not None and self.start_from is None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import command
+from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.run import read_run
+from hf_llm.pipeline.stage_inputs import list_inputs
 from hf_llm.reporting.corpus_page import render_corpus_page
 from hf_llm.reporting.run_page import render_run_page
 
@@ -25,8 +27,9 @@ class Recipe:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    run, _ = read_run(Recipe, argv)
-    with run.open_stage("report") as output:
+    run, recipe = read_run(Recipe, argv)
+    inputs = {name: run.folder(name) for name in list_inputs("report", run.tree) if read_manifest(run.folder(name))}
+    with run.open_stage("report", recipe, inputs) as output:
         page = render_run_page(run.root, run.tree)
         path = output.path / "index.html"
         write_text(path, page)

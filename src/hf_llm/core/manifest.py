@@ -7,14 +7,23 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from hf_llm.core.secrets import hide_secrets
+
 MANIFEST_FILE = "manifest.json"
-SKIPPED = ("checkpoint-*", "logs", "README.md", "ledger.json")  # not part of the result, or derived from it
+SKIPPED = (
+    "checkpoint-*",
+    "logs",
+    "README.md",
+    "ledger.json",
+    "lock.json*",
+)  # not part of the result, or derived from it
 BEGUN_FILE = "begun.json"  # settings and inputs of an unfinished folder; deleted once the manifest is written
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
@@ -57,7 +66,11 @@ def package_versions() -> dict[str, str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, even after a power failure."""
+    """Write JSON atomically: a reader sees the old file or the new one, even after a power failure.
+
+    A secret that came from a `${NAME}` of the recipe is written as `${NAME}`.
+    """
+    value = hide_secrets(value)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
@@ -110,15 +123,58 @@ def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, lis
     Not included are the manifest, and what matches a pattern of `skip` at the top of the folder: by default checkpoints
     and logs, the model card (made from the manifest) and the ledger of a corpus (it holds durations, which differ).
     """
-    folder = Path(folder)
-    digests = {}
+    return {name: [path.stat().st_size, file_digest(path)] for path, name in _list_files(Path(folder), skip)}
+
+
+def _list_files(folder: Path, skip: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    """Yield the files below a folder that belong to its result, sorted, each with its relative name."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         top = Path(relative.parts[0])
         is_skipped = path.name in (MANIFEST_FILE, BEGUN_FILE) or any(top.match(pattern) for pattern in skip)
         if path.is_file() and not is_skipped:
-            digests[relative.as_posix()] = [path.stat().st_size, file_digest(path)]
-    return digests
+            yield path, relative.as_posix()
+
+
+def current_digest(folder: Path) -> str | None:
+    """Return the digest of what a finished folder holds now; None for a folder without a manifest.
+
+    That is the manifest's own, unless a file has been changed, added or removed since. Only files of another size, or
+    younger than the manifest, are read for that.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    if _is_unchanged(folder, manifest):
+        return manifest["digest"]
+    return digest_of(file_digests(folder))
+
+
+def _is_unchanged(folder: Path, manifest: dict) -> bool:
+    """Whether the files of a folder are those of its manifest; model cards, which are made from it, do not count."""
+    finished = (folder / MANIFEST_FILE).stat().st_mtime_ns
+    names = set()
+    is_younger = False
+    for path, name in _list_files(folder, SKIPPED):
+        if path.name == "README.md" or any(part.startswith(".") for part in Path(name).parts) or name.endswith(".tmp"):
+            continue
+        names.add(name)
+        status = path.stat()
+        size, digest = manifest["files"].get(name, (None, None))
+        if status.st_size != size:
+            return False
+        if status.st_mtime_ns > finished:
+            is_younger = True
+            if file_digest(path) != digest:
+                return False
+
+    recorded = {name for name in manifest["files"] if Path(name).name != "README.md"}
+    if any(not (folder / name).exists() for name in recorded - names):
+        return False
+    if is_younger and os.access(folder / MANIFEST_FILE, os.W_OK):
+        os.utime(folder / MANIFEST_FILE)  # a copy, whose files need not be read once more
+    return True
 
 
 def file_digest(path: Path) -> str:

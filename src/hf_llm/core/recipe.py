@@ -10,7 +10,6 @@ that returns the class is written instead: `Settings[find_class]`.
 import dataclasses
 import difflib
 import inspect
-import os
 import re
 import sys
 import types
@@ -24,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.core.secrets import expand_variables
 from hf_llm.core.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Seq
 
 
 def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
-    """Read a recipe: return the file's path and its contents as plain values, overrides applied and `${NAME}` expanded.
+    """Read a recipe: return the file's path and its contents as plain values, overrides applied.
+
+    A `${NAME}` is left as it is written; `expand_tree` replaces it.
 
     `argv` is the file, then overrides `--section.key=value`. Raises UserError if the file cannot be read.
     """
@@ -152,7 +154,16 @@ def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:
     for key, value in _parse_overrides(argv[1:]):
         set_key(tree, key, value)
     tree.setdefault("name", path.stem)
-    return path, _expand_variables(tree, "")
+    return path, tree
+
+
+def expand_tree(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace `${NAME}` in every string of a recipe by the environment variable. Raises UserError if it is not set."""
+    try:
+        return expand_variables(tree)
+    except KeyError as error:
+        where, name = error.args
+        raise UserError(f"{where}: the environment variable {name} is not set; export {name}=... first") from None
 
 
 def _parse_overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
@@ -187,24 +198,6 @@ def set_key(tree: dict, key: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"--{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a plain value, it has no keys")
     tree[keys[-1]] = value
-
-
-def _expand_variables(value: Any, where: str) -> Any:
-    """Replace `${NAME}` in every string of a tree by the environment variable. `where` is the path of `value`."""
-    if isinstance(value, dict):
-        prefix = f"{where}." if where else ""
-        return {key: _expand_variables(item, f"{prefix}{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand_variables(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def read_variable(match: re.Match) -> str:
-        if match[1] not in os.environ:
-            raise UserError(f"{where}: the environment variable {match[1]} is not set; export {match[1]}=... first")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", read_variable, value)
 
 
 def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[str]:

@@ -22,6 +22,7 @@ from hf_llm.core.errors import USER_ERROR_CODE, UserError
 from hf_llm.core.format import one_line
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import dump_yaml, parse_yaml
+from hf_llm.core.secrets import hide_secrets
 from hf_llm.experiments.variants import PRETRAINING, Variant, has_data
 from hf_llm.pipeline.run import Run, settings_of
 from hf_llm.pipeline.stages import DATA, STAGES
@@ -176,7 +177,11 @@ def train_variants(trainings: list[Training], after_each: Callable[[], None]) ->
 
 
 def write_recipe(root: Path, tree: dict[str, Any]) -> Path:
-    """Write a run's own recipe into its folder, so that every command works on it. Returns its path."""
+    """Write a run's own recipe into its folder, so that every command works on it. Returns its path.
+
+    A secret that came from a `${NAME}` of the first recipe is written as `${NAME}` again.
+    """
+    tree = hide_secrets(tree)
     text = dump_yaml(tree)
     assert parse_yaml(text) == tree
     root.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,12 +17,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
-from hf_llm.core.manifest import BEGUN_FILE, digest_of, read_manifest, write_json, write_manifest
-from hf_llm.core.recipe import build_recipe, read_tree, to_plain
+from hf_llm.core.manifest import (
+    BEGUN_FILE,
+    MANIFEST_FILE,
+    current_digest,
+    digest_of,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from hf_llm.core.recipe import build_recipe, expand_tree, read_tree, to_plain
 from hf_llm.core.recipe_help import help_text
-from hf_llm.pipeline.session_clock import SessionClock
+from hf_llm.core.secrets import restore_variables
+from hf_llm.pipeline import stage_inputs
+from hf_llm.pipeline.folder_lock import LOCK_FILE, FolderLock, check_not_held
+from hf_llm.pipeline.session_clock import CLOCK_FILE, SessionClock
+from hf_llm.pipeline.setting_kinds import Change, is_longer, kind_of, list_changes
 from hf_llm.pipeline.sizing import apply_sizing
-from hf_llm.pipeline.stages import DATA, RECIPE_KEYS, STAGES, is_requested
+from hf_llm.pipeline.stage_inputs import list_inputs, record_local_files
+from hf_llm.pipeline.stages import MODELS, RECIPE_KEYS, STAGES, is_requested
+from hf_llm.pipeline.status import STATUS
 from hf_llm.pipeline.tokens_folder import require_tokenizer
 
 if TYPE_CHECKING:
@@ -33,13 +48,9 @@ FRESH = "--fresh"  # the option that renames a folder and the later ones, so tha
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
-# Keys of a `training` section that change what is logged, kept or sent, never what is trained.
-NEUTRAL = re.compile(
-    r"\.training\.(logging_.*|eval_(steps|strategy|delay|on_start)|save_.*|resume_from_checkpoint"
-    r"|report_to|run_name|project|trackio_.*|push_to_hub|hub_.*|disable_tqdm|log_level.*"
-    r"|dataloader_(num_workers|pin_memory|prefetch_factor|persistent_workers))$"
-    r"|\.samples(\.|$)"
-)
+# What stays in the folder of a finished training that is continued, and what goes on there as a copy.
+CONTINUED = ("checkpoint-*", "logs", LOCK_FILE + "*", CLOCK_FILE)
+COPIED = ("samples.jsonl", STATUS)
 
 
 @dataclass
@@ -99,8 +110,10 @@ class Run:
 
     def __init__(self, argv: list[str] | None = None):
         self.argv = list(sys.argv[1:] if argv is None else argv)
-        self.recipe_path, tree = read_tree(self.argv)
-        self.tree, self.derived = apply_sizing(tree)
+        self.recipe_path, written = read_tree(self.argv)
+        self.tree, self.derived = apply_sizing(expand_tree(written))
+        self.written_tree = restore_variables(self.tree, written)
+        """The same with `${NAME}` as in the recipe: what is written to files."""
         self.name = str(self.tree["name"])
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.name):  # a/b is a run that belongs to the run a
             raise UserError(f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
@@ -128,20 +141,67 @@ class Run:
         return Path(path)
 
     def is_complete(self, folder: str) -> bool:
-        """Whether the folder is complete.
+        """Whether the folder is complete and up to date: made with this recipe's settings, from what is there now.
 
-        Raises UserError if it was made with settings other than this recipe's, or from inputs that have changed since.
+        A summary that is out of date is not complete, since it is made again. Raises UserError for any other folder
+        that is out of date, with what has changed.
         """
-        path = self.folder(folder)
-        manifest = read_manifest(path)
-        if manifest is None:
+        if read_manifest(self.folder(folder)) is None or self.is_longer_now(folder):
             return False
+        problem = self.find_problem(folder)
+        if problem is None:
+            return True
+        if STAGES[folder].is_summary:
+            return False
+        raise UserError(problem)
 
-        self._check_settings(folder)
-        inputs = manifest["inputs"]
-        current_inputs = {name: self._current_digest(name, recorded) for name, recorded in inputs.items()}
-        self._check_inputs(folder, inputs, current_inputs)
-        return True
+    def is_longer_now(self, folder: str) -> bool:
+        """Whether the recipe asks for more steps than a finished training has made, and for nothing else.
+
+        False where no checkpoint is left, from which it could be continued.
+        """
+        recorded = read_manifest(self.folder(folder))
+        has_checkpoint = any(self.folder(folder).glob("checkpoint-*"))
+        if recorded is None or folder not in MODELS or not has_checkpoint:
+            return False
+        changes = self._list_changes(folder, recorded)
+        kinds = {change.kind for change in changes if change.kind != "free"}
+        return kinds == {"horizon"} and is_longer(changes)
+
+    def find_problem(self, folder: str, _known: dict[str, str | None] | None = None) -> str | None:
+        """Return why a finished folder is out of date, and what to do; None where it is up to date.
+
+        A folder is out of date too where one that it is made from is. What is not there cannot have changed.
+        """
+        known = {} if _known is None else _known
+        if folder not in known:
+            known[folder] = None  # while it is looked for
+            known[folder] = self._find_own_problem(folder) or self._find_problem_upstream(folder, known)
+        return known[folder]
+
+    def _find_own_problem(self, folder: str) -> str | None:
+        recorded = read_manifest(self.folder(folder))
+        if recorded is None or self.is_longer_now(folder):
+            return None
+        return (
+            self._describe_changes(folder, recorded)
+            or self._describe_changed_inputs(folder, recorded, self._identify_inputs(folder, recorded))
+            or self._describe_changed_files(folder, recorded)
+        )
+
+    def _find_problem_upstream(self, folder: str, known: dict[str, str | None]) -> str | None:
+        for name, source in list_inputs(folder, self.tree).items():
+            if source is not None or name not in STAGES or self.named_folder(name):
+                continue
+            problem = self.find_problem(name, known)
+            if problem is None and self.is_longer_now(name) and not STAGES[folder].is_summary:
+                problem = (
+                    f"{self.folder(folder)} was made from {self.folder(name)}, which is to be trained for longer.\n  "
+                    + self._describe_remedy(folder)
+                )
+            if problem:
+                return problem
+        return None
 
     def ensure_stage(self, folder: str) -> Path | str:
         """Return the path of a folder, after running its stage in a subprocess if the folder is not complete.
@@ -191,8 +251,7 @@ class Run:
 
         It is the SFT model if the recipe has one, else the base model. `path` is what the recipe names instead, if any.
         """
-        name = "sft" if folder != "sft" and self.is_requested("sft") else "base"
-        return {name: path}
+        return stage_inputs.starting_model(folder, self.tree, path)
 
     def open_stage(
         self, folder: str, recipe: Any = None, inputs: Mapping[str, Path | str | None] | None = None
@@ -210,27 +269,86 @@ class Run:
         for name, named_path in (inputs or {}).items():
             sources[name] = self.resolve_source(named_path) or self.ensure_stage(name)
 
-        self._check_settings(folder)
         path = self.folder(folder)
         output = StageOutput(
             path=path,
             folder=folder,
-            settings=settings_of(folder, self.tree),
+            settings=self._settings(folder),
             inputs={name: _identify_source(source) for name, source in sources.items()},
             sources=sources,
-            recipe=to_plain(recipe),
+            recipe=restore_variables(to_plain(recipe), self.written_tree),
+            extends=self.is_longer_now(folder),
         )
+        if self._is_settled(output):
+            return output
 
-        recorded = read_manifest(path) or _read_begun(path)
-        if recorded:
-            self._check_inputs(folder, recorded["inputs"], output.inputs)
-        elif is_main_process():
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(path / BEGUN_FILE, {"settings": output.settings, "inputs": output.inputs})
-            self._print_derived(folder)
-        if is_main_process() and not read_manifest(path):
-            output.clock.start()
+        # Two processes that write to one folder would spoil each other's files.
+        if is_main_process():
+            output.lock = FolderLock(path).acquire()
+        else:
+            check_not_held(path)
+        try:
+            self._begin(output)
+        except BaseException:
+            output.release_lock()
+            raise
         return output
+
+    def _is_settled(self, output: "StageOutput") -> bool:
+        """Whether there is nothing to do in a folder. Raises UserError where it is out of date and not a summary."""
+        stage = STAGES[output.folder]
+        recorded = read_manifest(output.path)
+        if recorded is None or output.extends or stage.restates:
+            return False
+        problem = (
+            self._describe_changes(output.folder, recorded)
+            or self._describe_changed_inputs(output.folder, recorded, output.inputs)
+            or self._describe_changed_files(output.folder, recorded)
+        )
+        if problem and not stage.is_summary:
+            raise UserError(problem)
+        return problem is None
+
+    def _begin(self, output: "StageOutput") -> None:
+        """Begin a folder, or take up one that is unfinished, whose lock this process holds.
+
+        Raises UserError where it was begun with other settings or inputs.
+        """
+        folder = output.folder
+        manifest = read_manifest(output.path)
+        if manifest and not output.extends and self._is_settled(output):
+            output.release_lock()  # another process has finished it meanwhile
+            return
+
+        recorded = manifest or _read_begun(output.path)
+        if manifest and STAGES[folder].is_summary:
+            if not STAGES[folder].restates and is_main_process():
+                kept = set_aside(output.path, keep=(LOCK_FILE + "*",))
+                print_main(f"{output.path} is out of date and made again; the old one is kept as {kept.name}")
+            recorded = None
+
+        changes = []
+        if recorded:
+            changes = self._list_changes(folder, recorded)
+            output.former_settings = [digest_of(recorded["settings"]), *recorded.get("former settings", [])]
+            if not output.extends:
+                problem = self._describe_changes(folder, recorded, is_begun=True) or self._describe_changed_inputs(
+                    folder, recorded, output.inputs
+                )
+                if problem:
+                    raise UserError(problem)
+
+        if not is_main_process():
+            return
+        output.clock.start()
+        output.local_files = record_local_files(settings_of(folder, self.tree), (recorded or {}).get("local files"))
+        for change in changes:
+            if change.kind == "free":
+                print_main(f"{change.describe()}; a step is the same, though not to the last bit")
+        if not any(change.kind == "horizon" for change in changes):
+            output.write_begun()
+        if not recorded:
+            self._print_derived(folder)
 
     def archive_for_one_launch(self, folders: list[str]) -> None:
         """Call `archive_from`, which a stage may do once: not in several processes, and not in every relaunch.
@@ -251,50 +369,116 @@ class Run:
         if first not in STAGES:
             raise UserError(f"fresh: {first!r} is not a folder of a run; one of {', '.join(STAGES)}")
 
-        running_order = list(STAGES)
-        for folder in running_order[running_order.index(first) :]:
+        for folder in self.list_dependents(first):
             path = self.folder(folder)
             if not path.exists():
                 continue
-            number = next(n for n in range(1, 10_000) if not path.with_name(f"{folder}.{n}").exists())
-            path.rename(path.with_name(f"{folder}.{number}"))
-            print_main(f"{path} is kept as {folder}.{number}")
+            check_not_held(path)
+            kept = next_free_path(path)
+            path.rename(kept)
+            (kept / LOCK_FILE).unlink(missing_ok=True)  # of a process that is dead
+            print_main(f"{path} is kept as {kept.name}")
 
-    def _current_digest(self, name: str, recorded: str) -> str:
-        """Return the present digest of an input that is a folder of this run; `recorded` for any other input."""
-        manifest = read_manifest(self.folder(name))
-        is_of_another_run = name in DATA and not self.is_requested(name)  # `pretrain` names it
-        if manifest and name in STAGES and not is_of_another_run:
-            return manifest["digest"]
-        return recorded
+    def list_dependents(self, first: str) -> list[str]:
+        """List `first` and the folders that are made from it, directly or not, in running order."""
+        dependents = [first]
+        for folder in STAGES:
+            named = self._list_named_inputs(folder)
+            recorded = read_manifest(self.folder(folder)) or _read_begun(self.folder(folder)) or {}
+            names = {*list_inputs(folder, self.tree), *recorded.get("inputs", {})} - named
+            if folder not in dependents and names.intersection(dependents):
+                dependents.append(folder)
+        return dependents
 
-    def _check_inputs(self, folder: str, recorded: dict[str, str], current: dict[str, str]) -> None:
-        """Raise UserError if an input has another digest than the one recorded when the folder was begun."""
-        changed = [name for name, digest in current.items() if recorded.get(name, digest) != digest]
-        if changed:
-            remedy = self._describe_remedy(folder)
-            raise UserError(f"{self.folder(folder)}: inputs changed: {', '.join(changed)}.\n  {remedy}")
+    def _list_named_inputs(self, folder: str) -> set[str]:
+        """List the inputs of a folder that the recipe names, instead of this run's own."""
+        named = set()
+        for name, source in list_inputs(folder, self.tree).items():
+            if source is not None or self.named_folder(name):
+                named.add(name)
+        return named
 
-    def _check_settings(self, folder: str) -> None:
-        """Raise UserError if the folder was begun with settings other than this recipe's."""
-        path = self.folder(folder)
-        recorded = read_manifest(path) or _read_begun(path)
-        if not recorded:
-            return
+    def _settings(self, folder: str) -> dict[str, Any]:
+        return settings_of(folder, self.written_tree)
 
+    def _list_changes(self, folder: str, recorded: dict[str, Any]) -> list[Change]:
+        """List the settings that differ between the recipe and what is recorded of a folder.
+
+        A recorded value may be the one that a `${NAME}` of the recipe stands for: older versions wrote that.
+        """
+        if STAGES[folder].restates and not recorded["settings"]:
+            return []  # an older version recorded none
         old = _flatten_items(recorded["settings"])
-        new = _flatten_items(settings_of(folder, self.tree))
-        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        if not changed:
-            return
+        new = _flatten_items(self._settings(folder))
+        expanded = _flatten_items(settings_of(folder, self.tree))
+        for key, value in old.items():
+            if key in expanded and expanded[key] == value:
+                new[key] = value
+        return [change for change in list_changes(old, new) if not _is_ignored(change.key, folder)]
 
-        lines = [f"{path} was made with other settings:"]
-        for key in changed[:MAX_CHANGES_SHOWN]:
-            lines.append(f"  {key}: was {_format_setting(old, key)}, is {_format_setting(new, key)}")
+    def _describe_changes(self, folder: str, recorded: dict[str, Any], is_begun: bool = False) -> str | None:
+        """Return the error for a folder that was made, or begun, with other settings; None where it was not.
+
+        A training that has only been begun may get another length: its schedule is compared when it resumes.
+        """
+        tolerated = ("free", "horizon") if is_begun and folder in MODELS else ("free",)
+        changed = [change for change in self._list_changes(folder, recorded) if change.kind not in tolerated]
+        if not changed:
+            return None
+
+        lines = [f"{self.folder(folder)} was made with other settings:"]
+        lines += [f"  {change.describe()}" for change in changed[:MAX_CHANGES_SHOWN]]
         if len(changed) > MAX_CHANGES_SHOWN:
             lines.append(f"  and {len(changed) - MAX_CHANGES_SHOWN} more")
         lines.append("  " + self._describe_remedy(folder))
-        raise UserError("\n".join(lines))
+        return "\n".join(lines)
+
+    def _identify_inputs(self, folder: str, recorded: dict[str, Any]) -> dict[str, str]:
+        """Return the present digests of the inputs of a folder by the recipe; the recorded one where none is known."""
+        inputs = {}
+        for name, named_path in list_inputs(folder, self.tree).items():
+            source = self.resolve_source(named_path) or self.named_folder(name)
+            if source is not None:
+                inputs[name] = _identify_source(source)
+            elif read_manifest(self.folder(name)) is not None:
+                inputs[name] = _identify_source(self.folder(name))
+            else:
+                inputs[name] = recorded["inputs"].get(name, "")  # of a folder that is not there now
+        return inputs
+
+    def _describe_changed_inputs(self, folder: str, recorded: dict[str, Any], current: dict[str, str]) -> str | None:
+        """Return the error for a folder whose inputs are not those recorded; None where they are."""
+        old = recorded["inputs"]
+        if not old:  # an older version recorded none of a report
+            return self._describe_newer_inputs(folder, recorded, current) if STAGES[folder].restates else None
+        changed = [name for name in old if name in current and current[name] != old[name]]
+        changed += [f"{name} (new)" for name in current if name not in old]
+        changed += [f"{name} (no longer one)" for name in old if name not in current]
+        return self._describe_stale(folder, changed)
+
+    def _describe_newer_inputs(self, folder: str, recorded: dict[str, Any], current: dict[str, str]) -> str | None:
+        """Return the error for a folder without recorded inputs where one of them is younger, or not there."""
+        newer = []
+        for name in current:
+            manifest = read_manifest(self.folder(name))
+            if manifest is None or manifest["created"] > recorded["created"]:
+                newer.append(name)
+        return self._describe_stale(folder, newer)
+
+    def _describe_changed_files(self, folder: str, recorded: dict[str, Any]) -> str | None:
+        """Return the error for a folder whose local files have changed; None where they have not, or are unknown."""
+        files = recorded.get("local files")
+        if not files or not is_main_process():
+            return None
+        settings = settings_of(folder, self.tree)
+        for key in stage_inputs.list_missing_files(settings, files):
+            print_main(f"{key}: no longer on this disk; {self.folder(folder)} stays as it was made from it")
+        return self._describe_stale(folder, stage_inputs.list_changed_files(settings, files))
+
+    def _describe_stale(self, folder: str, changed: list[str]) -> str | None:
+        if not changed:
+            return None
+        return f"{self.folder(folder)}: inputs changed: {', '.join(changed)}.\n  {self._describe_remedy(folder)}"
 
     def _describe_remedy(self, folder: str) -> str:
         command = f"python -m hf_llm.run {shlex.join(self.argv)} --fresh={folder}"
@@ -327,6 +511,13 @@ class StageOutput:
     """The paths or Hub ids of its inputs, by name."""
     recipe: dict[str, Any] | None = None
     """The recipe as the stage has read it, defaults filled in."""
+    local_files: dict[str, dict] = dataclasses.field(default_factory=dict)
+    """The local files it is made from, by key (`record_local_files`)."""
+    extends: bool = False
+    """Whether it is a finished training that the recipe asks to continue."""
+    former_settings: list[str] = dataclasses.field(default_factory=list)
+    """Digests of the settings that it was begun with, by which checkpoints of older versions know it."""
+    lock: FolderLock | None = None
 
     def __post_init__(self) -> None:
         self.clock = SessionClock(self.path)
@@ -335,7 +526,7 @@ class StageOutput:
     def is_complete(self) -> bool:
         """Whether the folder is complete. If it is, prints a line that says so, with its headline."""
         manifest = read_manifest(self.path)
-        if manifest is None:
+        if manifest is None or self.extends:
             return False
         if is_main_process():
             (self.path / BEGUN_FILE).unlink(missing_ok=True)  # left by a run that was killed after its last write
@@ -363,6 +554,33 @@ class StageOutput:
         if isinstance(error, UserError) and not any(self.path.glob("checkpoint-*")):
             (self.path / BEGUN_FILE).unlink(missing_ok=True)
             self.clock.remove()
+        self.release_lock()
+
+    def release_lock(self) -> None:
+        """Let other processes write to the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def write_begun(self) -> None:
+        """Write down what the folder is being made with, for the next run. Main process only."""
+        if not is_main_process():
+            return
+        entries = {"settings": self.settings, "inputs": self.inputs, "local files": self.local_files}
+        write_json(self.path / BEGUN_FILE, {**entries, "former settings": self.former_settings})
+
+    def accept_changes(self) -> None:
+        """Begin to train with the recipe's settings, once they are known to suit the checkpoints.
+
+        The finished model of a training that is continued is kept beside the folder.
+        """
+        if not is_main_process():
+            return
+        self.write_begun()
+        if self.extends:
+            kept = set_aside(self.path, keep=(*CONTINUED, BEGUN_FILE), copied=COPIED)
+            print_main(f"{self.path}: the model so far is kept as {kept.name}")
+            self.extends = False
 
     def complete(self, headline: str, licenses: list[str], **facts: Any) -> None:
         """Write the manifest. `headline` is the main result in a phrase, `licenses` are those of all sources so far."""
@@ -379,8 +597,10 @@ class StageOutput:
             inputs=self.inputs,
             recipe=self.recipe,
             facts=facts,
+            **{"local files": self.local_files},
         )
         (self.path / BEGUN_FILE).unlink(missing_ok=True)
+        self.release_lock()
         print_main(f"{self.path}: {headline}")
 
 
@@ -389,10 +609,33 @@ def settings_of(folder: str, tree: dict[str, Any]) -> dict[str, Any]:
     stage = STAGES[folder]
     settings = {}
     for key, value in _flatten_sections(tree).items():
-        is_ignored = _is_below(key, stage.ignores) or NEUTRAL.search(key)
-        if _is_below(key, stage.sections) and not is_ignored:
+        belongs = stage.restates or _is_below(key, stage.sections)
+        if belongs and not _is_ignored(key, folder):
             settings[key] = value
     return settings
+
+
+def next_free_path(path: Path) -> Path:
+    """Return `<path>.1`, or with the next number that is free."""
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.{n}").exists())
+    return path.with_name(f"{path.name}.{number}")
+
+
+def set_aside(path: Path, keep: tuple[str, ...], copied: tuple[str, ...] = ()) -> Path:
+    """Move what is in a folder to a new one beside it, and return that.
+
+    What matches a pattern of `keep` stays; the files called `copied` are copied.
+    """
+    kept = next_free_path(path)
+    kept.mkdir()
+    # The manifest comes last: until then the old folder is the finished one.
+    entries = sorted(path.iterdir(), key=lambda entry: entry.name == MANIFEST_FILE)
+    for entry in entries:
+        if entry.name in copied:
+            shutil.copy2(entry, kept / entry.name)
+        elif not any(entry.match(pattern) for pattern in keep):
+            entry.rename(kept / entry.name)
+    return kept
 
 
 def licenses_of(*folders: Path | str) -> list[str]:
@@ -436,10 +679,9 @@ def _flatten_items(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _format_setting(settings: dict[str, Any], key: str) -> str:
-    if key not in settings:
-        return "not set"
-    return repr(settings[key])
+def _is_ignored(key: str, folder: str) -> bool:
+    """Whether a setting changes nothing in what a folder holds."""
+    return _is_below(key, STAGES[folder].ignores) or kind_of(key) == "free"
 
 
 def _is_below(key: str, sections: tuple[str, ...]) -> bool:
@@ -448,6 +690,5 @@ def _is_below(key: str, sections: tuple[str, ...]) -> bool:
 
 
 def _identify_source(source: Path | str) -> str:
-    """Return the digest in the manifest of a folder; the path or Hub id itself if it has no manifest."""
-    manifest = read_manifest(Path(source))
-    return manifest["digest"] if manifest else str(source)
+    """Return the digest of what a finished folder holds now; the path or Hub id itself if it has no manifest."""
+    return current_digest(Path(source)) or str(source)

@@ -31,6 +31,8 @@ class Stage:
     """The folders of a run that it may read."""
     ignores: tuple[str, ...] = ()
     """Keys of its sections that do not change what it makes."""
+    restates: bool = False
+    """Whether it only shows what other folders and the recipe hold, so that it is rewritten in place."""
     is_optional: bool = False
     """Whether it runs only if the recipe has its section."""
     is_alignment: bool = False
@@ -46,6 +48,16 @@ class Stage:
     def makes_model(self) -> bool:
         """Whether its folder is a model that `from_pretrained` opens."""
         return self.kind in ("language_model", "reward_model")
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it is made again, at little cost, as soon as something that it is made from has changed."""
+        return self.kind == "summary"
+
+    @property
+    def section(self) -> str:
+        """The recipe section that says how it trains: that of its own name, but `pretrain` for the base model."""
+        return "pretrain" if self.folder == "base" else self.folder
 
 
 def _data_stage(
@@ -112,7 +124,7 @@ LANGUAGE_MODELS = tuple(stage.folder for stage in _DATA_AND_TRAINING_STAGES if s
 
 _SUMMARY_STAGES = [
     Stage("evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS),
-    Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation")),
+    Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation"), restates=True),
 ]
 
 # Every stage by its folder, in running order.

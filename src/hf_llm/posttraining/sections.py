@@ -9,6 +9,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import ConversationSource
 from hf_llm.inference.sampling_arguments import temperature_problem
 from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stage_inputs import reward_input
 from hf_llm.posttraining.lora import check_lora_settings
 
 
@@ -31,6 +32,8 @@ class PostTrainingSection:
     """A model folder or Hub id to start from, instead of this run's."""
     quantize: Literal["4bit", "8bit"] | None = None
     """Hold the weights below the adapters in so many bits (QLoRA); needs a GPU and `lora`."""
+    extend: bool = False
+    """Continue a training for another number of steps, even where its learning rate was planned for the old one."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -76,11 +79,7 @@ class RolloutSection(PostTrainingSection):
 
     def reward_input(self, run: Run) -> dict[str, str | None]:
         """Return the reward model as an input of the stage (`Run.open_stage`); empty where only functions score."""
-        if self.reward_model:
-            return {"reward": self.reward_model}
-        if self.reward_functions or not run.is_requested("reward"):
-            return {}
-        return {"reward": None}  # this run's own
+        return reward_input(run.tree, self.reward_model, self.reward_functions)
 
 
 def default_completion_length(section: RolloutSection, context: int) -> int:

@@ -4,16 +4,11 @@ import os
 import re
 from typing import Any
 
-HIDDEN = "<hidden>"
-# Shorter values of environment variables are not searched for: they would match in many places.
-MIN_SECRET_LENGTH = 8
+from hf_llm.core.secrets import MIN_SECRET_LENGTH, SECRET_VALUE, hide_secrets
 
+HIDDEN = "<hidden>"
 SECRET_KEY = re.compile(
     r"((^|[._])(hub|hf|api|auth|access|bearer)_?(token|key)|secret|password|credential)s?$", re.IGNORECASE
-)
-# Tokens of Hugging Face, OpenAI and the like, GitHub and AWS.
-SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b"
 )
 SECRET_VARIABLE = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)(_|$)", re.IGNORECASE)
 
@@ -21,9 +16,10 @@ SECRET_VARIABLE = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)(_|$)", re.IGNORE
 def redact_secrets(value: Any) -> Any:
     """Return `value` (nested plain data) with its secrets replaced by `HIDDEN`.
 
-    A secret is recognised by its key, by its shape, or because it is the value of an environment variable with a name
-    like TOKEN or PASSWORD.
+    One that came from a `${NAME}` of the recipe is shown as that. Any other is recognised by its key, by its shape, or
+    because it is the value of an environment variable with a name like TOKEN or PASSWORD.
     """
+    value = hide_secrets(value)
     secrets = [
         text for name, text in os.environ.items() if SECRET_VARIABLE.search(name) and len(text) >= MIN_SECRET_LENGTH
     ]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,16 +11,31 @@ from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._http import default_client_factory
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.training.public_copy import make_public_copy
 
 T = TypeVar("T")
 
 UPLOAD_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError)  # RuntimeError: a large file failed
 RETRY_PAUSES_SECONDS = (2, 10, 30)  # before each new try
 SILENCE_SECONDS = 120.0  # give up when no byte comes from the Hub for so long; huggingface_hub would wait for ever
-IGNORED_FILES = ["checkpoint-*", "logs/*", "rows/*", "*.tmp", "run_status.json"]  # patterns of what is not uploaded
+IGNORED_FILES = [
+    "checkpoint-*",
+    "logs/*",
+    "rows/*",
+    "*.tmp",
+    "run_status.json",
+    "lock.json*",
+]  # patterns of what is not uploaded
+# Files of a checkpoint that only a resume reads.
+RESUME_FILES = [
+    "optimizer*", "scheduler.pt", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.bin", "manifest.json",
+    "global_step*", "latest", "zero_to_fp32.py", "pytorch_model_fsdp*",
+]  # fmt: skip
 
 
 def create_repository(arguments: TrainingArguments, where: str) -> None:
@@ -45,16 +61,19 @@ def create_repository(arguments: TrainingArguments, where: str) -> None:
 
 
 def upload_model_folder(repository: str, folder: Path) -> None:
-    """Upload a finished model folder, without its checkpoints. Raises UserError with the command that does it later."""
+    """Upload a finished model folder, without its checkpoints and without paths of this machine.
+
+    Raises UserError with the command that does it later.
+    """
     set_client_factory(create_http_client)
+    copy = make_public_copy(folder, IGNORED_FILES)
     try:
         url = call_with_retries(
             lambda: HfApi().upload_folder(
                 repo_id=repository,
-                folder_path=folder,
+                folder_path=copy.name,
                 commit_message="Finished model",
-                ignore_patterns=list(IGNORED_FILES),
-                delete_patterns=["training_args.bin"],  # pushed by Trainer beside each checkpoint
+                delete_patterns=["training_args.bin"],  # older versions pushed it beside each checkpoint
             )
         )
     except UPLOAD_ERRORS as error:
@@ -63,7 +82,48 @@ def upload_model_folder(repository: str, folder: Path) -> None:
             f"the model is finished in {folder}, but its upload to {repository} failed: "
             f"{' '.join(str(error).split())}\n  Upload it later with: hf upload {repository} {folder} {exclude_options}"
         ) from None
+    finally:
+        copy.cleanup()
     print_main(f"pushed: {url}")
+
+
+def push_checkpoint(trainer: Trainer, checkpoint: str) -> None:
+    """Upload the model of a checkpoint in the background, as Trainer does it, but only what anyone may see.
+
+    Trainer would upload the whole output folder, with cached training rows, logs, and a pickle of all settings.
+    """
+    args = trainer.args
+    if not trainer.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        return
+    is_busy = trainer.push_in_progress is not None and not trainer.push_in_progress.is_done()
+    if is_busy and not args.hub_always_push:
+        return
+
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    jobs = [_upload_in_background(trainer, Path(checkpoint), [*IGNORED_FILES, *RESUME_FILES], None)]
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        is_last = args.hub_strategy == HubStrategy.CHECKPOINT
+        path_in_repo = "last-checkpoint" if is_last else Path(checkpoint).name
+        jobs.append(_upload_in_background(trainer, Path(checkpoint), ["training_args.bin"], path_in_repo))
+
+    if is_busy:
+        trainer.push_in_progress.jobs.extend(jobs)
+    else:
+        trainer.push_in_progress = PushInProgress(jobs)
+
+
+def _upload_in_background(trainer: Trainer, folder: Path, ignored: list[str], path_in_repo: str | None) -> Future:
+    copy = make_public_copy(folder, ignored)
+    job = HfApi().upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=copy.name,
+        path_in_repo=path_in_repo,
+        commit_message=f"Training in progress, step {trainer.state.global_step}",
+        run_as_future=True,
+        revision=trainer.args.hub_revision,
+    )
+    job.add_done_callback(lambda _: copy.cleanup())
+    return job
 
 
 def wait_for_uploads(trainer: Trainer) -> None:

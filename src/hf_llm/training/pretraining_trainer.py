@@ -18,8 +18,8 @@ from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.parallel.layout import read_layout
 from hf_llm.training.batch_rampup import BatchRampup, ContextRampup
 from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.training.fault_tolerance.horizon import complete_scheduler_kwargs
 from hf_llm.training.optimizers import LOW_RANK_PREFIXES, low_rank_class, optimizer_class
-from hf_llm.training.schedules import complete_scheduler_kwargs
 
 
 class PretrainingTrainer(ExactEvaluation, Trainer):

@@ -16,11 +16,9 @@ from transformers import (
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.data.tokens.token_dataset import TokenWindows
+from hf_llm.training.fault_tolerance.horizon import complete_scheduler_kwargs
 
-MIN_LR_RATE = 0.1  # a cosine with a minimum ends at this share of the peak learning rate
-DECAY_SHARE = 0.2  # warmup_stable_decay decays in this share of the steps (https://arxiv.org/abs/2405.18392)
 KINDS_WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU)
-KINDS_WITH_MINIMUM = (SchedulerType.COSINE_WITH_MIN_LR, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)
 
 
 def add_curriculum_decay(settings: dict[str, Any], windows: TokenWindows, windows_per_step: int) -> dict[str, Any]:
@@ -70,17 +68,6 @@ def decay_steps(windows: TokenWindows, windows_per_step: int, max_steps: int) ->
             "that the stages share what training sees"
         )
     return max_steps - first_step
-
-
-def complete_scheduler_kwargs(arguments: TrainingArguments, steps: int) -> dict[str, Any]:
-    """Return `arguments.lr_scheduler_kwargs` for a training of `steps`, with what Trainer has no default for."""
-    kind = arguments.lr_scheduler_type
-    scheduler_kwargs = dict(arguments.lr_scheduler_kwargs or {})
-    if kind in KINDS_WITH_MINIMUM and not scheduler_kwargs.keys() & {"min_lr", "min_lr_rate"}:
-        scheduler_kwargs["min_lr_rate"] = MIN_LR_RATE
-    if kind == SchedulerType.WARMUP_STABLE_DECAY:
-        scheduler_kwargs.setdefault("num_decay_steps", round(DECAY_SHARE * steps))
-    return scheduler_kwargs
 
 
 def check_schedule_fits(arguments: TrainingArguments, steps: int, where: str) -> None:

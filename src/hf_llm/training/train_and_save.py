@@ -7,6 +7,7 @@ import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from transformers import Trainer
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import fill_headline
-from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
 from hf_llm.model.load import enable_cache
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
@@ -24,8 +24,8 @@ from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
-from hf_llm.training.fault_tolerance.resume import train_with_guards
-from hf_llm.training.hub_upload import upload_model_folder, wait_for_uploads
+from hf_llm.training.fault_tolerance.resume import ResumeTerms, train_with_guards
+from hf_llm.training.hub_upload import push_checkpoint, upload_model_folder, wait_for_uploads
 from hf_llm.training.schedules import ScheduleCheck
 
 if TYPE_CHECKING:
@@ -56,8 +56,16 @@ def train_and_save(
     those that `measure` returns for the saved model (it gets those metrics, in the first process only). `spikes` says
     which updates to skip; None skips none. `facts` go into the manifest.
     """
-    trainer.add_callback(ScheduleCheck(STAGES[output.folder].module.rsplit(".", 1)[-1]))
-    train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes)
+    section = STAGES[output.folder].section
+    trainer.add_callback(ScheduleCheck(section))
+    trainer._push_from_checkpoint = partial(push_checkpoint, trainer)  # Trainer's own would upload more than the model
+    terms = ResumeTerms(
+        former_settings=output.former_settings,
+        extend=run.tree[section].get("extend", False),
+        section=section,
+        on_begin=output.accept_changes,
+    )
+    train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes, terms=terms)
     if not trainer.state.global_step:
         raise UserError(f"{output.folder}: no step was trained, so there is no model to save; check training.max_steps")
     metrics = last_evaluation(trainer) or trainer.evaluate()
@@ -127,8 +135,11 @@ def last_evaluation(trainer: Trainer) -> dict[str, float] | None:
 
 
 def training_fingerprint(trainer: Trainer, output: StageOutput) -> dict[str, Any]:
-    """Return the settings and data that must be the same in a checkpoint and in the training that resumes from it."""
-    fingerprint = {"settings": digest_of(output.settings)}
+    """Return the settings and data that must be the same in a checkpoint and in the training that resumes from it.
+
+    Of the settings, those that change the arithmetic of a step (`list_changes`).
+    """
+    fingerprint = {"settings": output.settings}
     for name, digest in output.inputs.items():
         fingerprint[f"input {name}"] = digest
     fingerprint["samples per step"] = trainer.get_total_train_batch_size(trainer.args)

@@ -1,6 +1,7 @@
 """Where the logs go: TensorBoard by default, wandb offline without a login, and no secrets in either."""
 
 import os
+import time
 
 import pytest
 import wandb
@@ -11,6 +12,7 @@ from hf_llm.monitoring.callbacks.alerts import Alert, AlertCallback
 from hf_llm.monitoring.callbacks.integrations import choose_reporters, is_wandb_login_known
 from hf_llm.monitoring.callbacks.samples import SamplesSection
 from tests.monitoring.tiny_training import Rows
+from tests.training.fault_tolerance.faults import run
 
 SECRET = "hf_" + "Sx7" * 11
 
@@ -111,3 +113,23 @@ def test_a_trackio_run_is_kept_on_this_machine(make_trainer, monkeypatch, tmp_pa
     assert run.name == "tiny"
     content = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
     assert b"tokens_per_second" in content
+
+
+def test_a_resumed_training_continues_its_wandb_run_and_another_training_has_its_own(tmp_path):
+    """Offline, for real: both starts of a training leave files of one and the same run."""
+
+    def train(folder, steps, **variables):
+        folder.mkdir(exist_ok=True)
+        environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(folder), **variables}
+        ended = run(folder, max_steps=steps, report_to=["wandb"], lr_scheduler_type="constant", variables=environment)
+        assert ended.code == 0, ended.output
+        runs = list((folder / "wandb").glob("offline-run-*"))
+        (run_id,) = {path.name.rpartition("-")[2] for path in runs}
+        return run_id, len(runs)
+
+    first, count = train(tmp_path / "a", 4)
+    assert count == 1
+    time.sleep(1)  # wandb names its folders by the second
+    assert train(tmp_path / "a", 8) == (first, 2)
+    assert train(tmp_path / "b", 4)[0] != first
+    assert train(tmp_path / "c", 4, WANDB_RUN_ID="chosen")[0] == "chosen"

@@ -192,8 +192,8 @@ def launcher(folder: Path, faults: tuple[Fault, ...], processes: int, changes: d
 def run(folder: Path, *faults: Fault, processes: int = 1, **changes: Any) -> Ended:
     """Train into `folder` under `faults` and wait for the end.
 
-    `changes` are those of TrainingArguments, `fingerprint`, `keep` and `spikes` of `train_with_guards`, environment
-    `variables`, and `build`, which makes another trainer than `tiny_trainer`.
+    `changes` are those of TrainingArguments, `fingerprint`, `keep`, `spikes` and `terms` of `train_with_guards`,
+    environment `variables`, and `build`, which makes another trainer than `tiny_trainer`.
     """
     return start(folder, *faults, processes=processes, **changes).end()
 
@@ -243,10 +243,11 @@ def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[st
     changes = {key: value for key, value in changes.items() if key != "variables"}
     fingerprint, keep = changes.pop("fingerprint", {"data": "a"}), changes.pop("keep", 2)
     spikes = changes.pop("spikes", None)
+    terms = changes.pop("terms", None)
     trainer = changes.pop("build", tiny_trainer)(folder, **changes)
     for fault in faults:
         fault(trainer)
-    train_with_guards(trainer, fingerprint=fingerprint, keep=keep, spikes=spikes)
+    train_with_guards(trainer, fingerprint=fingerprint, keep=keep, spikes=spikes, terms=terms)
     if os.environ.get("RANK", "0") == "0":
         outcome = {"weights": digest(trainer.model), "history": history(trainer.state), "read": Sequences.read}
         folder.with_name(folder.name + ".outcome.json").write_text(json.dumps(outcome))

@@ -1,3 +1,4 @@
+import json
 import random
 import shutil
 
@@ -16,7 +17,14 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     write_checkpoint_manifest,
 )
 
-FILES = {"model.safetensors": 5000, "optimizer.pt": 9000, "trainer_state.json": 300, "global_step4/rank_1.pt": 700}
+FILES = {
+    "model.safetensors": 5000,
+    "optimizer.pt": 9000,
+    "scheduler.pt": 100,
+    "rng_state.pth": 200,
+    "trainer_state.json": 300,
+    "global_step4/rank_1.pt": 700,
+}
 
 
 def make(folder, step, sealed=True):
@@ -132,3 +140,45 @@ def test_a_changed_fingerprint_is_refused_with_old_and_new_values(tmp_path):
         UserError, match=r"(?s)data: was 'a', is 'b'.*rows: was \[1, 2\], is 'not set'.*seed: was 'not set', is 3"
     ):
         check_fingerprint(checkpoint, {"data": "b", "seed": 3})
+
+
+ALWAYS = ("trainer_state.json", "rng_state_0.pth", "rng_state_1.pth")
+PARTS = {
+    "torch": (*ALWAYS, "model.safetensors", "optimizer.pt", "scheduler.pt"),
+    "FSDP": (*ALWAYS, "pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp", "scheduler.pt"),
+    "ZeRO-3": (*ALWAYS, "global_step4/zero_pp_rank_0_model_states.pt", "global_step4/zero_pp_rank_0_optim_states.pt"),
+    "DCP": (*ALWAYS, "model.safetensors", "optimizer/__0_0.distcp", "scheduler.pt"),
+}
+
+
+@pytest.mark.parametrize("engine", PARTS)
+def test_a_seal_wants_everything_that_a_resume_needs(tmp_path, engine):
+    checkpoint = tmp_path / "checkpoint-4"
+    for name in PARTS[engine]:
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_text("x")
+    entries = {"processes": 2, "engine": engine}
+    write_checkpoint_manifest(checkpoint, **entries)
+    assert verify_checkpoint(checkpoint) is None
+
+    for name in PARTS[engine]:
+        for damage in (b"", None):  # an empty file, and none
+            (checkpoint / name).unlink()
+            if damage is not None:
+                (checkpoint / name).write_bytes(damage)
+            (checkpoint / "manifest.json").unlink(missing_ok=True)
+            with pytest.raises(UserError, match="is not complete: it has no "):
+                write_checkpoint_manifest(checkpoint, **entries)
+            assert not (checkpoint / "manifest.json").exists()
+            (checkpoint / name).write_text("x")
+
+
+def test_a_seal_wants_every_shard_that_the_index_names(tmp_path):
+    checkpoint = make(tmp_path, 4, sealed=False)
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(UserError, match=r"it has no model-00002-of-00002\.safetensors"):
+        write_checkpoint_manifest(checkpoint, processes=1, engine="torch")
+    (checkpoint / shards["b"]).write_text("x")
+    write_checkpoint_manifest(checkpoint, processes=1, engine="torch")

@@ -221,7 +221,12 @@ def test_a_killed_rank_ends_the_others_and_the_relaunch_is_exact(undisturbed_by_
 
 def test_fewer_processes_go_on_with_a_word_unless_the_optimizer_is_split_among_them(tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint-4"
-    checkpoint.mkdir()
+    (checkpoint / "global_step4").mkdir(parents=True)
+    for name in (
+        *("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state_0.pth"),
+        *("rng_state_1.pth", "global_step4/mp_rank_00_model_states.pt", "global_step4/zero_pp_rank_0_optim_states.pt"),
+    ):
+        (checkpoint / name).write_text("x")
     write_checkpoint_manifest(checkpoint, processes=2, engine="torch")
     check_engine(checkpoint, {"processes": 1, "engine": "torch"})
     assert "2 processes saved, 1 continue" in capsys.readouterr().out

@@ -4,6 +4,7 @@ The disk is checked first, the manifest is written last, and only then is the ol
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     recorded_bytes,
     write_checkpoint_manifest,
 )
+from hf_llm.training.fault_tolerance.horizon import SCHEDULE_KEY, decay_start, read_schedule
 from hf_llm.training.fault_tolerance.loss_spikes import RecentSteps
 
 # How libraries say that the disk or the quota is exhausted.
@@ -42,13 +44,25 @@ class SaveGuard(TrainerCallback):
     """Guard every save of a Trainer.
 
     `identity` and the `recent` steps are written to each checkpoint's manifest, for a resume. `keep` checkpoints are
-    kept, two or more.
+    kept, two or more. `accept_length` is called before the first step, with the number of steps and the checkpoint that
+    the training is resumed from; it raises UserError where that number does not suit the checkpoint.
+
+    Of a warmup_stable_decay schedule the checkpoint before the decay is made and kept too, from which the training can
+    be continued for longer.
     """
 
-    def __init__(self, trainer: Trainer, identity: dict[str, Any], keep: int, recent: RecentSteps):
+    def __init__(
+        self,
+        trainer: Trainer,
+        identity: dict[str, Any],
+        keep: int,
+        recent: RecentSteps,
+        accept_length: Callable[[int, Path | None], None] = lambda steps, checkpoint: None,
+    ):
         self.trainer = trainer
         self.identity = identity
         self.keep = keep
+        self.accept_length = accept_length
         self.recent = recent
         self.resumed_from: Path | None = None  # the checkpoint that the training was resumed from
         self.saving_to: Path | None = None  # the checkpoint that is being written
@@ -58,6 +72,7 @@ class SaveGuard(TrainerCallback):
         restore_class_name(self.trainer.model)
         self.recent.forget_steps()
         state.train_batch_size = args.train_batch_size  # the resume has overwritten it with the checkpoint's
+        self.accept_length(state.max_steps, self.resumed_from)
         if self.resumed_from:
             self._restore_loss_since_log(args)
         if state.global_step >= state.max_steps:  # Trainer would make another step
@@ -80,10 +95,13 @@ class SaveGuard(TrainerCallback):
         self.trainer._globalstep_last_logged = saved["after step"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        if state.global_step == decay_start(args, state.max_steps) and args.save_strategy != SaveStrategy.NO:
+            control.should_save = True
+        self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if control.should_save:
             self._prepare_save(state)
-
-    on_epoch_end = on_step_end
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self.saving_to = None
@@ -102,13 +120,15 @@ class SaveGuard(TrainerCallback):
                 **self.identity,
                 "loss since last log": {"after step": self.trainer._globalstep_last_logged, "per process": losses},
                 "recent steps": self.recent.state_dict(),
+                SCHEDULE_KEY: read_schedule(args, state.max_steps),
             }
             write_checkpoint_manifest(folder / f"checkpoint-{state.global_step}", **entries)
 
             best = None
             if state.best_model_checkpoint:
                 best = Path(state.best_model_checkpoint)
-            delete_old_checkpoints(folder, self.keep, best)
+            start_of_decay = decay_start(args, state.max_steps)
+            delete_old_checkpoints(folder, self.keep, best, pinned=lambda step: step == start_of_decay)
         self.saving_to = None
 
     def _prepare_save(self, state: TrainerState) -> None:

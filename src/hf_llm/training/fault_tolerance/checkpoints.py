@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hf_llm.core.manifest import (
     read_manifest,
     write_json,
 )
+from hf_llm.pipeline.setting_kinds import list_changes
 
 # Quarantined checkpoints are renamed: one of these is appended to the name.
 INCOMPLETE = "incomplete"
@@ -31,6 +33,27 @@ CORRUPT = "corrupt"
 UNDONE = "undone"
 
 MIN_CHECKPOINTS_KEPT = 2
+
+# The files that hold a part of the training's state, any of them, by engine. `**` also finds the shards of processes.
+WEIGHTS = [
+    "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.safetensors",
+    "adapter_model.bin",
+]  # fmt: skip
+NEEDED_BY_ENGINE = {
+    "torch": {"weights of the model": WEIGHTS, "optimizer.pt": ["optimizer.pt"]},
+    "FSDP": {
+        "weights of the model": ["pytorch_model_fsdp*/**/*", "pytorch_model_fsdp*.bin", *WEIGHTS],
+        "states of the optimizer": ["optimizer_*/**/*", "optimizer.bin", "optimizer_*.bin", "optimizer.pt"],
+    },
+    "ZeRO": {
+        "weights of the model": ["global_step*/*model_states.pt"],
+        "states of the optimizer": ["global_step*/*optim_states.pt"],
+    },
+    "DCP": {
+        "weights of the model": [*WEIGHTS, "model/**/*", "*.distcp"],
+        "states of the optimizer": ["optimizer/**/*"],
+    },
+}
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -67,8 +90,16 @@ def estimate_checkpoint_bytes(weights: int, trained: int, states: int, engine: s
 def write_checkpoint_manifest(checkpoint: Path, **entries: Any) -> None:
     """Flush every file of `checkpoint` to the disk, then write its manifest: `entries` and the files' digests.
 
-    The files get the permissions of new files (`apply_umask`).
+    The files get the permissions of new files (`apply_umask`). Raises UserError, and writes none, where a file that a
+    resume needs is not there.
     """
+    missing = missing_parts(checkpoint, entries)
+    if missing:
+        raise UserError(
+            f"{checkpoint} is not complete: it has no {', no '.join(missing)}. Was something else writing to this "
+            "folder, or deleting from it? Those before it are unchanged, and the same command resumes from them"
+        )
+
     apply_umask(checkpoint)
     for path in checkpoint.rglob("*"):
         if path.is_file():
@@ -82,6 +113,46 @@ def write_checkpoint_manifest(checkpoint: Path, **entries: Any) -> None:
         "files": file_digests(checkpoint),
     }
     write_json(checkpoint / MANIFEST_FILE, {**manifest, "digest": digest_of(manifest)})
+
+
+def missing_parts(checkpoint: Path, entries: dict[str, Any]) -> list[str]:
+    """List what a resume needs and a checkpoint does not have, by the `engine` and `processes` of its manifest.
+
+    Empty for a checkpoint of which the engine is not known, which is not resumed from.
+    """
+    engine = entries.get("engine")
+    if engine is None:
+        return []
+    processes = entries.get("processes", 1)
+
+    needed = {"trainer_state.json": ["trainer_state.json"]}
+    if not engine.startswith("ZeRO"):  # DeepSpeed keeps its own schedule beside the optimizer
+        needed["scheduler.pt (the learning-rate schedule)"] = ["scheduler.pt"]
+    if processes == 1:
+        needed["rng_state.pth (the random states)"] = ["rng_state.pth"]
+    for rank in range(processes) if processes > 1 else ():
+        needed[f"rng_state_{rank}.pth (the random states of process {rank})"] = [f"rng_state_{rank}.pth"]
+    needed |= NEEDED_BY_ENGINE["ZeRO" if engine.startswith("ZeRO") else engine]
+    if engine == "ZeRO-0":  # without sharding DeepSpeed keeps the optimizer's states beside the weights
+        del needed["states of the optimizer"]
+
+    missing = []
+    for part, patterns in needed.items():
+        files = [path for pattern in patterns for path in checkpoint.glob(pattern)]
+        if not any(path.is_file() and path.stat().st_size for path in files):
+            missing.append(part)
+    return missing + _missing_shards(checkpoint)
+
+
+def _missing_shards(checkpoint: Path) -> list[str]:
+    """List the files of weights that a checkpoint's index names and that are not there."""
+    names = set()
+    for index in checkpoint.glob("*.index.json"):
+        try:
+            names.update(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            return [f"readable {index.name}"]
+    return sorted(name for name in names if not (checkpoint / name).is_file())
 
 
 def recorded_bytes(checkpoint: Path) -> int:
@@ -112,6 +183,10 @@ def verify_checkpoint(checkpoint: Path) -> tuple[str, str] | None:
             return CORRUPT, f"{name} has {size:,} bytes and had {recorded_size:,} when it was saved"
         if file_digest(path) != recorded_digest:
             return CORRUPT, f"{name} differs from what was saved (its digest does not match)"
+
+    missing = missing_parts(checkpoint, manifest)
+    if missing:
+        return CORRUPT, f"it was completed without {', '.join(missing)}"
     return None
 
 
@@ -155,8 +230,10 @@ def quarantine(checkpoint: Path, kind: str, reason: str) -> None:
     print_main(f"{checkpoint.name} is quarantined as {new_path.name}: {reason}")
 
 
-def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) -> None:
-    """Delete all but the newest `keep` complete checkpoints (at least two) and `best`.
+def delete_old_checkpoints(
+    folder: Path, keep: int, best: Path | None = None, pinned: Callable[[int], bool] | None = None
+) -> None:
+    """Delete all but the newest `keep` complete checkpoints (at least two), `best`, and those at steps that `pinned`.
 
     Incomplete checkpoints are deleted too, if they are older than the newest complete one or quarantined.
     """
@@ -167,6 +244,8 @@ def delete_old_checkpoints(folder: Path, keep: int, best: Path | None = None) ->
     kept = complete[-max(MIN_CHECKPOINTS_KEPT, keep) :]
     if best:
         kept.append(best)
+    if pinned:
+        kept += [path for path in complete if pinned(checkpoint_step(path))]
     kept_paths = {path.resolve() for path in kept}
 
     newest_step = checkpoint_step(complete[-1])
@@ -189,17 +268,37 @@ def delete_checkpoint(checkpoint: Path) -> None:
         print_main(f"{checkpoint} could not be deleted: {error}")
 
 
-def check_fingerprint(checkpoint: Path, fingerprint: dict[str, Any]) -> None:
-    """Raise UserError, with old and new values, where `checkpoint` belongs to a training with another fingerprint."""
+def check_fingerprint(checkpoint: Path, fingerprint: dict[str, Any], former_settings: Sequence[str] = ()) -> None:
+    """Raise UserError, with old and new values, where `checkpoint` belongs to a training with another fingerprint.
+
+    Of the settings, under "settings" and by key, only those count that change the arithmetic of a step. A checkpoint of
+    an older version has a digest of them instead, which has to be one of `former_settings`.
+    """
     old = read_manifest(checkpoint)["fingerprint"]
     new = convert_to_json(fingerprint)
-    changed_keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if changed_keys:
-        changes = [f"  {key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}" for key in changed_keys]
+
+    changes = []
+    for key in {**old, **new}:
+        before = old.get(key)
+        after = new.get(key)
+        if key == "settings" and isinstance(after, dict):
+            changes += _list_setting_changes(before, after, former_settings)
+        elif before != after:
+            changes.append(f"{key}: was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}")
+
+    if changes:
         raise UserError(
-            "\n".join([f"{checkpoint} belongs to another training:", *changes])
+            "\n".join([f"{checkpoint} belongs to another training:", *(f"  {change}" for change in changes)])
             + "\n  Undo the change, or train under another name, or move the checkpoints away to start from scratch."
         )
+
+
+def _list_setting_changes(old: Any, new: dict[str, Any], former_settings: Sequence[str]) -> list[str]:
+    if isinstance(old, dict):
+        return [change.describe() for change in list_changes(old, new) if change.kind == "fixed"]
+    if old == digest_of(new) or old in former_settings:
+        return []
+    return ["settings: are others than those it was saved with"]
 
 
 def convert_to_json(value: Any) -> Any:

@@ -4,19 +4,23 @@ The guards are Trainer callbacks. docs/reliability.md lists the failures, what h
 """
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from hf_llm.core.console import print_main
 from hf_llm.core.distributed import run_on_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
+from hf_llm.monitoring.callbacks.integrations import set_wandb_run
+from hf_llm.pipeline.folder_lock import FolderLock
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, write_status
 from hf_llm.training.fault_tolerance.auto_batch_size import train_with_auto_batch_size
 from hf_llm.training.fault_tolerance.checkpoint_callback import AlreadyComplete, SaveGuard
@@ -33,6 +37,7 @@ from hf_llm.training.fault_tolerance.checkpoints import (
     verify_checkpoint,
 )
 from hf_llm.training.fault_tolerance.determinism import warn_of_random_data
+from hf_llm.training.fault_tolerance.horizon import check_horizon, find_continued_checkpoint, saved_schedule
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.preemption import SignalListener
 from hf_llm.training.fault_tolerance.step_guard import StepGuard
@@ -41,17 +46,35 @@ from hf_llm.training.fault_tolerance.step_guard import StepGuard
 ROLLED_BACK_TO = "went back to"
 
 
+@dataclass(frozen=True)
+class ResumeTerms:
+    """What a training accepts of the checkpoint that it is resumed from, beside an equal fingerprint."""
+
+    former_settings: Sequence[str] = ()
+    """Digests by which checkpoints of older versions know the settings."""
+    extend: bool = False
+    """Continue for another number of steps, even where the learning rate was planned otherwise (`check_horizon`)."""
+    section: str = "pretrain"
+    """The section of the recipe, for errors."""
+    on_begin: Callable[[], None] | None = None
+    """Called before the first step, once nothing speaks against it."""
+
+
 def train_with_guards(
     trainer: Trainer,
     *,
     fingerprint: dict[str, Any],
     keep: int = MIN_CHECKPOINTS_KEPT,
     spikes: SpikeSection | None = None,
+    terms: ResumeTerms | None = None,
 ) -> TrainOutput:
     """Resume from the newest valid checkpoint of `trainer.args.output_dir`, or start, and train to the end.
 
+    No other process may train into that folder meanwhile (`FolderLock`).
+
     A checkpoint is resumed from only where its fingerprint equals `fingerprint`. `args.save_total_limit` complete
     checkpoints are kept (default: `keep`), never fewer than two. `spikes` says which updates to skip; None skips none.
+    `terms` say what else is accepted of a checkpoint.
 
     After SIGTERM or Ctrl-C it saves and raises SystemExit with 128 + the signal's number, so that the stage does not
     continue as if the training had finished. Raises UserError where the checkpoints are bad or belong to another
@@ -71,8 +94,28 @@ def train_with_guards(
         "engine": engine_name(trainer),
         ROLLED_BACK_TO: args.resume_from_checkpoint,
     }
-    checkpoint = run_on_main(lambda: select_checkpoint(folder, identity, args.resume_from_checkpoint))
+    locks = []
+    run_on_main(lambda: locks.append(FolderLock(folder).acquire()))
+    try:
+        return _train_in_locked_folder(trainer, identity, keep, spikes or SpikeSection(sigma=None), terms)
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _train_in_locked_folder(
+    trainer: Trainer, identity: dict[str, Any], keep: int, spikes: SpikeSection, terms: ResumeTerms | None
+) -> TrainOutput:
+    """Do what `train_with_guards` does, in a folder that nobody else writes to."""
+    args = trainer.args
+    terms = terms or ResumeTerms()
+    folder = Path(args.output_dir)
+    checkpoint = run_on_main(lambda: select_checkpoint(folder, identity, args, terms))
     check_shared_storage(trainer, checkpoint)
+    if checkpoint is not None:
+        # A warm-up that is a share of the steps stays as long as it was, also where the training becomes longer.
+        args.warmup_steps = saved_schedule(checkpoint, args)["warmup"]
+    set_wandb_run(folder, args)
 
     if checkpoint is None:
         warn_of_random_data(trainer)
@@ -83,8 +126,15 @@ def train_with_guards(
         print_main(f"resuming at step {first_step} from {checkpoint}")
 
     with SignalListener("saving at the end of this step; a second signal stops at once", die_at_second=True) as signals:
-        step_guard = StepGuard(trainer, signals, spikes or SpikeSection(sigma=None))
-        save_guard = SaveGuard(trainer, identity, keep, step_guard.recent)
+
+        def accept_length(steps: int, resumed_from: Path | None) -> None:
+            if resumed_from is not None:
+                check_horizon(resumed_from, args, steps, terms.extend, terms.section)
+            if terms.on_begin is not None:
+                terms.on_begin()
+
+        step_guard = StepGuard(trainer, signals, spikes)
+        save_guard = SaveGuard(trainer, identity, keep, step_guard.recent, accept_length)
         write_status(folder, RUNNING, first_step)
 
         try:
@@ -153,22 +203,35 @@ def failure_context(trainer: Trainer) -> str:
     )
 
 
-def select_checkpoint(folder: Path, identity: dict[str, Any], requested: str | None) -> Path | None:
+def select_checkpoint(
+    folder: Path, identity: dict[str, Any], arguments: TrainingArguments, terms: ResumeTerms
+) -> Path | None:
     """Return the checkpoint to resume from; None to start from scratch.
 
-    That is `requested` (newer ones are quarantined), otherwise the newest valid one. Where the training has already
-    been rolled back to `requested` and made newer checkpoints since, the newest is resumed from, so that the same
-    command can be given again.
+    That is `arguments.resume_from_checkpoint` (newer ones are quarantined), otherwise the newest valid one. Where the
+    training has already been rolled back to that one and made newer checkpoints since, the newest is resumed from, so
+    that the same command can be given again. Where `arguments` ask for another number of steps than the training was
+    planned for, it is rolled back to the last checkpoint up to which its learning rate is the same, if there is one.
     """
+    requested = arguments.resume_from_checkpoint
     if requested and not has_rolled_back(folder, requested):
         checkpoint = roll_back(folder, Path(requested))
     else:
         checkpoint = latest_valid_checkpoint(folder)
 
-    if checkpoint:
-        check_fingerprint(checkpoint, identity["fingerprint"])
-        check_engine(checkpoint, identity)
-    return checkpoint
+    if checkpoint is None:
+        return None
+    check_fingerprint(checkpoint, identity["fingerprint"], terms.former_settings)
+    check_engine(checkpoint, identity)
+    if requested or terms.extend:
+        return checkpoint
+
+    continued = find_continued_checkpoint(folder, checkpoint, arguments)
+    if continued != checkpoint:
+        step = checkpoint_step(continued)
+        print_main(f"{continued.name} is the last one whose learning rate is that of {arguments.max_steps:,} steps")
+        roll_back(folder, continued, f"the training is continued from step {step}, before the decay of its rate")
+    return continued
 
 
 def has_rolled_back(folder: Path, requested: str) -> bool:
@@ -185,8 +248,8 @@ def has_rolled_back(folder: Path, requested: str) -> bool:
     return False
 
 
-def roll_back(folder: Path, requested: Path) -> Path:
-    """Quarantine every checkpoint newer than `requested`, and return that.
+def roll_back(folder: Path, requested: Path, reason: str = "") -> Path:
+    """Quarantine every checkpoint newer than `requested`, for a `reason`, and return `requested`.
 
     Raises UserError where it is not a valid checkpoint of `folder`.
     """
@@ -204,7 +267,7 @@ def roll_back(folder: Path, requested: Path) -> Path:
     step = checkpoint_step(requested)
     for checkpoint in all_checkpoints(folder):
         if checkpoint_step(checkpoint) > step:
-            quarantine(checkpoint, UNDONE, f"resume_from_checkpoint rolls back to step {step}")
+            quarantine(checkpoint, UNDONE, reason or f"resume_from_checkpoint rolls back to step {step}")
     return requested
 
 

@@ -22,6 +22,8 @@ import psutil
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import write_json
+from hf_llm.core.process_identity import is_alive, process_identity
+from hf_llm.pipeline.folder_lock import FolderLock
 from hf_llm.pipeline.status import FAILED, FINISHED, PREEMPTED, RUNNING, STATUS, read_status, utc_timestamp
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints
 from hf_llm.training.fault_tolerance.preemption import SignalListener
@@ -31,12 +33,12 @@ REFUSED = "refused"  # the stage ended with a UserError
 GAVE_UP = "gave up"
 
 RECORD_FILE = "logs/supervisor.json"  # in the stage's folder; files in logs/ are neither digested nor uploaded
+SUPERVISOR_LOCK = "supervisor.lock"  # beside the record
 MAX_RELAUNCHES = 3  # how many relaunches in a row may lead to no new checkpoint
 HANG_SECONDS = 1800.0  # a run that makes no step for so long counts as hanging
 POLL_SECONDS = 0.2
 STOP_SECONDS = 600.0  # how long processes may go on saving after a signal
 SILENT_SECONDS = 60.0  # a training on another machine counts as dead when its status is older; it is written every 5 s
-CLOCK_SECONDS = 5.0  # how far the system's clock may have been adjusted while a process ran
 KILL_SECONDS = 60.0  # how long to wait for a killed process to be gone, and for its port to be free
 
 # torchrun kills its processes this many seconds after a signal, unless they have ended.
@@ -103,7 +105,15 @@ class Supervisor:
         Returns 0 for finished, 128 + the signal for stopped by a signal, 2 for a UserError, else 1. Raises UserError
         where another supervisor is at work, or a process cannot be ended.
         """
-        self._claim_run()
+        path = self.folder / RECORD_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_second_supervisor()
+        with FolderLock(path.parent, SUPERVISOR_LOCK):  # of two that start at once, one goes on
+            return self._supervise()
+
+    def _supervise(self) -> int:
+        """Launch and relaunch, as `run` says, for a run that has no other supervisor."""
+        self._take_over_run()
         last_checkpoint = newest_checkpoint_step(self.folder)
         relaunches_without_progress = 0
 
@@ -128,17 +138,13 @@ class Supervisor:
 
         return self._finish(attempt, signals, relaunches_without_progress)
 
-    def _claim_run(self) -> None:
-        """Take the run over from an earlier supervisor, and kill processes that it has left running.
-
-        Raises UserError where the other supervisor is still alive.
-        """
+    def _read_record(self) -> dict[str, Any]:
         path = self.folder / RECORD_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"attempts": []}
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"attempts": []}
 
+    def _refuse_second_supervisor(self) -> None:
+        """Raise UserError where another supervisor of the run is still alive."""
+        record = self._read_record()
         other = record.get("supervisor")
         may_be_running = record.get("status") == RUNNING and other != process_identity()
         if may_be_running and (is_alive(other) or self._is_training_elsewhere(other)):
@@ -147,7 +153,9 @@ class Supervisor:
                 "would write to the same files. Wait for it, or stop it (kill it once, and it saves)"
             )
 
-        self.attempts = record["attempts"]
+    def _take_over_run(self) -> None:
+        """Continue the record of an earlier supervisor, and kill processes that it has left running."""
+        self.attempts = self._read_record()["attempts"]
         leftovers = launched_processes(None, self.user_error)
         if leftovers:
             print_main(f"supervisor: {len(leftovers)} processes of an earlier launch still run; they are killed")
@@ -300,22 +308,6 @@ def status_time_ns(folder: Path) -> int:
 def exit_code(child: Child) -> int | None:
     """Return the exit code of a process; None while it runs, negative where a signal killed it."""
     return child.poll() if isinstance(child, subprocess.Popen) else child.exitcode
-
-
-def process_identity() -> dict[str, Any]:
-    """Return what distinguishes this process from all others, on this and on other machines."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": psutil.Process().create_time()}
-
-
-def is_alive(identity: dict[str, Any]) -> bool:
-    """Whether the process of a `process_identity` still runs on this machine; False for one on another machine."""
-    try:
-        created = psutil.Process(identity["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    # psutil computes the time of creation from that of the boot, which shifts when the system's clock is set.
-    is_same_process = abs(created - identity["since"]) < CLOCK_SECONDS
-    return identity["host"] == socket.gethostname() and is_same_process
 
 
 def process_environment(process: psutil.Process) -> dict[str, str]:
