@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
-            "preference accuracy {eval_accuracy:.0%} on {eval_pairs:.0f} held-out pairs "
+            "preference accuracy {eval_accuracy:.0%} on held-out pairs "
             "(95% interval {eval_accuracy_low:.0%} to {eval_accuracy_high:.0%}), margin {eval_margin:.2f}"
         )
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)

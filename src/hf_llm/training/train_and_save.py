@@ -14,6 +14,7 @@ from transformers import Trainer
 from hf_llm.core.console import is_main_process
 from hf_llm.core.manifest import digest_of
 from hf_llm.core.recipe import to_plain
+from hf_llm.evaluation.metrics import format_headline
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.reporting.model_card import render_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
@@ -72,7 +73,7 @@ def _complete_output(
     facts["metrics"] = metrics
     facts["processes"] = trainer.args.world_size
     facts["arguments"] = to_plain(trainer.args.to_dict())  # `to_dict` hides tokens
-    output.complete(headline.format(**metrics), licenses, **facts)
+    output.complete(format_headline(headline, metrics), licenses, **facts)
 
     card = render_model_card(output.path, trainer.hub_model_id)
     (output.path / "README.md").write_text(card, encoding="utf-8")
