@@ -17,7 +17,7 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import BEGUN_FILE, read_manifest, write_manifest
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.run import licenses_of
-from hf_llm.reporting.model_card import render_model_card
+from hf_llm.reporting.model_card import write_model_card
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints, verify_checkpoint
 
 MIN_CHECKPOINTS = 2
@@ -134,7 +134,7 @@ def write_manifest_and_card(folder: Path, output: Path, steps: list[int]) -> Non
         recipe=manifest.get("recipe"),
         facts=facts,
     )
-    (output / "README.md").write_text(render_model_card(output), encoding="utf-8")
+    write_model_card(output)
 
 
 if __name__ == "__main__":

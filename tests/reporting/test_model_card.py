@@ -6,8 +6,9 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_llm.core.licenses import HUB_LICENSES
 from hf_llm.core.manifest import read_manifest, write_json
-from hf_llm.reporting.model_card import HUB_LICENSES, build_front_matter, render_model_card
+from hf_llm.reporting.model_card import build_front_matter, render_model_card
 
 TOKEN = "hf_" + "Qx7" * 11
 
@@ -20,7 +21,8 @@ def test_the_front_matter_is_what_the_hub_reads(run):
     assert data.datasets == ["HuggingFaceFW/fineweb-edu"]
     assert data.license == ["cc-by-4.0", "odc-by", "other", "unknown"]
     assert data.license_name == "psf-2.0"
-    assert data.language is None
+    assert data.license_link == "https://spdx.org/licenses/PSF-2.0.html"
+    assert data.language == ["en"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,9 @@ def test_a_card_lists_data_licences_settings_results_versions_and_lineage(run):
     assert "[HuggingFaceFW/fineweb-edu sample-10BT](https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu)" in card
     assert "**unknown**" in card
     assert "| `training.learning_rate` | 0.01 |" in card
-    assert "| bits per byte, test split | 1.7725 |" in card
-    assert "perplexity, validation" in card
+    assert "| bits per byte on the test split (lower is better) | 1.7725 (4,096 tokens) |" in card
+    assert "| perplexity on held-out answers (lower is better) | " in card
+    assert "perplexity on validation text" in render_model_card(run.root / "base")
     assert "transformers 5." in card
     assert "small model" in card
     for name in ("corpus", "tokenizer", "tokens", "base", "sft"):

@@ -342,6 +342,17 @@ def format_scores(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(metric.title, metric.format_table_value(scores[metric.key])) for metric in score_columns([scores])]
 
 
+def format_test_scores(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """One model's scores in an evaluation as (title, value), each with its direction and the tokens it counts."""
+    rows = []
+    for metric in score_columns([scores]):
+        value = scores[metric.key]
+        count = metric.describe_count(value, {"eval_tokens": scores.get("tokens")})
+        text = metric.format_table_value(value)
+        rows.append((title_measurement(metric, "the test split"), f"{text} ({count})" if count else text))
+    return rows
+
+
 def title_measurement(metric: Metric, texts: str) -> str:
     """Name a measurement: what was measured, on which texts, and which values are better.
 

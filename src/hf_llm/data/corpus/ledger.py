@@ -1,6 +1,7 @@
 """`corpus/ledger.json`: documents, bytes and seconds of every rule by source, and what was dropped and why.
 
-    {"sources": {name: {"license": ..., "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
+    {"sources": {name: {"license": as the recipe states it, "licenses": {name: {"documents", "bytes"}},
+                        "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
                         "unreadable": {reason: [examples]}, "lengths": [documents by floor(log2(characters))]}},
      "splits" | "licenses" | "languages": {name: {"documents", "bytes"}},
      "learned": {rule: what was measured}, "evaluation_sets": [{"name", "rows", "long", "short", "too_short", "form"}],
@@ -40,6 +41,9 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
     for entry in sources.values():
         for rule in entry["rules"].values():
             rule["seconds"] = round(rule["seconds"], 1)
+    for name, counts in _sum_counts(last, "source_licenses").items():
+        source, _, license = name.rpartition("\t")
+        sources[source]["licenses"][license] = counts
     for name, lengths in _sum_lists(last, "lengths").items():
         sources[name]["lengths"] = lengths
 
@@ -64,7 +68,7 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
 def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:
     """Add what one read task has read and what its filters have kept to the entry of its source."""
     license = task.source.license
-    new_entry = {"license": license, "rules": {}, "unreadable": {}, "lengths": []}
+    new_entry = {"license": license, "licenses": {}, "rules": {}, "unreadable": {}, "lengths": []}
     entry = sources.setdefault(task.label, new_entry)
 
     # Sources may have one name, and different licences.
@@ -141,7 +145,7 @@ def _sum_counts(results: list[dict], name: str) -> dict[str, dict[str, int]]:
     """Sum the documents and bytes of each key of `result[name]` over all results, in order of the keys."""
     total: dict[str, dict[str, int]] = {}
     for result in results:
-        for key, (documents, size) in result[name].items():
+        for key, (documents, size) in result.get(name, {}).items():  # a build begun by an earlier version lacks some
             counts = total.setdefault(key, {"documents": 0, "bytes": 0})
             counts["documents"] += documents
             counts["bytes"] += size
