@@ -164,7 +164,7 @@ def format_headline(models: dict[str, Scores]) -> str:
     parts = []
     bits = [f"{name} {scores['bits_per_byte']:.3f}" for name, scores in models.items() if "perplexity" in scores]
     if bits:
-        parts.append(f"{', '.join(bits)} bits per byte")
+        parts.append(f"{', '.join(bits)} bits per byte on the test split (lower is better)")
     for key in HEADLINE_ACCURACIES:
         for name, scores in models.items():
             if key in scores:

@@ -100,7 +100,7 @@ def test_a_perplexity_says_of_which_texts_it_is():
     [(of_answers, _)] = format_last_evaluation(values, STAGES["sft"].evaluated_on)
     [(of_text, _)] = format_last_evaluation(values, STAGES["base"].evaluated_on)
     assert of_answers == "perplexity on held-out answers (lower is better)"
-    assert of_text == "perplexity on validation text (lower is better)"
+    assert of_text == "perplexity on the validation text (lower is better)"
     charts = {chart.title: chart for chart in list_charts()}
     chart = charts["Perplexity, validation"]
     assert (title_chart(chart, "held-out answers"), chart.note) == ("Perplexity on held-out answers", "lower is better")
@@ -161,3 +161,8 @@ def test_one_record_brings_a_new_metric_to_every_view(monkeypatch):
 def test_importing_the_table_needs_no_torch():
     code = "import sys, hf_llm.evaluation.metrics; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_value_above_what_is_possible_is_shown_with_a_word():
+    assert METRICS["mfu"].format_value(0.42) == "42%"
+    assert METRICS["mfu_of_measured_peak"].format_value(1.51) == "151% (above the peak)"

@@ -70,7 +70,7 @@ def test_a_card_lists_data_licences_settings_results_versions_and_lineage(run):
     assert "| `training.learning_rate` | 0.01 |" in card
     assert "| bits per byte on the test split (lower is better) | 1.7725 (4,096 tokens) |" in card
     assert "| perplexity on held-out answers (lower is better) | " in card
-    assert "perplexity on validation text" in render_model_card(run.root / "base")
+    assert "perplexity on the validation text" in render_model_card(run.root / "base")
     assert "transformers 5." in card
     assert "small model" in card
     for name in ("corpus", "tokenizer", "tokens", "base", "sft"):

@@ -34,7 +34,7 @@ def test_every_stage_is_in_the_table_and_unfinished_ones_are_marked(text):
 def test_each_training_has_its_charts(text):
     titles = re.findall(r"<figcaption>\s*<b>([^<]*)</b>", text)
     rest = ["Learning rate", "Gradient norm", "Gradient norm by part", "Tokens per second", "Memory, GiB"]
-    base = ["Loss", "Bits per byte on validation text", *rest]
+    base = ["Loss", "Bits per byte on the validation text", *rest]
     assert titles == [*base, "Loss", "Bits per byte on held-out answers", *rest]
 
 

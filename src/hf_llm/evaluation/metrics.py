@@ -65,6 +65,8 @@ class Metric:
     logged is shown."""
     chance: float | None = None
     """The value of a model that guesses; None where that depends on the data, or there is none."""
+    limit: tuple[float, str] | None = None
+    """The largest possible value, and what it is called; a larger one, which was measured wrong, is shown with that."""
     measured_on: Literal["training", "validation", "both"] = "both"
     """The data whose values are shown."""
     can_smooth: bool = True
@@ -113,7 +115,10 @@ class Metric:
 
     def format_value(self, value: float) -> str:
         """Write a value for a line of the console or a number of a page."""
-        return format_value(value, self.format)
+        text = format_value(value, self.format)
+        if self.limit and value > self.limit[0]:
+            text += f" (above {self.limit[1]})"
+        return text
 
     def format_table_value(self, value: float) -> str:
         """Write a value for a table that compares models."""
@@ -252,11 +257,11 @@ _METRICS = [
     ),
     Metric("tokens_seen", "tokens seen", "short", measured_on="training", can_smooth=False, views=("tile",)),
     Metric(
-        "mfu", "MFU", ".0%", better="higher", measured_on="training", label="MFU {}",
+        "mfu", "MFU", ".0%", better="higher", limit=(1.0, "the peak"), measured_on="training", label="MFU {}",
         views=("progress line", "tile", "report"),
     ),
     Metric(
-        "mfu_of_measured_peak", "MFU against a measured peak", ".0%", better="higher",
+        "mfu_of_measured_peak", "MFU against a measured peak", ".0%", better="higher", limit=(1.0, "the peak"),
         measured_on="training", label="MFU {}", views=("progress line", "tile", "report"),
     ),
     Metric(
@@ -300,6 +305,8 @@ class Tile:
     format: str
     in_table_of_runs: bool
     """Whether the table of several runs has it as a column."""
+    limit: tuple[float, str] | None = None
+    """As in `Metric`."""
 
 
 def metrics_in(view: View) -> list[Metric]:
@@ -325,7 +332,7 @@ def list_tiles() -> list[Tile]:
         in_table = "table of runs" in metric.views
         key = metric.validation_key if metric.measured_on == "validation" else metric.key
         title = f"validation {metric.heading}" if metric.measured_on == "validation" else metric.heading
-        tiles.append(Tile(key, title, metric.format, in_table))
+        tiles.append(Tile(key, title, metric.format, in_table, metric.limit))
         if metric.validation_label:
             tiles.append(Tile(metric.validation_key, f"validation {metric.heading}", metric.format, in_table))
     return tiles

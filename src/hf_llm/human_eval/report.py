@@ -77,6 +77,7 @@ def render_page(results: dict[str, Any], title: str) -> str:
         unrated=[name for name in results["models"] if name not in results["ratings"]],
         min_groups=MIN_GROUPS,
         style=templates.read_asset("page.css") + templates.read_asset("range.css"),
+        script=templates.read_asset("page.js"),
     )
 
 

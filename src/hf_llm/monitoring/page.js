@@ -105,7 +105,9 @@ function formatValue(value, style) {
 function tileText(tile, training) {
   if (tile.key === "eta_seconds" && training.state !== "running") return null;
   const entry = lastEntry(training, tile.key);
-  return entry ? formatValue(entry[tile.key], tile.format) : null;
+  if (!entry) return null;
+  const [limit, name] = tile.limit || [Infinity, ""], value = entry[tile.key];
+  return formatValue(value, tile.format) + (value > limit ? ` (above ${name})` : "");
 }
 
 function position(training) {
@@ -210,6 +212,7 @@ function showNumbers(shown) {
   find("progress").firstElementChild.style.width = `${percent}%`;
   if (one) showTiles(shown[0].training);
   else showTable(shown);
+  markScrolling();
 }
 
 function showTiles(training) {
@@ -228,6 +231,12 @@ function showTable(shown) {
     row.style.setProperty("--own", `var(--line-${COLOURS[i % COLOURS.length]})`);
     return row;
   }));
+}
+
+// A table that is wider than the screen says that it scrolls.
+function markScrolling() {
+  const box = find("runs").parentElement;
+  find("scrolls").hidden = find("runs").hidden || box.scrollWidth <= box.clientWidth + 1;
 }
 
 function showAlerts(shown) {
@@ -527,5 +536,6 @@ readChoices();
 find("connection").textContent = "connecting";
 for (const name of CONTROLS) find(name).addEventListener("input", () => { keepChoices(); show(); });
 find("more").addEventListener("toggle", () => { keepChoices(); show(); });
+addEventListener("resize", markScrolling);
 addEventListener("hashchange", () => { readChoices(); show(); });
 follow();

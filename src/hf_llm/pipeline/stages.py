@@ -95,7 +95,7 @@ _DATA_AND_TRAINING_STAGES = [
     _data_stage("tokens", "hf_llm.tokenize_corpus", "Token shards", MIX_KEYS, reads=("corpus", "tokenizer")),
     Stage(
         "base", "hf_llm.pretrain", "Pretraining", "language_model",
-        sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"), evaluated_on="validation text",
+        sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"), evaluated_on="the validation text",
     ),
     Stage(
         "sft", "hf_llm.sft", "Supervised fine-tuning", "language_model",

@@ -42,7 +42,9 @@ def render_corpus_page(root: Path, title: str) -> str | None:
         "tokenizer": _read_facts(root / "tokenizer").get("report") or {},
     }
     template = templates.html_environment().get_template("corpus_page.html")
-    return template.render(**redact_secrets(facts), style=templates.read_asset("page.css"))
+    return template.render(
+        **redact_secrets(facts), style=templates.read_asset("page.css"), script=templates.read_asset("page.js")
+    )
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

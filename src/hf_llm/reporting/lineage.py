@@ -89,6 +89,11 @@ def kept_licenses(manifests: dict[str, dict]) -> list[tuple[str, float]]:
     return license_shares(ledger.get("licenses", {}))
 
 
+def format_share(share: float) -> str:
+    """Write a share of the text in per cent, with one decimal; what is there is not 0.0%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def license_shares(counts: dict[str, dict[str, int]]) -> list[tuple[str, float]]:
     """Return (licence, share of the bytes), the largest first; names of one licence are added up."""
     sizes: Counter = Counter()
@@ -108,10 +113,10 @@ def format_license_shares(entry: dict[str, Any]) -> str:
         return normalize_license(entry["license"])
     if len(shares) == 1:
         return shares[0][0]
-    named = [f"{name} {share:.1%}" for name, share in shares[:MAX_LICENSES_SHOWN]]
+    named = [f"{name} {format_share(share)}" for name, share in shares[:MAX_LICENSES_SHOWN]]
     rest = shares[MAX_LICENSES_SHOWN:]
     if rest:
-        named.append(f"{len(rest)} others {sum(share for _, share in rest):.1%}")
+        named.append(f"{len(rest)} others {format_share(sum(share for _, share in rest))}")
     return ", ".join(named)
 
 
@@ -157,8 +162,8 @@ def describe_test_split(manifests: dict[str, dict[str, dict]], tokens_digest: st
         )
     if other_data:
         sentences.append(
-            f"The data of {join_names(list(other_data))} come from elsewhere: whether they repeat text of the test split "
-            "was not checked."
+            f"Whether the data of {join_names(list(other_data))}, which have sources of their own, repeat text of the "
+            "test split was not checked."
         )
     if unknown:
         sentences.append(f"Whether {join_names(unknown)} was trained on text of the test split is not known.")

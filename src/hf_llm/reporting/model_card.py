@@ -24,6 +24,7 @@ from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
     count_parameters,
     describe_test_split,
+    format_share,
     kept_languages,
     kept_licenses,
     list_sources,
@@ -138,7 +139,7 @@ def render_model_card(folder: Path, repository: str | None = None) -> str:
         remote_code="auto_map" in config,
         sources=sources,
         licenses=licenses,
-        shares=[(name, f"{share:.1%}") for name, share in kept_licenses(manifests)],
+        shares=[(name, format_share(share)) for name, share in kept_licenses(manifests)],
         settings=_list_training_settings(manifests),
         metrics=format_last_evaluation(manifest["facts"].get("metrics", {}), _evaluated_on(manifest)),
         scores=format_test_scores(scores),

@@ -1,5 +1,20 @@
-// Shows a chart's values at the pointer, under a finger, and with the arrow keys.
+// Shows a chart's values at the pointer, under a finger, and with the arrow keys, and says which tables scroll.
 "use strict";
+
+function markScrolling() {
+  for (const box of document.querySelectorAll(".wide")) {
+    const note = box.previousElementSibling?.classList.contains("scrolls") ? box.previousElementSibling : null;
+    const isWider = box.scrollWidth > box.clientWidth + 1;
+    if (isWider && !note) {
+      const text = "the table continues to the right: scroll it sideways \u2192";
+      box.before(Object.assign(document.createElement("p"), { className: "note scrolls", textContent: text }));
+    } else if (!isWider && note) {
+      note.remove();
+    }
+  }
+}
+markScrolling();
+addEventListener("resize", markScrolling);
 
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 
