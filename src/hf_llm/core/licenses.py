@@ -189,9 +189,11 @@ def spdx_identifier(name: str) -> str | None:
 
 def _look_up(name: str) -> str | None:
     """Return the one form of a single licence; None where no list has it."""
+    lower = name.strip().lower()
     simple = _simplify(name)
-    if simple in HUB_LICENSES:
-        return simple
+    for candidate in (lower, simple):
+        if candidate in HUB_LICENSES:
+            return candidate
     if simple in _ALIASES:
         return _ALIASES[simple]
 
@@ -204,7 +206,7 @@ def _look_up(name: str) -> str | None:
         if identifier in HUB_LICENSES:
             return identifier
 
-    for candidate in (simple, name.strip().lower()):
+    for candidate in (simple, lower):
         if candidate and " " not in candidate and spdx_identifier(candidate):
             return candidate
     return None
