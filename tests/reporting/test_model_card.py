@@ -184,7 +184,7 @@ def render_model_card_without_evaluation(run):
 def test_the_card_claims_of_the_test_split_what_was_checked(run):
     base, chat = render_model_card(run.root / "base"), render_model_card(run.root / "sft")
     apart = "read the train split of this corpus, which has no document of the test split."
-    unchecked = "Whether the data of sft, which have sources of their own, repeat text of the test split was not checked."
+    unchecked = "Whether the data of sft, which have sources of their own, repeat text of the test split was not"
     assert apart in base and unchecked not in base
     assert apart in chat and unchecked in chat
     for card in (base, chat):
@@ -205,7 +205,8 @@ def test_the_shares_of_the_licences_are_those_of_the_ledger(run, tmp_path):
 
 
 def test_the_card_of_an_adapter_is_ours_and_valid(tmp_path):
-    config = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": str(tmp_path)}
+    modules = ["q_proj", "v_proj"]
+    config = {"r": 8, "lora_alpha": 16, "target_modules": modules, "base_model_name_or_path": str(tmp_path)}
     write_json(tmp_path / "adapter_config.json", config)
     (tmp_path / "README.md").write_text("# Model Card for Model ID")
     write_adapter_card(tmp_path, "dpo", ["MIT", "psf-2.0", "my own terms"])

@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing is cut on a phone, values can be read without a mouse, colours are told apart."""
+"""The pages in a real browser: nothing is cut on a phone, values are read without a mouse, colours are told apart."""
 
 import json
 import re
@@ -119,8 +119,8 @@ def test_print_keeps_legends_and_whole_tables(pages, browser):
     assert browser.value(border) == "2px"  # a background would not be printed
     assert browser.value("[...document.querySelectorAll('.wide')].every((box) => box.scrollWidth <= box.clientWidth)")
     cut = (
-        "[...document.querySelectorAll('.plot span')].filter((label) => label.getBoundingClientRect().right > innerWidth "
-        "|| label.getBoundingClientRect().left < 0).length"
+        "[...document.querySelectorAll('.plot span')].map((label) => label.getBoundingClientRect())"
+        ".filter((box) => box.right > innerWidth || box.left < 0).length"
     )
     assert browser.value(cut) == 0
     browser.print_with_style(False)

@@ -22,7 +22,9 @@ def test_a_value_that_is_not_finite_is_a_gap():
 
 
 def test_few_points_are_dots_and_many_are_a_line():
-    few = draw_line_chart("Loss", [Series("training", [(x, 1.0 + x) for x in range(40)]), Series("validation", [(9, 2.0)])])
+    few = draw_line_chart(
+        "Loss", [Series("training", [(x, 1.0 + x) for x in range(40)]), Series("validation", [(9, 2.0)])]
+    )
     dots = re.findall(r'class="dots line-(\d)" d="([^"]*)"', few)
     assert [(number, d.count("M")) for number, d in dots] == [("0", 40), ("1", 1)]
     many = draw_line_chart("Loss", [Series("training", [(x, 1.0 + x) for x in range(41)])])

@@ -1,7 +1,7 @@
 """Bring the names of licences into one form, and say which of them the Hugging Face Hub accepts.
 
-The form is the Hub's identifier where it has one (https://huggingface.co/docs/hub/repositories-licenses), else SPDX's in
-small letters (https://spdx.org/licenses, as `packaging` has them), else the name as it was given.
+The form is the Hub's identifier where it has one (https://huggingface.co/docs/hub/repositories-licenses), else SPDX's
+in small letters (https://spdx.org/licenses, as `packaging` has them), else the name as it was given.
 """
 
 import re
@@ -103,7 +103,9 @@ _CREATIVE_COMMONS = (
     ("-generic", ""),
 )
 # `GPLv3`, `GPL v3`, `GNU GPL 3`, `LGPL-2.1+`, `GNU Lesser General Public License v2.1 or later`.
-_GNU = re.compile(r"^(?:gnu-)?(?P<kind>[al]?gpl|gfdl)(?:-?v?(?P<version>\d(?:\.\d)?))?(?:-only|-or-later|-or-newer|\+)?$")
+_GNU = re.compile(
+    r"^(?:gnu-)?(?P<kind>[al]?gpl|gfdl)(?:-?v?(?P<version>\d(?:\.\d)?))?(?:-only|-or-later|-or-newer|\+)?$"
+)
 _GNU_NAMES = (
     ("affero-general-public", "agpl"),
     ("lesser-general-public", "lgpl"),

@@ -13,7 +13,8 @@ from typing import Any
 import xxhash
 
 MANIFEST_FILE = "manifest.json"
-SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json")  # not part of the result, or derived from it
+# Not part of the result, or derived from it.
+SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json")
 BEGUN_FILE = "begun.json"  # settings and inputs of an unfinished folder; deleted once the manifest is written
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
@@ -75,7 +76,8 @@ def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, lis
     """Return `{relative path: [bytes, xxh3_128 as hex]}` for every file below `folder`.
 
     Not included are the manifest, and what matches a pattern of `skip` at the top of the folder: by default checkpoints
-    and logs, the model card with its LICENSE.md (made from the manifest) and the ledger of a corpus (it holds durations, which differ).
+    and logs, the model card with its LICENSE.md (made from the manifest) and the ledger of a corpus (it holds
+    durations, which differ).
     """
     folder = Path(folder)
     digests = {}

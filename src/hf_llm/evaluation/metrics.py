@@ -236,7 +236,8 @@ _METRICS = [
     ),
     Metric(
         "learning_rate", "learning rate", "learning rate",
-        measured_on="training", can_smooth=False, chart=Chart(from_zero=True), label="lr {}", views=("progress line", "tile"),
+        measured_on="training", can_smooth=False, chart=Chart(from_zero=True), label="lr {}",
+        views=("progress line", "tile"),
     ),
     Metric(
         "grad_norm", "gradient norm", "short",

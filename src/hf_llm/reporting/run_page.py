@@ -32,6 +32,7 @@ from hf_llm.reporting.plan_accuracy import compare_with_plan
 from hf_llm.reporting.secrets import redact_secrets
 from hf_llm.reporting.svg_charts import Point, Series, draw_line_chart
 
+
 def render_run_page(root: Path, tree: dict[str, Any]) -> str:
     """Render the run in folder `root`, made by the recipe `tree`, as HTML. Unfinished stages are shown as missing."""
     manifests = _read_manifests(root)
