@@ -26,6 +26,7 @@ from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
@@ -86,6 +87,25 @@ def main(argv: list[str] | None = None) -> None:
         print_main(format_table(results["models"]))
         headline = format_headline(results["models"])
         output.complete(headline, licenses_of(*models.values()), results=results["models"])
+        update_model_cards(run, list(models.values()))
+
+
+def update_model_cards(run: Run, models: list[Path | str]) -> None:
+    """Write the cards of the run's models again, now with their test scores.
+
+    A card on the Hub stays as it is; the command that replaces it is printed.
+    """
+    for model in models:
+        folder = Path(model)
+        manifest = read_manifest(folder)
+        if manifest is None or folder.parent.resolve() != run.root.resolve():
+            continue
+        arguments = manifest["facts"].get("arguments", {})
+        repository = arguments.get("hub_model_id") if arguments.get("push_to_hub") else None
+        write_model_card(folder, repository)
+        if repository:
+            card = folder / CARD_FILE
+            print_main(f"{card} has the test scores now; hf upload {repository} {card} {CARD_FILE}")
 
 
 def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:

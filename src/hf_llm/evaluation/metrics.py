@@ -231,7 +231,7 @@ _METRICS = [
     ),
     Metric(
         "stop_rate",  # measured once, on the saved model
-        "EOS rate of greedy answers", ".0%", better="higher", counted=(("stop_prompts", "prompts"),),
+        "EOS rate", ".0%", better="higher", counted=(("stop_prompts", "prompts"),),
         measured_on="validation", is_measured_once=True, views=("model card",),
     ),
     Metric(

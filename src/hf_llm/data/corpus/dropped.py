@@ -214,8 +214,9 @@ def _describe_dropped(row: dict, folder: Path) -> str:
     ]
     if row["kept"]:
         # A document is named by its text, so a copy has the id of the one that is kept: its place tells them apart.
-        name = "the same text" if row["kept"] == row["id"] else row["kept"]
-        lines.append(f"    kept in its place: {name}{_place_of_kept(row['kept'], folder)}")
+        what = "the same text" if row["kept"] == row["id"] else "another version"
+        lines.append(f"    {what} is kept{_place_of_kept(row['kept'], folder)}")
+        lines.append(f"    kept in its place: {row['kept']}")
     return "\n".join(lines)
 
 
@@ -228,5 +229,5 @@ def _place_of_kept(document_id: str, folder: Path) -> str:
     for path in sorted((folder / "data").glob("*.parquet")):
         rows = pyarrow.dataset.dataset(path).to_table(columns, filter=compute.field("id") == document_id).to_pylist()
         for row in rows:
-            return f", of source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}"
-    return ", which another rule dropped"
+            return f" from source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}"
+    return ", or was until a later rule dropped it"
