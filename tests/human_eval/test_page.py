@@ -190,5 +190,5 @@ def test_the_page_says_which_score_is_best(tmp_path):
     ):
         browser.open(server.url)
         browser.wait("!document.getElementById('question').hidden")
-        assert browser.value("document.querySelector('.stars').innerText").endswith("1 is worst, 5 is best")
+        assert browser.value("document.querySelector('.stars').innerText").endswith("5 is best")
         assert "5 (best)" in browser.value("document.querySelector('.stars').getAttribute('aria-label')")

@@ -196,7 +196,7 @@ for (const stars of document.querySelectorAll(".stars")) {
     button.addEventListener("click", () => toggleScore(stars.parentNode.dataset.side, value));
     stars.append(button);
   }
-  stars.append(Object.assign(document.createElement("span"), { textContent: "1 is worst, 5 is best" }));
+  stars.append(Object.assign(document.createElement("span"), { textContent: "5 is best" }));
 }
 byId("undo").addEventListener("click", undo);
 byId("who").addEventListener("click", showNameForm);
