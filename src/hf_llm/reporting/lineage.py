@@ -166,7 +166,9 @@ def describe_test_split(manifests: dict[str, dict[str, dict]], tokens_digest: st
             "test split was not checked."
         )
     if unknown:
-        sentences.append(f"Whether {join_names(unknown)} was trained on text of the test split is not known.")
+        sentences.append(
+            f"Whether text of the test split is in the training data of {join_names(unknown)} is not known."
+        )
     return sentences
 
 

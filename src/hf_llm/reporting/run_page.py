@@ -55,7 +55,7 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
             for metric in score_columns(evaluation["models"].values())
         ],
         "scores_by_model": {name: dict(format_scores(scores)) for name, scores in evaluation["models"].items()},
-        "test_split": _describe_test_split(root, manifests, list(evaluation["models"])),
+        "test_split": _describe_test_split(root, manifests, evaluation["models"]),
         "license_shares": [(name, format_share(share)) for name, share in kept_licenses(manifests)],
         "ledger": _summarize_ledger(corpus_ledger) if corpus_ledger else None,
         "sources": list_sources(manifests),
@@ -161,9 +161,14 @@ def _compare_plan(root: Path, tree: dict[str, Any]) -> list[tuple[str, str, str,
     return rows
 
 
-def _describe_test_split(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
-    """Say what is known of the test split and the training data of the evaluated models."""
-    lineages = {name: read_lineage(root / name) for name in models}
+def _describe_test_split(root: Path, manifests: dict[str, dict], models: dict[str, dict[str, Any]]) -> str:
+    """Say what is known of the test split and the training data of the evaluated models, by name with their scores."""
+    lineages = {}
+    for name, scores in models.items():
+        # A model of another run may have the name of one of this run's.
+        path = Path(scores.get("path", root / name))
+        is_own = (path.parent.name, path.name) == (root.name, name)
+        lineages[name] = read_lineage(root / name if is_own else path)
     tokens_digest = manifests.get("evaluation", {}).get("inputs", {}).get("tokens")
     return " ".join(describe_test_split(lineages, tokens_digest))
 
