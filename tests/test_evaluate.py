@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -87,7 +88,12 @@ def test_every_model_of_the_run_is_scored_and_answers(run, capsys):
     assert set(manifest["inputs"]) == {"tokens", "base", "sft"}
     assert manifest["facts"]["results"] == results["models"]
     assert manifest["licenses"] == ["mit"]
+    card = ModelCard.load(run / "sft/README.md")
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured["perplexity"] == results["models"]["sft"]["perplexity"]
+    assert "perplexity on the test split (lower is better)" in card.text
     printed = capsys.readouterr().out
+    assert "bits per byte on the test split (lower is better)" in printed
     assert f"{results['models']['sft']['bits_per_byte']:.4f}" in printed
 
 

@@ -104,7 +104,7 @@ def test_card_report_samples_and_headlines_speak_of_what_it_does(lives, name):
     assert facts["objective"]["kind"] == kind
     assert facts["objective"]["share"] == {"modernbert": 0.3}.get(name, 0.15)
     headline = read_manifest(run / "base")["headline"]
-    assert re.search(r"(masked-token|span) accuracy .*%, loss", headline)
+    assert re.search(r"(masked-token|span) accuracy .*%.*, loss", headline)
     accuracy = "span accuracy" if name == "t5" else "masked-token accuracy"
     assert accuracy in read_manifest(run / "evaluation")["headline"]
     page = (run / "report/index.html").read_text(encoding="utf-8")

@@ -153,6 +153,7 @@ def test_what_became_of_a_document_is_told(capsys):
     assert "dropped by length, too_short" in told("https://example.org/short")
     copy = told("https://example.org/copy")
     assert "dropped by exact_duplicates, duplicate" in copy
+    assert "the same text is kept from source a.jsonl  https://example.org/7  " in copy
     kept = copy.rpartition("kept in its place: ")[2].strip()
     assert told(kept[:12]).startswith(kept)
     assert "0007.txt" in told("0007.txt")

@@ -107,7 +107,7 @@ def test_the_stop_rate_stands_in_manifest_headline_and_report(tiny_life):
     manifest = json.loads((tiny_life / "runs/tiny/sft/manifest.json").read_text())
     metrics = manifest["facts"]["metrics"]
     assert metrics["stop_prompts"] == 6 and 0 <= metrics["stop_rate"] <= 1
-    words = f"EOS rate {metrics['stop_rate']:.0%}"
+    words = f"EOS rate {metrics['stop_rate']:.0%} ({metrics['stop_rate'] * 6:.0f} of 6 prompts)"
     assert manifest["headline"].endswith(words)
     assert words in (tiny_life / "runs/tiny/report/index.html").read_text()
     said = "WARNING: the model does not stop" in (tiny_life / "output.txt").read_text()

@@ -27,7 +27,7 @@ from hf_llm.human_eval.comparison_plan import (
     read_prompts_file,
 )
 from hf_llm.human_eval.export_preferences import export_preferences, format_counts
-from hf_llm.human_eval.report import format_results, write_report
+from hf_llm.human_eval.report import format_results, report_command, write_report
 from hf_llm.human_eval.server import ArenaServer
 from hf_llm.human_eval.terminal_ui import vote_in_terminal
 from hf_llm.human_eval.votes import VoteDatabase, create_database, normalize_annotator_name
@@ -211,6 +211,8 @@ def collect_votes(database: VoteDatabase, arguments: argparse.Namespace) -> None
             return
         server = ArenaServer(database, arguments.host, arguments.port, lambda: generation.problem, annotator)
         server.run(f"votes are kept in {database.path}; Ctrl-C ends")
+        if database.list_annotators():
+            print(f"Next: {report_command(database)}")
     if generation.problem:
         raise UserError(generation.problem)
 

@@ -22,7 +22,7 @@ from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.find_model import default_output, is_run
 from hf_llm.pipeline.run import licenses_of
 from hf_llm.pipeline.stages import MODELS
-from hf_llm.reporting.model_card import render_model_card
+from hf_llm.reporting.model_card import write_model_card
 from hf_llm.tokenization.compare_tokenizers import find_difference
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints, verify_checkpoint
 
@@ -165,7 +165,7 @@ def write_manifest_and_card(folder: Path, output: Path, steps: list[int]) -> Non
         recipe=manifest.get("recipe"),
         facts=facts,
     )
-    (output / "README.md").write_text(render_model_card(output), encoding="utf-8")
+    write_model_card(output)
 
 
 if __name__ == "__main__":

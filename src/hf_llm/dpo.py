@@ -83,8 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
-            "preference accuracy {eval_rewards/accuracies:.0%} on {eval_pairs:,} held-out pairs, "
-            "margin {eval_rewards/margins:.2f}"
+            "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
         )
         measure = partial(warn_of_no_effect, trainer)
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)

@@ -28,6 +28,7 @@ from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, lo
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.training.objectives import Objective, fill_objective_defaults
 
@@ -89,6 +90,25 @@ def main(argv: list[str] | None = None) -> None:
         print_main(format_table(results["models"]))
         headline = format_headline(results["models"])
         output.complete(headline, licenses_of(*models.values()), results=results["models"])
+        update_model_cards(run, list(models.values()))
+
+
+def update_model_cards(run: Run, models: list[Path | str]) -> None:
+    """Write the cards of the run's models again, now with their test scores.
+
+    A card on the Hub stays as it is; the command that replaces it is printed.
+    """
+    for model in models:
+        folder = Path(model)
+        manifest = read_manifest(folder)
+        if manifest is None or folder.parent.resolve() != run.root.resolve():
+            continue
+        arguments = manifest["facts"].get("arguments", {})
+        repository = arguments.get("hub_model_id") if arguments.get("push_to_hub") else None
+        write_model_card(folder, repository)
+        if repository:
+            card = folder / CARD_FILE
+            print_main(f"{card} has the test scores now; hf upload {repository} {card} {CARD_FILE}")
 
 
 def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
@@ -165,7 +185,7 @@ def format_headline(models: dict[str, Scores]) -> str:
     parts = []
     bits = [f"{name} {scores['bits_per_byte']:.3f}" for name, scores in models.items() if "perplexity" in scores]
     if bits:
-        parts.append(f"{', '.join(bits)} bits per byte")
+        parts.append(f"{', '.join(bits)} bits per byte on the test split (lower is better)")
     for key in HEADLINE_ACCURACIES:
         for name, scores in models.items():
             if key in scores:

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
         headline = (
-            "preference accuracy {eval_accuracy:.0%} on {eval_pairs:,} held-out pairs "
+            "preference accuracy {eval_accuracy:.0%} on held-out pairs "
             "(95% interval {eval_accuracy_low:.0%} to {eval_accuracy_high:.0%}), margin {eval_margin:.2f}"
         )
         measure = partial(warn_of_no_effect, trainer)

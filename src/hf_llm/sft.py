@@ -85,12 +85,9 @@ def main(argv: list[str] | None = None) -> None:
             eos_rate = measure_eos_rate(trainer, rows.held_out, output.path, truncated)
             return eos_rate | warn_of_no_effect(trainer, metrics)
 
-        headline = (
-            "loss {eval_loss:.3f} on {eval_tokens:,} tokens of held-out answers, "
-            "token accuracy {eval_mean_token_accuracy:.0%}"
-        )
+        headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
         if collect_prompts(rows.held_out):
-            headline += ", EOS rate {stop_rate:.0%} of {stop_prompts} answers"
+            headline += ", EOS rate {stop_rate:.0%}"
         train_and_save(
             trainer,
             output,

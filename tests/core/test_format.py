@@ -3,7 +3,6 @@
 import pytest
 
 from hf_llm.core.format import (
-    fill_headline,
     format_bytes,
     format_count,
     format_dollars,
@@ -101,10 +100,3 @@ def test_what_rounds_to_zero_has_no_minus(value, style):
         assert float(text) == pytest.approx(value, rel=0.01)
     else:
         assert "-" not in text and set(text.strip("+% ")) <= {"0", "."}
-
-
-def test_a_headline_has_no_minus_at_zero():
-    metrics = {"eval_rewards/margins": -0.0001, "eval_kl": -0.5, "eval_pairs": 3, "name": "x"}
-    template = "{name}: margin {eval_rewards/margins:.2f}, KL {eval_kl:.2f} on {eval_pairs:.0f} pairs, {eval_pairs}"
-    assert fill_headline(template, metrics) == "x: margin 0.00, KL -0.50 on 3 pairs, 3"
-    assert fill_headline("done", metrics) == "done"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -14,7 +15,7 @@ from websockets.sync.client import connect
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TIMEOUT_SECONDS = 30
-_KEY_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Backspace": 8}
+_KEY_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Backspace": 8, "End": 35, "Home": 36, "Escape": 27}
 
 
 class Browser:
@@ -117,6 +118,14 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def print_with_style(self, is_printing: bool = True) -> None:
+        """Show the page as it is printed, or as on the screen."""
+        self.call("Emulation.setEmulatedMedia", media="print" if is_printing else "", features=[])
+
+    def run_scripts(self, is_running: bool) -> None:
+        """Whether pages that are opened from now on run their scripts."""
+        self.call("Emulation.setScriptExecutionDisabled", value=not is_running)
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
@@ -126,3 +135,11 @@ def wait_until(condition: Callable[[], Any], description: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"waited {TIMEOUT_SECONDS} s for {description}"
         time.sleep(0.02)
+
+
+def keep_screenshot(browser: Browser, name: str) -> None:
+    """Keep a picture for a person to look at, in the folder that HF_LLM_SCREENSHOTS names."""
+    if folder := os.environ.get("HF_LLM_SCREENSHOTS"):
+        browser.value("window.scrollTo(0, 0)")
+        wait_until(lambda: browser.value("scrollY === 0"), "the top")
+        browser.screenshot(Path(folder) / f"{name}.png")

@@ -1,14 +1,12 @@
 """The page as people use it: a real browser, real keys and clicks."""
 
 import itertools
-import os
-from pathlib import Path
 
 import pytest
 
-from hf_llm.human_eval.report import compute_results
+from hf_llm.human_eval.report import compute_results, report_command
 from hf_llm.human_eval.votes import VoteDatabase, create_database
-from tests.human_eval.chromium import PROGRAM, Browser, wait_until
+from tests.human_eval.chromium import PROGRAM, Browser, keep_screenshot, wait_until
 from tests.human_eval.comparison import plan, serving
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
@@ -151,9 +149,46 @@ def test_nothing_is_cut_off_on_any_screen_light_or_dark(tmp_path):
         assert len(papers) == len({paper for _, paper in papers}) == 2
 
 
-def keep_screenshot(browser: Browser, name: str) -> None:
-    """Keep a picture for a person to look at, in the folder that HF_LLM_SCREENSHOTS names."""
-    if folder := os.environ.get("HF_LLM_SCREENSHOTS"):
-        browser.value("window.scrollTo(0, 0)")
-        wait_until(lambda: browser.value("scrollY === 0"), "the top")
-        browser.screenshot(Path(folder) / f"{name}.png")
+def test_the_page_ends_with_the_command_of_the_results(tmp_path):
+    create_database(tmp_path / "v.sqlite", plan(1))
+    database = VoteDatabase(tmp_path / "v.sqlite")
+    with serving(database, annotator="Ada") as server, Browser(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.wait("!document.getElementById('question').hidden")
+        assert browser.value("document.getElementById('next').offsetParent") is None
+        browser.press("a")
+        wait_until_count(browser, 1, 1)
+        assert browser.value("document.querySelector('#next pre').innerText") == report_command(database)
+
+
+def test_no_choice_stays_marked_on_the_next_pair(tmp_path):
+    create_database(tmp_path / "v.sqlite", plan(3))
+    with (
+        serving(VoteDatabase(tmp_path / "v.sqlite"), annotator="Ada") as server,
+        Browser(tmp_path / "profile") as browser,
+    ):
+        browser.resize(390, 844)
+        browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "hover", "value": "none"}])
+        browser.open(server.url)
+        browser.wait("!document.getElementById('question').hidden")
+        style = "(({ borderColor, outlineStyle }) => [borderColor, outlineStyle])(getComputedStyle(%s))"
+        button = style % "document.querySelector('[data-choice=a]')"
+        before = browser.value(button)
+        browser.click('[data-choice="a"]')
+        wait_until_count(browser, 1, 3)
+        assert browser.value("document.activeElement === document.body")
+        assert browser.value("document.querySelectorAll('.chosen').length") == 0
+        wait_until(lambda: browser.value(button) == before, "the mark to go")
+
+
+def test_the_page_says_which_score_is_best(tmp_path):
+    create_database(tmp_path / "v.sqlite", plan(1))
+    with (
+        serving(VoteDatabase(tmp_path / "v.sqlite"), annotator="Ada") as server,
+        Browser(tmp_path / "profile") as browser,
+    ):
+        browser.open(server.url)
+        browser.wait("!document.getElementById('question').hidden")
+        assert browser.value("document.querySelector('.stars').innerText").endswith("5 is best")
+        assert "5 (best)" in browser.value("document.querySelector('.stars').getAttribute('aria-label')")

@@ -174,7 +174,7 @@ def test_scores_belong_to_the_model_on_that_side():
     scores = compute_mean_scores(votes, ["x", "y", "z"])
     assert (scores["x"]["mean"], scores["x"]["scores"]) == (4.5, 2)
     assert scores["y"]["mean"] == 1.5
-    assert scores["x"]["interval"] == (4.0, 5.0)
+    assert scores["x"]["interval"] is None  # two prompts say nothing of the next ones
     assert "z" not in scores
 
 
@@ -200,3 +200,22 @@ def test_annotators_are_counted_one_by_one():
     assert annotators["Ada"]["seconds"] == 3.0
     assert Counter(annotators["Ada"]["choices"]) == Counter({"a": 1, "skip": 1})
     assert annotators["Ben"]["seconds"] is None
+
+
+def test_there_is_no_interval_where_nothing_varies_or_too_little_was_seen():
+    few = [vote(n, "a" if n % 2 else "b") for n in range(4)]
+    same = [vote(n, "tie") for n in range(40)]
+    for votes in (few, same):
+        assert all(entry["interval"] is None for entry in compute_ratings(votes, ["x", "y"]).values())
+    agreement = compute_agreement(votes_of_two({("a", "b"): 1, ("b", "a"): 1}))
+    assert agreement["pairwise"][0]["interval"] is None
+    scores = compute_mean_scores([vote(n, "a", score_a=4) for n in range(40)], ["x", "y"])
+    assert scores["x"] == {"mean": 4.0, "interval": None, "scores": 40}
+
+
+def test_a_model_that_nobody_voted_on_is_not_rated():
+    votes = [vote(n, "a" if n < 12 else "b") for n in range(20)] + [vote(30, "skip", second="unseen")]
+    ratings = compute_ratings(votes, ["x", "y", "unseen"])
+    assert list(ratings) == ["x", "y"]
+    assert ratings == compute_ratings(votes, ["x", "y"])
+    assert ratings["x"]["prompts"] == 20

@@ -152,3 +152,33 @@ def test_the_page_gets_the_reason_why_no_answers_come(tmp_path):
 def test_loopback_is_local_and_nothing_else():
     assert all(is_local(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"))
     assert not any(is_local(host) for host in ("0.0.0.0", "192.168.1.2", "::", "", "localhost.evil.example"))
+
+
+def test_answers_that_arrive_between_two_reads_leave_nobody_without_a_pair(tmp_path, monkeypatch):
+    comparison = plan(1)
+    late, comparison.answers = comparison.answers, {}
+    create_database(tmp_path / "v.sqlite", comparison)
+    database = VoteDatabase(tmp_path / "v.sqlite")
+    count_progress = database.count_progress
+
+    def count_after_the_answers_arrived(annotator):
+        with VoteDatabase(tmp_path / "v.sqlite") as generator:
+            for name, texts in late.items():
+                generator.add_answers(name, texts)
+        return count_progress(annotator)
+
+    monkeypatch.setattr(database, "count_progress", count_after_the_answers_arrived)
+    question, progress = database.read_next("Ada")
+    assert question is None and progress["waiting"] == 1  # so the page asks again
+    question, progress = database.read_next("Ada")
+    assert question is not None and progress["waiting"] == 0
+
+
+def test_the_command_of_the_report_is_shown_at_the_end_and_on_this_machine_only(tmp_path):
+    database = make_database(tmp_path, prompts=1)
+    with serving(database) as server:
+        assert "report" not in server.next_state("Ada")
+        database.record_vote(0, "Ada", "a")
+        assert server.next_state("Ada")["report"].endswith("--report")
+        server.local = False
+        assert "report" not in server.next_state("Ada")

@@ -1,6 +1,8 @@
 """The live page in a real browser, on runs that grow while it looks."""
 
 import json
+import shutil
+import time
 import urllib.request
 
 import pytest
@@ -9,7 +11,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.jsonl import alerts_file, append_row, metrics_file, replace_rows
 from hf_llm.monitoring.live_page import LiveServer
 from hf_llm.monitoring.log_tail import RunLog
-from tests.human_eval.chromium import PROGRAM, Browser
+from tests.human_eval.chromium import PROGRAM, Browser, keep_screenshot
 from tests.monitoring.made_up_run import write_made_up_run
 from tests.served import in_thread
 
@@ -70,7 +72,7 @@ def test_the_page_follows_a_run(tmp_path):
         browser.wait(f"{TITLES}.length > 5")
         titles = browser.value(TITLES)
         assert titles[:5] == [
-            "Loss", "Bits per byte, validation", "Learning rate", "Gradient norm", "Gradient norm by part",
+            "Loss", "Bits per byte on the validation text", "Learning rate", "Gradient norm", "Gradient norm by part",
         ]  # fmt: skip
         assert browser.value("document.querySelectorAll('#charts .chart')[0].querySelectorAll('path.line').length") == 2
         assert (
@@ -120,3 +122,120 @@ def test_two_runs_share_charts_and_an_empty_run_says_so(tmp_path):
             browser.open(empty.url)
             browser.wait("document.body.innerText.includes('Nothing has been trained yet')")
         assert browser.errors == []
+
+
+STATUS = "document.getElementById('status').textContent"
+PRESSED = "document.querySelector('#stages [aria-pressed=true]').textContent"
+
+
+def choose(browser, control, value):
+    browser.value(f"document.getElementById('{control}').value = '{value}'")
+    browser.value(f"document.getElementById('{control}').dispatchEvent(new Event('input'))")
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+def test_two_runs_open_on_a_stage_of_both_and_a_reload_keeps_what_was_chosen(tmp_path):
+    first, second = write_made_up_run(tmp_path / "first"), write_made_up_run(tmp_path / "second", seed=4)
+    shutil.rmtree(second / "sft")
+    append_row(metrics_file(first / "sft"), {"step": 130, "loss": 1.5, "time": time.time() + 60})  # at work now
+    with serving(first, second) as server, Browser(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.wait(f"{TITLES}.length > 4")
+        assert browser.value(PRESSED) == "base"
+        assert browser.value(STATUS) == "Pretraining of first, second"
+
+        browser.click("#stages button:nth-of-type(2)")
+        browser.wait(f"{STATUS}.startsWith('Supervised fine-tuning of first')")
+        assert "second: none" in browser.value(STATUS)
+        choose(browser, "smoothing", 0.6)
+        choose(browser, "x", "tokens_seen")
+        browser.click("#log")
+        browser.call("Page.reload")
+        browser.wait(f"document.readyState === 'complete' && {TITLES}.length > 2")
+        assert browser.value(PRESSED) == "sft"
+        controls = "['smoothing', 'x'].map((name) => document.getElementById(name).value)"
+        assert browser.value(controls) == ["0.6", "tokens_seen"]
+        assert browser.value("document.getElementById('log').checked")
+        axes = "[...document.querySelectorAll('#charts .axis')].map((axis) => axis.textContent)"
+        assert set(browser.value(axes)) == {"tokens"}
+        assert browser.errors == []
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+def test_smoothing_does_not_lag_and_leaves_schedules_and_maxima_alone(tmp_path):
+    run = write_made_up_run(tmp_path / "x")
+    with serving(run) as server, Browser(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.wait(f"{TITLES}.length > 4")
+        for weight in (0.3, 0.9, 0.99):
+            choose(browser, "smoothing", weight)
+            straight = "Array.from({ length: 200 }, (_, i) => [i, 5 - i / 50, i])"
+            differences = f"smooth({straight}).map(([x, y]) => Math.abs(y - (5 - x / 50)))"
+            assert browser.value(f"Math.max(...{differences})") < 1e-6  # also at both ends
+            with_gap = "[[0, 1, 0], [1, NaN, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4], [5, 5, 5]]"
+            assert browser.value(f"smooth({with_gap}).map(([x, y]) => Number.isFinite(y))") == [
+                True,
+                False,
+                *[True] * 4,
+            ]
+        smoothed = "document.querySelectorAll('#charts path.smoothed').length"
+        drawn = (
+            "Object.fromEntries([...figures].map(([title, f]) => [title, f.series.some((l) => l.points !== l.raw)]))"
+        )
+        assert browser.value(smoothed) > 2
+        by_title = browser.value(drawn)
+        assert by_title["Loss"] and by_title["Gradient norm"]
+        assert not by_title["Learning rate"] and not by_title["Bits per byte, validation"]
+        kinds = "figures.get('Memory, GiB').series.map((line) => [line.name, line.points !== line.raw])"
+        assert browser.value(kinds) == [["peak so far", False], ["now", True]]
+        assert browser.value("canSmooth('device_hours', [[0, 1, 0], [1, 2, 1], [2, 2, 2]])") is False
+        assert browser.value("canSmooth('entropy', [[0, 1, 0], [1, 2, 1], [2, 1.5, 2]])") is True
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+def test_the_values_of_a_chart_are_read_with_keys_and_are_those_of_the_log(tmp_path):
+    run = write_made_up_run(tmp_path / "x")
+    rows = [json.loads(line) for line in metrics_file(run / "base").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    with serving(run) as server, Browser(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.wait(f"{TITLES}.length > 4")
+        choose(browser, "smoothing", 0.9)
+        browser.value("document.querySelector('#charts .plot').focus()")
+        tip = "document.querySelector('#charts .tip').textContent"
+        for key, step in (("ArrowRight", 1200), ("ArrowLeft", 1190), ("Home", 10), ("ArrowRight", 20)):
+            browser.press(key)
+            shown = browser.value(tip)
+            assert shown.startswith(f"step {step:,}")
+            assert f"training {float(f'{losses[step]:.5g}'):g} (smoothed " in shown
+        browser.press("Escape")
+        assert browser.value("document.querySelector('#charts .tip').hidden")
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+def test_a_page_that_cannot_run_its_script_says_what_to_do(tmp_path):
+    with serving(write_made_up_run(tmp_path / "x")) as server, Browser(tmp_path / "profile") as browser:
+        browser.run_scripts(False)
+        browser.open(server.url)
+        shown = browser.value("document.body.innerText")
+        assert "draws with JavaScript" in shown and "hf_llm.watch" in shown
+        assert "connecting" not in shown
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_nothing_of_the_page_is_wider_than_a_phone(tmp_path, dark):
+    first, second = write_made_up_run(tmp_path / "a-rather-long-name"), write_made_up_run(tmp_path / "second", seed=4)
+    for runs in ([first], [first, second]):
+        with serving(*runs) as server, Browser(tmp_path / f"profile{len(runs)}") as browser:
+            browser.resize(390, 844, dark)
+            browser.open(server.url)
+            browser.wait(f"{TITLES}.length > 4")
+            choose(browser, "smoothing", 0.9)
+            for plot in range(3):
+                browser.value(f"document.querySelectorAll('#charts .plot')[{plot}].focus()")
+                browser.press("End")
+                assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+            is_cut = "document.querySelector('.wide').scrollWidth > document.querySelector('.wide').clientWidth + 1"
+            assert browser.value("document.getElementById('scrolls').hidden") is not browser.value(is_cut)
+            keep_screenshot(browser, f"live-{len(runs)}-{'dark' if dark else 'light'}")

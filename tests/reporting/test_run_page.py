@@ -1,10 +1,12 @@
 """The report: one file that loads nothing, escapes everything, and copes with what is missing."""
 
+import json
 import re
 import shutil
 
 import pytest
 
+from hf_llm.core.manifest import write_json
 from hf_llm.reporting.plan_accuracy import save_prediction
 from hf_llm.reporting.run_page import render_run_page
 from tests.page_structure import Structure
@@ -33,8 +35,9 @@ def test_every_stage_is_in_the_table_and_unfinished_ones_are_marked(text):
 
 def test_each_training_has_its_charts(text):
     titles = re.findall(r"<figcaption>\s*<b>([^<]*)</b>", text)
-    wanted = ["Loss", "Bits per byte, validation", "Learning rate", "Gradient norm", "Gradient norm by part"]
-    assert titles == [*wanted, "Tokens per second", "Memory, GiB"] * 2
+    rest = ["Learning rate", "Gradient norm", "Gradient norm by part", "Tokens per second", "Memory, GiB"]
+    base = ["Loss", "Bits per byte on the validation text", *rest]
+    assert titles == [*base, "Loss", "Bits per byte on held-out answers", *rest]
 
 
 def test_alerts_are_shown_and_escaped(text):
@@ -55,7 +58,7 @@ def test_samples_and_answers_are_shown_and_escaped(text):
 def test_numbers_sources_licences_and_recipe_are_there(text):
     words = " ".join(Structure(text).text.split())
     for wanted in (
-        "bits per byte on the test split (base) 1.731",
+        "bits per byte on the test split (base; lower is better) 1.731",
         "median MFU against a measured peak",
         "tokens per second",
     ):
@@ -98,3 +101,19 @@ def test_a_training_without_a_log_says_so(run, tmp_path):
     shutil.copytree(run.root / "base", tmp_path / "base")
     (tmp_path / "base" / "trainer_state.json").unlink()
     assert "No training log in base." in render_run_page(tmp_path, run.tree)
+
+
+def test_the_page_says_of_the_test_split_what_was_checked(run, tmp_path):
+    words = " ".join(Structure(render_run_page(run.root, run.tree)).text.split())
+    apart = "The pretraining of base and sft read the train split of this corpus"
+    assert apart in words
+    assert "No model was trained on the test split" not in words
+
+    # Scores of a model of another run, and of one that was made from other tokens.
+    root = shutil.copytree(run.root, tmp_path / "tiny")
+    results = json.loads((root / "evaluation" / "results.json").read_text())
+    results["models"]["base"]["path"] = "runs/other/base"
+    write_json(root / "evaluation" / "results.json", results)
+    words = " ".join(Structure(render_run_page(root, run.tree)).text.split())
+    assert "Whether text of the test split is in the training data of base is not known." in words
+    assert "The pretraining of sft read" in words

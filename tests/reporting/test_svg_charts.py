@@ -21,6 +21,36 @@ def test_a_value_that_is_not_finite_is_a_gap():
     assert svg_path(line, lambda point: point) == "M1 1L2 2M4 4L5 5M7 7h.01"  # and a point alone is a dot
 
 
+def test_few_points_are_dots_and_many_are_a_line():
+    few = draw_line_chart(
+        "Loss", [Series("training", [(x, 1.0 + x) for x in range(40)]), Series("validation", [(9, 2.0)])]
+    )
+    dots = re.findall(r'class="dots line-(\d)" d="([^"]*)"', few)
+    assert [(number, d.count("M")) for number, d in dots] == [("0", 40), ("1", 1)]
+    many = draw_line_chart("Loss", [Series("training", [(x, 1.0 + x) for x in range(41)])])
+    assert "dots" not in many
+
+
+def test_dots_alone_are_not_joined():
+    chart = draw_line_chart("Law", [Series("measured", [(0, 1.0), (1, 2.0)], is_line=False)])
+    assert 'class="line' not in chart
+    assert chart.count("h.01") == 2
+
+
+@pytest.mark.parametrize(("label", "name"), [("step", "steps"), ("tokens", "tokens"), ("hours", "hours")])
+def test_the_axis_has_a_name(label, name):
+    chart = draw_line_chart("Loss", [Series("training", [(1, 1.0), (2, 2.0)])], x_label=label, note="lower is better")
+    assert f'<span class="axis">{name}</span>' in chart
+    assert "lower is better" in chart and 'tabindex="0"' in chart
+
+
+def test_a_logarithmic_axis_is_labelled_with_the_numbers_themselves():
+    points = [(math.log10(flops), 2.0) for flops in (3e12, 1e13, 2.5e14)]
+    chart = draw_line_chart("Law", [Series("law", points)], x_label="FLOPs", x_from_zero=False, x_is_log10=True)
+    assert re.findall(r'class="x" style="[^"]*">([^<]*)<', chart) == ["5e12", "1e13", "2e13", "5e13", "1e14", "2e14"]
+    assert [point[0] for point in chart_data(chart)["series"][0]["points"]] == pytest.approx([3e12, 1e13, 2.5e14])
+
+
 def test_points_are_placed_by_their_values():
     chart = draw_line_chart("Loss", [Series("training", [(0, 4.0), (50, 2.0), (100, 0.0)])])
     assert [point[2:] for point in chart_data(chart)["series"][0]["points"]] == [[0, 0], [500, 500], [1000, 1000]]

@@ -4,9 +4,7 @@
 """
 
 import re
-import string
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 MAGNITUDES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -127,23 +125,10 @@ def format_value(value: float, style: str) -> str:
     """Write a number in one of `STYLES`, or by a format specification such as `.1%`."""
     if style in STYLES:
         return STYLES[style](value)
-    return format(value, _without_negative_zero(style))
+    return format(value, without_negative_zero(style))
 
 
-def fill_headline(template: str, values: Mapping[str, Any]) -> str:
-    """Fill the places of a template (`"{eval_loss:.3f} loss"`) as `str.format` does, but never write -0.00."""
-    parts = []
-    for text, key, style, _ in string.Formatter().parse(template):
-        parts.append(text)
-        if key is not None:
-            value = values[key]
-            if isinstance(value, int | float) and style:
-                style = _without_negative_zero(style)
-            parts.append(format(value, style or ""))
-    return "".join(parts)
-
-
-def _without_negative_zero(style: str) -> str:
+def without_negative_zero(style: str) -> str:
     """Return a format specification that writes what rounds to zero without a sign (PEP 682)."""
     return re.sub(r"^([-+ ]?)(?=[\d,_.]*[eEfFgG%]$)", r"\1z", style)
 

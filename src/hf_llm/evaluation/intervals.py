@@ -6,6 +6,8 @@ import numpy as np
 
 Z_95 = 1.959964  # quantile 0.975 of the normal distribution
 RESAMPLES = 2000
+SAME = 1e-9  # relative difference below which two values are the same but for rounding
+MIN_GROUPS = 10  # resampling fewer says nothing of how much another sample would differ
 
 Interval = tuple[float, float]
 
@@ -24,12 +26,15 @@ def wilson_interval(successes: float, trials: int) -> Interval:
 
 
 def bootstrap_interval(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
-    """The percentile interval (Efron 1979) of a statistic over resampled groups; None for fewer than two groups.
+    """The percentile interval (Efron 1979) of a statistic over resampled groups.
+
+    None for fewer than `MIN_GROUPS` groups, and where every resample has the same value: then the groups do not vary,
+    and the interval would have no width.
 
     `statistic` takes how often each group was drawn, (RESAMPLES, groups), and returns (RESAMPLES,) values; those that
     are not finite are left out.
     """
-    if groups < 2:
+    if groups < MIN_GROUPS:
         return None
     return percentile_interval(statistic(draw_resamples(groups, seed)))
 
@@ -41,9 +46,9 @@ def draw_resamples(groups: int, seed: int = 0) -> np.ndarray:
 
 
 def percentile_interval(values: np.ndarray) -> Interval | None:
-    """The middle 95% of the values (RESAMPLES,) that are finite; None where none are."""
+    """The middle 95% of the values (RESAMPLES,) that are finite; None where none are, or all are the same."""
     values = values[np.isfinite(values)]
-    if not values.size:
+    if not values.size or np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())):
         return None
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -23,7 +23,7 @@ from hf_llm.reporting.secrets import redact_secrets
 from hf_llm.reporting.svg_charts import Series, draw_line_chart
 
 MAX_CURVES = 6  # curves in one chart, one for each colour
-MEASURED_AS_DOTS = ".law .line-0, .bare .line-1 { stroke-width: 8; }"
+LAW_STYLE = ".law path.dots { stroke-width: 8; }"
 
 
 def write_page(
@@ -75,7 +75,7 @@ def render_page(results: dict[str, Any], trainings: list[Training]) -> str:
         format_interval=format_interval,
         describe_status=describe_status,
         format_count=count,
-        style=templates.read_asset("page.css") + templates.read_asset("range.css") + Markup(MEASURED_AS_DOTS),
+        style=templates.read_asset("page.css") + templates.read_asset("range.css") + Markup(LAW_STYLE),
         script=templates.read_asset("page.js"),
     )
 
@@ -94,7 +94,7 @@ def key_figures(results: dict[str, Any]) -> list[tuple[str, str]]:
 
     means = [row["mean"] for row in rows if row["mean"] is not None]
     if means:
-        figures.append((f"{min(means):.3f}", f"{results['metric']}, best mean"))
+        figures.append((f"{min(means):.3f}", f"{results['metric']} on validation text, best mean; lower is better"))
     return figures
 
 
@@ -132,12 +132,12 @@ def max_difference(variants: list[dict[str, Any]]) -> float:
 
 def draw_curves(trainings: list[Training], drawn: list[str], metric: str) -> list[Markup]:
     """Draw the curves of some variants by tokens seen, means over seeds: validation metric and training loss."""
-    titles = {metric: f"{METRIC_NAMES[metric].capitalize()}, validation", "loss": "Loss, training"}
+    titles = {metric: f"{METRIC_NAMES[metric].capitalize()} on validation text", "loss": "Loss, training"}
     charts = []
     for key, title in titles.items():
         curves = average_curves(trainings, key)
         series = [Series(name, curves.get(name, [])) for name in drawn]
-        chart = draw_line_chart(title, series, x_label="tokens")
+        chart = draw_line_chart(title, series, x_label="tokens", note="lower is better")
         if chart:
             charts.append(chart)
     return charts
@@ -150,17 +150,16 @@ def draw_law(law: dict[str, Any], metric: str) -> Markup:
         if prediction["measured"] is not None:
             measured += _log_points([(prediction["flops"], prediction["measured"])])
 
-    # A gap after each point keeps the chart from joining them.
-    dots = []
-    for x, y in sorted(set(measured)):
-        dots += [(x, y), (x, math.nan)]
-
-    series = [Series("measured", dots)]
+    measured = sorted(set(measured))
+    series = [Series("measured", measured, is_line=False)]
     if law["curve"]:
         series.append(Series("law", _log_points(law["curve"])))
     for name, points in law["band"].items():
         series.append(Series(name, _log_points(points)))
-    return draw_line_chart(metric.capitalize(), series, x_label="log10 FLOPs", x_from_zero=False)
+    title = f"{metric.capitalize()} of the validation split"
+    return draw_line_chart(
+        title, series, x_label="training FLOPs", x_from_zero=False, note="lower is better", x_is_log10=True
+    )
 
 
 def _log_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -18,7 +18,9 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
             "memory_reserved_gib": torch.cuda.max_memory_reserved(device),
         }
     else:
-        counters = {"memory_gib": peak_resident_bytes(), "memory_now_gib": resident_bytes()}
+        # The kernel counts the two apart and updates the peak later: a peak is never below what is in use.
+        now = resident_bytes()
+        counters = {"memory_gib": max(peak_resident_bytes(), now), "memory_now_gib": now}
     return {name: round(value / 2**30, 3) for name, value in counters.items()}
 
 

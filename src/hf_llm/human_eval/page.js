@@ -102,6 +102,8 @@ function showState(state) {
     return;
   }
   byId("pause").firstChild.textContent = reasonForPause(state);
+  byId("next").hidden = !state.report;
+  byId("next").lastElementChild.textContent = state.report || "";
   if (isWaiting(state)) pollTimer = setTimeout(requestNext, POLL_MILLISECONDS);
 }
 
@@ -182,7 +184,10 @@ document.addEventListener("keydown", (event) => {
 });
 
 for (const button of document.querySelectorAll("[data-choice]")) {
-  button.addEventListener("click", () => vote(button.dataset.choice));
+  button.addEventListener("click", (event) => {
+    if (event.detail) button.blur(); // pressed with a finger or a mouse: the next pair begins without a mark
+    vote(button.dataset.choice);
+  });
 }
 for (const stars of document.querySelectorAll(".stars")) {
   for (let value = 1; value <= 5; value++) {
@@ -191,6 +196,7 @@ for (const stars of document.querySelectorAll(".stars")) {
     button.addEventListener("click", () => toggleScore(stars.parentNode.dataset.side, value));
     stars.append(button);
   }
+  stars.append(Object.assign(document.createElement("span"), { textContent: "5 is best" }));
 }
 byId("undo").addEventListener("click", undo);
 byId("who").addEventListener("click", showNameForm);

@@ -1,4 +1,5 @@
-"""Turn votes into win rates, ratings, scores, position bias and agreement, each with a 95% interval.
+"""Turn votes into win rates, ratings, scores, position bias and agreement: each with what it counts, and a 95% interval
+where there is one.
 
 The independent unit is the prompt: votes of several people on the same two answers are not independent evidence, so a
 prompt counts once, with the mean of its votes.
@@ -12,58 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from hf_llm.evaluation.intervals import (
+    MIN_GROUPS,
+    bootstrap_interval,
+    draw_resamples,
+    percentile_interval,
+    wilson_interval,
+)
 from hf_llm.human_eval.votes import CHOICES, Vote
 
-Z_95 = 1.959964  # quantile of the normal distribution for a 95% interval
-RESAMPLES = 2000
 ELO_PER_LOG_ODDS = 400 / np.log(10)
 MEAN_RATING = 1000.0
 MAX_NEWTON_STEPS = 100
 NEWTON_TOLERANCE = 1e-9
 OUTCOMES = ("first", "second", "tie", "bad")
-
-Interval = tuple[float, float]
-
-
-def wilson_interval(successes: float, trials: int) -> Interval:
-    """Return the Wilson score interval of a share (Wilson 1927).
-
-    `successes` may be a sum of values between 0 and 1. The interval is then wider than necessary, never too narrow,
-    since no values in this range vary more than 0 and 1 themselves.
-    """
-    assert 0 <= successes <= trials and trials > 0
-    share = successes / trials
-    scale = 1 + Z_95**2 / trials
-    centre = (share + Z_95**2 / (2 * trials)) / scale
-    half_width = Z_95 / scale * np.sqrt(share * (1 - share) / trials + Z_95**2 / (4 * trials**2))
-    return max(0.0, float(centre - half_width)), min(1.0, float(centre + half_width))
-
-
-def bootstrap_interval(groups: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval | None:
-    """Return the bootstrap percentile interval (Efron 1979) of a statistic; None for fewer than two groups.
-
-    Whole groups are resampled. `statistic` takes how often each group was drawn, (RESAMPLES, groups), and returns
-    (RESAMPLES,) values; those that are not finite are ignored.
-    """
-    if groups < 2:
-        return None
-    return percentile_interval(statistic(draw_resamples(groups, seed)))
-
-
-def draw_resamples(groups: int, seed: int = 0) -> np.ndarray:
-    """Draw with replacement how often each group occurs in each resample, (RESAMPLES, groups)."""
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
-    return counts.astype(float)
-
-
-def percentile_interval(values: np.ndarray) -> Interval | None:
-    """Return the middle 95% of the finite values among `values` (RESAMPLES,); None where none is finite."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return None
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def vote_outcome(vote: Vote) -> str | None:
@@ -86,7 +49,8 @@ def first_model_score(vote: Vote) -> float:
 def compute_win_rates(votes: Iterable[Vote]) -> list[dict[str, Any]]:
     """Count the votes of every two models that met, and how often the first of them wins.
 
-    `win_rate` counts a tie, and both bad, as half a win; `decided` ignores them. Wilson intervals over prompts.
+    `decided` is the win rate over the prompts with a preference, which ties and both bad are not; `win_rate` counts
+    each of those as half a win. Wilson intervals over prompts.
     """
     votes_by_match: dict[tuple[str, str], list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -126,7 +90,9 @@ def _mean_by_prompt(values: Iterable[tuple[int, float]]) -> dict[int, float]:
 
 
 def compute_ratings(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[str, Any]]:
-    """Return Bradley-Terry ratings on the Elo scale, the best first, with bootstrap intervals over prompts.
+    """Return Bradley-Terry ratings on the Elo scale, the best first, with `prompts` counted and bootstrap intervals.
+
+    Only of the models that someone voted on: of another nothing is known.
 
     400 points are odds of 10 to 1, and the mean is 1000. These are the maximum-likelihood ratings (Bradley and Terry
     1952), which do not depend on the order of the votes; Elo's running update only approaches them. A tie is half a win
@@ -139,15 +105,23 @@ def compute_ratings(votes: Iterable[Vote], models: list[str]) -> dict[str, dict[
     if not votes_by_prompt:
         return {}
 
-    wins = _count_wins(list(votes_by_prompt.values()), models)
+    prompts_by_model = {name: set() for name in models}
+    for prompt, prompt_votes in votes_by_prompt.items():
+        for vote in prompt_votes:
+            prompts_by_model[vote.first].add(prompt)
+            prompts_by_model[vote.second].add(prompt)
+    rated = [name for name in models if prompts_by_model[name]]
+
+    wins = _count_wins(list(votes_by_prompt.values()), rated)
     fitted = fit_bradley_terry(wins.sum(0)[None])[0]  # (models,)
     resampled_wins = np.tensordot(draw_resamples(len(wins)), wins, 1)  # (RESAMPLES, models, models)
     resampled = fit_bradley_terry(resampled_wins)  # (RESAMPLES, models)
 
     ratings = {}
-    for index, name in enumerate(models):
-        interval = percentile_interval(resampled[:, index]) if len(wins) > 1 else None
-        ratings[name] = {"rating": float(fitted[index]), "interval": interval}
+    for index, name in enumerate(rated):
+        prompts = len(prompts_by_model[name])
+        interval = percentile_interval(resampled[:, index]) if prompts >= MIN_GROUPS else None
+        ratings[name] = {"rating": float(fitted[index]), "interval": interval, "prompts": prompts}
     return dict(sorted(ratings.items(), key=lambda item: -item[1]["rating"]))
 
 

@@ -1,5 +1,6 @@
 """Turn votes into results as JSON, one self-contained HTML page, and lines for the terminal."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import format_percent
 from hf_llm.core.manifest import write_json
+from hf_llm.evaluation.intervals import MIN_GROUPS
 from hf_llm.human_eval.preference_statistics import (
     compute_agreement,
     compute_mean_scores,
@@ -22,6 +24,11 @@ from hf_llm.reporting.secrets import redact_secrets
 
 EMPTY_RATING_AXIS = (900.0, 1100.0)
 MIN_RATING_MARGIN = 20.0
+
+
+def report_command(database: VoteDatabase) -> str:
+    """Return the command that turns the votes into a report."""
+    return f"python -m hf_llm.arena --votes {shlex.quote(str(database.path))} --report"
 
 
 def compute_results(database: VoteDatabase) -> dict[str, Any]:
@@ -67,29 +74,53 @@ def render_page(results: dict[str, Any], title: str) -> str:
         title=title,
         summary=summarize_results(results),
         scale=rating_axis(results["ratings"]),
+        unrated=[name for name in results["models"] if name not in results["ratings"]],
+        min_groups=MIN_GROUPS,
         style=templates.read_asset("page.css") + templates.read_asset("range.css"),
+        script=templates.read_asset("page.js"),
     )
 
 
 def summarize_results(results: dict[str, Any]) -> str:
     """State the result in one sentence."""
-    ranking = list(results["ratings"])
-    if not ranking:
+    if not results["ratings"]:
         return "Nobody has chosen yet."
-    if len(ranking) != 2:
-        return f"{ranking[0]} is rated highest of {len(results['models'])} models."
+    if len(results["win_rates"]) == 1:
+        return summarize_match(results["win_rates"][0])
 
-    best, other = ranking
-    match = results["win_rates"][0]
-    win_rate = match["win_rate"]["value"]
-    low, high = match["win_rate"]["interval"]
-    if match["first"] != best:
-        win_rate = 1 - win_rate
+    ranking = list(results["ratings"].items())
+    best, best_entry = ranking[0]
+    runner_up, runner_up_entry = ranking[1]
+    if round(best_entry["rating"]) == round(runner_up_entry["rating"]):
+        return f"{best} and {runner_up} are rated highest and equal, of {len(ranking)} models with votes."
+    is_apart = False
+    if best_entry["interval"] and runner_up_entry["interval"]:
+        is_apart = best_entry["interval"][0] > runner_up_entry["interval"][1]
+    caveat = "" if is_apart else ", which may be chance"
+    return f"{best} is rated highest of {len(ranking)} models with votes{caveat}."
+
+
+def summarize_match(match: dict[str, Any]) -> str:
+    """State in one sentence how two models compare: preferences, and beside them what was not a preference."""
+    undecided = f"ties: {match['votes']['tie']}, both bad: {match['votes']['bad']}"
+    decided = match["decided"]
+    if decided is None:
+        return f"Neither {match['first']} nor {match['second']} was preferred on any prompt ({undecided})."
+
+    best, other, wins = match["first"], match["second"], decided["value"] * decided["prompts"]
+    low, high = decided["interval"]
+    if decided["value"] < 0.5:
+        best, other, wins = other, best, decided["prompts"] - wins
         low, high = 1 - high, 1 - low
+    if decided["value"] == 0.5:
+        return (
+            f"{best} and {other} are each preferred on half of the {decided['prompts']} prompts with a preference "
+            f"({undecided})."
+        )
     caveat = "" if low > 0.5 else ", which may be chance"
     return (
-        f"{best} wins against {other} on {format_percent(win_rate)} of the prompts "
-        f"({format_percent(low)} to {format_percent(high)}){caveat}."
+        f"{best} is preferred to {other} on {wins:.3g} of the {decided['prompts']} prompts with a preference "
+        f"({format_share(wins / decided['prompts'], (low, high))}){caveat}; {undecided}."
     )
 
 
@@ -107,37 +138,42 @@ def rating_axis(ratings: dict[str, Any]) -> tuple[float, float]:
 
 
 def format_share(value: float, interval: tuple[float, float]) -> str:
-    """Format a share with its interval: `63% (51% to 74%)`."""
+    """Format a share with its interval: `63%, 95% interval 51% to 74%`."""
     low, high = interval
-    return f"{format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
+    return f"{format_percent(value)}, 95% interval {format_percent(low)} to {format_percent(high)}"
 
 
 def format_results(results: dict[str, Any]) -> list[str]:
     """Format the report for the terminal, a line for each figure."""
-    annotator_count = len(results["annotators"])
-    lines = [
-        f"{results['votes']} votes of {annotator_count} annotators on {results['judged_pairs']} of "
-        f"{results['pairs']} pairs"
-    ]
+    votes = format_number_of(results["votes"], "vote")
+    annotators = format_number_of(len(results["annotators"]), "annotator")
+    lines = [f"{votes} of {annotators} on {results['judged_pairs']} of {results['pairs']} pairs"]
     for match in results["win_rates"]:
-        win_rate = match["win_rate"]
-        if win_rate:
-            share = format_share(win_rate["value"], win_rate["interval"])
-            lines.append(f"{match['first']} wins against {match['second']}: {share}, a tie counts half")
+        lines.append(summarize_match(match))
 
+    for name in results["models"]:
+        if name not in results["ratings"]:
+            lines.append(f"{name}: not rated, nobody has voted on its answers")
     for name, rating in results["ratings"].items():
-        line = f"{name}: rating {rating['rating']:.0f}"
+        line = f"{name}: rating {rating['rating']:.0f} on {format_number_of(rating['prompts'], 'prompt')}"
         if rating["interval"]:
             low, high = rating["interval"]
             line += f" ({low:.0f} to {high:.0f})"
         if name in results["scores"]:
-            line += f", score {results['scores'][name]['mean']:.2f}"
+            score = results["scores"][name]
+            line += f", score {score['mean']:.2f} of 5 ({format_number_of(score['scores'], 'score')})"
         lines.append(line)
 
     position = results["position"]
     if position:
-        lines.append(f"A is chosen: {format_share(position['a'], position['interval'])}")
+        share = format_share(position["a"], position["interval"])
+        lines.append(f"A is chosen in {position['a'] * position['votes']:.0f} of {position['votes']} choices ({share})")
     agreement = results["agreement"]["all"]
     if agreement and agreement["kappa"] is not None:
         lines.append(f"agreement of all annotators: kappa {agreement['kappa']:.2f} on {agreement['pairs']} pairs")
     return lines
+
+
+def format_number_of(count: int, noun: str) -> str:
+    """Format a number with its noun: `1 score`, `2 scores`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

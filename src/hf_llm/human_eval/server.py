@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from hf_llm.human_eval.report import report_command
 from hf_llm.human_eval.votes import VoteDatabase, normalize_annotator_name
 from hf_llm.reporting.local_server import PageHandler, PageServer, RequestRefused
 
@@ -57,11 +58,15 @@ class ArenaServer(PageServer):
 
     def next_state(self, annotator: str) -> dict[str, Any]:
         """Return what the page shows next: the question, if there is one, and this annotator's progress."""
-        question = self.database.next_question(annotator)
+        question, progress = self.database.read_next(annotator)
         shown = None
         if question:
             shown = {"pair": question.pair, "messages": question.messages, "a": question.a, "b": question.b}
-        return {"question": shown, "problem": self.problem(), **self.database.count_progress(annotator)}
+        state = {"question": shown, "problem": self.problem(), **progress}
+        is_finished = progress["done"] >= progress["total"] > 0
+        if self.local and is_finished:
+            state["report"] = report_command(self.database)
+        return state
 
 
 class ArenaHandler(PageHandler):

@@ -12,12 +12,13 @@ from select import select
 from shutil import get_terminal_size
 
 from hf_llm.core.errors import UserError
+from hf_llm.human_eval.report import report_command
 from hf_llm.human_eval.votes import Question, VoteDatabase
 
 CHOICE_KEYS = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
 SCORE_KEYS = "1234567890"  # 1 to 5 score A, 6 to 9 and 0 score B
 HELP = """a: A is better   b: B is better   t: tie   x: both bad   s: skip   u: undo   q: leave
-scores: 1-5 for A, 6-0 for B"""
+scores: 1-5 for A, 6-0 for B (5 and 0 are best)"""
 
 MAX_COLUMNS = 100
 POLL_SECONDS = 0.5  # how often to look for answers that are still being generated
@@ -35,8 +36,7 @@ def vote_in_terminal(database: VoteDatabase, annotator: str, problem: Callable[[
     """
     with suppress(KeyboardInterrupt), open_keyboard() as keys:
         while True:
-            question = database.next_question(annotator)
-            progress = database.count_progress(annotator)
+            question, progress = database.read_next(annotator)
             if question is None and progress["waiting"]:
                 wait_until_answered(database, annotator, problem)
                 continue
@@ -48,6 +48,8 @@ def vote_in_terminal(database: VoteDatabase, annotator: str, problem: Callable[[
 
     progress = database.count_progress(annotator)
     print(f"{annotator}: {progress['done']} of {progress['total']} pairs voted on")
+    if progress["done"]:
+        print(f"Next: {report_command(database)}")
 
 
 def handle_keys(database: VoteDatabase, annotator: str, question: Question | None, keys: Iterator[str]) -> bool:
@@ -80,7 +82,10 @@ def handle_keys(database: VoteDatabase, annotator: str, question: Question | Non
 def wait_until_answered(database: VoteDatabase, annotator: str, problem: Callable[[], str | None]) -> None:
     """Wait until there is a pair to vote on, or no pair is waiting for answers. Raises UserError on a `problem`."""
     print("The answers are still being generated ...", flush=True)
-    while database.next_question(annotator) is None and database.count_progress(annotator)["waiting"]:
+    while True:
+        question, progress = database.read_next(annotator)
+        if question is not None or not progress["waiting"]:
+            return
         reason = problem()
         if reason:
             raise UserError(reason)

@@ -144,7 +144,7 @@ class VoteDatabase:
 
     def __init__(self, path: Path, timeout_seconds: float = 10.0):
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a snapshot holds it over several reads
         if not self.path.exists():
             raise UserError(f"there is no file of votes {self.path}; name the models to compare and it is made")
         if self.path.stat().st_size < MIN_FILE_BYTES:
@@ -222,6 +222,19 @@ class VoteDatabase:
             connection.executemany(
                 "INSERT INTO answers SELECT ?, id, ?3 FROM models WHERE name = ?2 ON CONFLICT DO NOTHING", rows
             )
+
+    def read_next(self, annotator: str) -> tuple[Question | None, dict[str, int]]:
+        """Return the next question of this annotator and their progress, as of one moment.
+
+        Read one after the other, an answer that arrives between the two would leave no question and nothing to wait
+        for.
+        """
+        with self._lock, _user_errors(self.path):
+            self._connection.execute("BEGIN")  # in WAL mode, reads within a transaction see one state
+            try:
+                return self.next_question(annotator), self.count_progress(annotator)
+            finally:
+                self._connection.execute("COMMIT")
 
     def next_question(self, annotator: str) -> Question | None:
         """Return the next pair for this annotator; None where no pair is left, or none has its answers yet.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from hf_llm.evaluation.metrics import list_charts, list_tiles
+from hf_llm.evaluation.metrics import METRICS, VALIDATION, list_charts, list_tiles
 from hf_llm.monitoring.log_tail import RunLog, Tail, TrainingLog
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.reporting.local_server import PageHandler, PageServer
@@ -45,7 +45,12 @@ class LiveServer(PageServer):
 def describe_metrics() -> dict[str, Any]:
     """Describe the charts and the numbers of the page (`hf_llm.evaluation.metrics`) for page.js."""
     charts = [{**asdict(chart), "lines": lines} for chart, lines in list_charts().items()]
-    return {"charts": charts, "tiles": [asdict(tile) for tile in list_tiles()]}
+    return {
+        "charts": charts,
+        "tiles": [asdict(tile) for tile in list_tiles()],
+        "validation": VALIDATION,
+        "unsmoothed": [metric.key for metric in METRICS.values() if not metric.can_smooth],
+    }
 
 
 def _describe_run(number: int, run: RunLog, known: KnownRows) -> dict[str, Any]:
@@ -59,6 +64,7 @@ def _describe_training(key: str, log: TrainingLog, known: KnownRows) -> dict[str
     return {
         "name": log.name,
         "title": STAGES[log.name].title if log.name in STAGES else log.name,
+        "evaluated_on": STAGES[log.name].evaluated_on if log.name in STAGES else "",
         **log.status(),
         "news": {name: _list_new_rows(f"{key}/{name}", tail, known) for name, tail in tails.items()},
     }

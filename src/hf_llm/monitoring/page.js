@@ -9,13 +9,18 @@ const element = (name, properties = {}, ...children) => {
 };
 
 // What evaluation/metrics.py says: charts as { title, from_zero, marks_alerts, hidden_by, lines: [[legend, key]] },
-// numbers at the top as { key, title, format, in_table_of_runs }.
-const { charts: CHARTS, tiles: TILES } = JSON.parse(document.querySelector('meta[name="metrics"]').content);
+// numbers at the top as { key, title, format, in_table_of_runs }, how the title of a chart of validation values ends,
+// and the keys that are never smoothed: schedules, sums so far and maxima.
+const { charts: CHARTS, tiles: TILES, validation: VALIDATION, unsmoothed: UNSMOOTHED } = JSON.parse(document.querySelector('meta[name="metrics"]').content);
 const CHARTED_KEYS = new Set(CHARTS.flatMap((chart) => chart.lines.map(([, key]) => key)));
 const KEYS_WITHOUT_CURVE = new Set(["step", "time", "total_flos", "train_loss"]);
 const COLOURS = [1, 2, 3, 4, 5, 0]; // of several runs in one chart
 const MAX_POINTS = 900; // of one line: what a wide screen can tell apart
+const MAX_DOTS = 40; // a line of no more points has a dot at each: two points or one are hard to see as a line
 const POLL_SECONDS = 2;
+
+const CONTROLS = ["smoothing", "log", "x"];
+const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 
 const files = {}; // key: { generation, rows }
 const figures = new Map();
@@ -101,7 +106,9 @@ function formatValue(value, style) {
 function tileText(tile, training) {
   if (tile.key === "eta_seconds" && training.state !== "running") return null;
   const entry = lastEntry(training, tile.key);
-  return entry ? formatValue(entry[tile.key], tile.format) : null;
+  if (!entry) return null;
+  const [limit, name] = tile.limit || [Infinity, ""], value = entry[tile.key];
+  return formatValue(value, tile.format) + (value > limit ? ` (above ${name})` : "");
 }
 
 function position(training) {
@@ -124,19 +131,48 @@ function describeStatus(training) {
   return words.join("  ·  ");
 }
 
+// ---- what was chosen, kept in the address: a reload shows the same
+
+function readChoices() {
+  const choices = new URLSearchParams(location.hash.slice(1));
+  chosen = choices.get("stage");
+  find("smoothing").value = choices.get("smoothing") || 0;
+  find("log").checked = choices.get("scale") === "log";
+  if ([...find("x").options].some((option) => option.value === choices.get("x"))) find("x").value = choices.get("x");
+  find("more").open = choices.has("all");
+}
+
+function keepChoices() {
+  const choices = new URLSearchParams();
+  if (chosen) choices.set("stage", chosen);
+  if (Number(find("smoothing").value)) choices.set("smoothing", find("smoothing").value);
+  if (find("log").checked) choices.set("scale", "log");
+  if (find("x").value !== "step") choices.set("x", find("x").value);
+  if (find("more").open) choices.set("all", "1");
+  history.replaceState(null, "", String(choices) ? `#${choices}` : location.pathname + location.search);
+}
+
+// The stage to open on: one that all runs have, and of these the one that a run is at, or else the last.
+function openingStage(names) {
+  const has = (run, name) => run.trainings.some((training) => training.name === name);
+  const common = names.filter((name) => state.runs.every((run) => has(run, name)));
+  const current = state.runs.map((run) => run.current).filter(Boolean);
+  return current.find((name) => common.includes(name)) || common[common.length - 1] || current[0];
+}
+
 // ---- the page
 
 function show() {
+  if (!state.runs.length) return; // nothing was read yet
   const names = [...new Set(state.runs.flatMap((run) => run.trainings.map((training) => training.name)))];
-  const current = state.runs.map((run) => run.current).find(Boolean);
-  const name = names.includes(chosen) ? chosen : current;
+  const name = names.includes(chosen) ? chosen : openingStage(names);
   const shown = state.runs.map((run, i) => ({ run, i, training: run.trainings.find((t) => t.name === name) })).filter((s) => s.training);
   document.title = state.runs.map((run) => run.name).join(", ");
   find("title").textContent = document.title;
   find("connection").textContent = shown.length ? [...new Set(shown.map((s) => s.training.state))].join(", ") : "waiting";
   find("pulse").className = `pulse ${shown[0]?.training.state || ""}`;
   find("status").textContent = !shown.length ? "Nothing has been trained yet. A training appears here once it starts."
-    : shown.length === 1 ? describeStatus(shown[0].training) : shown[0].training.title;
+    : state.runs.length === 1 ? describeStatus(shown[0].training) : describeRuns(shown);
   showTabs(names, name);
   showNumbers(shown);
   const key = JSON.stringify([name, find("smoothing").value, find("log").checked, find("x").value, find("more").open,
@@ -148,11 +184,20 @@ function show() {
   showSamples(shown);
 }
 
+// Whose numbers are shown, where the page has several runs.
+function describeRuns(shown) {
+  const lacking = state.runs.filter((run) => !shown.some((one) => one.run === run)).map((run) => run.name);
+  const words = [`${shown[0].training.title} of ${shown.map(({ run }) => run.name).join(", ")}`];
+  if (lacking.length) words.push(`${lacking.join(", ")}: none`);
+  if (shown.length === 1) words.push(describeStatus(shown[0].training));
+  return words.join("  ·  ");
+}
+
 function showTabs(names, name) {
   const place = find("stages");
   if (place.dataset.names !== names.join()) {
     place.dataset.names = names.join();
-    place.replaceChildren(...names.map((own) => element("button", { type: "button", textContent: own, onclick: () => { chosen = own; show(); } })));
+    place.replaceChildren(...names.map((own) => element("button", { type: "button", textContent: own, onclick: () => { chosen = own; keepChoices(); show(); } })));
   }
   for (const button of place.children) button.setAttribute("aria-pressed", String(button.textContent === name));
 }
@@ -168,6 +213,7 @@ function showNumbers(shown) {
   find("progress").firstElementChild.style.width = `${percent}%`;
   if (one) showTiles(shown[0].training);
   else showTable(shown);
+  markScrolling();
 }
 
 function showTiles(training) {
@@ -186,6 +232,12 @@ function showTable(shown) {
     row.style.setProperty("--own", `var(--line-${COLOURS[i % COLOURS.length]})`);
     return row;
   }));
+}
+
+// A table that is wider than the screen says that it scrolls.
+function markScrolling() {
+  const box = find("runs").parentElement;
+  find("scrolls").hidden = find("runs").hidden || box.scrollWidth <= box.clientWidth + 1;
 }
 
 function showAlerts(shown) {
@@ -236,7 +288,7 @@ function showCharts(shown) {
   for (const [title, figure] of figures) if (!drawnTitles.has(title)) figure.root.remove();
 }
 
-function showChart(place, { title, lines, from_zero: fromZero, marks_alerts: marksAlerts }, shown) {
+function showChart(place, { title, note, lines, from_zero: fromZero, marks_alerts: marksAlerts }, shown) {
   const series = [], several = state.runs.length > 1;
   if (several && lines.length > 2) return false; // a colour is a run then
   for (const { run, i, training } of shown)
@@ -245,13 +297,26 @@ function showChart(place, { title, lines, from_zero: fromZero, marks_alerts: mar
       if (!points.length) return;
       const colour = several ? COLOURS[i % COLOURS.length] : lines.length > 1 ? n : 1;
       const legend = several ? (lines.length > 1 ? `${run.name} ${name}` : run.name) : lines.length > 1 ? name : "";
-      series.push({ name: legend, colour, dashed: several && n > 0, smooth: !key.startsWith("eval_"), points });
+      series.push({ name: legend, colour, dashed: several && n > 0, smooth: canSmooth(key, points), points });
     });
   if (!series.length) return false;
   const figure = figures.get(title) || createFigure(title);
+  figure.name = title.endsWith(VALIDATION) ? `${title.slice(0, -VALIDATION.length)} on ${evaluatedOn(shown)}` : title;
+  figure.heading.textContent = figure.name;
+  figure.direction.textContent = note || "";
   place.append(figure.root);
   draw(figure, series, fromZero, marksAlerts ? shown : []);
   return true;
+}
+
+const evaluatedOn = (shown) => shown[0].training.evaluated_on || "the validation split";
+
+// Validation values are few; a schedule, a sum so far or a maximum is not noise. Of keys that the table of metrics does
+// not have, a sum or a maximum is known by never falling.
+function canSmooth(key, points) {
+  if (key.startsWith("eval_") || UNSMOOTHED.includes(key) || /(^|[/_])(lr|learning_rate|epoch|stage|max|min)([/_]|$)/.test(key)) return false;
+  const values = points.map(([, y]) => y).filter(Number.isFinite);
+  return CHARTED_KEYS.has(key) || values.some((y, i) => i && y < values[i - 1]);
 }
 
 function curve(training, key) {
@@ -268,29 +333,59 @@ function curve(training, key) {
 
 function createFigure(title) {
   const plot = element("div", { className: "plot" }), legend = element("span", { className: "legend" });
-  plot.setAttribute("role", "img");
+  plot.setAttribute("role", "group");
+  plot.tabIndex = 0;
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 1000 1000");
   svg.setAttribute("preserveAspectRatio", "none");
   const cursor = element("i", { className: "cursor", hidden: true }), tip = element("output", { className: "tip", hidden: true });
   plot.append(svg, cursor, tip);
-  const root = element("figure", { className: "chart" }, element("figcaption", {}, element("b", { textContent: title }), legend), plot);
-  const figure = { title, root, plot, svg, legend, cursor, tip, series: [] };
-  plot.addEventListener("pointermove", (event) => showTip(figure, event));
-  plot.addEventListener("pointerleave", () => { cursor.hidden = tip.hidden = true; });
+  const heading = element("b"), direction = element("span", { className: "direction" });
+  const root = element("figure", { className: "chart" }, element("figcaption", {}, heading, direction, legend), plot);
+  const figure = { title, root, plot, svg, heading, direction, legend, cursor, tip, series: [], stop: null };
+  const showAt = (event) => {
+    const box = plot.getBoundingClientRect();
+    showTip(figure, ((event.clientX - box.left) / box.width) * 1000);
+  };
+  plot.addEventListener("pointerdown", showAt);
+  plot.addEventListener("pointermove", showAt);
+  // What a finger has shown stays until the next touch elsewhere.
+  plot.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hideTip(figure); });
+  plot.addEventListener("blur", () => hideTip(figure));
+  plot.addEventListener("keydown", (event) => moveTip(figure, event));
   figures.set(title, figure);
   return figure;
 }
 
+// A line through the neighbours of each point, which weigh less the further they are, on both sides (a local linear
+// fit with the weights smoothing^distance): unlike a running mean it does not lag behind a curve that falls.
 function smooth(points) {
   const weight = Number(find("smoothing").value);
-  if (!weight || points.length < 5) return points;
-  let sum = 0, count = 0;
+  const finite = points.filter(([, y]) => Number.isFinite(y));
+  if (!weight || finite.length < 5) return points;
+  const before = weighNeighbours(finite, weight), after = weighNeighbours([...finite].reverse(), weight).reverse();
+  let i = 0;
   return points.map(([x, y, step]) => {
     if (!Number.isFinite(y)) return [x, y, step];
-    sum = weight * sum + (1 - weight) * y;
-    count = weight * count + (1 - weight);
-    return [x, sum / count, step];
+    const b = before[i], a = after[i];
+    i += 1;
+    // Sums over all neighbours at the distance d, which is negative before the point: of 1, d, d², y and dy.
+    const sum = b[0] + a[0] - 1, d = a[1] - b[1], dd = a[2] + b[2], all = b[3] + a[3] - y, dy = a[4] - b[4];
+    const determinant = sum * dd - d * d;
+    return [x, determinant > 1e-12 ? (dd * all - d * dy) / determinant : all / sum, step];
+  });
+}
+
+// At each point the weighted sums of 1, d, d², y and d·y over it and those before it, d steps back.
+function weighNeighbours(points, weight) {
+  let [one, d, dd, sum, dy] = [0, 0, 0, 0, 0];
+  return points.map(([, y]) => {
+    dy = weight * (dy + sum);
+    dd = weight * (dd + 2 * d + one);
+    d = weight * (d + one);
+    one = weight * one + 1;
+    sum = weight * sum + y;
+    return [one, d, dd, sum, dy];
   });
 }
 
@@ -314,9 +409,10 @@ function draw(figure, series, fromZero, alerting) {
       if (point) parts.push(`<path class="alert" d="M${across(point[0]).toFixed(1)} 0V1000"/>`);
     }
   for (const line of figure.series) {
-    const dashed = line.dashed ? " dashed" : "";
-    if (line.points !== line.raw) parts.push(`<path class="line raw line-${line.colour}" d="${path(line.raw, figure)}"/>`);
-    parts.push(`<path class="line line-${line.colour}${dashed}" d="${path(line.points, figure)}"/>`);
+    const isSmoothed = line.points !== line.raw, kind = (line.dashed ? " dashed" : "") + (isSmoothed ? " smoothed" : "");
+    if (isSmoothed) parts.push(`<path class="line raw line-${line.colour}" d="${path(line.raw, figure)}"/>`);
+    parts.push(`<path class="line line-${line.colour}${kind}" d="${path(line.points, figure)}"/>`);
+    if (line.raw.length <= MAX_DOTS) parts.push(`<path class="dots line-${line.colour}" d="${dots(line.raw, figure)}"/>`);
   }
   figure.svg.innerHTML = parts.join(""); // numbers only
   label(figure, yTicks.map((tick) => [short(log ? 10 ** tick : tick), (1000 - (1000 * (tick - bottom)) / (top - bottom)) / 10]),
@@ -331,13 +427,16 @@ function label(figure, vertical, horizontal) {
       span.style[side] = `${place}%`;
       figure.plot.append(span);
     }
+  const over = find("x").options[find("x").selectedIndex].textContent;
+  figure.plot.append(element("span", { className: "axis", textContent: over }));
   const named = figure.series.filter((line) => line.name);
   figure.legend.replaceChildren(...(named.length > 1 || state.runs.length > 1 ? named : []).map((line) => {
     const mark = element("i", { className: line.dashed ? "dashed" : "" });
     mark.style.borderColor = `var(--line-${line.colour})`;
     return element("span", {}, mark, line.name);
   }));
-  figure.plot.setAttribute("aria-label", `${figure.title}, last values: ` + figure.series.map((line) => `${line.name} ${short(line.raw[line.raw.length - 1][1])}`).join("; "));
+  const last = figure.series.map((line) => `${line.name} ${short(line.raw[line.raw.length - 1][1])}`).join("; ");
+  figure.plot.setAttribute("aria-label", `${figure.name}, over ${over}. Last values: ${last}. The arrow keys read the values.`);
 }
 
 function path(points, { across, down, usable }) {
@@ -351,6 +450,10 @@ function path(points, { across, down, usable }) {
   });
   return commands;
 }
+
+// Lines too short to be seen, whose round ends are the dots.
+const dots = (points, { across, down, usable }) =>
+  points.filter(usable).map((point) => `M${across(point[0]).toFixed(1)} ${down(point[1]).toFixed(1)}h.01`).join("");
 
 function thin(points) {
   if (points.length <= MAX_POINTS) return points;
@@ -383,23 +486,57 @@ function powers(low, high) {
   return all.slice(first, Math.max(end, first + 1) + 1);
 }
 
-function showTip(figure, event) {
-  const box = figure.plot.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * 1000;
+// ---- the values at a place: under the pointer, under a finger, or where the arrow keys are
+
+function stopsOf(figure) {
+  const places = figure.series.flatMap((line) => line.raw.filter(figure.usable).map(([x]) => figure.across(x)));
+  return [...new Set(places)].sort((a, b) => a - b);
+}
+
+function moveTip(figure, event) {
+  if (event.key === "Escape") hideTip(figure);
+  if (!(event.key in STEPS)) return;
+  const stops = stopsOf(figure), last = stops.length - 1;
+  if (last < 0) return;
+  event.preventDefault();
+  const current = figure.stop === null ? last - STEPS[event.key] : stops.findIndex((place) => place >= figure.stop - 1e-6);
+  showTip(figure, stops[Number.isFinite(STEPS[event.key]) ? Math.min(last, Math.max(0, current + STEPS[event.key])) : STEPS[event.key] < 0 ? 0 : last]);
+}
+
+function hideTip(figure) {
+  figure.cursor.hidden = figure.tip.hidden = true;
+  figure.stop = null;
+}
+
+function showTip(figure, at) {
   const nearest = (points, place) => points.reduce((a, b) => (Math.abs(figure.across(b[0]) - place) < Math.abs(figure.across(a[0]) - place) ? b : a));
-  const lines = figure.series.map((line) => ({ line, points: line.points.filter(figure.usable) })).filter(({ points }) => points.length);
+  const lines = figure.series.map((line) => ({ line, points: line.raw.filter(figure.usable) })).filter(({ points }) => points.length);
   if (!lines.length) return;
   const chosenPoint = nearest(lines.map(({ points }) => nearest(points, at)), at), left = figure.across(chosenPoint[0]);
-  const words = [`step ${chosenPoint[2].toLocaleString("en")}`];
+  const words = [`step ${chosenPoint[2].toLocaleString("en")}`], digits = (value) => Number(value.toPrecision(5));
   for (const { line, points } of lines) {
     const own = nearest(points, left);
-    if (Math.abs(figure.across(own[0]) - left) < 40) words.push(`${line.name ? line.name + " " : ""}${Number(own[1].toPrecision(5))}`);
+    if (Math.abs(figure.across(own[0]) - left) >= 40) continue;
+    // The value that was logged; the smoothed one is said to be that.
+    const smoothed = line.points !== line.raw ? ` (smoothed ${digits(line.points[line.raw.indexOf(own)][1])})` : "";
+    words.push(`${line.name ? line.name + " " : ""}${digits(own[1])}${smoothed}`);
   }
+  figure.stop = left;
   figure.cursor.hidden = figure.tip.hidden = false;
   figure.cursor.style.left = `${left / 10}%`;
-  figure.tip.textContent = words.join(words.length > 4 ? "\n" : "  ·  ");
+  figure.tip.textContent = words.join(words.length > 3 ? "\n" : "  ·  ");
+  figure.tip.style.left = "0";
   figure.tip.style.left = `clamp(0px, ${left / 10}% - ${figure.tip.offsetWidth / 2}px, 100% - ${figure.tip.offsetWidth}px)`;
 }
 
-for (const name of ["smoothing", "log", "x"]) find(name).addEventListener("input", show);
-find("more").addEventListener("toggle", show);
+document.addEventListener("pointerdown", (event) => {
+  for (const figure of figures.values()) if (!figure.plot.contains(event.target)) hideTip(figure);
+});
+
+readChoices();
+find("connection").textContent = "connecting";
+for (const name of CONTROLS) find(name).addEventListener("input", () => { keepChoices(); show(); });
+find("more").addEventListener("toggle", () => { keepChoices(); show(); });
+addEventListener("resize", markScrolling);
+addEventListener("hashchange", () => { readChoices(); show(); });
 follow();

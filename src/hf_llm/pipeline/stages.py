@@ -37,6 +37,8 @@ class Stage:
     """Whether it runs only if the recipe has its section."""
     is_alignment: bool = False
     """Whether it trains a chat model on preferences or rewards."""
+    evaluated_on: str = ""
+    """What its training evaluates the model on, in the words of pages and cards; empty if it trains none."""
     texts_per_row: int | None = None
     """How many texts a row of training data holds; None if it trains on no rows, or samples the completions itself."""
     samples_completions: bool = False
@@ -75,6 +77,7 @@ def _alignment_stage(
     folder: str,
     title: str,
     reads: tuple[str, ...],
+    evaluated_on: str,
     texts_per_row: int | None = None,
     samples_completions: bool = False,
     scores_reference: bool = False,
@@ -88,6 +91,7 @@ def _alignment_stage(
         reads,
         is_optional=True,
         is_alignment=True,
+        evaluated_on=evaluated_on,
         texts_per_row=texts_per_row,
         samples_completions=samples_completions,
         scores_reference=scores_reference,
@@ -103,21 +107,35 @@ _DATA_AND_TRAINING_STAGES = [
     _data_stage("tokens", "hf_llm.tokenize_corpus", "Token shards", MIX_KEYS, reads=("corpus", "tokenizer")),
     Stage(
         "base", "hf_llm.pretrain", "Pretraining", "language_model",
-        sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"),
+        sections=("model", "pretrain", "seed"), reads=("tokens", "tokenizer"), evaluated_on="the validation text",
     ),
     Stage(
         "sft", "hf_llm.sft", "Supervised fine-tuning", "language_model",
-        sections=("sft", "seed"), reads=("base",), is_optional=True, texts_per_row=1,
+        sections=("sft", "seed"), reads=("base",), is_optional=True, evaluated_on="held-out answers", texts_per_row=1,
     ),
     Stage(
         "reward", "hf_llm.reward", "Reward model", "reward_model",
-        sections=("reward", "seed"), reads=("base", "sft"), is_optional=True, texts_per_row=2,
+        sections=("reward", "seed"), reads=("base", "sft"), is_optional=True, evaluated_on="held-out pairs",
+        texts_per_row=2,
     ),
-    _alignment_stage("dpo", "Direct preference optimisation", ("base", "sft"), texts_per_row=2, scores_reference=True),
-    _alignment_stage("kto", "Kahneman-Tversky optimisation", ("base", "sft"), texts_per_row=1, scores_reference=True),
-    _alignment_stage("grpo", "Group-relative policy optimisation", ("base", "sft", "reward"), samples_completions=True),
-    _alignment_stage("rloo", "REINFORCE leave-one-out", ("base", "sft", "reward"), samples_completions=True),
-    _alignment_stage("ppo", "Proximal policy optimisation", ("base", "sft", "reward"), samples_completions=True),
+    _alignment_stage(
+        "dpo", "Direct preference optimisation", ("base", "sft"), "held-out pairs",
+        texts_per_row=2, scores_reference=True,
+    ),
+    _alignment_stage(
+        "kto", "Kahneman-Tversky optimisation", ("base", "sft"), "held-out answers",
+        texts_per_row=1, scores_reference=True,
+    ),
+    _alignment_stage(
+        "grpo", "Group-relative policy optimisation", ("base", "sft", "reward"), "held-out prompts",
+        samples_completions=True,
+    ),
+    _alignment_stage(
+        "rloo", "REINFORCE leave-one-out", ("base", "sft", "reward"), "held-out prompts", samples_completions=True,
+    ),
+    _alignment_stage(
+        "ppo", "Proximal policy optimisation", ("base", "sft", "reward"), "held-out prompts", samples_completions=True,
+    ),
 ]  # fmt: skip
 
 LANGUAGE_MODELS = tuple(stage.folder for stage in _DATA_AND_TRAINING_STAGES if stage.kind == "language_model")

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.format import format_count, format_megabytes
+from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import read_manifest
 from hf_llm.data.files.read_errors import describe_input
 from hf_llm.reporting import templates
+from hf_llm.reporting.lineage import format_license_shares
 from hf_llm.reporting.secrets import redact_secrets
 
 
@@ -25,7 +27,11 @@ def render_corpus_page(root: Path, title: str) -> str | None:
         "numbers": _list_key_numbers(ledger, bytes_per_token),
         "bytes_per_token": bytes_per_token,
         "sources": [describe_source(name, entry, bytes_per_token) for name, entry in ledger["sources"].items()],
-        "shares": {name: shares_by_bytes(ledger[name]) for name in ("splits", "languages", "licenses")},
+        "shares": {
+            "splits": shares_by_bytes(ledger["splits"]),
+            "languages": shares_by_bytes(ledger["languages"]),
+            "licenses": shares_by_bytes(merge_licenses(ledger["licenses"])),
+        },
         "samples": ledger["samples"],
         "cut_characters": ledger["cut_characters"],
         "seconds": ledger["seconds"],
@@ -37,7 +43,9 @@ def render_corpus_page(root: Path, title: str) -> str | None:
         "tokenizer": _read_facts(root / "tokenizer").get("report") or {},
     }
     template = templates.html_environment().get_template("corpus_page.html")
-    return template.render(**redact_secrets(facts), style=templates.read_asset("page.css"))
+    return template.render(
+        **redact_secrets(facts), style=templates.read_asset("page.css"), script=templates.read_asset("page.js")
+    )
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def describe_source(name: str, entry: dict[str, Any], bytes_per_token: float | N
     largest = max((count for _, count in lengths), default=1)
     return {
         "name": name,
-        "license": entry["license"],
+        "license": format_license_shares(entry),
         "input": describe_input(entry)[:1],
         "not_read": _list_not_read(entry),
         "rows": rows,
@@ -128,6 +136,16 @@ def _shares_by_tokens(tokens_by_split: dict[str, dict[str, int]]) -> list[tuple[
     total = max(sum(counts.values()), 1)
     rows = [(name, count, 100 * count / total) for name, count in counts.items()]
     return sorted(rows, key=lambda row: -row[1])
+
+
+def merge_licenses(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Add up the counts of licences that differ only in how their name is written."""
+    merged: dict[str, dict[str, int]] = {}
+    for name, entry in counts.items():
+        total = merged.setdefault(normalize_license(name), {"documents": 0, "bytes": 0})
+        total["documents"] += entry["documents"]
+        total["bytes"] += entry["bytes"]
+    return merged
 
 
 def shares_by_bytes(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, int, float]]:

@@ -2,15 +2,26 @@
 
 import json
 import math
+import re
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.stages import OPTIONAL
 
 # Folder -> the recipe key that lists what it was trained on.
 DATA_KEYS = {"corpus": "corpus.sources", **{folder: f"{folder}.data" for folder in OPTIONAL}}
+
+HUB_FILES = "hf://datasets/"  # how the address of a data set's files begins
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")  # ISO 639-1 to 639-3, as the Hub takes them
+MAX_LICENSES_SHOWN = 4  # of one source
+MIN_LANGUAGE_SHARE = 0.01  # below it a language is not named: one text in a hundred may be a mistake of the detection
 
 
 def read_lineage(folder: Path) -> dict[str, dict]:
@@ -37,7 +48,7 @@ def read_lineage(folder: Path) -> dict[str, dict]:
 def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
     """List the data that a model was trained on, from `read_lineage`'s manifests.
 
-    Each source has `used_for`, `name`, `hub` (an id or empty) and `license`.
+    Each source has `used_for`, `name`, `hub` (an id or empty) and `license`, the one that the recipe states.
     """
     sources = []
     for folder, manifest in manifests.items():
@@ -47,17 +58,130 @@ def list_sources(manifests: dict[str, dict]) -> list[dict[str, str]]:
                 {
                     "used_for": "pretraining" if folder == "corpus" else folder,
                     "name": _source_name(source),
-                    "hub": str(source.get("hub") or ""),
-                    "license": str(source.get("license") or "unknown"),
+                    "hub": hub_dataset(str(source.get("hub") or "")),
+                    "license": normalize_license(str(source.get("license") or "")),
                 }
             )
     return sources
 
 
+def hub_dataset(hub: str) -> str:
+    """Return the id of a data set on the Hub that `hub` names; empty where it is none.
+
+    `hub` is an id, or the address of files: `hf://datasets/owner/name@revision/data/train-*.parquet`.
+    """
+    if hub.startswith(HUB_FILES):
+        owner_and_name = hub.removeprefix(HUB_FILES).split("/")[:2]
+        hub = "/".join(owner_and_name).split("@")[0]
+    try:
+        validate_repo_id(hub)
+    except HFValidationError:
+        return ""
+    return hub
+
+
+def kept_licenses(manifests: dict[str, dict]) -> list[tuple[str, float]]:
+    """Return the licences of the text that the corpus kept, each with its share of the bytes, the largest first.
+
+    Empty where no corpus is among the manifests.
+    """
+    ledger = manifests.get("corpus", {}).get("facts", {}).get("ledger", {})
+    return license_shares(ledger.get("licenses", {}))
+
+
+def format_share(share: float) -> str:
+    """Write a share of the text in per cent, with one decimal; what is there is not 0.0%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def license_shares(counts: dict[str, dict[str, int]]) -> list[tuple[str, float]]:
+    """Return (licence, share of the bytes), the largest first; names of one licence are added up."""
+    sizes: Counter = Counter()
+    for name, entry in counts.items():
+        sizes[normalize_license(name)] += entry["bytes"]
+    total = max(sizes.total(), 1)
+    return [(name, size / total) for name, size in sizes.most_common()]
+
+
+def format_license_shares(entry: dict[str, Any]) -> str:
+    """Write the licences of what a source of the ledger has kept: `psf-2.0 48%, mit 30%, ...`, or its one licence.
+
+    The ledgers of earlier versions have only the licence that the recipe states.
+    """
+    shares = license_shares(entry.get("licenses", {}))
+    if not shares:
+        return normalize_license(entry["license"])
+    if len(shares) == 1:
+        return shares[0][0]
+    named = [f"{name} {format_share(share)}" for name, share in shares[:MAX_LICENSES_SHOWN]]
+    rest = shares[MAX_LICENSES_SHOWN:]
+    if rest:
+        named.append(f"{len(rest)} others {format_share(sum(share for _, share in rest))}")
+    return ", ".join(named)
+
+
+def kept_languages(manifests: dict[str, dict]) -> list[str]:
+    """Return the ISO 639 codes of the languages that the corpus has measured, those with a share worth naming, the
+    largest first."""
+    languages = manifests.get("corpus", {}).get("facts", {}).get("ledger", {}).get("languages", {})
+    total = max(sum(entry["bytes"] for entry in languages.values()), 1)
+    by_size = sorted(languages.items(), key=lambda item: -item[1]["bytes"])
+    return [
+        name
+        for name, entry in by_size
+        if LANGUAGE_CODE.fullmatch(name) and entry["bytes"] >= MIN_LANGUAGE_SHARE * total
+    ]
+
+
+def describe_test_split(manifests: dict[str, dict[str, dict]], tokens_digest: str | None) -> list[str]:
+    """Say, in sentences, what is known of the test split and the training data of models: no more than was checked.
+
+    `manifests` has by model what `read_lineage` returns, `tokens_digest` is that of the folder whose test split was
+    used.
+    """
+    apart = []
+    unknown = []
+    other_data: dict[str, None] = {}
+    for model, lineage in manifests.items():
+        is_same_split = tokens_digest is not None and lineage.get("tokens", {}).get("digest") == tokens_digest
+        base = lineage.get("base", {})
+        starts_elsewhere = bool(base.get("settings", {}).get("pretrain.start_from"))
+        if is_same_split and base and not starts_elsewhere:
+            apart.append(model)
+        else:
+            unknown.append(model)
+        for folder, manifest in lineage.items():
+            if manifest["settings"].get(f"{manifest['folder']}.data"):
+                other_data[folder] = None
+
+    sentences = []
+    if apart:
+        sentences.append(
+            f"The pretraining of {join_names(apart)} read the train split of this corpus, which has no document of the "
+            "test split."
+        )
+    if other_data:
+        sentences.append(
+            f"Whether the data of {join_names(list(other_data))}, which have sources of their own, repeat text of the "
+            "test split was not checked."
+        )
+    if unknown:
+        sentences.append(
+            f"Whether text of the test split is in the training data of {join_names(unknown)} is not known."
+        )
+    return sentences
+
+
+def join_names(names: list[str]) -> str:
+    """Join names as in a sentence: `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def _source_name(source: dict[str, Any]) -> str:
     """Return a source's name for the page. Of a local path only the last part is shown: the others are private."""
     if source.get("hub"):
-        parts = [source.get(key) for key in ("hub", "subset", "split")]
+        parts = [hub_dataset(str(source["hub"])) or source["hub"], source.get("subset"), source.get("split")]
         return " ".join(str(part) for part in parts if part)
     location = source.get("path") or source.get("git")
     if location:

@@ -11,14 +11,20 @@ from markupsafe import Markup
 
 from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
+from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import package_versions, read_manifest
-from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns
-from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, is_requested
+from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns, title_chart
+from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, Stage, is_requested
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
     count_parameters,
+    describe_test_split,
     finite_values,
+    format_license_shares,
+    format_share,
+    kept_licenses,
     list_sources,
+    read_lineage,
     read_log_history,
     read_samples,
 )
@@ -44,11 +50,16 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
         "stages": _list_stages(tree, manifests),
         "plan": _compare_plan(root, tree),
         "evaluation": evaluation,
-        "score_columns": [{"title": m.title, "better": m.better} for m in score_columns(evaluation["models"].values())],
+        "score_columns": [
+            {"title": metric.title, "direction": metric.direction}
+            for metric in score_columns(evaluation["models"].values())
+        ],
         "scores_by_model": {name: dict(format_scores(scores)) for name, scores in evaluation["models"].items()},
+        "test_split": _describe_test_split(root, manifests, evaluation["models"]),
+        "license_shares": [(name, format_share(share)) for name, share in kept_licenses(manifests)],
         "ledger": _summarize_ledger(corpus_ledger) if corpus_ledger else None,
         "sources": list_sources(manifests),
-        "licenses": sorted({name for manifest in manifests.values() for name in manifest["licenses"]}),
+        "licenses": sorted({normalize_license(name) for entry in manifests.values() for name in entry["licenses"]}),
         "versions": manifests[models[-1]]["versions"] if models else package_versions(),
         "digests": {folder: manifest["digest"] for folder, manifest in manifests.items()},
         "recipe": yaml.safe_dump(redact_secrets(tree), sort_keys=False, allow_unicode=True, width=100),
@@ -57,7 +68,7 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
     template = templates.html_environment().get_template("page.html")
     return template.render(
         **redact_secrets(facts),
-        trainings=[_describe_training(root / folder, STAGES[folder].title) for folder in models],
+        trainings=[_describe_training(root / folder, STAGES[folder]) for folder in models],
         style=templates.read_asset("page.css"),
         script=templates.read_asset("page.js"),
     )
@@ -84,7 +95,9 @@ def _summarize_run(root: Path, manifests: dict[str, dict], models: list[str]) ->
     if not models:
         return f"{len(manifests)} of {len(STAGES) - 1} stages are finished; no model has been trained yet."
 
-    steps = ["trained from scratch"]
+    starts_elsewhere = manifests.get("base", {}).get("settings", {}).get("pretrain.start_from")
+    is_from_scratch = "base" in models and not starts_elsewhere
+    steps = ["trained from scratch" if is_from_scratch else "trained further from another model"]
     if "sft" in models:
         steps.append("fine-tuned to chat")
     if any(folder in ALIGNED_MODELS for folder in models):
@@ -108,8 +121,10 @@ def _list_key_numbers(
 
     # The two most important scores of the first evaluated model.
     for name, scores in list(evaluation["models"].items())[:1]:
-        for title, value in format_scores(scores)[:2]:
-            numbers.append((value, f"{title} on the test split ({name})"))
+        for metric in score_columns([scores])[:2]:
+            direction = f"; {metric.direction}" if metric.better else ""
+            title = f"{metric.title} on the test split ({name}{direction})"
+            numbers.append((metric.format_table_value(scores[metric.key]), title))
 
     log = read_log_history(root / "base")
     for metric in metrics_in("report"):
@@ -145,26 +160,43 @@ def _compare_plan(root: Path, tree: dict[str, Any]) -> list[tuple[str, str, str,
     return rows
 
 
-def _describe_training(folder: Path, title: str) -> dict[str, Any]:
+def _describe_test_split(root: Path, manifests: dict[str, dict], models: dict[str, dict[str, Any]]) -> str:
+    """Say what is known of the test split and the training data of the evaluated models, by name with their scores."""
+    lineages = {}
+    for name, scores in models.items():
+        # A model of another run may have the name of one of this run's.
+        path = Path(scores.get("path", root / name))
+        is_own = (path.parent.name, path.name) == (root.name, name)
+        lineages[name] = read_lineage(root / name if is_own else path)
+    tokens_digest = manifests.get("evaluation", {}).get("inputs", {}).get("tokens")
+    return " ".join(describe_test_split(lineages, tokens_digest))
+
+
+def _describe_training(folder: Path, stage: Stage) -> dict[str, Any]:
     """Collect what the page shows of one training stage: charts, alerts, and the completions sampled meanwhile."""
     samples_by_prompt: dict[str, list] = {}
     for sample in redact_secrets(read_samples(folder)):
         samples_by_prompt.setdefault(sample["prompt"], []).append(sample)
     return {
         "folder": folder.name,
-        "title": title,
-        "charts": _draw_charts(read_log_history(folder)),
+        "title": stage.title,
+        "evaluated_on": stage.evaluated_on,
+        "charts": _draw_charts(read_log_history(folder), stage.evaluated_on),
         "samples": samples_by_prompt,
         "alerts": redact_secrets(read_rows(alerts_file(folder))),
     }
 
 
-def _draw_charts(log: list[dict[str, Any]]) -> list[Markup]:
-    """Draw the charts that a training log has data for; the first is shown large."""
+def _draw_charts(log: list[dict[str, Any]], evaluated_on: str) -> list[Markup]:
+    """Draw the charts that a training log has data for; the first is shown large.
+
+    `evaluated_on` says what the validation values are of.
+    """
     drawn: dict[str, Markup] = {}
     for chart, lines in list_charts().items():
         series = [Series(legend, _points(log, key)) for legend, key in lines]
-        figure = draw_line_chart(chart.title, series, chart.from_zero)
+        title = title_chart(chart, evaluated_on)
+        figure = draw_line_chart(title, series, chart.from_zero, note=chart.note)
         if figure and chart.hidden_by not in drawn:
             drawn[chart.title] = figure
     return list(drawn.values())
@@ -180,7 +212,8 @@ def _summarize_ledger(ledger: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for source, entry in ledger["sources"].items():
         first, *_, last = entry["rules"].values()
-        rows.append((source, first["documents"], first["bytes"], last["documents"], last["bytes"]))
+        licenses = format_license_shares(entry)
+        rows.append((source, first["documents"], first["bytes"], last["documents"], last["bytes"], licenses))
     splits = [
         f"{name} {split['documents']:,} ({format_megabytes(split['bytes'])})"
         for name, split in ledger["splits"].items()

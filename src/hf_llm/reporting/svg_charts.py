@@ -12,6 +12,9 @@ from hf_llm.reporting import templates
 
 Point = tuple[float, float]
 MAX_POINTS = 800  # points of one line: as many as can be told apart on a wide screen
+MAX_LOG_TICKS = 6
+X_NAMES = {"step": "steps"}  # the axis of what the label names, where that is not the label
+MAX_DOTS = 40  # a line of no more points has a dot at each: two points or one are hard to see as a line
 
 
 @dataclass
@@ -22,17 +25,26 @@ class Series:
     """Its name in the legend."""
     points: list[Point]
     """(x, y) pairs, in the order of x."""
+    is_line: bool = True
+    """Whether its points are joined; else each is a dot."""
 
 
 def draw_line_chart(
-    title: str, series: list[Series], from_zero: bool = False, x_label: str = "step", x_from_zero: bool = True
+    title: str,
+    series: list[Series],
+    from_zero: bool = False,
+    x_label: str = "step",
+    x_from_zero: bool = True,
+    note: str = "",
+    x_is_log10: bool = False,
 ) -> Markup:
     """Draw one or more lines as HTML: an SVG that is stretched to the page's width, with labels of constant size.
 
-    With `from_zero` the y axis starts at zero, with `x_from_zero` the x axis. Returns an empty string where no line has
-    a value.
+    `x_label` names the axis, in the singular; `note` stands beside the title. With `from_zero` the y axis starts at
+    zero, with `x_from_zero` the x axis. With `x_is_log10` the x of the points are logarithms, and the axis is labelled
+    with the numbers themselves. Returns an empty string where no line has a value.
     """
-    lines = [Series(line.name, thin_points(line.points)) for line in series]
+    lines = [Series(line.name, thin_points(line.points), line.is_line) for line in series]
     lines = [line for line in lines if last_finite(line.points) is not None]
     if not lines:
         return Markup("")
@@ -40,7 +52,7 @@ def draw_line_chart(
     finite_points = [point for line in lines for point in line.points if math.isfinite(point[1])]
     x_low, x_high = _value_range([x for x, _ in finite_points], x_from_zero)
     y_low, y_high = _value_range([y for _, y in finite_points], from_zero)
-    x_ticks = ticks_within(x_low, x_high, 5)
+    x_ticks = ticks_of_log10(x_low, x_high) if x_is_log10 else ticks_within(x_low, x_high, 5)
     y_ticks = ticks_around(y_low, y_high, 3)
 
     # The plot's y axis reaches from the lowest tick to the highest.
@@ -54,22 +66,44 @@ def draw_line_chart(
         up = (y - y_low) / (y_high - y_low)
         return round(1000 * across, 1), round(1000 * (1 - up), 1)
 
-    # What page.js shows under the pointer: x, y, and the point's place in the plot.
+    def format_x(x: float) -> str:
+        return format_power(10**x) if x_is_log10 else format_short(x)
+
+    # What page.js shows at the pointer: x, y, and the point's place in the plot.
     hover_data = []
     for line in lines:
-        points = [[x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]
+        points = [[10**x if x_is_log10 else x, y, *to_plot((x, y))] for x, y in line.points if math.isfinite(y)]
         hover_data.append({"name": line.name, "points": points})
+
+    drawn = []
+    for line in lines:
+        finite = [point for point in line.points if math.isfinite(point[1])]
+        dots = len(finite) <= MAX_DOTS or not line.is_line
+        drawn.append(
+            {
+                "name": line.name,
+                "path": svg_path(line.points, to_plot) if line.is_line else "",
+                "dots": svg_dots(finite, to_plot) if dots else "",
+            }
+        )
 
     template = templates.html_environment().get_template("chart.html")
     figure = template.render(
         title=title,
-        lines=[(line.name, svg_path(line.points, to_plot)) for line in lines],
+        note=note,
+        x_name=X_NAMES.get(x_label, x_label),
+        lines=drawn,
         y_ticks=[(format_short(y), to_plot((x_low, y))[1] / 10) for y in y_ticks],
-        x_ticks=[(format_short(x), to_plot((x, y_low))[0] / 10) for x in x_ticks],
+        x_ticks=[(format_x(x), to_plot((x, y_low))[0] / 10) for x in x_ticks],
         data=json.dumps({"x": x_label, "series": hover_data}, allow_nan=False, separators=(",", ":")),
         summary="; ".join(f"{line.name} {format_short(last_finite(line.points))}" for line in lines),
     )
     return Markup(figure)
+
+
+def svg_dots(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
+    """Write the SVG path of dots: lines too short to be seen, whose round ends are the dots."""
+    return "".join(f"M{x:g} {y:g}h.01" for x, y in map(to_plot, points))
 
 
 def svg_path(points: list[Point], to_plot: Callable[[Point], Point]) -> str:
@@ -125,6 +159,25 @@ def ticks_around(low: float, high: float, about: int) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return _multiples(step, first, last)
+
+
+def ticks_of_log10(low: float, high: float) -> list[float]:
+    """Choose logarithms of round numbers within `low` to `high`: of powers of ten, and of 2 and 5 times them where
+    that leaves few."""
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        ticks = [power + math.log10(factor) for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
+        if len(ticks) > 2:
+            break
+    every = math.ceil(len(ticks) / MAX_LOG_TICKS)
+    return ticks[::every]
+
+
+def format_power(value: float) -> str:
+    """Write a large number by its power of ten: 2.5e13."""
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _tick_step(low: float, high: float, about: int) -> float:

@@ -26,9 +26,9 @@ MEAN_SPAN_TOKENS = 3.0
 
 ACCURACY_KEYS = {MASKED: "masked_accuracy", SPAN_CORRUPTION: "target_accuracy"}
 HEADLINES = {
-    CAUSAL: "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f}",
-    MASKED: "masked-token accuracy {eval_masked_accuracy:.1%}, loss {eval_loss:.3f}",
-    SPAN_CORRUPTION: "span accuracy {eval_target_accuracy:.1%}, loss {eval_loss:.3f}",
+    CAUSAL: "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f} on the validation text",
+    MASKED: "masked-token accuracy {eval_masked_accuracy:.1%}, loss {eval_loss:.3f} on the validation text",
+    SPAN_CORRUPTION: "span accuracy {eval_target_accuracy:.1%}, loss {eval_loss:.3f} on the validation text",
 }
 MODEL_TYPE_EXAMPLES = {CAUSAL: "hf_llm, llama, gpt2 ...", MASKED: "bert, modernbert ...", SPAN_CORRUPTION: "t5 ..."}
 

@@ -16,13 +16,13 @@ from transformers import Trainer
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
-from hf_llm.core.format import fill_headline
 from hf_llm.core.recipe import to_plain
+from hf_llm.evaluation.metrics import format_headline
 from hf_llm.model.load import enable_cache
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 from hf_llm.pipeline.run import Run, StageOutput, licenses_of
 from hf_llm.pipeline.stages import STAGES
-from hf_llm.reporting.model_card import render_model_card
+from hf_llm.reporting.model_card import write_adapter_card, write_model_card
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import ResumeTerms, train_with_guards
 from hf_llm.training.hub_upload import push_checkpoint, upload_model_folder, wait_for_uploads
@@ -95,10 +95,10 @@ def _complete_output(
     facts["metrics"] = metrics
     facts["processes"] = trainer.args.world_size
     facts["arguments"] = to_plain(trainer.args.to_dict())  # `to_dict` hides tokens
-    output.complete(fill_headline(headline, metrics), licenses, **facts)
-
-    card = render_model_card(output.path, trainer.hub_model_id)
-    (output.path / "README.md").write_text(card, encoding="utf-8")
+    if (output.path / "adapter").exists():
+        write_adapter_card(output.path / "adapter", output.folder, licenses)
+    output.complete(format_headline(headline, metrics), licenses, **facts)
+    write_model_card(output.path, trainer.hub_model_id)
 
 
 def shut_down_process_group(trainer: Trainer) -> None:

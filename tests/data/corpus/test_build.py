@@ -104,6 +104,18 @@ def test_the_split_has_its_shares():
         Split(1.0, 0.0, 0.0)
 
 
+def test_the_ledger_has_the_licences_of_what_each_source_has_kept(tmp_path):
+    rows = [{"text": text, "license": ("MIT", "psf-2.0")[i % 2]} for i, text in enumerate(texts(40))]
+    first = jsonl(tmp_path / "a.jsonl", rows)
+    second = jsonl(tmp_path / "b.jsonl", [*texts(40)[:10], *texts(30, seed=2)])  # ten copies, which are dropped
+    ledger = made(tmp_path / "corpus", first, second)
+    by_source = {name: entry["licenses"] for name, entry in ledger["sources"].items()}
+    assert {name: entry["documents"] for name, entry in by_source["a.jsonl"].items()} == {"mit": 20, "psf-2.0": 20}
+    assert {name: entry["documents"] for name, entry in by_source["b.jsonl"].items()} == {"cc0-1.0": 30}
+    for name, total in ledger["licenses"].items():
+        assert total["bytes"] == sum(entry.get(name, {"bytes": 0})["bytes"] for entry in by_source.values())
+
+
 def test_several_shards_hold_what_one_holds(tmp_path, monkeypatch):
     source = jsonl(tmp_path / "a.jsonl", [*texts(400), *texts(100)])
     one = made(tmp_path / "one", source)

@@ -322,7 +322,8 @@ def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[st
     import pyarrow
     import pyarrow.compute as compute
 
-    counts: dict[str, dict[str, list[int]]] = {"splits": {}, "licenses": {}, "languages": {}, "lengths": {}}
+    kinds = ("splits", "licenses", "source_licenses", "languages", "lengths")
+    counts: dict[str, dict[str, list[int]]] = {kind: {} for kind in kinds}
     folder = task.work / "data"
     folder.mkdir(exist_ok=True)
     with ExitStack() as open_files:
@@ -341,6 +342,7 @@ def _write_splits(task: ShardTask, tables: Iterable["pyarrow.Table"]) -> dict[st
 
             _add_lists(counts["splits"], _count_by(table.append_column("split", splits), "split"))
             _add_lists(counts["licenses"], _count_by(table, "license"))
+            _add_lists(counts["source_licenses"], _count_by(_join_source_and_license(table), "source_license"))
             _add_lists(counts["languages"], _count_by(table, "language"))
             _add_lists(counts["lengths"], _count_lengths(table))
     return counts
@@ -362,6 +364,14 @@ def _count_by(table: "pyarrow.Table", column: str) -> Counts:
     totals = groups.aggregate([("bytes", "count"), ("bytes", "sum")]).to_pydict()
     rows = zip(totals[column], totals["bytes_count"], totals["bytes_sum"], strict=True)
     return {value: [documents, size] for value, documents, size in rows}
+
+
+def _join_source_and_license(table: "pyarrow.Table") -> "pyarrow.Table":
+    """Return the table with a column `source_license`: the source, a tab and the licence."""
+    import pyarrow.compute as compute
+
+    joined = compute.binary_join_element_wise(table["source"], table["license"], "\t", null_handling="replace")
+    return table.append_column("source_license", joined)
 
 
 def _count_lengths(table: "pyarrow.Table") -> dict[str, list[int]]:

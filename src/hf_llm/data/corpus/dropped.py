@@ -151,7 +151,7 @@ def explain_document(folder: Path, wanted: str, names: Iterable[tuple[str, str]]
 
     dropped = _open_dropped(folder)
     if dropped is not None:
-        lines += [_describe_dropped(row) for row in dropped.to_table(filter=matches).to_pylist()]
+        lines += [_describe_dropped(row, folder) for row in dropped.to_table(filter=matches).to_pylist()]
 
     if not lines:
         raise UserError(
@@ -217,12 +217,28 @@ def _describe_kept(row: dict, split: str, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _describe_dropped(row: dict) -> str:
+def _describe_dropped(row: dict, folder: Path) -> str:
     detail = f": {row['because']}" if row["because"] else ""
     lines = [
         f"{row['id']}  dropped by {row['rule']}, {row['reason']}{detail}",
         f"    source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}",
     ]
     if row["kept"]:
+        # A document is named by its text, so a copy has the id of the one that is kept: its place tells them apart.
+        what = "the same text" if row["kept"] == row["id"] else "another version"
+        lines.append(f"    {what} is kept{_place_of_kept(row['kept'], folder)}")
         lines.append(f"    kept in its place: {row['kept']}")
     return "\n".join(lines)
+
+
+def _place_of_kept(document_id: str, folder: Path) -> str:
+    """Say which source a kept document is from, and where in it; empty where a later rule dropped it too."""
+    import pyarrow.compute as compute
+    import pyarrow.dataset
+
+    columns = ["source", "url", "metadata"]
+    for path in sorted((folder / "data").glob("*.parquet")):
+        rows = pyarrow.dataset.dataset(path).to_table(columns, filter=compute.field("id") == document_id).to_pylist()
+        for row in rows:
+            return f" from source {row['source']}  {row['url'] or '(no url)'}  {row['metadata']}"
+    return ", or was until a later rule dropped it"

@@ -1,6 +1,6 @@
 """`corpus/ledger.json`: what was there, what of it became documents, and what every rule kept and dropped, by source.
 
-    {"sources": {name: {"license": ...,
+    {"sources": {name: {"license": as the recipe states it, "licenses": {name: {"documents", "bytes"}},
                         "input": {"records", "used", "left_out": {reason: records}, "unreadable": {reason: records},
                                   "examples": {reason: [names of what was left out]}},
                         "rules": {rule: {"documents", "bytes", "seconds", "dropped", "changed"}},
@@ -51,6 +51,9 @@ def make_ledger(tasks: list[ReadTask], passes: dict[str, list[dict]]) -> dict:
     for entry in sources.values():
         for rule in entry["rules"].values():
             rule["seconds"] = round(rule["seconds"], 1)
+    for name, counts in _sum_counts(last, "source_licenses").items():
+        source, _, license = name.rpartition("\t")
+        sources[source]["licenses"][license] = counts
     for name, lengths in _sum_lists(last, "lengths").items():
         sources[name]["lengths"] = lengths
 
@@ -98,7 +101,7 @@ def _describe_records(errors: ReadErrors) -> dict:
 def _add_read_task(sources: dict[str, dict], rule_order: dict[str, list[str]], task: ReadTask, result: dict) -> None:
     """Add what one read task has read and what its filters have kept to the entry of its source."""
     license = task.source.license
-    new_entry = {"license": license, "input": {}, "rules": {}, "unreadable": {}, "lengths": []}
+    new_entry = {"license": license, "licenses": {}, "input": {}, "rules": {}, "unreadable": {}, "lengths": []}
     entry = sources.setdefault(task.label, new_entry)
 
     # Sources may have one name, and different licences.
@@ -170,7 +173,7 @@ def _sum_counts(results: list[dict], name: str) -> dict[str, dict[str, int]]:
     """Sum the documents and bytes of each key of `result[name]` over all results, in order of the keys."""
     total: dict[str, dict[str, int]] = {}
     for result in results:
-        for key, (documents, size) in result[name].items():
+        for key, (documents, size) in result.get(name, {}).items():  # a build begun by an earlier version lacks some
             counts = total.setdefault(key, {"documents": 0, "bytes": 0})
             counts["documents"] += documents
             counts["bytes"] += size
