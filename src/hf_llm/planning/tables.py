@@ -58,11 +58,11 @@ def format_memory_table(estimates: list[EngineEstimate]) -> str:
     return align_columns(rows)
 
 
-def format_stage_table(stages: list[StagePlan], with_rent: bool, with_electricity: bool) -> str:
-    """Tabulate the training stages of a run, a line each, with the costs whose prices are known."""
+def format_stage_table(stages: list[StagePlan], with_rent: bool, with_electricity: bool, currency: str = "") -> str:
+    """Tabulate the training stages of a run, a line each, with the costs whose prices are known, in `currency`."""
     heading = ["stage", "memory, GiB", "steps", "tokens", "hours", "disk, GiB", "kWh"]
     if with_rent:
-        heading.append("rent")
+        heading.append(f"rent, {currency}" if currency else "rent")
     if with_electricity:
         heading.append("electricity")
 
