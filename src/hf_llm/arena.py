@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.human_eval.answers import BackgroundGeneration, generate_missing_answers
 from hf_llm.human_eval.comparison_plan import (
     TABULAR_SUFFIXES,
@@ -195,6 +196,7 @@ def prepare_answers(database: VoteDatabase) -> None:
 
 def collect_votes(database: VoteDatabase, arguments: argparse.Namespace) -> None:
     """Show pairs in the browser or the terminal until the annotator leaves; generate answers meanwhile."""
+    accept_interrupts()
     annotator = None
     if arguments.annotator is not None:
         try:

@@ -11,6 +11,7 @@ import sys
 import time
 
 from hf_llm.core.errors import command
+from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="a model folder or Hub id")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
+    accept_interrupts(with_sigterm=False)  # Ctrl-C ends a reply, SIGTERM the program
 
     sampling = read_sampling_arguments(arguments)
     model, tokenizer = load_for_generation(arguments.model)

@@ -9,12 +9,14 @@ import argparse
 from pathlib import Path
 
 from hf_llm.core.errors import command
+from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.monitoring.log_tail import RunLog
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
+    accept_interrupts()
     runs = [RunLog(path) for path in arguments.runs]
 
     if arguments.page:
