@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.human_eval.answers import BackgroundGeneration, generate_missing_answers
 from hf_llm.human_eval.comparison_plan import (
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("models", nargs="*", help="model folders or Hub ids, or one file of answers")
     parser.add_argument("--votes", type=Path, help="the SQLite file (runs/<name>/judging/<models>.sqlite)")
     parser.add_argument("--prompts", type=Path, help="a prompt on each line, or rows (the run's held-out prompts)")

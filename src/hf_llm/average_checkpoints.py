@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.core.manifest import BEGUN_FILE, read_manifest, write_manifest
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.run import licenses_of
@@ -25,7 +26,7 @@ MIN_CHECKPOINTS = 2
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of a training, with its checkpoints")
     parser.add_argument("--last", type=int, required=True, help="how many of the newest checkpoints to average")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")

@@ -11,6 +11,7 @@ import sys
 import time
 
 from hf_llm.core.errors import command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
@@ -19,7 +20,7 @@ from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sam
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)

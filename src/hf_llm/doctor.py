@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.hardware.devices import Device, detect_hardware, training_dtype
 from hf_llm.hardware.environment_checks import Finding, check_environment
 from hf_llm.hardware.microbenchmarks import (
@@ -62,9 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m hf_llm.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python -m hf_llm.doctor", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--quick", action="store_true", help="measure nothing")
     parser.add_argument("--json", action="store_true", help="print the findings and rates as JSON")
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="write a config for `accelerate launch`")

@@ -15,6 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
 from hf_llm.model.load import load_model, load_tokenizer
 
@@ -66,7 +67,7 @@ GPT2_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
     parser.add_argument(
         "--to", choices=list(STOCK_CLASSES), help="the architecture to write; by default the one that fits"

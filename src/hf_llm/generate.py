@@ -11,13 +11,14 @@ import sys
 import time
 
 from hf_llm.core.errors import command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.inference.generate import complete_prompts, default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("model", help="a model folder or Hub id")
     parser.add_argument("--prompt", action="append", help="the text to complete; may be given several times")
     add_sampling_arguments(parser)

@@ -21,6 +21,7 @@ import torch
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.format import format_gib, format_number
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.hardware.devices import Device, detect_hardware, list_devices_called, parse_hardware, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
 from hf_llm.model.load import resolve_context
@@ -138,7 +139,7 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         "python -m hf_llm.plan",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--gpus", help="hardware other than this host's, as 4xrtx4090")

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import HANG_SECONDS, MAX_RELAUNCHES, Supervisor
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--max-relaunches", type=int, default=MAX_RELAUNCHES, help="that lead to no new checkpoint, before it gives up"
     )

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.core.progress import open_progress_bar
 
 MAX_EXPONENT = 700  # beyond it exp overflows double precision
 
@@ -38,7 +38,7 @@ def score_next_tokens(model: PreTrainedModel, windows: Windows, batch_size: int)
     total_loss = 0.0
     tokens = 0
     num_batches = math.ceil(len(windows) / batch_size)
-    for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
+    for input_ids, labels in open_progress_bar(_load_batches(windows, batch_size), total=num_batches, leave=False):
         predicted = int((labels[:, 1:] != IGNORE_INDEX).sum())
         if predicted:
             loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.core.help_format import HelpFormatter
 from hf_llm.experiments.estimate import PlannedVariant, format_plan, measure_flops_per_second, plan_variants
 from hf_llm.experiments.matched_sizes import match_baseline
 from hf_llm.experiments.page import write_page
@@ -105,7 +106,7 @@ def build_parser(program: str, description: str, into: str) -> argparse.Argument
     parser = argparse.ArgumentParser(
         f"python -m hf_llm.{program}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -5,6 +5,8 @@ import re
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_llm.core.console import terminal_width
+from hf_llm.core.help_format import fill_words
 from hf_llm.model.load import build_untrained_model
 
 # The part of a model to which a parameter belongs, by the first pattern that its name contains.
@@ -89,7 +91,8 @@ def find_odd_proportions(config: PreTrainedConfig, counts: dict[str, int]) -> li
 
 
 def _part_line(part: str, count: int, share: float, remark: str) -> str:
-    return f"  {part:<10}  {count:>14,}  {share:>6.1%}  {remark}"
+    line = f"  {part:<10}  {count:>14,}  {share:>6.1%}  "
+    return fill_words(remark, terminal_width(), indent=line, further_indent=" " * len(line))
 
 
 def _list_shapes(parameters: list[tuple[str, torch.nn.Parameter]]) -> str:
