@@ -13,4 +13,5 @@ def in_thread(server):
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()

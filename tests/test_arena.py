@@ -17,6 +17,7 @@ from hf_llm.data.chat.loaders import ConversationSource, load_preferences
 from hf_llm.human_eval.answers import BackgroundGeneration, generate_missing_answers
 from hf_llm.human_eval.votes import VoteDatabase
 from tests.human_eval.chromium import wait_until
+from tests.processes import SECONDS, started
 from tests.tiny_recipe import run_module
 
 MODELS = ("runs/tiny/sft", "runs/tiny/dpo")
@@ -116,7 +117,7 @@ def test_answers_do_not_depend_on_the_process_or_on_interruptions(run, capsys):
     next(half)
     half.close()
     with BackgroundGeneration(VoteDatabase(one)) as background:
-        background._thread.join()
+        background._thread.join(60)
     assert background.problem is None
     again = [
         [other.read_answer(prompt, name) for name in other.read_models()] for prompt in range(len(other.read_prompts()))
@@ -127,14 +128,13 @@ def test_answers_do_not_depend_on_the_process_or_on_interruptions(run, capsys):
 def test_ctrl_c_stops_the_model_in_the_middle_of_an_answer(run):
     (run / "p.txt").write_text("\n".join(f"Question {n}?" for n in range(400)))
     more = ("--max-new-tokens", "100", "--prompts", "p.txt", "--take", "400", "--votes", "v.sqlite")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hf_llm.arena", *MODELS, *more, "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
-    database = VoteDatabase(run / "v.sqlite")
-    wait_until(lambda: database.next_question("Ada"), "the first answers")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    command = [sys.executable, "-m", "hf_llm.arena", *MODELS, *more, "--port", "0"]
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        database = VoteDatabase(run / "v.sqlite")
+        wait_until(lambda: database.next_question("Ada"), "the first answers")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
     missing = database.find_missing_answers()
     assert missing
     assert all(len(prompts) % 8 == 0 for prompts in missing.values())  # whole batches only
@@ -282,17 +282,17 @@ def test_the_page_is_served_until_it_is_killed_and_resumes_afterwards(tmp_path):
     answers_file(tmp_path)
     command = [sys.executable, "-m", "hf_llm.arena", "answers.jsonl", "--port", "0", "--annotator", "Ada"]
     for done in range(2):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        url = process.stdout.readline().strip()
-        page = urllib.request.urlopen(url).read().decode()
-        token = page.split('arena-token" content="')[1].split('"')[0]
-        vote = {"annotator": "Ada", "pair": done, "choice": "a", "score_a": None, "score_b": None, "seconds": 1}
-        headers = {"Content-Type": "application/json", "X-Judging-Token": token}
-        request = urllib.request.Request(f"{url}api/vote", json.dumps(vote).encode(), headers)
-        state = json.loads(urllib.request.urlopen(request).read())
-        assert (state["recorded"], state["done"]) == (True, done + 1)
-        os.kill(process.pid, (signal.SIGKILL, signal.SIGINT)[done])
-        assert process.wait(20) == (-signal.SIGKILL, 0)[done]
+        with started(command, ignores_interrupts=True, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            url = process.stdout.readline().strip()
+            page = urllib.request.urlopen(url).read().decode()
+            token = page.split('arena-token" content="')[1].split('"')[0]
+            vote = {"annotator": "Ada", "pair": done, "choice": "a", "score_a": None, "score_b": None, "seconds": 1}
+            headers = {"Content-Type": "application/json", "X-Judging-Token": token}
+            request = urllib.request.Request(f"{url}api/vote", json.dumps(vote).encode(), headers)
+            state = json.loads(urllib.request.urlopen(request).read())
+            assert (state["recorded"], state["done"]) == (True, done + 1)
+            os.kill(process.pid, (signal.SIGKILL, signal.SIGINT)[done])
+            assert process.wait(SECONDS) == (-signal.SIGKILL, 0)[done]
     assert len(VoteDatabase(tmp_path / "answers.sqlite").read_votes()) == 2
 
 

@@ -207,7 +207,7 @@ def test_killed_in_its_second_epoch_it_ends_with_the_same_weights_on_other_worke
     while not (base / "checkpoint-6").exists() and process.poll() is None:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
     assert not (base / "manifest.json").exists()
 
     done = run_module(*arguments, "--pretrain.training.dataloader_num_workers=1", folder=folder)

@@ -10,6 +10,7 @@ import torch
 from hf_llm import plan
 from hf_llm.core.manifest import write_json, write_manifest
 from hf_llm.hardware.devices import parse_device
+from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.pipeline.run import Run
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
 from hf_llm.planning.memory_estimate import EngineEstimate, TrainingJob
@@ -65,10 +66,21 @@ def test_what_does_not_fit_says_what_to_change_the_cheapest_first():
     estimates = [estimate("DDP", 2), estimate("ZeRO-2", 4), estimate("DDP", 64, True), estimate("ZeRO-2", 64, True)]
     chosen = plan.find_first_fitting(estimates, job, hardware)
     assert chosen is estimates[2]
-    advice = plan.advise(estimates, chosen, hardware)
+    advice = plan.advise(estimates, chosen, hardware, 8)
     remedies = ("DDP has no room", "batch_size=2", "activation_checkpointing", "ZeRO-2")
     positions = [advice.index(words) for words in remedies]
     assert positions == sorted(positions)
+
+
+def test_only_what_fits_by_the_table_is_advised():
+    hardware = plan.TargetHardware(4, parse_device("rtx4090"), is_this_host=False)
+    estimates = [estimate("DDP", 0), estimate("ZeRO-3", 0), estimate("DDP", 0, True), estimate("ZeRO-3", 2, True)]
+    advice = plan.advise(estimates, estimates[3], hardware, 8)
+    assert advice == (
+        "DDP has no room for that. In order of cost: ZeRO-3 (docs/launching.md; more traffic between the devices) with "
+        "--pretrain.training.activation_checkpointing=true (a third more arithmetic) with "
+        "--pretrain.training.per_device_train_batch_size=2."
+    )
 
 
 def test_what_fits_nowhere_says_so():
@@ -76,13 +88,13 @@ def test_what_fits_nowhere_says_so():
     job = TrainingJob(tiny_config(), 128, windows=512, settings={}, bf16=False)
     estimates = [estimate("one device", 0), estimate("one device", 0, True)]
     assert plan.find_first_fitting(estimates, job, hardware) is None
-    assert "take more or larger devices" in plan.advise(estimates, None, hardware)
+    assert "take more or larger devices" in plan.advise(estimates, None, hardware, 8)
 
 
 def test_where_it_fits_nothing_is_advised():
     estimates = [estimate("one device", 64), estimate("one device", 64, True)]
     hardware = plan.TargetHardware(1, parse_device("t4"), is_this_host=False)
-    assert plan.advise(estimates, estimates[0], hardware) == "It fits as it is."
+    assert plan.advise(estimates, estimates[0], hardware, 8) == "It fits as it is."
 
 
 @pytest.mark.parametrize(
@@ -158,7 +170,7 @@ def test_the_data_sheet_serves_where_timing_runs_out_of_memory(monkeypatch):
 
     monkeypatch.setattr(plan, "measure_job_speed", run_out_of_memory)
     hardware = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
-    job = TrainingJob(tiny_config(), 128, windows=512, settings={"bf16": True}, bf16=True)
+    job = TrainingJob(HfLlmConfig(), 2048, windows=512, settings={"bf16": True}, bf16=True)
     assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, hardware, estimate("ZeRO-3", 8)).source
 
 

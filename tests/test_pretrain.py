@@ -82,7 +82,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, bf16):
     while not (base / "checkpoint-20").exists() and process.poll() is None:
         time.sleep(0.001)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     assert not (base / "manifest.json").exists()
 
     done = run_module("hf_llm.pretrain", "tiny.yaml", *steps, folder=prepared)

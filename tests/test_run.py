@@ -167,7 +167,7 @@ def test_killed_twice_it_goes_on_and_ends_the_same(tiny_life, tiny_inputs):
         while not moment.exists() and process.poll() is None:
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(60)
         assert moment.exists() and not (moment.parent / "manifest.json").exists()
     done = run_module("hf_llm.run", "tiny.yaml", folder=tiny_inputs)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -104,7 +104,7 @@ def start_supervisor(folder, *words, options=()):
 def wait_until(condition, process, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate(timeout=60)[0]
         assert time.monotonic() < end
         time.sleep(0.01)
 

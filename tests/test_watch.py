@@ -1,12 +1,15 @@
 """`python -m hf_llm.watch`, as a person calls it."""
 
-import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
 
+import pytest
+
 from tests.monitoring.made_up_run import write_made_up_run
+from tests.processes import SECONDS, started
 from tests.tiny_recipe import run_module
 
 
@@ -27,15 +30,17 @@ def test_a_missing_run_is_a_user_error(tmp_path):
     assert "did you mean runs/quickstart?" in result.stderr
 
 
-def test_the_page_is_served_until_ctrl_c(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ignores_interrupts", [False, True])
+def test_the_page_is_served_until_it_is_interrupted(tmp_path, number, ignores_interrupts):
     write_made_up_run(tmp_path / "runs" / "first")
     command = [sys.executable, "-m", "hf_llm.watch", "runs/first", "--page", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    with started(command, ignores_interrupts, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         assert b"page.js" in urllib.request.urlopen(url, timeout=60).read()
-        process.send_signal(2)
-        assert process.wait(60) == 0
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 0
 
 
 def test_watching_needs_no_torch(tmp_path):

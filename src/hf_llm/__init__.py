@@ -1,3 +1,12 @@
 """Build your own LLM on the Hugging Face stack: one recipe, from raw text to a chat model."""
 
+import os
+import sys
+
 __version__ = "0.2.0"
+
+# The libraries' progress bars appear only for work that takes longer than this, and rarely in a log file. tqdm reads
+# these variables when it is imported (https://tqdm.github.io/docs/tqdm/).
+os.environ.setdefault("TQDM_DELAY", "4")
+if not (sys.stderr and sys.stderr.isatty()):
+    os.environ.setdefault("TQDM_MININTERVAL", "60")

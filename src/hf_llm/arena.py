@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.human_eval.answers import BackgroundGeneration, generate_missing_answers
 from hf_llm.human_eval.comparison_plan import (
     TABULAR_SUFFIXES,
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="model folders or Hub ids, or one file of answers")
     parser.add_argument("--votes", type=Path, help="the SQLite file (runs/<name>/judging/<models>.sqlite)")
     parser.add_argument("--prompts", type=Path, help="a prompt on each line, or rows (the run's held-out prompts)")
@@ -196,6 +197,7 @@ def prepare_answers(database: VoteDatabase) -> None:
 
 def collect_votes(database: VoteDatabase, arguments: argparse.Namespace) -> None:
     """Show pairs in the browser or the terminal until the annotator leaves; generate answers meanwhile."""
+    accept_interrupts()
     annotator = None
     if arguments.annotator is not None:
         try:

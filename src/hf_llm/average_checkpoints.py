@@ -8,7 +8,6 @@ is better than the last one (LAWA, https://arxiv.org/abs/2306.03241; docs/lab.md
 output opens with `from_pretrained`.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -31,7 +30,7 @@ MIN_CHECKPOINTS = 2
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a training with its checkpoints; of a run, its last")
     parser.add_argument("--last", type=int, required=True, help="how many of the newest checkpoints to average")
     parser.add_argument("--output", type=Path, help="a new folder; by default <folder>-averaged")

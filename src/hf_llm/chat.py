@@ -6,12 +6,12 @@
 /reset starts a new conversation, /exit (or Ctrl-D) ends; Ctrl-C cuts an answer short.
 """
 
-import argparse
 import sys
 import time
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
+from hf_llm.core.interrupts import accept_interrupts
 from hf_llm.inference.chat_session import ChatSession
 from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
@@ -20,10 +20,11 @@ from hf_llm.pipeline.find_model import find_model
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     add_sampling_arguments(parser)
     arguments = parser.parse_args(argv)
+    accept_interrupts(with_sigterm=False)  # Ctrl-C ends a reply, SIGTERM the program
 
     sampling = read_sampling_arguments(arguments)
     model, tokenizer = load_for_generation(find_model(arguments.model))

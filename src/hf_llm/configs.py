@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from hf_llm.core.errors import command
+from hf_llm.core.help_format import print_help
 from hf_llm.core.shipped import shipped_folder
 
 
@@ -19,7 +20,7 @@ from hf_llm.core.shipped import shipped_folder
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv:
-        print((__doc__ or "").strip())
+        print_help(__doc__)
         sys.exit(0 if argv[0] in ("-h", "--help") else 2)
     for name in ("accelerate_configs", "ds_configs"):
         written, kept = copy_missing(shipped_folder(name), Path(name))

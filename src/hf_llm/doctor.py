@@ -63,9 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m hf_llm.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("python -m hf_llm.doctor", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="measure nothing")
     parser.add_argument("--json", action="store_true", help="print the findings and rates as JSON")
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="write a config for `accelerate launch`")

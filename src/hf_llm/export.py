@@ -8,7 +8,6 @@ SGLang, llama.cpp and Ollama run it as such. The export is loaded back, and coun
 tokens are the original's.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -72,7 +71,7 @@ GPT2_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     parser.add_argument(
         "--to", choices=list(STOCK_CLASSES), help="the architecture to write; by default the one that fits"

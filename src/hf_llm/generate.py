@@ -6,7 +6,6 @@
 Several --prompt make several completions; without one the prompt is what comes in on standard input.
 """
 
-import argparse
 import sys
 import time
 
@@ -24,7 +23,7 @@ from hf_llm.pipeline.find_model import find_model
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
     parser.add_argument("--prompt", action="append", help="the text to complete; may be given several times")
     add_sampling_arguments(parser)

@@ -11,6 +11,7 @@ runs/<name>/plan.json, and the report compares it with what the run took.
 import argparse
 import importlib
 import math
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from hf_llm.core.command_line import CommandParser
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.format import format_gib, format_number
-from hf_llm.hardware.devices import Device, detect_hardware, parse_hardware, training_dtype
+from hf_llm.hardware.devices import Device, detect_hardware, list_devices_called, parse_hardware, training_dtype
 from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
 from hf_llm.model.load import resolve_context
 from hf_llm.model.summary import flops_per_token, summarize_model
@@ -88,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     hardware = choose_hardware(options.gpus)
     job = build_pretraining_job(run, recipe, hardware)
     memory = format_gib(hardware.device.memory)
+    if options.gpus:
+        print_other_devices(options.gpus, hardware.device)
     print_main(f"{run.name} on {hardware.devices} x {hardware.device.name} with {memory} GiB\n")
     print_model(job, recipe.pretrain)
 
@@ -95,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     estimates = estimate_memory(job, hardware)
     print_main(format_memory_table(estimates))
     fitting = find_first_fitting(estimates, job, hardware)
-    print_main(advise(estimates, fitting, hardware))
+    micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
+    print_main(advise(estimates, fitting, hardware, micro_batch))
     if fitting is None and hardware.is_this_host:
         return
 
@@ -113,14 +117,18 @@ def main(argv: list[str] | None = None) -> None:
         devices=hardware.devices,
         device=hardware.device,
         bf16=hardware.bf16,
-        price=options.price,
+        price=options.price.per_device(hardware.devices) if options.price else None,
         electricity=options.electricity,
     )
     optimizer_bytes = estimates[0].footprint.phases[UPDATE].get(OPTIMIZER, 0)
     stages = [plan_pretraining(recipe.pretrain, estimate.footprint.peak, optimizer_bytes, hardware_plan)]
     for folder, peak in tuning_peaks.items():
         stages.append(plan_tuning(folder, run.tree[folder], peak, hardware_plan))
-    print_main(format_stage_table(stages, options.price is not None, options.electricity is not None))
+    currency = ""
+    if options.price:
+        print_main(options.price.describe())
+        currency = options.price.currency
+    print_main(format_stage_table(stages, options.price is not None, options.electricity is not None, currency))
 
     if hardware.is_this_host and not run.folder("base").exists():
         keep_plan(run, estimate, speed, stages[0])
@@ -131,11 +139,10 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandParser(
         "python -m hf_llm.plan",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--gpus", help="hardware other than this host's, as 4xrtx4090")
-    parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour")
+    parser.add_argument("--price", help="of an hour of one GPU, as 0.4/gpu-hour, or of all, as $3.2/machine-hour")
     parser.add_argument("--electricity", type=float, help="price of a kWh")
     parser.add_argument("--score", action="store_true", help="compare predicted with actual values of a finished run")
     options, recipe_arguments = parser.parse_known_args(argv)
@@ -155,6 +162,14 @@ def print_score(run: Run) -> None:
             f"which `python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
     print_main(format_score_table(scores))
+
+
+def print_other_devices(gpus: str, chosen: Device) -> None:
+    """Say which device is taken for a name that several have."""
+    *_, name = re.split(r"^\s*\d+\s*[x×*]\s*", gpus)
+    others = [device.key for device in list_devices_called(name) if device != chosen]
+    if others:
+        print_main(f"--gpus {gpus}: taken as {chosen.key}; the others of that name are {', '.join(others)}")
 
 
 def choose_hardware(gpus: str | None) -> TargetHardware:
@@ -251,8 +266,11 @@ def find_first_fitting(
     return None
 
 
-def advise(estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardware: TargetHardware) -> str:
-    """Advise what to change if the plan does not fit in memory, the cheapest change first."""
+def advise(
+    estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardware: TargetHardware, micro_batch: int
+) -> str:
+    """Advise what to change if a micro-batch of `micro_batch` windows does not fit in memory, the cheapest change
+    first. Every change that is named fits by the table of `estimates`."""
     if chosen is None:
         return (
             f"Nothing here fits in {format_gib(hardware.device.memory)} GiB: take more or larger devices, a shorter "
@@ -262,18 +280,34 @@ def advise(estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardw
     if chosen is planned:
         return "It fits as it is."
 
-    fitting = [estimate for estimate in estimates if estimate.max_micro_batch]
     remedies = []
     if planned.max_micro_batch:
-        remedies.append(
-            f"--pretrain.training.per_device_train_batch_size={planned.max_micro_batch} (costs almost nothing)"
-        )
-    if not planned.checkpointing and any(estimate.checkpointing for estimate in fitting):
-        remedies.append("--pretrain.training.activation_checkpointing=true (a third more arithmetic)")
-    other_engines = [estimate.engine for estimate in fitting if estimate.engine != planned.engine]
+        remedies.append(f"{_batch_option(planned)} (costs almost nothing)")
+    fitting = [estimate for estimate in estimates[1:] if estimate.max_micro_batch]
+    same_engine = [estimate for estimate in fitting if estimate.engine == planned.engine]
+    if same_engine:
+        remedies.append(_describe_change(planned, same_engine[0], micro_batch))
+    # The engines without activation checkpointing stand before those with it.
+    other_engines = [estimate for estimate in fitting if estimate.engine != planned.engine]
     if other_engines:
-        remedies.append(f"{other_engines[0]} (docs/launching.md; more traffic between the devices)")
+        remedies.append(_describe_change(planned, other_engines[0], micro_batch))
     return f"{planned.engine} has no room for that. In order of cost: " + "; ".join(remedies) + "."
+
+
+def _describe_change(planned: EngineEstimate, other: EngineEstimate, micro_batch: int) -> str:
+    """Describe what to change in a plan to get another estimate of its table."""
+    changes = []
+    if other.engine != planned.engine:
+        changes.append(f"{other.engine} (docs/launching.md; more traffic between the devices)")
+    if other.checkpointing and not planned.checkpointing:
+        changes.append("--pretrain.training.activation_checkpointing=true (a third more arithmetic)")
+    if other.max_micro_batch < micro_batch:
+        changes.append(_batch_option(other))
+    return " with ".join(changes)
+
+
+def _batch_option(estimate: EngineEstimate) -> str:
+    return f"--pretrain.training.per_device_train_batch_size={estimate.max_micro_batch}"
 
 
 def estimate_tuning_peaks(run: Run, job: TrainingJob, hardware: TargetHardware) -> dict[str, int]:
@@ -296,8 +330,15 @@ def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstim
             return measure_job_speed(job, hardware.devices, estimate.checkpointing)
         except torch.OutOfMemoryError:
             pass
-    dtype = str(job.autocast or torch.float32).removeprefix("torch.")
-    return estimate_speed(job.config, hardware.device, job.context, hardware.devices, estimate.checkpointing, dtype)
+    return estimate_speed(
+        job.config,
+        hardware.device,
+        job.context,
+        hardware.devices,
+        estimate.checkpointing,
+        dtype=str(job.autocast or torch.float32).removeprefix("torch."),
+        micro_batch=estimate.max_micro_batch or None,
+    )
 
 
 def keep_plan(run: Run, estimate: EngineEstimate, speed: Speed, stage: StagePlan) -> None:

@@ -9,6 +9,7 @@ import textwrap
 from shutil import get_terminal_size
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.help_format import print_help
 from hf_llm.core.shipped import describe_recipe, find_recipe, shipped_recipes
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv == ["--list"]:
         print_recipes()
     elif not argv or "-h" in argv or "--help" in argv:
-        print((__doc__ or "").strip())
+        print_help(__doc__)
     elif len(argv) > 1:
         raise UserError(f"one recipe at a time; got {' '.join(argv)}")
     else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import USER_ERROR_CODE, UserError, command
 from hf_llm.core.format import one_line
+from hf_llm.core.help_format import print_help
 from hf_llm.core.manifest import read_manifest
 from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
 from hf_llm.pipeline.run import Run, split_fresh
@@ -30,7 +31,7 @@ MAX_ANSWER_CHARS = 160
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "-h" in argv or "--help" in argv:
-        print((__doc__ or "").strip())
+        print_help(__doc__)
         sys.exit(0 if argv else 2)
 
     argv, fresh_folders = split_fresh(argv)

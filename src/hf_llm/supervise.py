@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--max-relaunches", type=int, default=MAX_RELAUNCHES, help="that lead to no new checkpoint, before it gives up"
     )

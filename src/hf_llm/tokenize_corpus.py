@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import BEGUN_FILE, MANIFEST_FILE, file_digest, read_manifest, write_json
+from hf_llm.core.progress import open_progress_bar
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.corpus.splits import SPLIT_NAMES
@@ -175,7 +176,7 @@ def tokenize_splits(
     """Make the shards of every split, with a progress bar; `max_tokens` bounds a train split that is not a mix."""
     limit = max_tokens if router is None else None
     size = sum(counts["bytes"] for counts in ledger["splits"].values())
-    with tqdm(total=size, desc="tokenising", unit="B", unit_scale=True) as bar:
+    with open_progress_bar(total=size, desc="tokenising", unit="B", unit_scale=True) as bar:
         for split in SPLIT_NAMES:
             files = list_corpus_files(corpus, split)
             if split == "train":

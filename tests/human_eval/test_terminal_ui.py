@@ -7,12 +7,24 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from hf_llm.human_eval import terminal_ui
 from hf_llm.human_eval.terminal_ui import wrap_text
 from hf_llm.human_eval.votes import VoteDatabase
 from tests.human_eval.comparison import make_database
 
 SECONDS = 60
+TERMINALS: list["Terminal"] = []
+
+
+@pytest.fixture(autouse=True)
+def kill_what_still_runs():
+    yield
+    while TERMINALS:
+        process = TERMINALS.pop().process
+        process.kill()
+        process.wait(SECONDS)
 
 
 class Terminal:
@@ -26,6 +38,7 @@ class Terminal:
             command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, start_new_session=True, env=environment
         )
         self.slave, self.text = slave, ""
+        TERMINALS.append(self)
 
     def read_until(self, words: str) -> str:
         """Everything on the screen since the last call, up to `words`."""

@@ -123,7 +123,7 @@ def test_a_killed_process_loses_no_acknowledged_vote(tmp_path):
     acknowledged = [int(process.stdout.readline()) for _ in range(60)]
     os.kill(process.pid, signal.SIGKILL)
     acknowledged += [int(line) for line in process.stdout.read().split("\n")[:-1]]
-    process.wait()
+    process.wait(60)
     again = VoteDatabase(database.path)
     kept = [v.pair for v in again.read_votes()]
     assert kept[: len(acknowledged)] == acknowledged

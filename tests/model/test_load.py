@@ -7,7 +7,15 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from hf_llm.core.errors import UserError
-from hf_llm.model.load import build_model, config_class, find_objective, load_model, load_tokenizer, resolve_context
+from hf_llm.model.load import (
+    build_config,
+    build_model,
+    config_class,
+    find_objective,
+    load_model,
+    load_tokenizer,
+    resolve_context,
+)
 from tests.odd_tokenizers import with_unused_ids
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -224,3 +232,27 @@ def test_a_tokenizer_with_unused_ids_gets_a_row_for_its_largest():
     tokenizer = with_unused_ids(100, 319, 323)
     assert len(tokenizer) == 320
     assert build_model({"hidden_size": 32, "num_attention_heads": 2}, tokenizer, 32).config.vocab_size == 384
+
+
+@pytest.mark.parametrize(
+    ("section", "sizes"),
+    [
+        ({"hidden_size": 64}, (64, 192, 1, 1)),
+        ({"hidden_size": 768}, (768, 2048, 12, 12)),
+        ({"hidden_size": 384, "num_attention_heads": 4}, (384, 1024, 4, 4)),
+        ({"hidden_size": 320, "num_key_value_heads": 2}, (320, 896, 4, 2)),
+        ({"hidden_size": 64, "intermediate_size": 2048, "num_attention_heads": 4}, (64, 2048, 4, 4)),
+        ({"model_type": "llama", "hidden_size": 256}, (256, 704, 2, 2)),
+        ({"model_type": "mistral", "hidden_size": 512}, (512, 1792, 4, 1)),
+        ({}, (768, 2048, 12, 12)),
+    ],
+)
+def test_sizes_that_are_not_given_follow_from_the_hidden_size(section, sizes):
+    config = build_config({"num_hidden_layers": 1, **section}, tiny_tokenizer(), 32)
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    assert tuple(getattr(config, name) for name in names) == sizes
+
+
+def test_derived_sizes_are_printed(capsys):
+    build_model({"hidden_size": 64, "num_hidden_layers": 1}, tiny_tokenizer(), 32)
+    assert "model: intermediate_size 192, num_attention_heads 1: not given" in capsys.readouterr().out

@@ -108,3 +108,19 @@ def test_without_attention_the_matrices_are_what_counts():
     per_token = 6 * sum(p.numel() for n, p in model.named_parameters() if "lm_head" not in n)
     assert flops_per_token(model, 4096) == per_token
     assert summarize_model(model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({}, None),
+        ({"intermediate_size": 2048}, "32.0 times as wide"),
+        ({"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 4}, "a head has 4 numbers"),
+        ({"vocab_size": 65536}, "of the parameters are the vocabulary's"),
+    ],
+)
+def test_the_summary_names_odd_proportions(sizes, words):
+    model = tiny_model(**{"hidden_size": 64, "intermediate_size": 192, "vocab_size": 256, "head_dim": 16, **sizes})
+    odd = [line for line in summarize_model(model).splitlines() if line.startswith("  odd: ")]
+    assert len(odd) == (words is not None), odd
+    assert words is None or words in odd[0]

@@ -2,7 +2,7 @@ import pytest
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.devices import parse_device
-from hf_llm.planning.cost import disk_bytes, estimate_cost, parse_price
+from hf_llm.planning.cost import Price, disk_bytes, estimate_cost, parse_price
 from hf_llm.training.fault_tolerance.checkpoints import estimate_checkpoint_bytes
 
 
@@ -18,12 +18,27 @@ def test_cost_is_none_where_watts_and_price_are_not_known():
     assert (cost.energy, cost.rent, cost.electricity) == (None, None, None)
 
 
-@pytest.mark.parametrize("text", ["0.4", "0.4/gpu-hour", "0.4/hour", " .4 / h "])
-def test_parse_price_reads_prices_as_people_write_them(text):
-    assert parse_price(text) == 0.4
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [
+        ("0.4", Price(0.4, "", False, False)),
+        (" .4 / h ", Price(0.4, "", False, False)),
+        ("0.4/gpu-hour", Price(0.4, "", False, True)),
+        ("$0.40", Price(0.4, "USD", False, False)),
+        ("US$ 2 per hour", Price(2, "USD", False, False)),
+        ("2 EUR/hour", Price(2, "EUR", False, False)),
+        ("€2/GPU-hour", Price(2, "EUR", False, True)),
+        ("24.5 usd / machine-hour", Price(24.5, "USD", True, True)),
+        ("12 per node hour", Price(12, "", True, True)),
+    ],
+)
+def test_parse_price_reads_prices_as_people_write_them(text, price):
+    assert parse_price(text) == price
+    assert price.per_device(4) == (price.amount / 4 if price.is_of_machine else price.amount)
+    assert ("machine-hour" in price.describe()) == (not price.is_unit_named)
 
 
-@pytest.mark.parametrize("text", ["", "cheap", "0.4/day", "-1", "1,5"])
+@pytest.mark.parametrize("text", ["", "cheap", "0.4/day", "-1", "1,5", "$2 EUR", "nan"])
 def test_parse_price_says_how_to_write_a_price(text):
     with pytest.raises(UserError, match=r"--price=0\.4/gpu-hour"):
         parse_price(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import AlbertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.memory_counters import resident_bytes
@@ -30,6 +30,7 @@ from hf_llm.planning.memory import (
     Footprint,
     estimate_cpu_footprint,
     extrapolate_footprint,
+    has_equal_layers,
     trace_footprint,
     trace_steps,
     trained_process_bytes,
@@ -159,6 +160,21 @@ def test_a_deep_model_is_extrapolated_from_its_first_layers(checkpointing):
     arguments = build_planning_arguments({}, checkpointing)
     extrapolated = extrapolate_footprint(build_planned_model, config, 4, 64, arguments)
     assert extrapolated.peak == pytest.approx(trace_tiny_step(config, checkpointing=checkpointing).peak, rel=0.01)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_shared_layers_are_counted_as_often_as_they_exist(groups):
+    sizes = {"hidden_size": 32, "embedding_size": 16, "intermediate_size": 64, "num_attention_heads": 4}
+    config = AlbertConfig(vocab_size=256, num_hidden_layers=6, num_hidden_groups=groups, **sizes)
+    planned = extrapolate_footprint(build_planned_model, config, 2, 32, build_planning_arguments({}))
+    assert planned.peak == trace_tiny_step(config, batch=2, context=32).peak
+
+
+def test_layers_that_differ_are_traced_as_they_are():
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    config = tiny_config(num_hidden_layers=6, layer_types=kinds, sliding_window=4)
+    assert not has_equal_layers(build_planned_model, config)
+    assert has_equal_layers(build_planned_model, tiny_config(num_hidden_layers=6))
 
 
 def test_tensors_of_allocate_only_mode_take_no_memory_and_keep_their_shapes():

@@ -42,10 +42,20 @@ def test_estimate_speed_refuses_a_device_without_published_rates():
     ],
 )
 def test_the_data_sheets_rate_is_that_of_the_type_trained_in(card, dtype, flops_per_second):
-    config = tiny_config()
+    config = HfLlmConfig()
     speed = estimate_speed(config, parse_device(card), 128, dtype=dtype)
     expected = DATA_SHEET_UTILISATION * flops_per_second / flops_per_token(config, 128)
     assert speed.tokens_per_second == pytest.approx(expected, rel=0.01)
+
+
+def test_a_small_model_is_bound_by_memory_and_launches():
+    small = tiny_config(hidden_size=128, intermediate_size=256, num_hidden_layers=4, vocab_size=4096)
+    h100 = parse_device("h100")
+    speed = estimate_speed(small, h100, 512, devices=8)
+    by_arithmetic = 8 * DATA_SHEET_UTILISATION * h100.flops["bfloat16"] / flops_per_token(small, 512)
+    assert speed.tokens_per_second < by_arithmetic / 3
+    assert "launches" in speed.source
+    assert estimate_speed(small, h100, 512, devices=8, micro_batch=1).tokens_per_second < speed.tokens_per_second / 4
 
 
 def test_seconds_of_windows_layers_and_parameters_add_up():

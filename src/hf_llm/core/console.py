@@ -1,9 +1,18 @@
 """Print once for all processes of a launch. Imports no torch, so that commands which only watch a run start at once."""
 
 import os
+import shutil
 import sys
 
 CLEAR_LINE = "\r\x1b[2K"  # ANSI codes: go to the start of the line and erase it
+
+
+PIPE_WIDTH = 120  # columns, where the output is not a terminal
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, or what the variable COLUMNS says."""
+    return shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
 
 
 def is_main_process() -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hf_llm.core.help_format import fill_words, wrap_text
 from hf_llm.core.recipe import Settings, field_types
 
 
@@ -29,10 +30,11 @@ class KeyDoc:
     """The docstring under the field."""
 
 
-def help_text(cls: type) -> str:
-    """Return what `--help` of a stage prints: its module's docstring, and every key it reads with type and default."""
+def help_text(cls: type, width: int) -> str:
+    """Return what `--help` of a stage prints, in lines of `width` columns: its module's docstring, and every key it
+    reads with type and default."""
     module_docstring = sys.modules[cls.__module__].__doc__ or ""
-    lines = [module_docstring.strip(), "", "Keys (override any as --section.key=value):", ""]
+    lines = [wrap_text(module_docstring, width), "", "Keys (override any as --section.key=value):", ""]
     for entry in describe_keys(cls):
         if entry.kind == "section":
             line = f"  {entry.key}:"
@@ -43,7 +45,9 @@ def help_text(cls: type) -> str:
         else:
             default = f" {entry.default}" if entry.default == "(required)" else f" = {entry.default}"
             line = f"  {entry.key}: {entry.kind}{default}"
-        lines.append(f"{line}  # {entry.text}" if entry.text else line)
+        if entry.text:
+            line += f"  # {entry.text}"
+        lines.append(fill_words(line.strip(), width, indent="  ", further_indent=" " * 6))
     return "\n".join(lines)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.core.progress import open_progress_bar
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking, split_target_spans
 from hf_llm.evaluation.perplexity import MAX_EXPONENT, Windows
 from hf_llm.inference.generate import suppressed_ids
@@ -125,7 +125,7 @@ def _count_exact_spans(
 def _load_batches(windows: CorruptedWindows, batch_size: int, max_windows: int) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the first `max_windows` windows, up to `batch_size` of them stacked."""
     count = min(len(windows), max_windows)
-    for start in tqdm(range(0, count, batch_size), leave=False):
+    for start in open_progress_bar(range(0, count, batch_size), leave=False):
         end = min(start + batch_size, count)
         items = [windows[index] for index in range(start, end)]
         yield {name: torch.stack([item[name] for item in items]) for name in items[0]}

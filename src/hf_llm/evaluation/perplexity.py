@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.core.progress import open_progress_bar
 from hf_llm.model.evaluation_mode import evaluation_mode
 
 MAX_EXPONENT = 700  # beyond it exp overflows double precision
@@ -38,7 +38,8 @@ def score_next_tokens(model: PreTrainedModel, windows: Windows, batch_size: int)
     tokens = 0
     num_batches = math.ceil(len(windows) / batch_size)
     with evaluation_mode(model):
-        for input_ids, labels in tqdm(_load_batches(windows, batch_size), total=num_batches, leave=False):
+        batches = open_progress_bar(_load_batches(windows, batch_size), total=num_batches, leave=False)
+        for input_ids, labels in batches:
             predicted = int((labels[:, 1:] != IGNORE_INDEX).sum())
             if predicted:
                 loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss

@@ -106,7 +106,6 @@ def build_parser(program: str, description: str, into: str) -> argparse.Argument
     parser = CommandParser(
         f"python -m hf_llm.{program}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

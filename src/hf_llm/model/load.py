@@ -27,8 +27,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.model.adapters import attach_adapter, is_adapter, merge_into_base, read_adapter_base, scores_texts
@@ -37,6 +38,9 @@ from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.pipeline.find_model import check_is_model
 from hf_llm.tokenization.text_boundaries import count_ids
 
+INTERMEDIATE_MULTIPLE = 64
+PROPORTIONED_KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+PROBE_TOKENS = 8  # that are let through a new model
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not
 
@@ -72,7 +76,22 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
         similar = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), 1)
         hint = f"did you mean {similar[0]}?" if similar else "use hf_llm, or a model_type of transformers"
         raise UserError(f"model_type: {model_type!r} is unknown; {hint}")
-    return CONFIG_MAPPING[model_type]
+    cls = CONFIG_MAPPING[model_type]
+    refuse_composite(cls)
+    return cls
+
+
+def refuse_composite(cls: type[PreTrainedConfig]) -> None:
+    """Raise UserError for a class of several models, of texts and images for one, which this package does not train."""
+    names = {*cls.__dataclass_fields__, *cls.attribute_map}
+    if not cls.sub_configs or "num_hidden_layers" in names:
+        return
+    parts = [getattr(part, "model_type", "") for part in cls.sub_configs.values()]
+    texts = [part for part in parts if part in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and part != cls.model_type]
+    remedy = "choose a model of texts alone: hf_llm, llama, gpt2 ..."
+    if texts:
+        remedy = f"its part for texts is model_type: {texts[0]}"
+    raise UserError(f"model_type: {cls.model_type} is a model made of several, as for texts and images; {remedy}")
 
 
 def default_objective(section: dict[str, Any]) -> str:
@@ -93,6 +112,68 @@ def find_objective(config: PreTrainedConfig) -> str:
     if architecture.endswith(("ForCausalLM", "LMHeadModel")) and not config.is_encoder_decoder:
         return CAUSAL
     return default_objective({"model_type": config.model_type, "is_decoder": getattr(config, "is_decoder", False)})
+
+
+def build_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model of `config` on the meta device. Raises UserError where its class cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return build_untrained_model(config)
+    except UserError:
+        raise
+    except Exception as error:  # each class of transformers checks its settings in its own way, or not at all
+        if config.model_type == HfLlmConfig.model_type and not isinstance(error, INVALID_CONFIG):
+            raise
+        raise UserError(describe_invalid_model(config, error)) from error
+
+
+def check_shapes(config: PreTrainedConfig) -> bool:
+    """Let a few tokens through a model of `config` that has no weights, which takes neither memory nor time.
+
+    Returns whether that was possible: some classes cannot do without weights. Raises UserError where the settings do
+    not go together.
+    """
+    model = build_without_weights(config)
+    try:
+        with torch.device("meta"):
+            pass_tokens(model)
+    except NotImplementedError:
+        return False
+    except UserError as error:
+        reason = str(error.__cause__)
+        if "meta" in reason or "dtype" in reason:  # operations that are not written for tensors without data
+            return False
+        raise
+    return True
+
+
+def pass_tokens(model: PreTrainedModel) -> None:
+    """Let a few tokens through a model, as an evaluation does. Raises UserError where the shapes disagree."""
+    tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if model.config.is_encoder_decoder:
+                model(input_ids=tokens, decoder_input_ids=tokens)
+            else:
+                model(input_ids=tokens)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        if model.config.model_type == HfLlmConfig.model_type and not isinstance(error, INVALID_CONFIG):
+            raise
+        raise UserError(describe_invalid_model(model.config, error)) from error
+    finally:
+        model.train(was_training)
+
+
+def describe_invalid_model(config: PreTrainedConfig, error: Exception) -> str:
+    """Return what to say of settings with which a class of transformers cannot be built or run."""
+    return (
+        f"model: {config.model_type} with these settings cannot be built ({type(error).__name__}: {one_line(error)}); "
+        f"compare them with the defaults of {type(config).__name__}"
+    )
 
 
 def build_untrained_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -122,7 +203,9 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 def max_text_length(config: PreTrainedConfig) -> int | None:
     """Return the tokens that a model has positions for; None where they are relative."""
     num_positions = getattr(config, "max_position_embeddings", None)
-    return num_positions and num_positions - count_unused_positions(config)
+    if num_positions is None or num_positions < 0:  # XLNet says -1
+        return None
+    return num_positions - count_unused_positions(config)
 
 
 def count_unused_positions(config: PreTrainedConfig) -> int:
@@ -134,8 +217,7 @@ def count_unused_positions(config: PreTrainedConfig) -> int:
         return 0
     probe = copy.deepcopy(config)
     probe.pad_token_id = 0  # the real one may lie beyond the table
-    with torch.device("meta"):
-        modules = build_untrained_model(probe).named_modules()
+    modules = build_without_weights(probe).named_modules()
     for name, module in modules:
         if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
             continue
@@ -170,14 +252,19 @@ def build_model(
         return copy_kept_layers(source, pruned, keep_layers)
 
     config = build_config(section, tokenizer, context)
+    derived = derive_proportions(config_class(section), section)
+    if derived:
+        sizes = ", ".join(f"{key} {value:,}" for key, value in derived.items())
+        print_main(f"model: {sizes}: not given, in proportion to the hidden size")
+    has_checked_shapes = check_shapes(config)
     if start_from:
         model = load_model(start_from, config=config, objective=find_objective(config))
         assert isinstance(model, PreTrainedModel)  # an adapter comes merged
         return model
-    try:
-        return build_untrained_model(config)
-    except INVALID_CONFIG as error:
-        raise UserError(f"model: {one_line(error)}") from error
+    model = build_untrained_model(config)
+    if not has_checked_shapes:
+        pass_tokens(model)
+    return model
 
 
 def build_config(
@@ -189,6 +276,9 @@ def build_config(
     check_config_keys(settings, cls)
 
     defaults = special_token_ids(tokenizer)
+    bos_field = cls.__dataclass_fields__.get("bos_token_id")
+    if defaults["bos_token_id"] is None and bos_field is not None and bos_field.type is int:
+        defaults["bos_token_id"] = defaults["eos_token_id"]  # some classes want one
     for key in ("cls_token_id", "sep_token_id"):
         if key in cls.__dataclass_fields__:
             defaults[key] = getattr(tokenizer, key)  # the config's own is an id of another vocabulary
@@ -214,8 +304,9 @@ def instantiate_config(
 
     Raises UserError for values that do not go together.
     """
+    defaults = {**defaults, **derive_proportions(cls, settings)}
     position_key = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    if context:
+    if context and not isinstance(getattr(cls, position_key, None), property):  # XLNet has no limit to set
         defaults = {**defaults, position_key: context}
     try:
         config = cls(**{**defaults, **settings})
@@ -232,6 +323,47 @@ def instantiate_config(
             size += f" less {unused} that {config.model_type} leaves unused"
         raise UserError(f"context: {context} is more than model.max_position_embeddings, {size}; raise that one too")
     return config
+
+
+def derive_proportions(cls: type[PreTrainedConfig], settings: dict[str, Any]) -> dict[str, int]:
+    """Return the sizes that a section does not name and that follow from its `hidden_size`, by their keys in `cls`.
+
+    Intermediate size, heads and key-value heads keep the proportions of the class's defaults, the first in multiples of
+    `INTERMEDIATE_MULTIPLE`. A section without `hidden_size` gets none: the class's defaults go together.
+    """
+    names = {key: cls.attribute_map.get(key, key) for key in PROPORTIONED_KEYS}
+    defaults = {}
+    for key, name in names.items():
+        field = cls.__dataclass_fields__.get(name)
+        defaults[key] = field.default if field and isinstance(field.default, int) else None
+    width = settings.get(names["hidden_size"])
+    default_width = defaults["hidden_size"]
+    if not isinstance(width, int) or width < 1 or not default_width:
+        return {}
+
+    derived = {}
+    scale = width / default_width
+    if names["intermediate_size"] not in settings and defaults["intermediate_size"]:
+        multiples = math.ceil(defaults["intermediate_size"] * scale / INTERMEDIATE_MULTIPLE)
+        derived[names["intermediate_size"]] = multiples * INTERMEDIATE_MULTIPLE
+
+    heads = settings.get(names["num_attention_heads"])
+    if heads is None and defaults["num_attention_heads"] and settings.get("head_dim") is None:
+        key_value_heads = settings.get(names["num_key_value_heads"]) or 1
+        heads = largest_divisor(width, max(1, round(defaults["num_attention_heads"] * scale)), key_value_heads)
+        derived[names["num_attention_heads"]] = heads
+    if names["num_key_value_heads"] not in settings and defaults["num_key_value_heads"] and isinstance(heads, int):
+        share = defaults["num_key_value_heads"] / defaults["num_attention_heads"]
+        derived[names["num_key_value_heads"]] = largest_divisor(heads, max(1, round(heads * share)))
+    return derived
+
+
+def largest_divisor(number: int, limit: int, factor: int = 1) -> int:
+    """Return the largest divisor of `number` up to `limit` that is a multiple of `factor`; else `factor`."""
+    for divisor in range(limit, 0, -1):
+        if number % divisor == 0 and divisor % factor == 0:
+            return divisor
+    return factor
 
 
 def check_config_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> None:

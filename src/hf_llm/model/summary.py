@@ -5,6 +5,8 @@ import re
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_llm.core.console import terminal_width
+from hf_llm.core.help_format import fill_words
 from hf_llm.model.load import build_untrained_model
 
 # The part of a model to which a parameter belongs, by the first pattern that its name contains.
@@ -16,6 +18,15 @@ PARTS = {
     "embeddings": r"emb|wte|wpe|shared",
     "other": "",
 }
+
+# What classes of transformers call the number of experts, and of those that a token goes to.
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN_EXPERT_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+
+# Proportions beyond which the summary says that a size is odd.
+MLP_RATIO = (1.0, 8.0)  # intermediate size to hidden size
+HEAD_DIM = (8, 256)
+MAX_VOCABULARY_SHARE = 0.8
 
 # Parameters that a token looks up or that act on attention scores, rather than matrices that it multiplies by.
 NOT_MULTIPLIED = r"embed_positions|\.wpe\.|position_embeddings|token_type_embeddings|relative_attention_bias"
@@ -50,11 +61,38 @@ def summarize_model(model: PreTrainedModel) -> str:
     if context:
         flops = flops_per_token(model, context)
         lines.append(f"  {flops:.2e} FLOPs to train on a token in a context of {context:,}")
+    lines += [f"  odd: {remark}" for remark in find_odd_proportions(model.config, counts)]
     return "\n".join(lines)
 
 
+def find_odd_proportions(config: PreTrainedConfig, counts: dict[str, int]) -> list[str]:
+    """Describe sizes that do not go together as they usually do. `counts` are the parameters by part."""
+    remarks = []
+    first_layer = config.per_layer_config[0]
+    width = getattr(first_layer, "hidden_size", None)
+    intermediate = getattr(first_layer, "intermediate_size", None)
+    if width and isinstance(intermediate, int) and not MLP_RATIO[0] <= intermediate / width <= MLP_RATIO[1]:
+        remarks.append(
+            f"the MLP is {intermediate / width:.1f} times as wide as the model; 2 to 4 times is usual "
+            "(intermediate_size)"
+        )
+    heads = getattr(first_layer, "num_attention_heads", None)
+    if width and heads:
+        head_dim = getattr(first_layer, "head_dim", None) or width // heads
+        if not HEAD_DIM[0] <= head_dim <= HEAD_DIM[1]:
+            remarks.append(f"a head has {head_dim} numbers; 32 to 128 are usual (num_attention_heads)")
+    vocabulary_share = (counts.get("embeddings", 0) + counts.get("head", 0)) / sum(counts.values())
+    if vocabulary_share > MAX_VOCABULARY_SHARE:
+        remarks.append(
+            f"{vocabulary_share:.0%} of the parameters are the vocabulary's; a smaller one (tokenizer.vocab_size) "
+            "leaves more to the layers"
+        )
+    return remarks
+
+
 def _part_line(part: str, count: int, share: float, remark: str) -> str:
-    return f"  {part:<10}  {count:>14,}  {share:>6.1%}  {remark}"
+    line = f"  {part:<10}  {count:>14,}  {share:>6.1%}  "
+    return fill_words(remark, terminal_width(), indent=line, further_indent=" " * len(line))
 
 
 def _list_shapes(parameters: list[tuple[str, torch.nn.Parameter]]) -> str:
@@ -97,11 +135,18 @@ def flops_per_token(model: PreTrainedModel | PreTrainedConfig, context: int) -> 
     if head is None or head.weight is not embedding:
         multiplied -= embedding.numel()
 
-    heads = getattr(config, "num_attention_heads", 0)  # none in Mamba
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
     layer_types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    seen = sum(visible_tokens(kind, config, context) for kind in layer_types)
-    return round(6 * multiplied + 12 * heads * head_dim * seen)
+    attention = 0.0
+    for kind, layer in zip(layer_types, config.per_layer_config, strict=False):
+        attention += attention_width(layer) * visible_tokens(kind, layer, context)
+    return round(6 * multiplied + 12 * attention)
+
+
+def attention_width(config: PreTrainedConfig) -> int:
+    """Return the numbers of all heads of a layer together; 0 without attention."""
+    heads = getattr(config, "num_attention_heads", 0)  # none in Mamba
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads or 0)
+    return (heads or 0) * head_dim
 
 
 def _encoder_decoder_flops(model: PreTrainedModel, context: int) -> int:
@@ -140,9 +185,21 @@ def count_uses(name: str, config: PreTrainedConfig) -> float:
     if groups and "layers." in name:
         times = config.num_hidden_layers / groups
     if ".experts." in name:
-        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-        return times * config.num_experts_per_tok / experts
+        experts = find_setting(config, EXPERT_KEYS)
+        chosen = find_setting(config, CHOSEN_EXPERT_KEYS)
+        if experts and chosen:
+            return times * chosen / experts
     return times
+
+
+def find_setting(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
+    """Return the first of these settings that a config has, itself or in its section for the MLP; None without one."""
+    for part in (config, getattr(config, "ffn_config", None)):
+        for key in keys:
+            value = getattr(part, key, None)
+            if value:
+                return value
+    return None
 
 
 def visible_tokens(kind: str, config: PreTrainedConfig, context: int) -> float:

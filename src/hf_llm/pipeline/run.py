@@ -15,7 +15,7 @@ from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_llm.core.console import is_main_process, print_main
+from hf_llm.core.console import is_main_process, print_main, terminal_width
 from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import (
     BEGUN_FILE,
@@ -78,7 +78,7 @@ def read_run(cls: type[RecipeClass], argv: list[str] | None = None) -> tuple["Ru
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "-h" in argv or "--help" in argv:
-        print(help_text(cls))
+        print(help_text(cls, terminal_width()))
         sys.exit(0 if argv else 2)
     argv, fresh_folders = split_fresh(argv)
     run = Run(argv)

@@ -9,6 +9,13 @@ from hf_llm.hardware.devices import Device
 # Checkpoints that are kept at least (hf_llm.training.fault_tolerance.resume). One more exists while it is written.
 MIN_CHECKPOINTS_KEPT = 2
 
+CURRENCY_SIGNS = {"$": "USD", "us$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
+MACHINE_UNITS = ("machine", "node", "server", "instance")
+PRICE = re.compile(
+    r"(?P<sign>us\$|[$€£¥])?\s*(?P<amount>\d+(?:\.\d+)?|\.\d+)\s*(?P<code>[a-z]{3})?"
+    r"\s*(?:(?:/|per)\s*(?:(?P<unit>gpu|device|card|machine|node|server|instance)[\s-]*)?(?:hours?|hr|h))?"
+)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -42,14 +49,49 @@ def estimate_cost(
     return Cost(energy, rent, electricity_cost)
 
 
-def parse_price(text: str) -> float:
-    """Parse `0.4` or `0.4/gpu-hour`, the price of one device-hour. Raises UserError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:/\s*(?:gpu-)?(?:hour|h))?\s*", text)
-    if not match:
+@dataclass(frozen=True)
+class Price:
+    """What an hour costs."""
+
+    amount: float
+    currency: str = ""
+    """As the user has written it, in capitals: USD; empty where there is none."""
+    is_of_machine: bool = False
+    """Whether it is the price of all devices together, rather than of one."""
+    is_unit_named: bool = True
+    """Whether the user has said which of the two."""
+
+    def per_device(self, devices: int) -> float:
+        """Return the price of one device for an hour."""
+        return self.amount / devices if self.is_of_machine else self.amount
+
+    def describe(self) -> str:
+        """Say how the price was understood."""
+        whose = "the machine" if self.is_of_machine else "one GPU"
+        text = f"price: {self.amount:g} {self.currency}".rstrip() + f" for {whose} for an hour"
+        if not self.is_unit_named:
+            text += " (write 0.4/machine-hour for the price of all GPUs together)"
+        return text
+
+
+def parse_price(text: str) -> Price:
+    """Parse the price of an hour: `0.4`, `$0.40`, `2 EUR/hour`, `0.4/gpu-hour`, `12/machine-hour`.
+
+    Without a unit it is that of one device. Raises UserError.
+    """
+    match = PRICE.fullmatch(text.strip().lower())
+    if not match or (match["sign"] and match["code"]):
         raise UserError(
-            f"--price: {text!r} is not a price; write the price of one GPU for an hour, as in --price=0.4/gpu-hour"
+            f"--price: {text!r} is not a price; write the price of one GPU for an hour, as in --price=0.4/gpu-hour, or "
+            "of all of them, as in --price=3.2/machine-hour"
         )
-    return float(match[1])
+    currency = CURRENCY_SIGNS.get(match["sign"] or "", "") or (match["code"] or "").upper()
+    return Price(
+        amount=float(match["amount"]),
+        currency=currency,
+        is_of_machine=match["unit"] in MACHINE_UNITS,
+        is_unit_named=match["unit"] is not None,
+    )
 
 
 def disk_bytes(checkpoint: int, kept: int, weights: int) -> int:

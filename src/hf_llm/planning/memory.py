@@ -195,12 +195,12 @@ def extrapolate_footprint(
 ) -> Footprint:
     """Return `trace_footprint` of the model of `config`.
 
-    For a deep model, models of 2 and 4 layers are traced instead, and the size of the whole is extrapolated, since each
-    further layer takes the same.
+    For a deep model, models of 2 and 4 layers are traced instead, and the size of the whole is extrapolated, where each
+    further layer takes the same. A model whose layers differ, or share weights, is traced as it is.
     """
     step_arguments = (batch, context, arguments, autocast, accumulate)
     layers = config.num_hidden_layers
-    if layers <= 4:
+    if layers <= 4 or not has_equal_layers(build, config):
         return trace_footprint(partial(build, config), *step_arguments)
 
     build_two_layers = partial(build, truncate_layers(config, 2))
@@ -218,6 +218,21 @@ def extrapolate_footprint(
             parts[part] = size_of_two + difference * (layers - 2) // 2
         phases[phase] = _sort_parts(parts)
     return Footprint(phases)
+
+
+def has_equal_layers(build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> bool:
+    """Whether each layer after the fourth takes what the third and fourth take: its own weights, as many, of a kind."""
+    if getattr(config, "num_hidden_groups", None):  # ALBERT's layers share the weights of their group
+        return False
+    for key in ("layer_types", "layers_block_type", "block_types"):
+        kinds = getattr(config, key, None)
+        if kinds and any(kinds[i] != kinds[2 + i % 2] for i in range(4, len(kinds))):
+            return False
+
+    with torch.device("meta"):
+        models = [build(truncate_layers(config, 2)), build(truncate_layers(config, 4)), build(config)]
+    two, four, whole = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    return whole == two + (four - two) * (config.num_hidden_layers - 2) // 2
 
 
 def truncate_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

@@ -40,7 +40,7 @@ def estimate_engines(
 
     bytes_per_element = 2 if bf16 else 4
     all_parameters = counts.trained + counts.frozen
-    optimizer_bytes = whole.phases[UPDATE].get(OPTIMIZER, 0) / max(1, counts.trained) * counts.trained
+    optimizer_bytes = whole.phases[UPDATE].get(OPTIMIZER, 0)
     weights = bytes_per_element * all_parameters
     gradients = bytes_per_element * counts.trained
     engines = {"DDP": _estimate_ddp(whole)}

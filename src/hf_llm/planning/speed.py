@@ -21,10 +21,13 @@ from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
 from hf_llm.planning.memory import build_model_inputs, truncate_layers
 from hf_llm.planning.memory_estimate import TrainingJob, build_planned_model, build_planning_arguments
+from hf_llm.training.arguments import MICRO_BATCH_TOKENS
 from hf_llm.training.optimizers import build_optimizer
 
 MAX_TIMED_LAYERS = 4
 TIMED_PASS_FLOPS = 2e11  # a timed pass takes at most about this many FLOPs, unless a single window takes more
+KERNELS_PER_LAYER = 50  # forward and backward of a compiled layer; assumed
+LAUNCH_SECONDS = 3.8e-6  # of a kernel among many (https://developer.nvidia.com/blog/cuda-graphs/)
 CHECKPOINTING_FLOPS_RATIO = 4 / 3  # activation checkpointing runs the forward pass a second time
 
 
@@ -37,18 +40,21 @@ class Speed:
 
 
 def estimate_speed(
-    model: PreTrainedConfig | PreTrainedModel,
+    model: PreTrainedConfig,
     device: Device,
     context: int,
     devices: int = 1,
     checkpointing: bool = False,
     dtype: str = "",
+    micro_batch: int | None = None,
 ) -> Speed:
-    """Estimate the speed from the data sheet: a share of the device's FLOP/s over the FLOPs of a token.
+    """Estimate the speed from the data sheet: the FLOPs of a token at a share of the device's FLOP/s.
 
-    The share is the one `hf_llm.pipeline.sizing` states. With activation `checkpointing` a token takes a third more.
-    `dtype` is what training computes in (float16), where the device has units for it; else as `training_dtype` says.
-    Raises UserError for a device whose maker publishes no FLOP/s.
+    The share is the one `hf_llm.pipeline.sizing` states. With activation `checkpointing` a token takes a third more. A
+    small model is slower than that: it waits for memory and for launches of kernels (`small_model_seconds`), in
+    micro-batches of `micro_batch` windows (None: as many as the program would choose). `dtype` is what training
+    computes in (float16), where the device has units for it; else as `training_dtype` says. Raises UserError for a
+    device whose maker publishes no FLOP/s.
     """
     if dtype not in device.flops:
         dtype = training_dtype(device)
@@ -56,13 +62,31 @@ def estimate_speed(
         raise UserError(f"no FLOP/s are published for {device.name}; run this on it, and its speed is measured")
 
     flops = flops_per_token(model, context)
-    if checkpointing:
-        flops = flops * CHECKPOINTING_FLOPS_RATIO
-    tokens_per_second = DATA_SHEET_UTILISATION * devices * device.flops[dtype] / flops
+    repeats = CHECKPOINTING_FLOPS_RATIO if checkpointing else 1
+    arithmetic_seconds = flops * repeats / (DATA_SHEET_UTILISATION * device.flops[dtype])
+    other_seconds = repeats * small_model_seconds(model, device, context, micro_batch)
 
     teraflops = device.flops[dtype] / 1e12
     source = f"{DATA_SHEET_UTILISATION:.0%} of the data sheet's {teraflops:,.0f} TFLOP/s in {dtype}"
-    return Speed(tokens_per_second, source)
+    if other_seconds > arithmetic_seconds:
+        share = DATA_SHEET_UTILISATION * arithmetic_seconds / other_seconds
+        source = f"{share:.1%} of those TFLOP/s: a small model waits for memory and for launches of kernels (assumed)"
+    return Speed(devices / max(arithmetic_seconds, other_seconds), source)
+
+
+def small_model_seconds(model: PreTrainedConfig, device: Device, context: int, micro_batch: int | None) -> float:
+    """Estimate the seconds of one token that do not depend on the FLOP/s: memory traffic and launches of kernels.
+
+    Assumed, not measured: a layer reads and writes three times what it keeps for the backward pass, 34 bytes for each
+    number of the hidden state (https://arxiv.org/abs/2205.05198, equation 1), the loss goes three times over the logits
+    in float32, and a layer takes `KERNELS_PER_LAYER` launches.
+    """
+    micro_batch = micro_batch or max(1, MICRO_BATCH_TOKENS["cuda"] // context)
+    layers = model.num_hidden_layers
+    launches = layers * KERNELS_PER_LAYER * LAUNCH_SECONDS / (micro_batch * context)
+    traffic = 3 * (layers * 34 * model.hidden_size + 4 * model.vocab_size)
+    memory = traffic / device.bandwidth if device.bandwidth else 0.0
+    return memory + launches
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     workers = children(parent.pid)
     time.sleep(1)
     os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
+    parent.wait(60)
     while any(map(alive, workers)) and time.time() < deadline:
         time.sleep(0.1)
     assert len(workers) >= 2 and not any(map(alive, workers))

@@ -1,6 +1,7 @@
 """One line for each log entry: in a file, on a terminal, and which metrics it has in each stage."""
 
 import os
+import re
 import sys
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 from hf_llm.core.console import CLEAR_LINE
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import console
-from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_progress
+from hf_llm.monitoring.callbacks.console_format import cut_words, format_evaluation, format_progress
 from tests.monitoring.tiny_training import Rows
 
 needs_terminal = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a Unix terminal")
@@ -22,9 +23,18 @@ PRETRAINING = {
 def test_format_progress_of_pretraining():
     evaluation = {"eval_loss": 3.501, "eval_bits_per_byte": 0.9712}
     assert format_progress(1200, 19073, PRETRAINING, evaluation) == (
-        "step 1,200/19,073  loss 3.412  val 3.501  0.971 bits/byte  lr 5.9e-4  |g| 0.841  41.2k tok/s  MFU 42%  "
-        "12.3 GiB  6%  ETA 3 h 12 min  $1.93"
+        "step 1,200/19,073  6%  ETA 3 h 12 min  loss 3.412  val 3.501  0.971 bits/byte  lr 5.9e-4  |g| 0.841  "
+        "41.2k tok/s  MFU 42%  12.3 GiB  $1.93"
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(200, "step 1/2  50%  ETA 1 min  loss 3.412"), (36, "step 1/2  50%  ETA 1 min  loss 3.412"),
+     (35, "step 1/2  50%  ETA 1 min"), (9, "step 1/2"), (4, "step")],
+)  # fmt: skip
+def test_a_narrow_terminal_shows_whole_values(width, shown):
+    assert cut_words("step 1/2  50%  ETA 1 min  loss 3.412", width) == shown
 
 
 @pytest.mark.parametrize(
@@ -42,7 +52,7 @@ def test_format_progress_of_pretraining():
     ],
 )  # fmt: skip
 def test_format_progress_shows_the_metrics_of_each_stage(logged, words):
-    assert format_progress(5, 10, logged, {}) == f"step 5/10  {words}  50%"
+    assert format_progress(5, 10, logged, {}) == f"step 5/10  50%  {words}"
 
 
 def test_format_evaluation_of_pretraining():
@@ -106,7 +116,7 @@ def test_on_a_terminal_one_line_is_redrawn_at_the_bottom(make_trainer, monkeypat
     assert [line.split("  ")[0] for line in lines if "loss" in line] == ["step 6/6"]  # the last, when all is done
     drawn = printed.replace("\n", CLEAR_LINE).split(CLEAR_LINE)
     for step in range(1, 7):
-        assert any(line.startswith(f"step {step}/6  loss") for line in drawn)
+        assert any(re.match(rf"step {step}/6  \d+%  .*loss", line) for line in drawn)
     assert any("evaluating, batch" in line for line in drawn)
     redrawn = [line for line in drawn if line.startswith("step") and "evaluation" not in line][:-1]
     assert max(map(len, redrawn)) <= 69  # never more than a line

@@ -185,7 +185,7 @@ def launcher(folder: Path, faults: tuple[Fault, ...], processes: int, changes: d
             rank.terminate()
             rank.join(5)
             rank.kill()
-        rank.join()
+        rank.join(60)
     os._exit(int(failed))
 
 

@@ -226,7 +226,7 @@ def test_what_a_killed_supervisor_left_running_is_killed_by_the_next(tmp_path, c
         assert other.poll() is None
         assert "1 processes of an earlier launch still run; they are killed" in capsys.readouterr().out
     finally:
-        other.kill(), other.wait()
+        other.kill(), other.wait(60)
 
 
 def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_not(tmp_path):
@@ -245,7 +245,7 @@ def test_a_second_supervisor_of_one_run_is_refused_and_that_of_a_killed_one_is_n
     (folder / RECORD_FILE).write_text(json.dumps(written))
     with pytest.raises(UserError, match="is supervised already"):
         second.run()
-    first.kill(), first.wait()
+    first.kill(), first.wait(60)
     assert second.run() == 0
 
 

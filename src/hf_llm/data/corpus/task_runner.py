@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.errors import UserError
+from hf_llm.core.progress import open_progress_bar
 from hf_llm.data.corpus.executors import Executor
 
 DOCUMENTS_PER_REPORT = 100  # after so many a worker reports to the progress bar
@@ -104,7 +105,7 @@ def run_tasks(
     to_run = {path: arguments for path, arguments in tasks.items() if not path.exists()}
     missing_weight = sum(weight[path] for path in to_run)
 
-    with tqdm(total=total_weight, desc=title, unit="B", unit_scale=True) as bar:
+    with open_progress_bar(total=total_weight, desc=title, unit="B", unit_scale=True) as bar:
         bar.update(total_weight - missing_weight)
         if executor.kind == "local":
             finished = _run_locally(to_run, work, bar, executor.cluster.workers)

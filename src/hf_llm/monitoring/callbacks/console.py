@@ -1,16 +1,15 @@
 """Print one line for each entry of the log, instead of Trainer's dictionaries and bars."""
 
 import os
-import shutil
 import sys
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_llm.core.console import CLEAR_LINE, print_main
+from hf_llm.core.console import CLEAR_LINE, print_main, terminal_width
 from hf_llm.core.format import format_duration
-from hf_llm.monitoring.callbacks.console_format import format_evaluation, format_position, format_progress
+from hf_llm.monitoring.callbacks.console_format import cut_words, format_evaluation, format_position, format_progress
 
 MIN_REDRAW_SECONDS = 0.2  # between two drawings of the progress line
 
@@ -82,8 +81,7 @@ class ConsoleCallback(TrainerCallback):
         if not self._redraws:
             return
         if at_once or time.monotonic() - self._last_drawn > MIN_REDRAW_SECONDS:
-            width = shutil.get_terminal_size().columns - 1
-            print(CLEAR_LINE + line[:width], end="", flush=True)
+            print(CLEAR_LINE + cut_words(line, terminal_width() - 1), end="", flush=True)
             self._last_drawn = time.monotonic()
 
 
