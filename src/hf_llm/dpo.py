@@ -9,14 +9,16 @@ without one, the reference's log-probabilities are computed before training, so 
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from transformers import Trainer
 from trl import DPOConfig
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_preferences
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
@@ -59,20 +61,27 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        limit = max_row_length(section, output.start, "dpo")
-        rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)
-
-        precompute = section.lora is None and not section.training.get("sync_ref_model")
-        trainer = build_trainer(
-            LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
-        )
-        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        trainer, counts = build_stage_trainer(recipe, output)
         headline = (
             "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
         )
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    section = recipe.dpo
+    *rows, counts = load_preferences(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    limit = max_row_length(section, output.start, "dpo")
+    rows, counts["too_long"] = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, limit, section)
+
+    precompute = section.lora is None and not section.training.get("sync_ref_model")
+    trainer = build_trainer(
+        LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
+    )
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    return trainer, counts
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ reference is the model with the adapter switched off; without one, its log-proba
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from transformers import Trainer
 from trl import KTOConfig
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_labelled_completions
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
@@ -47,24 +49,29 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("kto", recipe, run.starting_model("kto", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_labelled_completions(
-            section.data, section.evaluation_share, recipe.seed, section.allow_drop
-        )
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        limit = max_row_length(section, output.start, "kto")
-        rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
-        check_labels(rows)
-        # TRL goes through the rows in their order, and pairs each prompt with its neighbour's completion to estimate
-        # the KL: neighbours must not be two completions of one prompt, nor all of one label.
-        rows = [part.shuffle(seed=recipe.seed) for part in rows]
-
-        precompute = section.lora is None and not section.training.get("sync_ref_model")
-        trainer = build_trainer(
-            CompletionKTOTrainer, KTOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
-        )
-        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        trainer, counts = build_stage_trainer(recipe, output)
         headline = "loss {eval_loss:.3f} on held-out answers, reward {eval_rewards/chosen:.2f} of good ones"
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    section = recipe.kto
+    *rows, counts = load_labelled_completions(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    limit = max_row_length(section, output.start, "kto")
+    rows, counts["too_long"] = drop_overlong_rows(rows, ("completion",), tokenizer, limit, section)
+    check_labels(rows)
+    # TRL goes through the rows in their order, and pairs each prompt with its neighbour's completion to estimate the
+    # KL: neighbours must not be two completions of one prompt, nor all of one label.
+    rows = [part.shuffle(seed=recipe.seed) for part in rows]
+
+    precompute = section.lora is None and not section.training.get("sync_ref_model")
+    trainer = build_trainer(
+        CompletionKTOTrainer, KTOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
+    )
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    return trainer, counts
 
 
 if __name__ == "__main__":

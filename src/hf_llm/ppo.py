@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import load_conversations, load_preferences
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
@@ -57,21 +57,28 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("ppo", recipe, inputs) as output:
         if output.is_complete:
             return
-        train, evaluation, counts = load_prompts_and_answers(section, recipe.seed)
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
-        limit = max_row_length(section, output.start, "ppo") - completion_length
-        rows, counts["too_long"] = drop_overlong_rows([train, evaluation], (), tokenizer, limit, section)
-
-        reward_model = output.sources.get("reward")
-        functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
-        set_seed(recipe.seed)  # for the weights of a new critic's score
-        critic = load_critic(section, reward_model or output.start)
-        trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
-        trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
-        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        trainer, counts = build_stage_trainer(recipe, output)
         headline = "reward {eval_reward:.2f} on held-out prompts, KL to the reference {eval_kl:.2f} nats per completion"
         train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    section = recipe.ppo
+    train, evaluation, counts = load_prompts_and_answers(section, recipe.seed)
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
+    limit = max_row_length(section, output.start, "ppo") - completion_length
+    rows, counts["too_long"] = drop_overlong_rows([train, evaluation], (), tokenizer, limit, section)
+
+    reward_model = output.sources.get("reward")
+    functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
+    set_seed(recipe.seed)  # for the weights of a new critic's score
+    critic = load_critic(section, reward_model or output.start)
+    trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
+    trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    return trainer, counts
 
 
 def load_prompts_and_answers(section: PpoSection, seed: int) -> tuple[Dataset, Dataset, dict[str, Any]]:

@@ -7,14 +7,16 @@ mean reward of the other completions of its prompt. Rewards come as in hf_llm.gr
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import RLOOConfig
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.pipeline.run import BaseRecipe, read_run
-from hf_llm.posttraining.group_trainer import ResumableRLOOTrainer, train_group_policy
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
+from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableRLOOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -41,7 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("rloo", recipe, inputs) as output:
         if output.is_complete:
             return
-        train_group_policy(ResumableRLOOTrainer, RLOOConfig, section, output, run, recipe)
+        trainer, counts = build_stage_trainer(recipe, output)
+        train_and_save(trainer, output, run, group_headline(trainer), licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[GroupTrainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    return build_group_trainer(
+        ResumableRLOOTrainer, RLOOConfig, recipe.rloo, output, recipe.seed, recipe.price_per_hour
+    )
 
 
 if __name__ == "__main__":

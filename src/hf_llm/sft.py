@@ -11,6 +11,7 @@ With a `lora` section only adapters are trained; they are merged into the saved 
 import sys
 from dataclasses import dataclass, field
 
+from transformers import Trainer
 from trl import SFTConfig
 
 from hf_llm.core.console import print_main
@@ -18,13 +19,13 @@ from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import Settings
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
 from hf_llm.posttraining.packing_check import check_packing
 from hf_llm.posttraining.preview import render_preview
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
+from hf_llm.posttraining.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.training.train_and_save import train_and_save
@@ -67,16 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     with run.open_stage("sft", recipe, {"base": section.model}) as output:
         if output.is_complete:
             return
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        max_length = max_row_length(section, output.start, "sft")
-        rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+        trainer, rows = build_stage_trainer(recipe, output)
         print_main(format_rows_table(rows.report))
-
-        trainer = build_trainer(
-            SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out]
-        )
-        check_packing(trainer)
-        attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
         headline = "loss {eval_loss:.3f} on held-out answers, token accuracy {eval_mean_token_accuracy:.0%}"
         if collect_prompts(rows.held_out):
             headline += ", EOS rate {stop_rate:.0%}"
@@ -89,6 +82,19 @@ def main(argv: list[str] | None = None) -> None:
             licenses=section.licenses,
             rows=rows.report,
         )
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, SftRows]:
+    """Build the trainer of this stage for the model at `output.start`; also return its rows and their report."""
+    section = recipe.sft
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    max_length = max_row_length(section, output.start, "sft")
+    rows = build_sft_rows(section, recipe.seed, tokenizer, max_length)
+
+    trainer = build_trainer(SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out])
+    check_packing(trainer)
+    attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
+    return trainer, rows
 
 
 def print_preview(argv: list[str]) -> None:

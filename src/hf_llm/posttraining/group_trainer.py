@@ -19,14 +19,13 @@ from trl import GRPOTrainer, RLOOTrainer
 from hf_llm.core.errors import UserError
 from hf_llm.data.chat.loaders import load_prompts
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
+from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
-from hf_llm.training.train_and_save import train_and_save
 
 
 class GroupSampler(Sampler[int]):
@@ -122,23 +121,24 @@ def add_position_ids(
     return arguments, {**keywords, "position_ids": position_ids}
 
 
-def train_group_policy(
+def build_group_trainer(
     trainer_class: type[GroupTrainer],
     arguments_class: type[TrainingArguments],
     section: RolloutSection,
     output: StageOutput,
-    run: Run,
-    recipe: BaseRecipe,
+    seed: int,
+    price_per_hour: float | None,
     **defaults: Any,
-) -> None:
-    """Train the policy on groups of completions which it samples of each prompt, and save the model.
+) -> tuple[GroupTrainer, dict[str, Any]]:
+    """Build a trainer of a policy on groups of completions which it samples of each prompt; also return the counts of
+    rows.
 
     `defaults` are training arguments; those of the recipe win. Without a setting in the recipe, a completion has at
     most 256 tokens or half of the context, and each evaluation samples one completion of each held-out prompt, the
     first before training.
     """
-    train, evaluation, counts = load_prompts(section.data, section.evaluation_share, recipe.seed, section.allow_drop)
-    tokenizer = load_chat_tokenizer(output.start, run.root)
+    train, evaluation, counts = load_prompts(section.data, section.evaluation_share, seed, section.allow_drop)
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
     rows, counts["too_long"] = drop_overlong_rows(
@@ -151,7 +151,7 @@ def train_group_policy(
         arguments_class,
         section,
         output,
-        recipe.seed,
+        seed,
         rows,
         max_completion_length=completion_length,
         num_generations_eval=1,
@@ -160,11 +160,16 @@ def train_group_policy(
     )
     check_enough_prompts(trainer, len(rows[0]), output.folder)
 
-    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    attach_callbacks(trainer, likelihood=False, price_per_hour=price_per_hour)
+    return trainer, counts
+
+
+def group_headline(trainer: GroupTrainer) -> str:
+    """Return the headline of the manifest, a format string over the metrics of an evaluation."""
     headline = "reward {eval_reward:.3f} on held-out prompts, completions of {eval_completions/mean_length:.0f} tokens"
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
-    train_and_save(trainer, output, run, headline, licenses=section.licenses, rows=counts)
+    return headline
 
 
 def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:
