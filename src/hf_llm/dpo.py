@@ -24,6 +24,7 @@ from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 LOSSES = (
@@ -57,6 +58,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "dpo")
     section = recipe.dpo
     with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
         if output.is_complete:

@@ -26,6 +26,7 @@ from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
@@ -65,6 +66,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "evaluation")
     section = recipe.evaluate
     models = list_models(run, section)
     with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as output:

@@ -16,6 +16,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableGRPOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 KL_COEFFICIENT = 0.04  # as in the paper; TRL's default of 0 neither keeps the model near its reference nor logs the KL
@@ -40,6 +41,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "grpo")
     section = recipe.grpo
     inputs = run.starting_model("grpo", section.model) | section.reward_input(run)
     with run.open_stage("grpo", recipe, inputs) as output:

@@ -23,6 +23,7 @@ from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
 from hf_llm.posttraining.overlong_rows import drop_overlong_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -45,6 +46,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "kto")
     section = recipe.kto
     with run.open_stage("kto", recipe, run.starting_model("kto", section.model)) as output:
         if output.is_complete:

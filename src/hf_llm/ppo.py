@@ -28,6 +28,7 @@ from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
 from hf_llm.posttraining.reward_functions import load_reward_functions
 from hf_llm.posttraining.sections import RolloutSection
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -52,6 +53,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "ppo")
     section = recipe.ppo
     inputs = run.starting_model("ppo", section.model) | section.reward_input(run)
     with run.open_stage("ppo", recipe, inputs) as output:

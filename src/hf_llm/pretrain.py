@@ -23,6 +23,7 @@ from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.monitoring.callbacks.samples import SamplesSection
 from hf_llm.parallel.layout import read_layout, select_collator
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.arguments import build_training_arguments, split_batch
 from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
@@ -96,6 +97,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "base")
     objective = resolve_objective(run.tree)
     with run.open_stage("base", recipe, recipe.pretrain.inputs()) as output:
         if output.is_complete:

@@ -23,6 +23,7 @@ from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.starting_model import max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -45,6 +46,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "reward")
     section = recipe.reward
     with run.open_stage("reward", recipe, run.starting_model("reward", section.model)) as output:
         if output.is_complete:

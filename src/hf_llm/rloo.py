@@ -16,6 +16,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableRLOOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -38,6 +39,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "rloo")
     section = recipe.rloo
     inputs = run.starting_model("rloo", section.model) | section.reward_input(run)
     with run.open_stage("rloo", recipe, inputs) as output:

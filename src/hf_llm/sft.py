@@ -28,6 +28,7 @@ from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 PREVIEW = "--preview"
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "sft")
     section = recipe.sft
     with run.open_stage("sft", recipe, {"base": section.model}) as output:
         if output.is_complete:

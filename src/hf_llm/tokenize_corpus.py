@@ -46,6 +46,7 @@ from hf_llm.data.tokens.token_shards import (
     write_shards,
 )
 from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
+from hf_llm.preflight.before_work import check_before_work
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "tokens")
     with run.open_stage("tokens", recipe, {"corpus": None, "tokenizer": None}) as output:
         if output.is_complete:
             return

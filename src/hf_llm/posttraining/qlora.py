@@ -9,12 +9,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from hf_llm.core.errors import UserError
 
 
-def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
-    """Load the language model at `start`, quantised by bitsandbytes to `quantize`: 4bit or 8bit.
-
-    4bit is the paper's NF4 with double quantisation. Each process has the whole model on its own GPU. Raises UserError
-    where there is no CUDA device or no bitsandbytes.
-    """
+def check_quantization(quantize: str, where: str) -> None:
+    """Raise UserError where this host cannot hold weights in `quantize`: without a CUDA device or bitsandbytes."""
     if not torch.cuda.is_available():
         raise UserError(
             f"{where}.quantize: {quantize} needs an NVIDIA GPU, and this machine shows none; leave `quantize` out to "
@@ -22,6 +18,15 @@ def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{where}.quantize: {quantize} needs bitsandbytes: pip install bitsandbytes")
+
+
+def load_quantized(start: str, quantize: str, where: str) -> PreTrainedModel:
+    """Load the language model at `start`, quantised by bitsandbytes to `quantize`: 4bit or 8bit.
+
+    4bit is the paper's NF4 with double quantisation. Each process has the whole model on its own GPU. Raises UserError
+    where there is no CUDA device or no bitsandbytes.
+    """
+    check_quantization(quantize, where)
     return AutoModelForCausalLM.from_pretrained(
         start,
         quantization_config=build_quantization_config(quantize),
