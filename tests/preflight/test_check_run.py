@@ -85,7 +85,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "attention": ({"model.attn_implementation": "flash"}, "model", ""),
     # Pretraining
     "batch": ({"pretrain.tokens_per_step": 1000}, "pretrain.tokens_per_step", "try 896 or 1024"),
-    "accumulation": ({"pretrain.training.gradient_accumulation_steps": 2}, "pretrain.training.gradient_acc", "leave it out"),
+    "accumulation": (
+        {"pretrain.training.gradient_accumulation_steps": 2}, "pretrain.training.gradient_acc", "leave it out"
+    ),
     "context": ({"pretrain.context": 4096}, "pretrain.context", "max_position_embeddings"),
     "schedule": ({"pretrain.training.lr_scheduler_type": "cosin"}, "pretrain.training", "cosine"),
     "optimizer": ({"pretrain.training.optim": "adamx"}, "pretrain.training", "did you mean"),
@@ -93,7 +95,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "checkpoints kept": ({"pretrain.training.save_total_limit": 1}, "pretrain.training.save_total_limit", "at least 2"),
     "token in the recipe": ({"pretrain.training.hub_token": "hf_secret"}, "pretrain.training.hub_token", "HF_TOKEN"),
     "deepspeed file": ({"pretrain.training.deepspeed": "nowhere.json"}, "pretrain.training", "nowhere.json"),
-    "push while offline": ({"pretrain.training.push_to_hub": True}, "pretrain.training.push_to_hub", "take push_to_hub out"),
+    "push while offline": (
+        {"pretrain.training.push_to_hub": True}, "pretrain.training.push_to_hub", "take push_to_hub out"
+    ),
     "start_from": ({"pretrain.start_from": "runs/other/base"}, "pretrain.start_from", "runs/other/base"),
     "layers of nothing": ({"pretrain.keep_layers": [0]}, "pretrain: keep_layers", "start_from"),
     "tokens": ({"pretrain.tokens": "runs/other/tokens"}, "pretrain.tokens", "tokenize_corpus"),
@@ -104,8 +108,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     # SFT
     "chat file": ({"sft.data": [{"path": "chat.jsonl", "license": "mit"}]}, "sft.data[0]", "correct `path`"),
     "chat columns": ({"sft.data": [{"path": "rows.jsonl", "license": "mit"}]}, "sft.data[0]", "known format"),
-    "chat format": ({"sft.data": [{"path": "chats.jsonl", "license": "mit", "format": "orca"}]}, "sft.data[0]", "one of"),
-    "chat on the hub": ({"sft.data": [{"hub": "nobody/chats", "license": "mit"}]}, "sft.data[0].hub", "correct the name"),
+    "chat format": (
+        {"sft.data": [{"path": "chats.jsonl", "license": "mit", "format": "orca"}]}, "sft.data[0]", "one of"
+    ),
+    "chat on the hub": (
+        {"sft.data": [{"hub": "nobody/chats", "license": "mit"}]}, "sft.data[0].hub", "correct the name"
+    ),
     "rows without an answer": ({"sft.data": [{"path": "halves.jsonl", "license": "mit"}]}, "sft.data[0]", "Correct"),
     "one question": ({"sft.data": [{"path": "one.jsonl", "license": "mit"}]}, "sft.data", "add data"),
     "SFT's loss": ({"sft.training.loss_type": "nll2"}, "sft.training", "'dft'"),
@@ -118,18 +126,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "longer than the context": ({"sft.training.max_length": 4096}, "sft.training.max_length", "lower it"),
     # Preferences and labels
     "pairs file": ({"dpo.data": [{"path": "pairs.jsonl", "license": "mit"}]}, "dpo.data[0]", "correct `path`"),
-    "chats where pairs are needed": ({"dpo.data": [{"path": "chats.jsonl", "license": "mit"}]}, "dpo.data[0]", "rejected"),
+    "chats where pairs are needed": (
+        {"dpo.data": [{"path": "chats.jsonl", "license": "mit"}]}, "dpo.data[0]", "rejected"
+    ),
     "DPO's loss": ({"dpo.training.loss_type": ["ipoo"]}, "dpo: training.loss_type", "ipo"),
     "reference and adapters": (
         {"dpo.training.sync_ref_model": True, "dpo.lora": {"r": 4, "target_modules": "all-linear"}}, "dpo.training", ""
     ),
-    "pairs of the reward model": ({"reward.data": [{"path": "rows.jsonl", "license": "mit"}]}, "reward.data[0]", "chosen"),
+    "pairs of the reward model": (
+        {"reward.data": [{"path": "rows.jsonl", "license": "mit"}]}, "reward.data[0]", "chosen"
+    ),
     "labels": ({"kto.data": [{"path": "rows.jsonl", "license": "mit"}]}, "kto.data[0]", "label"),
     # Rewards
     "no reward": ({"grpo.reward_functions": [], "reward": ...}, "grpo", "name a reward_model"),
     "reward module": ({"grpo.reward_functions": ["nowhere:short"]}, "grpo.reward_functions", "folder you start from"),
     "reward function": ({"rloo.reward_functions": ["tiny_rewards:long"]}, "rloo.reward_functions", "has no long"),
-    "no function": ({"ppo.reward_functions": ["tiny_rewards:not_a_function"]}, "ppo.reward_functions", "not a function"),
+    "no function": (
+        {"ppo.reward_functions": ["tiny_rewards:not_a_function"]}, "ppo.reward_functions", "not a function"
+    ),
     "reward model": ({"grpo.reward_model": "nobody/scores"}, "grpo.reward_model", "correct the name"),
     "group size": (
         {"grpo.reward_functions": ["tiny_rewards:short"], "grpo.training.num_generations": 3}, "grpo.training", "divisible"
