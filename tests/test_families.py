@@ -18,7 +18,7 @@ from hf_llm.core.manifest import file_digest, read_manifest
 from hf_llm.model.load import build_model, load_tokenizer
 from hf_llm.pipeline.run import Run
 from hf_llm.posttraining.starting_model import model_context_length
-from hf_llm.run import check_recipe
+from hf_llm.preflight.check_run import check_run
 from tests.tiny_recipe import RECIPE, ROOT, launch, losses, run_module, write_inputs
 
 DATA = os.environ.get("HF_LLM_DATA", "")
@@ -131,10 +131,12 @@ def test_the_pipeline_of_transformers_fills_masks_with_it(lives):
 CHAT = "--sft={data: [{path: chats.jsonl, license: mit}], training: {max_steps: 1, report_to: none}}"
 
 
-def test_a_recipe_that_would_teach_it_to_chat_is_refused_before_any_work(lives):
+def test_a_recipe_that_would_teach_it_to_chat_is_refused_before_any_work(lives, tmp_path, monkeypatch):
     run, _ = lives("bert")
-    with pytest.raises(UserError, match="sft: the model_type makes a masked language model, which fills gaps"):
-        check_recipe(Run([str(run.parent.parent / "bert.yaml"), CHAT]), ["base", "sft"])
+    monkeypatch.chdir(run.parent.parent)
+    findings = check_run(Run(["bert.yaml", "--name=other", CHAT]), tmp_path)
+    assert len(findings.problems) == 1
+    assert findings.problems[0].startswith("sft: the model_type makes a masked language model, which fills gaps")
     with pytest.raises(UserError, match=r"needed here is a causal language model.*model_type hf_llm, llama"):
         model_context_length(run / "base")
 

@@ -15,7 +15,7 @@ MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for 
 ROOMS = [
     "core", "hardware", "pipeline", "tokenization", "data.files", "data.tokens", "data.corpus", "data.chat", "model",
     "inference", "evaluation", "reporting", "parallel", "monitoring", "training", "posttraining", "planning",
-    "experiments", "human_eval",
+    "preflight", "experiments", "human_eval",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ GROUPS = {
         "rloo", "ppo", "evaluate", "report",
     ],
     "Use a model": ["generate", "chat", "arena", "export", "average_checkpoints"],
-    "Before and during a training": ["doctor", "plan", "supervise", "watch"],
+    "Before and during a training": ["check", "doctor", "plan", "supervise", "watch"],
     "Compare": ["ablate", "scaling"],
     "Files that come with hf_llm": ["recipe", "configs"],
 }  # fmt: skip

@@ -10,7 +10,9 @@ without one, the reference's log-probabilities are computed before training, so 
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+from transformers import Trainer
 from trl import DPOConfig
 
 from hf_llm.core.console import print_main
@@ -18,7 +20,7 @@ from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
 from hf_llm.posttraining.overlong_rows import fit_rows
@@ -26,6 +28,7 @@ from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 LOSSES = (
@@ -63,30 +66,38 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "dpo")
     section = recipe.dpo
     with run.open_stage("dpo", recipe, run.starting_model("dpo", section.model)) as output:
         if output.is_complete:
             return
-        *rows, counts = load_preferences(
-            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
-        )
-        print_main(format_row_counts(counts))
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
-        limit = max_row_length(section, output.start, "dpo")
-        rows, too_long = fit_rows(rows, ("chosen", "rejected"), tokenizer, limit, section, "dpo")
-        counts |= too_long
-
-        precompute = section.lora is None and not section.training.get("sync_ref_model")
-        trainer = build_trainer(
-            LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
-        )
-        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+        trainer, counts = build_stage_trainer(recipe, output)
         headline = (
             "preference accuracy {eval_rewards/accuracies:.0%} on held-out pairs, margin {eval_rewards/margins:.2f}"
         )
         measure = partial(warn_of_no_effect, trainer)
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    section = recipe.dpo
+    *rows, counts = load_preferences(
+        section.data, section.evaluation_share, recipe.seed, section.allow_drop, output.path.with_name("corpus")
+    )
+    print_main(format_row_counts(counts))
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    rows, counts["refused"] = drop_refused_rows(rows, ("chosen", "rejected"), tokenizer, section.allow_drop)
+    limit = max_row_length(section, output.start, "dpo")
+    rows, too_long = fit_rows(rows, ("chosen", "rejected"), tokenizer, limit, section, "dpo")
+    counts |= too_long
+
+    precompute = section.lora is None and not section.training.get("sync_ref_model")
+    trainer = build_trainer(
+        LoggedDPOTrainer, DPOConfig, section, output, recipe.seed, rows, precompute_ref_log_probs=precompute
+    )
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    return trainer, counts
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, lo
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.training.objectives import Objective, fill_objective_defaults
@@ -69,6 +70,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "evaluation")
     section = recipe.evaluate
     models = list_models(run, section)
     with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as output:

@@ -50,6 +50,8 @@ from hf_llm.planning.stage_plans import (
     plan_tuning,
 )
 from hf_llm.planning.tables import format_memory_table, format_score_table, format_stage_table
+from hf_llm.preflight.before_work import check_in_child, print_notes
+from hf_llm.preflight.findings import Findings
 from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
 from hf_llm.training.pretraining_trainer import check_activation_checkpointing
 
@@ -83,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(recipe_arguments)
     if options.score:
         return print_score(run)
+
+    print_findings(check_in_child(run, on_this_host=options.gpus is None))
 
     # The model and the hardware
     recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
@@ -162,6 +166,19 @@ def print_score(run: Run) -> None:
             f"which `python -m hf_llm.plan {run.argv[0]}` writes before it"
         )
     print_main(format_score_table(scores))
+
+
+def print_findings(findings: Findings) -> None:
+    """Print what has to be corrected before the recipe runs.
+
+    The plan goes on: the data of a run that is planned for another machine need not be here.
+    """
+    print_notes(findings)
+    if findings.problems:
+        print_main("To correct before this recipe runs here (python -m hf_llm.check):")
+        for problem in findings.problems:
+            print_main(f"  {problem}")
+        print_main("")
 
 
 def print_other_devices(gpus: str, chosen: Device) -> None:

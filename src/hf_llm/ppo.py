@@ -11,9 +11,9 @@ it started from; with a `lora` section that is the same model with the adapter s
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
@@ -21,7 +21,7 @@ from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import format_row_counts, load_preferences, load_prompts
 from hf_llm.model.load import load_reward_model
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.overlong_rows import fit_rows, prompt_limit
 from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
@@ -31,6 +31,7 @@ from hf_llm.posttraining.reward_functions import load_reward_functions, try_rewa
 from hf_llm.posttraining.sections import RolloutSection
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 
@@ -56,38 +57,46 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "ppo")
     section = recipe.ppo
     inputs = run.starting_model("ppo", section.model) | section.reward_input(run)
     with run.open_stage("ppo", recipe, inputs) as output:
         if output.is_complete:
             return
-        load = load_prompts if section.rows == "conversations" else load_preferences
-        train, evaluation, counts = load(
-            section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
-        )
-        print_main(format_row_counts(counts))
-        tokenizer = load_chat_tokenizer(output.start, run.root)
-        completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
-        limit = prompt_limit(max_row_length(section, output.start, "ppo"), completion_length, "ppo")
-        rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
-        reward_model = output.sources.get("reward")
-        functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
-        try_reward_functions(functions, rows[0], tokenizer)
-        rows, too_long = fit_rows(rows, (), tokenizer, limit, section, "ppo")
-        counts |= too_long
-
-        set_seed(recipe.seed)  # for the weights of a new critic's score
-        critic = load_critic(section, reward_model or output.start)
-        trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
-        trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
-        attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
-        trainer.add_callback(ConstantRewardWarning(trainer, functions))
+        trainer, counts = build_stage_trainer(recipe, output)
         headline = (
             "reward {eval_reward:.2f} on {eval_completions:,} held-out prompts, "
             "KL to the reference {eval_kl_per_completion:.2f} nats per completion"
         )
         measure = partial(warn_of_no_effect, trainer)
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    section = recipe.ppo
+    load = load_prompts if section.rows == "conversations" else load_preferences
+    train, evaluation, counts = load(
+        section.data, section.evaluation_share, recipe.seed, section.allow_drop, output.path.with_name("corpus")
+    )
+    print_main(format_row_counts(counts))
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
+    completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
+    limit = prompt_limit(max_row_length(section, output.start, "ppo"), completion_length, "ppo")
+    rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+    reward_model = output.sources.get("reward")
+    functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
+    try_reward_functions(functions, rows[0], tokenizer)
+    rows, too_long = fit_rows(rows, (), tokenizer, limit, section, "ppo")
+    counts |= too_long
+
+    set_seed(recipe.seed)  # for the weights of a new critic's score
+    critic = load_critic(section, reward_model or output.start)
+    trainer_class = partial(PPOTrainer, reward_functions=functions, critic=critic)
+    trainer = build_trainer(trainer_class, PPOConfig, section, output, recipe.seed, rows)
+    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    trainer.add_callback(ConstantRewardWarning(trainer, functions))
+    return trainer, counts
 
 
 def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:

@@ -19,6 +19,7 @@ from hf_llm.core.manifest import digest_of, package_versions
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.files.read_errors import describe_counts, describe_input
 from hf_llm.pipeline.run import read_run
+from hf_llm.preflight.before_work import check_before_work
 
 EXPLAIN = "--explain"
 
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             print_main(line)
         return
 
+    check_before_work(run, "corpus")
     with run.open_stage("corpus", recipe) as output:
         if output.is_complete:
             return

@@ -25,6 +25,7 @@ from hf_llm.monitoring.callbacks.integrations import choose_reporters
 from hf_llm.monitoring.callbacks.samples import SamplesSection
 from hf_llm.parallel.layout import read_layout, select_collator
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer, check_start_tokenizer
 from hf_llm.training.arguments import (
     build_training_arguments,
@@ -106,6 +107,7 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "base")
     objective = resolve_objective(run.tree)
     with run.open_stage("base", recipe, recipe.pretrain.inputs()) as output:
         if output.is_complete:

@@ -7,14 +7,19 @@ mean reward of the other completions of its prompt. Rewards come as in hf_llm.gr
 """
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from trl import RLOOConfig
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
-from hf_llm.pipeline.run import BaseRecipe, read_run
-from hf_llm.posttraining.group_trainer import ResumableRLOOTrainer, train_group_policy
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
+from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableRLOOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
+from hf_llm.posttraining.start_check import warn_of_no_effect
+from hf_llm.preflight.before_work import check_before_work
+from hf_llm.training.train_and_save import train_and_save
 
 
 @dataclass
@@ -36,12 +41,22 @@ class Recipe(BaseRecipe):
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "rloo")
     section = recipe.rloo
     inputs = run.starting_model("rloo", section.model) | section.reward_input(run)
     with run.open_stage("rloo", recipe, inputs) as output:
         if output.is_complete:
             return
-        train_group_policy(ResumableRLOOTrainer, RLOOConfig, section, output, run, recipe)
+        trainer, counts = build_stage_trainer(recipe, output)
+        measure = partial(warn_of_no_effect, trainer)
+        train_and_save(trainer, output, run, group_headline(trainer), measure, licenses=section.licenses, rows=counts)
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[GroupTrainer, dict[str, Any]]:
+    """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    return build_group_trainer(
+        ResumableRLOOTrainer, RLOOConfig, recipe.rloo, output, recipe.seed, recipe.price_per_hour
+    )
 
 
 if __name__ == "__main__":

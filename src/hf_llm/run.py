@@ -7,19 +7,19 @@ The same command resumes an interrupted run. Training stages use every GPU of th
 fault.
 """
 
-import importlib
 import json
 import sys
 from pathlib import Path
 
 from hf_llm.core.console import print_main
-from hf_llm.core.errors import USER_ERROR_CODE, UserError, command
+from hf_llm.core.errors import USER_ERROR_CODE, command
 from hf_llm.core.format import one_line
 from hf_llm.core.help_format import print_help
 from hf_llm.core.manifest import read_manifest
-from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS
+from hf_llm.model.load import CAUSAL
 from hf_llm.pipeline.run import Run, split_fresh
-from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES
+from hf_llm.pipeline.stages import LANGUAGE_MODELS, STAGES
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.fault_tolerance.launch import run_stage
 from hf_llm.training.objectives import resolve_objective
 
@@ -41,37 +41,11 @@ def main(argv: list[str] | None = None) -> None:
 
     folders = [folder for folder in STAGES if run.is_requested(folder)]
     missing = [folder for folder in folders if not run.is_complete(folder)]
-    if missing:
-        check_recipe(run, missing)
     for folder in folders:
         if folder in missing or not run.is_complete(folder):
+            check_before_work(run)
             make_folder(run, folder)
     print_ending(run, folders, has_worked=bool(missing))
-
-
-def check_recipe(run: Run, folders: list[str]) -> None:
-    """Read every section that will be used, so that a wrong recipe fails now and not hours later.
-
-    Raises UserError with every problem.
-    """
-    problems: dict[str, None] = {}  # a set that keeps its order
-    for folder in folders:
-        module = importlib.import_module(STAGES[folder].module)
-        try:
-            run.read(module.Recipe)
-        except UserError as error:
-            lines = str(error).splitlines()
-            problems |= dict.fromkeys(lines[1:] or lines)
-
-    objective = resolve_objective(run.tree).kind
-    post_training = [folder for folder in folders if folder in OPTIONAL]
-    if objective != CAUSAL and post_training:
-        problem = (
-            f"{post_training[0]}: the model_type makes {OBJECTIVE_DESCRIPTIONS[objective]}; leave this section out"
-        )
-        problems[f"{problem} (docs/objectives.md)"] = None
-    if problems:
-        raise UserError("\n".join([f"{run.recipe_path} is not right yet:", *problems]))
 
 
 def make_folder(run: Run, folder: str) -> None:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import Trainer
 from trl import SFTConfig
 
 from hf_llm.core.console import print_main
@@ -19,16 +20,17 @@ from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import Settings
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, read_run
+from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
 from hf_llm.posttraining.packing_check import check_packing
 from hf_llm.posttraining.preview import render_preview
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
+from hf_llm.posttraining.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.train_and_save import train_and_save
 
 PREVIEW = "--preview"
@@ -65,20 +67,13 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "sft")
     section = recipe.sft
     with run.open_stage("sft", recipe, {"base": section.model}) as output:
         if output.is_complete:
             return
-        tokenizer = load_chat_tokenizer(output.start, run.root, supervised=True)
-        max_length = max_row_length(section, output.start, "sft")
-        rows = build_sft_rows(section, recipe.seed, tokenizer, max_length, run.folder("corpus"))
+        trainer, rows = build_stage_trainer(recipe, output)
         print_main(format_rows_table(rows.report))
-
-        trainer = build_trainer(
-            SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out]
-        )
-        check_packing(trainer)
-        attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
 
         def measure(metrics: dict[str, Any]) -> dict[str, Any]:
             truncated = rows.report["truncated"] / max(rows.report["kept"], 1)
@@ -97,6 +92,19 @@ def main(argv: list[str] | None = None) -> None:
             licenses=section.licenses,
             rows=rows.report,
         )
+
+
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, SftRows]:
+    """Build the trainer of this stage for the model at `output.start`; also return its rows and their report."""
+    section = recipe.sft
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent, supervised=True)
+    max_length = max_row_length(section, output.start, "sft")
+    rows = build_sft_rows(section, recipe.seed, tokenizer, max_length, output.path.with_name("corpus"))
+
+    trainer = build_trainer(SupervisedSFTTrainer, SFTConfig, section, output, recipe.seed, [rows.train, rows.held_out])
+    check_packing(trainer)
+    attach_callbacks(trainer, price_per_hour=recipe.price_per_hour)
+    return trainer, rows
 
 
 def print_preview(argv: list[str]) -> None:

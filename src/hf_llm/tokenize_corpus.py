@@ -47,6 +47,7 @@ from hf_llm.data.tokens.token_shards import (
 )
 from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
 from hf_llm.pipeline.tokens_folder import INDEX, TOKENIZER_COPY, TOKENIZER_FILE, read_index
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.tokenization.text_boundaries import count_ids, document_prefix
 
 
@@ -63,6 +64,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "tokens")
     with run.open_stage("tokens", recipe, {"corpus": None, "tokenizer": None}) as output:
         if output.is_complete:
             return

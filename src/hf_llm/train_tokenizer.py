@@ -22,6 +22,7 @@ from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_evenly, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
+from hf_llm.preflight.before_work import check_before_work
 from hf_llm.tokenization.checks import check_tokenizer
 from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
 from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
@@ -50,6 +51,7 @@ class Recipe:
 @command
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
+    check_before_work(run, "tokenizer")
     with run.open_stage("tokenizer", recipe, {"corpus": None}) as output:
         if output.is_complete:
             return

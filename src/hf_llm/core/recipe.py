@@ -115,17 +115,24 @@ def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Seq
 
     Raises UserError that lists every problem, after `where` (the recipe's file).
     """
+    recipe, problems = find_problems(cls, tree, known_keys)
+    if problems:
+        plural = "s" if len(problems) > 1 else ""
+        heading = f"{where}: {len(problems)} problem{plural}"
+        raise UserError("\n  ".join([heading, *problems]))
+    return recipe
+
+
+def find_problems(cls: type[T], tree: dict[str, Any], known_keys: Sequence[str]) -> tuple[T, list[str]]:
+    """Build the dataclass `cls` from a recipe's tree as `build_recipe` does; also return all problems, each with its
+    key. Where there are any, what is built is not to be used."""
     problems = _find_unknown_keys(tree, known_keys, "")
 
     # The sections of other stages are not read.
     own_keys = {field.name for field in dataclasses.fields(cls)}.intersection(known_keys)
     own_sections = {key: value for key, value in tree.items() if key in own_keys}
     recipe = _build_value(cls, own_sections, "", problems)
-    if problems:
-        plural = "s" if len(problems) > 1 else ""
-        heading = f"{where}: {len(problems)} problem{plural}"
-        raise UserError("\n  ".join([heading, *problems]))
-    return recipe
+    return recipe, problems
 
 
 def read_tree(argv: list[str]) -> tuple[Path, dict[str, Any]]:

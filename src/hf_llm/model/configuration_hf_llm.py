@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # Kind of attention layer -> the fields it reads.
 LAYER_TYPES = {
@@ -312,6 +313,10 @@ class HfLlmConfig(PreTrainedConfig):
             )
         if self.head_dim % 2 and self.positions == "rope":
             raise ValueError(f"head_dim={self.head_dim} is odd; positions=rope rotates pairs of numbers")
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+            known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
+            raise ValueError(f"rope_parameters: rope_type {rope_type!r} is unknown; one of {known}")
         for key in ("sparse_block_size", "sparse_stride", "global_attention_every", "num_sink_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -321,7 +321,9 @@ def instantiate_config(
         size = f"{longest + unused}"
         if unused:
             size += f" less {unused} that {config.model_type} leaves unused"
-        raise UserError(f"context: {context} is more than model.max_position_embeddings, {size}; raise that one too")
+        raise UserError(
+            f"pretrain.context: {context} is more than model.max_position_embeddings, {size}; raise that one too"
+        )
     return config
 
 

@@ -24,7 +24,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.data.chat.loaders import format_row_counts, load_prompts
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.pipeline.run import BaseRecipe, Run, StageOutput
+from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
 from hf_llm.posttraining.overlong_rows import fit_rows, prompt_limit
@@ -36,11 +36,9 @@ from hf_llm.posttraining.reward_functions import (
     try_reward_functions,
 )
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
-from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from hf_llm.posttraining.trl_metrics import TrlEvaluation
 from hf_llm.tokenization.chat_encoding import encode_chat
-from hf_llm.training.train_and_save import train_and_save
 
 
 class GroupSampler(Sampler[int]):
@@ -246,26 +244,27 @@ def add_position_ids(
     return arguments, {**keywords, "position_ids": position_ids}
 
 
-def train_group_policy(
+def build_group_trainer(
     trainer_class: type[GroupTrainer],
     arguments_class: type[TrainingArguments],
     section: RolloutSection,
     output: StageOutput,
-    run: Run,
-    recipe: BaseRecipe,
+    seed: int,
+    price_per_hour: float | None,
     **defaults: Any,
-) -> None:
-    """Train the policy on groups of completions which it samples of each prompt, and save the model.
+) -> tuple[GroupTrainer, dict[str, Any]]:
+    """Build a trainer of a policy on groups of completions which it samples of each prompt; also return the counts of
+    rows.
 
     `defaults` are training arguments; those of the recipe win. Without a setting in the recipe, a completion has at
     most 256 tokens or half of the context, and each evaluation samples one completion of each held-out prompt, the
     first before training.
     """
     train, evaluation, counts = load_prompts(
-        section.data, section.evaluation_share, recipe.seed, section.allow_drop, run.folder("corpus")
+        section.data, section.evaluation_share, seed, section.allow_drop, output.path.with_name("corpus")
     )
     print_main(format_row_counts(counts))
-    tokenizer = load_chat_tokenizer(output.start, run.root)
+    tokenizer = load_chat_tokenizer(output.start, output.path.parent)
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
     limit = prompt_limit(context, completion_length, output.folder)
@@ -280,7 +279,7 @@ def train_group_policy(
         arguments_class,
         section,
         output,
-        recipe.seed,
+        seed,
         rows,
         max_completion_length=completion_length,
         num_generations_eval=1,
@@ -289,16 +288,20 @@ def train_group_policy(
     )
     check_enough_prompts(trainer, len(rows[0]), output.folder)
 
-    attach_callbacks(trainer, likelihood=False, price_per_hour=recipe.price_per_hour)
+    attach_callbacks(trainer, likelihood=False, price_per_hour=price_per_hour)
     trainer.add_callback(ConstantRewardWarning(trainer, functions))
+    return trainer, counts
+
+
+def group_headline(trainer: GroupTrainer) -> str:
+    """Return the headline of the manifest, a format string over the metrics of an evaluation."""
     headline = (
         "reward {eval_reward:.3f} on {eval_completions:,} held-out completions "
         "of {eval_completions/mean_length:.0f} tokens"
     )
     if trainer.args.beta:
         headline += ", KL to the reference {eval_kl:.3f} nats per token"
-    measure = partial(warn_of_no_effect, trainer)
-    train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
+    return headline
 
 
 def check_enough_prompts(trainer: GroupTrainer, prompts: int, folder: str) -> None:

@@ -13,13 +13,8 @@ from hf_llm.core.errors import UserError
 from hf_llm.hardware.runtime import autocast_type, has_bf16
 
 
-def load_quantized(start: str, quantize: str, where: str, training: Mapping[str, Any]) -> PreTrainedModel:
-    """Load the language model at `start`, quantised by bitsandbytes to `quantize`: 4bit or 8bit.
-
-    4bit is the paper's NF4 with double quantisation. Products are computed in the half precision of the section's
-    `training`, or in float32 where the GPU or the section has none. Each process has the whole model on its own GPU.
-    Raises UserError where there is no CUDA device or no bitsandbytes.
-    """
+def check_quantization(quantize: str, where: str) -> None:
+    """Raise UserError where this host cannot hold weights in `quantize`: without a CUDA device or bitsandbytes."""
     if not torch.cuda.is_available():
         raise UserError(
             f"{where}.quantize: {quantize} needs an NVIDIA GPU, and this machine shows none; leave `quantize` out to "
@@ -27,6 +22,16 @@ def load_quantized(start: str, quantize: str, where: str, training: Mapping[str,
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{where}.quantize: {quantize} needs bitsandbytes: pip install bitsandbytes")
+
+
+def load_quantized(start: str, quantize: str, where: str, training: Mapping[str, Any]) -> PreTrainedModel:
+    """Load the language model at `start`, quantised by bitsandbytes to `quantize`: 4bit or 8bit.
+
+    4bit is the paper's NF4 with double quantisation. Products are computed in the half precision of the section's
+    `training`, or in float32 where the GPU or the section has none. Each process has the whole model on its own GPU.
+    Raises UserError where there is no CUDA device or no bitsandbytes.
+    """
+    check_quantization(quantize, where)
     compute_type = choose_compute_type(training, has_bf16("cuda"))
     return AutoModelForCausalLM.from_pretrained(
         start,

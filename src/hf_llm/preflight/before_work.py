@@ -1,0 +1,100 @@
+"""Check a recipe before a stage begins, in a process of its own: nothing that the checks load, seed or set stays here.
+
+Only that process imports the libraries of training.
+"""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from hf_llm.core.console import is_main_process, print_main
+from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import digest_of
+from hf_llm.pipeline.run import Run
+from hf_llm.preflight.findings import Findings
+from hf_llm.preflight.remaining_work import has_tokenizer
+
+CHECKED = "HF_LLM_CHECKED"  # holds the digest of what a parent process has checked
+SKIP = "HF_LLM_SKIP_CHECK"  # set to 1, stages begin without a check
+
+
+def check_before_work(run: Run, folder: str | None = None) -> None:
+    """Check the recipe of `run` before the stage that makes `folder` begins; before all stages where that is None.
+
+    The tokens of rows can be counted only once there is a tokenizer, so what has been checked before is checked again
+    then. Prints the notes. Raises UserError that lists every problem. Does nothing in a process that a checked one has
+    started, in all processes of a launch but the first, for a folder that has been begun (what was begun is resumed,
+    whatever has become of the inputs of later stages), and where the environment has HF_LLM_SKIP_CHECK=1.
+    """
+    if not is_main_process() or os.environ.get(SKIP) == "1":
+        return
+    if folder is not None and run.folder(folder).exists():
+        return
+    digest = digest_of([run.tree, os.getcwd(), has_tokenizer(run)])
+    if os.environ.get(CHECKED) == digest:
+        return
+    findings = check_in_child(run)
+    print_notes(findings)
+    if findings.problems:
+        raise UserError(format_problems(run, findings))
+    os.environ[CHECKED] = digest
+
+
+def print_notes(findings: Findings) -> None:
+    for note in findings.notes:
+        print_main(f"note: {note}")
+
+
+def format_problems(run: Run, findings: Findings) -> str:
+    """Return the message that lists all problems, each with its key."""
+    count = len(findings.problems)
+    plural = "s" if count > 1 else ""
+    return "\n  ".join([f"{run.recipe_path}: {count} problem{plural}", *findings.problems])
+
+
+def check_in_child(run: Run, on_this_host: bool = True) -> Findings:
+    """Check a run in a process of its own, whose output is shown only where it fails.
+
+    Without `on_this_host`, nothing is checked that depends on the device or the disk here.
+    """
+    method = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix="hf_llm-check-") as folder:
+        log = Path(folder) / "log"
+        process = context.Process(target=check_and_send, args=(run.argv, on_this_host, Path(folder), log, sender))
+        process.start()
+        sender.close()
+        try:
+            findings = receiver.recv()
+        except EOFError:
+            findings = None
+        process.join()
+        if not isinstance(findings, Findings):
+            output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            raise RuntimeError(f"the check of the recipe failed (exit code {process.exitcode})\n{output}")
+    return findings
+
+
+def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, sender: Connection) -> None:
+    """Check a run, with everything printed going to the file `log`, and send the findings."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from hf_llm.preflight.check_run import check_run
+
+    try:
+        sender.send(check_run(Run(argv), work, on_this_host))
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sender.close()
