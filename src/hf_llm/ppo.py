@@ -63,11 +63,11 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_chat_tokenizer(output.start, run.root)
         completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
         limit = prompt_limit(max_row_length(section, output.start, "ppo"), completion_length, "ppo")
-        reward_model = output.sources.get("reward")
-        functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
-        try_reward_functions(functions, train, tokenizer)
         rows, too_long = fit_rows([train, evaluation], (), tokenizer, limit, section, "ppo")
         counts |= too_long
+        reward_model = output.sources.get("reward")
+        functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
+        try_reward_functions(functions, rows[0], tokenizer)
 
         set_seed(recipe.seed)  # for the weights of a new critic's score
         critic = load_critic(section, reward_model or output.start)

@@ -153,10 +153,10 @@ def train_group_policy(
     context = model_context_length(output.start)
     completion_length = default_completion_length(section, context)
     limit = prompt_limit(context, completion_length, output.folder)
-    functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
-    try_reward_functions(functions, train, tokenizer)
     rows, too_long = fit_rows([train, evaluation], (), tokenizer, limit, section, output.folder)
     counts |= too_long
+    functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
+    try_reward_functions(functions, rows[0], tokenizer)
 
     trainer = build_trainer(
         partial(trainer_class, reward_funcs=functions),

@@ -189,7 +189,9 @@ class CheckedReward:
                     raise TypeError(f"{value!r} is text")
                 numbers.append(None if value is None else float(value))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"reward_functions: {self.name} returned no numbers: {one_line(error)}; {remedy}") from None
+            raise UserError(
+                f"reward_functions: {self.name} returned no list of numbers: {one_line(error)}; {remedy}"
+            ) from None
 
         if len(numbers) != count:
             raise UserError(
@@ -198,8 +200,8 @@ class CheckedReward:
         not_finite = [number for number in numbers if number is not None and not math.isfinite(number)]
         if not_finite:
             raise UserError(
-                f"reward_functions: {self.name} returned {not_finite[0]} for {len(not_finite)} of {count} completions; "
-                f"{remedy}"
+                f"reward_functions: {self.name} returned {count} numbers for {count} completions, {len(not_finite)} of them "
+                f"not finite ({not_finite[0]}); {remedy}"
             )
         return numbers
 
