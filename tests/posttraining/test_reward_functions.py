@@ -182,7 +182,7 @@ def test_every_stage_tries_the_functions_first(tuned, stage):
     own = PPO if stage == "ppo" else ()
     for function, words in (
         ("infinite", "rewards:infinite returned 4 numbers for 4 completions, 4 of them not finite (inf)"),
-        ("nothing", "nothing returned None for 4 of 4 completions"),
+        ("nothing", "None for 4 of 4 completions"),
         ("no_columns", "rewards:no_columns(completions) cannot be called"),
     ):
         done = run_stage(stage, *own, f"--{stage}.reward_functions=[rewards:{function}]", folder=tuned)
