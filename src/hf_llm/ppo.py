@@ -84,11 +84,12 @@ def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, d
     completion_length = section.training.get("max_completion_length", PPOConfig.max_completion_length)
     limit = prompt_limit(max_row_length(section, output.start, "ppo"), completion_length, "ppo")
     rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
+    rows, too_long = fit_rows(rows, (), tokenizer, limit, section, "ppo")
+    counts |= too_long
+
     reward_model = output.sources.get("reward")
     functions = load_reward_functions(section.reward_functions, reward_model, tokenizer)
     try_reward_functions(functions, rows[0], tokenizer)
-    rows, too_long = fit_rows(rows, (), tokenizer, limit, section, "ppo")
-    counts |= too_long
 
     set_seed(recipe.seed)  # for the weights of a new critic's score
     critic = load_critic(section, reward_model or output.start)

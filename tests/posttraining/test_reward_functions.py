@@ -83,15 +83,15 @@ BAD = {
     "one number": (lambda completions, **columns: 1.0, "returned float 1.0; return a list"),
     "nothing": (lambda completions, **columns: None, "returned NoneType None; return a list"),
     "None for all": (lambda completions, **columns: [None] * len(completions), "None for 4 of 4 completions"),
-    "infinity": (lambda completions, **columns: [math.inf] * len(completions), "returned inf for 4 of 4"),
-    "minus infinity": (lambda completions, **columns: [0, 0, 0, -math.inf], "returned -inf for 1 of 4"),
-    "not a number": (lambda completions, **columns: [math.nan] * len(completions), "returned nan for 4 of 4"),
+    "infinity": (lambda completions, **columns: [math.inf] * len(completions), r"4 of them not finite \(inf\)"),
+    "minus infinity": (lambda completions, **columns: [0, 0, 0, -math.inf], r"1 of them not finite \(-inf\)"),
+    "not a number": (lambda completions, **columns: [math.nan] * len(completions), r"4 of them not finite \(nan\)"),
     "beyond float32": (lambda completions, **columns: [1e300] * len(completions), "too large for float32"),
-    "texts": (lambda completions, **columns: ["1.0"] * len(completions), "returned no numbers: '1.0' is text"),
+    "texts": (lambda completions, **columns: ["1.0"] * len(completions), "returned no list of numbers: '1.0' is text"),
     "a text": (lambda completions, **columns: "good", "returned str 'good'"),
     "a dictionary": (lambda completions, **columns: {"reward": [1, 2, 3, 4]}, "returned dict"),
-    "a matrix": (lambda completions, **columns: np.ones((len(completions), 2)), "returned no numbers"),
-    "lists": (lambda completions, **columns: [[1.0]] * len(completions), "returned no numbers"),
+    "a matrix": (lambda completions, **columns: np.ones((len(completions), 2)), "returned no list of numbers"),
+    "lists": (lambda completions, **columns: [[1.0]] * len(completions), "returned no list of numbers"),
     "an unknown argument": (lambda completions, rubric, **columns: [1.0], "missing a required argument: 'rubric'"),
     "no columns": (lambda completions: [1.0], "write those that it needs and `\\*\\*columns`"),
     "no arguments": (lambda: [1.0], "cannot be called"),
@@ -181,8 +181,8 @@ def tuned(tiny_life, tmp_path):
 def test_every_stage_tries_the_functions_first(tuned, stage):
     own = PPO if stage == "ppo" else ()
     for function, words in (
-        ("infinite", "rewards:infinite returned inf for 4 of 4 completions"),
-        ("nothing", "nothing returned None for 4 of 4 completions"),
+        ("infinite", "rewards:infinite returned 4 numbers for 4 completions, 4 of them not finite (inf)"),
+        ("nothing", "None for 4 of 4 completions"),
         ("no_columns", "rewards:no_columns(completions) cannot be called"),
     ):
         done = run_stage(stage, *own, f"--{stage}.reward_functions=[rewards:{function}]", folder=tuned)

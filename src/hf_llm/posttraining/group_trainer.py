@@ -269,10 +269,11 @@ def build_group_trainer(
     completion_length = default_completion_length(section, context)
     limit = prompt_limit(context, completion_length, output.folder)
     rows, counts["refused"] = drop_refused_rows([train, evaluation], (), tokenizer, section.allow_drop)
-    functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
-    try_reward_functions(functions, rows[0], tokenizer)
     rows, too_long = fit_rows(rows, (), tokenizer, limit, section, output.folder)
     counts |= too_long
+
+    functions = load_reward_functions(section.reward_functions, output.sources.get("reward"), tokenizer)
+    try_reward_functions(functions, rows[0], tokenizer)
 
     trainer = build_trainer(
         partial(trainer_class, reward_funcs=functions),

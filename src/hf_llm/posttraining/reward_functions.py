@@ -196,7 +196,9 @@ class CheckedReward:
                     raise TypeError(f"{value!r} is text")
                 numbers.append(None if value is None else float(value))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"reward_functions: {self.name} returned no numbers: {one_line(error)}; {remedy}") from None
+            raise UserError(
+                f"reward_functions: {self.name} returned no list of numbers: {one_line(error)}; {remedy}"
+            ) from None
 
         if len(numbers) != count:
             raise UserError(
@@ -205,8 +207,8 @@ class CheckedReward:
         not_finite = [number for number in numbers if number is not None and not math.isfinite(number)]
         if not_finite:
             raise UserError(
-                f"reward_functions: {self.name} returned {not_finite[0]} for {len(not_finite)} of {count} completions; "
-                f"{remedy}"
+                f"reward_functions: {self.name} returned {count} numbers for {count} completions, {len(not_finite)} of "
+                f"them not finite ({not_finite[0]}); {remedy}"
             )
         return numbers
 
@@ -309,6 +311,6 @@ def check_every_completion_scored(scores: torch.Tensor, functions: list[RewardFu
     without = int(scores.isnan().all(0).sum())
     if without:
         raise UserError(
-            f"reward_functions: {names} returned None for {without} of {scores.shape[1]} completions; at least one "
+            f"reward_functions: {names} returned no list of numbers: None for {without} of {scores.shape[1]} completions; at least one "
             "function has to return a number for each"
         )

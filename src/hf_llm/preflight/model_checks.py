@@ -77,8 +77,8 @@ def build_base_config(
     size = vocabulary or TokenizerSection().vocab_size
     if model.get("vocab_size", size) < size:
         raise UserError(
-            f"model.vocab_size: {model['vocab_size']} is less than the tokenizer's {size} tokens; leave it out, and the "
-            "tokenizer decides"
+            f"model.vocab_size: {model['vocab_size']} is less than the tokenizer's {size} tokens; leave it out, and "
+            "the tokenizer decides"
         )
     return build_planned_config(model, size, section.context)
 

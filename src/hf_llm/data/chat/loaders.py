@@ -33,9 +33,10 @@ from hf_llm.data.chat.formats import (
 )
 from hf_llm.data.chat.messages import LeftOut, Row, Unusable
 from hf_llm.data.files.archives import extract_members, is_archive
-from hf_llm.data.files.file_formats import FORMATS, check_origins, find_files, is_input_file
+from hf_llm.data.files.compressed import content_suffix
+from hf_llm.data.files.file_formats import FORMATS, check_origins, explain_exclusion, find_files
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import content_suffix, read_hub_rows, read_rows, unreadable_file_error
+from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -414,7 +415,9 @@ def _read_source(source: ConversationSource, errors: ReadErrors, left_out: Count
 def _read_archive(path: Path, errors: ReadErrors, left_out: Counter) -> Iterator[tuple[str, int, Row]]:
     """Yield the file, number and columns of every row in an archive. Files that hold no rows are counted."""
     for name, unpacked in extract_members(path, errors):
-        if not is_input_file(name):
+        exclusion = explain_exclusion(name)
+        if exclusion:
+            left_out[f"a file in the archive: {exclusion}"] += 1
             continue
         if content_suffix(unpacked) not in FORMATS["rows"]:
             left_out[f"a file in the archive that holds no rows ({Path(name).suffix or name})"] += 1
