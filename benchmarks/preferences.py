@@ -70,7 +70,7 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     from hf_llm.pipeline.run import StageOutput
     from hf_llm.posttraining.build_trainer import build_trainer
     from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
-    from hf_llm.posttraining.overlong_rows import drop_overlong_rows
+    from hf_llm.posttraining.rows.overlong_rows import drop_overlong_rows
     from hf_llm.posttraining.starting_model import load_chat_tokenizer
 
     source = ConversationSource(license="mit", path=str(folder / "pairs.jsonl"))

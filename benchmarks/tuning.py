@@ -110,7 +110,7 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     from hf_llm.data.chat.loaders import ConversationSource
     from hf_llm.pipeline.run import StageOutput
     from hf_llm.posttraining.build_trainer import build_trainer
-    from hf_llm.posttraining.sft_dataset import build_sft_rows
+    from hf_llm.posttraining.rows.sft_dataset import build_sft_rows
     from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
     from hf_llm.posttraining.starting_model import load_chat_tokenizer
     from hf_llm.sft import SftSection

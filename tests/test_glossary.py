@@ -38,7 +38,7 @@ DROP_REASONS = {
     "src/hf_llm/data/chat/formats.py": r"is no text$|is no list of pairs$",
     "src/hf_llm/data/chat/messages.py": r"(is|are) no (list|text|JSON)$",
     "src/hf_llm/data/corpus/readers/tabular.py": r"is no text$",
-    "src/hf_llm/posttraining/sft_dataset.py": r"^no answer that is to be learnt$",
+    "src/hf_llm/posttraining/rows/sft_dataset.py": r"^no answer that is to be learnt$",
 }
 
 CODE = re.compile(r"```.*?```|`[^`]*`|https?://\S+|^ {4}.*$", re.DOTALL | re.MULTILINE)

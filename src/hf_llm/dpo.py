@@ -23,8 +23,8 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
-from hf_llm.posttraining.overlong_rows import fit_rows
-from hf_llm.posttraining.refused_rows import drop_refused_rows
+from hf_llm.posttraining.rows.overlong_rows import fit_rows
+from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length

@@ -22,8 +22,8 @@ from hf_llm.model.load import load_tokenizer
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
+from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import max_row_length

@@ -24,9 +24,9 @@ from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
 from hf_llm.posttraining.packing_check import check_packing
-from hf_llm.posttraining.preview import render_preview
+from hf_llm.posttraining.rows.preview import render_preview
+from hf_llm.posttraining.rows.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
 from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length

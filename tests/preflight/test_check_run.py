@@ -74,7 +74,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "tokenizer file": ({"tokenizer.use": "nowhere.model"}, "tokenizer.use", "no file"),
     "tokenizer to compare": ({"tokenizer.compare": ["nobody/nothing"]}, "tokenizer.compare[0]", "correct the name"),
     "chat template": ({"tokenizer.chat_template": "nowhere.jinja"}, "tokenizer.chat_template", "chatml"),
-    "chat template that does not parse": ({"tokenizer.chat_template": "broken.jinja"}, "tokenizer.chat_template", ""),
+    "chat template that does not parse": ({"tokenizer.chat_template": "broken.jinja"}, "tokenizer", "endfor"),
     "chat template without marks": ({"tokenizer.chat_template": "plain.jinja"}, "tokenizer", "generation"),
     # Model
     "model type": ({"model": {"model_type": "lama"}}, "model: model_type: 'lama'", "did you mean llama"),
@@ -146,7 +146,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "reward model": ({"grpo.reward_model": "nobody/scores"}, "grpo.reward_model", "correct the name"),
     "group size": (
-        {"grpo.reward_functions": ["tiny_rewards:short"], "grpo.training.num_generations": 3}, "grpo.training", "divisible"
+        {"grpo.reward_functions": ["tiny_rewards:short"], "grpo.training.num_generations": 3},
+        "grpo.training",
+        "divisible",
     ),
     "too few prompts": (
         {"rloo.reward_functions": ["tiny_rewards:short"], "rloo.training.per_device_train_batch_size": 4096},

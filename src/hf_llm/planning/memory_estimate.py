@@ -153,12 +153,12 @@ def build_planned_model(
         return model
     from peft import LoraConfig, get_peft_model
 
-    with keep_modules_on_their_device():
+    with _keep_modules_on_their_device():
         return get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
 
 
 @contextmanager
-def keep_modules_on_their_device() -> Iterator[None]:
+def _keep_modules_on_their_device() -> Iterator[None]:
     """Let `torch.nn.Module.to` do nothing.
 
     peft moves each adapter to the device of the layer that it wraps, where it has been made already. Tensors without

@@ -27,14 +27,14 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
-from hf_llm.posttraining.overlong_rows import fit_rows, prompt_limit
-from hf_llm.posttraining.refused_rows import drop_refused_rows
 from hf_llm.posttraining.reward_check import ConstantRewardWarning
 from hf_llm.posttraining.reward_functions import (
     check_every_completion_scored,
     load_reward_functions,
     try_reward_functions,
 )
+from hf_llm.posttraining.rows.overlong_rows import fit_rows, prompt_limit
+from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import RolloutSection, default_completion_length
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from hf_llm.posttraining.trl_metrics import TrlEvaluation

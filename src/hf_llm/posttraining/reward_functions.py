@@ -311,6 +311,6 @@ def check_every_completion_scored(scores: torch.Tensor, functions: list[RewardFu
     without = int(scores.isnan().all(0).sum())
     if without:
         raise UserError(
-            f"reward_functions: {names} returned no list of numbers: None for {without} of {scores.shape[1]} completions; at least one "
-            "function has to return a number for each"
+            f"reward_functions: {names} returned no list of numbers: None for {without} of {scores.shape[1]} "
+            "completions; at least one function has to return a number for each"
         )

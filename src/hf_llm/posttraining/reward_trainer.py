@@ -12,7 +12,7 @@ from trl import RewardTrainer
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.evaluation.intervals import bootstrap_interval, wilson_interval
 from hf_llm.model.load import load_reward_model
-from hf_llm.posttraining.overlong_rows import fit_rows
+from hf_llm.posttraining.rows.overlong_rows import fit_rows
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.trl_metrics import TrlMetrics
 from hf_llm.tokenization.chat_encoding import encode_chat

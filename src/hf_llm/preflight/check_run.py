@@ -108,7 +108,7 @@ def check_data_sections(
     if "corpus" in recipes:
         check_corpus(recipes["corpus"].corpus, run.folder("corpus"), findings)
 
-    named = (run.tree.get("pretrain") or {}).get("tokenizer")
+    named = findings.attempt("pretrain.tokens", run.named_folder, "tokenizer")
     if named is not None or has_tokenizer(run):
         tokenizer = findings.attempt("pretrain.tokenizer", load_tokenizer, named or run.folder("tokenizer"))
         return tokenizer, tokenizer is not None

@@ -5,34 +5,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.core.recipe import Settings
-from hf_llm.data.tokens.token_shards import read_index
+from hf_llm.model.adapters import is_adapter
 from hf_llm.model.load import (
     CAUSAL,
-    INVALID_CONFIG,
     build_config,
-    build_untrained_model,
     check_model_path,
+    check_shapes,
     load_tokenizer,
     resolve_context,
 )
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.pipeline.stages import STAGES
-from hf_llm.planning.memory_estimate import build_planned_config, keep_modules_on_their_device
-from hf_llm.posttraining.sections import is_adapter
+from hf_llm.pipeline.tokens_folder import read_index, require_tokenizer
+from hf_llm.planning.memory_estimate import build_planned_config
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
 from hf_llm.preflight.stand_in import stand_in_training, write_stand_in_tokens
+from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.arguments import build_training_arguments, check_deepspeed_config, split_batch
 from hf_llm.training.batch_rampup import first_step_updates
 from hf_llm.training.objectives import Objective
+from hf_llm.training.schedules import check_schedule_fits
 
 MESSAGE_CHARS = 300  # of an error of a library
 
@@ -60,7 +59,7 @@ def plan_base_model(
     context = None
     if config is not None:
         context = findings.attempt("pretrain.context", resolve_context, config, section.context)
-        findings.attempt("model", build_shapes, config)
+        findings.attempt("model", check_shapes, config)
     return StartingModel(config, tokenizer, is_final, context)
 
 
@@ -81,43 +80,6 @@ def build_base_config(
             "the tokenizer decides"
         )
     return build_planned_config(model, size, section.context)
-
-
-def build_shapes(config: PreTrainedConfig) -> None:
-    """Build the model without its weights, and let a few tokens through. Raises UserError where shapes disagree."""
-    try:
-        with torch.device("meta"):
-            model = build_untrained_model(config)
-            if config.model_type == "hf_llm":
-                model(input_ids=torch.zeros(1, 8, dtype=torch.long))
-    except (*INVALID_CONFIG, RuntimeError, AttributeError) as error:
-        raise UserError(f"model: a model of these settings cannot be built: {shorten(error)}") from error
-
-
-def check_lora(key: str, lora: dict[str, Any], config: PreTrainedConfig, task: str, findings: Findings) -> None:
-    """Check a `lora` section against the names of the model's layers."""
-    findings.attempt(key, inject_adapters, key, lora, config, task)
-
-
-def inject_adapters(key: str, lora: dict[str, Any], config: PreTrainedConfig, task: str) -> None:
-    """Put adapters into a model without weights. Raises UserError where PEFT refuses the settings."""
-    try:
-        adapter = LoraConfig(**{"task_type": task, **lora, "init_lora_weights": True})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{key}: {shorten(error)}") from error
-    with torch.device("meta"):
-        model = build_untrained_model(config)
-    try:
-        with torch.device("meta"), keep_modules_on_their_device():
-            get_peft_model(model, adapter)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        layers = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if is_linear(part)})
-        listed = ", ".join(layers)
-        raise UserError(f"{key}: {shorten(error)}\n    its linear layers are {listed}; or write all-linear") from error
-
-
-def is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
 
 
 def load_starting_model(key: str, path: str, findings: Findings) -> StartingModel:
@@ -177,7 +139,7 @@ def check_pretraining(
     if section.start_from is not None:
         load_starting_model("pretrain.start_from", section.start_from, findings)
     if section.tokens is not None:
-        findings.attempt("pretrain.tokens", check_tokens_folder, section.tokens)
+        findings.attempt("pretrain.tokens", check_tokens, section)
     if section.tokenizer is not None:
         findings.attempt("pretrain.tokenizer", load_tokenizer, section.tokenizer)
 
@@ -188,8 +150,13 @@ def check_pretraining(
         findings.attempt("pretrain", build_stand_in_pretraining, recipe, objective, base, work / "base")
 
 
-def check_tokens_folder(path: str) -> None:
-    read_index(Path(path))
+def check_tokens(section: Any) -> None:
+    """Raise UserError where `pretrain.tokens` holds no shards, or their tokenizer is not at hand or another one."""
+    read_index(Path(section.tokens))
+    if section.tokenizer is None:
+        require_tokenizer(section.tokens)
+    else:
+        check_shards_tokenizer(section.tokens, load_tokenizer(section.tokenizer), "pretrain.tokenizer")
 
 
 def check_arguments(
@@ -198,9 +165,11 @@ def check_arguments(
     """Build the library's training arguments from a section's settings, for this device."""
     settings = Settings({**settings, "report_to": "none"})
     settings.pop("push_to_hub", None)
-    findings.attempt(
+    arguments = findings.attempt(
         f"{folder}.training", build_training_arguments, arguments_class, settings, work / "arguments", seed, folder
     )
+    if arguments is not None and arguments.max_steps > 0:
+        findings.attempt(f"{folder}.training", check_schedule_fits, arguments, arguments.max_steps, folder)
 
 
 def build_stand_in_pretraining(recipe: Any, objective: Objective, base: StartingModel, folder: Path) -> None:

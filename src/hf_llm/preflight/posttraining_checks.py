@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from datasets import Dataset
+
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import field_types
 from hf_llm.data.chat.loaders import (
@@ -20,12 +22,16 @@ from hf_llm.model.load import load_tokenizer
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.posttraining.group_trainer import check_enough_prompts
+from hf_llm.posttraining.kto_trainer import check_labels
+from hf_llm.posttraining.lora import check_lora_fits
 from hf_llm.posttraining.qlora import check_quantization
-from hf_llm.posttraining.reward_functions import check_same_tokenizer, import_reward_function
-from hf_llm.posttraining.sections import PostTrainingSection, RolloutSection
+from hf_llm.posttraining.reward_functions import check_same_tokenizer, load_reward_functions, try_reward_functions
+from hf_llm.posttraining.rows.overlong_rows import describe_fitted_rows, fit_rows, measure_rows, prompt_limit
+from hf_llm.posttraining.rows.sft_dataset import build_sft_rows
+from hf_llm.posttraining.sections import PostTrainingSection, RolloutSection, default_completion_length
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
-from hf_llm.preflight.model_checks import StartingModel, check_arguments, check_lora, shorten
+from hf_llm.preflight.model_checks import StartingModel, check_arguments, shorten
 from hf_llm.preflight.stand_in import (
     BYTES_PER_TOKEN_LIMIT,
     save_stand_in,
@@ -37,6 +43,9 @@ from hf_llm.preflight.stand_in import (
 SAMPLE_ROWS = 1000  # of each source; a smaller source is read whole
 INSTALLED_ROWS = 50  # of the documentation on this disk, whose rows are made by us
 STAND_IN_ROWS = 16
+
+# The columns of answers that count with the prompt, by folder.
+COMPLETIONS = {"dpo": ("chosen", "rejected"), "reward": ("chosen", "rejected"), "kto": ("completion",)}
 
 Loader = Callable[..., tuple[Any, Any, dict[str, Any]]]
 
@@ -53,13 +62,13 @@ def check_section(
     """Check the section of the stage that makes `folder`."""
     section = getattr(recipe, folder)
     task = "SEQ_CLS" if STAGES[folder].kind == "reward_model" else "CAUSAL_LM"
-    rows_to_train = check_rows(folder, section, recipe.seed, findings)
+    rows = check_rows(folder, section, recipe.seed, findings)
     if section.lora is not None and start.config is not None:
-        check_lora(f"{folder}.lora", section.lora, start.config, task, findings)
+        findings.attempt(f"{folder}.lora", check_lora_fits, section.lora, start.config, folder, task)
     if section.quantize and on_this_host:
         findings.attempt(f"{folder}.quantize", check_quantization, section.quantize, folder)
     if isinstance(section, RolloutSection):
-        check_rewards(folder, section, start, has_reward_stage, findings)
+        check_rewards(folder, section, start, has_reward_stage, rows, findings)
 
     requested = section.training.get("max_length")
     if requested and start.context and requested > start.context:
@@ -73,14 +82,16 @@ def check_section(
         check_arguments(folder, arguments_class, section.training, recipe.seed, work, findings)
     if start.tokenizer is not None and start.context and not findings.has_problem(folder):
         trainer = findings.attempt(folder, build_stand_in_trainer, folder, recipe, start, work / folder, findings)
-        if trainer is not None and rows_to_train is not None and folder in ("grpo", "rloo"):
-            findings.attempt(folder, check_enough_prompts, trainer, rows_to_train, folder)
+        if trainer is not None and rows is not None and folder in ("grpo", "rloo"):
+            findings.attempt(folder, check_enough_prompts, trainer, len(rows[0]), folder)
+    if rows is not None and start.is_tokenizer_final and start.context and not findings.has_problem(folder):
+        findings.attempt(f"{folder}.data", check_lengths, folder, section, recipe.seed, rows, start, findings)
 
 
-def check_rows(folder: str, section: PostTrainingSection, seed: int, findings: Findings) -> int | None:
+def check_rows(folder: str, section: PostTrainingSection, seed: int, findings: Findings) -> list[Dataset] | None:
     """Read the first rows of every source of a section, all of those with few.
 
-    Returns how many there are to train on; None where they have not all been read, or cannot be used.
+    Returns those to train and to evaluate on; None where they have not all been read, or cannot be used.
     """
     load = select_loader(folder, section)
     sources_are_whole = True
@@ -98,8 +109,36 @@ def check_rows(folder: str, section: PostTrainingSection, seed: int, findings: F
             note_dropped(key, report, findings)
     if not sources_are_whole:
         return None
-    rows = findings.attempt(f"{folder}.data", load, section.data, section.evaluation_share, seed, section.allow_drop)
-    return None if rows is None else len(rows[0])
+    loaded = findings.attempt(f"{folder}.data", load, section.data, section.evaluation_share, seed, section.allow_drop)
+    if loaded is None:
+        return None
+    train, evaluation, _ = loaded
+    if folder == "kto" and findings.attempt("kto.data", check_labels, [train, evaluation]) is None:
+        return None if findings.has_problem("kto.data") else [train, evaluation]
+    return [train, evaluation]
+
+
+def check_lengths(
+    folder: str, section: PostTrainingSection, seed: int, rows: list[Dataset], start: StartingModel, findings: Findings
+) -> None:
+    """Note how many rows do not fit the context, and what becomes of them. Raises UserError where none is left."""
+    assert start.tokenizer is not None and start.context is not None
+    limit = section.training.get("max_length") or start.context
+    if folder == "sft":
+        report = build_sft_rows(section, seed, start.tokenizer, limit).report
+        if report["truncated"]:
+            findings.add_note(
+                f"sft: {report['truncated']:,} of {report['kept']:,} rows are longer than {limit:,} tokens"
+            )
+        return
+
+    completions = COMPLETIONS.get(folder, ())
+    if isinstance(section, RolloutSection):
+        limit = prompt_limit(start.context, default_completion_length(section, start.context), folder)
+    lengths = measure_rows(rows, completions, start.tokenizer)
+    if lengths.too_long(limit):
+        _, counts = fit_rows(rows, completions, start.tokenizer, limit, section, folder)
+        findings.add_note(f"{folder}: {describe_fitted_rows(lengths, limit, counts, section)}")
 
 
 def read_sample(load: Loader, source: ConversationSource, section: PostTrainingSection, seed: int) -> dict[str, Any]:
@@ -136,11 +175,22 @@ def note_dropped(key: str, report: dict[str, Any], findings: Findings) -> None:
 
 
 def check_rewards(
-    folder: str, section: RolloutSection, start: StartingModel, has_reward_stage: bool, findings: Findings
+    folder: str,
+    section: RolloutSection,
+    start: StartingModel,
+    has_reward_stage: bool,
+    rows: list[Dataset] | None,
+    findings: Findings,
 ) -> None:
-    """Check what gives the rewards of a stage: functions, a model that the recipe names, or the run's own."""
-    for name in section.reward_functions:
-        findings.attempt(f"{folder}.reward_functions", import_reward_function, name)
+    """Check what gives the rewards of a stage: functions, a model that the recipe names, or the run's own.
+
+    The functions are called on the first `rows`.
+    """
+    key = f"{folder}.reward_functions"
+    if section.reward_functions:
+        functions = findings.attempt(key, load_reward_functions, section.reward_functions, None, None)
+        if functions and rows:
+            findings.attempt(key, try_reward_functions, functions, rows[0])
     if section.reward_model:
         key = f"{folder}.reward_model"
         if Path(section.reward_model).is_dir():

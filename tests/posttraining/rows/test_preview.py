@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from hf_llm.core.labels import IGNORE_INDEX
-from hf_llm.posttraining.preview import paint_tokens, render_preview
+from hf_llm.posttraining.rows.preview import paint_tokens, render_preview
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from tests.byte_tokenizer import TEXTS

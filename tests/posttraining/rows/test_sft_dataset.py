@@ -10,7 +10,7 @@ from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import ConversationSource, load_labelled_completions, load_preferences
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_rows
-from hf_llm.posttraining.sft_dataset import build_sft_rows, format_rows_table
+from hf_llm.posttraining.rows.sft_dataset import build_sft_rows, format_rows_table
 from hf_llm.sft import SftSection
 from hf_llm.tokenization.chat_encoding import encode_chat
 from tests.byte_tokenizer import byte_tokenizer

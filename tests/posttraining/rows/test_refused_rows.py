@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from hf_llm.core.errors import UserError
-from hf_llm.posttraining.refused_rows import drop_refused_rows
+from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from tests.tiny_models import CHATML, tiny_tokenizer
 
 # As Gemma's template does.

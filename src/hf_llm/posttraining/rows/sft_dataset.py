@@ -19,7 +19,7 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
 from hf_llm.data.chat.messages import load_tools
-from hf_llm.posttraining.overlong_rows import TRUNCATE
+from hf_llm.posttraining.rows.overlong_rows import TRUNCATE
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat, tool_support
 from hf_llm.tokenization.text_boundaries import encode_document

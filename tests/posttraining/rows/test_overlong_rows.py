@@ -7,7 +7,7 @@ from datasets import Dataset
 from hf_llm.core.errors import UserError
 from hf_llm.dpo import DpoSection
 from hf_llm.posttraining.build_trainer import drop_special_token_rows
-from hf_llm.posttraining.overlong_rows import fit_rows, measure_rows, prompt_limit
+from hf_llm.posttraining.rows.overlong_rows import fit_rows, measure_rows, prompt_limit
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
