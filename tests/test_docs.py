@@ -26,6 +26,13 @@ def test_links_to_files_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_every_test_that_the_page_of_faults_names_exists():
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", (DOCS / "faults.md").read_text(encoding="utf-8"))
+    assert len(named) > 80
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8") or not test, (path, test)
+
+
 def test_the_reference_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == render(), "run `make reference`"
 
