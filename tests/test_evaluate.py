@@ -136,4 +136,7 @@ def test_too_little_test_text_is_a_user_error(run, capsys):
     write_json(run / "tokens/index.json", index)
     with pytest.raises(SystemExit):
         evaluate.main(["tiny.yaml"])
+    assert "runs/tiny/base: inputs changed: tokens" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]"])
     assert "test split" in capsys.readouterr().err

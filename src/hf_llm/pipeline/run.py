@@ -35,7 +35,7 @@ from hf_llm.pipeline.session_clock import CLOCK_FILE, SessionClock
 from hf_llm.pipeline.setting_kinds import Change, is_longer, kind_of, list_changes
 from hf_llm.pipeline.sizing import apply_sizing
 from hf_llm.pipeline.stage_inputs import list_inputs, record_local_files
-from hf_llm.pipeline.stages import MODELS, RECIPE_KEYS, STAGES, is_requested
+from hf_llm.pipeline.stages import DATA, MODELS, RECIPE_KEYS, STAGES, is_requested
 from hf_llm.pipeline.status import STATUS
 from hf_llm.pipeline.tokens_folder import require_tokenizer
 
@@ -48,7 +48,7 @@ FRESH = "--fresh"  # the option that renames a folder and the later ones, so tha
 MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
-# What stays in the folder of a finished training that is continued, and what goes on there as a copy.
+# What stays in the folder of a finished training that is continued, and what stays there as a copy too.
 CONTINUED = ("checkpoint-*", "logs", LOCK_FILE + "*", CLOCK_FILE)
 COPIED = ("samples.jsonl", STATUS)
 
@@ -452,7 +452,9 @@ class Run:
         if not old:  # an older version recorded none of a report
             return self._describe_newer_inputs(folder, recorded, current) if STAGES[folder].restates else None
         changed = [name for name in old if name in current and current[name] != old[name]]
-        changed += [f"{name} (new)" for name in current if name not in old]
+        # The folders of data are inputs by whatever recipe: where they are not recorded, nobody recorded them.
+        always = () if STAGES[folder].restates else DATA
+        changed += [f"{name} (new)" for name in current if name not in old and name not in always]
         changed += [f"{name} (no longer one)" for name in old if name not in current]
         return self._describe_stale(folder, changed)
 

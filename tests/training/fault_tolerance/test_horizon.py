@@ -11,10 +11,10 @@ from hf_llm.pipeline.folder_lock import LOCK_FILE
 from hf_llm.training.fault_tolerance.checkpoints import digest_of
 from hf_llm.training.fault_tolerance.horizon import decay_start, first_difference, read_schedule
 from hf_llm.training.fault_tolerance.resume import ResumeTerms
-from tests.training.fault_tolerance.faults import kill_in_step, run, signal_in_step, slow_steps, start
+from tests.training.fault_tolerance.faults import Started, kill_in_step, run, signal_in_step, slow_steps
 
 CONSTANT = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.25}
-STABLE = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}, "warmup_steps": 2}
+STABLE = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 4}, "warmup_steps": 2}
 COSINE = {"lr_scheduler_type": "cosine"}
 
 
@@ -67,10 +67,10 @@ def test_a_finished_one_with_a_decay_goes_on_from_the_checkpoint_before_it(tmp_p
     whole = run(tmp_path / "whole", max_steps=16, **STABLE)
     assert run(tmp_path / "base", save_steps=1, **STABLE).code == 0
     kept = sorted(path.name for path in (tmp_path / "base").glob("checkpoint-*"))
-    assert kept == ["checkpoint-10", "checkpoint-11", "checkpoint-12"]  # the one before the decay stays
+    assert kept == ["checkpoint-11", "checkpoint-12", "checkpoint-8"]  # the one before the decay stays
     longer = run(tmp_path / "base", max_steps=16, **STABLE)
     assert longer.code == 0, longer.output
-    assert "checkpoint-10 is the last one whose learning rate is that of 16 steps" in longer.output
+    assert "checkpoint-8 is the last one whose learning rate is that of 16 steps" in longer.output
     assert (tmp_path / "base" / "checkpoint-12.undone").exists()
     assert longer.outcome["weights"] == whole.outcome["weights"]
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_an_older_version_resumes_by_the_digest_of_its_settings(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_of_two_equal_trainings_at_once_exactly_one_trains(tmp_path, processes):
     slow = partial(slow_steps, seconds=0.4)
-    trainings = [start(tmp_path / "base", slow, processes=processes) for _ in range(2)]
+    trainings = [Started(tmp_path / "base", (slow,), processes, {}) for _ in range(2)]
     ended = [training.end() for training in trainings]
     assert sorted(end.codes for end in ended) == [[0] * processes, [2] * processes], ended[0].output
     assert "is in use by process" in ended[0].output

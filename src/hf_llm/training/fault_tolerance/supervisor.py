@@ -108,7 +108,7 @@ class Supervisor:
         path = self.folder / RECORD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_second_supervisor()
-        with FolderLock(path.parent, SUPERVISOR_LOCK):  # of two that start at once, one goes on
+        with FolderLock(path.parent, SUPERVISOR_LOCK):  # of two that start at once, one continues
             return self._supervise()
 
     def _supervise(self) -> int:
