@@ -1,10 +1,15 @@
 """One whole life of the tiny recipe, shared by the tests of the stages."""
 
 import importlib
+import os
 
 import pytest
 
 from tests.tiny_recipe import prepare, run_module, write_inputs
+
+# The check of the whole recipe before each stage takes a second or two: it runs in the tests that are about it, and
+# once before the whole life below.
+os.environ.setdefault("HF_LLM_SKIP_CHECK", "1")
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +17,7 @@ def tiny_life(tmp_path_factory):
     """A folder where the tiny recipe's whole life has been run: `runs/tiny`. Read it, do not write to it."""
     folder = tmp_path_factory.mktemp("life")
     write_inputs(folder)
-    done = run_module("hf_llm.run", "tiny.yaml", folder=folder)
+    done = run_module("hf_llm.run", "tiny.yaml", folder=folder, HF_LLM_SKIP_CHECK="0")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
     return folder

@@ -84,9 +84,10 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
     """Check a run, with everything printed going to the file `log`, and send the findings."""
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    file = open(log, "w", encoding="utf-8")
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file
     from hf_llm.preflight.check_run import check_run
 
     try:
@@ -95,6 +96,5 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         traceback.print_exc()
         raise
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        file.flush()
         sender.close()

@@ -8,7 +8,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.preflight.findings import Findings
 
@@ -68,9 +67,3 @@ def check_push_right(key: str, findings: Findings) -> None:
     role = (account.get("auth") or {}).get("accessToken", {}).get("role")
     if role == "read":
         findings.add_problem(key, "the token may only read; make one with write access, or take push_to_hub out")
-
-
-def require_local_folder(key: str, path: str, purpose: str) -> None:
-    """Raise UserError unless `path` is a folder."""
-    if not Path(path).is_dir():
-        raise UserError(f"{key}: there is no folder {path}; name {purpose}")
