@@ -31,7 +31,7 @@ def checks(monkeypatch):
 
 def test_a_stage_tells_the_mistakes_of_all_sections_before_it_makes_anything(folder, capsys):
     arguments = [
-        "--dpo.training.loss_type=ipoo",
+        "--dpo.training.loss_type=[ipoo]",
         "--evaluate.tokens=0",
         "--sft.data=[{path: chat.jsonl, license: mit}]",
     ]
@@ -89,7 +89,7 @@ def test_a_check_that_fails_shows_what_it_has_printed(folder, monkeypatch):
         raise ZeroDivisionError("our fault")
 
     monkeypatch.setattr("hf_llm.preflight.check_run.check_run", fail)
-    with pytest.raises(RuntimeError, match="what it was doing(.|\n)*ZeroDivisionError: our fault"):
+    with pytest.raises(RuntimeError, match=r"what it was doing(.|\n)*ZeroDivisionError: our fault"):
         check_in_child(Run(["tiny.yaml"]))
 
 

@@ -84,17 +84,17 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
     """Check a run, with everything printed going to the file `log`, and send the findings."""
     sys.stdout.flush()
     sys.stderr.flush()
-    file = open(log, "w", encoding="utf-8")
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-    sys.stdout = sys.stderr = file
-    from hf_llm.preflight.check_run import check_run
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        from hf_llm.preflight.check_run import check_run
 
-    try:
-        sender.send(check_run(Run(argv), work, on_this_host))
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        file.flush()
-        sender.close()
+        try:
+            sender.send(check_run(Run(argv), work, on_this_host))
+        except BaseException:
+            traceback.print_exc()
+            raise
+        finally:
+            file.flush()
+            sender.close()
