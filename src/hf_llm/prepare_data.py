@@ -15,7 +15,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.extras import require_extras
 from hf_llm.core.format import format_megabytes
-from hf_llm.core.manifest import digest_of, package_versions
+from hf_llm.core.manifest import digest_of, package_versions, read_manifest
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.files.read_errors import describe_counts, describe_input
 from hf_llm.pipeline.run import read_run
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from hf_llm.data.corpus.sources import explain_left_out_file, name_file_in_sources
 
     if document is not None:
-        if not run.is_complete("corpus"):
+        if read_manifest(run.folder("corpus")) is None:
             raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
         left_out = explain_left_out_file(document, recipe.corpus.sources)
         names = name_file_in_sources(document, recipe.corpus.sources)

@@ -41,9 +41,9 @@ def test_a_known_device_has_its_data_sheets_dense_peak(name, teraflops):
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA GeForce RTX 3090 Ti",
-        "NVIDIA A10G",
-        "NVIDIA L40",
+        "NVIDIA GeForce RTX 3090 Ti Laptop GPU",
+        "NVIDIA A10X",
+        "NVIDIA L40G",
         "Quadro K620",
     ],
 )

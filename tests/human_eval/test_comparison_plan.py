@@ -95,6 +95,7 @@ def test_models_are_named_by_their_folder_with_what_makes_their_answers(tmp_path
     for name in ("one/sft", "one/dpo", "two/sft"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "weights").write_text(name)
+        (tmp_path / name / "config.json").write_text("{}")
     one, other, two = (str(tmp_path / name) for name in ("one/sft", "one/dpo", "two/sft"))
     made = describe_models([one, other], 7, 64, {"do_sample": False})
     assert list(made) == ["sft", "dpo"]

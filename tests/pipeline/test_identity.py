@@ -293,7 +293,12 @@ def test_a_finished_training_that_is_to_be_longer_is_not_complete_and_what_was_m
         assert (output.path / MANIFEST_FILE).exists()  # until nothing speaks against it
         output.accept_changes()
         assert read_manifest(made / "runs/all/base.1")["settings"]["pretrain.training.max_steps"] == 2
-        assert [path.name for path in sorted(output.path.iterdir())] == ["begun.json", "checkpoint-2", "lock.json"]
+        assert [path.name for path in sorted(output.path.iterdir())] == [
+            "begun.json",
+            "checkpoint-2",
+            "clock.json",
+            "lock.json",
+        ]
         (output.path / "data.txt").write_text("base longer")
         output.complete("longer", ["mit"])
     run.archive_from("sft")

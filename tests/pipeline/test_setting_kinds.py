@@ -51,7 +51,7 @@ FREE_FIELDS = {"evaluation_tokens", "samples", "extend", "allow_drop"}
 INPUT_FIELDS = {"start_from", "tokens", "tokenizer", "model", "reward_model"}
 FIXED_FIELDS = {
     *("tokens_per_step", "context", "context_warmup", "batch_warmup", "z_loss", "spikes", "objective", "keep_layers"),
-    *("data", "lora", "evaluation_share", "quantize", "reward_functions", "rows", "training"),
+    *("data", "lora", "evaluation_share", "quantize", "reward_functions", "rows", "training", "too_long"),
 }
 
 

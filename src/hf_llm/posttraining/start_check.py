@@ -91,8 +91,6 @@ def measure_first_batch(trainer: Trainer) -> dict[str, float]:
 
 def take_collected_metrics(trainer: Trainer) -> dict[str, float]:
     """Return the means that a trainer has collected for its next evaluation's log entry, and forget them."""
-    if hasattr(trainer, "take_evaluation_metrics"):
-        return trainer.take_evaluation_metrics()
     collected = getattr(trainer, "_metrics", {}).get("eval", {})
     means = {name: sum(values) / len(values) for name, values in collected.items() if values}
     collected.clear()

@@ -398,7 +398,8 @@ def kill_in_rotation(trainer: Trainer, files: int) -> None:
 
     def counted(path: Any, *args: Any, **kwargs: Any) -> None:
         unlink(path, *args, **kwargs)
-        deleted.append(path)
+        if "dir_fd" in kwargs:  # as shutil.rmtree deletes; a lock is deleted otherwise
+            deleted.append(path)
         if len(deleted) == files:
             kill()
 

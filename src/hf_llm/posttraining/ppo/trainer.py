@@ -503,13 +503,6 @@ class PPOTrainer(ExactEvaluation, Trainer):
                 sum_and_count = self._log_sums[name] + sum_and_count
             self._log_sums[name] = sum_and_count
 
-    def take_evaluation_metrics(self) -> dict[str, float]:
-        """Return the means over all processes that were collected for an evaluation's log entry, and forget them."""
-        sums = self._sums["eval"]
-        self._sums["eval"] = {}
-        totals = {name: reduce(value.to(self.args.device), "sum").tolist() for name, value in sums.items()}
-        return {name: value / count for name, (value, count) in totals.items()}
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         is_evaluation = "eval_loss" in logs
         if self._log_sums and not is_evaluation:

@@ -6,6 +6,7 @@
 
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +15,10 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.inference.generate import drop_oldest_turns
-from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat
+
+if TYPE_CHECKING:
+    from hf_llm.posttraining.sections import PostTrainingSection
 
 DROP = "drop"
 TRUNCATE = "truncate"
@@ -65,7 +68,7 @@ def fit_rows(
     completions: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
-    section: PostTrainingSection,
+    section: "PostTrainingSection",
     folder: str,
 ) -> tuple[list[Dataset], dict[str, int]]:
     """Fit the rows (training, evaluation) into `limit` tokens as `section.too_long` says, and print how many do not.
@@ -107,7 +110,9 @@ def fit_rows(
     return kept, counts
 
 
-def describe_fitted_rows(lengths: RowLengths, limit: int, counts: dict[str, int], section: PostTrainingSection) -> str:
+def describe_fitted_rows(
+    lengths: RowLengths, limit: int, counts: dict[str, int], section: "PostTrainingSection"
+) -> str:
     """Return the line that tells what became of the rows that are too long."""
     line = lengths.describe(limit)
     if counts["too_long"]:

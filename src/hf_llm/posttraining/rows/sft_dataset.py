@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from jinja2 import TemplateError
@@ -20,9 +20,11 @@ from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.data.chat.loaders import describe_dropped_rows, load_conversations
 from hf_llm.data.chat.messages import load_tools
 from hf_llm.posttraining.rows.overlong_rows import TRUNCATE
-from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.tokenization.chat_encoding import encode_chat, tool_support
 from hf_llm.tokenization.text_boundaries import encode_document
+
+if TYPE_CHECKING:
+    from hf_llm.posttraining.sections import PostTrainingSection
 
 # Reasons for dropping a row; manifests count by them.
 NOT_SUPERVISED = "no answer that is to be learnt"
@@ -41,7 +43,7 @@ class SftRows:
 
 
 def build_sft_rows(
-    section: PostTrainingSection,
+    section: "PostTrainingSection",
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
