@@ -84,9 +84,9 @@ def parse_yaml(text: str) -> Any:
 
 def describe_yaml_error(error: yaml.YAMLError, text: str) -> str:
     """Return where a YAML text is wrong and how, on one line."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return one_line(error)
+    mark = error.problem_mark
 
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""

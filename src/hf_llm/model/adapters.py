@@ -124,6 +124,7 @@ def merge_into_base(model: "PeftModel") -> PreTrainedModel:
     UserError where PEFT cannot merge this kind of adapter.
     """
     base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
     was_tied = bool(getattr(base.config, "tie_word_embeddings", False))
     separate_adapted_embeddings(base)
     try:
@@ -147,8 +148,10 @@ def separate_adapted_embeddings(model: PreTrainedModel) -> None:
     if not any(isinstance(layer, BaseTunerLayer) for layer in layers):
         return
     input_layer, output_layer = map(_base_layer, layers)
-    if output_layer is not None and output_layer.weight is input_layer.weight:
-        output_layer.weight = nn.Parameter(output_layer.weight.detach().clone(), requires_grad=False)
+    if input_layer is None or output_layer is None or output_layer.weight is not input_layer.weight:
+        return
+    assert isinstance(output_layer.weight, torch.Tensor)
+    output_layer.weight = nn.Parameter(output_layer.weight.detach().clone(), requires_grad=False)
 
 
 def tie_equal_embeddings(model: PreTrainedModel) -> bool:
@@ -157,8 +160,11 @@ def tie_equal_embeddings(model: PreTrainedModel) -> bool:
     output_layer = model.get_output_embeddings()
     if output_layer is None:
         return True
-    difference = (input_layer.weight.detach() - output_layer.weight.detach()).abs().max().item()
-    scale = input_layer.weight.detach().abs().max().item()
+    input_weight = input_layer.weight
+    output_weight = output_layer.weight
+    assert isinstance(input_weight, torch.Tensor) and isinstance(output_weight, torch.Tensor)
+    difference = (input_weight.detach() - output_weight.detach()).abs().max().item()
+    scale = input_weight.detach().abs().max().item()
     if difference > ROUNDING * max(scale, 1.0):
         return False
     output_layer.weight = input_layer.weight
@@ -170,7 +176,7 @@ def _base_layer(module: nn.Module | None) -> nn.Module | None:
     if module is None:
         return None
     if hasattr(module, "get_base_layer"):
-        return module.get_base_layer()
+        return module.get_base_layer()  # pyright: ignore[reportCallIssue] - a layer of PEFT
     return getattr(module, "original_module", module)
 
 

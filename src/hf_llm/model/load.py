@@ -86,7 +86,7 @@ def refuse_composite(cls: type[PreTrainedConfig]) -> None:
     names = {*cls.__dataclass_fields__, *cls.attribute_map}
     if not cls.sub_configs or "num_hidden_layers" in names:
         return
-    parts = [getattr(part, "model_type", "") for part in cls.sub_configs.values()]
+    parts = [getattr(part, "model_type", "") for part in dict(cls.sub_configs).values()]
     texts = [part for part in parts if part in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and part != cls.model_type]
     remedy = "choose a model of texts alone: hf_llm, llama, gpt2 ..."
     if texts:
@@ -411,6 +411,7 @@ def load_model(
         if scores_texts(path):
             raise UserError(f"{path} {REWARD_MODEL_WRITES_NOTHING}")
         base = load_model(read_adapter_base(path), dtype, config=config, objective=objective)
+        assert isinstance(base, PreTrainedModel)  # an adapter comes merged
         model = attach_adapter(base, path)
         return merge_into_base(model) if merge_adapter else model
     try:

@@ -158,7 +158,7 @@ def remove_table_menus(page: str) -> str | None:
     Neither trafilatura nor resiliparse distinguishes a column of links from a column of text. The page is parsed by
     lxml, as in trafilatura: resiliparse's nodes take seconds for pages with long lists.
     """
-    from lxml import etree
+    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
     from lxml.html import HTMLParser, document_fromstring, tostring
 
     if not _TABLE.search(page):
@@ -191,12 +191,12 @@ def remove_table_menus(page: str) -> str | None:
         return None
     for menu in menus:
         menu.element.drop_tree()
-    return tostring(root, encoding="unicode")
+    return str(tostring(root, encoding="unicode"))
 
 
 def _measure_boxes(body: "HtmlElement") -> list[_Box]:
     """Measure the body and every table and cell in it; each box comes after the one around it."""
-    from lxml import etree
+    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
 
     box = _Box(body, None)
     boxes = [box]
