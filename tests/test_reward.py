@@ -146,13 +146,18 @@ def test_pairs_longer_than_the_context_are_dropped_or_truncated_and_counted(judg
 
 
 def test_statistics_of_pairs_by_hand():
-    found = pair_statistics(torch.tensor([[1.0, 0.0], [2.0, 3.0], [4.0, 1.0], [0.0, -1.0]]))
-    assert found["accuracy"] == 0.75
-    assert found["margin"] == 1.0
-    assert found["mean_reward"] == 1.25
-    assert found["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson, 3 of 4
-    assert found["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
-    assert found["margin_low"] < 1 < found["margin_high"]
+    four_pairs = torch.tensor([[1.0, 0.0], [2.0, 3.0], [4.0, 1.0], [0.0, -1.0]])
+    statistics = pair_statistics(four_pairs)
+    assert statistics["accuracy"] == 0.75
+    assert statistics["margin"] == 1.0
+    assert statistics["mean_reward"] == 1.25
+    assert statistics["accuracy_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson, 3 of 4
+    assert statistics["accuracy_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert "margin_low" not in statistics  # too few for an interval
+
+    statistics = pair_statistics(four_pairs.repeat(5, 1))
+    assert statistics["margin"] == 1.0
+    assert statistics["margin_low"] < 1 < statistics["margin_high"]
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(judge, tmp_path):

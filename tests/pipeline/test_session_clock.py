@@ -36,3 +36,12 @@ def test_a_damaged_clock_begins_anew(tmp_path):
     clock = SessionClock(tmp_path)
     clock.start()
     assert clock.seconds < 5
+
+
+def test_a_finished_training_that_is_continued_keeps_its_seconds_through_an_interruption(tmp_path):
+    clock = SessionClock(tmp_path)
+    clock.start(earlier_seconds=50.0)
+    clock.stop()
+    clock = SessionClock(tmp_path)
+    clock.start(earlier_seconds=50.0)
+    assert 50 <= clock.seconds < 60

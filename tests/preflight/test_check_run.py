@@ -228,3 +228,46 @@ def test_a_recipe_without_a_mistake_has_no_problem(folder: Path, tmp_path: Path)
     findings = check_run(Run([str(recipe)]), tmp_path)
     assert findings.problems == []
     assert findings.notes == []
+
+
+COLUMN_REWARDS = """
+def needs_answer(completions, answer, **columns):
+    return [1.0 if wanted in completion[0]["content"] else 0.0 for completion, wanted in zip(completions, answer)]
+
+def raises(completions, **columns):
+    raise RuntimeError("no such thing")
+"""
+
+
+@pytest.mark.parametrize("stage", ["grpo", "rloo", "ppo"])
+def test_rewards_are_called_on_the_rows_of_the_recipe_and_on_no_others(
+    stage: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "column_rewards.py").write_text(COLUMN_REWARDS, encoding="utf-8")
+    rows = [{"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(40)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sums = {f"{stage}.data": [{"path": "sums.jsonl", "license": "mit"}], f"{stage}.reward_model": None, "reward": ...}
+
+    names = ["column_rewards:needs_answer"]
+    findings = check_run(
+        Run([str(write_recipe(folder, {stage}, sums | {f"{stage}.reward_functions": names}))]), tmp_path
+    )
+    assert findings.problems == [] and findings.notes == []
+
+    names = ["column_rewards:raises", "column_rewards:needs_answer", "column_rewards:nothing"]
+    (tmp_path / "again").mkdir()
+    recipe = write_recipe(folder, {stage}, sums | {f"{stage}.reward_functions": names})
+    findings = check_run(Run([str(recipe)]), tmp_path / "again")
+    assert sorted("no such thing" in problem for problem in findings.problems) == [False, True]
+    assert sum("has no nothing" in problem for problem in findings.problems) == 1
+
+
+def test_a_reward_model_beside_reward_functions_is_counted_among_the_weights(folder: Path, tmp_path: Path) -> None:
+    changes = {
+        "grpo.reward_functions": ["tiny_rewards:short"],
+        "grpo.reward_model": "rewards",
+        "grpo.training.reward_weights": [1.0, 2.0],
+    }
+    (folder / "rewards").mkdir(exist_ok=True)
+    findings = check_run(Run([str(write_recipe(folder, {"grpo"}, changes))]), tmp_path)
+    assert findings.problems == [] and findings.notes == []

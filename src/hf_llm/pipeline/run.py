@@ -195,9 +195,11 @@ class Run:
                 continue
             problem = self.find_problem(name, known)
             if problem is None and self.is_longer_now(name) and not STAGES[folder].is_summary:
+                section = STAGES[name].section
                 problem = (
-                    f"{self.folder(folder)} was made from {self.folder(name)}, which is to be trained for longer.\n  "
-                    + self._describe_remedy(folder)
+                    f"{self.folder(folder)} was made from {self.folder(name)}, which is to be trained for longer.\n"
+                    f"  {self._describe_remedy(folder)}\n"
+                    f"  Where the learning rate of {name} has begun to fall, add --{section}.extend=true as well."
                 )
             if problem:
                 return problem
@@ -340,7 +342,7 @@ class Run:
 
         if not is_main_process():
             return
-        output.clock.start()
+        output.clock.start(manifest["seconds"] if manifest and output.extends else 0.0)
         output.local_files = record_local_files(settings_of(folder, self.tree), (recorded or {}).get("local files"))
         for change in changes:
             if change.kind == "free":

@@ -26,15 +26,18 @@ class SessionClock:
         """Seconds of this session and of those before it."""
         return self._earlier_seconds + time.monotonic() - self._started
 
-    def start(self) -> None:
-        """Read the seconds of the sessions before, and write that this one begins."""
+    def start(self, earlier_seconds: float = 0.0) -> None:
+        """Read the seconds of the sessions before, and write that this one begins.
+
+        `earlier_seconds` are those of a finished training that is continued, whose clock was removed.
+        """
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
             self._earlier_seconds = record["seconds"]
             if "began" in record:  # it was killed
                 self._earlier_seconds += max(0.0, _newest_change(self.path.parent) - record["began"])
         except (OSError, ValueError, KeyError):
-            self._earlier_seconds = 0.0
+            self._earlier_seconds = earlier_seconds
         write_json(self.path, {"seconds": round(self._earlier_seconds, 1), "began": round(time.time(), 1)})
 
     def stop(self) -> None:

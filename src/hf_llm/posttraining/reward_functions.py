@@ -44,7 +44,7 @@ def load_reward_functions(
     `tokenizer` is that of the model to be trained. Raises UserError for what cannot be imported or loaded, for a reward
     model with another tokenizer, and where there is no reward function at all.
     """
-    functions: list[RewardFunction] = [CheckedReward(import_reward_function(name), name) for name in names]
+    functions: list[RewardFunction] = [import_reward_function(name) for name in names]
     if model is not None:
         functions.append(RewardModel(model, tokenizer))
     if not functions:
@@ -52,7 +52,7 @@ def load_reward_functions(
     return functions
 
 
-def import_reward_function(name: str) -> RewardFunction:
+def import_reward_function(name: str) -> "CheckedReward":
     """Import the function named `module:function`. Raises UserError where there is none."""
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
@@ -72,7 +72,7 @@ def import_reward_function(name: str) -> RewardFunction:
     function = getattr(module, function_name)
     if not callable(function):
         raise UserError(f"reward_functions: {name} is not a function but a {type(function).__name__}")
-    return function
+    return CheckedReward(function, name)
 
 
 class RewardModel:
@@ -251,16 +251,23 @@ def try_reward_functions(
     The completions are the data's own answers where there are any. Raises UserError for a function that cannot be
     called so, raises, or does not return one finite number for each completion.
     """
+    own_functions = [function for function in functions if not isinstance(function, RewardModel)]
+    scores = [try_reward_function(function, rows, tokenizer) for function in own_functions]
+    if scores and len(scores) == len(functions):
+        check_every_completion_scored(torch.stack(scores), functions)
+
+
+def try_reward_function(
+    function: RewardFunction, rows: Dataset, tokenizer: PreTrainedTokenizerBase | None = None
+) -> torch.Tensor:
+    """Call one function as `try_reward_functions` does; returns its scores (float32), NaN where it does not apply."""
     batch = rows[:ROWS_TRIED]
     prompts = batch["prompt"]
     texts = [_own_answer(row) for row in rows.select(range(len(prompts)))]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     columns = reward_columns(batch, TrainerState())
     columns["completion_ids"] = [_encode(text, tokenizer) for text in texts]
-    own_functions = [function for function in functions if not isinstance(function, RewardModel)]
-    scores = [_score(function, prompts, completions, columns) for function in own_functions]
-    if scores and len(scores) == len(functions):
-        check_every_completion_scored(torch.stack(scores), functions)
+    return _score(function, prompts, completions, columns)
 
 
 def _own_answer(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from datasets import Dataset
 
 from hf_llm.core.errors import UserError
@@ -25,7 +26,12 @@ from hf_llm.posttraining.group_trainer import check_enough_prompts
 from hf_llm.posttraining.kto_trainer import check_labels
 from hf_llm.posttraining.lora import check_lora_fits
 from hf_llm.posttraining.qlora import check_quantization
-from hf_llm.posttraining.reward_functions import check_same_tokenizer, load_reward_functions, try_reward_functions
+from hf_llm.posttraining.reward_functions import (
+    check_every_completion_scored,
+    check_same_tokenizer,
+    import_reward_function,
+    try_reward_function,
+)
 from hf_llm.posttraining.rows.overlong_rows import describe_fitted_rows, fit_rows, measure_rows, prompt_limit
 from hf_llm.posttraining.rows.sft_dataset import build_sft_rows
 from hf_llm.posttraining.sections import PostTrainingSection, RolloutSection, default_completion_length
@@ -34,6 +40,7 @@ from hf_llm.preflight.hub_checks import check_repository
 from hf_llm.preflight.model_checks import StartingModel, check_arguments, shorten
 from hf_llm.preflight.stand_in import (
     BYTES_PER_TOKEN_LIMIT,
+    STAND_IN_REWARD,
     save_stand_in,
     stand_in_lora,
     stand_in_training,
@@ -160,10 +167,8 @@ def select_loader(folder: str, section: PostTrainingSection) -> Loader:
         return partial(load_conversations, documents=True)
     if folder == "kto":
         return load_labelled_completions
-    if folder in ("grpo", "rloo"):
+    if folder in ("grpo", "rloo") or getattr(section, "rows", "") == "conversations":
         return load_prompts
-    if folder == "ppo":
-        return load_conversations if section.rows == "conversations" else load_preferences
     return load_preferences
 
 
@@ -188,9 +193,7 @@ def check_rewards(
     """
     key = f"{folder}.reward_functions"
     if section.reward_functions:
-        functions = findings.attempt(key, load_reward_functions, section.reward_functions, None, None)
-        if functions and rows:
-            findings.attempt(key, try_reward_functions, functions, rows[0])
+        check_reward_functions(key, section, rows, findings)
     if section.reward_model:
         key = f"{folder}.reward_model"
         if Path(section.reward_model).is_dir():
@@ -202,6 +205,25 @@ def check_rewards(
         findings.add_problem(
             folder, "nothing gives a reward: name a reward_model or reward_functions, or write a `reward` section"
         )
+
+
+def check_reward_functions(key: str, section: RolloutSection, rows: list[Dataset] | None, findings: Findings) -> None:
+    """Import each of the functions that a section names, and call it on the first `rows`."""
+    functions = []
+    for name in section.reward_functions:
+        function = findings.attempt(key, import_reward_function, name)
+        if function is not None:
+            functions.append(function)
+    if rows is None:
+        return
+
+    scores = []
+    for function in functions:
+        function_scores = findings.attempt(key, try_reward_function, function, rows[0])
+        if function_scores is not None:
+            scores.append(function_scores)
+    if len(scores) == len(section.reward_functions) and not section.reward_model:
+        findings.attempt(key, check_every_completion_scored, torch.stack(scores), functions)
 
 
 def check_reward_tokenizer(path: str, tokenizer: Any) -> None:
@@ -230,7 +252,10 @@ def build_stand_in_trainer(folder: str, recipe: Any, start: StartingModel, work:
     work.mkdir(parents=True)
     sources: dict[str, Path | str] = {"start": save_stand_in(work / "start", start.tokenizer, context)}
     is_rollout = isinstance(section, RolloutSection)
-    if is_rollout and not section.reward_functions:
+    rewards = {}
+    if is_rollout:
+        rewards = {"reward_functions": [STAND_IN_REWARD] * len(section.reward_functions)}
+    if is_rollout and (section.reward_model or not section.reward_functions):
         sources["reward"] = save_stand_in(work / "reward", start.tokenizer, context, is_reward_model=True)
 
     takes_pairs = folder in ("reward", "dpo", "kto") or getattr(section, "rows", "") == "preferences"
@@ -244,6 +269,7 @@ def build_stand_in_trainer(folder: str, recipe: Any, start: StartingModel, work:
         model=None,
         quantize=None,
         evaluation_share=0.25,
+        **rewards,
     )
     stand_in = replace(recipe, **{folder: small_section})
     output = StageOutput(path=work / "run" / folder, folder=folder, settings={}, inputs={}, sources=sources)

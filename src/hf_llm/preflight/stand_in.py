@@ -34,6 +34,9 @@ DEVICE_KEYS = (
 # Keys of a `lora` section that do not name parts of the real model.
 LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias")
 
+# Takes the place of the user's reward functions, which may need columns that the made-up rows lack.
+STAND_IN_REWARD = f"{__name__}:score_stand_in"
+
 # A byte-level vocabulary writes up to so many tokens where the run's own tokenizer will write one.
 BYTES_PER_TOKEN_LIMIT = 16
 
@@ -86,6 +89,11 @@ def stand_in_lora(settings: dict[str, Any] | None) -> Settings | None:
         return None
     kept = {key: settings[key] for key in LORA_KEYS if key in settings}
     return Settings(kept, target_modules="all-linear")
+
+
+def score_stand_in(completions: list[Any], **columns: Any) -> list[float]:
+    """Give every completion the same reward."""
+    return [0.0] * len(completions)
 
 
 def write_stand_in_rows(path: Path, count: int, pairs: bool) -> ConversationSource:

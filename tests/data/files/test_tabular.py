@@ -113,6 +113,17 @@ def test_a_csv_row_with_columns_too_many_is_dropped(tmp_path):
 QUOTED = 'text,n\n"two\nlines, and ""quotes""",1\n\n"no end,2\nfine,3\n5" disk,4\n"end"x,5\n'
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("lines_per_value", [1, 2, 7, 49, 51, 120])
+def test_values_of_several_lines_do_not_hide_what_separates_them(tmp_path, delimiter, lines_per_value):
+    value = "\n".join(f"line {n}, with a comma; and more | of it" for n in range(lines_per_value))
+    rows = "".join(f'{n}{delimiter}"{value}"{delimiter}{n * n}\n' for n in range(30))
+    (tmp_path / "a.csv").write_text(delimiter.join(["id", "text", "square"]) + "\n" + rows)
+    read_back, errors = read(tmp_path / "a.csv")
+    assert errors.records == 30 and errors.dropped == {}
+    assert [row for _, row in read_back] == [{"id": str(n), "text": value, "square": str(n * n)} for n in range(30)]
+
+
 def test_a_quote_without_its_end_costs_its_own_line_in_csv(tmp_path):
     (tmp_path / "a.csv").write_text(QUOTED)
     rows, errors = read(tmp_path / "a.csv")

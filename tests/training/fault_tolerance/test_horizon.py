@@ -99,6 +99,19 @@ def test_one_that_is_under_way_may_get_another_length_too_but_not_less_than_it_h
     assert longer.code == 0 and "16 steps instead of 12, 7 of them made" in longer.output
 
 
+def test_one_that_is_resumed_saves_logs_and_evaluates_as_often_as_the_recipe_says_now(tmp_path):
+    often = {"save_steps": 2, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    seldom = {**often, "save_steps": 5, "logging_steps": 3, "eval_steps": 4}
+    assert run(tmp_path / "base", partial(signal_in_step, step=7), **CONSTANT, **often).code == 143
+    resumed = run(tmp_path / "base", **CONSTANT, **seldom)
+    assert resumed.code == 0, resumed.output
+    log = json.loads((tmp_path / "base" / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 9, 12]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4, 6, 8, 12]
+    steps = {path.name for path in (tmp_path / "base").glob("checkpoint-*")}
+    assert "checkpoint-10" in steps and "checkpoint-8" not in steps
+
+
 def test_a_checkpoint_of_an_older_version_resumes_by_the_digest_of_its_settings(tmp_path):
     settings = {"pretrain.z_loss": 0.1, "pretrain.evaluation_tokens": 5}
     assert run(tmp_path / "base", max_steps=8, fingerprint={"settings": digest_of(settings)}, **CONSTANT).code == 0

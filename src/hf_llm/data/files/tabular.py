@@ -568,11 +568,26 @@ def _detect_delimiter(lines: list[str], usual: str) -> tuple[str, bool]:
 
 
 def _measure_width(lines: list[str], delimiter: str, min_share: float) -> int:
-    """Count the columns that a delimiter gives the first row; 0 if fewer than this share of the rows have as many."""
-    widths = [len(values or ()) for _, _, values in _parse_separated(iter(list(enumerate(lines))), delimiter)]
+    """Count the columns that a delimiter gives the first row; 0 if fewer than this share of the rows have as many.
+
+    A row that goes on after these lines, as far as they tell, does not count.
+    """
+    is_start_of_file = len(lines) >= DIALECT_LINES
+    unread = deque(enumerate(lines))
+    widths = []
+    for _, _, values in _parse_separated(_pop_each(unread), delimiter):
+        if is_start_of_file and not unread and widths:
+            break
+        widths.append(len(values or ()))
     if not widths or widths.count(widths[0]) < min_share * len(widths):
         return 0
     return widths[0]
+
+
+def _pop_each(items: deque[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield the items from the left, each removed first, so that `items` are those not yet taken."""
+    while items:
+        yield items.popleft()
 
 
 def _parse_separated(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, str, list[str] | None]]:

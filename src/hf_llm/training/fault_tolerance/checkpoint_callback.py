@@ -71,7 +71,9 @@ class SaveGuard(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         restore_class_name(self.trainer.model)
         self.recent.forget_steps()
-        state.train_batch_size = args.train_batch_size  # the resume has overwritten it with the checkpoint's
+        # The resume has overwritten these with the checkpoint's, and the recipe's may be others now.
+        state.train_batch_size = args.train_batch_size
+        state.compute_steps(args, state.max_steps)
         self.accept_length(state.max_steps, self.resumed_from)
         if self.resumed_from:
             self._restore_loss_since_log(args)
