@@ -39,6 +39,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     # Corpus
     "missing folder": ({"corpus.sources": [{"path": "text", "license": "mit"}]}, "corpus.sources[0]", "correct `path`"),
     "empty folder": ({"corpus.sources": [{"path": "empty", "license": "mit"}]}, "corpus.sources[0]", "are read"),
+    "files without text": (
+        {"corpus.sources": [{"path": "blank", "license": "mit"}]}, "corpus.sources", "add text"
+    ),
     "no licence": ({"corpus.sources": [{"path": "texts", "license": ""}]}, "corpus.sources[0]: license", "unknown"),
     "text column": (
         {"corpus.sources": [{"path": "rows.jsonl", "license": "mit", "text": "body"}]}, "corpus.sources[0]", "body"
@@ -167,6 +170,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes") / "inputs"
     write_inputs(folder, documents=8)
     (folder / "empty").mkdir()
+    (folder / "blank").mkdir()
+    (folder / "blank" / "a.txt").write_text("", encoding="utf-8")
+    (folder / "blank" / "b.jsonl").write_text("\n\n", encoding="utf-8")
     (folder / "rows.jsonl").write_text('{"text": "Some text.", "number": 1}\n', encoding="utf-8")
     (folder / "broken.jsonl").write_text('{"text": "Some\n{"text": \n', encoding="utf-8")
     (folder / "halves.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n' * 3, encoding="utf-8")

@@ -39,6 +39,7 @@ def check_corpus(section: Corpus, folder: Path, findings: Findings) -> None:
 
     tasks = []
     labels = []
+    is_all_empty = True
     for position, source in enumerate(section.sources):
         key = f"corpus.sources[{position}]"
         source_tasks = findings.attempt(key, list_local_tasks, source, key, findings)
@@ -48,9 +49,11 @@ def check_corpus(section: Corpus, folder: Path, findings: Findings) -> None:
         labels.append(label_source(source, source_tasks))
         extras = extras_of_tasks(source_tasks, section.executor)
         is_readable = findings.attempt(key, require_extras, *extras) is None and not missing_packages(*extras)
-        if is_readable and source_tasks:
-            findings.attempt(key, check_first_documents, source, section.max_chars)
+        if not is_readable or not source_tasks or findings.attempt(key, has_documents, source, section.max_chars):
+            is_all_empty = False
 
+    if section.sources and is_all_empty and not findings.has_problem("corpus"):
+        findings.add_problem("corpus.sources", "none of these files holds a document; correct the paths, or add text")
     if not findings.has_problem("corpus"):
         findings.attempt("corpus", check_space, tasks, find_existing_folder(folder), section)
         check_source_shares(section, labels, findings)
@@ -92,8 +95,8 @@ def label_source(source: Source, tasks: list[Any]) -> list[str]:
     return [source.name or (address if source.hub else Path(address).name)]
 
 
-def check_first_documents(source: Source, max_chars: int) -> None:
-    """Read the first documents of a source. Raises UserError where it has records, and not one can be read."""
+def has_documents(source: Source, max_chars: int) -> bool:
+    """Read the first documents of a source; False where it is empty. Raises UserError where none can be read."""
     from hf_llm.data.corpus.reader_step import SourceReader
     from hf_llm.data.corpus.sources import list_read_tasks
 
@@ -101,11 +104,12 @@ def check_first_documents(source: Source, max_chars: int) -> None:
     reader = SourceReader(tasks, max_chars)
     for rank in range(len(tasks)):
         if any(True for _ in islice(reader.run(None, rank, len(tasks)), SAMPLE_DOCUMENTS)):
-            return
+            return True
         if reader.faults.dropped.total() >= MAX_RECORDS_READ:
             break
     if reader.faults.dropped:
         raise UserError(describe_unreadable(reader.faults))
+    return False
 
 
 def describe_unreadable(errors: ReadErrors) -> str:
