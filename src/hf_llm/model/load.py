@@ -36,6 +36,7 @@ from hf_llm.model.adapters import attach_adapter, is_adapter, merge_into_base, r
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
 from hf_llm.pipeline.find_model import check_is_model
+from hf_llm.tokenization.padding import give_padding
 from hf_llm.tokenization.text_boundaries import count_ids
 
 INTERMEDIATE_MULTIPLE = 64
@@ -479,15 +480,17 @@ def unsafe_pickle_message(path: Path | str) -> str:
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or Hub id; that of the base where an adapter has none of its own.
 
-    Raises UserError where there is none.
+    It pads with a token of its own where it has one to spare (`give_padding`). Raises UserError where there is none.
     """
     check_model_path(path)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").exists():
         return load_tokenizer(read_adapter_base(path))
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
+    give_padding(tokenizer)
+    return tokenizer
 
 
 def check_model_path(path: Path | str) -> None:
