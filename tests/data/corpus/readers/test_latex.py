@@ -333,3 +333,20 @@ def test_a_long_paper_comes_in_pieces(tmp_path):
     documents, _ = read_papers(tmp_path / "a.tex", max_chars=20_000)
     assert len(documents) > 3 and {piece.about["title"] for piece in documents} == {"T"}
     assert "Paragraph 2999 of it." in documents[-1].text
+
+
+@pytest.mark.parametrize("name", ["a.tex", "a.tex.gz", "a.tar.gz"])
+def test_what_is_after_the_most_that_is_read_of_a_paper_is_counted(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("hf_llm.data.corpus.readers.latex.PAPER_BYTES", 4096)
+    paper = small_paper("A sentence of the paper. " * 1000)
+    content = paper.encode()
+    if name == "a.tex.gz":
+        content = gzip.compress(content)
+    elif name == "a.tar.gz":
+        content = pack_archive({"a.tex": paper})
+    (tmp_path / name).write_bytes(content)
+    errors = ReadErrors()
+    documents = list(read(tmp_path / name, errors, None, 100_000))
+    assert documents
+    assert errors.left_out.total() == 1
+    assert "LaTeX after the first" in next(iter(errors.left_out))

@@ -125,6 +125,14 @@ def test_a_pdf_too_large_is_counted_and_one_that_vanished_is_the_disks_error(tmp
         read_pdf(tmp_path / "none.pdf")
 
 
+def test_pages_after_the_limit_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_llm.data.corpus.readers.pdf.MAX_PAGES", 2)
+    (tmp_path / "a.pdf").write_bytes(build_pdf([wrap_lines(PROSE)[:30]] * 5))
+    documents, errors = read_pdf(tmp_path / "a.pdf")
+    assert len(documents) == 1
+    assert errors.left_out == {"PDF page after the first 2": 3} and errors.records == 4
+
+
 @pytest.mark.skipif(not Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf").exists(), reason="a real PDF")
 def test_a_real_pdf_becomes_paragraphs():
     (document,), errors = read_pdf(Path("/usr/share/doc/shared-mime-info/shared-mime-info-spec.pdf"))

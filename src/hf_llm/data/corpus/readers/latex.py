@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.files.archives import extract_members, is_archive
-from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES, count_damage, open_file
+from hf_llm.data.files.compressed import COMPRESSED_SUFFIXES, InputFile, count_damage, open_file
 from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.text_encoding import decode_text
 from hf_llm.data.files.text_files import split_text
@@ -152,7 +152,8 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         errors.records += 1
         errors.leave_out("part of another file's paper", str(path))
     else:
-        files = {path.name: path.read_bytes()[:PAPER_BYTES]}
+        with open(path, "rb") as file:
+            files = {path.name: _read_start(file, str(path), errors)}
         yield from _convert_files(files, str(path), errors, max_chars, path.parent)
 
 
@@ -183,7 +184,7 @@ def _read_papers(path: Path, errors: ReadErrors) -> Iterator[dict[str, bytes]]:
         if is_tar:
             yield from _read_archive(path, errors, f"paper.tar{path.suffix}")
         else:
-            yield {path.stem: file.read(PAPER_BYTES)}
+            yield {path.stem: _read_start(file, str(path), errors)}
 
 
 def _read_archive(path: Path, errors: ReadErrors, archive_name: str) -> Iterator[dict[str, bytes]]:
@@ -201,10 +202,20 @@ def _read_archive(path: Path, errors: ReadErrors, archive_name: str) -> Iterator
             errors.records += 1
             errors.drop_record(f"beyond {PAPER_BYTES >> 20} MiB of one paper", f"{path}, {name}")
         else:
-            files[name] = file.read_bytes()[:PAPER_BYTES]
+            with open(file, "rb") as member:
+                files[name] = _read_start(member, f"{path}, {name}", errors)
             size += len(files[name])
     if files:
         yield files
+
+
+def _read_start(file: InputFile, where: str, errors: ReadErrors) -> bytes:
+    """Read a file up to `PAPER_BYTES`; what is after them counts as one record that is left out."""
+    content = file.read(PAPER_BYTES)
+    if len(content) == PAPER_BYTES and file.read(1):
+        errors.records += 1
+        errors.leave_out(f"LaTeX after the first {PAPER_BYTES >> 20} MiB of a file", where)
+    return content
 
 
 def _convert_files(

@@ -40,6 +40,7 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         try:
             pages = _read_pages(document)
             about = _read_metadata(document)
+            pages_after_limit = len(document) - len(pages)
         finally:
             document.close()
     except pypdfium2.PdfiumError as error:
@@ -47,6 +48,9 @@ def read(path: Path, errors: ReadErrors, source: "Source", max_chars: int) -> It
         errors.drop_record(reason, str(path), str(error))
         return
 
+    if pages_after_limit:
+        errors.records += pages_after_limit
+        errors.leave_out(f"PDF page after the first {MAX_PAGES:,}", str(path), pages_after_limit)
     char_count = sum(len(line) for page in pages for line in page)
     if char_count < MIN_CHARS_PER_PAGE * len(pages):
         errors.drop_record("PDF without text", str(path))
