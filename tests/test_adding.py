@@ -260,7 +260,7 @@ def add_loss(copy: Copy) -> None:
     )
     copy.insert(losses, gradient, before="            if softcap is not None:\n                grad_logits.mul_(1 -")
     trainer = "src/hf_llm/training/pretraining_trainer.py"
-    copy.insert(trainer, ", logit_norm: float = 0.0", after="args: TrainingArguments, *, z_loss: float = 0.0")
+    copy.insert(trainer, "        logit_norm: float = 0.0,\n", after="        z_loss: float = 0.0,\n")
     copy.insert(trainer, ", logit_norm=logit_norm", after="args.label_smoothing_factor, z_loss=z_loss")
     pretrain = "src/hf_llm/pretrain.py"
     section = '    logit_norm: float = 0.0\n    """Weight of the mean square of the logits."""\n'

@@ -66,9 +66,8 @@ def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):
     with open(tuned / "labelled.jsonl", "a") as file:
         file.write("\n" + json.dumps({"prompt": "Well?", "completion": "The red fox. " * 80, "label": True}))
     done = run_stage("kto", LABELLED, folder=tuned)
-    assert done.code == 2 and "1 of 41 rows with their answers are longer than 128 tokens" in done.output
-    done = run_stage("kto", LABELLED, "--kto.allow_drop=0.05", folder=tuned)
     assert done.code == 0, done.output
+    assert "1 of 41 rows with their answers are longer than 128 tokens" in done.output
     assert facts(tuned / "runs/tiny/kto")["rows"]["too_long"] == 1
 
 

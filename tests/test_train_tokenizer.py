@@ -99,12 +99,14 @@ def test_shares_divide_the_sample_and_have_to_name_the_sources(capsys):
     main([*argv, "--corpus.shares={texts: 1, poems: 1}"])
 
 
-def test_a_tokenizer_may_learn_from_texts_of_its_own():
+def test_a_tokenizer_may_learn_from_texts_of_its_own(capsys):
     Path("own").mkdir()
     Path("own/a.txt").write_text("\n".join(made_up_texts.texts()))
     Path("own/b.jsonl").write_text('{"text": "' + "wombat bilby dugong " * 3000 + '"}\n')
+    Path("own/photo.jpg").write_bytes(b"\xff\xd8")
     prepare_data.main(["tiny.yaml"])
     main([*ARGV, "--tokenizer.data=[own]"])
+    assert "tokenizer.data: 1 left out: 1 kind that is not read: .jpg" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained("runs/tiny/tokenizer")
     words = set(tokenizer.get_vocab())
     assert any("bilb" in word for word in words) and any("rine" in word for word in words)

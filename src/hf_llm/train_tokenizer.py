@@ -19,6 +19,7 @@ from hf_llm.core.extras import require_extras
 from hf_llm.core.format import format_megabytes
 from hf_llm.data.corpus.config import Corpus, Source
 from hf_llm.data.corpus.corpus_files import list_corpus_files
+from hf_llm.data.files.read_errors import describe_counts
 from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_evenly, sample_texts
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
@@ -154,11 +155,15 @@ def read_own_texts(paths: list[str], piece_chars: int) -> Iterator[str]:
     from hf_llm.data.files.text_files import split_text
 
     parts = list_read_tasks([Source(path=path, license="unknown") for path in paths])
+    left_out = Counter()
     for rank, part in enumerate(parts):
         step = SourceReader(parts, MAX_TEXT_CHARS)
         for document in step.run(rank=rank, world_size=len(parts)):
             yield from split_text(document.text, piece_chars)
         step.faults.check_dropped_share(part.label)
+        left_out.update(part.listing.left_out + part.listing.dropped + step.faults.left_out)
+    if left_out:
+        print_main(f"tokenizer.data: {left_out.total():,} left out: {describe_counts(left_out)}")
 
 
 def read_validation_split(corpus: Path) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import field_types
 from hf_llm.data.chat.loaders import (
+    FILE_BESIDE,
     ConversationSource,
     load_conversations,
     load_labelled_completions,
@@ -154,7 +155,8 @@ def read_sample(load: Loader, source: ConversationSource, section: PostTrainingS
     sample = replace(source, take=min(source.take or limit, limit), share=None)
     most = 1 - 1e-9  # of a sample, only what holds for the whole source is refused
     _, _, report = load([sample], 0.0, seed, most)
-    read = report["kept"] + sum(report["dropped"].values()) + sum(report["left_out"].values())
+    read = report["kept"] + sum(report["dropped"].values())
+    read += sum(count for reason, count in report["left_out"].items() if not reason.startswith(f"{FILE_BESIDE}:"))
     is_cut = read >= limit and source.take != limit
     if not is_cut and not source.installed:
         load([sample], 0.0, seed, section.allow_drop)

@@ -299,7 +299,7 @@ def test_real_preferences_are_read(name, kept):
 @real_data
 def test_real_votes_become_preferences_without_the_ties():
     train, held_out, report = load_preferences([source(f"{DATA}/pandalm")], 0.05, seed=1, allow_drop=0.1)
-    assert report["left_out"] == {"a tie": 43}
+    assert report["left_out"] == {"a tie": 43, "file: kind that is not read: .txt": 1}
     assert sum(report["dropped"].values()) == 36
     assert len(train) + len(held_out) == 507 - 43 - 36
 
@@ -349,6 +349,23 @@ def test_documents_are_rows_of_text_for_the_stage_that_takes_them(tmp_path):
     for load in (load_conversations, load_preferences, load_labelled_completions):
         with pytest.raises(UserError, match="texts without questions; only the sft section"):
             load([documents], 0.1, seed=1)
+
+
+@pytest.mark.parametrize("take", [None, 2])
+@pytest.mark.parametrize("key", ["path", "documents"])
+def test_files_beside_those_that_are_read_are_counted(tmp_path, key, take):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "a.jsonl", alpaca(20))
+    (folder / "a.txt").write_text("A text of its own.\n")
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8")
+    (folder / ".hidden.jsonl").write_text("{}\n")
+    if key == "documents":
+        (folder / "a.jsonl").rename(folder / "a.md")
+    named = ConversationSource(license="mit", take=take, **{key: str(folder)})
+    _, _, report = load_conversations([named], 0.0, seed=1, documents=True)
+    assert sum(report["left_out"].values()) == (2 if key == "documents" else 3)
+    assert report["left_out"] == report["sources"][0]["left_out"]
 
 
 @pytest.mark.parametrize(("count", "good"), [(20, 10), (40, 2), (200, 10), (6, 3)])

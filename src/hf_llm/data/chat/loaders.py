@@ -35,7 +35,7 @@ from hf_llm.data.chat.messages import LeftOut, Row, Unusable
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.file_formats import FORMATS, check_origins, explain_exclusion, find_files
-from hf_llm.data.files.read_errors import ReadErrors
+from hf_llm.data.files.read_errors import NO_TEXT, ReadErrors
 from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_error
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # The names that a source's `format` may have, each once.
 _FORMAT_NAMES = list(dict.fromkeys([*CONVERSATION_FORMATS, *PREFERENCE_FORMATS, *LABELLED_FORMATS, *PROMPT_FORMATS]))
+FILE_BESIDE = "file"  # begins a reason in `left_out` that counts files, where the others count rows
 _MAX_DOCUMENT_CHARS = 1_000_000  # a longer document is cut here; all are cut to the model's context in any case
 
 
@@ -333,7 +334,7 @@ def _read_usable_rows(
         yield from islice(kind.documentation_rows(corpus, left_out), source.take)
         return
     if source.documents:
-        yield from islice(_read_documents(source, errors), source.take)
+        yield from islice(_read_documents(source, errors, left_out), source.take)
         return
 
     for where, row, reader in _read_rows(source, kind, errors, left_out):
@@ -401,7 +402,10 @@ def _read_source(source: ConversationSource, errors: ReadErrors, left_out: Count
         return
 
     assert source.path is not None
-    for path, _ in find_files(source.path, FORMATS["rows"], archives=True):
+    listing = ReadErrors()
+    files = find_files(source.path, FORMATS["rows"], archives=True, errors=listing)
+    _count_files(listing, left_out)
+    for path, _ in files:
         try:
             if is_archive(path):
                 yield from _read_archive(path, errors, left_out)
@@ -410,6 +414,12 @@ def _read_source(source: ConversationSource, errors: ReadErrors, left_out: Count
                 yield str(path), number, row
         except OSError as error:
             raise unreadable_file_error(path, error) from error
+
+
+def _count_files(listing: ReadErrors, left_out: Counter) -> None:
+    """Add to `left_out` the files that lie beside those of a source and are not read."""
+    for reason, count in (listing.left_out + listing.dropped).items():
+        left_out[f"{FILE_BESIDE}: {reason}"] += count
 
 
 def _read_archive(path: Path, errors: ReadErrors, left_out: Counter) -> Iterator[tuple[str, int, Row]]:
@@ -432,20 +442,27 @@ def _read_archive(path: Path, errors: ReadErrors, left_out: Counter) -> Iterator
         errors.add(member_errors)
 
 
-def _read_documents(source: ConversationSource, errors: ReadErrors) -> Iterator[Row]:
+def _read_documents(source: ConversationSource, errors: ReadErrors, left_out: Counter) -> Iterator[Row]:
     """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
     from hf_llm.data.corpus.config import Source
     from hf_llm.data.corpus.reader_step import SourceReader
     from hf_llm.data.corpus.sources import list_read_tasks
 
     parts = list_read_tasks([Source(license=source.license, path=source.documents)])
+    for part in parts:
+        _count_files(part.listing, left_out)
     step = SourceReader(parts, _MAX_DOCUMENT_CHARS)
-    for rank in range(len(parts)):
-        for document in step.run(None, rank, len(parts)):
-            text = document.text.strip()
-            if text:
-                yield {"text": text}
-    errors.add(step.faults)
+    try:
+        for rank in range(len(parts)):
+            for document in step.run(None, rank, len(parts)):
+                text = document.text.strip()
+                if text:
+                    yield {"text": text}
+                else:
+                    left_out[NO_TEXT] += 1
+    finally:  # also where no more rows are taken
+        errors.add(step.faults)
+        left_out.update(step.faults.left_out)
 
 
 def _check_dropped(source: ConversationSource, errors: ReadErrors, kept: int, allow_drop: float) -> None:
