@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
+from hf_llm.data.chat.loaders import ConversationSource, load_questions
 from hf_llm.data.tokens.byte_lengths import token_byte_lengths
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.evaluation.denoising import score_masked, score_spans
 from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.perplexity import score_next_tokens
+from hf_llm.evaluation.questions import score_replies
 from hf_llm.inference.generate import generate_replies
 from hf_llm.inference.infill import complete_or_infill
 from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
@@ -35,10 +37,11 @@ from hf_llm.training.objectives import Objective, fill_objective_defaults
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
+PROMPTS_PER_BATCH = 32
 MIN_COLUMN_WIDTH = 10
 
 # Scores that the headline names beside bits per byte.
-HEADLINE_ACCURACIES = ("masked_accuracy", "span_exact_match")
+HEADLINE_ACCURACIES = ("answered_right", "masked_accuracy", "span_exact_match")
 
 Scores = dict[str, Any]  # one model's scores, as in results.json
 
@@ -51,6 +54,8 @@ class Evaluation:
     """Tokens of the test split to predict."""
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     """Prompts that each model answers."""
+    questions: list[ConversationSource] = field(default_factory=list)
+    """Rows of questions whose answers are known: a reply that holds the row's answer is right."""
     max_new_tokens: int = 64
     """Tokens of the longest answer."""
     models: list[str] | None = None
@@ -77,16 +82,27 @@ def main(argv: list[str] | None = None) -> None:
         if output.is_complete:
             return
 
-        results = {"models": {}, "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts]}
+        questions = load_questions(section.questions) if section.questions else []
+        results: dict[str, Any] = {
+            "models": {},
+            "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts],
+            "questions": [{**question, "replies": {}} for question in questions],
+        }
         for name, path in models.items():
             print_main(f"evaluating {path}")
             model, tokenizer = load_model_and_tokenizer(path, output.sources["tokens"])
             objective = read_objective(model, path)
             scores = score_model(model, tokenizer, output.sources["tokens"], section.tokens, objective)
-            results["models"][name] = {"path": str(path), "objective": objective.kind, **scores}
-            answers = answer_prompts(model, tokenizer, path, section)
+            answers = answer_prompts(model, tokenizer, path, section.prompts, section.max_new_tokens)
             for sample, answer in zip(results["samples"], answers, strict=True):
                 sample["answers"][name] = answer
+            if questions:
+                prompts = [question["prompt"] for question in questions]
+                replies = answer_prompts(model, tokenizer, path, prompts, section.max_new_tokens)
+                scores |= score_replies(replies, [question["answer"] for question in questions])
+                for question, reply in zip(results["questions"], replies, strict=True):
+                    question["replies"][name] = reply
+            results["models"][name] = {"path": str(path), "objective": objective.kind, **scores}
 
         write_json(output.path / "results.json", results)
         print_main(format_table(results["models"]))
@@ -163,16 +179,24 @@ def score_model(
 
 
 def answer_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str, section: Evaluation
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path | str,
+    prompts: list[str],
+    max_new_tokens: int,
 ) -> list[str]:
     """Return greedy answers to the prompts: the reply of a chat model, the completion of a base model, and the prompt
     with its gaps filled of one that fills gaps."""
-    if not section.prompts:
-        return []
-    if is_chat_model(path, tokenizer):
-        conversations = [[{"role": "user", "content": prompt}] for prompt in section.prompts]
-        return generate_replies(model, tokenizer, conversations, section.max_new_tokens, do_sample=False)
-    return complete_or_infill(model, tokenizer, section.prompts, section.max_new_tokens)
+    is_chat = is_chat_model(path, tokenizer)
+    answers = []
+    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+        batch = prompts[start : start + PROMPTS_PER_BATCH]
+        if is_chat:
+            conversations = [[{"role": "user", "content": prompt}] for prompt in batch]
+            answers += generate_replies(model, tokenizer, conversations, max_new_tokens, do_sample=False)
+        else:
+            answers += complete_or_infill(model, tokenizer, batch, max_new_tokens)
+    return answers
 
 
 def is_chat_model(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -189,9 +213,9 @@ def format_headline(models: dict[str, Scores]) -> str:
     if bits:
         parts.append(f"{', '.join(bits)} bits per byte on the test split (lower is better)")
     for key in HEADLINE_ACCURACIES:
-        for name, scores in models.items():
-            if key in scores:
-                parts.append(f"{name} {scores[key]:.1%} {METRICS[key].title}")
+        shares = [f"{name} {scores[key]:.1%}" for name, scores in models.items() if key in scores]
+        if shares:
+            parts.append(f"{', '.join(shares)} {METRICS[key].title}")
     return ", ".join(parts)
 
 

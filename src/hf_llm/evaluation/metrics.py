@@ -153,6 +153,7 @@ TOKENS = ("eval_tokens", "tokens")
 PAIRS = ("eval_pairs", "pairs")
 COMPLETIONS = ("eval_completions", "completions")
 PROMPTS = ("eval_prompts", "prompts")
+QUESTIONS = ("eval_questions", "questions")
 
 BITS_PER_BYTE = Chart("Bits per byte, validation", note="lower is better")
 GRADIENT_PARTS = Chart("Gradient norm by part", from_zero=True)
@@ -177,6 +178,10 @@ _METRICS = [
         "bits_per_byte", "bits per byte", ".3f", table_format=".4f", better="lower", counted=(TOKENS,),
         measured_on="validation", chart=BITS_PER_BYTE, label="{} bits/byte",
         views=(*CONSOLE, "tile", "table of runs", "model card", "scores"),
+    ),
+    Metric(
+        "answered_right", "of the questions answered right", ".1%", better="higher", counted=(QUESTIONS,),
+        views=("scores",),
     ),
     Metric(
         "masked_accuracy", "masked-token accuracy", ".1%", better="higher", counted=(TOKENS,),
@@ -360,7 +365,8 @@ def format_test_scores(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for metric in score_columns([scores]):
         value = scores[metric.key]
-        count = metric.describe_count(value, {"eval_tokens": scores.get("tokens")})
+        counts = {"eval_tokens": scores.get("tokens"), "eval_questions": scores.get("questions")}
+        count = metric.describe_count(value, counts)
         text = metric.format_table_value(value)
         rows.append((title_measurement(metric, "the test split"), f"{text} ({count})" if count else text))
     return rows

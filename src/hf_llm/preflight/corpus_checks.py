@@ -91,7 +91,7 @@ def label_source(source: Source, tasks: list[Any]) -> list[str]:
         return list(dict.fromkeys(task.label for task in tasks))
     if source.crawl:
         return [source.name or "common_crawl"]
-    address = source.hub or source.git or ""
+    address = source.hub or source.git or source.synthetic or ""
     return [source.name or (address if source.hub else Path(address).name)]
 
 

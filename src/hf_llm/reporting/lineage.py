@@ -189,6 +189,9 @@ def _source_name(source: dict[str, Any]) -> str:
     if source.get("crawl"):
         return "Common Crawl"
 
+    if source.get("synthetic"):
+        return f"{source['synthetic']} (written by a grammar)"
+
     installed = source.get("installed")
     names = installed if isinstance(installed, list) else [installed]
     list_of_names = ", ".join(map(str, names)).replace("_", " ")

@@ -32,6 +32,7 @@ from hf_llm.data.chat.formats import (
     unpair_preference,
 )
 from hf_llm.data.chat.messages import LeftOut, Row, Unusable
+from hf_llm.data.chat.small_world_qa import world_conversations, world_preferences, world_test_questions
 from hf_llm.data.files.archives import extract_members, is_archive
 from hf_llm.data.files.compressed import content_suffix
 from hf_llm.data.files.file_formats import FORMATS, check_origins, explain_exclusion, find_files
@@ -49,7 +50,7 @@ _MAX_DOCUMENT_CHARS = 1_000_000  # a longer document is cut here; all are cut to
 
 @dataclass
 class ConversationSource:
-    """Where rows come from: exactly one of `path`, `hub`, `documents` and `installed`, and a licence."""
+    """Where rows come from: exactly one of `path`, `hub`, `documents`, `installed` and `synthetic`, and a licence."""
 
     license: str
     """SPDX identifier of the data's licence; `unknown` if you do not know it."""
@@ -61,6 +62,9 @@ class ConversationSource:
     """A folder or file of texts, which are trained on as they are; only the sft section takes them."""
     installed: Literal["docs"] | None = None
     """`docs`: questions about the Python documentation on this disk."""
+    synthetic: Literal["small_world", "small_world_test"] | None = None
+    """`small_world`: questions about the small world that a corpus may hold; `small_world_test`: those that are never
+    among the rows."""
     format: str | None = None
     """The format of the rows, where their columns fit several."""
     share: float | None = None
@@ -78,9 +82,9 @@ class ConversationSource:
             if value is not None and not value.strip():
                 raise ValueError(f"{key} is empty; name the data, or leave the key out")
 
-        origins = [value for value in (self.path, self.hub, self.documents, self.installed) if value is not None]
-        if len(origins) != 1:
-            raise ValueError("a source has exactly one of `path`, `hub`, `documents` and `installed`")
+        origins = (self.path, self.hub, self.documents, self.installed, self.synthetic)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("a source has exactly one of `path`, `hub`, `documents`, `installed` and `synthetic`")
         check_origins({"path": self.path, "hub": self.hub, "documents": self.documents})
         if not self.license.strip():
             raise ValueError("license is empty; name the data's licence, or write `unknown`")
@@ -101,7 +105,7 @@ class ConversationSource:
     @property
     def name(self) -> str:
         """What messages call this source."""
-        return self.path or self.hub or self.documents or "the documentation on this disk"
+        return self.path or self.hub or self.documents or self.synthetic or "the documentation on this disk"
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class _RowKind:
     """The columns of the data set, except those that no row has."""
     documentation_rows: Callable[[Path | None, Counter], Iterator[Row]]
     """Yields the rows made from the documentation on this disk, and counts those left out because of the corpus."""
+    world_rows: Callable[[], Iterator[Row]]
+    """Yields the rows about the small world."""
     example: str
     """A row to show in an error."""
 
@@ -144,10 +150,12 @@ def load_conversations(
 
     if not documents:
         _refuse_documents(sources)
+    _refuse_test_questions(sources)
     kind = _RowKind(
         find_reader=find_conversation_reader,
         columns=("messages", "tools", "text", "source"),
         documentation_rows=documentation_conversations,
+        world_rows=world_conversations,
         example='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
     )
     return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
@@ -168,10 +176,12 @@ def load_preferences(
     from hf_llm.data.chat.python_docs_qa import documentation_preferences
 
     _refuse_documents(sources)
+    _refuse_test_questions(sources)
     kind = _RowKind(
         find_reader=find_preference_reader,
         columns=("prompt", "chosen", "rejected", "tools"),
         documentation_rows=documentation_preferences,
+        world_rows=world_preferences,
         example='{"prompt": "Hi", "chosen": "Hello!", "rejected": "What do you want?"}',
     )
     return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
@@ -196,11 +206,17 @@ def load_labelled_completions(
         for pair in documentation_preferences(corpus, left_out):
             yield from unpair_preference(pair)
 
+    def read_world() -> Iterator[Row]:
+        for pair in world_preferences():
+            yield from unpair_preference(pair)
+
     _refuse_documents(sources)
+    _refuse_test_questions(sources)
     kind = _RowKind(
         find_reader=find_labelled_reader,
         columns=("prompt", "completion", "label", "tools"),
         documentation_rows=read_documentation,
+        world_rows=read_world,
         example='{"prompt": "Hi", "completion": "Hello!", "label": true}',
     )
     return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
@@ -225,11 +241,17 @@ def load_prompts(
         for row in documentation_conversations(corpus, left_out):
             yield {**split_answer(row.pop("messages")), **row}
 
+    def read_world() -> Iterator[Row]:
+        for row in world_conversations():
+            yield split_answer(row["messages"])
+
     _refuse_documents(sources)
+    _refuse_test_questions(sources)
     kind = _RowKind(
         find_reader=find_prompt_reader,
         columns=("prompt", "answer", "tools"),
         documentation_rows=read_documentation,
+        world_rows=read_world,
         example='{"prompt": "How do birds find their way?"}',
     )
     return _load_rows(sources, kind, eval_share, seed, allow_drop, corpus)
@@ -239,6 +261,46 @@ def _refuse_documents(sources: list[ConversationSource]) -> None:
     for source in sources:
         if source.documents:
             raise UserError(f"{source.name}: `documents` are texts without questions; only the sft section takes them")
+
+
+def _refuse_test_questions(sources: list[ConversationSource]) -> None:
+    for source in sources:
+        if source.synthetic == "small_world_test":
+            raise UserError("small_world_test holds the questions of the test, which no model is trained on")
+
+
+def load_questions(sources: list[ConversationSource]) -> list[dict[str, str]]:
+    """Load questions with right answers: `{"prompt", "answer"}` of each row, in their order.
+
+    They are read as those of `load_prompts`; what a conversation says before its question is left out. Raises UserError
+    for a row without an answer.
+    """
+    from hf_llm.data.chat.python_docs_qa import documentation_conversations
+
+    def read_documentation(corpus: Path | None, left_out: Counter) -> Iterator[Row]:
+        for row in documentation_conversations(corpus, left_out):
+            yield split_answer(row["messages"])
+
+    _refuse_documents(sources)
+    kind = _RowKind(
+        find_reader=find_prompt_reader,
+        columns=("prompt", "answer"),
+        documentation_rows=read_documentation,
+        world_rows=world_test_questions,
+        example='{"prompt": "How many legs has an ant?", "answer": "six"}',
+    )
+    questions = []
+    for source in sources:
+        errors = ReadErrors()
+        left_out = Counter()
+        count = 0
+        for row in _read_usable_rows(source, kind, None, errors, left_out):
+            if not row.get("answer"):
+                raise UserError(f"{source.name}: a question has no answer, {row['prompt'][-1]['content']!r}")
+            questions.append({"prompt": row["prompt"][-1]["content"], "answer": row["answer"]})
+            count += 1
+        _check_dropped(source, errors, count, allow_drop=0.01)
+    return questions
 
 
 def _load_rows(
@@ -332,6 +394,10 @@ def _read_usable_rows(
     """Yield the rows of a source that can be used; count the others in `errors` and `left_out`."""
     if source.installed:
         yield from islice(kind.documentation_rows(corpus, left_out), source.take)
+        return
+    if source.synthetic:
+        rows = world_test_questions() if source.synthetic == "small_world_test" else kind.world_rows()
+        yield from islice(rows, source.take)
         return
     if source.documents:
         yield from islice(_read_documents(source, errors, left_out), source.take)

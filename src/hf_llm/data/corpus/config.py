@@ -79,7 +79,7 @@ class Rules:
 
 @dataclass
 class Source:
-    """One entry of `corpus.sources`: one of `path`, `hub`, `git`, `crawl` and `installed`, and a licence."""
+    """One entry of `corpus.sources`: a licence, and one of `path`, `hub`, `git`, `crawl`, `installed`, `synthetic`."""
 
     license: str
     """SPDX identifier of the text's licence; `unknown` if you do not know."""
@@ -101,6 +101,9 @@ class Source:
 
     installed: list[str] | None = None
     """Documentation of this Python: any of language_reference, standard_library, packages."""
+
+    synthetic: Literal["small_world"] | None = None
+    """Text that a grammar of ours writes: `small_world`, people and villages whose facts a small model can learn."""
 
     format: Format | None = None
     """How the files are read, where their names do not tell."""
@@ -130,9 +133,9 @@ class Source:
     """The table to read of an SQLite database that has several."""
 
     def __post_init__(self) -> None:
-        origins = [self.path, self.hub, self.git, self.crawl, self.installed]
+        origins = [self.path, self.hub, self.git, self.crawl, self.installed, self.synthetic]
         if sum(origin is not None for origin in origins) != 1:
-            raise ValueError("a source has exactly one of `path`, `hub`, `git`, `crawl` and `installed`")
+            raise ValueError("a source has exactly one of `path`, `hub`, `git`, `crawl`, `installed` and `synthetic`")
         check_origins({"path": self.path, "hub": self.hub, "git": self.git, "name": self.name, "text": self.text})
         if not self.license.strip():
             raise ValueError("license is empty; name the text's licence, or write `unknown`")

@@ -15,7 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from hf_llm.core.extras import missing_packages
 from hf_llm.core.surrogates import replace_lone_surrogates
-from hf_llm.data.corpus import python_docs
+from hf_llm.data.corpus import python_docs, small_world
 from hf_llm.data.corpus.readers.code import find_license
 from hf_llm.data.corpus.readers.document import RawDocument
 from hf_llm.data.corpus.readers.tabular import RowConverter
@@ -65,6 +65,8 @@ class SourceReader(PipelineStep):
         task = self.tasks[rank]
         if task.source.installed:
             raw_documents = self._read_installed(task)
+        elif task.source.synthetic:
+            raw_documents = self._write_synthetic(task)
         elif task.source.hub:
             raw_documents = self._read_hub_rows(task)
         else:
@@ -76,6 +78,12 @@ class SourceReader(PipelineStep):
             self.faults.used += records
             for number, piece in enumerate(split_text(text, self.max_chars)):
                 yield RawDocument(piece, license=license, about={**about, "piece": number})
+
+    def _write_synthetic(self, task: ReadTask) -> Iterator[RawDocument]:
+        for number, text in enumerate(small_world.write_documents(int(task.item))):
+            self.faults.records += 1
+            self.faults.used += 1
+            yield RawDocument(text, about={"part": int(task.item), "document": number})
 
     def _read_hub_rows(self, task: ReadTask) -> Iterator[RawDocument]:
         source = task.source

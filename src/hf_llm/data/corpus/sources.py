@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.corpus import python_docs
+from hf_llm.data.corpus import python_docs, small_world
 from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive
 from hf_llm.data.files.compressed import content_suffix
@@ -67,7 +67,7 @@ class ReadTask:
     """For a Hub data set that is read in shards: how many there are, and the number of this one."""
 
     item: str = ""
-    """Which part of the installed documentation to read (`python_docs.ITEMS`)."""
+    """Which part of the installed documentation to read (`python_docs.ITEMS`), or of a synthetic text to write."""
 
     is_repository: bool = False
     """Whether there are programs among the files: then the licence nearest to a file is that of its prose too."""
@@ -118,6 +118,10 @@ def _list_tasks_of_source(source: Source, position: int, listing: ReadErrors | N
             for files in python_docs.group_files(item, PART_BYTES, listing):
                 yield _make_file_task(source, position, label, files, item=item, listing=listing)
                 listing = ReadErrors()
+    elif source.synthetic:
+        for part in range(small_world.PARTS):
+            label = source.name or source.synthetic
+            yield ReadTask(source, position, label, (), 0, f"{small_world.VERSION} {part}", item=str(part))
     else:
         if source.path:
             selected = select_source_files(source.path, source.format, listing)
