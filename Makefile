@@ -5,8 +5,13 @@ INSTALL := $(BIN)/pip install -c constraints.txt
 
 .PHONY: quickstart test test-all lint types reference clean
 
+# On text of one's own: make quickstart TEXT=my/texts
 quickstart: .venv/ready
+ifdef TEXT
+	$(BIN)/python -m hf_llm.run recipes/own_text.yaml '--corpus.sources=[{path: "$(TEXT)", license: unknown}, {synthetic: small_world, license: cc0-1.0}]'
+else
 	$(BIN)/python -m hf_llm.run recipes/quickstart.yaml
+endif
 
 # A process for each core, each test file in one of them.
 test: .venv/tested

@@ -162,6 +162,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "evaluated model": ({"evaluate.models": ["runs/other/base"]}, "evaluate.models[0]", "runs/other/base"),
     "no model": ({"evaluate.models": []}, "evaluate.models", "leave it out"),
     "tokens of the evaluation": ({"evaluate.tokens": 0}, "evaluate.tokens", "at least 1"),
+    "no questions": (
+        {"evaluate.questions": [{"path": "nowhere.jsonl", "license": "mit"}]},
+        "evaluate.questions[0]",
+        "nowhere.jsonl",
+    ),
+    "questions without answers": (
+        {"evaluate.questions": [{"path": "halves.jsonl", "license": "mit"}]},
+        "evaluate.questions[0]",
+        "a question has no answer",
+    ),
 }  # fmt: skip
 
 
