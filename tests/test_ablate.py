@@ -123,7 +123,7 @@ def test_the_results_are_those_of_the_trainings(ablated, results):
 def test_the_page_stands_alone_and_shows_every_variant(ablated, results):
     page = Structure((ablated / "runs/tiny/ablation/index.html").read_text(encoding="utf-8"))
     verdict = results["variants"][1]["verdict"]
-    for words in ("baseline", "positions-learned", "Bits per byte, validation", "paired by seed", verdict):
+    for words in ("baseline", "positions-learned", "Bits per byte on validation text", "paired by seed", verdict):
         assert words in page.text
     assert page.tags.count("svg") == 2
     assert not [address for address in page.addresses if address]

@@ -18,8 +18,8 @@ def test_without_a_terminal_the_runs_are_shown_once(tmp_path):
     write_made_up_run(tmp_path / "runs" / "second", steps=600)
     result = run_module("hf_llm.watch", "runs/first", "runs/second", folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "step 1,200/2,000  loss" in result.stdout
-    assert "step 600/2,000  loss" in result.stdout
+    assert "step 1,200/2,000  60%  ETA 17 min  loss" in result.stdout
+    assert "step 600/2,000  30%" in result.stdout
     assert "\x1b" not in result.stdout
 
 

@@ -16,7 +16,7 @@ def test_work_that_is_soon_done_writes_nothing_to_a_file(capsys):
 def test_long_work_writes_whole_lines(monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     file = io.StringIO()
-    with progress.open_progress_bar(total=3, desc="cleaning", file=file, miniters=1) as bar:
+    with progress.open_progress_bar(total=3, desc="cleaning", file=file, miniters=1, delay=0) as bar:
         for _ in range(3):
             bar.update()
     lines = file.getvalue().splitlines()

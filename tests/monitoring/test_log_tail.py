@@ -120,7 +120,7 @@ def test_render_runs_shows_numbers_curves_alerts_and_samples(tmp_path):
     assert lines[0] == "gpt125m"
     assert max(map(len, lines)) <= 100
     for wanted in (
-        "step 1,200/2,000  loss ",
+        "step 1,200/2,000  60%  ETA 17 min  loss ",
         "evaluation  val 3.069",
         "!! step 700: loss spike: 5.912, usual is 3.614 ± 0.021",
         "[step 1,200] The capital of France is ▸Paris, and its river <script>",

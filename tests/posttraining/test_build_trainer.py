@@ -89,9 +89,15 @@ def edit_template(base):
 
 
 def edit_pad(base):
+    """Let the end of text be the padding, and leave no special token that could be used instead."""
     path = base / "tokenizer_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "pad_token": config["eos_token"]}))
+    path = base / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] in (config["eos_token"], "<|im_start|>", "<|im_end|>")
+    path.write_text(json.dumps(tokenizer))
 
 
 @pytest.mark.parametrize(
