@@ -226,7 +226,9 @@ def add_stage(copy: Copy) -> None:
     record = '    Stage("copied", "hf_llm.copied", "Copy", "data", ("copied",), reads=("base",), is_optional=True),\n'
     copy.insert("src/hf_llm/pipeline/stages.py", record, before='    Stage("evaluation",')
     copy.insert("src/hf_llm/__main__.py", '"copied", ', before='"evaluate", "report",')
-    copy.insert("README.md", "  copied.py            base/ -> copied/\n", before="  evaluate.py          the models")
+    copy.insert(
+        "docs/layout.md", "  copied.py            base/ -> copied/\n", before="  evaluate.py          the models"
+    )
 
 
 def add_metric(copy: Copy) -> None:

@@ -1,6 +1,10 @@
 """`hf-llm`: the list of commands, and their dispatch."""
 
 import ast
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -67,3 +71,13 @@ def test_configs_are_written_together_and_never_over_ones_own(tmp_path, monkeypa
     assert (tmp_path / "accelerate_configs/ddp.yaml").read_text() == "mine"
     assert {p.name for p in (tmp_path / "ds_configs").iterdir()} == {p.name for p in (ROOT / "ds_configs").iterdir()}
     assert "1 were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own, tmp_path):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    code = f"import json, os, hf_llm; print(json.dumps({{name: os.environ.get(name) for name in {names}}}))"
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    seen = {name: value for name, value in json.loads(done.stdout).items() if value}
+    assert seen == (own or {"OMP_WAIT_POLICY": "PASSIVE"})

@@ -87,8 +87,8 @@ def test_every_recipe_shown_is_valid(block, tmp_path):
             Run([str(path)]).read(importlib.import_module(stage.module).Recipe)
 
 
-def test_the_tree_in_the_readme_is_the_tree():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_on_the_page_of_the_layout_is_the_tree():
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
     for module in (ROOT / "src" / "hf_llm").glob("*.py"):
         assert module.stem == "__init__" or module.name in text, module.name
     for room in (path.parent.name for path in (ROOT / "src" / "hf_llm").glob("*/__init__.py")):

@@ -27,8 +27,8 @@ def test_a_rate_never_grows_with_the_size_and_one_for_lora_is_never_lower(stage)
         ("dpo", 1.7e9, False, 1e-6),  # SmolLM2
         ("dpo", 7.2e9, False, 5e-7),  # Zephyr
         ("dpo", 7.2e9, True, 5e-6),  # Zephyr, QLoRA
-        ("sft", 5e6, True, 2e-3),  # the quickstart
-        ("dpo", 5e6, True, 2e-4),  # the quickstart
+        ("sft", 5e6, True, 2e-3),  # recipes/examples/documentation.yaml
+        ("dpo", 5e6, True, 2e-4),  # recipes/examples/documentation.yaml
         ("dpo", 5.5e6, False, 5e-5),  # recipes/examples/alignment.yaml
     ],
 )

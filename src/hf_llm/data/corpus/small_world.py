@@ -55,7 +55,7 @@ FOODS = (
     "plum cake", "pea soup", "apple pie", "roast carrots", "cheese dumplings", "cherry jam", "mushroom stew",
     "honey bread", "fried fish", "rice pudding", "walnut cookies", "potato pancakes",
 )  # fmt: skip
-COLOURS = ("red", "blue", "green", "yellow", "white", "purple", "orange", "brown")
+COLOURS = ("red", "blue", "green", "yellow", "white", "purple", "black", "brown")
 POSSESSIVES = {"she": "her", "he": "his"}
 INSTRUMENTS = ("flute", "fiddle", "drum", "harp", "trumpet", "accordion", "guitar", "horn")
 
