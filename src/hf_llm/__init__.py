@@ -11,7 +11,7 @@ os.environ.setdefault("TQDM_DELAY", "4")
 if not (sys.stderr and sys.stderr.isatty()):
     os.environ.setdefault("TQDM_MININTERVAL", "60")
 
-# Threads that wait for each other sleep instead of turning in a loop, which costs a tenfold where other programs use the
-# cores too (benchmarks/busy_machine.py). The OpenMP library reads this when torch is imported.
+# Threads that wait for each other sleep. By default they count in a loop, which makes a step several times slower where
+# other programs use the cores too (benchmarks/busy_machine.py). OpenMP reads this when torch is imported.
 if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
