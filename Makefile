@@ -27,7 +27,8 @@ types: .venv/tested
 	$(INSTALL) --no-build-isolation -e '.[types]'
 	$(BIN)/pyright
 
-# docs/reference.md, the page of every recipe key, from the docstrings of the fields.
+# docs/reference.md, the page of every recipe key, from the docstrings of the fields; and the keys of the libraries'
+# settings that come with the package (src/hf_llm/core/settings/library_settings.json), from the installed classes.
 reference: .venv/tested
 	$(BIN)/python -m tests.reference_page
 

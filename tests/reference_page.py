@@ -1,9 +1,11 @@
-"""docs/reference.md, the page of every recipe key, made from the docstrings under the fields: `make reference`."""
+"""What `make reference` makes: docs/reference.md, the page of every recipe key, from the docstrings under the fields,
+and the keys of the libraries' settings classes, from the classes (`tests/shipped_settings.py`)."""
 
 import importlib
 
 from hf_llm.core.recipe_help import KeyDoc, describe_keys
 from hf_llm.pipeline.stages import STAGES
+from tests.shipped_settings import write_shipped_settings
 from tests.tiny_recipe import ROOT
 
 REPEATED = ("corpus.sources[].rules.",)  # the same keys as corpus.rules
@@ -59,4 +61,5 @@ def _code(text: str) -> str:
 
 
 if __name__ == "__main__":
+    write_shipped_settings()
     PAGE.write_text(render(), encoding="utf-8")

@@ -12,11 +12,14 @@ from hf_llm import doctor
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import parse_yaml
+from hf_llm.hardware import environment_checks, microbenchmarks
 from hf_llm.hardware.devices import Device, detect_hardware, parse_device
 from hf_llm.hardware.environment_checks import Finding
 from hf_llm.hardware.microbenchmarks import Bound, Rate
+from hf_llm.hardware.runtime import device_type
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import STAGES
+from hf_llm.planning import speed
 from tests.tiny_recipe import run_module, write_inputs
 
 
@@ -33,7 +36,9 @@ def test_doctor_reports_no_problem_on_this_host(capsys):
 
 
 def test_a_problem_is_exit_code_1_and_printed_with_its_remedy(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "check_environment", lambda: [Finding("driver", "too old", "problem", "update it")])
+    monkeypatch.setattr(
+        environment_checks, "check_environment", lambda: [Finding("driver", "too old", "problem", "update it")]
+    )
     with pytest.raises(SystemExit) as ended:
         doctor.main(["--quick"])
     assert ended.value.code == 1
@@ -70,11 +75,15 @@ def test_the_machine_value_is_a_name_or_the_rate_of_training():
 
 
 def test_rates_measured_on_this_host_are_not_refused(monkeypatch):
-    measure_matmul_rates = doctor.measure_matmul_rates
+    measure_matmul_rates = microbenchmarks.measure_matmul_rates
     monkeypatch.setattr(
-        doctor, "measure_matmul_rates", lambda device, bounds: measure_matmul_rates(device, bounds, seconds=0.2)
+        microbenchmarks,
+        "measure_matmul_rates",
+        lambda device, bounds: measure_matmul_rates(device, bounds, seconds=0.2),
     )
-    monkeypatch.setattr(doctor, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
+    monkeypatch.setattr(
+        microbenchmarks, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo")
+    )
     rates, problems = doctor.measure_rates(*detect_hardware())
     assert not problems
     by_name = doctor.training_dtype(detect_hardware()[1]) is not None
@@ -85,10 +94,12 @@ def test_rates_measured_on_this_host_are_not_refused(monkeypatch):
 
 def test_a_training_faster_than_the_part_is_refused(monkeypatch):
     monkeypatch.setattr(doctor, "training_dtype", lambda device: None)
-    monkeypatch.setattr(doctor, "measure_matmul_rates", lambda device, bounds: [])
-    monkeypatch.setattr(doctor, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo"))
-    monkeypatch.setattr(doctor, "matmul_bounds", lambda device: {"float32": Bound(2e11, "its cores")})
-    monkeypatch.setattr(doctor, "measure_training_rate", lambda: Rate("training", 2e17, "float32"))
+    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(
+        microbenchmarks, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo")
+    )
+    monkeypatch.setattr(microbenchmarks, "matmul_bounds", lambda device: {"float32": Bound(2e11, "its cores")})
+    monkeypatch.setattr(speed, "measure_training_rate", lambda: Rate("training", 2e17, "float32"))
     rates, (problem,) = doctor.measure_rates(1, detect_hardware()[1])
     assert problem.what == "training float32"
     assert "200,000 TFLOP/s is more than 0.2, its cores" in problem.value
@@ -99,8 +110,8 @@ def test_a_failed_all_reduce_is_a_note_where_one_process_trains(monkeypatch):
     def fails(processes, kind):
         raise RuntimeError("Connection refused")
 
-    monkeypatch.setattr(doctor, "measure_matmul_rates", lambda device, bounds: [])
-    monkeypatch.setattr(doctor, "measure_all_reduce_rate", fails)
+    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(microbenchmarks, "measure_all_reduce_rate", fails)
     _, (problem,) = doctor.measure_rates(1, detect_hardware()[1])
     assert (problem.level, problem.value) == ("note", "Connection refused")
 
@@ -113,7 +124,7 @@ def test_accelerate_reads_the_launch_config_of_this_host(tmp_path):
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == doctor.device_type()
+    assert done.stdout.split()[-1] == device_type()
 
 
 @pytest.mark.slow

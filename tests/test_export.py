@@ -5,7 +5,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from hf_llm.core.errors import UserError
-from hf_llm.export import RENAMED_FIELDS, RENAMED_TENSORS, check_equal, export_model, main
+from hf_llm.export import MODEL_TYPES, RENAMED_FIELDS, RENAMED_TENSORS, check_equal, export_model, main
 from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.model import configuration_hf_llm
 from hf_llm.model.configuration_hf_llm import (
@@ -89,6 +89,10 @@ def test_the_tables_of_a_stock_class_name_fields_that_there_are(model_type):
     assert set(renamed) <= {*KEPT_AT_EXPORT, *FIXED_AT_EXPORT}
     assert set(renamed.values()) <= set(CONFIG_MAPPING[model_type].__dataclass_fields__)
     assert set(RENAMED_FIELDS) | set(RENAMED_TENSORS) <= set(STOCK_CLASSES)
+
+
+def test_every_stock_class_can_be_named():
+    assert list(MODEL_TYPES) == list(STOCK_CLASSES)
 
 
 def test_every_fixed_field_is_tried_with_another_value():

@@ -12,6 +12,7 @@ from hf_llm.core.manifest import write_json, write_manifest
 from hf_llm.hardware.devices import parse_device
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.pipeline.run import Run
+from hf_llm.planning import speed
 from hf_llm.planning.memory import TRAINING, WEIGHTS, Footprint
 from hf_llm.planning.memory_estimate import EngineEstimate, TrainingJob
 from hf_llm.pretrain import Recipe
@@ -168,7 +169,7 @@ def test_the_data_sheet_serves_where_timing_runs_out_of_memory(monkeypatch):
     def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(plan, "measure_job_speed", run_out_of_memory)
+    monkeypatch.setattr(speed, "measure_job_speed", run_out_of_memory)
     hardware = plan.TargetHardware(8, parse_device("h100"), is_this_host=True)
     job = TrainingJob(HfLlmConfig(), 2048, windows=512, settings={"bf16": True}, bf16=True)
     assert "data sheet's 989 TFLOP/s in bfloat16" in plan.find_speed(job, hardware, estimate("ZeRO-3", 8)).source

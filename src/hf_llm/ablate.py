@@ -17,11 +17,7 @@ import sys
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.experiments.experiment import Experiment, build_parser
-from hf_llm.experiments.matched_sizes import MATCH_CHOICES
-from hf_llm.experiments.page import write_page
-from hf_llm.experiments.results import format_table, summarize_comparison
-from hf_llm.experiments.variants import combine_factors, parse_factor, select_pretraining_keys
+from hf_llm.experiments.command_line import MATCH_CHOICES, build_parser
 from hf_llm.pipeline.run import Run
 
 
@@ -29,6 +25,12 @@ from hf_llm.pipeline.run import Run
 def main(argv: list[str] | None = None) -> None:
     options, recipe_argv = parse_command_line(list(sys.argv[1:] if argv is None else argv))
     run = Run(recipe_argv)
+
+    from hf_llm.experiments.experiment import Experiment
+    from hf_llm.experiments.page import write_page
+    from hf_llm.experiments.results import format_table, summarize_comparison
+    from hf_llm.experiments.variants import combine_factors, parse_factor, select_pretraining_keys
+
     factors = dict(parse_factor(text) for text in options.vary)
     variants = combine_factors(select_pretraining_keys(run.tree), factors, options.into)
 

@@ -11,19 +11,21 @@ output opens with `from_pretrained`.
 import json
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import BEGUN_FILE, read_manifest, write_manifest
-from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.find_model import default_output, is_run
 from hf_llm.pipeline.run import licenses_of
 from hf_llm.pipeline.stages import MODELS
 from hf_llm.reporting.model_card import write_model_card
 from hf_llm.tokenization.compare_tokenizers import find_difference
 from hf_llm.training.fault_tolerance.checkpoints import checkpoint_step, complete_checkpoints, verify_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
 
 MIN_CHECKPOINTS = 2
 
@@ -53,13 +55,14 @@ def find_training(folder: Path) -> Path:
     return trainings[-1]
 
 
-@torch.no_grad()
 def average_checkpoints(folder: Path, last: int, output: Path) -> list[int]:
     """Write the mean of the `last` complete checkpoints of `folder` to the new folder `output`. Return their steps.
 
     Raises UserError where there are fewer, or one is damaged, holds no model, one of another shape or one with another
     tokenizer, or where `output` is in use.
     """
+    from hf_llm.model.load import load_tokenizer
+
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; name a new folder")
     checkpoints = select_newest(folder, last)
@@ -97,6 +100,8 @@ def select_newest(folder: Path, last: int) -> list[Path]:
 
 def check_one_tokenizer(checkpoints: list[Path]) -> None:
     """Raise UserError where the checkpoints have different tokenizers: their rows would stand for different words."""
+    from hf_llm.model.load import load_tokenizer
+
     newest = load_tokenizer(checkpoints[-1])
     for checkpoint in checkpoints[:-1]:
         difference = find_difference(load_tokenizer(checkpoint), newest)
@@ -106,13 +111,15 @@ def check_one_tokenizer(checkpoints: list[Path]) -> None:
             )
 
 
-def average_weights(checkpoints: list[Path]) -> torch.nn.Module:
+def average_weights(checkpoints: list[Path]) -> "torch.nn.Module":
     """Return the model of the last checkpoint with the mean of all their weights, summed in float64, in the weights'
     own type.
 
     Tensors of other than floating-point numbers are the last checkpoint's. Raises UserError where the models differ in
     shape.
     """
+    from hf_llm.model.load import load_model
+
     sums = {}
     for checkpoint in checkpoints:
         if (checkpoint / "adapter_config.json").exists():
@@ -133,7 +140,7 @@ def average_weights(checkpoints: list[Path]) -> torch.nn.Module:
     return model
 
 
-def tensor_shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+def tensor_shapes(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Size]":
     """Return the shape of each tensor, by name."""
     return {name: tensor.shape for name, tensor in tensors.items()}
 

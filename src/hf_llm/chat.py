@@ -8,14 +8,16 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
 from hf_llm.core.interrupts import accept_interrupts
-from hf_llm.inference.chat_session import ChatSession
-from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 from hf_llm.pipeline.find_model import find_model
+
+if TYPE_CHECKING:
+    from hf_llm.inference.chat_session import ChatSession
 
 
 @command
@@ -27,6 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     accept_interrupts(with_sigterm=False)  # Ctrl-C ends a reply, SIGTERM the program
 
     sampling = read_sampling_arguments(arguments)
+
+    from hf_llm.inference.chat_session import ChatSession
+    from hf_llm.inference.generate import default_max_new_tokens, load_for_generation
+
     model, tokenizer = load_for_generation(find_model(arguments.model))
     max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     session = ChatSession(model, tokenizer, max_new_tokens, **sampling)
@@ -38,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
-def chat_until_exit(session: ChatSession, seed: int | None) -> float:
+def chat_until_exit(session: "ChatSession", seed: int | None) -> float:
     """Answer what the user types until they leave. Return the seconds that generating took."""
     seconds = 0.0
     while True:
@@ -64,7 +70,7 @@ def read_question() -> str | None:
     return None if question == "/exit" else question
 
 
-def print_reply(session: ChatSession, question: str, seed: int | None) -> None:
+def print_reply(session: "ChatSession", question: str, seed: int | None) -> None:
     """Print the reply while it is generated."""
     pieces = session.stream_reply(question, seed)
     if session.note:

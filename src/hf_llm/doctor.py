@@ -13,31 +13,25 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.hardware.devices import Device, detect_hardware, training_dtype
-from hf_llm.hardware.environment_checks import Finding, check_environment
-from hf_llm.hardware.microbenchmarks import (
-    Rate,
-    bandwidth_bound,
-    matmul_bounds,
-    measure_all_reduce_rate,
-    measure_copy_rate,
-    measure_matmul_rates,
-    refuse_above_bound,
-)
-from hf_llm.hardware.runtime import device_type
 from hf_llm.pipeline.sizing import SIZING_KEYS
 from hf_llm.planning.recipe_generator import parse_goal, write_recipe
-from hf_llm.planning.speed import measure_training_rate
+
+if TYPE_CHECKING:
+    from hf_llm.hardware.environment_checks import Finding
+    from hf_llm.hardware.microbenchmarks import Rate
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
+
+    from hf_llm.hardware.environment_checks import check_environment
+
     count, device = detect_hardware()
     findings = check_environment()
     rates = []
@@ -80,12 +74,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure_rates(count: int, device: Device) -> tuple[list[Rate], list[Finding]]:
+def measure_rates(count: int, device: Device) -> "tuple[list[Rate], list[Finding]]":
     """Measure matrix products, memory, and an all-reduce between processes of this host.
 
     Where no data sheet says how fast the device trains, a training is timed too. Returns the rates, and the findings
     about refused or missing ones.
     """
+    import torch
+
+    from hf_llm.hardware.environment_checks import Finding
+    from hf_llm.hardware.microbenchmarks import (
+        bandwidth_bound,
+        matmul_bounds,
+        measure_all_reduce_rate,
+        measure_copy_rate,
+        measure_matmul_rates,
+        refuse_above_bound,
+    )
+    from hf_llm.hardware.runtime import device_type
+    from hf_llm.planning.speed import measure_training_rate
+
     torch_device = torch.device(device_type())
     bounds = matmul_bounds(device)
     rates = measure_matmul_rates(torch_device, bounds)
@@ -112,7 +120,7 @@ def measure_rates(count: int, device: Device) -> tuple[list[Rate], list[Finding]
     return rates, problems
 
 
-def choose_machine_value(count: int, device: Device, rates: list[Rate]) -> str | float | None:
+def choose_machine_value(count: int, device: Device, rates: "list[Rate]") -> str | float | None:
     """Return what a recipe writes under `machine` for this host.
 
     It is the name where the data sheet is known, else the FLOP/s at which it trains; None where they were not measured.
@@ -125,7 +133,7 @@ def choose_machine_value(count: int, device: Device, rates: list[Rate]) -> str |
     return float(f"{count * training_rates[0]:.3g}")
 
 
-def print_json(findings: list[Finding], rates: list[Rate], machine: str | float | None) -> None:
+def print_json(findings: "list[Finding]", rates: "list[Rate]", machine: str | float | None) -> None:
     report = {
         "findings": [asdict(finding) for finding in findings],
         "rates": [asdict(rate) for rate in rates],
@@ -134,7 +142,7 @@ def print_json(findings: list[Finding], rates: list[Rate], machine: str | float 
     print(json.dumps(report, indent=2))
 
 
-def format_findings(findings: list[Finding]) -> list[str]:
+def format_findings(findings: "list[Finding]") -> list[str]:
     """Format a line for each finding and, below what is not right, the remedy."""
     width = max(len(finding.what) for finding in findings)
     lines = []
@@ -145,7 +153,7 @@ def format_findings(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def format_rates(rates: list[Rate]) -> list[str]:
+def format_rates(rates: "list[Rate]") -> list[str]:
     """Format a table of the products by type and size, then a line for each other rate."""
     lines = []
     products = [rate for rate in rates if rate.what == "matmul"]
@@ -162,7 +170,7 @@ def format_rates(rates: list[Rate]) -> list[str]:
     return lines
 
 
-def _format_products(products: list[Rate]) -> list[str]:
+def _format_products(products: "list[Rate]") -> list[str]:
     """Format the table of matrix products: a line for each type, a column for each size."""
     sides = sorted({rate.side for rate in products})
     dtypes = dict.fromkeys(rate.dtype for rate in products)
@@ -182,11 +190,11 @@ def _format_products(products: list[Rate]) -> list[str]:
     return lines
 
 
-def _format_rate_line(title: str, rate: Rate) -> str:
+def _format_rate_line(title: str, rate: "Rate") -> str:
     return f"{title:<26}{_format_figure(rate):>10}"
 
 
-def _format_figure(rate: Rate | None) -> str:
+def _format_figure(rate: "Rate | None") -> str:
     """Format a rate in units of 1e9 a second. A refused figure is not shown."""
     if rate is None:
         return ""

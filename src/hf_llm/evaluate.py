@@ -9,31 +9,26 @@ masked-token accuracy and pseudo-perplexity, or the share of spans generated exa
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import read_manifest, write_json
 from hf_llm.data.chat.loaders import ConversationSource, load_questions
-from hf_llm.data.tokens.byte_lengths import token_byte_lengths
-from hf_llm.data.tokens.token_dataset import TokenWindows
-from hf_llm.evaluation.denoising import score_masked, score_spans
 from hf_llm.evaluation.metrics import METRICS, score_columns
-from hf_llm.evaluation.perplexity import score_next_tokens
 from hf_llm.evaluation.questions import score_replies
-from hf_llm.inference.generate import generate_replies
-from hf_llm.inference.infill import complete_or_infill
-from hf_llm.model.load import CAUSAL, MASKED, context_length, find_objective, load_model, load_tokenizer
+from hf_llm.pipeline.model_types import CAUSAL, MASKED
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
 from hf_llm.pipeline.stages import LANGUAGE_MODELS
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
-from hf_llm.training.objectives import Objective, fill_objective_defaults
+from hf_llm.training.sections import Objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
@@ -136,11 +131,15 @@ def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
     return {name: run.resolve_source(model) for name, model in name_models(section.models).items()}
 
 
-def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model on the best device of this machine, and its tokenizer.
 
     Raises UserError where that is not the tokenizer that encoded the test text, in the folder `tokens`.
     """
+    import torch
+
+    from hf_llm.model.load import load_model, load_tokenizer
+
     tokenizer = load_tokenizer(path)
     try:
         check_shards_tokenizer(tokens, tokenizer, "evaluate.models")
@@ -153,8 +152,11 @@ def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> tuple[PreT
     return load_model(path, objective=None).to(device), tokenizer
 
 
-def read_objective(model: PreTrainedModel, path: Path | str) -> Objective:
+def read_objective(model: "PreTrainedModel", path: Path | str) -> Objective:
     """Return the objective of a model: with the settings of its training for ours, with the papers' for another."""
+    from hf_llm.model.load import find_objective
+    from hf_llm.training.objectives import fill_objective_defaults
+
     manifest = read_manifest(Path(path)) or {}
     settings = manifest.get("facts", {}).get("objective")
     if settings:
@@ -163,9 +165,15 @@ def read_objective(model: PreTrainedModel, path: Path | str) -> Objective:
 
 
 def score_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Path, max_tokens: int, objective: Objective
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tokens: Path, max_tokens: int, objective: Objective
 ) -> Scores:
     """Score the model's objective on at most `max_tokens` tokens of the test split of the folder `tokens`."""
+    from hf_llm.data.tokens.byte_lengths import token_byte_lengths
+    from hf_llm.data.tokens.token_dataset import TokenWindows
+    from hf_llm.evaluation.denoising import score_masked, score_spans
+    from hf_llm.evaluation.perplexity import score_next_tokens
+    from hf_llm.model.load import context_length
+
     context = context_length(model.config, tokenizer)
     windows = TokenWindows(tokens, "test", context).limit_tokens(max_tokens)
     batch_size = max(1, TOKENS_PER_BATCH // context)
@@ -179,14 +187,17 @@ def score_model(
 
 
 def answer_prompts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     path: Path | str,
     prompts: list[str],
     max_new_tokens: int,
 ) -> list[str]:
     """Return greedy answers to the prompts: the reply of a chat model, the completion of a base model, and the prompt
     with its gaps filled of one that fills gaps."""
+    from hf_llm.inference.generate import generate_replies
+    from hf_llm.inference.infill import complete_or_infill
+
     is_chat = is_chat_model(path, tokenizer)
     answers = []
     for start in range(0, len(prompts), PROMPTS_PER_BATCH):
@@ -199,7 +210,7 @@ def answer_prompts(
     return answers
 
 
-def is_chat_model(path: Path | str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_chat_model(path: Path | str, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether a model is trained to chat. Our base models carry a chat template too, so their manifest
     decides."""
     manifest = read_manifest(Path(path))

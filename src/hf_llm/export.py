@@ -10,22 +10,28 @@ tokens are the original's.
 
 import shutil
 from pathlib import Path
-
-import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import apply_umask
-from hf_llm.inference.generate import set_stop_tokens
-from hf_llm.model.adapters import is_adapter, largest_logit_difference, probe_tokens
-from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT, STOCK_CLASSES, HfLlmConfig
-from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.pipeline.find_model import default_output, find_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from hf_llm.model.configuration_hf_llm import HfLlmConfig
+
 
 TOLERANCE = 1e-5  # the largest difference of float32 logits, relative to the largest logit where that is above 1
 MAX_TOKENS_COMPARED = 64
 MAX_TOKENS_GENERATED = 16
+
+# The keys of hf_llm.model.configuration_hf_llm.STOCK_CLASSES, whose import takes seconds.
+MODEL_TYPES = (
+    "qwen3", "llama", "mistral", "qwen2", "arcee", "smollm3", "starcoder2", "gpt2", "qwen3_moe", "mixtral", "dots1",
+)  # fmt: skip
 
 # Fields of our configuration that a stock configuration calls otherwise: model_type -> our name -> its name.
 RENAMED_FIELDS = {
@@ -73,9 +79,7 @@ GPT2_TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("model", help="a model folder or Hub id; of a run or a recipe, its last model")
-    parser.add_argument(
-        "--to", choices=list(STOCK_CLASSES), help="the architecture to write; by default the one that fits"
-    )
+    parser.add_argument("--to", choices=MODEL_TYPES, help="the architecture to write; by default the one that fits")
     parser.add_argument("--output", type=Path, help="a new folder; by default <model>-export")
     arguments = parser.parse_args(argv)
 
@@ -92,6 +96,12 @@ def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
     Raises UserError for a model that is not an hf_llm causal language model, switches that no stock class has, a folder
     in use, or a result that differs.
     """
+    from transformers import AutoModelForCausalLM
+
+    from hf_llm.inference.generate import set_stop_tokens
+    from hf_llm.model.adapters import is_adapter
+    from hf_llm.model.load import load_model, load_tokenizer
+
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; name a new folder")
     model = load_model(path, dtype="auto").eval()
@@ -116,11 +126,13 @@ def export_model(path: Path | str, output: Path, to: str | None = None) -> str:
     return type(exported).__name__
 
 
-def choose_stock_class(config: PreTrainedConfig, path: Path | str, to: str | None) -> str:
+def choose_stock_class(config: "PreTrainedConfig", path: Path | str, to: str | None) -> str:
     """Return the model_type to write.
 
     Raises UserError for a model that is not ours, or that no stock class (or not the class `to`) equals.
     """
+    from hf_llm.model.configuration_hf_llm import STOCK_CLASSES
+
     if config.model_type != "hf_llm":
         raise UserError(
             f"{path} is a {config.model_type}, which other programs open as it is; only hf_llm models need an export"
@@ -132,8 +144,12 @@ def choose_stock_class(config: PreTrainedConfig, path: Path | str, to: str | Non
     return model_type
 
 
-def build_stock_config(config: HfLlmConfig, model_type: str) -> PreTrainedConfig:
+def build_stock_config(config: "HfLlmConfig", model_type: str) -> "PreTrainedConfig":
     """Build the `model_type` configuration that describes the same model as `config`."""
+    from transformers import CONFIG_MAPPING
+
+    from hf_llm.model.configuration_hf_llm import FIXED_AT_EXPORT, KEPT_AT_EXPORT
+
     cls = CONFIG_MAPPING[model_type]
     renamed = RENAMED_FIELDS.get(model_type, {})
     settings = {"dtype": config.dtype}
@@ -154,11 +170,13 @@ def build_stock_config(config: HfLlmConfig, model_type: str) -> PreTrainedConfig
     return cls(**settings)
 
 
-def convert_tensors(model: PreTrainedModel, exported: PreTrainedModel) -> dict[str, torch.Tensor]:
+def convert_tensors(model: "PreTrainedModel", exported: "PreTrainedModel") -> "dict[str, torch.Tensor]":
     """Return the tensors of `model` under the names and in the shapes of `exported`.
 
     Layers that share theirs get copies, and biases that only `exported` has are zero.
     """
+    import torch
+
     renamed = RENAMED_TENSORS.get(exported.config.model_type, {})
     tensors = {}
     for name, tensor in copy_shared_layers(model).items():
@@ -175,7 +193,7 @@ def convert_tensors(model: PreTrainedModel, exported: PreTrainedModel) -> dict[s
     return tensors
 
 
-def copy_shared_layers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def copy_shared_layers(model: "PreTrainedModel") -> "dict[str, torch.Tensor]":
     """Return the state dict with separate tensors for every layer."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.layers.")}
     num_layers = model.config.num_hidden_layers
@@ -187,8 +205,10 @@ def copy_shared_layers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def convert_to_gpt2(tensors: dict[str, torch.Tensor], expected_names: list[str]) -> dict[str, torch.Tensor]:
+def convert_to_gpt2(tensors: "dict[str, torch.Tensor]", expected_names: list[str]) -> "dict[str, torch.Tensor]":
     """Join query, key and value into one matrix (`c_attn`), and transpose the matrices that GPT-2 stores so."""
+    import torch
+
     converted = {}
     for name in expected_names:
         if ".attn.c_attn." in name:
@@ -204,9 +224,12 @@ def convert_to_gpt2(tensors: dict[str, torch.Tensor], expected_names: list[str])
     return converted
 
 
-@torch.no_grad()
-def check_equal(model: PreTrainedModel, exported: PreTrainedModel) -> None:
+def check_equal(model: "PreTrainedModel", exported: "PreTrainedModel") -> None:
     """Raise UserError unless both models give the same logits and the same greedy tokens, in float32."""
+    import torch
+
+    from hf_llm.model.adapters import largest_logit_difference, probe_tokens
+
     model = model.float()
     exported = exported.float()
     context = model.config.max_position_embeddings

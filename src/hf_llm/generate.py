@@ -11,12 +11,6 @@ import time
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.errors import command
-from hf_llm.inference.generate import (
-    complete_prompts,
-    default_max_new_tokens,
-    describe_cut_prompts,
-    load_for_generation,
-)
 from hf_llm.inference.sampling_arguments import add_sampling_arguments, read_sampling_arguments
 from hf_llm.pipeline.find_model import find_model
 
@@ -30,6 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     sampling = read_sampling_arguments(arguments)
+
+    from hf_llm.inference.generate import (
+        complete_prompts,
+        default_max_new_tokens,
+        describe_cut_prompts,
+        load_for_generation,
+    )
+
     model, tokenizer = load_for_generation(find_model(arguments.model))
     max_new_tokens = arguments.max_new_tokens or default_max_new_tokens(model)
     prompts = arguments.prompt or [sys.stdin.read().rstrip("\n")]

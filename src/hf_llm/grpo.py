@@ -8,18 +8,19 @@ reward model, one named in the section, or Python functions (docs/alignment.md).
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from trl import GRPOConfig
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableGRPOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
-from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    import trl
+
+    from hf_llm.posttraining.group_trainer import GroupTrainer
+
 
 KL_COEFFICIENT = 0.04  # as in the paper; TRL's default of 0 neither keeps the model near its reference nor logs the KL
 
@@ -28,7 +29,7 @@ KL_COEFFICIENT = 0.04  # as in the paper; TRL's default of 0 neither keeps the m
 class GrpoSection(RolloutSection):
     """The `grpo` section."""
 
-    training: Settings[GRPOConfig] = field(default_factory=Settings)
+    training: Settings["trl.GRPOConfig"] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
 
 
@@ -46,6 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     check_before_work(run, "grpo")
     section = recipe.grpo
     inputs = run.starting_model("grpo", section.model) | section.reward_input(run)
+
+    from hf_llm.posttraining.group_trainer import group_headline
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("grpo", recipe, inputs) as output:
         if output.is_complete:
             return
@@ -54,8 +60,12 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(trainer, output, run, group_headline(trainer), measure, licenses=section.licenses, rows=counts)
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[GroupTrainer, dict[str, Any]]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[GroupTrainer, dict[str, Any]]":
     """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    from trl import GRPOConfig
+
+    from hf_llm.posttraining.group_trainer import ResumableGRPOTrainer, build_group_trainer
+
     return build_group_trainer(
         ResumableGRPOTrainer, GRPOConfig, recipe.grpo, output, recipe.seed, recipe.price_per_hour, beta=KL_COEFFICIENT
     )

@@ -9,33 +9,26 @@ reference is the model with the adapter switched off; without one, its log-proba
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from transformers import Trainer
-from trl import KTOConfig
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import format_row_counts, load_labelled_completions
-from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
-from hf_llm.posttraining.rows.overlong_rows import fit_rows
-from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.start_check import warn_of_no_effect
-from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    import trl
+    from transformers import Trainer
 
 
 @dataclass
 class KtoSection(PostTrainingSection):
     """The `kto` section."""
 
-    training: Settings[KTOConfig] = field(default_factory=Settings)
+    training: Settings["trl.KTOConfig"] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
 
     @property
@@ -56,6 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     check_before_work(run, "kto")
     section = recipe.kto
+
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("kto", recipe, run.starting_model("kto", section.model)) as output:
         if output.is_complete:
             return
@@ -68,8 +65,17 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[Trainer, dict[str, Any]]":
     """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    from trl import KTOConfig
+
+    from hf_llm.monitoring.attach import attach_callbacks
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.kto_trainer import CompletionKTOTrainer, check_labels
+    from hf_llm.posttraining.rows.overlong_rows import fit_rows
+    from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+
     section = recipe.kto
     *rows, counts = load_labelled_completions(
         section.data, section.evaluation_share, recipe.seed, section.allow_drop, output.path.with_name("corpus")

@@ -14,46 +14,25 @@ import math
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.command_line import CommandParser
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
 from hf_llm.core.format import format_gib, format_number
 from hf_llm.hardware.devices import Device, detect_hardware, list_devices_called, parse_hardware, training_dtype
-from hf_llm.hardware.runtime import device_type, has_bf16, use_all_cores
-from hf_llm.model.load import resolve_context
-from hf_llm.model.summary import flops_per_token, summarize_model
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import parse_price
-from hf_llm.planning.memory import OPTIMIZER, UPDATE
-from hf_llm.planning.memory_estimate import (
-    EngineEstimate,
-    TrainingJob,
-    build_planned_model,
-    build_pretraining_config,
-    estimate_cpu_training,
-    estimate_gpu_engines,
-    tensor_bytes,
-)
-from hf_llm.planning.speed import Speed, estimate_speed, measure_job_speed
-from hf_llm.planning.stage_plans import (
-    PLANNED_FROM_ROWS,
-    HardwarePlan,
-    StagePlan,
-    estimate_tuning_memory,
-    plan_pretraining,
-    plan_tuning,
-)
-from hf_llm.planning.tables import format_memory_table, format_score_table, format_stage_table
 from hf_llm.preflight.before_work import check_in_child, print_notes
 from hf_llm.preflight.findings import Findings
 from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
-from hf_llm.training.pretraining_trainer import check_activation_checkpointing
+
+if TYPE_CHECKING:
+    from hf_llm.planning.memory_estimate import EngineEstimate, TrainingJob
+    from hf_llm.planning.speed import Speed
+    from hf_llm.planning.stage_plans import StagePlan
 
 
 @dataclass
@@ -69,11 +48,15 @@ class TargetHardware:
     @property
     def device_type(self) -> str:
         """`cuda`, `mps` or `cpu`; any hardware but this host's is planned for as CUDA devices."""
+        from hf_llm.hardware.runtime import device_type
+
         return device_type() if self.is_this_host else "cuda"
 
     @property
     def bf16(self) -> bool:
         """Whether its devices have units for bf16."""
+        from hf_llm.hardware.runtime import device_type, has_bf16
+
         if self.is_this_host:
             return has_bf16(device_type())
         return training_dtype(self.device) == "bfloat16"
@@ -86,10 +69,14 @@ def main(argv: list[str] | None = None) -> None:
     if options.score:
         return print_score(run)
 
+    recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
     print_findings(check_in_child(run, on_this_host=options.gpus is None))
 
+    from hf_llm.planning.memory import OPTIMIZER, UPDATE
+    from hf_llm.planning.stage_plans import HardwarePlan, plan_pretraining, plan_tuning
+    from hf_llm.planning.tables import format_memory_table, format_stage_table
+
     # The model and the hardware
-    recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
     hardware = choose_hardware(options.gpus)
     job = build_pretraining_job(run, recipe, hardware)
     memory = format_gib(hardware.device.memory)
@@ -159,6 +146,8 @@ def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def print_score(run: Run) -> None:
     """Print predicted and actual values of a run. Raises UserError where either is missing."""
+    from hf_llm.planning.tables import format_score_table
+
     scores = compare_with_plan(run.root, run.tree)
     if not scores:
         raise UserError(
@@ -198,11 +187,14 @@ def choose_hardware(gpus: str | None) -> TargetHardware:
     return TargetHardware(devices, device, is_this_host=True)
 
 
-def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> TrainingJob:
+def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> "TrainingJob":
     """Collect the settings of the recipe that determine the memory of a pretraining step.
 
     Raises UserError for a step that is not a whole number of windows on each device.
     """
+    from hf_llm.model.load import resolve_context
+    from hf_llm.planning.memory_estimate import TrainingJob, build_pretraining_config
+
     section = recipe.pretrain
     config = build_pretraining_config(recipe.model, section, run.tree, run.folder("tokenizer"))
     context = resolve_context(config, section.context)
@@ -220,8 +212,13 @@ def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> Tr
     return TrainingJob(config, context, windows, section.training, hardware.bf16)
 
 
-def print_model(job: TrainingJob, section: Any) -> None:
+def print_model(job: "TrainingJob", section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
+    import torch
+
+    from hf_llm.model.summary import flops_per_token, summarize_model
+    from hf_llm.planning.memory_estimate import build_planned_model
+
     with torch.device("meta"):
         model = build_planned_model(job.config)
     print_main(summarize_model(model))
@@ -239,8 +236,14 @@ def print_model(job: TrainingJob, section: Any) -> None:
     print_main("")
 
 
-def estimate_memory(job: TrainingJob, hardware: TargetHardware) -> list[EngineEstimate]:
+def estimate_memory(job: "TrainingJob", hardware: TargetHardware) -> "list[EngineEstimate]":
     """Estimate the memory under each engine, also with activation checkpointing if the recipe does not set it."""
+    import torch
+
+    from hf_llm.hardware.runtime import use_all_cores
+    from hf_llm.planning.memory_estimate import build_planned_model, estimate_cpu_training, estimate_gpu_engines
+    from hf_llm.training.pretraining_trainer import check_activation_checkpointing
+
     micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
     if hardware.device_type == "cpu":
         use_all_cores()
@@ -268,8 +271,8 @@ def estimate_memory(job: TrainingJob, hardware: TargetHardware) -> list[EngineEs
 
 
 def find_first_fitting(
-    estimates: list[EngineEstimate], job: TrainingJob, hardware: TargetHardware
-) -> EngineEstimate | None:
+    estimates: "list[EngineEstimate]", job: "TrainingJob", hardware: TargetHardware
+) -> "EngineEstimate | None":
     """Find the first estimate, in order of cost in speed, with room for the planned micro-batch, or else for any."""
     if hardware.device_type == "cpu":
         fits = estimates[0].footprint.peak <= hardware.device.memory
@@ -284,7 +287,7 @@ def find_first_fitting(
 
 
 def advise(
-    estimates: list[EngineEstimate], chosen: EngineEstimate | None, hardware: TargetHardware, micro_batch: int
+    estimates: "list[EngineEstimate]", chosen: "EngineEstimate | None", hardware: TargetHardware, micro_batch: int
 ) -> str:
     """Advise what to change if a micro-batch of `micro_batch` windows does not fit in memory, the cheapest change
     first. Every change that is named fits by the table of `estimates`."""
@@ -311,7 +314,7 @@ def advise(
     return f"{planned.engine} has no room for that. In order of cost: " + "; ".join(remedies) + "."
 
 
-def _describe_change(planned: EngineEstimate, other: EngineEstimate, micro_batch: int) -> str:
+def _describe_change(planned: "EngineEstimate", other: "EngineEstimate", micro_batch: int) -> str:
     """Describe what to change in a plan to get another estimate of its table."""
     changes = []
     if other.engine != planned.engine:
@@ -323,12 +326,14 @@ def _describe_change(planned: EngineEstimate, other: EngineEstimate, micro_batch
     return " with ".join(changes)
 
 
-def _batch_option(estimate: EngineEstimate) -> str:
+def _batch_option(estimate: "EngineEstimate") -> str:
     return f"--pretrain.training.per_device_train_batch_size={estimate.max_micro_batch}"
 
 
-def estimate_tuning_peaks(run: Run, job: TrainingJob, hardware: TargetHardware) -> dict[str, int]:
+def estimate_tuning_peaks(run: Run, job: "TrainingJob", hardware: TargetHardware) -> dict[str, int]:
     """Estimate the bytes of one device in each training stage after pretraining that can be planned."""
+    from hf_llm.planning.stage_plans import PLANNED_FROM_ROWS, estimate_tuning_memory
+
     peaks = {}
     for folder in PLANNED_FROM_ROWS:
         section = run.tree.get(folder)
@@ -337,11 +342,15 @@ def estimate_tuning_peaks(run: Run, job: TrainingJob, hardware: TargetHardware) 
     return peaks
 
 
-def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstimate) -> Speed:
+def find_speed(job: "TrainingJob", hardware: TargetHardware, estimate: "EngineEstimate") -> "Speed":
     """Measure the speed on this host, or estimate it from the data sheet.
 
     The data sheet is also used where the measurement runs out of memory.
     """
+    import torch
+
+    from hf_llm.planning.speed import estimate_speed, measure_job_speed
+
     if hardware.is_this_host:
         try:
             return measure_job_speed(job, hardware.devices, estimate.checkpointing)
@@ -358,8 +367,10 @@ def find_speed(job: TrainingJob, hardware: TargetHardware, estimate: EngineEstim
     )
 
 
-def keep_plan(run: Run, estimate: EngineEstimate, speed: Speed, stage: StagePlan) -> None:
+def keep_plan(run: Run, estimate: "EngineEstimate", speed: "Speed", stage: "StagePlan") -> None:
     """Save the prediction for the pretraining; the report compares it with what the run took."""
+    from hf_llm.planning.memory_estimate import tensor_bytes
+
     predicted = {
         "memory, GiB": tensor_bytes(estimate.footprint) / 2**30,
         "tokens per second": speed.tokens_per_second,

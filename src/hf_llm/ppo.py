@@ -11,28 +11,20 @@ it started from; with a `lora` section that is the same model with the adapter s
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import PreTrainedModel, Trainer, set_seed
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import format_row_counts, load_preferences, load_prompts
-from hf_llm.model.load import load_reward_model
-from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
-from hf_llm.posttraining.reward_check import ConstantRewardWarning
-from hf_llm.posttraining.reward_functions import load_reward_functions, try_reward_functions
-from hf_llm.posttraining.rows.overlong_rows import fit_rows, prompt_limit
-from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import RolloutSection
-from hf_llm.posttraining.start_check import warn_of_no_effect
-from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    import hf_llm.posttraining.ppo.config
 
 
 @dataclass
@@ -42,7 +34,7 @@ class PpoSection(RolloutSection):
     rows: Literal["conversations", "preferences"] = "conversations"
     """The kind of rows in `data`; completions are sampled for their prompts. Of preferences, reward functions get the
     chosen and the rejected answer; of conversations, the answer if there is one, and the other columns."""
-    training: Settings[PPOConfig] = field(default_factory=Settings)
+    training: Settings["hf_llm.posttraining.ppo.config.PPOConfig"] = field(default_factory=Settings)
     """Settings of PPO, and those of transformers.TrainingArguments by their own names."""
 
 
@@ -60,6 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     check_before_work(run, "ppo")
     section = recipe.ppo
     inputs = run.starting_model("ppo", section.model) | section.reward_input(run)
+
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("ppo", recipe, inputs) as output:
         if output.is_complete:
             return
@@ -72,8 +68,19 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[Trainer, dict[str, Any]]":
     """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    from transformers import set_seed
+
+    from hf_llm.monitoring.attach import attach_callbacks
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.ppo.trainer import PPOConfig, PPOTrainer
+    from hf_llm.posttraining.reward_check import ConstantRewardWarning
+    from hf_llm.posttraining.reward_functions import load_reward_functions, try_reward_functions
+    from hf_llm.posttraining.rows.overlong_rows import fit_rows, prompt_limit
+    from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+
     section = recipe.ppo
     load = load_prompts if section.rows == "conversations" else load_preferences
     train, evaluation, counts = load(
@@ -100,8 +107,10 @@ def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, d
     return trainer, counts
 
 
-def load_critic(section: PpoSection, start: Path | str) -> PreTrainedModel | None:
+def load_critic(section: PpoSection, start: Path | str) -> "PreTrainedModel | None":
     """Load the model at `start` as a critic; None where a value head on the policy is used instead."""
+    from hf_llm.model.load import load_reward_model
+
     default = "head" if section.lora is not None else "separate"
     kind = section.training.get("critic") or default
     return load_reward_model(start) if kind == "separate" else None

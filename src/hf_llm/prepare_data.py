@@ -18,7 +18,7 @@ from hf_llm.core.format import format_megabytes
 from hf_llm.core.manifest import digest_of, package_versions, read_manifest
 from hf_llm.data.corpus.config import Corpus
 from hf_llm.data.files.read_errors import describe_counts, describe_input
-from hf_llm.pipeline.run import read_run
+from hf_llm.pipeline.run import Run, read_run
 from hf_llm.preflight.before_work import check_before_work
 
 EXPLAIN = "--explain"
@@ -39,20 +39,14 @@ def main(argv: list[str] | None = None) -> None:
     argv, document = split_explain(list(sys.argv[1:] if argv is None else argv))
     run, recipe = read_run(Recipe, argv)
     require_extras("corpus")  # before the imports below, which need them
-    from hf_llm.data.corpus.build import make_corpus
-    from hf_llm.data.corpus.dropped import explain_document
-    from hf_llm.data.corpus.sources import explain_left_out_file, name_file_in_sources
-
     if document is not None:
-        if read_manifest(run.folder("corpus")) is None:
-            raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
-        left_out = explain_left_out_file(document, recipe.corpus.sources)
-        names = name_file_in_sources(document, recipe.corpus.sources)
-        for line in left_out or explain_document(run.folder("corpus"), document, names):
-            print_main(line)
+        print_explanation(run, recipe, document)
         return
 
     check_before_work(run, "corpus")
+
+    from hf_llm.data.corpus.build import make_corpus
+
     with run.open_stage("corpus", recipe) as output:
         if output.is_complete:
             return
@@ -64,6 +58,19 @@ def main(argv: list[str] | None = None) -> None:
         size = sum(split["bytes"] for split in ledger["splits"].values())
         headline = f"{documents:,} documents, {format_megabytes(size)}"
         output.complete(headline, licenses=list(ledger["licenses"]), ledger=ledger)
+
+
+def print_explanation(run: Run, recipe: Recipe, document: str) -> None:
+    """Print why a document is not in the corpus, or where it is. Raises UserError where the corpus is not complete."""
+    from hf_llm.data.corpus.dropped import explain_document
+    from hf_llm.data.corpus.sources import explain_left_out_file, name_file_in_sources
+
+    if read_manifest(run.folder("corpus")) is None:
+        raise UserError(f"{run.folder('corpus')} is not complete; run the same command without --explain first")
+    left_out = explain_left_out_file(document, recipe.corpus.sources)
+    names = name_file_in_sources(document, recipe.corpus.sources)
+    for line in left_out or explain_document(run.folder("corpus"), document, names):
+        print_main(line)
 
 
 def split_explain(argv: list[str]) -> tuple[list[str], str | None]:

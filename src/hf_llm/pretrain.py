@@ -8,43 +8,22 @@ The same command resumes an interrupted run.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from typing import TYPE_CHECKING
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
-from hf_llm.data.tokens.byte_lengths import token_byte_lengths
-from hf_llm.data.tokens.token_dataset import TokenWindows
-from hf_llm.hardware.runtime import device_type
-from hf_llm.inference.generate import suppress_unused_ids
-from hf_llm.model.load import CAUSAL, build_model, config_class, load_tokenizer, resolve_context
-from hf_llm.model.summary import flops_per_token, summarize_model
-from hf_llm.monitoring.attach import attach_callbacks
-from hf_llm.monitoring.callbacks.integrations import choose_reporters
-from hf_llm.monitoring.callbacks.samples import SamplesSection
-from hf_llm.parallel.layout import read_layout, select_collator
+from hf_llm.monitoring.callbacks.samples_section import SamplesSection
+from hf_llm.pipeline.model_types import CAUSAL, name_config_class
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer, check_start_tokenizer
-from hf_llm.training.arguments import (
-    build_training_arguments,
-    choose_evaluation_interval,
-    describe_short_steps,
-    split_batch,
-)
-from hf_llm.training.batch_rampup import Rampup, add_rampup_callbacks, context_lengths, first_step_updates
 from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
-from hf_llm.training.objectives import (
-    Objective,
-    accuracy_arguments,
-    add_epoch_callback,
-    corrupt_windows,
-    resolve_objective,
-)
-from hf_llm.training.schedules import add_curriculum_decay
-from hf_llm.training.tensor_pipeline_trainer import trainer_class
-from hf_llm.training.train_and_save import train_and_save
+from hf_llm.training.sections import Objective, Rampup
+
+if TYPE_CHECKING:
+    import transformers
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 @dataclass
@@ -53,7 +32,7 @@ class PretrainSection:
 
     tokens_per_step: int
     """Tokens of one optimizer step; the program splits them into micro-batch x accumulation x processes."""
-    training: Settings[TrainingArguments]
+    training: Settings["transformers.TrainingArguments"]
     """transformers' settings of the training, by their own names."""
     context: int | None = None
     """Tokens of one training sequence; left out, the model's context."""
@@ -100,7 +79,7 @@ class Recipe(BaseRecipe):
 
     pretrain: PretrainSection
     """Pretraining from scratch on the token shards."""
-    model: Settings[config_class] = field(default_factory=Settings)
+    model: Settings[name_config_class] = field(default_factory=Settings)
     """The architecture: settings of the model class that `model_type` names, hf_llm's own if left out."""
 
 
@@ -108,6 +87,10 @@ class Recipe(BaseRecipe):
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     check_before_work(run, "base")
+
+    from hf_llm.training.objectives import resolve_objective
+    from hf_llm.training.train_and_save import train_and_save
+
     objective = resolve_objective(run.tree)
     with run.open_stage("base", recipe, recipe.pretrain.inputs()) as output:
         if output.is_complete:
@@ -118,15 +101,37 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
-def check_tokenizers(tokenizer: PreTrainedTokenizerBase, tokens: Path | str, start_from: Path | str | None) -> None:
+def check_tokenizers(tokenizer: "PreTrainedTokenizerBase", tokens: Path | str, start_from: Path | str | None) -> None:
     """Raise UserError where the folder of tokens, or the model to start from, belongs to another tokenizer."""
     check_shards_tokenizer(tokens, tokenizer, "pretrain.tokens")
     if start_from:
         check_start_tokenizer(start_from, tokenizer, "pretrain.start_from")
 
 
-def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> Trainer:
+def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: StageOutput) -> "Trainer":
     """Build model, data, arguments and trainer, and attach the callbacks."""
+    from transformers import TrainingArguments, set_seed
+
+    from hf_llm.data.tokens.byte_lengths import token_byte_lengths
+    from hf_llm.data.tokens.token_dataset import TokenWindows
+    from hf_llm.hardware.runtime import device_type
+    from hf_llm.inference.generate import suppress_unused_ids
+    from hf_llm.model.load import build_model, load_tokenizer, resolve_context
+    from hf_llm.model.summary import flops_per_token, summarize_model
+    from hf_llm.monitoring.attach import attach_callbacks
+    from hf_llm.monitoring.callbacks.integrations import choose_reporters
+    from hf_llm.parallel.layout import read_layout, select_collator
+    from hf_llm.training.arguments import (
+        build_training_arguments,
+        choose_evaluation_interval,
+        describe_short_steps,
+        split_batch,
+    )
+    from hf_llm.training.batch_rampup import add_rampup_callbacks, context_lengths, first_step_updates
+    from hf_llm.training.objectives import accuracy_arguments, add_epoch_callback, corrupt_windows
+    from hf_llm.training.schedules import add_curriculum_decay
+    from hf_llm.training.tensor_pipeline_trainer import trainer_class
+
     section = recipe.pretrain
 
     # The model

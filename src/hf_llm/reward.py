@@ -9,33 +9,26 @@ the rejected one) (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from transformers import Trainer, set_seed
-from trl import RewardConfig
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import format_row_counts, load_preferences
-from hf_llm.model.load import load_tokenizer
-from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
-from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.start_check import warn_of_no_effect
-from hf_llm.posttraining.starting_model import max_row_length
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    import trl
+    from transformers import Trainer
 
 
 @dataclass
 class RewardSection(PostTrainingSection):
     """The `reward` section."""
 
-    training: Settings[RewardConfig] = field(default_factory=Settings)
+    training: Settings["trl.RewardConfig"] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
 
 
@@ -52,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     check_before_work(run, "reward")
     section = recipe.reward
+
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("reward", recipe, run.starting_model("reward", section.model)) as output:
         if output.is_complete:
             return
@@ -64,8 +61,18 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(trainer, output, run, headline, measure, licenses=section.licenses, rows=counts)
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, dict[str, Any]]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[Trainer, dict[str, Any]]":
     """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    from transformers import set_seed
+    from trl import RewardConfig
+
+    from hf_llm.model.load import load_tokenizer
+    from hf_llm.monitoring.attach import attach_callbacks
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.reward_trainer import PairwiseRewardTrainer, encode_pairs, load_padded_scorer
+    from hf_llm.posttraining.rows.refused_rows import drop_refused_rows
+    from hf_llm.posttraining.starting_model import max_row_length
+
     section = recipe.reward
     *rows, counts = load_preferences(
         section.data, section.evaluation_share, recipe.seed, section.allow_drop, output.path.with_name("corpus")

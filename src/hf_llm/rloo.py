@@ -8,25 +8,25 @@ mean reward of the other completions of its prompt. Rewards come as in hf_llm.gr
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from trl import RLOOConfig
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.group_trainer import GroupTrainer, ResumableRLOOTrainer, build_group_trainer, group_headline
 from hf_llm.posttraining.sections import RolloutSection
-from hf_llm.posttraining.start_check import warn_of_no_effect
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    import trl
+
+    from hf_llm.posttraining.group_trainer import GroupTrainer
 
 
 @dataclass
 class RlooSection(RolloutSection):
     """The `rloo` section."""
 
-    training: Settings[RLOOConfig] = field(default_factory=Settings)
+    training: Settings["trl.RLOOConfig"] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
 
 
@@ -44,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     check_before_work(run, "rloo")
     section = recipe.rloo
     inputs = run.starting_model("rloo", section.model) | section.reward_input(run)
+
+    from hf_llm.posttraining.group_trainer import group_headline
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("rloo", recipe, inputs) as output:
         if output.is_complete:
             return
@@ -52,8 +57,12 @@ def main(argv: list[str] | None = None) -> None:
         train_and_save(trainer, output, run, group_headline(trainer), measure, licenses=section.licenses, rows=counts)
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[GroupTrainer, dict[str, Any]]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[GroupTrainer, dict[str, Any]]":
     """Build the trainer of this stage for the model at `output.start`; also return the counts of rows."""
+    from trl import RLOOConfig
+
+    from hf_llm.posttraining.group_trainer import ResumableRLOOTrainer, build_group_trainer
+
     return build_group_trainer(
         ResumableRLOOTrainer, RLOOConfig, recipe.rloo, output, recipe.seed, recipe.price_per_hour
     )

@@ -16,12 +16,11 @@ from hf_llm.core.errors import USER_ERROR_CODE, command
 from hf_llm.core.format import one_line
 from hf_llm.core.help_format import print_help
 from hf_llm.core.manifest import read_manifest
-from hf_llm.model.load import CAUSAL
+from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run, split_fresh
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, STAGES
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.training.fault_tolerance.launch import run_stage
-from hf_llm.training.objectives import resolve_objective
 
 MAX_SAMPLES = 3  # prompts whose answers are printed at the end
 MAX_ANSWER_CHARS = 160
@@ -50,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_folder(run: Run, folder: str) -> None:
     """Run the stage of one folder, and end this program with its exit code where it fails."""
+    # Stages are forked from this process, so that what most of them need is imported once.
+    import hf_llm.training.train_and_save  # noqa: F401
+
     print_main(f"\n== {folder} ==")
     code = run_stage(run, folder)
     if code:
@@ -84,6 +86,8 @@ def print_ending(run: Run, folders: list[str], has_worked: bool) -> None:
 
 def next_commands(run: Run, model: Path) -> list[str]:
     """Return the commands to try with the last model of a run."""
+    from hf_llm.training.objectives import resolve_objective
+
     base = run.folder("base")
     if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]

@@ -14,20 +14,22 @@ command resumes an interrupted experiment.
 import argparse
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.experiments.estimate import PlannedVariant, plan_variants
-from hf_llm.experiments.experiment import Experiment, build_parser
-from hf_llm.experiments.page import write_page
-from hf_llm.experiments.results import format_table
+from hf_llm.experiments.command_line import build_parser
 from hf_llm.experiments.scaling_law import NoLaw, Prediction, ScalingLaw, check_extrapolation, check_sizes
-from hf_llm.experiments.variants import Variant, name_data_run, select_pretraining_keys
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import SIZING_KEYS, parse_quantity
+
+if TYPE_CHECKING:
+    from hf_llm.experiments.estimate import PlannedVariant
+    from hf_llm.experiments.experiment import Experiment
+    from hf_llm.experiments.variants import Variant
+
 
 SIZE_KEYS = ("params", "depth", "flops")  # the sizing keys that a scaling law can be fitted over
 CURVE_POINTS = 60
@@ -40,7 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     small = [build_variant(recipe_argv, run, options.size_key, size, options.into) for size in options.sizes]
     large = build_variant(recipe_argv, run, options.size_key, options.predict, options.into)
 
-    def plan_experiment(variants: list[Variant]) -> Experiment:
+    from hf_llm.experiments.estimate import plan_variants
+    from hf_llm.experiments.experiment import Experiment
+    from hf_llm.experiments.page import write_page
+    from hf_llm.experiments.results import format_table
+
+    def plan_experiment(variants: "list[Variant]") -> "Experiment":
         return Experiment(run, options.into, variants, options.seeds, equal="none", compared=False)
 
     # Everything that may be trained is checked and announced before the first training.
@@ -94,8 +101,10 @@ def parse_command_line(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, recipe_argv
 
 
-def build_variant(recipe_argv: list[str], run: Run, size_key: str, size: str, into: str) -> Variant:
+def build_variant(recipe_argv: list[str], run: Run, size_key: str, size: str, into: str) -> "Variant":
     """Build the recipe of a size."""
+    from hf_llm.experiments.variants import Variant, name_data_run, select_pretraining_keys
+
     other_keys = [f"--{key}=null" for key in SIZING_KEYS if key != size_key]
     sized_run = Run([*recipe_argv, *other_keys, f"--{size_key}={size}"])
     tree = select_pretraining_keys(sized_run.tree)
@@ -104,7 +113,7 @@ def build_variant(recipe_argv: list[str], run: Run, size_key: str, size: str, in
     return Variant(folder_name, {size_key: size}, tree)
 
 
-def check_predictable(small: list[PlannedVariant], large: PlannedVariant, run: Run) -> None:
+def check_predictable(small: "list[PlannedVariant]", large: "PlannedVariant", run: Run) -> None:
     """Raise UserError where such trainings will allow no law or no prediction.
 
     Prints a warning where all sizes train for the same number of steps, so that the models are not compute-optimal.
@@ -130,7 +139,7 @@ def check_predictable(small: list[PlannedVariant], large: PlannedVariant, run: R
         )
 
 
-def fit_law(experiment: Experiment, large: PlannedVariant) -> dict[str, Any]:
+def fit_law(experiment: "Experiment", large: "PlannedVariant") -> dict[str, Any]:
     """Fit the law to what is trained, as plain values for the page: formula, predictions, curve and interval.
 
     Where there is no law, `why` is the reason.

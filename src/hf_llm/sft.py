@@ -10,28 +10,22 @@ With a `lora` section only adapters are trained; they are merged into the saved 
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import Trainer
-from trl import SFTConfig
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import Settings
-from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
-from hf_llm.posttraining.build_trainer import build_trainer
-from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
-from hf_llm.posttraining.packing_check import check_packing
-from hf_llm.posttraining.rows.preview import render_preview
-from hf_llm.posttraining.rows.sft_dataset import SftRows, build_sft_rows, format_rows_table
 from hf_llm.posttraining.sections import PostTrainingSection
-from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
-from hf_llm.posttraining.start_check import warn_of_no_effect
-from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.training.train_and_save import train_and_save
+
+if TYPE_CHECKING:
+    import trl
+    from transformers import Trainer
+
+    from hf_llm.posttraining.rows.sft_dataset import SftRows
+
 
 PREVIEW = "--preview"
 
@@ -40,7 +34,7 @@ PREVIEW = "--preview"
 class SftSection(PostTrainingSection):
     """The `sft` section."""
 
-    training: Settings[SFTConfig] = field(default_factory=Settings)
+    training: Settings["trl.SFTConfig"] = field(default_factory=Settings)
     """TRL's settings of the training, by their own names."""
 
     def __post_init__(self) -> None:
@@ -69,6 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     check_before_work(run, "sft")
     section = recipe.sft
+
+    from hf_llm.posttraining.eos_rate import collect_prompts, measure_eos_rate
+    from hf_llm.posttraining.rows.sft_dataset import format_rows_table
+    from hf_llm.posttraining.start_check import warn_of_no_effect
+    from hf_llm.training.train_and_save import train_and_save
+
     with run.open_stage("sft", recipe, {"base": section.model}) as output:
         if output.is_complete:
             return
@@ -94,8 +94,17 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
-def build_stage_trainer(recipe: Recipe, output: StageOutput) -> tuple[Trainer, SftRows]:
+def build_stage_trainer(recipe: Recipe, output: StageOutput) -> "tuple[Trainer, SftRows]":
     """Build the trainer of this stage for the model at `output.start`; also return its rows and their report."""
+    from trl import SFTConfig
+
+    from hf_llm.monitoring.attach import attach_callbacks
+    from hf_llm.posttraining.build_trainer import build_trainer
+    from hf_llm.posttraining.packing_check import check_packing
+    from hf_llm.posttraining.rows.sft_dataset import build_sft_rows
+    from hf_llm.posttraining.sft_trainer import SupervisedSFTTrainer
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
+
     section = recipe.sft
     tokenizer = load_chat_tokenizer(output.start, output.path.parent, supervised=True)
     max_length = max_row_length(section, output.start, "sft")
@@ -115,6 +124,10 @@ def print_preview(argv: list[str]) -> None:
     if start is None:
         base = run.folder("base")
         start = base if read_manifest(base) else run.ensure_stage("tokenizer")
+
+    from hf_llm.posttraining.rows.preview import render_preview
+    from hf_llm.posttraining.rows.sft_dataset import build_sft_rows, format_rows_table
+    from hf_llm.posttraining.starting_model import load_chat_tokenizer, max_row_length
 
     tokenizer = load_chat_tokenizer(start, run.root, supervised=True)
     max_length = max_row_length(section, start, "sft")

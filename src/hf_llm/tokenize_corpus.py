@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
@@ -49,6 +49,9 @@ from hf_llm.pipeline.run import StageOutput, licenses_of, read_run
 from hf_llm.pipeline.tokens_folder import INDEX, TOKENIZER_COPY, TOKENIZER_FILE, read_index
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.tokenization.text_boundaries import count_ids, document_prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -97,8 +100,10 @@ def check_local_tokenizer(tokenizer: Path | str) -> None:
         )
 
 
-def load_parallel_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_parallel_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load the run's tokenizer, which encodes in several threads."""
+    from transformers import AutoTokenizer
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return AutoTokenizer.from_pretrained(folder)
 
@@ -111,7 +116,7 @@ def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
+def load_index(output: StageOutput, tokenizer: "PreTrainedTokenizerBase") -> dict:
     """Load the index of the shards that an interrupted run has finished, or begin an empty one."""
     if (output.path / INDEX).exists():
         return read_index(output.path)
@@ -127,7 +132,7 @@ def load_index(output: StageOutput, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def build_router(
-    section: Corpus, files: list[Path], tokenizer: PreTrainedTokenizerBase, recipe_order: list[str]
+    section: Corpus, files: list[Path], tokenizer: "PreTrainedTokenizerBase", recipe_order: list[str]
 ) -> StreamRouter | None:
     """Build what divides the train split into streams; None where the recipe asks for no mix and no curriculum.
 
@@ -171,7 +176,7 @@ def tokenize_splits(
     ledger: dict,
     folder: Path,
     index: dict,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     router: StreamRouter | None,
     max_tokens: int | None,
 ) -> None:
@@ -192,7 +197,7 @@ def tokenize_split(
     split: str,
     folder: Path,
     index: dict,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     bar: tqdm,
     router: StreamRouter | None = None,
     limit: int | None = None,
@@ -225,7 +230,7 @@ def tokenize_split(
 
 
 def encode_documents(
-    documents: Iterable[Documents], tokenizer: PreTrainedTokenizerBase
+    documents: Iterable[Documents], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[Documents, Tokens]]:
     """Yield documents with their tokens, as shards hold them."""
     dtype = np.dtype(smallest_id_dtype(count_ids(tokenizer)))

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError, command
@@ -24,11 +23,12 @@ from hf_llm.data.tokens.mixing import check_shares, list_train_sources, sample_e
 from hf_llm.data.tokens.token_shards import read_documents
 from hf_llm.pipeline.run import licenses_of, read_run
 from hf_llm.preflight.before_work import check_before_work
-from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
 from hf_llm.tokenization.report import Batch, format_report, measure_tokenizer
 from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
-from hf_llm.training.objectives import resolve_objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 MAX_REPORT_BYTES = 10_000_000  # the report reads so much of the validation split
 MAX_TEXT_CHARS = 100_000  # longer texts of `tokenizer.data` are cut
@@ -53,6 +53,9 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, argv)
     check_before_work(run, "tokenizer")
+
+    from hf_llm.training.objectives import resolve_objective
+
     with run.open_stage("tokenizer", recipe, {"corpus": None}) as output:
         if output.is_complete:
             return
@@ -75,11 +78,13 @@ def main(argv: list[str] | None = None) -> None:
         output.complete(headline, licenses=licenses_of(corpus), report=report)
 
 
-def load_compared_tokenizers(names: list[str] | None) -> dict[str, PreTrainedTokenizerFast]:
+def load_compared_tokenizers(names: list[str] | None) -> "dict[str, PreTrainedTokenizerFast]":
     """Load the tokenizers that the report compares with the run's own, by title.
 
     Without `names` that is GPT-2's, if the local Hub cache has it; it is not downloaded for this.
     """
+    from hf_llm.tokenization.import_tokenizer import load_tokenizer
+
     if names is None:
         try:
             return {"gpt2": load_tokenizer(GPT2, None, "tokenizer.compare", local_files_only=True)}
@@ -105,11 +110,14 @@ def read_context(tree: dict) -> int | None:
 
 def build_tokenizer(
     section: TokenizerSection, corpus: Path, shares: dict[str, float] | None, denoising_tokens: list[str]
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
     """Train a new tokenizer, or load the existing one that the recipe names.
 
     Either is fit for a chat model, and has the `denoising_tokens` (mask or sentinels) that the model needs.
     """
+    from hf_llm.tokenization.checks import check_tokenizer
+    from hf_llm.tokenization.import_tokenizer import import_tokenizer
+
     if section.use:
         tokenizer = import_tokenizer(section, denoising_tokens)
     else:

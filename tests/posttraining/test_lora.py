@@ -9,7 +9,8 @@ from hf_llm.dpo import DpoSection
 from hf_llm.grpo import GrpoSection
 from hf_llm.kto import KtoSection
 from hf_llm.model.adapters import largest_logit_difference, probe_tokens
-from hf_llm.posttraining.lora import MOVING_STARTS, NEUTRAL_STARTS, check_lora_fits, check_lora_settings
+from hf_llm.posttraining.lora import check_lora_fits
+from hf_llm.posttraining.lora_settings import MOVING_STARTS, NEUTRAL_STARTS, check_lora_settings
 from hf_llm.ppo import PpoSection
 from hf_llm.reward import RewardSection
 from hf_llm.rloo import RlooSection

@@ -10,6 +10,9 @@ import pytest
 from hf_llm.core.recipe import dump_yaml, parse_yaml, set_key
 from hf_llm.pipeline.run import Run
 from hf_llm.preflight.check_run import check_run
+from hf_llm.preflight.findings import Findings
+from hf_llm.preflight.first_check import check_sections
+from hf_llm.preflight.remaining_work import list_folders
 from tests.aligned_recipe import SECTIONS
 from tests.tiny_recipe import RECIPE, write_inputs
 
@@ -175,6 +178,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
 }  # fmt: skip
 
 
+# Those that the first check tells: it needs no library.
+TOLD_FIRST = {
+    "unknown section", "unknown key", "unknown library key", "unknown lora key", "wrong type", "missing key",
+    "missing section", "no data", "share out of range", "missing folder", "no licence", "path under hub",
+    "evaluation set", "example texts", "language", "slurm without partition", "vocabulary", "tokenizer text",
+    "tokenizer file", "chat template", "model type", "start_from", "layers of nothing", "tokens",
+    "tokenizer of another run", "chat file", "chat format", "quantised without adapters", "model of another run",
+    "pairs file", "DPO's loss", "evaluated model", "no model", "tokens of the evaluation",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes") / "inputs"
@@ -231,11 +245,15 @@ def test_each_mistake_is_found_by_its_key_with_its_remedy(mistake: str, folder: 
     stages = {key.split(".")[0] for key in changes} & {*STAGES, "sft", "dpo"}
     recipe = write_recipe(folder, stages, changes)
 
-    findings = check_run(Run([str(recipe)]), tmp_path)
+    run = Run([str(recipe)])
+    first = Findings()
+    check_sections(run, list_folders(run), first)
+    findings = check_run(run, tmp_path)
 
     assert len(findings.problems) == 1, findings.problems
     assert findings.problems[0].startswith(beginning), findings.problems
     assert remedy in findings.problems[0]
+    assert first.problems == (findings.problems if mistake in TOLD_FIRST else [])
     assert not (folder / "runs").exists()
 
 

@@ -3,13 +3,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback, TrainingArguments
 
 from hf_llm.core.errors import UserError
-from hf_llm.data.tokens.corruption import CorruptedWindows, TokenMasking
+from hf_llm.data.tokens.corruption import CorruptedWindows, TokenMasking, regular_token_mask
 from hf_llm.training.objectives import (
     Objective,
     accuracy_arguments,
     add_epoch_callback,
     corrupt_windows,
-    regular_token_mask,
     resolve_objective,
 )
 from hf_llm.training.pretraining_trainer import PretrainingTrainer

@@ -1,17 +1,15 @@
 """Parse a recipe file and its command-line overrides into typed settings, or report every problem in it.
 
 A stage declares what it reads of the file as a dataclass `Recipe`; `hf_llm.pipeline.run.read_run` fills it. Where a
-section belongs to a library (`transformers.TrainingArguments`, `peft.LoraConfig` ...) the field is annotated
-`Settings[Class]`: its keys and types are checked here against that class, and the object is built later, when the
-output folder and the device are known. Where the class depends on the section (`model_type`), a function of the section
-that returns the class is written instead: `Settings[find_class]`.
+section belongs to a library the field is annotated with the name of the library's class, `Settings["trl.SFTConfig"]`:
+its keys and types are checked here against what `settings/library_settings.py` knows of that class, mostly without
+importing it, and the object is built later, when the output folder and the device are known. Where the class depends on
+the section (`model_type`), a function of the section that returns the name is written instead: `Settings[name_class]`.
 """
 
 import dataclasses
 import difflib
-import inspect
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.core.secrets import expand_variables
+from hf_llm.core.settings.dataclass_fields import UNIONS, field_types
+from hf_llm.core.settings.library_settings import LibraryClass, describe_class, load_class
 from hf_llm.core.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
-UNIONS = (types.UnionType, typing.Union)
 MAX_KEYS_LISTED = 25  # in the error for an unknown key
 
 
-class Settings(dict):
-    """Checked keyword arguments of another library's class: `Settings[LoraConfig]` in an annotation."""
+# The class of a section in `Settings[...]`: its name, a function of the section that returns the name, or the class.
+Target = str | type | Callable[[dict], str]
 
-    def __class_getitem__(cls, target: type | Callable[[dict], type]) -> types.GenericAlias:
+
+class Settings(dict):
+    """Checked keyword arguments of another library's class: `Settings["peft.LoraConfig"]` in an annotation."""
+
+    def __class_getitem__(cls, target: Target) -> types.GenericAlias:
         return types.GenericAlias(cls, (target,))
 
 
@@ -226,34 +229,6 @@ def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[st
     return problems
 
 
-def field_types(cls: type) -> dict[str, Any]:
-    """Return the annotation of every field of a dataclass; `Any` if it names something that cannot be resolved."""
-    annotations = {}
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-
-        annotation = field.type
-        if isinstance(annotation, str):
-            # Its names are those of the module of the class that defines the field, which may be a base class.
-            owner = next(base for base in cls.__mro__ if field.name in inspect.get_annotations(base))
-            annotation = _resolve_annotation(annotation, sys.modules[owner.__module__])
-        annotations[field.name] = annotation
-    return annotations
-
-
-def _resolve_annotation(annotation: str, module: types.ModuleType) -> Any:
-    """Resolve an annotation written as a string in `module`; `Any` if one of its names cannot be resolved.
-
-    `typing.get_type_hints` of a class fails if one of its fields cannot be resolved, so it is called for each field.
-    """
-    carrier = types.SimpleNamespace(__annotations__={"field": annotation})
-    try:
-        return typing.get_type_hints(carrier, globalns=vars(module), include_extras=True)["field"]
-    except NameError:
-        return Any
-
-
 # The functions below convert a plain value of a recipe to the type in an annotation. What does not fit is appended to
 # `problems`, with its key `where`.
 
@@ -347,8 +322,8 @@ def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> 
         return None
 
 
-def _build_settings(target: Any, value: Any, where: str, problems: list[str]) -> Settings:
-    """Check a section that belongs to a library's class, `target`, or to the class that `target` returns for it."""
+def _build_settings(target: Target, value: Any, where: str, problems: list[str]) -> Settings:
+    """Check a section that belongs to a library's class, `target`."""
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -356,27 +331,26 @@ def _build_settings(target: Any, value: Any, where: str, problems: list[str]) ->
         return Settings()
 
     try:
-        cls = target if isinstance(target, type) else target(value)
+        library_class = find_library_class(target, value)
     except UserError as error:
         problems.append(f"{where}: {error}")
         return Settings()
-
-    annotations = field_types(cls)
-    is_model_config = hasattr(cls, "model_type")
-    if is_model_config:
-        # A config of transformers also takes other names for its keys, those in attribute_map.
-        for alias, name in cls.attribute_map.items():
-            if name in annotations:
-                annotations[alias] = annotations[name]
-        annotations |= {"model_type": str, "attn_implementation": str}
-    problems += _find_unknown_keys(value, annotations, f"{where}.")
+    problems += _find_unknown_keys(value, library_class.keys, f"{where}.")
 
     # `auto` leaves a key to the class's default.
     settings = Settings()
     for key, item in value.items():
-        if key in annotations and item != "auto":
-            settings[key] = _build_scalar(annotations[key], item, f"{where}.{key}", problems)
+        if key in library_class.keys and item != "auto":
+            annotation = library_class.find_annotation(key)
+            settings[key] = _build_scalar(annotation, item, f"{where}.{key}", problems)
     return settings
+
+
+def find_library_class(target: Target, section: dict[str, Any]) -> LibraryClass:
+    """Return the keys of the class of `Settings[target]` for a section. Raises UserError for a section without one."""
+    if isinstance(target, type):
+        return describe_class(target, f"{target.__module__}.{target.__qualname__}")
+    return load_class(target if isinstance(target, str) else target(section))
 
 
 def to_plain(value: Any) -> Any:

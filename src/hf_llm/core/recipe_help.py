@@ -1,19 +1,15 @@
 """Describe the keys of a recipe that a stage reads, for `--help` and for docs/reference.md."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import sys
-import textwrap
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from hf_llm.core.help_format import fill_words, wrap_text
-from hf_llm.core.recipe import Settings, field_types
+from hf_llm.core.recipe import Settings
+from hf_llm.core.settings.dataclass_fields import describe_default, describe_type, field_docs, field_types
 
 
 @dataclass(frozen=True)
@@ -64,33 +60,13 @@ def describe_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
         section = _find_dataclass(annotation)
         settings = _find_settings(annotation)
         if settings is not None:
-            library = settings.__module__.split(".")[0]
-            yield KeyDoc(key, f"keys of {library}.{settings.__name__}", "", text)
+            yield KeyDoc(key, f"keys of {settings}", "", text)
         elif section is not None:
             is_list = _is_list_of(annotation, section)
             yield KeyDoc(key, "list of sections" if is_list else "section", "", text)
             yield from describe_keys(section, f"{key}[]." if is_list else f"{key}.")
         else:
-            yield KeyDoc(key, _describe_type(annotation), _describe_default(field), text)
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, its lines joined; `metadata["help"]` if it has none.
-
-    The fields of base classes are included. Python does not keep these docstrings, so they are read from the source.
-    """
-    docs = {field.name: field.metadata["help"] for field in dataclasses.fields(cls) if "help" in field.metadata}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        assert isinstance(definition, ast.ClassDef)
-        for statement, following in itertools.pairwise(definition.body):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(following.value.value).split())
-    return docs
+            yield KeyDoc(key, describe_type(annotation), describe_default(field), text)
 
 
 def _find_dataclass(annotation: Any) -> type | None:
@@ -106,12 +82,15 @@ def _find_dataclass(annotation: Any) -> type | None:
     return None
 
 
-def _find_settings(annotation: Any) -> type | None:
-    """Find the library's class in an annotation `Settings[Class]`, which may be an option of a union."""
+def _find_settings(annotation: Any) -> str | None:
+    """Find the class in an annotation `Settings[...]`, which may be an option of a union: its library and its name."""
     for option in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(option) is Settings:
             (target,) = typing.get_args(option)
-            return target if isinstance(target, type) else target({})
+            if isinstance(target, type):
+                return f"{target.__module__.split('.')[0]}.{target.__name__}"
+            path = target if isinstance(target, str) else target({})
+            return f"{path.split('.')[0]}.{path.split('.')[-1]}"
     return None
 
 
@@ -121,18 +100,3 @@ def _is_list_of(annotation: Any, section: type) -> bool:
     if typing.get_origin(annotation) is list:
         options = (annotation,)
     return any(typing.get_origin(option) is list and section in typing.get_args(option) for option in options)
-
-
-def _describe_type(annotation: Any) -> str:
-    is_plain_class = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
-    if is_plain_class:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
-
-
-def _describe_default(field: dataclasses.Field) -> str:
-    if field.default is not dataclasses.MISSING:
-        return repr(field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return "(required)"

@@ -1,10 +1,8 @@
 """Run an experiment from its variants to its page: what hf_llm.ablate and hf_llm.scaling have in common."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_llm.core.command_line import CommandParser
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.experiments.estimate import PlannedVariant, format_plan, measure_flops_per_second, plan_variants
@@ -37,7 +35,7 @@ class Experiment:
         """Plan the experiment below runs/<name>/`into`.
 
         The first of the `variants` of the recipe of `run` is the baseline, to which the others are made `equal`
-        (hf_llm.experiments.matched_sizes.MATCH_CHOICES). `compared` is whether they are ranked against it.
+        (hf_llm.experiments.command_line.MATCH_CHOICES). `compared` is whether they are ranked against it.
         """
         self.run = run
         self.into = into
@@ -99,26 +97,3 @@ def check_comparable(trainings: list[Training]) -> None:
             "variants that read different tokens are compared by bits per byte, and "
             f"{kinds_without_bits.pop()} models have none; vary keys of model or pretrain, or use a causal model"
         )
-
-
-def build_parser(program: str, description: str, into: str) -> argparse.ArgumentParser:
-    """Build a parser with the options that both commands take."""
-    parser = CommandParser(
-        f"python -m hf_llm.{program}",
-        description=description,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--seeds", type=parse_positive_int, default=1, help="trainings of each variant, seeds counted from the recipe's"
-    )
-    parser.add_argument("--into", default=into, help="the folder of the experiment, below runs/<name> (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="only print sizes and hours")
-    return parser
-
-
-def parse_positive_int(text: str) -> int:
-    """Parse an integer of at least 1 for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected a number of at least 1")
-    return value

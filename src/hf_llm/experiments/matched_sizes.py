@@ -12,7 +12,6 @@ from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretra
 from hf_llm.model.summary import flops_per_token
 from hf_llm.planning.memory_estimate import build_planned_config, build_planned_model
 
-MATCH_CHOICES = ("parameters", "flops", "none")
 UNIT_NAMES = {"parameters": "parameters", "flops": "FLOPs per token"}
 TOLERANCE = 0.01
 

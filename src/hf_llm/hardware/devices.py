@@ -5,8 +5,6 @@ import re
 import subprocess
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.cpu import processor_name, usable_memory
 
@@ -272,6 +270,8 @@ def training_dtype(device: Device) -> str | None:
 
 def detect_hardware() -> tuple[int, Device]:
     """Detect how many devices of which kind Trainer would use on this host."""
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 1
     return count, detect_device()
 
@@ -282,6 +282,8 @@ def detect_device() -> Device:
     A device whose data sheet is not known (a CPU, a laptop's GPU) has no rates; `python -m hf_llm.doctor` measures
     them.
     """
+    import torch
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return _look_up_device(properties.name, properties.total_memory)

@@ -22,6 +22,7 @@ from hf_llm.data.chat.loaders import (
 from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import read_rows
+from hf_llm.pipeline.find_model import check_model_path
 from hf_llm.pipeline.stages import ALIGNED_MODELS
 from hf_llm.reporting.lineage import read_lineage
 
@@ -101,8 +102,6 @@ def describe_models(
 
 def digest_model(path: str) -> str | None:
     """Return a digest of what a model folder holds; None for a model of the Hub. Raises UserError if it is missing."""
-    from hf_llm.model.load import check_model_path
-
     check_model_path(path)
     folder = Path(path)
     if not folder.is_dir():

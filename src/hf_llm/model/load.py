@@ -35,7 +35,8 @@ from hf_llm.core.format import one_line
 from hf_llm.model.adapters import attach_adapter, is_adapter, merge_into_base, read_adapter_base, scores_texts
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
-from hf_llm.pipeline.find_model import check_is_model
+from hf_llm.pipeline.find_model import check_model_path
+from hf_llm.pipeline.model_types import CAUSAL, MASKED, OWN_MODEL_TYPE, SPAN_CORRUPTION, describe_unknown_model_type
 from hf_llm.tokenization.padding import give_padding
 from hf_llm.tokenization.text_boundaries import count_ids
 
@@ -45,9 +46,6 @@ PROBE_TOKENS = 8  # that are let through a new model
 VOCABULARY_MULTIPLE = 64  # matrix units work on tiles of this many columns
 DEFAULT_CONTEXT = 512  # tokens, where neither a model nor its tokenizer names a limit, as T5's do not
 
-CAUSAL = "causal"
-MASKED = "masked"
-SPAN_CORRUPTION = "span_corruption"
 AUTO_CLASSES = {
     CAUSAL: AutoModelForCausalLM,
     MASKED: AutoModelForMaskedLM,
@@ -72,11 +70,13 @@ def config_class(section: dict[str, Any]) -> type[PreTrainedConfig]:
 
     Raises UserError for a model_type that transformers does not have.
     """
-    model_type = section.get("model_type", "hf_llm")
+    return find_config_class(section.get("model_type", OWN_MODEL_TYPE))
+
+
+def find_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """Return the config class of a `model_type`. Raises UserError where transformers has none, or one of several."""
     if model_type not in CONFIG_MAPPING:
-        similar = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), 1)
-        hint = f"did you mean {similar[0]}?" if similar else "use hf_llm, or a model_type of transformers"
-        raise UserError(f"model_type: {model_type!r} is unknown; {hint}")
+        raise UserError(describe_unknown_model_type(model_type, CONFIG_MAPPING.keys()))
     cls = CONFIG_MAPPING[model_type]
     refuse_composite(cls)
     return cls
@@ -491,17 +491,6 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: no tokenizer to load: {one_line(error)}") from error
     give_padding(tokenizer)
     return tokenizer
-
-
-def check_model_path(path: Path | str) -> None:
-    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`, and for a run or
-    an unfinished folder of one."""
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
-        check_is_model(folder)
-    looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
-    if not folder.is_dir() and looks_local:
-        raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")
 
 
 def load_reward_model(path: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

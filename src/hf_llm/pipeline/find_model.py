@@ -63,6 +63,17 @@ def check_is_model(folder: Path) -> None:
         raise UserError(f"{folder} holds {holds}; {_describe_models(folder.parent)}")
 
 
+def check_model_path(path: Path | str) -> None:
+    """Raise UserError for a path that is not a folder and cannot be a Hub id, `owner/name` or `name`, and for a run or
+    an unfinished folder of one."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
+        check_is_model(folder)
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~", "runs/")) or len(folder.parts) > 2
+    if not folder.is_dir() and looks_local:
+        raise UserError(f"there is no folder {path}; name one made by a stage, such as runs/<name>/base, or a Hub id")
+
+
 def default_output(source: Path | str, suffix: str) -> Path:
     """Return the folder beside a model where what is made of it goes by default; of a Hub id, in the current folder."""
     path = Path(source)

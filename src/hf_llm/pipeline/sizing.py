@@ -217,7 +217,7 @@ class SizingDerivation:
         if is_number:
             return 1, parse_quantity(machine, "machine"), "measured"
 
-        from hf_llm.hardware.devices import parse_hardware, training_dtype  # imports torch
+        from hf_llm.hardware.devices import parse_hardware, training_dtype
 
         count, device = parse_hardware(str(machine))
         dtype = training_dtype(device)

@@ -1,16 +1,17 @@
 """What the recipe sections of post-training have in common. Each stage adds its own `training`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-from peft import LoraConfig
+from typing import TYPE_CHECKING, Literal
 
 from hf_llm.core.recipe import Settings
 from hf_llm.data.chat.loaders import ConversationSource
 from hf_llm.inference.sampling_arguments import temperature_problem
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stage_inputs import reward_input
-from hf_llm.posttraining.lora import check_lora_settings
+from hf_llm.posttraining.lora_settings import check_lora_settings
+
+if TYPE_CHECKING:
+    import peft
 
 
 @dataclass
@@ -19,7 +20,7 @@ class PostTrainingSection:
 
     data: list[ConversationSource]
     """The rows to train on; several sources are mixed."""
-    lora: Settings[LoraConfig] | None = None
+    lora: Settings["peft.LoraConfig"] | None = None
     """Train LoRA adapters with these settings and merge them at the end; left out, all weights are trained."""
     evaluation_share: float = 0.05
     """Share of the rows kept out of training, for evaluation."""

@@ -1,6 +1,6 @@
-"""Check a recipe before a stage begins, in a process of its own: nothing that the checks load, seed or set stays here.
+"""Check a recipe before a stage begins: first its keys, types, values and named files, then what they stand for.
 
-Only that process imports the libraries of training.
+The second part takes the libraries of training, and a process of its own: nothing that it seeds or sets stays here.
 """
 
 import multiprocessing
@@ -15,8 +15,10 @@ from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of
 from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.stages import OPTIONAL, STAGES
 from hf_llm.preflight.findings import Findings
-from hf_llm.preflight.remaining_work import has_tokenizer
+from hf_llm.preflight.first_check import check_sections
+from hf_llm.preflight.remaining_work import has_tokenizer, list_folders
 
 CHECKED = "HF_LLM_CHECKED"  # holds the digest of what a parent process has checked
 SKIP = "HF_LLM_SKIP_CHECK"  # set to 1, stages begin without a check
@@ -37,11 +39,35 @@ def check_before_work(run: Run, folder: str | None = None) -> None:
     digest = digest_of([run.tree, os.getcwd(), has_tokenizer(run)])
     if os.environ.get(CHECKED) == digest:
         return
+    check_at_once(run)
+    import_shared_libraries(folder)
     findings = check_in_child(run)
     print_notes(findings)
     if findings.problems:
         raise UserError(format_problems(run, findings))
     os.environ[CHECKED] = digest
+
+
+def check_at_once(run: Run) -> None:
+    """Check the keys, types, values and named files of a recipe, before any library is imported.
+
+    Raises UserError that lists every problem of these.
+    """
+    findings = Findings()
+    check_sections(run, list_folders(run), findings)
+    if findings.problems:
+        raise UserError(format_problems(run, findings))
+
+
+def import_shared_libraries(folder: str | None) -> None:
+    """Import what the stage of `folder`, or the pipeline where that is None, needs as well as the check of its recipe.
+
+    The check's process is forked from this one, so that both have it for one import.
+    """
+    if folder in OPTIONAL:
+        import hf_llm.preflight.check_run
+    elif folder is None or STAGES[folder].makes_model:
+        import hf_llm.training.train_and_save  # noqa: F401
 
 
 def print_notes(findings: Findings) -> None:

@@ -1,17 +1,17 @@
 """Check a whole recipe before anything runs: the sections of all folders that are not complete."""
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
 
-from hf_llm.core.recipe import find_problems
-from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS, load_tokenizer
+from hf_llm.model.load import OBJECTIVE_DESCRIPTIONS, load_tokenizer
+from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run
-from hf_llm.pipeline.stages import OPTIONAL, RECIPE_KEYS, STAGES
+from hf_llm.pipeline.stages import OPTIONAL
 from hf_llm.preflight.corpus_checks import check_corpus, check_tokenizer_section
 from hf_llm.preflight.evaluation_checks import check_evaluation
 from hf_llm.preflight.findings import Findings
+from hf_llm.preflight.first_check import check_sections
 from hf_llm.preflight.host_checks import check_disk, estimate_model_bytes
 from hf_llm.preflight.hub_checks import check_push_right
 from hf_llm.preflight.model_checks import (
@@ -38,7 +38,7 @@ def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
     """
     findings = Findings()
     folders = list_folders(run)
-    recipes = read_sections(run, folders, findings)
+    recipes = check_sections(run, folders, findings)
     objective = check_objective(run, folders, findings)
     if objective is None:
         return findings
@@ -68,22 +68,6 @@ def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
     if needed_bytes and on_this_host:
         check_disk(run.root, needed_bytes, findings)
     return findings
-
-
-def read_sections(run: Run, folders: list[str], findings: Findings) -> dict[str, Any]:
-    """Build the recipe of every stage by its folder, without those whose sections have problems."""
-    recipes = {}
-    for folder in folders:
-        module = importlib.import_module(STAGES[folder].module)
-        if not hasattr(module, "Recipe"):
-            continue
-        recipe, problems = find_problems(module.Recipe, run.tree, RECIPE_KEYS)
-        for problem in problems:
-            if problem not in findings.problems:
-                findings.problems.append(problem)
-        if not problems:
-            recipes[folder] = recipe
-    return recipes
 
 
 def check_objective(run: Run, folders: list[str], findings: Findings) -> Objective | None:

@@ -11,18 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from hf_llm.core.errors import UserError
 from hf_llm.core.extras import missing_packages, require_extras
 from hf_llm.core.format import one_line
-from hf_llm.data.corpus.config import Corpus, Rules, Source
-from hf_llm.data.corpus.filters.trained_filter import TrainedFilterSettings
-from hf_llm.data.files.file_formats import FORMATS, find_files
+from hf_llm.data.corpus.config import Corpus, Source
+from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.files.read_errors import ReadErrors
-from hf_llm.data.files.tabular import get_column, read_rows
 from hf_llm.data.tokens.mixing import check_shares
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.host_checks import find_existing_folder
 from hf_llm.preflight.hub_checks import check_repository
+from hf_llm.preflight.named_files import check_evaluation_file, check_example_texts, list_file_tasks
 from hf_llm.preflight.stand_in import build_stand_in_tokenizer
 from hf_llm.tokenization.checks import check_tokenizer
-from hf_llm.tokenization.import_tokenizer import import_tokenizer, load_tokenizer
+from hf_llm.tokenization.import_tokenizer import TOKENIZER_SUFFIXES, import_tokenizer, load_tokenizer
 from hf_llm.tokenization.train import TokenizerSection
 
 SAMPLE_DOCUMENTS = 20  # of each source
@@ -65,27 +64,18 @@ def check_corpus(section: Corpus, folder: Path, findings: Findings) -> None:
         check_evaluation_sets(section.decontaminate.against, findings)
 
 
-def list_local_tasks(source: Source, key: str, findings: Findings) -> list[Any]:
+def list_local_tasks(source: Source, key: str, findings: Findings) -> list[ReadTask]:
     """List the read tasks of a source on this disk. A source on the Hub is looked up there; of others there are none.
 
     Raises UserError where there is nothing to read.
     """
-    from hf_llm.data.corpus.sources import list_read_tasks
-
+    tasks = list_file_tasks(source, key)
     if source.hub:
-        if Path(source.hub).expanduser().exists():
-            raise UserError(f"{key}.hub: {source.hub} is a path on this disk; write `path: {source.hub}`")
         check_repository(f"{key}.hub", source.hub, "dataset", findings)
-        return []
-    if source.crawl or (source.git and not Path(source.git).expanduser().is_dir()):
-        return []  # would be downloaded
-    try:
-        return list_read_tasks([source])
-    except UserError as error:
-        raise UserError(f"{key}{str(error).removeprefix('corpus.sources[0]')}") from None
+    return tasks
 
 
-def label_source(source: Source, tasks: list[Any]) -> list[str]:
+def label_source(source: Source, tasks: list[ReadTask]) -> list[str]:
     """Return the names by which the ledger and `shares` call a source."""
     if tasks:
         return list(dict.fromkeys(task.label for task in tasks))
@@ -98,7 +88,6 @@ def label_source(source: Source, tasks: list[Any]) -> list[str]:
 def has_documents(source: Source, max_chars: int) -> bool:
     """Read the first documents of a source; False where it is empty. Raises UserError where none can be read."""
     from hf_llm.data.corpus.reader_step import SourceReader
-    from hf_llm.data.corpus.sources import list_read_tasks
 
     tasks = list_read_tasks([source])
     reader = SourceReader(tasks, max_chars)
@@ -134,22 +123,6 @@ def check_source_shares(section: Corpus, labels: list[list[str]], findings: Find
         findings.attempt("corpus.curriculum", check_shares, together, names, where)
 
 
-def check_example_texts(key: str, rules: Rules, findings: Findings) -> None:
-    """Check that the texts on which filters are trained exist."""
-    from hf_llm.data.corpus.sources import list_read_tasks
-
-    for name, settings in rules.enabled_filters():
-        if not isinstance(settings, TrainedFilterSettings):
-            continue
-        for path in settings.example_paths():
-            source = Source(license="unknown", path=path)
-            try:
-                list_read_tasks([source])
-            except UserError as error:
-                message = str(error).removeprefix("corpus.sources[0]: ")
-                findings.add_problem(f"{key}.{name}", f"{key}.{name}: {message}")
-
-
 def check_evaluation_sets(sets: list[Any], findings: Findings) -> None:
     """Check that the evaluation sets exist, and have the columns that the recipe names."""
     for position, evaluation_set in enumerate(sets):
@@ -158,16 +131,6 @@ def check_evaluation_sets(sets: list[Any], findings: Findings) -> None:
             check_repository(f"{key}.hub", evaluation_set.hub, "dataset", findings)
         elif evaluation_set.path:
             findings.attempt(key, check_evaluation_file, key, evaluation_set)
-
-
-def check_evaluation_file(key: str, evaluation_set: Any) -> None:
-    """Raise UserError where an evaluation set on this disk has no rows, or not the columns that the recipe names."""
-    for path, _ in find_files(evaluation_set.path, FORMATS["rows"]):
-        row = next((row for _, row in read_rows(path, ReadErrors())), None)
-        if row is None:
-            raise UserError(f"{key}.path: {path} holds no rows; correct the path")
-        for name in evaluation_set.columns or ():
-            get_column(row, name, f"{key}.columns: {path}")
 
 
 def check_tokenizer_section(
@@ -190,7 +153,7 @@ def check_tokenizer_section(
 
 def check_named_tokenizer(key: str, name: str, pattern: str | None, findings: Findings) -> bool:
     """Check an existing tokenizer, and return whether it can be loaded from this disk."""
-    is_file = Path(name).suffix in (".model", ".tiktoken")
+    is_file = Path(name).suffix in TOKENIZER_SUFFIXES
     if is_file or Path(name).is_dir():
         return findings.attempt(key, load_tokenizer, name, pattern, key) is not None
     check_repository(key, name, "model", findings)

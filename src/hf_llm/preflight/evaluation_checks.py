@@ -12,13 +12,7 @@ QUESTIONS_READ = 1000  # of each source
 
 
 def check_evaluation(section: Any, findings: Findings) -> None:
-    """Check the models and the questions that the section names, and its numbers."""
-    for key in ("tokens", "max_new_tokens"):
-        value = getattr(section, key)
-        if value < 1:
-            findings.add_problem(f"evaluate.{key}", f"{value} is too few; it has to be at least 1")
-    if section.models == []:
-        findings.add_problem("evaluate.models", "names no model; leave it out to evaluate those of this run")
+    """Check the models and the questions that the section names. Its numbers are checked first, in `first_check.py`."""
     for position, model in enumerate(section.models or ()):
         load_starting_model(f"evaluate.models[{position}]", model, findings)
     for position, source in enumerate(section.questions):

@@ -14,7 +14,6 @@ from hf_llm.model.adapters import is_adapter
 from hf_llm.model.load import (
     CAUSAL,
     build_config,
-    check_model_path,
     check_shapes,
     load_tokenizer,
     resolve_context,
@@ -25,6 +24,7 @@ from hf_llm.pipeline.tokens_folder import read_index, require_tokenizer
 from hf_llm.planning.memory_estimate import build_planned_config
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
+from hf_llm.preflight.named_files import check_named_model
 from hf_llm.preflight.stand_in import stand_in_training, write_stand_in_tokens
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.tokenization.train import TokenizerSection
@@ -85,22 +85,13 @@ def build_base_config(
 def load_starting_model(key: str, path: str, findings: Findings) -> StartingModel:
     """Return what is known of a model that the recipe names: a folder, or an id on the Hub."""
     unknown = StartingModel(None, None, False, None)
-    if findings.attempt(key, check_named_path, key, path) is None and findings.has_problem(key):
+    if findings.attempt(key, check_named_model, key, path) is None and findings.has_problem(key):
         return unknown
     if not Path(path).is_dir():
         check_repository(key, path, "model", findings)
         if findings.has_problem(key):
             return unknown
     return findings.attempt(key, read_starting_model, key, path) or unknown
-
-
-def check_named_path(key: str, path: str) -> None:
-    if not path.strip():
-        raise UserError(f"{key}: is empty; name a folder or an id on the Hub, or leave it out")
-    try:
-        check_model_path(path)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
 
 
 def read_starting_model(key: str, path: str) -> StartingModel | None:

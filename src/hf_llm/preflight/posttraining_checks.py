@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 
 from hf_llm.core.errors import UserError
-from hf_llm.core.recipe import field_types
+from hf_llm.core.settings.dataclass_fields import field_types
+from hf_llm.core.settings.library_settings import import_class
 from hf_llm.data.chat.loaders import (
     FILE_BESIDE,
     ConversationSource,
@@ -85,9 +86,9 @@ def check_section(
             f"{requested} tokens are more than the {start.context} that the model sees; lower it, or pretrain with a "
             "longer context",
         )
-    arguments_class = get_args(field_types(type(section))["training"])[0]
     if on_this_host:
-        check_arguments(folder, arguments_class, section.training, recipe.seed, work, findings)
+        (class_name,) = get_args(field_types(type(section))["training"])
+        check_arguments(folder, import_class(class_name), section.training, recipe.seed, work, findings)
     if start.tokenizer is not None and start.context and not findings.has_problem(folder):
         trainer = findings.attempt(folder, build_stand_in_trainer, folder, recipe, start, work / folder, findings)
         if trainer is not None and rows is not None and folder in ("grpo", "rloo"):

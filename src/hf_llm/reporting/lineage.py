@@ -8,9 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import read_manifest
 from hf_llm.pipeline.stages import OPTIONAL
@@ -70,6 +67,9 @@ def hub_dataset(hub: str) -> str:
 
     `hub` is an id, or the address of files: `hf://datasets/owner/name@revision/data/train-*.parquet`.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if hub.startswith(HUB_FILES):
         owner_and_name = hub.removeprefix(HUB_FILES).split("/")[:2]
         hub = "/".join(owner_and_name).split("@")[0]

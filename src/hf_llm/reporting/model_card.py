@@ -3,9 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import EvalResult, ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.atomic_io import write_text
 from hf_llm.core.format import format_count
@@ -32,6 +30,10 @@ from hf_llm.reporting.lineage import (
     read_test_scores,
 )
 from hf_llm.reporting.secrets import redact_secrets
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
 
 CARD_FILE = "README.md"
 LICENSE_FILE = "LICENSE.md"
@@ -96,6 +98,8 @@ def write_adapter_card(folder: Path, stage: str, licenses: list[str]) -> None:
 
     It is written before the model's manifest, which counts the adapter's files.
     """
+    from huggingface_hub import ModelCardData
+
     template = templates.markdown_environment().get_template("adapter_card.jinja")
     tags = ["hf_llm", stage, "lora"]
     metadata = ModelCardData(library_name="peft", tags=tags, **_license_metadata(licenses, folder_of_file=".."))
@@ -168,8 +172,10 @@ def build_front_matter(
     languages: list[str] | None = None,
     name: str = "",
     scores: dict[str, Any] | None = None,
-) -> ModelCardData:
+) -> "ModelCardData":
     """Build the metadata that the Hub reads: with the languages that the corpus has measured, and the test scores."""
+    from huggingface_hub import ModelCardData
+
     tags = ["hf_llm", manifest["folder"]]
     if kind == "chat":
         tags.append("conversational")
@@ -186,8 +192,10 @@ def build_front_matter(
     )
 
 
-def _list_evaluation_results(scores: dict[str, Any], task: str) -> list[EvalResult]:
+def _list_evaluation_results(scores: dict[str, Any], task: str) -> "list[EvalResult]":
     """List a model's scores on the test split, as the Hub's `model-index` has them."""
+    from huggingface_hub import EvalResult
+
     results = []
     for metric in score_columns([scores]):
         results.append(

@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +29,8 @@ def encode_chat(
     Equal to `apply_chat_template` where no message holds the text of a special token; raises what the template raises.
     A template without such marks covers nothing.
     """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     specials = special_token_texts(tokenizer)
 
     # A guard is put inside the special tokens that people typed: those without one are the template's.
@@ -109,6 +110,8 @@ def _probe_tools(chat_template: str, special_tokens: str) -> ToolSupport:
 
 def _render_probe(chat_template: str, special_tokens: str, arguments: str | dict[str, Any]) -> str:
     """Return a rendered conversation with these arguments in a call; an empty text where the template refuses it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     call = {"id": "probe0001", "type": "function", "function": {"name": "probe_call", "arguments": arguments}}
     schema = {"type": "object", "properties": {"probe": {"type": "integer", "description": "A number."}}}
     function = {"name": "probe_tool", "description": "Probe.", "parameters": schema}

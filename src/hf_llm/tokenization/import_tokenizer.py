@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+TOKENIZER_SUFFIXES = (".model", ".tiktoken")  # of files that hold a tokenizer; other tokenizers are folders, or ids
+
 _SPACE = "\u2581"  # SentencePiece's space
 _USER_DEFINED_SCORE = -0.1  # above what a user-defined piece could be split into (unigram_model.cc, EncodeOptimized)
 
@@ -180,15 +182,15 @@ def load_tokenizer(name: str, pattern: str | None, key: str, **options: Any) -> 
 
     `options` go to `from_pretrained`. Raises UserError with the recipe's `key` where it cannot be read.
     """
-    from transformers import AutoTokenizer
-
     path = Path(name)
-    if path.suffix in (".model", ".tiktoken"):
+    if path.suffix in TOKENIZER_SUFFIXES:
         if not path.is_file():
             raise UserError(f"{key}: there is no file {name}")
         if path.suffix == ".model":
             return read_sentencepiece(path, key, pattern)
         return read_tiktoken(path, key, pattern)
+
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)

@@ -10,7 +10,6 @@ sequences: https://arxiv.org/abs/2108.06084, https://arxiv.org/abs/2310.00576, h
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,45 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.parallel.layout import read_layout
+from hf_llm.training.sections import Rampup
 
 CONTEXT_KEY = "pretrain.context_warmup"
 BATCH_KEY = "pretrain.batch_warmup"
-
-
-@dataclass
-class Rampup:
-    """A number of tokens that doubles until it reaches the size that the recipe gives elsewhere."""
-
-    start: int
-    """Tokens in the first step."""
-    steps: int
-    """Steps until the full size is reached."""
-
-    def __post_init__(self) -> None:
-        if self.start < 1 or self.steps < 1:
-            raise ValueError(f"start and steps must be at least 1; got {self.start} and {self.steps}")
-
-    def initial_divisor(self, full_size: int, key: str) -> int:
-        """Return the divisor of `full_size` in the first step.
-
-        Raises UserError, naming the recipe's `key`, unless it is a power of two.
-        """
-        ratio, remainder = divmod(full_size, self.start)
-        is_power_of_two = ratio & (ratio - 1) == 0
-        if remainder == 0 and is_power_of_two:
-            return ratio
-
-        possible_starts = [str(full_size >> power) for power in range(1, 9) if full_size % (1 << power) == 0]
-        remedy = f"{full_size} is odd"
-        if possible_starts:
-            remedy = f"one of {', '.join(possible_starts)} does"
-        raise UserError(f"{key}.start: {self.start} does not become {full_size} by doublings; {remedy}")
-
-    def step_divisor(self, step: int, full_size: int) -> int:
-        """Return the divisor of `full_size` in `step`, counted from 0."""
-        doublings = (full_size // self.start).bit_length() - 1
-        doublings_done = step * doublings // self.steps
-        return 1 << max(0, doublings - doublings_done)
 
 
 def add_rampup_callbacks(

@@ -4,20 +4,19 @@
 `span_corruption` the spans taken out of a text, which a decoder writes (T5 ...). docs/objectives.md has the table.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import AutoConfig, Trainer, TrainerCallback
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
 from hf_llm.data.tokens.corruption import CorruptedWindows, SpanCorruption, TokenMasking
-from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, check_model_path, default_objective
+from hf_llm.model.load import CAUSAL, MASKED, SPAN_CORRUPTION, default_objective
 from hf_llm.parallel.layout import read_layout
-from hf_llm.tokenization.sentinel_tokens import list_denoising_tokens, require_mask_token, require_sentinels
-from hf_llm.tokenization.text_boundaries import count_ids
+from hf_llm.pipeline.find_model import check_model_path
+from hf_llm.training.sections import HEADLINES, Objective
 
 # The papers' own: BERT (1810.04805), ModernBERT (2412.13663), T5 (1910.10683).
 DEFAULT_SHARE = {MASKED: 0.15, SPAN_CORRUPTION: 0.15}
@@ -25,67 +24,7 @@ MODERNBERT_SHARE = 0.3
 MEAN_SPAN_TOKENS = 3.0
 
 ACCURACY_KEYS = {MASKED: "masked_accuracy", SPAN_CORRUPTION: "target_accuracy"}
-HEADLINES = {
-    CAUSAL: "{eval_bits_per_byte:.3f} bits per byte, perplexity {eval_perplexity:.1f} on the validation text",
-    MASKED: "masked-token accuracy {eval_masked_accuracy:.1%}, loss {eval_loss:.3f} on the validation text",
-    SPAN_CORRUPTION: "span accuracy {eval_target_accuracy:.1%}, loss {eval_loss:.3f} on the validation text",
-}
 MODEL_TYPE_EXAMPLES = {CAUSAL: "hf_llm, llama, gpt2 ...", MASKED: "bert, modernbert ...", SPAN_CORRUPTION: "t5 ..."}
-
-
-@dataclass
-class Objective:
-    """The `pretrain.objective` section; what is not given follows from the model."""
-
-    kind: Literal["causal", "masked", "span_corruption"] | None = None
-    """What the model predicts: causal, masked or span_corruption; by default what its model_type can."""
-    share: float | None = None
-    """Share of the tokens that are masked or taken out; by default the paper's."""
-    mean_span: float | None = None
-    """Mean length of a span in tokens, for span_corruption; by default the paper's."""
-
-    def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(f"share is {self.share}; it must be between 0 and 1")
-        if self.mean_span is not None and self.mean_span < 1:
-            raise ValueError(f"mean_span is {self.mean_span}; it must be at least 1 token")
-        if self.kind == CAUSAL and self.share is not None:
-            raise ValueError("`share` belongs to masked and span_corruption; a causal model predicts every token")
-        if self.kind in (CAUSAL, MASKED) and self.mean_span is not None:
-            raise ValueError("`mean_span` belongs to span_corruption; leave it out")
-
-    @property
-    def headline(self) -> str:
-        """The manifest's headline, a format string over the metrics of an evaluation."""
-        return HEADLINES[self.kind]
-
-    def corruption(self, tokenizer: PreTrainedTokenizerBase, context: int) -> TokenMasking | SpanCorruption | None:
-        """Build the object that masks or removes tokens of windows of `context` tokens; None for a causal model.
-
-        Raises UserError for a tokenizer that has no token to put in their place.
-        """
-        if self.kind == CAUSAL:
-            return None
-        if self.kind == MASKED:
-            return TokenMasking(require_mask_token(tokenizer), regular_token_mask(tokenizer), self.share)
-
-        sentinels = np.array(require_sentinels(tokenizer), np.int64)
-        corruption = SpanCorruption(
-            sentinels, tokenizer.eos_token_id, tokenizer.pad_token_id, self.share, self.mean_span
-        )
-        corruption.check_sentinels(context)
-        return corruption
-
-    def tokens(self, context: int | None) -> list[str]:
-        """Return the special tokens that a tokenizer needs for this objective.
-
-        `context` is the length of a window in tokens, None where it is not known yet.
-        """
-        sentinels = 0
-        if self.kind == SPAN_CORRUPTION:
-            spans_in_window = round((context or 0) * (self.share or 0) / (self.mean_span or 1))
-            sentinels = spans_in_window + 1  # one to spare for rounding
-        return list_denoising_tokens(mask=self.kind == MASKED, sentinels=sentinels)
 
 
 def resolve_objective(tree: dict[str, Any]) -> Objective:
@@ -155,13 +94,6 @@ def _parse_objective(value: str | dict | Objective | None) -> Objective:
         return Objective(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"pretrain.objective: {error}") from None
-
-
-def regular_token_mask(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return (vocabulary,) bool: which ids are not special tokens."""
-    is_regular = np.ones(count_ids(tokenizer), bool)
-    is_regular[tokenizer.all_special_ids] = False
-    return is_regular
 
 
 def corrupt_windows(windows: Dataset, corruption: TokenMasking | SpanCorruption | None, seed: int) -> Dataset:

@@ -42,6 +42,8 @@ from hf_llm.data.files.tabular import read_hub_rows, read_rows, unreadable_file_
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_llm.data.corpus.sources import ReadTask
+
 # The names that a source's `format` may have, each once.
 _FORMAT_NAMES = list(dict.fromkeys([*CONVERSATION_FORMATS, *PREFERENCE_FORMATS, *LABELLED_FORMATS, *PROMPT_FORMATS]))
 FILE_BESIDE = "file"  # begins a reason in `left_out` that counts files, where the others count rows
@@ -510,11 +512,9 @@ def _read_archive(path: Path, errors: ReadErrors, left_out: Counter) -> Iterator
 
 def _read_documents(source: ConversationSource, errors: ReadErrors, left_out: Counter) -> Iterator[Row]:
     """Yield the texts below a folder, read as the corpus reads them (docs/sources.md)."""
-    from hf_llm.data.corpus.config import Source
     from hf_llm.data.corpus.reader_step import SourceReader
-    from hf_llm.data.corpus.sources import list_read_tasks
 
-    parts = list_read_tasks([Source(license=source.license, path=source.documents)])
+    parts = _list_document_parts(source)
     for part in parts:
         _count_files(part.listing, left_out)
     step = SourceReader(parts, _MAX_DOCUMENT_CHARS)
@@ -529,6 +529,24 @@ def _read_documents(source: ConversationSource, errors: ReadErrors, left_out: Co
     finally:  # also where no more rows are taken
         errors.add(step.faults)
         left_out.update(step.faults.left_out)
+
+
+def _list_document_parts(source: ConversationSource) -> "list[ReadTask]":
+    from hf_llm.data.corpus.config import Source
+    from hf_llm.data.corpus.sources import list_read_tasks
+
+    try:
+        return list_read_tasks([Source(license=source.license, path=source.documents)])
+    except UserError as error:
+        raise UserError(str(error).removeprefix("corpus.sources[0]: ")) from None
+
+
+def check_source_exists(source: ConversationSource) -> None:
+    """Raise UserError where a source on this disk has no file to read."""
+    if source.path:
+        find_files(source.path, FORMATS["rows"], archives=True)
+    elif source.documents:
+        _list_document_parts(source)
 
 
 def _check_dropped(source: ConversationSource, errors: ReadErrors, kept: int, allow_drop: float) -> None:

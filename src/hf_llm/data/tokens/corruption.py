@@ -7,7 +7,7 @@ process, with any number of workers and after every restart, and differs from ep
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -15,11 +15,22 @@ from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.labels import IGNORE_INDEX
+from hf_llm.tokenization.text_boundaries import count_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The shares of the tokens to predict that are replaced by the mask and by a random token; the others stay in the input
 # (BERT, appendix A.1).
 SHOWN_AS_MASK = 0.8
 SHOWN_AS_RANDOM = 0.1
+
+
+def regular_token_mask(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+    """Return (vocabulary,) bool: which ids are not special tokens."""
+    is_regular = np.ones(count_ids(tokenizer), bool)
+    is_regular[tokenizer.all_special_ids] = False
+    return is_regular
 
 
 class Corruption(Protocol):

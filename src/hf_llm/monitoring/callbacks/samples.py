@@ -4,7 +4,6 @@ A masked language model or an encoder-decoder fills in the masked tokens or span
 """
 
 import random
-from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -14,22 +13,7 @@ from transformers.integrations import TensorBoardCallback
 from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import append_row, samples_file, truncate_after_step
 from hf_llm.inference.infill import complete_or_infill
-
-
-@dataclass
-class SamplesSection:
-    """Which prompts to complete during training, and how often."""
-
-    prompts: list[str] = field(default_factory=list)
-    """The prompts to complete; without any there are no samples."""
-    every: int = 1
-    """Evaluations between two sets of samples."""
-    max_new_tokens: int = 48
-    """The longest completion, in tokens."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.max_new_tokens < 1:
-            raise ValueError("every and max_new_tokens must be at least 1; leave `prompts` out for no samples")
+from hf_llm.monitoring.callbacks.samples_section import SamplesSection
 
 
 class SampleCallback(TrainerCallback):
