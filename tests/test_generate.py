@@ -4,7 +4,7 @@ import pytest
 
 from hf_llm.core.manifest import write_manifest
 from hf_llm.generate import main
-from hf_llm.inference.generate import complete_prompts
+from hf_llm.inference.generate import complete_prompts, generate_tokens, set_stop_tokens
 from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
 
 
@@ -19,6 +19,22 @@ def test_every_prompt_is_printed_with_what_follows(folder, capsys):
     texts = complete_prompts(tiny_model(), tiny_tokenizer(), ["The", "Once"], 8, do_sample=False)
     assert output.out == f"The{texts[0]}\n\nOnce{texts[1]}\n\n"
     assert "tokens/s" in output.err
+
+
+def test_the_speed_counts_the_tokens_that_were_generated_with_their_end_and_without_padding(tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model()
+    prompts = ["The", "Once upon a time", "A"]
+    free = generate_tokens(model, tokenizer, [tokenizer(prompt)["input_ids"] for prompt in prompts], 20)
+    end = free[0][5]
+    model.generation_config.eos_token_id = end
+    set_stop_tokens(model, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    main([str(tmp_path), *[f"--prompt={prompt}" for prompt in prompts], "--max-new-tokens=20", "--greedy"])
+    counts = [row.index(end) + 1 if end in row else len(row) for row in free]
+    assert len(set(counts)) > 1
+    assert capsys.readouterr().err.startswith(f"{sum(counts)} tokens in ")
 
 
 def test_without_a_prompt_standard_input_is_the_prompt(folder, capsys, monkeypatch):

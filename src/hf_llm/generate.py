@@ -26,9 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     sampling = read_sampling_arguments(arguments)
 
     from hf_llm.inference.generate import (
-        complete_prompts,
         default_max_new_tokens,
         describe_cut_prompts,
+        encode_prompts,
+        generate_tokens,
         load_for_generation,
     )
 
@@ -39,13 +40,15 @@ def main(argv: list[str] | None = None) -> None:
         print(note, file=sys.stderr)
 
     start = time.perf_counter()
-    completions = complete_prompts(model, tokenizer, prompts, max_new_tokens, seed=arguments.seed, **sampling)
+    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    tokens = generate_tokens(model, tokenizer, encoded, max_new_tokens, arguments.seed, **sampling)
+    completions = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     seconds = time.perf_counter() - start
 
     for prompt, completion in zip(prompts, completions, strict=True):
         print(f"{prompt}{completion}\n")
-    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in completions)
-    print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    count = sum(map(len, tokens))
+    print(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+from threading import Event
+
 import pytest
 
 from hf_llm.core.errors import UserError
@@ -20,6 +22,23 @@ def test_the_streamed_pieces_add_up_to_the_reply():
         )[0]
     )
     assert 0 < session.generated_tokens <= 8
+
+
+def test_the_pieces_come_while_the_model_generates_and_its_tokens_are_counted():
+    session = tiny_session(100)
+    steps = []
+    first_piece_is_read = Event()
+
+    def wait_for_the_reader(*arguments):
+        steps.append(1)
+        if len(steps) == 60:
+            assert first_piece_is_read.wait(60)
+
+    session.model.lm_head.register_forward_hook(wait_for_the_reader)
+    for _ in session.stream_reply("Who?"):
+        first_piece_is_read.set()
+    assert len(steps) >= 60
+    assert session.generated_tokens == len(steps)  # each token is drawn from the logits of one pass
 
 
 def test_the_second_answer_knows_the_first():

@@ -2,7 +2,9 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.generation.utils import GenerationMixin
 
 from hf_llm.core.errors import UserError
 from hf_llm.inference.chat_session import ChatSession
@@ -11,14 +13,18 @@ from hf_llm.inference.generate import (
     drop_oldest_turns,
     encode_conversation,
     generate_replies,
+    generate_tokens,
     generation_stop_ids,
     load_for_generation,
+    pad_left,
     set_stop_tokens,
     suppressed_ids,
 )
 from hf_llm.tokenization.text_boundaries import set_boundaries
-from tests.tiny_models import save_tiny_model, tiny_model, tiny_tokenizer
+from tests.tiny_models import save_tiny_model, tiny_config, tiny_model, tiny_tokenizer
 
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES += ("num_key_value_heads", "max_position_embeddings", "pad_token_id", "eos_token_id")
 PROMPTS = ["The", "A much longer beginning of a text", ""]
 
 
@@ -38,6 +44,47 @@ def test_a_seed_repeats_the_text_and_leaves_the_process_random_numbers_alone():
     assert len(texts) == 1
     assert torch.equal(torch.rand(1), expected)
     assert complete_prompts(model, tokenizer, ["x"], 12, seed=2, do_sample=True, top_k=0)[0] not in texts
+
+
+def test_tokens_end_with_the_first_end_of_a_text():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = [[40, 41, 42], [50] * 9]
+    free = generate_tokens(model, tokenizer, prompts, 16, do_sample=False)
+    assert [len(row) for row in free] == [16, 16]
+    model.generation_config.eos_token_id = [free[0][3], free[1][9]]
+    ends = {257, 259, free[0][3], free[1][9]}
+    ended = generate_tokens(model, tokenizer, prompts, 16, do_sample=False)
+    for row, row_to_the_end in zip(ended, free, strict=True):
+        length = 1 + min(row_to_the_end.index(token) for token in ends if token in row_to_the_end)
+        assert row == row_to_the_end[:length]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False}, {"do_sample": True, "top_k": 20}, {"num_beams": 3, "do_sample": False}], ids=str
+)
+@pytest.mark.parametrize("name", ["llama", "hf_llm", "lora", "lora on llama"])
+def test_tokens_are_those_of_the_models_own_generate(name, settings):
+    sizes = {**{key: getattr(tiny_config(), key) for key in SIZES}, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).eval() if "llama" in name else tiny_model()
+    if "lora" in name:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tokenizer = tiny_tokenizer()
+    prompts = [[40, 41, 42], [50] * 9]
+    tokens = generate_tokens(model, tokenizer, prompts, 16, seed=1, **settings)
+
+    torch.manual_seed(1)
+    expected = model.generate(
+        **pad_left(model, tokenizer, prompts),
+        max_new_tokens=16,
+        eos_token_id=generation_stop_ids(model, tokenizer),
+        pad_token_id=256,
+        suppress_tokens=suppressed_ids(model, tokenizer),
+        custom_generate=None if "num_beams" in settings else GenerationMixin._sample,
+        **settings,
+    )
+    for row, expected_row in zip(tokens, expected[:, 9:].tolist(), strict=True):
+        assert row == expected_row[: len(row)] and set(expected_row[len(row) :]) <= {256}
 
 
 def test_a_model_in_training_stays_in_training():

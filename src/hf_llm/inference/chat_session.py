@@ -11,12 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from hf_llm.inference.generate import (
     drop_oldest_turns,
     encode_conversation,
-    fork_random_state,
-    generation_stop_ids,
+    generate_tokens,
     max_prompt_tokens,
-    pad_left,
     shorten_last_message,
-    suppressed_ids,
 )
 
 
@@ -31,7 +28,8 @@ class ChatSession:
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.sampling = {**sampling, "max_new_tokens": max_new_tokens}
+        self.sampling = sampling
+        self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens(model, max_new_tokens)
         self.messages = []
         self.note = ""
@@ -90,16 +88,16 @@ class ChatSession:
             return torch.full((tokens.shape[0],), stop_requested.is_set(), device=tokens.device)  # B
 
         try:
-            with fork_random_state(seed):
-                tokens = self.model.generate(
-                    **pad_left(self.model, self.tokenizer, [prompt]),
-                    **self.sampling,
-                    streamer=streamer,
-                    eos_token_id=generation_stop_ids(self.model, self.tokenizer),
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    suppress_tokens=suppressed_ids(self.model, self.tokenizer),
-                    stopping_criteria=StoppingCriteriaList([should_stop]),
-                )
+            (tokens,) = generate_tokens(
+                self.model,
+                self.tokenizer,
+                [prompt],
+                self.max_new_tokens,
+                seed,
+                streamer,
+                stopping_criteria=StoppingCriteriaList([should_stop]),
+                **self.sampling,
+            )
         finally:
             streamer.end()  # also where generate failed: the reader must not wait for ever
-        return tokens.shape[1] - len(prompt)
+        return len(tokens)

@@ -1,20 +1,28 @@
 """Text from a model: prompts completed and conversations answered, in batches."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerationMixin
 
 from hf_llm.core.errors import UserError
+from hf_llm.model.decoding import decode
+from hf_llm.model.evaluation_mode import evaluation_mode
 from hf_llm.model.load import load_model, load_tokenizer
 from hf_llm.tokenization.chat_encoding import encode_chat, stop_token_ids
 from hf_llm.tokenization.compare_tokenizers import check_ids_fit
 from hf_llm.tokenization.text_boundaries import encode_prompt
 
 MAX_DEFAULT_NEW_TOKENS = 256
+KEPT_FROM_CUSTOM_LOOPS = {"tokenizer", "assistant_tokenizer", "synced_gpus"}  # arguments that generate does not hand on
 
 Conversation = list[dict[str, str]]  # [{"role": "user", "content": ...}, ...]
 
@@ -36,19 +44,28 @@ def complete_prompts(
     prompts: list[str],
     max_new_tokens: int,
     seed: int | None = None,
-    **sampling: Any,
+    **settings: Any,
 ) -> list[str]:
     """Generate the completion of each prompt, without the prompt and without special tokens.
 
-    `sampling` are keys of transformers' GenerationConfig (`do_sample`, `temperature`, `top_p`, `top_k` ...). With a
-    `seed` the result is the same each time and the process's own random state stays as it was. A prompt too long for
-    the context loses its beginning.
+    `settings` are those of `generate_tokens`. A prompt too long for the context loses its beginning.
+
+    Raises UserError where the context has no room for `max_new_tokens`.
+    """
+    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    tokens = generate_tokens(model, tokenizer, encoded, max_new_tokens, seed, **settings)
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the token ids of each prompt; one too long for the context loses its beginning.
 
     Raises UserError where the context has no room for `max_new_tokens`.
     """
     max_tokens = max_prompt_tokens(model, max_new_tokens)
-    encoded = [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
-    return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
+    return [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
 
 
 def describe_cut_prompts(
@@ -73,7 +90,7 @@ def generate_replies(
     conversations: list[Conversation],
     max_new_tokens: int,
     seed: int | None = None,
-    **sampling: Any,
+    **settings: Any,
 ) -> list[str]:
     """Generate the assistant's next message in each conversation, to the end of its turn; otherwise as
     `complete_prompts` does.
@@ -87,7 +104,8 @@ def generate_replies(
         shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
         shortened, _ = shorten_last_message(tokenizer, shortened, max_tokens)
         encoded.append(encode_conversation(tokenizer, shortened))
-    return _generate_batch(model, tokenizer, encoded, max_new_tokens, seed, **sampling)
+    tokens = generate_tokens(model, tokenizer, encoded, max_new_tokens, seed, **settings)
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
@@ -209,32 +227,61 @@ def fork_random_state(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _generate_batch(
+def generate_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: list[list[int]],
+    prompts: list[list[int]],
     max_new_tokens: int,
-    seed: int | None,
-    **sampling: Any,
-) -> list[str]:
-    """Generate the text after each prompt, given as token ids; leave the model in train or eval mode as it was."""
-    max_tokens = max_prompt_tokens(model, max_new_tokens)
-    batch = pad_left(model, tokenizer, [token_ids[-max_tokens:] for token_ids in encoded])
+    seed: int | None = None,
+    streamer: BaseStreamer | None = None,
+    **settings: Any,
+) -> list[list[int]]:
+    """Generate the tokens after each prompt, all given as token ids: up to and with the one that ends a text or a turn.
 
-    was_training = model.training
-    model.eval()
-    try:
-        with fork_random_state(seed):
-            tokens = model.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=generation_stop_ids(model, tokenizer),
-                pad_token_id=tokenizer.pad_token_id,
-                suppress_tokens=suppressed_ids(model, tokenizer),
-                **sampling,
-            )  # B (prompt and completion)
-    finally:
-        model.train(was_training)
+    `settings` are keys of transformers' GenerationConfig (`do_sample`, `temperature`, `top_p`, `top_k` ...) and
+    arguments of its `generate`. With a `seed` the result is the same each time and the process's own random state stays
+    as it was. A prompt that leaves no room in the context loses its beginning. The model stays in train or eval mode as
+    it was.
+    """
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
+    batch = pad_left(model, tokenizer, [token_ids[-max_tokens:] for token_ids in prompts])
+    end_tokens = generation_stop_ids(model, tokenizer)
+    if takes_custom_loop(model, settings):
+        settings["custom_generate"] = partial(decode, streamer=streamer)  # generate keeps the streamer to itself
+
+    with evaluation_mode(model), fork_random_state(seed):
+        tokens = model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=suppressed_ids(model, tokenizer),
+            streamer=streamer,
+            **settings,
+        )  # B (prompt and completion)
 
     prompt_length = batch["input_ids"].shape[1]
-    return tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)
+    return [cut_after_end(row, end_tokens) for row in tokens[:, prompt_length:].tolist()]
+
+
+def takes_custom_loop(model: PreTrainedModel, settings: dict[str, Any]) -> bool:
+    """Whether `decode` may be given to the model's `generate`: for one greedy or sampled token after the other.
+
+    Beams and assistants are left to transformers, and so are encoder-decoders and classes with a loop of their own;
+    HfLlmForCausalLM enters `decode` by itself. What else `decode` cannot do it leaves to transformers' loop.
+    """
+    config = copy.deepcopy(model.generation_config)
+    config.update(**{key: value for key, value in settings.items() if value is not None})
+    mode = config.get_generation_mode(settings.get("assistant_model"))
+    is_plain = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+    has_own_loop = model._sample.__func__ is not GenerationMixin._sample
+    reaches_loop = not KEPT_FROM_CUSTOM_LOOPS & settings.keys()
+    return is_plain and reaches_loop and not has_own_loop and not model.config.is_encoder_decoder
+
+
+def cut_after_end(tokens: list[int], end_tokens: list[int]) -> list[int]:
+    """Return the tokens up to the first end token, with it; what follows is padding."""
+    for place, token in enumerate(tokens, 1):
+        if token in end_tokens:
+            return tokens[:place]
+    return tokens

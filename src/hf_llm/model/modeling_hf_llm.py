@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import HfLlmAttention
 from .configuration_hf_llm import HfLlmConfig
 from .cross_entropy import IGNORE_INDEX, NO_TERMS, HfLlmHead, LossTerms, soft_cap, training_objective
+from .decoding import decode
 from .feed_forward import HfLlmExperts, HfLlmMixtureOfExperts, HfLlmMLP, HfLlmRouter, balancing_loss
 from .masks import flex_position_bias, is_padding_mask, left_padding, make_masks
 from .norms import NORMS
@@ -195,17 +196,47 @@ class HfLlmModel(HfLlmPreTrainedModel):
 
         if position_ids is None:
             position_ids = self.count_positions(hidden_states, attention_mask, past_key_values)  # B T
-        position_embeddings = None
-        if self.rotary_emb is not None:
-            cos, sin = self.rotary_emb(hidden_states, position_ids)  # B T A
-            position_embeddings = (cos[:, None], sin[:, None])  # B 1 T A
+        hidden_states = self.run_layers(
+            hidden_states,
+            position_ids=position_ids,
+            position_embeddings=self.rotary_angles(hidden_states, position_ids),
+            masks=masks,
+            padding_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )  # B T D
+        return MoeModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def rotary_angles(
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return cosine and sine, B 1 T A, of positions (B T) in the dtype of the hidden states; None where nothing is
+        rotated."""
+        if self.rotary_emb is None:
+            return None
+        cos, sin = self.rotary_emb(hidden_states, position_ids)  # B T A
+        return cos[:, None], sin[:, None]
+
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,  # B T D
+        position_ids: torch.Tensor,  # B T
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,  # B 1 T A, twice
+        masks: dict[str, torch.Tensor | None],  # one for each kind of layer
+        padding_mask: torch.Tensor | dict | None,  # B S
+        past_key_values: Cache | None,
+        **kwargs: Any,  # for the layers
+    ) -> torch.Tensor:
+        """Return the hidden states after all layers and the final norm, B T D, of embedded tokens."""
         if self.embed_positions is not None:
             hidden_states = hidden_states + self.embed_positions(position_ids)
         hidden_states = self.dropout(hidden_states)
 
-        kwargs_of_kind = {
-            kind: self.layer_kwargs(kind, hidden_states, attention_mask, past_key_values) for kind in masks
-        }
+        kwargs_of_kind = {kind: self.layer_kwargs(kind, hidden_states, padding_mask, past_key_values) for kind in masks}
         assert self.config.layer_types is not None  # the config has filled them in
         for layer_idx in range(self.config.num_hidden_layers):
             kind = self.config.layer_types[layer_idx]
@@ -217,14 +248,10 @@ class HfLlmModel(HfLlmPreTrainedModel):
                 position_ids=position_ids,
                 layer_idx=layer_idx,
                 past_key_values=past_key_values,
-                use_cache=use_cache,
                 **kwargs_of_kind[kind],
                 **kwargs,
             )  # B T D
-        return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
-        )
+        return self.norm(hidden_states)
 
     def count_positions(
         self,
@@ -304,6 +331,10 @@ class HfLlmForCausalLM(HfLlmPreTrainedModel, GenerationMixin):
         self.lm_head = HfLlmHead(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.softcap = config.final_logit_softcapping
         self.post_init()
+
+    def _sample(self, input_ids: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        """Generate tokens (transformers calls this by name, from `generate`)."""
+        return decode(self, input_ids, *arguments, **keywords)
 
     def init_continuous_batching(self, *arguments: Any, **keywords: Any):
         """Do as transformers (`generate_batch` calls this); raise ValueError where its paged cache would give other

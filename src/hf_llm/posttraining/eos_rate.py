@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -12,11 +11,9 @@ from hf_llm.core.console import print_main
 from hf_llm.core.labels import IGNORE_INDEX
 from hf_llm.inference.generate import (
     default_max_new_tokens,
+    generate_tokens,
     generation_stop_ids,
     load_for_generation,
-    max_prompt_tokens,
-    pad_left,
-    suppressed_ids,
 )
 from hf_llm.monitoring.callbacks.samples import weights_are_sharded
 
@@ -76,22 +73,6 @@ def count_ended_completions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], limit: int
 ) -> int:
     """Count the greedy completions that hold an end token among their first `limit` tokens."""
-    room = max_prompt_tokens(model, limit)
     end_tokens = generation_stop_ids(model, tokenizer)
-    batch = pad_left(model, tokenizer, [prompt[-room:] for prompt in prompts])
-    was_training = model.training
-    model.eval()
-    try:
-        sequences = model.generate(
-            **batch,
-            max_new_tokens=limit,
-            do_sample=False,
-            eos_token_id=end_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            suppress_tokens=suppressed_ids(model, tokenizer),
-        )
-    finally:
-        model.train(was_training)
-    completions = sequences[:, batch["input_ids"].shape[1] :]  # B T
-    has_end = torch.isin(completions, torch.tensor(end_tokens, device=completions.device)).any(dim=1)
-    return int(has_end.sum())
+    completions = generate_tokens(model, tokenizer, prompts, limit, do_sample=False)
+    return sum(completion[-1] in end_tokens for completion in completions)

@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers import DynamicCache, PreTrainedModel
 
+from hf_llm.model.decoding_cache import preallocate
+from hf_llm.model.decoding_step import next_logits_function
 from hf_llm.posttraining.ppo.actor_critic import position_ids
 
 # Completions that have ended are removed from the batch once they are at least 1 in 8 of it: removing copies the cache.
@@ -97,21 +99,21 @@ def sample_completions(
     length = torch.full((count,), limit, device=device)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
 
-    # The state of the B rows that are still in the batch. `rows` are their numbers among all N.
-    rows = torch.arange(count, device=device)  # B
-    attention_mask = query_mask.long()  # B P+t
-    positions = position_ids(query_mask)
-    inputs = queries
+    # The pass over the prompts. There is no mask where there is no padding.
     cache = DynamicCache(config=model.config)
+    preallocate(cache, queries.shape[1] + limit)
+    inputs = {
+        "attention_mask": None if query_mask.all() else query_mask.long(),
+        "position_ids": position_ids(query_mask),
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    logits = model(input_ids=queries, **inputs).logits[:, -1]  # B V
+    compute_next_logits = next_logits_function(model, queries.shape[1] + limit, inputs)
+
+    rows = torch.arange(count, device=device)  # B, the numbers among all N of the rows that are still in the batch
     for t in range(limit):
-        logits = model(
-            input_ids=inputs,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
         log_distribution = torch.log_softmax(logits.float() / temperature, dim=-1)  # B V
         distribution = log_distribution.exp()
         drawable = distribution
@@ -137,16 +139,15 @@ def sample_completions(
         if active == 0:
             break
 
-        # The inputs of the next pass; rows that have ended are removed once they are many.
-        inputs = sampled
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+        # Rows that have ended are removed once they are many.
+        if t == limit - 1:
+            break
         if len(rows) - active >= max(1, len(rows) // ENDED_SHARE_KEPT):
             cache.batch_select_indices(is_active)
-            inputs = inputs[is_active]
-            attention_mask = attention_mask[is_active]
-            positions = positions[is_active]
+            compute_next_logits.keep_rows(is_active)
+            sampled = sampled[is_active]
             rows = rows[is_active]
+        logits = compute_next_logits(sampled[:, 0])
 
     longest = int(length.max())
     mask = torch.arange(longest, device=device) < length[:, None]
