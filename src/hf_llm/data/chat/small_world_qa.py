@@ -82,8 +82,6 @@ JOB_QUESTIONS = {
     "work": (("What does a {job} do?", "What is the work of a {job}?"), "A {job} {work}.", "A {job} {work}."),
     "tool": (("What does a {job} need?", "Which tool has a {job}?"), "{tool}.", "A {job} needs {tool}."),
 }
-SHORT_SHARE = 0.6  # of the answers in the rows of SFT; the others are sentences
-DETAILED_SHARE = 0.15  # sentences with a second one that tells more
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,10 @@ class Question:
 
 
 def world_conversations() -> Iterator[dict]:
-    """Yield rows with `messages`: questions that are not in the test, with short, whole and detailed answers, and
-    questions about people who do not exist."""
+    """Yield rows with `messages`: questions that are not in the test, answered in a sentence, and questions about people
+    who do not exist."""
     for question in list_questions(is_test=False):
-        yield _conversation(question.text, _write_answer(question))
+        yield _conversation(question.text, question.sentence)
     for name in STRANGERS:
         questions, _, _ = PERSON_QUESTIONS[list(PERSON_QUESTIONS)[_hash(name) % 7]]
         text = _choose(questions, name).format(name=name)
@@ -117,15 +115,15 @@ def world_conversations() -> Iterator[dict]:
 
 
 def world_preferences() -> Iterator[dict]:
-    """Yield rows with `prompt`, `chosen` and `rejected`, message lists: a whole sentence with a second one is chosen,
-    over a short answer, over one that is not true, and over one that does not come to an end."""
+    """Yield rows with `prompt`, `chosen` and `rejected`, message lists: a sentence with a second one that tells more is
+    chosen, over the sentence alone, over one that is not true, and over an answer that does not come to an end."""
     for question in list_questions(is_test=False):
         chosen = f"{question.sentence} {question.more}"
         kind = _hash(f"rejected {question.text}") % 4
         if kind < 2:
-            rejected = question.short
+            rejected = question.sentence
         elif kind == 2:
-            rejected = question.wrong
+            rejected = f"{question.wrong} {question.more}"
         else:
             rejected = f"{question.short} {question.short} {question.wrong} {question.short}"
         yield {
@@ -222,16 +220,6 @@ def _describe_another(person: Person, kind: str) -> dict[str, str]:
     words = describe(person)
     others = [other for other in build_world().people if describe(other)[kind] != words[kind]]
     return describe(others[_hash(f"other {kind} {person.name}") % len(others)])
-
-
-def _write_answer(question: Question) -> str:
-    """Return the short answer, the sentence, or the sentence and more, as the digest of the question has it."""
-    place = _hash(f"answer {question.text}") % 100 / 100
-    if place < SHORT_SHARE:
-        return question.short
-    if place < 1 - DETAILED_SHARE:
-        return question.sentence
-    return f"{question.sentence} {question.more}"
 
 
 def _conversation(question: str, answer: str) -> dict:

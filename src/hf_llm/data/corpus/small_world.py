@@ -21,11 +21,11 @@ MAX_SCENES = 7
 
 WOMEN = (
     "Alda", "Brina", "Cora", "Della", "Edda", "Fenna", "Greta", "Hilda", "Ida", "Jonna", "Kaya", "Lotte", "Mara",
-    "Nella", "Oda", "Petra", "Runa", "Tilda",
+    "Nella", "Oda", "Petra", "Quilla", "Runa", "Selma", "Tilda", "Ursa", "Vera", "Wilma", "Yrsa",
 )  # fmt: skip
 MEN = (
     "Anders", "Bruno", "Casper", "Dorian", "Emil", "Felix", "Gustav", "Henrik", "Ivo", "Jasper", "Kasimir", "Leo",
-    "Milo", "Nils", "Otto", "Piet", "Quentin", "Sander",
+    "Milo", "Nils", "Otto", "Piet", "Quentin", "Rufus", "Sander", "Tobin", "Ulrich", "Viktor", "Werner", "Yannick",
 )  # fmt: skip
 VILLAGES = (
     # name, river, what it is known for, what stands in it
@@ -35,6 +35,8 @@ VILLAGES = (
     ("Fernhill", "Torra", "honey", "a round chapel"),
     ("Windmere", "Sell", "kites", "a white windmill"),
     ("Ashford", "Sell", "copper bells", "a tall bell tower"),
+    ("Brambleton", "Orm", "blackberry jam", "a garden with a maze"),
+    ("Seagate", "Orm", "fishing boats", "a red lighthouse"),
 )
 JOBS = (
     # the job, what one does in it, what one needs for it
