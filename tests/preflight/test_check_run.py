@@ -180,6 +180,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 # Those that the first check tells: it needs no library.
 TOLD_FIRST = {
+    "no questions",
     "unknown section", "unknown key", "unknown library key", "unknown lora key", "wrong type", "missing key",
     "missing section", "no data", "share out of range", "missing folder", "no licence", "path under hub",
     "evaluation set", "example texts", "language", "slurm without partition", "vocabulary", "tokenizer text",
