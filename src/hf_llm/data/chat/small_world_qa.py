@@ -104,8 +104,8 @@ class Question:
 
 
 def world_conversations() -> Iterator[dict]:
-    """Yield rows with `messages`: questions that are not in the test, answered in a sentence, and questions about people
-    who do not exist."""
+    """Yield rows with `messages`: questions outside the test, answered in a sentence, and some about people who do not
+    exist."""
     for question in list_questions(is_test=False):
         yield _conversation(question.text, question.sentence)
     for name in STRANGERS:
