@@ -117,3 +117,16 @@ def test_the_page_says_of_the_test_split_what_was_checked(run, tmp_path):
     words = " ".join(Structure(render_run_page(root, run.tree)).text.split())
     assert "Whether text of the test split is in the training data of base is not known." in words
     assert "The pretraining of sft read" in words
+
+
+def test_the_answers_at_the_top_are_those_of_the_last_model(run, tmp_path):
+    root = tmp_path / "answered"
+    shutil.copytree(run.root, root)
+    results = json.loads((root / "evaluation/results.json").read_text())
+    for name, right in zip(results["models"], (0.25, 0.75), strict=False):
+        results["models"][name] |= {"answered_right": right, "questions": 80}
+    last = list(results["models"])[-1]
+    assert results["models"][last]["answered_right"] == 0.75
+    write_json(root / "evaluation/results.json", results)
+    words = " ".join(Structure(render_run_page(root, run.tree)).text.split())
+    assert f"of the questions answered right ({last}; 80 questions) 75.0%" in words
