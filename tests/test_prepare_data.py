@@ -49,7 +49,10 @@ def test_a_corpus_is_made_once(capsys):
         ("[{path: nowhere, license: mit}]", "corpus.sources[0]: nowhere does not exist"),
         ("[{path: texts}]", "corpus.sources[0].license: missing"),
         ("[{path: texts, licence: mit}]", "no such key; did you mean license?"),
-        ("[{path: texts, hub: a/b, license: mit}]", "exactly one of `path`, `hub`, `git`, `crawl`, `installed` and `synthetic`"),
+        (
+            "[{path: texts, hub: a/b, license: mit}]",
+            "exactly one of `path`, `hub`, `git`, `crawl`, `installed` and `synthetic`",
+        ),
         ("[]", "sources is empty"),
         ("[{path: empty.txt, license: mit}]", "the corpus has 0 documents"),
         ("[{path: chats.jsonl, license: mit}]", "chats.jsonl, line 1 has no column 'text'; it has messages"),
