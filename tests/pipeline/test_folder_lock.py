@@ -180,3 +180,24 @@ def test_the_other_processes_of_a_launch_know_their_own_lock(tmp_path, monkeypat
     write_holder(tmp_path, launch="127.0.0.1 29999")
     with pytest.raises(UserError, match="in use by process"):
         check_not_held(tmp_path)
+
+
+def test_a_process_that_works_in_another_folder_keeps_its_lock(tmp_path, monkeypatch):
+    """There a folder of the same relative name may be locked by another process, which has taken over nothing."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.05)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    write_holder(tmp_path / "there/base")
+    monkeypatch.chdir(tmp_path / "here")
+    with FolderLock("base") as lock:
+        os.utime("base/lock.json", (1, 1))
+        monkeypatch.chdir(tmp_path / "there")
+        deadline = time.monotonic() + 20
+        while lock.path.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert lock.path.stat().st_mtime > 1
+    assert ended == []
+    assert not (tmp_path / "here/base/lock.json").exists()
+    assert (tmp_path / "there/base/lock.json").exists()

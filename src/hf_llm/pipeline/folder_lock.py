@@ -34,11 +34,12 @@ class FolderLock:
 
     def __init__(self, folder: Path, name: str = LOCK_FILE):
         self.folder = Path(folder)
-        self.path = self.folder / name
+        self.path = (self.folder / name).absolute()  # the heartbeat finds it in whatever folder the process works later
         self.token = ""
         self._count = 0
         self._pid = 0
         self._stop = threading.Event()
+        self._file_guard = threading.Lock()  # a heartbeat and a release do not meet
 
     def acquire(self) -> "FolderLock":
         """Take the lock, or the one of a dead process; return the object to release, which may be an earlier one.
@@ -72,8 +73,9 @@ class FolderLock:
         self._stop.set()
         _held.pop(self.path.resolve(), None)
         atexit.unregister(self._release_at_exit)
-        if self.is_own():
-            self.path.unlink(missing_ok=True)
+        with self._file_guard:
+            if self.is_own():
+                self.path.unlink(missing_ok=True)
 
     def is_own(self) -> bool:
         """Whether the lock file is the one that this object has made."""
@@ -215,17 +217,11 @@ class FolderLock:
     def _beat(self) -> None:
         """Touch the lock file until it is released; end this process where another has taken the lock over."""
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                holder = read_holder(self.path)
-                if holder is None:  # deleted by hand, and nobody has taken the folder over
-                    is_own = self._create_file()
-                else:
-                    is_own = holder.get("token") == self.token
-                if is_own:
-                    os.utime(self.path)
-            except OSError:
-                continue  # a file server that does not answer, for example; the next beat tries again
-            if not is_own and not self._stop.is_set():
+            with self._file_guard:
+                if self._stop.is_set():
+                    return
+                is_lost = not self._touch_own_file()
+            if is_lost:
                 print(
                     f"\nerror: {self.folder}: another process has taken over the lock, since this one gave no sign of "
                     f"life for {SILENT_SECONDS:.0f} s; this one ends",
@@ -233,6 +229,20 @@ class FolderLock:
                     flush=True,
                 )
                 os._exit(1)
+
+    def _touch_own_file(self) -> bool:
+        """Touch the lock file, or make it again where it was deleted by hand; return False where it is another's."""
+        try:
+            holder = read_holder(self.path)
+            if holder is None:
+                is_own = self._create_file()
+            else:
+                is_own = holder.get("token") == self.token
+            if is_own:
+                os.utime(self.path)
+        except OSError:
+            return True  # a file server that does not answer, for example; the next beat tries again
+        return is_own
 
 
 def check_not_held(folder: Path, name: str = LOCK_FILE) -> None:
