@@ -17,9 +17,9 @@ import sys
 import time
 
 VARIANTS = {
-    "default": {},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
+    "6,000 turns, then sleep (default)": {},
+    "300,000 turns (OpenMP's default)": {"GOMP_SPINCOUNT": "300000"},
+    "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 TOKENS_PER_STEP = 2048

@@ -11,7 +11,8 @@ os.environ.setdefault("TQDM_DELAY", "4")
 if not (sys.stderr and sys.stderr.isatty()):
     os.environ.setdefault("TQDM_MININTERVAL", "60")
 
-# Threads that wait for each other sleep. By default they count in a loop, which makes a step several times slower where
-# other programs use the cores too (benchmarks/busy_machine.py). OpenMP reads this when torch is imported.
-if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Threads that wait for each other count in a loop before they sleep, to 300,000 by default. Where other programs use the
+# cores too, that makes a step several times slower; a count of 6,000 is as fast where none does
+# (benchmarks/busy_machine.py). GNU's OpenMP reads this when torch is imported.
+if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
+    os.environ["GOMP_SPINCOUNT"] = "6000"
