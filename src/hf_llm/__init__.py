@@ -12,7 +12,7 @@ if not (sys.stderr and sys.stderr.isatty()):
     os.environ.setdefault("TQDM_MININTERVAL", "60")
 
 # Threads that wait for each other count in a loop before they sleep, by default to 300,000. Where other programs use
-# the cores too, that makes a step several times slower; a count of 6,000 is as fast where none does (docs/lab.md). GNU's
-# OpenMP reads this when torch is imported.
+# the cores too, that makes a step several times slower; a count of 6,000 is as fast where none does (docs/lab.md).
+# GNU's OpenMP reads this when torch is imported.
 if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
     os.environ["GOMP_SPINCOUNT"] = "6000"

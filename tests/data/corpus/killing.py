@@ -10,6 +10,16 @@ import os
 import sys
 
 MAX_RUNS = 60
+# What the stages import where they work; here it is imported before the forks.
+IMPORTED_LATE = (
+    "datasets",
+    "datatrove",
+    "hf_llm.data.corpus.build",
+    "hf_llm.tokenization.checks",
+    "hf_llm.tokenization.import_tokenizer",
+    "hf_llm.training.objectives",
+    "transformers.tokenization_utils_tokenizers",
+)
 
 
 def run_until_killed(module, argv, number) -> None:
@@ -36,6 +46,8 @@ def run_until_killed(module, argv, number) -> None:
 
 
 def main() -> None:
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
     module = importlib.import_module(sys.argv[1])
     argv = sys.argv[2:]
     runs = 0
