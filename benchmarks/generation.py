@@ -1,7 +1,7 @@
 """Tokens per second of generation, relative to a plain loop over a preallocated key-value cache.
 
     OMP_NUM_THREADS=2 python benchmarks/generation.py                     # about five minutes on two idle CPU cores
-    OMP_NUM_THREADS=2 python benchmarks/generation.py --sizes quickstart --batches 1 --rounds 9
+    OMP_NUM_THREADS=2 python benchmarks/generation.py --sizes 4M --batches 1 --rounds 9
 
 The plain loop (`PlainLoop` below) is the bound: the same weights in about sixty lines of PyTorch, without modules,
 hooks, stop tokens, options or a library, in `torch.inference_mode`. Everything gets the same prompts of different
@@ -33,7 +33,7 @@ from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
 from hf_llm.posttraining.ppo.rollouts import make_generator, sample_completions
 
 SIZES = {
-    "quickstart": {
+    "4M": {
         **{"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
         **{"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256},
     },

@@ -62,7 +62,7 @@ def check_system() -> Iterator[Finding]:
 
     memory = usable_memory()
     if memory < MIN_MEMORY_BYTES:
-        remedy = "pretraining the quickstart takes 1.3 GiB (docs/performance.md)"
+        remedy = "pretraining a model of 4M parameters takes 1.3 GiB (docs/performance.md)"
         yield Finding("memory", _format_gib(memory), "note", remedy)
     else:
         yield Finding("memory", _format_gib(memory))

@@ -252,7 +252,7 @@ def measure_job_speed(job: TrainingJob, devices: int, checkpointing: bool | None
 
 
 def measure_training_rate() -> Rate:
-    """Measure the FLOP/s at which one device of this host trains a model of quickstart's size.
+    """Measure the FLOP/s at which one device of this host trains a model of 4M parameters.
 
     The precision is the one that training would choose there.
     """
