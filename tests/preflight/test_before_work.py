@@ -1,6 +1,8 @@
 """When the check of a recipe runs, in which process, and what it leaves behind."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_the_check_leaves_nothing_in_this_process(folder):
     assert any(problem.startswith("seed") for problem in findings.problems)
     assert dict(os.environ) == before
     assert not (folder / "runs").exists()
+
+
+def test_a_process_in_which_tokenizers_has_used_threads_can_still_check(folder):
+    """A fork has none of them, and would wait for them."""
+    code = f"""
+import os
+import subprocess
+import sys
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+from hf_llm.pipeline.run import Run
+from hf_llm.preflight.before_work import check_in_child
+from tokenizers import Tokenizer, models, trainers
+Tokenizer(models.BPE()).train_from_iterator(["a b c d"] * 5000, trainers.BpeTrainer(vocab_size=300))
+os.chdir({str(folder)!r})
+print(len(check_in_child(Run(["tiny.yaml"])).problems), "problems")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0 problems", done.stderr
 
 
 def test_a_check_that_fails_shows_what_it_has_printed(folder, monkeypatch):

@@ -114,6 +114,8 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
+        # A process that was forked has none of its parent's threads, and those of tokenizers would be waited for.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         from hf_llm.preflight.check_run import check_run
 
         try:
