@@ -16,7 +16,6 @@ from hf_llm.core.settings.library_settings import (
     describe_class,
     import_class,
     installed_versions,
-    pack_classes,
 )
 from hf_llm.pipeline.model_types import OWN_MODEL_TYPE
 from hf_llm.pipeline.stages import STAGES
@@ -27,7 +26,7 @@ MODEL_TYPES = (OWN_MODEL_TYPE, "albert", "bert", "gpt2", "llama", "mamba", "mode
 
 def list_class_names() -> list[str]:
     """Every class that `Settings[...]` names in the recipe of a stage, in the order of the stages."""
-    names: dict[str, None] = {"transformers.TrainingArguments": None}  # first: the others inherit from it
+    names: dict[str, None] = {"transformers.TrainingArguments": None}
     for stage in STAGES.values():
         recipe_class = getattr(importlib.import_module(stage.module), "Recipe", None)
         for target in _find_targets(recipe_class) if recipe_class else ():
@@ -66,13 +65,11 @@ def list_live_model_types() -> list[str]:
 def render_shipped_settings() -> str:
     """The shipped file as JSON, with a line for each key."""
     lines = ["{", f'"versions": {json.dumps(installed_versions())},', '"classes": {']
-    packed = pack_classes(describe_live_classes())
-    for number, (name, described) in enumerate(packed.items()):
-        keys = described.pop("keys")
-        head = json.dumps(described)[1:-1]
-        lines.append(f'{json.dumps(name)}: {{{head}, "keys": {{')
-        lines += _separate(f" {json.dumps(key)}: {json.dumps(each)}" for key, each in keys.items())
-        lines.append("}}" if number == len(packed) - 1 else "}},")
+    classes = describe_live_classes()
+    for number, (name, described) in enumerate(classes.items()):
+        lines.append(f'{json.dumps(name)}: {{"files": {json.dumps(described.files)}, "keys": {{')
+        lines += _separate(f" {json.dumps(key)}: {json.dumps(encoded)}" for key, encoded in described.keys.items())
+        lines.append("}}" if number == len(classes) - 1 else "}},")
     lines += ["},", f'"model_types": {json.dumps(list_live_model_types())}', "}"]
     return "\n".join(lines) + "\n"
 

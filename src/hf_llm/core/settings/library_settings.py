@@ -1,9 +1,9 @@
 """Know the keys of the libraries' settings classes (`trl.SFTConfig`, `peft.LoraConfig` ...) without importing them.
 
 To import TRL takes ten times as long as everything else that parses a recipe. So the keys of these classes, with their
-types, defaults and help, come with the package in `library_settings.json`, which `make reference` makes from the
-classes themselves. What stands there counts only for the library versions, and for the very source files, that it was
-made from. With others the class is imported: that takes longer and is right.
+types, come with the package in `library_settings.json`, which `make reference` makes from the classes themselves. What
+stands there counts only for the library versions, and for the very source files, that it was made from. With others the
+class is imported: that takes longer and is right.
 """
 
 import collections.abc
@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import AfterValidator
 
-from hf_llm.core.settings.dataclass_fields import UNIONS, describe_default, field_docs, field_types
+from hf_llm.core.settings.dataclass_fields import UNIONS, field_types
 
 SHIPPED_FILE = Path(__file__).with_suffix(".json")
 # What the settings classes are defined by. TrainingArguments also looks at the version of torch.
@@ -60,31 +60,20 @@ class UnknownType(Exception):
 
 
 @dataclass(frozen=True)
-class LibraryKey:
-    """One key of a settings class."""
-
-    type: Any
-    """Its annotation as plain data, as `encode_type` returns it; None where only the class itself can check a value."""
-    default: str
-    """Its default as written in Python; `(required)` where there is none."""
-    help: str
-    """What the library says about it."""
-
-
-@dataclass(frozen=True)
 class LibraryClass:
     """The keys of a settings class, and the source files that define it."""
 
     name: str
     """As `load_class` takes it."""
-    keys: dict[str, LibraryKey]
-    """By name, in the order of the class."""
+    keys: dict[str, Any]
+    """Name -> its annotation as plain data, as `encode_type` returns it; None where only the class itself can check a
+    value."""
     files: dict[str, str]
     """Module -> digest of its file, for the class and the classes it inherits from."""
 
     def find_annotation(self, key: str) -> Any:
         """Return the annotation to check a value of `key` against. Imports the class only for types of its own."""
-        encoded = self.keys[key].type
+        encoded = self.keys[key]
         if encoded is not None:
             return decode_type(encoded)
         cls = import_class(self.name)
@@ -110,22 +99,13 @@ def import_class(name: str) -> type:
 def describe_class(cls: type, name: str) -> LibraryClass:
     """Describe a settings class that has been imported by `name`."""
     annotations = field_types(cls)
-    docs = field_docs(cls)
-    keys = {}
-    for field in dataclasses.fields(cls):
-        if field.name in annotations:
-            help_text = " ".join(docs.get(field.name, "").split())
-            keys[field.name] = LibraryKey(encode_type(annotations[field.name]), describe_default(field), help_text)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    keys = {name: encode_type(annotations[name]) for name in fields if name in annotations}
 
     is_model_config = hasattr(cls, "model_type")
     if is_model_config:
-        for alias, key in _list_aliases(cls).items():
-            if key in keys:
-                keys[alias] = dataclasses.replace(keys[key], help=f"Another name of {key}.")
-        keys["model_type"] = LibraryKey("str", repr(cls.model_type), "The architecture, by transformers' name.")
-        keys["attn_implementation"] = LibraryKey(
-            "str", "None", "The kernel of attention, as sdpa or flash_attention_2."
-        )
+        keys |= {alias: keys[key] for alias, key in _list_aliases(cls).items() if key in keys}
+        keys |= {"model_type": "str", "attn_implementation": "str"}
 
     modules = sorted({base.__module__ for base in cls.__mro__ if dataclasses.is_dataclass(base)})
     return LibraryClass(name, keys, digest_files(modules))
@@ -227,7 +207,7 @@ def read_shipped() -> dict[str, LibraryClass]:
     shipped = _read_shipped_file()
     if shipped["versions"] != installed_versions():
         return {}
-    described = unpack_classes(shipped["classes"])
+    described = {name: LibraryClass(name, **each) for name, each in shipped["classes"].items()}
     installed_files = digest_files({module for each in described.values() for module in each.files})
     return {name: each for name, each in described.items() if each.files.items() <= installed_files.items()}
 
@@ -245,28 +225,3 @@ def _read_shipped_file() -> dict[str, Any]:
         return json.loads(SHIPPED_FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"versions": {}, "classes": {}, "model_types": []}
-
-
-def pack_classes(classes: dict[str, LibraryClass]) -> dict[str, Any]:
-    """Return classes by name as plain data. One that has all keys of an earlier one keeps only those that differ."""
-    packed: dict[str, Any] = {}
-    for name, described in classes.items():
-        keys = {key: dataclasses.asdict(each) for key, each in described.keys.items()}
-        packed[name] = {"files": described.files, "keys": keys}
-        for earlier, other in classes.items():
-            if earlier == name:
-                break
-            if list(other.keys) == list(keys)[: len(other.keys)] and len(other.keys) > 1:
-                own_keys = {key: each for key, each in keys.items() if described.keys[key] != other.keys.get(key)}
-                packed[name] = {"files": described.files, "inherits": earlier, "keys": own_keys}
-    return packed
-
-
-def unpack_classes(packed: dict[str, Any]) -> dict[str, LibraryClass]:
-    """Return the classes that `pack_classes` has packed."""
-    classes: dict[str, LibraryClass] = {}
-    for name, each in packed.items():
-        inherited = classes[each["inherits"]].keys if "inherits" in each else {}
-        own_keys = {key: LibraryKey(**values) for key, values in each["keys"].items()}
-        classes[name] = LibraryClass(name, {**inherited, **own_keys}, each["files"])
-    return classes
