@@ -129,4 +129,4 @@ def test_the_answers_at_the_top_are_those_of_the_last_model(run, tmp_path):
     assert results["models"][last]["answered_right"] == 0.75
     write_json(root / "evaluation/results.json", results)
     words = " ".join(Structure(render_run_page(root, run.tree)).text.split())
-    assert f"of the questions answered right ({last}; 80 questions) 75.0%" in words
+    assert f"of the questions answered right ({last}; 60 of 80 questions) 75.0%" in words

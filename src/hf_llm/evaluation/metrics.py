@@ -22,6 +22,7 @@ View = Literal[
     "report",  # a number at the top of the report: the median over pretraining
     "model card",  # the value of the last evaluation
     "scores",  # of the evaluation stage, which logs the key without a prefix
+    "score of the last model",  # a number at the top of the report: how good is what came out; a score too
 ]
 
 
@@ -181,7 +182,7 @@ _METRICS = [
     ),
     Metric(
         "answered_right", "of the questions answered right", ".1%", better="higher", counted=(QUESTIONS,),
-        views=("scores",),
+        views=("scores", "score of the last model"),
     ),
     Metric(
         "masked_accuracy", "masked-token accuracy", ".1%", better="higher", counted=(TOKENS,),

@@ -13,7 +13,7 @@ from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import package_versions, read_manifest
-from hf_llm.evaluation.metrics import METRICS, format_scores, list_charts, metrics_in, score_columns, title_chart
+from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns, title_chart
 from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, Stage, is_requested
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
@@ -119,19 +119,21 @@ def _list_key_numbers(
     if parameters:
         numbers.append((format_count(parameters), "parameters"))
 
-    # The most important scores on text are those of the first evaluated model, answers those of the last one.
+    # The most important scores of the first evaluated model, and those that tell how good the last one is.
     evaluated = list(evaluation["models"].items())
+    of_last_model = metrics_in("score of the last model")
     for name, scores in evaluated[:1]:
-        on_text = [metric for metric in score_columns([scores]) if metric.key != "answered_right"]
-        for metric in on_text[: 1 if "answered_right" in scores else 2]:
+        shown = [metric for metric in score_columns([scores]) if metric not in of_last_model]
+        for metric in shown[:2]:
             direction = f"; {metric.direction}" if metric.better else ""
             title = f"{metric.title} on the test split ({name}{direction})"
             numbers.append((metric.format_table_value(scores[metric.key]), title))
     for name, scores in evaluated[-1:]:
-        if "answered_right" in scores:
-            metric = METRICS["answered_right"]
-            title = f"{metric.title} ({name}; {scores['questions']} questions)"
-            numbers.append((metric.format_table_value(scores["answered_right"]), title))
+        for metric in of_last_model:
+            if metric.key in scores:
+                value = scores[metric.key]
+                count = metric.describe_count(value, {f"eval_{key}": number for key, number in scores.items()})
+                numbers.append((metric.format_table_value(value), f"{metric.title} ({name}; {count})"))
 
     log = read_log_history(root / "base")
     for metric in metrics_in("report"):
