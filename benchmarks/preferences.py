@@ -70,17 +70,16 @@ def our_trainer(folder: Path, arguments: dict) -> object:
     from hf_llm.pipeline.run import StageOutput
     from hf_llm.posttraining.build_trainer import build_trainer
     from hf_llm.posttraining.dpo_trainer import LoggedDPOTrainer
-    from hf_llm.posttraining.rows.overlong_rows import drop_overlong_rows
+    from hf_llm.posttraining.rows.overlong_rows import fit_rows
     from hf_llm.posttraining.starting_model import load_chat_tokenizer
 
     source = ConversationSource(license="mit", path=str(folder / "pairs.jsonl"))
     section = DpoSection(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
     *rows, _ = load_preferences(section.data, section.evaluation_share, 42)
     tokenizer = load_chat_tokenizer(folder / "ours", folder)
-    rows, _ = drop_overlong_rows(rows, ("chosen", "rejected"), tokenizer, arguments["max_length"], section)
-    making = StageOutput(Path(arguments["output_dir"]), "dpo", {}, {})
-    start = str(folder / "ours")
-    return build_trainer(LoggedDPOTrainer, DPOConfig, section, making, 42, start, rows, precompute_ref_log_probs=True)
+    rows, _ = fit_rows(rows, ("chosen", "rejected"), tokenizer, arguments["max_length"], section, "dpo")
+    output = StageOutput(Path(arguments["output_dir"]), "dpo", {}, {}, sources={"sft": folder / "ours"})
+    return build_trainer(LoggedDPOTrainer, DPOConfig, section, output, 42, rows, precompute_ref_log_probs=True)
 
 
 def one_round(options: argparse.Namespace) -> None:

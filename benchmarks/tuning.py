@@ -119,9 +119,9 @@ def our_trainer(folder: Path, arguments: dict, all_positions: bool) -> object:
     section = SftSection(data=[source], evaluation_share=0.01, training={**arguments, "eval_strategy": "no"})
     tokenizer = load_chat_tokenizer(folder / "ours", folder)
     rows = build_sft_rows(section, 42, tokenizer, arguments["max_length"])
-    making, sides = StageOutput(Path(arguments["output_dir"]), "sft", {}, {}), [rows.train, rows.held_out]
+    output = StageOutput(Path(arguments["output_dir"]), "sft", {}, {}, sources={"base": folder / "ours"})
     trainer_class = SFTTrainer if all_positions else SupervisedSFTTrainer
-    return build_trainer(trainer_class, SFTConfig, section, making, 42, str(folder / "ours"), sides)
+    return build_trainer(trainer_class, SFTConfig, section, output, 42, [rows.train, rows.held_out])
 
 
 def one_round(options: argparse.Namespace) -> None:
