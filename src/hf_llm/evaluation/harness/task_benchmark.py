@@ -398,7 +398,8 @@ class TaskBenchmark:
         """Return the scores of these rows by the task's own metrics, the primary first; none without a scored row."""
         scored = [row for row in rows if "problem" not in row]
         keys = list(dict.fromkeys(key for row in scored for key in row["metrics"]))
-        primary = next((key for key in keys if key.startswith("acc_norm,")), keys[0] if keys else None)
+        preferred = [key for name in ("acc_norm", "acc") for key in keys if key.startswith(f"{name},")]
+        primary = next(iter(preferred or keys), None)
         scores = []
         for key in sorted(keys, key=lambda key: key != primary):
             having = [row for row in scored if key in row["metrics"]]
