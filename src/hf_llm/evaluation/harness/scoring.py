@@ -221,8 +221,8 @@ class SharedPrefixLM(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate the completion of each request, cut at its stop strings (lm_eval calls this)."""
         completions: list[str | None] = [None] * len(requests)
-        for batch in self.plan_generation(requests):
-            for place, completion in zip(batch, self.generate_batch(requests, batch), strict=True):
+        for number, batch in enumerate(self.plan_generation(requests)):
+            for place, completion in zip(batch, self.generate_batch(requests, batch, number), strict=True):
                 completions[place] = completion.text
         assert all(text is not None for text in completions)
         return [text for text in completions if text is not None]
@@ -239,8 +239,8 @@ class SharedPrefixLM(HFLM):
             batches += [places[start : start + size] for start in range(0, len(places), size)]
         return batches
 
-    def generate_batch(self, requests: Sequence[Instance], batch: Sequence[int]) -> list[Completion]:
-        """Generate the completions of a batch of `plan_generation`.
+    def generate_batch(self, requests: Sequence[Instance], batch: Sequence[int], draw: int = 0) -> list[Completion]:
+        """Generate the completions of a batch of `plan_generation`; sampled ones differ from one `draw` to the next.
 
         Raises NotRunError where the tokens to generate leave no room for a prompt in the model's context.
         """
@@ -269,7 +269,7 @@ class SharedPrefixLM(HFLM):
             self.tokenizer,
             encoded,
             max_new_tokens,
-            seed=zlib.crc32("".join(prompts).encode()) if settings["do_sample"] else None,
+            seed=zlib.crc32("".join([str(draw), *prompts]).encode()) if settings["do_sample"] else None,
             stopping_criteria=StoppingCriteriaList([StopStrings(self.tokenizer, stops, prompt_length)]),
             **settings,
         )

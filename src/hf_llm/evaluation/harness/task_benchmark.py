@@ -217,6 +217,8 @@ class TaskBenchmark:
             try:
                 requests = self.build_requests(lm, chosen)
             except Exception as error:
+                if self.shots and isinstance(error, AssertionError | ValueError):
+                    raise NotRunError(f"{self.name}: shots: {self.shots} cannot be drawn: {error}") from error
                 raise explain_bad_rows(self.name, error, self.files) from error
             total = len(requests)
             rows: list[dict[str, Any]] = []
@@ -270,8 +272,8 @@ class TaskBenchmark:
         prompts = [requests[number][0] for number in numbers]
         for batch in lm.plan_generation(prompts):
             is_truncated = dict.fromkeys(batch, False)
-            for _ in range(prompts[batch[0]].repeats):
-                for place, completion in zip(batch, lm.generate_batch(prompts, batch), strict=True):
+            for draw in range(prompts[batch[0]].repeats):
+                for place, completion in zip(batch, lm.generate_batch(prompts, batch, draw), strict=True):
                     prompts[place].resps.append(completion.text)
                     is_truncated[place] |= completion.is_truncated
             yield self._make_rows([(numbers[place], is_truncated[place]) for place in batch], requests)
