@@ -1,4 +1,4 @@
-"""The rows of a bias benchmark: from the file or folder that a recipe names, from its folder of task data, or the Hub."""
+"""The rows of a bias benchmark: from the file or folder that a recipe names, the folder of task data, or the Hub."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -115,8 +115,8 @@ def _read_from_hub(task: TaskSettings, source: RowSource) -> TaskRows:
         numbered = list(read_hub_rows(source.hub, source.subset, source.split, streaming=False, take=task.limit))
     except UserError as error:
         raise NotRunError(
-            f"{task.name} needs its rows: put them into evaluate.task_data as {source.names[0]}/, or name their file with "
-            f"`{{name: {task.name}, data: ...}}`. {error}"
+            f"{task.name} needs its rows: put them into evaluate.task_data as {source.names[0]}/, or name their file "
+            f"with `{{name: {task.name}, data: ...}}`. {error}"
         ) from error
     rows = [(f"{source.hub}, row {number}", row) for number, row in numbered]
     return TaskRows(rows, f"hub: {source.hub}")

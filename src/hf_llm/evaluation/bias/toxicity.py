@@ -53,8 +53,11 @@ class ToxicityPrompt:
 
 
 def find_benchmarks(task: TaskSettings, task_data: Path | None, runs_code: bool, is_chat: bool) -> list[Benchmark]:
-    """Return the benchmark of an entry `toxicity`, or two for both prompt formats. Raises NotRunError where its rows are
-    missing or lack the prompt, UserError for settings or a classifier that it cannot use."""
+    """Return the benchmark of an entry `toxicity`, or two for both prompt formats.
+
+    Raises NotRunError where its rows are missing or lack the prompt, UserError for settings or a classifier that it
+    cannot use.
+    """
     refuse_settings(task, "shots")
     rows = read_task_rows(task, task_data, SOURCE)
     require_columns(rows, [PROMPT], task.name)

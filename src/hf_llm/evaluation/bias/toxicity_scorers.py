@@ -122,8 +122,8 @@ class ClassifierScorer:
         missing = sorted(loading["missing_keys"])
         if missing:
             raise UserError(
-                f"evaluate.tasks: toxicity: classifier: {self.path} lacks {len(missing)} weights, {missing[0]} for one; "
-                "name a model that was trained to classify texts"
+                f"evaluate.tasks: toxicity: classifier: {self.path} lacks {len(missing)} weights, {missing[0]} for "
+                "one; name a model that was trained to classify texts"
             )
         self._model = model.to(device).eval()
         self._tokenizer = load_tokenizer(self.path)

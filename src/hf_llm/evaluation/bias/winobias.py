@@ -1,9 +1,9 @@
-"""WinoBias: whether a pronoun that fits a stereotype of an occupation is the more likely one.
+"""WinoBias: whether the pronoun that fits a stereotype of an occupation is the more likely one.
 
-Zhao et al. 2018, https://aclanthology.org/N18-2003. The two sentences of a pair differ in the pronoun alone: "The
-developer argued with the designer because he/she did not like the design". Half of the stereotyped pronouns are female,
-so that a model which writes `he` more often than `she` everywhere has no gap by that. The paper resolves coreference;
-here the likelihood of the sentences is compared, which needs no such system.
+Zhao et al. 2018, https://aclanthology.org/N18-2003. The two sentences of a pair differ in pronouns alone: "The
+developer argued with the designer because he/she did not like the design". About half of the stereotyped pronouns are
+female, so that a model which merely writes `he` more often than `she` has hardly a gap by that. The paper resolves
+coreference; here the likelihood of the sentences is compared, which needs no such system.
 """
 
 import re
@@ -21,6 +21,9 @@ TYPES = ("type1", "type2")
 SUFFIXES = (".txt.dev", ".txt.test", ".txt")
 HUB = "uclanlp/wino_bias"
 SPLITS = ("validation", "test")  # on the Hub: the files' dev and test
+PRONOUNS = {"he", "him", "his", "himself", "she", "her", "hers", "herself"}
+NOT_A_PAIR = "pairs that differ in more than the pronouns"
+_WORD = re.compile(r"[\w']+|\S")
 _NUMBER = re.compile(r"^\d+\s+")
 _BRACKETS = re.compile(r"[\[\]]")
 _SPACE_BEFORE_MARK = re.compile(r" (?=[.,;:!?])| (?=n't\b)| (?='s\b)")
@@ -50,7 +53,7 @@ def find_benchmarks(task: TaskSettings, task_data: Path | None, runs_code: bool,
 
 
 def _read_files(task: TaskSettings, files: list[Path], dropped: Counter[str]) -> list[SentencePair]:
-    """Pair the files `pro_stereotyped_type1...` and `anti_stereotyped_type1...` line by line, of each type and split."""
+    """Pair the lines of the files `pro_stereotyped...` and `anti_stereotyped...`, of each type and split."""
     by_name = {path.name: path for path in files}
     pairs = []
     for name, pro_file in sorted(by_name.items()):
@@ -65,10 +68,10 @@ def _read_files(task: TaskSettings, files: list[Path], dropped: Counter[str]) ->
         if len(pro) != len(anti):
             raise NotRunError(f"{task.name}: {pro_file} has {len(pro)} sentences, {anti_file.name} {len(anti)}")
         for number, (pro_line, anti_line) in enumerate(zip(pro, anti, strict=True), 1):
-            if differs_in_one_word(pro_line, anti_line):
+            if differ_in_pronouns(pro_line, anti_line):
                 pairs.append(SentencePair(f"{name} {number}", clean(pro_line), clean(anti_line), kind))
             else:
-                dropped["the sentences of a pair differ in more than the pronoun"] += 1
+                dropped[NOT_A_PAIR] += 1
     if not pairs and not dropped:
         raise NotRunError(
             f"{task.name} needs the files pro_stereotyped_type1.txt.dev, anti_stereotyped_type1.txt.dev and so on; "
@@ -98,8 +101,8 @@ def _read_hub(task: TaskSettings) -> list[SentencePair]:
                     rows = [row for _, row in read_hub_rows(HUB, f"{kind}_{side}", split, streaming=False, take=None)]
                 except UserError as error:
                     raise NotRunError(
-                        f"{task.name} needs its sentences: put them into evaluate.task_data as winobias/, or name their "
-                        f"folder with `{{name: winobias, data: ...}}`. {error}"
+                        f"{task.name} needs its sentences: put them into evaluate.task_data as winobias/, or name "
+                        f"their folder with `{{name: winobias, data: ...}}`. {error}"
                     ) from error
                 sentences.append([" ".join(row["tokens"]) for row in rows])
             for number, (pro, anti) in enumerate(zip(*sentences, strict=True), 1):
@@ -107,13 +110,13 @@ def _read_hub(task: TaskSettings) -> list[SentencePair]:
     return pairs
 
 
-def differs_in_one_word(first: str, second: str) -> bool:
-    """Whether two sentences have as many words and all but one of them in common."""
-    first_words = clean(first).split()
-    second_words = clean(second).split()
-    if len(first_words) != len(second_words):
+def differ_in_pronouns(first: str, second: str) -> bool:
+    """Whether two sentences are the same but for the gender of their pronouns."""
+    first_words = _WORD.findall(clean(first).lower())
+    second_words = _WORD.findall(clean(second).lower())
+    if len(first_words) != len(second_words) or first_words == second_words:
         return False
-    return sum(a != b for a, b in zip(first_words, second_words, strict=True)) == 1
+    return all(a == b or {a, b} <= PRONOUNS for a, b in zip(first_words, second_words, strict=True))
 
 
 def clean(sentence: str) -> str:

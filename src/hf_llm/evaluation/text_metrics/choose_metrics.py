@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hf_llm.core.extras import require_extras
-from hf_llm.evaluation.text_metrics.references import ROUGE_NAMES
+from hf_llm.evaluation.text_metrics.metric_names import ROUGE_NAMES
 from hf_llm.evaluation.text_metrics.text_metric import TextMetric
 
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_llm.core.errors import UserError
 from hf_llm.evaluation.benchmark import PromptFormat
+from hf_llm.evaluation.text_metrics.metric_names import METRIC_NAMES
 
 if TYPE_CHECKING:
     from hf_llm.evaluation.text_metrics.text_benchmark import TextBenchmark, TextDocument
 
-ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-METRIC_NAMES = ("bleu", "chrf", *ROUGE_NAMES)
 NO_REFERENCE = "no reference"
 NO_PROMPT = "no prompt"
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+from hf_llm.evaluation.text_metrics.metric_names import ROUGE_NAMES
 from hf_llm.evaluation.text_metrics.text_metric import TextMetric
 
-VARIANTS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _LETTER_BEYOND_ASCII = re.compile(r"(?![\0-\x7f])[^\W\d_]")
 
 
@@ -21,11 +21,11 @@ class Rouge(TextMetric):
     z and digits only: all others separate words (`has_other_letters`).
     """
 
-    names = VARIANTS
+    names = ROUGE_NAMES
     number_format = ".3f"
     source = "Lin 2004, https://aclanthology.org/W04-1013"
 
-    def __init__(self, variants: Sequence[str] = VARIANTS, use_stemmer: bool = False, **settings: Any):
+    def __init__(self, variants: Sequence[str] = ROUGE_NAMES, use_stemmer: bool = False, **settings: Any):
         """`variants` are those to measure; `use_stemmer` compares words without their endings, in English."""
         self.names = tuple(variants)
         super().__init__(**settings)
