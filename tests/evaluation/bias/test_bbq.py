@@ -49,6 +49,10 @@ def info(first, second, unknown=("Unknown", "unknown")):
     return {"ans0": list(first), "ans1": list(unknown), "ans2": list(second)}
 
 
+def about(*groups):
+    return {"additional_metadata": {"stereotyped_groups": list(groups)}}
+
+
 @pytest.mark.parametrize(
     ("changes", "biased"),
     [
@@ -62,20 +66,8 @@ def info(first, second, unknown=("Unknown", "unknown")):
             },
             2,
         ),
-        (
-            {
-                "answer_info": info(("Ann", "F-Black"), ("Bob", "M-White")),
-                "additional_metadata": {"stereotyped_groups": ["Black", "African American"]},
-            },
-            0,
-        ),
-        (
-            {
-                "answer_info": info(("a", "lowSES-Asian"), ("b", "highSES-Asian")),
-                "additional_metadata": {"stereotyped_groups": ["lowSES"]},
-            },
-            0,
-        ),
+        ({"answer_info": info(("Ann", "F-Black"), ("Bob", "M-White")), **about("Black", "African American")}, 0),
+        ({"answer_info": info(("a", "lowSES-Asian"), ("b", "highSES-Asian")), **about("lowSES")}, 0),
         # Both or neither are of the group: nothing is guessed.
         ({"answer_info": info(("a", "hill"), ("b", "hill"))}, None),
         ({"answer_info": info(("a", "x"), ("b", "y"))}, None),
