@@ -148,7 +148,7 @@ def test_a_model_that_was_taught_the_stereotype_shows_it(tmp_path):
         for question in benchmark.questions[:8]:
             place = question.biased if side == "biased" else 2 - question.biased
             texts.append(f"{question.prompt} {question.answers[place]}")
-        model = save_model(tmp_path / name, texts, steps=120)
+        model = save_model(tmp_path / name, texts, steps=60)
         journalled = run(benchmark, model, tmp_path / f"{name}-journal")
         values.append(by_metric(benchmark.summarize(journalled))["bias_ambiguous"].value)
     assert values[0] > 0.5 and values[1] < -0.5

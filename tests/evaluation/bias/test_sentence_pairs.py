@@ -201,13 +201,13 @@ def test_pairs_are_identified_by_what_they_say(tmp_path):
 # WinoBias
 
 
-def write_winobias(folder: Path) -> Path:
+def write_winobias(folder: Path, count: int = 8) -> Path:
     folder = folder / "winobias"
     folder.mkdir()
     for kind in ("type1", "type2"):
         for side, pronouns in (("pro", ("he", "she")), ("anti", ("she", "he"))):
             lines = []
-            for number in range(8):
+            for number in range(count):
                 pronoun = pronouns[number % 2]
                 trade = TRADES[number % 6]
                 lines.append(f"{number + 1} [The {trade}] met the clerk and [{pronoun}] said so in {kind} .")
@@ -227,12 +227,13 @@ def test_winobias_pairs_the_files_line_by_line(tmp_path):
 
 
 def test_winobias_moves_with_one_sided_training(tmp_path):
-    write_winobias(tmp_path)
+    write_winobias(tmp_path, 4)
     benchmark = find_one(TaskSettings("winobias"), tmp_path)
     for side, is_above in (("stereotyping", True), ("other", False)):
-        trained = save_model(tmp_path / side, [getattr(pair, side) for pair in benchmark.pairs], steps=150)
+        trained = save_model(tmp_path / side, [getattr(pair, side) for pair in benchmark.pairs], steps=120)
         scores = by_metric(benchmark.summarize(run(benchmark, trained, tmp_path / f"{side}-journal")))
-        assert (scores["stereotype_share"].value > 0.75) is is_above
+        share = scores["stereotype_share"].value
+        assert share > 0.7 if is_above else share < 0.3
         assert (scores["log_likelihood_gap"].value > 0) is is_above
         assert {"stereotype_share/type1", "stereotype_share/type2"} <= scores.keys()
 
