@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hf_llm import evaluate
 from hf_llm.core.manifest import read_manifest, write_json, write_manifest
 from hf_llm.data.tokens.token_shards import Documents, smallest_id_dtype, tokenize_documents, write_shards
+from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.model.load import load_model
 
 RECIPE = """
@@ -107,11 +108,15 @@ def test_a_complete_evaluation_is_not_made_again(run, capsys):
 
 
 def test_a_chat_model_is_told_by_its_manifest_else_by_its_template(run, tmp_path):
-    tokenizer = byte_tokenizer()
-    assert not evaluate.is_chat_model(run / "base", tokenizer)
-    assert evaluate.is_chat_model(run / "sft", tokenizer)
-    assert evaluate.is_chat_model("someone/else", tokenizer)
-    assert not evaluate.is_chat_model("someone/else", byte_tokenizer(template=None))
+    def is_chat(path, template=CHATML):
+        model = EvaluatedModel("name", path)
+        model.tokenizer = byte_tokenizer(template)
+        return model.is_chat
+
+    assert not is_chat(run / "base")
+    assert is_chat(run / "sft")
+    assert is_chat("someone/else")
+    assert not is_chat("someone/else", template=None)
 
 
 def test_models_can_be_named_instead(run):
@@ -140,3 +145,62 @@ def test_too_little_test_text_is_a_user_error(run, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]"])
     assert "test split" in capsys.readouterr().err
+
+
+def test_another_setting_measures_only_what_is_new(run, capsys):
+    evaluate.main(["tiny.yaml"])
+    first = json.loads((run / "evaluation/results.json").read_text())
+    printed = capsys.readouterr().out
+    assert "base: test split" in printed
+    evaluate.main(["tiny.yaml", '--evaluate.prompts=["What is a list?"]'])
+    printed = capsys.readouterr().out
+    assert "base: answers" in printed
+    assert "test split" not in printed.partition("evaluating")[2].partition("bits per byte")[0]
+    second = json.loads((run / "evaluation/results.json").read_text())
+    assert second["models"]["base"]["loss"] == first["models"]["base"]["loss"]
+    assert second["models"]["base"]["ms_per_token"] == first["models"]["base"]["ms_per_token"]
+
+
+def test_the_domains_are_scored_apart(run, tmp_path):
+    (tmp_path / "numbers.txt").write_text("One is a number, and so is two.\n" * 20)
+    (tmp_path / "rows.jsonl").write_text('{"text": "A list holds values."}\n{"text": ""}\n' * 9)
+    domains = "[{name: numbers, path: numbers.txt}, {name: lists, path: rows.jsonl}]"
+    evaluate.main(["tiny.yaml", f"--evaluate.domains={domains}"])
+    scores = json.loads((run / "evaluation/results.json").read_text())["models"]["base"]["domains"]
+    assert list(scores) == ["numbers", "lists"]
+    assert scores["numbers"]["bits_per_byte"] == pytest.approx(math.log2(260), abs=1)  # one token a byte
+    assert scores["lists"]["left_out"] == {"no text": 9}
+
+
+def test_the_end_of_answers_and_the_cost_of_a_token_are_measured(run):
+    evaluate.main(["tiny.yaml"])
+    for scores in json.loads((run / "evaluation/results.json").read_text())["models"].values():
+        assert scores["stop_prompts"] == 2
+        assert 0 <= scores["stop_rate"] <= 1
+        assert scores["ms_per_token"] > 0
+        assert scores["memory_gib"] > 0
+
+
+def test_a_model_alone_is_evaluated_without_a_recipe(run, tmp_path, monkeypatch):
+    evaluate.main(["--model=runs/tiny/sft", "--evaluate.max_new_tokens=4"])
+    results = json.loads((tmp_path / "runs/tiny-sft-evaluation/evaluation/results.json").read_text())
+    assert list(results["models"]) == ["sft"]
+    assert results["models"]["sft"]["tokens"] == 3 * 63  # the test text of its own run
+    (run / "sft").rename(tmp_path / "lonely")
+    evaluate.main(["--model", "lonely", "--evaluate.max_new_tokens=4"])
+    (path,) = tmp_path.glob("runs/*lonely-evaluation/evaluation/results.json")
+    (scores,) = json.loads(path.read_text())["models"].values()
+    assert "perplexity" not in scores
+    assert scores["stop_prompts"] == 2
+
+
+def test_a_recipe_and_a_model_option_together_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["tiny.yaml", "--model=runs/tiny/sft"])
+    assert "stands instead of a recipe" in capsys.readouterr().err
+
+
+def test_nothing_is_written_into_the_folder_of_a_model(run):
+    before = {path: path.read_bytes() for path in (run / "base").iterdir() if path.name != "README.md"}
+    evaluate.main(["tiny.yaml"])
+    assert {path: path.read_bytes() for path in (run / "base").iterdir() if path.name != "README.md"} == before

@@ -1,22 +1,32 @@
-"""Score the models of a run on its test split, and let them answer the same prompts; makes runs/<name>/evaluation.
+"""Score the models of a run: text, questions, benchmarks, answers to the same prompts; makes runs/<name>/evaluation.
 
     python -m hf_llm.evaluate recipes/gpt125m.yaml
-    python -m hf_llm.evaluate recipes/gpt125m.yaml '--evaluate.models=[runs/gpt125m/base, runs/other/base]'
+    python -m hf_llm.evaluate recipes/gpt125m.yaml '--evaluate.tasks=[hellaswag, arc_easy]' --evaluate.task_data=data
+    python -m hf_llm.evaluate --model=Qwen/Qwen3-0.6B '--evaluate.tasks=[hellaswag]'     # any folder or Hub id
+    accelerate launch -m hf_llm.evaluate recipes/gpt125m.yaml                            # on every GPU
 
-Writes results.json: loss, perplexity and bits per byte of each model, and its answers. Of a model that fills gaps
-masked-token accuracy and pseudo-perplexity, or the share of spans generated exactly (docs/objectives.md).
+Writes results.json: loss, perplexity and bits per byte of each model, by domain too, its answers, its scores with their
+intervals, and what a token costs. What is measured already is kept: another task computes that task only.
 """
 
-from dataclasses import dataclass, field
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_llm.core.console import print_main
+from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError, command
-from hf_llm.core.manifest import read_manifest, write_json
+from hf_llm.core.manifest import current_digest, read_manifest, write_json
 from hf_llm.data.chat.loaders import ConversationSource, load_questions
+from hf_llm.evaluation.benchmark import TaskSettings
+from hf_llm.evaluation.benchmark_table import format_benchmark_table
+from hf_llm.evaluation.domains import TextDomain, read_corpus_domains, read_domain, score_domain
+from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.questions import score_replies
+from hf_llm.evaluation.score_store import ScoreStore
 from hf_llm.pipeline.model_types import CAUSAL, MASKED
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
@@ -27,13 +37,15 @@ from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
 from hf_llm.training.sections import Objective
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from hf_llm.evaluation.benchmark import Benchmark
 
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-PROMPTS_PER_BATCH = 32
 MIN_COLUMN_WIDTH = 10
+MODEL_OPTION = "--model"
+MODEL_RECIPE = "evaluate_model"  # the shipped recipe of an evaluation of one model
+BYTES_PER_TOKEN = 8  # more than a token stands for on average: how much text of a domain is read
 
 # Scores that the headline names beside bits per byte.
 HEADLINE_ACCURACIES = ("answered_right", "masked_accuracy", "span_exact_match")
@@ -46,7 +58,11 @@ class Evaluation:
     """The `evaluate` section."""
 
     tokens: int = 1 << 18
-    """Tokens of the test split to predict."""
+    """Tokens of the test split to predict; 0 for none, as where there is no text of the run."""
+    domains: list[TextDomain] = field(default_factory=list)
+    """Texts to score apart, besides the sources of the run's own corpus."""
+    domain_tokens: int = 1 << 16
+    """Tokens of each domain to predict; 0 to score no domain."""
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     """Prompts that each model answers."""
     questions: list[ConversationSource] = field(default_factory=list)
@@ -55,6 +71,20 @@ class Evaluation:
     """Tokens of the longest answer."""
     models: list[str] | None = None
     """Folders or Hub ids to evaluate instead of this run's models."""
+    tasks: list[str | TaskSettings] = field(default_factory=list)
+    """Benchmarks, each by its name or with settings: every task and group of the Language Model Evaluation Harness, a
+    YAML file of such a task, humaneval, mbpp, crows_pairs, winobias, bbq and toxicity (docs/evaluation.md)."""
+    task_data: str | None = None
+    """A folder with files of benchmarks, read where it has those of a task; what it lacks comes from the Hub."""
+    run_generated_code: bool = False
+    """Whether humaneval and mbpp may run the programs that a model writes, in a sandbox."""
+    speed: bool = True
+    """Whether to measure the time of a token and the memory, on this machine."""
+
+    @property
+    def task_settings(self) -> list[TaskSettings]:
+        """The entries of `tasks`, names as settings too."""
+        return [TaskSettings(name=task) if isinstance(task, str) else task for task in self.tasks]
 
 
 @dataclass
@@ -64,46 +94,250 @@ class Recipe:
     name: str
     """The run's name: everything goes to runs/<name>/."""
     evaluate: Evaluation = field(default_factory=Evaluation)
-    """The test text, the prompts and the models."""
+    """The test text, the prompts, the benchmarks and the models."""
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    run, recipe = read_run(Recipe, argv)
+    run, recipe = read_run(Recipe, expand_model_option(list(sys.argv[1:] if argv is None else argv)))
     check_before_work(run, "evaluation")
     section = recipe.evaluate
     models = list_models(run, section)
-    with run.open_stage("evaluation", recipe, {"tokens": None, **models}) as output:
+    tokens = {"tokens": None} if section.tokens else {}
+    with run.open_stage("evaluation", recipe, {**tokens, **models}) as output:
         if output.is_complete:
             return
 
+        rank, world_size = join_launch()
         questions = load_questions(section.questions) if section.questions else []
         results: dict[str, Any] = {
             "models": {},
             "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts],
             "questions": [{**question, "replies": {}} for question in questions],
         }
+        store = ScoreStore(output.path)
         for name, path in models.items():
-            print_main(f"evaluating {path}")
-            model, tokenizer = load_model_and_tokenizer(path, output.sources["tokens"])
-            objective = read_objective(model, path)
-            scores = score_model(model, tokenizer, output.sources["tokens"], section.tokens, objective)
-            answers = answer_prompts(model, tokenizer, path, section.prompts, section.max_new_tokens)
-            for sample, answer in zip(results["samples"], answers, strict=True):
-                sample["answers"][name] = answer
-            if questions:
-                prompts = [question["prompt"] for question in questions]
-                replies = answer_prompts(model, tokenizer, path, prompts, section.max_new_tokens)
-                scores |= score_replies(replies, [question["answer"] for question in questions])
-                for question, reply in zip(results["questions"], replies, strict=True):
-                    question["replies"][name] = reply
-            results["models"][name] = {"path": str(path), "objective": objective.kind, **scores}
+            model = EvaluatedModel(name, path, rank, world_size)
+            scores: Scores = {"path": str(path)}
+            if is_main_process():
+                print_main(f"evaluating {path}")
+                scores |= measure_model(model, section, store, output.sources.get("tokens"), find_corpus(run))
+                add_answers(model, section, store, results["samples"], scores)
+                add_questions(model, section, store, results["questions"], scores)
+                if section.speed:
+                    scores |= measure_speed_once(model, store)
+            scores["benchmarks"] = run_benchmarks(model, section, store)
+            results["models"][name] = {key: value for key, value in scores.items() if value != {}}
+        if not is_main_process():
+            return
 
         write_json(output.path / "results.json", results)
         print_main(format_table(results["models"]))
+        benchmarks = format_benchmark_table(results["models"])
+        if benchmarks:
+            print_main(benchmarks)
         headline = format_headline(results["models"])
         output.complete(headline, licenses_of(*models.values()), results=results["models"])
         update_model_cards(run, list(models.values()))
+
+
+def expand_model_option(argv: list[str]) -> list[str]:
+    """Replace `--model=<folder or Hub id>` by a recipe of that model alone: its name, its model, the text of its run.
+
+    A command line without that option, or with a recipe before it, is returned as it is. Raises UserError where both
+    are given, or the option has no value.
+    """
+    positions = [i for i, word in enumerate(argv) if word.partition("=")[0] == MODEL_OPTION]
+    if not positions:
+        return argv
+    if not argv[0].startswith("-"):
+        raise UserError(f"{MODEL_OPTION} stands instead of a recipe; with {argv[0]} write --evaluate.models=[...]")
+    position = positions[0]
+    _, equals, path = argv[position].partition("=")
+    rest = argv[:position] + argv[position + 1 :]
+    if not equals:
+        path = rest.pop(position) if position < len(rest) else ""
+    if not path:
+        raise UserError(f"{MODEL_OPTION} names no model; write {MODEL_OPTION}=<folder or Hub id>")
+
+    parts = Path(path).resolve().parts[-2:] if Path(path).exists() else path.split("/")[-1:]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip("-.") + "-evaluation"
+    overrides = [f"--name={name}", f"--evaluate.models=[{path}]"]
+    tokens = Path(path).parent / "tokens"
+    if read_manifest(tokens) is not None:
+        overrides.append(f"--pretrain.tokens={tokens}")
+    else:
+        overrides.append("--evaluate.tokens=0")
+    return [MODEL_RECIPE, *overrides, *rest]
+
+
+def join_launch() -> tuple[int, int]:
+    """Join the processes of this launch; return the number of this one and how many there are."""
+    from hf_llm.core.distributed import join_processes
+
+    return join_processes()
+
+
+def find_corpus(run: Run) -> Path | None:
+    """Return the corpus of the run whose test text is scored; None where it is not here."""
+    named = run.named_folder("tokens")
+    corpus = Path(named).parent / "corpus" if named else run.folder("corpus")
+    return corpus if read_manifest(corpus) is not None else None
+
+
+def measure_model(
+    model: EvaluatedModel, section: Evaluation, store: ScoreStore, tokens: Path | str | None, corpus: Path | None
+) -> Scores:
+    """Return how well a model predicts text: the test split in the folder `tokens`, and each domain apart."""
+    objective = read_objective(model)
+    scores: Scores = {"objective": objective.kind}
+    if tokens is not None:
+        identity = {
+            "tokens": current_digest(Path(tokens)) or str(tokens),
+            "count": section.tokens,
+            "objective": asdict(objective),
+        }
+        measured = store.measure(
+            model, "test split", identity, lambda: score_model(model, Path(tokens), section.tokens, objective)
+        )
+        scores |= without_seconds(measured)
+    if objective.kind == CAUSAL and section.domain_tokens:
+        scores["domains"] = measure_domains(model, section, store, corpus)
+    return scores
+
+
+def measure_domains(
+    model: EvaluatedModel, section: Evaluation, store: ScoreStore, corpus: Path | None
+) -> dict[str, Scores]:
+    """Return the scores of a causal model on each domain: the sources of the corpus, and `evaluate.domains`."""
+    scores = {}
+    max_tokens = section.domain_tokens
+    if corpus is not None:
+        identity = {"corpus": current_digest(corpus), "tokens": max_tokens}
+
+        def score_sources() -> Scores:
+            domains = read_corpus_domains(corpus, max_tokens * BYTES_PER_TOKEN)
+            return {"sources": {name: score_domain(model, texts, max_tokens) for name, texts in domains.items()}}
+
+        scores |= store.measure(model, "sources of the corpus", identity, score_sources)["sources"]
+    for domain in section.domains:
+        identity = {"files": describe_files(domain.path), "column": domain.column, "tokens": max_tokens}
+        measured = store.measure(
+            model,
+            f"domain {domain.name}",
+            identity,
+            lambda domain=domain: score_domain(model, read_domain(domain), max_tokens),
+        )
+        scores[domain.name] = without_seconds(measured)
+    return scores
+
+
+def add_answers(
+    model: EvaluatedModel, section: Evaluation, store: ScoreStore, samples: list[dict[str, Any]], scores: Scores
+) -> None:
+    """Let a model answer the prompts, and add its answers to `samples`; the EOS rate goes to `scores`."""
+    if not section.prompts:
+        return
+    replies = answer_once(model, "answers", section.prompts, section.max_new_tokens, store)
+    for sample, reply in zip(samples, replies, strict=True):
+        sample["answers"][model.name] = reply["text"]
+    scores |= describe_endings(replies, section.max_new_tokens)
+
+
+def add_questions(
+    model: EvaluatedModel, section: Evaluation, store: ScoreStore, questions: list[dict[str, Any]], scores: Scores
+) -> None:
+    """Let a model answer the questions, add its replies to `questions`, and the share that is right to `scores`."""
+    if not questions:
+        return
+    prompts = [question["prompt"] for question in questions]
+    replies = answer_once(model, "questions", prompts, section.max_new_tokens, store)
+    texts = [reply["text"] for reply in replies]
+    for question, text in zip(questions, texts, strict=True):
+        question["replies"][model.name] = text
+    scores |= score_replies(texts, [question["answer"] for question in questions])
+    scores |= describe_endings(replies, section.max_new_tokens)  # of more prompts than the samples have
+
+
+def answer_once(
+    model: EvaluatedModel, name: str, prompts: list[str], max_new_tokens: int, store: ScoreStore
+) -> list[dict[str, Any]]:
+    """Return a model's replies to prompts, as fields of `Reply`; they are generated where they are not kept."""
+
+    def answer() -> Scores:
+        from hf_llm.evaluation.replies import answer_prompts
+
+        return {"replies": [asdict(reply) for reply in answer_prompts(model, prompts, max_new_tokens)]}
+
+    return store.measure(model, name, {"prompts": prompts, "tokens": max_new_tokens}, answer)["replies"]
+
+
+def describe_endings(replies: list[dict[str, Any]], max_new_tokens: int) -> Scores:
+    """Return the EOS rate of replies: the share that has an end token; empty where replies do not end."""
+    endings = [reply["has_ended"] for reply in replies if reply["has_ended"] is not None]
+    if not endings:
+        return {}
+    return {"stop_rate": sum(endings) / len(endings), "stop_prompts": len(endings), "stop_limit": max_new_tokens}
+
+
+def measure_speed_once(model: EvaluatedModel, store: ScoreStore) -> Scores:
+    """Return what a token of a causal model costs on this machine, measured when it is first asked for."""
+    if read_objective(model).kind != CAUSAL:
+        return {}
+
+    def measure() -> Scores:
+        from hf_llm.evaluation.speed import measure_speed
+
+        return measure_speed(model)
+
+    return without_seconds(store.measure(model, "speed", {}, measure))
+
+
+def run_benchmarks(model: EvaluatedModel, section: Evaluation, store: ScoreStore) -> dict[str, Scores]:
+    """Run every benchmark that the recipe asks for on one model; return their results by name."""
+    if not section.tasks:
+        return {}
+    from hf_llm.evaluation.run_benchmark import run_benchmark
+
+    results = {}
+    for benchmark, reason in find_all_benchmarks(model, section):
+        if benchmark is None:
+            results |= reason
+        else:
+            results[benchmark.name] = run_benchmark(benchmark, model, store)
+    return results
+
+
+def find_all_benchmarks(
+    model: EvaluatedModel, section: Evaluation
+) -> "Iterator[tuple[Benchmark | None, dict[str, Scores]]]":
+    """Yield every benchmark for a model; for one that cannot be run, None with its result by name, which says why."""
+    from hf_llm.evaluation.benchmark import NotRunError
+    from hf_llm.evaluation.benchmark_families import find_benchmarks
+    from hf_llm.evaluation.run_benchmark import describe_not_run
+
+    task_data = Path(section.task_data).expanduser() if section.task_data else None
+    for task in section.task_settings:
+        try:
+            for benchmark in find_benchmarks(task, task_data, section.run_generated_code, model.is_chat):
+                yield benchmark, {}
+        except NotRunError as error:
+            print_main(f"{model.name}: {task.name}")
+            yield None, {task.name: describe_not_run(str(error), asdict(task))}
+
+
+def without_seconds(result: Scores) -> Scores:
+    """Return a stored result without the time it took."""
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def describe_files(path: str) -> list[Any]:
+    """Return what tells whether the files that a path names are the same: their names and digests."""
+    from hf_llm.core.manifest import file_digest
+    from hf_llm.data.files.file_formats import FORMATS, find_files
+
+    files = find_files(path, FORMATS["text"] | FORMATS["rows"])
+    return [[name, file_digest(file)] for file, name in files]
 
 
 def update_model_cards(run: Run, models: list[Path | str]) -> None:
@@ -131,90 +365,46 @@ def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
     return {name: run.resolve_source(model) for name, model in name_models(section.models).items()}
 
 
-def load_model_and_tokenizer(path: Path | str, tokens: Path | str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model on the best device of this machine, and its tokenizer.
-
-    Raises UserError where that is not the tokenizer that encoded the test text, in the folder `tokens`.
-    """
-    import torch
-
-    from hf_llm.model.load import load_model, load_tokenizer
-
-    tokenizer = load_tokenizer(path)
-    try:
-        check_shards_tokenizer(tokens, tokenizer, "evaluate.models")
-    except UserError as error:
-        raise UserError(
-            f"{error}\n  {path} has another tokenizer than the test text; evaluate it in a run of its own tokenizer "
-            "(bits per byte compare across runs)"
-        ) from None
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return load_model(path, objective=None).to(device), tokenizer
-
-
-def read_objective(model: "PreTrainedModel", path: Path | str) -> Objective:
+def read_objective(model: EvaluatedModel) -> Objective:
     """Return the objective of a model: with the settings of its training for ours, with the papers' for another."""
     from hf_llm.model.load import find_objective
     from hf_llm.training.objectives import fill_objective_defaults
 
-    manifest = read_manifest(Path(path)) or {}
+    manifest = read_manifest(Path(model.path)) or {}
     settings = manifest.get("facts", {}).get("objective")
     if settings:
         return Objective(**settings)
-    return fill_objective_defaults(Objective(), find_objective(model.config), model.config.model_type)
+    config = model.config
+    return fill_objective_defaults(Objective(), find_objective(config), config.model_type)
 
 
-def score_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tokens: Path, max_tokens: int, objective: Objective
-) -> Scores:
-    """Score the model's objective on at most `max_tokens` tokens of the test split of the folder `tokens`."""
+def score_model(model: EvaluatedModel, tokens: Path, max_tokens: int, objective: Objective) -> Scores:
+    """Score the model's objective on at most `max_tokens` tokens of the test split of the folder `tokens`.
+
+    Raises UserError where the model's tokenizer is not the one that encoded the text.
+    """
     from hf_llm.data.tokens.byte_lengths import token_byte_lengths
     from hf_llm.data.tokens.token_dataset import TokenWindows
     from hf_llm.evaluation.denoising import score_masked, score_spans
     from hf_llm.evaluation.perplexity import score_next_tokens
-    from hf_llm.model.load import context_length
 
-    context = context_length(model.config, tokenizer)
-    windows = TokenWindows(tokens, "test", context).limit_tokens(max_tokens)
-    batch_size = max(1, TOKENS_PER_BATCH // context)
+    tokenizer = model.tokenizer
+    try:
+        check_shards_tokenizer(tokens, tokenizer, "evaluate.models")
+    except UserError as error:
+        raise UserError(
+            f"{error}\n  {model.path} has another tokenizer than the test text; evaluate it in a run of its own "
+            "tokenizer (bits per byte compare across runs), or with --model="
+        ) from None
+    windows = TokenWindows(tokens, "test", model.context).limit_tokens(max_tokens)
+    batch_size = max(1, TOKENS_PER_BATCH // model.context)
     if objective.kind == CAUSAL:
         windows.measure_bytes(token_byte_lengths(tokenizer))
-        return score_next_tokens(model, windows, batch_size)
-    corruption = objective.corruption(tokenizer, context)
+        return score_next_tokens(model.model, windows, batch_size)
+    corruption = objective.corruption(tokenizer, model.context)
     if objective.kind == MASKED:
-        return score_masked(model, windows, corruption, batch_size)
-    return score_spans(model, tokenizer, windows, corruption, batch_size)
-
-
-def answer_prompts(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    path: Path | str,
-    prompts: list[str],
-    max_new_tokens: int,
-) -> list[str]:
-    """Return greedy answers to the prompts: the reply of a chat model, the completion of a base model, and the prompt
-    with its gaps filled of one that fills gaps."""
-    from hf_llm.inference.generate import generate_replies
-    from hf_llm.inference.infill import complete_or_infill
-
-    is_chat = is_chat_model(path, tokenizer)
-    answers = []
-    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        batch = prompts[start : start + PROMPTS_PER_BATCH]
-        if is_chat:
-            conversations = [[{"role": "user", "content": prompt}] for prompt in batch]
-            answers += generate_replies(model, tokenizer, conversations, max_new_tokens, do_sample=False)
-        else:
-            answers += complete_or_infill(model, tokenizer, batch, max_new_tokens)
-    return answers
-
-
-def is_chat_model(path: Path | str, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return whether a model is trained to chat. Our base models carry a chat template too, so their manifest
-    decides."""
-    manifest = read_manifest(Path(path))
-    return manifest["folder"] != "base" if manifest else tokenizer.chat_template is not None
+        return score_masked(model.model, windows, corruption, batch_size)
+    return score_spans(model.model, tokenizer, windows, corruption, batch_size)
 
 
 def format_headline(models: dict[str, Scores]) -> str:

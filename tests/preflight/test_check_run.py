@@ -163,8 +163,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     # Evaluation
     "evaluated model": ({"evaluate.models": ["runs/other/base"]}, "evaluate.models[0]", "runs/other/base"),
+    "text of a domain": (
+        {"evaluate.domains": [{"name": "a", "path": "nowhere.txt"}]},
+        "evaluate.domains[0]",
+        "nowhere",
+    ),
+    "two domains of a name": (
+        {"evaluate.domains": [{"name": "a", "path": "."}, {"name": "a", "path": "."}]},
+        "evaluate.domains",
+        "a name of its own",
+    ),
+    "folder of tasks": ({"evaluate.task_data": "nowhere"}, "evaluate.task_data", "nowhere"),
+    "file of a task": ({"evaluate.tasks": [{"name": "piqa", "data": "nowhere"}]}, "evaluate.tasks[0].data", "nowhere"),
+    "shots of a task": ({"evaluate.tasks": [{"name": "piqa", "shots": -1}]}, "evaluate.tasks[0]", "from 0"),
     "no model": ({"evaluate.models": []}, "evaluate.models", "leave it out"),
-    "tokens of the evaluation": ({"evaluate.tokens": 0}, "evaluate.tokens", "at least 1"),
+    "tokens of the evaluation": ({"evaluate.tokens": -1}, "evaluate.tokens", "at least 0"),
     "no questions": (
         {"evaluate.questions": [{"path": "nowhere.jsonl", "license": "mit"}]},
         "evaluate.questions[0]",
@@ -186,7 +199,8 @@ TOLD_FIRST = {
     "evaluation set", "example texts", "language", "slurm without partition", "vocabulary", "tokenizer text",
     "tokenizer file", "chat template", "model type", "start_from", "layers of nothing", "tokens",
     "tokenizer of another run", "chat file", "chat format", "quantised without adapters", "model of another run",
-    "pairs file", "DPO's loss", "evaluated model", "no model", "tokens of the evaluation",
+    "pairs file", "DPO's loss", "evaluated model", "no model", "tokens of the evaluation", "text of a domain",
+    "two domains of a name", "folder of tasks", "file of a task", "shots of a task",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hf_llm.core.console import is_main_process
@@ -40,3 +41,19 @@ def init_cpu_process_group(timeout_seconds: float) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+def join_processes(timeout_seconds: float = 86_400) -> tuple[int, int]:
+    """Join the processes of this launch, over gloo on CPUs; return the number of this one and how many there are.
+
+    A wait for one of them fails after `timeout_seconds`.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    if uses_cpu or not torch.accelerator.is_available():
+        init_cpu_process_group(timeout_seconds)
+    else:
+        PartialState(timeout=timedelta(seconds=timeout_seconds))
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -18,7 +18,7 @@ from hf_llm.core.secrets import hide_secrets
 
 MANIFEST_FILE = "manifest.json"
 # Not part of the result, or derived from it.
-SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json", "lock.json*")
+SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json", "lock.json*", "measured")
 BEGUN_FILE = "begun.json"  # settings and inputs of an unfinished folder; deleted once the manifest is written
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
@@ -116,8 +116,8 @@ def file_digests(folder: Path, skip: tuple[str, ...] = SKIPPED) -> dict[str, lis
     """Return `{relative path: [bytes, xxh3_128 as hex]}` for every file below `folder`.
 
     Not included are the manifest, and what matches a pattern of `skip` at the top of the folder: by default checkpoints
-    and logs, the model card with its LICENSE.md (made from the manifest) and the ledger of a corpus (it holds
-    durations, which differ).
+    and logs, the model card with its LICENSE.md (made from the manifest), the ledger of a corpus (it holds durations,
+    which differ) and the single measurements of an evaluation (its results hold those that count).
     """
     return {name: [path.stat().st_size, file_digest(path)] for path, name in _list_files(Path(folder), skip)}
 

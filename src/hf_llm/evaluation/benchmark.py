@@ -84,13 +84,16 @@ class Score:
         guesses = [self.chance] if self.majority is None else [self.chance, self.majority]
         return any(self.low <= guess <= self.high for guess in guesses)
 
+    def format_number(self, value: float) -> str:
+        """Write a value of this kind, such as the chance."""
+        return format_value(value, self.number_format)
+
     def format_value(self) -> str:
         """Write the value with its interval: `31.2% (27.3% to 35.4%)`."""
-        text = format_value(self.value, self.number_format)
+        text = self.format_number(self.value)
         if self.low is None or self.high is None:
             return text
-        low = format_value(self.low, self.number_format)
-        return f"{text} ({low} to {format_value(self.high, self.number_format)})"
+        return f"{text} ({self.format_number(self.low)} to {self.format_number(self.high)})"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a plain value, with `at_chance`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hf_llm.core.manifest import current_digest, read_manifest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class EvaluatedModel:
@@ -42,6 +42,17 @@ class EvaluatedModel:
         return load_model(self.path, objective=None).to(device).eval()
 
     @cached_property
+    def config(self) -> "PreTrainedConfig":
+        """Its configuration, without its weights."""
+        from transformers import AutoConfig
+
+        import hf_llm.model  # noqa: F401  (makes our class known to transformers)
+        from hf_llm.model.adapters import is_adapter, read_adapter_base
+
+        path = read_adapter_base(self.path) if is_adapter(self.path) else self.path
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+    @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its own tokenizer."""
         from hf_llm.model.load import load_tokenizer
@@ -59,4 +70,4 @@ class EvaluatedModel:
         """How many tokens it reads at most."""
         from hf_llm.model.load import context_length
 
-        return context_length(self.model.config, self.tokenizer)
+        return context_length(self.config, self.tokenizer)

@@ -26,6 +26,9 @@ View = Literal[
 ]
 
 
+TEST_SPLIT = "the test split"
+
+
 @dataclass(frozen=True)
 class Chart:
     """A chart of the report and of the live page."""
@@ -72,6 +75,8 @@ class Metric:
     """The data whose values are shown."""
     can_smooth: bool = True
     """Whether the live page may smooth its training curve: not a schedule, a sum so far or a maximum."""
+    scored_on: str = TEST_SPLIT
+    """What the evaluation stage measures it on; empty where the title says it."""
     is_measured_once: bool = False
     """Whether it is measured on the finished model only, and has no prefix `eval_` in its key."""
     chart: Chart | None = None
@@ -182,7 +187,7 @@ _METRICS = [
     ),
     Metric(
         "answered_right", "of the questions answered right", ".1%", better="higher", counted=(QUESTIONS,),
-        views=("scores", "score of the last model"),
+        scored_on="", views=("scores", "score of the last model"),
     ),
     Metric(
         "masked_accuracy", "masked-token accuracy", ".1%", better="higher", counted=(TOKENS,),
@@ -243,7 +248,12 @@ _METRICS = [
     Metric(
         "stop_rate",  # measured once, on the saved model
         "EOS rate", ".0%", better="higher", counted=(("stop_prompts", "prompts"),),
-        measured_on="validation", is_measured_once=True, views=("model card",),
+        measured_on="validation", scored_on="the prompts of the evaluation", is_measured_once=True,
+        views=("model card", "scores"),
+    ),
+    Metric(
+        "ms_per_token", "milliseconds per token", ".3g", better="lower",
+        scored_on="the machine that evaluated it", is_measured_once=True, views=("scores",),
     ),
     Metric(
         "learning_rate", "learning rate", "learning rate",
@@ -366,10 +376,14 @@ def format_test_scores(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for metric in score_columns([scores]):
         value = scores[metric.key]
-        counts = {"eval_tokens": scores.get("tokens"), "eval_questions": scores.get("questions")}
+        counts = {
+            "eval_tokens": scores.get("tokens"),
+            "eval_questions": scores.get("questions"),
+            "stop_prompts": scores.get("stop_prompts"),
+        }
         count = metric.describe_count(value, counts)
         text = metric.format_table_value(value)
-        rows.append((title_measurement(metric, "the test split"), f"{text} ({count})" if count else text))
+        rows.append((title_measurement(metric, metric.scored_on), f"{text} ({count})" if count else text))
     return rows
 
 
@@ -381,7 +395,7 @@ def title_measurement(metric: Metric, texts: str) -> str:
     notes = [metric.direction] if metric.better else []
     if metric.chance is not None:
         notes.append(f"chance: {format_value(metric.chance, '.0%')}")
-    title = f"{metric.heading} on {texts}"
+    title = f"{metric.heading} on {texts}" if texts else metric.heading
     return f"{title} ({'; '.join(notes)})" if notes else title
 
 

@@ -325,7 +325,7 @@ class Run:
         recorded = manifest or _read_begun(output.path)
         if manifest and STAGES[folder].is_summary:
             if not STAGES[folder].restates and is_main_process():
-                kept = set_aside(output.path, keep=(LOCK_FILE + "*",))
+                kept = set_aside(output.path, keep=(LOCK_FILE + "*", *STAGES[folder].keeps))
                 print_main(f"{output.path} is out of date and made again; the old one is kept as {kept.name}")
             recorded = None
 

@@ -14,7 +14,9 @@ from hf_llm.core.manifest import digest_of, file_digest, read_manifest
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, OPTIONAL, STAGES, is_requested
 
 # Keys whose value names a file, a folder or a glob pattern, wherever they stand in a section.
-PATH_KEYS = frozenset(["path", "git", "documents", "data", "good", "bad", "use", "compare", "chat_template"])
+PATH_KEYS = frozenset(
+    ["path", "git", "documents", "data", "task_data", "good", "bad", "use", "compare", "chat_template"]
+)
 FUNCTION_KEYS = frozenset(["reward_functions"])  # their values are `module:function`
 
 
@@ -76,10 +78,12 @@ def _list_pretraining_inputs(section: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _list_evaluated_models(tree: dict[str, Any]) -> dict[str, str | None]:
-    named = _section(tree, "evaluate").get("models")
+    section = _section(tree, "evaluate")
+    text = {} if section.get("tokens") == 0 else {"tokens": None}
+    named = section.get("models")
     if isinstance(named, list):
-        return {"tokens": None, **name_models([str(path) for path in named])}
-    return {"tokens": None, **{name: None for name in LANGUAGE_MODELS if is_requested(tree, name)}}
+        return {**text, **name_models([str(path) for path in named])}
+    return {**text, **{name: None for name in LANGUAGE_MODELS if is_requested(tree, name)}}
 
 
 def list_local_files(settings: dict[str, Any]) -> dict[str, list[tuple[str, Path]]]:

@@ -33,6 +33,8 @@ class Stage:
     """Keys of its sections that do not change what it makes."""
     restates: bool = False
     """Whether it only shows what other folders and the recipe hold, so that it is rewritten in place."""
+    keeps: tuple[str, ...] = ()
+    """What stays in its folder when it is made again: files or folders at its top, which are no part of its result."""
     is_optional: bool = False
     """Whether it runs only if the recipe has its section."""
     is_alignment: bool = False
@@ -141,9 +143,12 @@ _DATA_AND_TRAINING_STAGES = [
 LANGUAGE_MODELS = tuple(stage.folder for stage in _DATA_AND_TRAINING_STAGES if stage.kind == "language_model")
 
 _SUMMARY_STAGES = [
-    Stage("evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS),
+    Stage(
+        "evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS,
+        ignores=("evaluate.gates",), keeps=("measured",),
+    ),
     Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation"), restates=True),
-]
+]  # fmt: skip
 
 # Every stage by its folder, in running order.
 STAGES = {stage.folder: stage for stage in (*_DATA_AND_TRAINING_STAGES, *_SUMMARY_STAGES)}

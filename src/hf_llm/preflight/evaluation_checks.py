@@ -1,9 +1,14 @@
 """Check the `evaluate` section."""
 
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hf_llm.data.chat.loaders import ConversationSource, load_questions
+from hf_llm.evaluation.benchmark import NotRunError, TaskSettings
+from hf_llm.evaluation.benchmark_families import find_benchmarks
+from hf_llm.evaluation.domains import read_domain
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
 from hf_llm.preflight.model_checks import load_starting_model
@@ -17,6 +22,21 @@ def check_evaluation(section: Any, findings: Findings) -> None:
         load_starting_model(f"evaluate.models[{position}]", model, findings)
     for position, source in enumerate(section.questions):
         check_questions(f"evaluate.questions[{position}]", source, findings)
+    for position, domain in enumerate(section.domains):
+        findings.attempt(f"evaluate.domains[{position}]", read_domain, domain)
+    task_data = Path(section.task_data).expanduser() if section.task_data else None
+    for position, task in enumerate(section.task_settings):
+        key = f"evaluate.tasks[{position}]"
+        findings.attempt(key, check_task, task, task_data, section.run_generated_code)
+
+
+def check_task(task: TaskSettings, task_data: Path | None, runs_code: bool) -> None:
+    """Raise UserError where nobody knows a task, or a package or a permission is missing that it needs.
+
+    Where its data lack something, it is not run and its results say so; the other tasks are.
+    """
+    with suppress(NotRunError):
+        find_benchmarks(task, task_data, runs_code, is_chat=False)
 
 
 def check_questions(key: str, source: ConversationSource, findings: Findings) -> None:

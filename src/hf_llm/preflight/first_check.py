@@ -42,9 +42,12 @@ def read_sections(run: Run, folders: Iterable[str], findings: Findings) -> dict[
 
 def check_evaluation_values(section: Any, findings: Findings) -> None:
     """Check the numbers of the `evaluate` section, and that it names a model where it names models."""
-    for key in ("tokens", "max_new_tokens"):
+    for key, smallest in {"tokens": 0, "domain_tokens": 0, "max_new_tokens": 1}.items():
         value = getattr(section, key)
-        if value < 1:
-            findings.add_problem(f"evaluate.{key}", f"{value} is too few; it has to be at least 1")
+        if value < smallest:
+            findings.add_problem(f"evaluate.{key}", f"{value} is too few; it has to be at least {smallest}")
+    names = [domain.name for domain in section.domains]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        findings.add_problem("evaluate.domains", f"two of them are called {name}; give each a name of its own")
     if section.models == []:
         findings.add_problem("evaluate.models", "names no model; leave it out to evaluate those of this run")

@@ -11,6 +11,7 @@ from hf_llm.data.corpus.sources import ReadTask, list_read_tasks
 from hf_llm.data.files.file_formats import FORMATS, find_files
 from hf_llm.data.files.read_errors import ReadErrors
 from hf_llm.data.files.tabular import get_column, read_rows
+from hf_llm.evaluation.domains import TextDomain
 from hf_llm.pipeline.find_model import check_model_path
 from hf_llm.pipeline.stages import OPTIONAL
 from hf_llm.pipeline.tokens_folder import read_index
@@ -34,10 +35,7 @@ def check_named_files(recipes: dict[str, Any], findings: Findings) -> None:
         if folder in recipes:
             _check_posttraining_files(folder, getattr(recipes[folder], folder), findings)
     if "evaluation" in recipes:
-        for position, model in enumerate(recipes["evaluation"].evaluate.models or ()):
-            key = f"evaluate.models[{position}]"
-            findings.attempt(key, check_named_model, key, model)
-        _check_row_files("evaluate.questions", recipes["evaluation"].evaluate.questions, findings)
+        _check_evaluation_files(recipes["evaluation"].evaluate, findings)
 
 
 def _check_corpus_files(section: Corpus, findings: Findings) -> None:
@@ -86,11 +84,34 @@ def _check_posttraining_files(folder: str, section: Any, findings: Findings) -> 
         findings.attempt(f"{folder}.model", check_named_model, f"{folder}.model", section.model)
 
 
+def _check_evaluation_files(section: Any, findings: Findings) -> None:
+    for position, model in enumerate(section.models or ()):
+        key = f"evaluate.models[{position}]"
+        findings.attempt(key, check_named_model, key, model)
+    _check_row_files("evaluate.questions", section.questions, findings)
+    for position, domain in enumerate(section.domains):
+        key = f"evaluate.domains[{position}].path"
+        if not exists(domain.path):
+            findings.attempt(key, list_domain_files, domain)
+    if section.task_data and not exists(section.task_data):
+        findings.add_problem(
+            "evaluate.task_data", f"{section.task_data} is not there; name a folder with files of tasks"
+        )
+    for position, task in enumerate(section.task_settings):
+        if task.data and not exists(task.data):
+            findings.add_problem(f"evaluate.tasks[{position}].data", f"{task.data} is not there")
+
+
 def _check_row_files(key: str, sources: list[ConversationSource], findings: Findings) -> None:
     for position, source in enumerate(sources):
         path = source.path or source.documents
         if path and not exists(path):
             findings.attempt(f"{key}[{position}]", check_source_exists, source)
+
+
+def list_domain_files(domain: TextDomain) -> list[tuple[Path, str]]:
+    """List the files of a domain. Raises UserError where there are none."""
+    return find_files(domain.path, FORMATS["text"] | FORMATS["rows"])
 
 
 def exists(path: str) -> bool:

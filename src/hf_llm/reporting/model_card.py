@@ -16,7 +16,8 @@ from hf_llm.core.licenses import (
     split_licenses,
 )
 from hf_llm.core.manifest import read_manifest
-from hf_llm.evaluation.metrics import format_last_evaluation, format_test_scores, score_columns
+from hf_llm.evaluation.benchmark_table import list_benchmark_scores
+from hf_llm.evaluation.metrics import TEST_SPLIT, format_last_evaluation, format_test_scores, score_columns
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
@@ -147,6 +148,7 @@ def render_model_card(folder: Path, repository: str | None = None) -> str:
         settings=_list_training_settings(manifests),
         metrics=format_last_evaluation(manifest["facts"].get("metrics", {}), _evaluated_on(manifest)),
         scores=format_test_scores(scores),
+        benchmarks=list_benchmark_scores(scores),
         test_split=" ".join(describe_test_split({folder.name: manifests}, _tested_tokens(folder))) if scores else "",
         versions=manifest["versions"],
         digests={name: entry["digest"] for name, entry in manifests.items()},
@@ -198,6 +200,8 @@ def _list_evaluation_results(scores: dict[str, Any], task: str) -> "list[EvalRes
 
     results = []
     for metric in score_columns([scores]):
+        if metric.scored_on != TEST_SPLIT:
+            continue
         results.append(
             EvalResult(
                 task_type=task,
@@ -208,6 +212,18 @@ def _list_evaluation_results(scores: dict[str, Any], task: str) -> "list[EvalRes
                 metric_name=metric.heading,
                 metric_value=scores[metric.key],
                 metric_args={"tokens": scores["tokens"]} if "tokens" in scores else None,
+            )
+        )
+    for row in list_benchmark_scores(scores):
+        results.append(
+            EvalResult(
+                task_type=task,
+                dataset_type="benchmark",
+                dataset_name=row.benchmark,
+                metric_type=row.score.metric,
+                metric_name=row.score.metric,
+                metric_value=row.score.value,
+                metric_args={"documents": row.score.documents, **row.settings},
             )
         )
     return results

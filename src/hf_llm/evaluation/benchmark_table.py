@@ -1,0 +1,104 @@
+"""The benchmark scores of an evaluation as rows: for the console, the report and the model card."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hf_llm.evaluation.benchmark import Score
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """One score of one benchmark, as results.json has it, with what stands beside it."""
+
+    benchmark: str
+    score: Score
+    settings: dict[str, Any]
+    """Shots, prompt format, limit, as the benchmark says them."""
+    overlap: dict[str, Any]
+    """The documents whose text the model was trained on; empty where nobody looked."""
+    clean: Score | None
+    """The same score on the other documents; None where that is not known, or all overlap."""
+
+    @property
+    def title(self) -> str:
+        """The benchmark and the metric: `hellaswag acc_norm, 5 shots`."""
+        shots = self.settings.get("shots")
+        return f"{self.benchmark} {self.score.metric}{f', {shots} shots' if shots else ''}"
+
+    @property
+    def value(self) -> str:
+        """The value with its interval."""
+        return self.score.format_value()
+
+    @property
+    def chance(self) -> str:
+        """What a guess would have, and whether the score is not distinguishable from it."""
+        if self.score.chance is None:
+            return ""
+        chance = self.score.format_number(self.score.chance)
+        return f"{chance}: not distinguishable" if self.score.is_at_chance else chance
+
+    @property
+    def overlap_text(self) -> str:
+        """How many of the documents overlap with the training text, and the score without them."""
+        share = self.overlap.get("share")
+        if share is None:
+            return UNKNOWN
+        if not share:
+            return "none"
+        without = f"; without them {self.clean.format_value()}" if self.clean else ""
+        return f"{share:.1%} of the documents{without}"
+
+
+def list_benchmark_scores(scores: Mapping[str, Any], only_primary: bool = False) -> list[BenchmarkScore]:
+    """List the benchmark scores of one model in results.json, those that were run."""
+    rows = []
+    for name, result in scores.get("benchmarks", {}).items():
+        clean = {entry["metric"]: read_score(entry) for entry in result.get("clean_scores", [])}
+        for entry in result["scores"]:
+            score = read_score(entry)
+            if score.is_primary or not only_primary:
+                overlap = result.get("overlap", {})
+                rows.append(BenchmarkScore(name, score, result["settings"], overlap, clean.get(score.metric)))
+    return rows
+
+
+def list_not_run(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the benchmarks of one model that were not run, each with the reason."""
+    for name, result in scores.get("benchmarks", {}).items():
+        if result.get("not_run"):
+            yield name, result["not_run"]
+
+
+def read_score(entry: Mapping[str, Any]) -> Score:
+    """Read a score as results.json has it."""
+    known = {field.name for field in fields(Score)}
+    return Score(**{key: value for key, value in entry.items() if key in known})
+
+
+def format_benchmark_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a line for each benchmark, with the primary score of each model and its interval; empty without any."""
+    cells: dict[str, dict[str, str]] = {}
+    chances: dict[str, str] = {}
+    for model, scores in models.items():
+        for row in list_benchmark_scores(scores, only_primary=True):
+            mark = "?" if row.score.is_at_chance else ""
+            cells.setdefault(row.title, {})[model] = row.value + mark
+            chances[row.title] = "" if row.score.chance is None else row.score.format_number(row.score.chance)
+    if not cells:
+        return ""
+
+    table = [["benchmark", *models, "chance"]]
+    for title, by_model in cells.items():
+        table.append([title, *(by_model.get(model, "") for model in models), chances[title]])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for first, *others in table:
+        aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(["", first.ljust(widths[0]), *aligned]).rstrip())
+    if any(cell.endswith("?") for by_model in cells.values() for cell in by_model.values()):
+        lines.append("  ? not distinguishable from chance")
+    return "\n".join(lines)

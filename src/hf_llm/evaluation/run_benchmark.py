@@ -1,0 +1,96 @@
+"""Score a model on a benchmark: what is scored already is read, what is new is scored in all processes of a launch."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_llm.core.console import is_main_process, print_main
+from hf_llm.evaluation.benchmark import Benchmark, NotRunError, Score
+from hf_llm.evaluation.evaluated_model import EvaluatedModel
+from hf_llm.evaluation.journal import Journal
+from hf_llm.evaluation.score_store import Result, ScoreStore
+
+DOCUMENTS = "documents"  # in a result, the file with prompts and answers, below the evaluation's folder
+
+
+def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore) -> Result:
+    """Return the result of a benchmark: `scores`, `settings`, `group`, `documents`; or `not_run`, a reason.
+
+    Every process of a launch has to call it; each scores its part of the documents, and the result is that of all in
+    the main process. The scored documents are written batch by batch, so that a killed evaluation goes on from there.
+    """
+    identity = benchmark.identify()
+    known = store.read(model, benchmark.name, identity)
+    # All processes have to see the same before one of them writes it.
+    wait_for_all()
+    if known is not None:
+        return known
+
+    folder = store.folder(model, benchmark.name, identity)
+    journal = Journal(folder, model.rank, model.world_size)
+    wait_for_all()
+    resumed = f", {len(journal.finished):,} documents are scored already" if journal.finished else ""
+    print_main(f"{model.name}: {benchmark.name}{resumed}")
+    try:
+        benchmark.score_documents(model, journal)
+    except NotRunError as error:
+        return describe_not_run(str(error), benchmark.settings, benchmark.group)
+    wait_for_all()
+    rows = journal.read()
+    scores = benchmark.summarize(rows)
+    result = {
+        "scores": [score.to_json() for score in scores],
+        "settings": benchmark.settings,
+        "group": benchmark.group,
+        DOCUMENTS: str(folder.relative_to(store.root.parent)),
+    }
+    if is_main_process():
+        store.write(model, benchmark.name, identity, result)
+        print_main(f"  {describe_scores(scores)}")
+    return result
+
+
+def describe_not_run(reason: str, settings: Mapping[str, Any], group: str = "") -> Result:
+    """Return the result of a benchmark that was not run, and print why."""
+    print_main(f"  not run: {reason}")
+    return {"not_run": reason, "scores": [], "settings": dict(settings), "group": group}
+
+
+def describe_scores(scores: list[Score]) -> str:
+    """Say the scores of a benchmark in one line: the value, its interval, chance and how many documents."""
+    return "; ".join(describe_score(score) for score in scores)
+
+
+def describe_score(score: Score) -> str:
+    """Say one score: `acc 31.2% (27.3% to 35.4%), chance 25.0%, 500 documents`."""
+    parts = [f"{score.metric} {score.format_value()}"]
+    if score.chance is not None:
+        chance = score.format_number(score.chance)
+        parts.append(f"not distinguishable from chance ({chance})" if score.is_at_chance else f"chance {chance}")
+    parts.append(f"{score.documents:,} documents")
+    return ", ".join(parts)
+
+
+def find_texts_of(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the texts of the scored documents, by id, that a model must not have been trained on."""
+    scored = {row["id"] for row in rows}
+    return {name: texts for name, texts in benchmark.read_texts() if name in scored}
+
+
+def read_documents(root: Path, result: Result) -> list[dict[str, Any]]:
+    """Read the scored documents of a benchmark from the evaluation's folder `root`."""
+    return Journal(root / result[DOCUMENTS]).read()
+
+
+def score_without(benchmark: Benchmark, rows: list[dict[str, Any]], is_left_out: Callable[[str], bool]) -> list[Score]:
+    """Return the scores of the documents that are not left out; none where all are."""
+    kept = [row for row in rows if not is_left_out(row["id"])]
+    return benchmark.summarize(kept) if kept else []
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the launch is here."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
