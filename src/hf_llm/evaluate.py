@@ -59,6 +59,8 @@ class Evaluation:
 
     tokens: int = 1 << 18
     """Tokens of the test split to predict; 0 for none, as where there is no text of the run."""
+    text: str | None = None
+    """A folder of tokens of another run, whose test split is scored instead of this run's."""
     domains: list[TextDomain] = field(default_factory=list)
     """Texts to score apart, besides the sources of the run's own corpus."""
     domain_tokens: int = 1 << 16
@@ -103,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     check_before_work(run, "evaluation")
     section = recipe.evaluate
     models = list_models(run, section)
-    tokens = {"tokens": None} if section.tokens else {}
-    with run.open_stage("evaluation", recipe, {**tokens, **models}) as output:
+    text = {"tokens": section.text} if section.tokens else {}
+    with run.open_stage("evaluation", recipe, {**text, **models}) as output:
         if output.is_complete:
             return
 
@@ -115,13 +117,14 @@ def main(argv: list[str] | None = None) -> None:
             "samples": [{"prompt": prompt, "answers": {}} for prompt in section.prompts],
             "questions": [{**question, "replies": {}} for question in questions],
         }
+        tokens = output.sources.get("tokens")
         store = ScoreStore(output.path)
         for name, path in models.items():
             model = EvaluatedModel(name, path, rank, world_size)
             scores: Scores = {"path": str(path)}
             if is_main_process():
                 print_main(f"evaluating {path}")
-                scores |= measure_model(model, section, store, output.sources.get("tokens"), find_corpus(run))
+                scores |= measure_model(model, section, store, tokens, find_corpus(tokens))
                 add_answers(model, section, store, results["samples"], scores)
                 add_questions(model, section, store, results["questions"], scores)
                 if section.speed:
@@ -165,7 +168,7 @@ def expand_model_option(argv: list[str]) -> list[str]:
     overrides = [f"--name={name}", f"--evaluate.models=[{path}]"]
     tokens = Path(path).parent / "tokens"
     if read_manifest(tokens) is not None:
-        overrides += [f"--pretrain.tokens={tokens}", f"--evaluate.tokens={Evaluation.tokens}"]
+        overrides += [f"--evaluate.text={tokens}", f"--evaluate.tokens={Evaluation.tokens}"]
     else:
         overrides.append("--evaluate.tokens=0")
     return [MODEL_RECIPE, *overrides, *rest]
@@ -178,10 +181,11 @@ def join_launch() -> tuple[int, int]:
     return join_processes()
 
 
-def find_corpus(run: Run) -> Path | None:
-    """Return the corpus of the run whose test text is scored; None where it is not here."""
-    named = run.named_folder("tokens")
-    corpus = Path(named).parent / "corpus" if named else run.folder("corpus")
+def find_corpus(tokens: Path | str | None) -> Path | None:
+    """Return the corpus that the folder `tokens` was made from; None where it is not beside it."""
+    if tokens is None:
+        return None
+    corpus = Path(tokens).parent / "corpus"
     return corpus if read_manifest(corpus) is not None else None
 
 

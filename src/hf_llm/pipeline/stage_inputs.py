@@ -79,7 +79,7 @@ def _list_pretraining_inputs(section: dict[str, Any]) -> dict[str, str | None]:
 
 def _list_evaluated_models(tree: dict[str, Any]) -> dict[str, str | None]:
     section = _section(tree, "evaluate")
-    text = {} if section.get("tokens") == 0 else {"tokens": None}
+    text = {} if section.get("tokens") == 0 else {"tokens": section.get("text")}
     named = section.get("models")
     if isinstance(named, list):
         return {**text, **name_models([str(path) for path in named])}

@@ -89,6 +89,8 @@ def _check_evaluation_files(section: Any, findings: Findings) -> None:
         key = f"evaluate.models[{position}]"
         findings.attempt(key, check_named_model, key, model)
     _check_row_files("evaluate.questions", section.questions, findings)
+    if section.text is not None:
+        findings.attempt("evaluate.text", read_index, Path(section.text))
     for position, domain in enumerate(section.domains):
         key = f"evaluate.domains[{position}]"
         if not exists(domain.path):
