@@ -58,7 +58,7 @@ STOCK = {
         num_key_value_heads=2, head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_logit_softcapping=5.0
     ),
     "granite with divided logits": GraniteConfig(num_key_value_heads=2, logits_scaling=3.0),
-    "cohere with multiplied logits": CohereConfig(logit_scale=0.25),
+    "cohere with multiplied logits": CohereConfig(num_attention_heads=4, num_key_value_heads=2, logit_scale=0.25),
     "opt": OPTConfig(word_embed_proj_dim=32, ffn_dim=64),
 }
 
