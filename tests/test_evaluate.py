@@ -186,7 +186,7 @@ def test_a_model_alone_is_evaluated_without_a_recipe(run, tmp_path, monkeypatch)
     evaluate.main(["--model=runs/tiny/sft", "--evaluate.max_new_tokens=4"])
     results = json.loads((tmp_path / "runs/tiny-sft-evaluation/evaluation/results.json").read_text())
     assert list(results["models"]) == ["sft"]
-    assert results["models"]["sft"]["tokens"] == 3 * 63  # the test text of its own run
+    assert results["models"]["sft"]["tokens"] == 13 * 63  # all the test text of its own run
     (run / "sft").rename(tmp_path / "lonely")
     evaluate.main(["--model", "lonely", "--evaluate.max_new_tokens=4"])
     (path,) = tmp_path.glob("runs/*lonely-evaluation/evaluation/results.json")

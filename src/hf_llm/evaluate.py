@@ -178,7 +178,7 @@ def expand_model_option(argv: list[str]) -> list[str]:
     overrides = [f"--name={name}", f"--evaluate.models=[{path}]"]
     tokens = Path(path).parent / "tokens"
     if read_manifest(tokens) is not None:
-        overrides.append(f"--pretrain.tokens={tokens}")
+        overrides += [f"--pretrain.tokens={tokens}", f"--evaluate.tokens={Evaluation.tokens}"]
     else:
         overrides.append("--evaluate.tokens=0")
     return [MODEL_RECIPE, *overrides, *rest]
@@ -430,7 +430,10 @@ def format_headline(models: dict[str, Scores]) -> str:
         shares = [f"{name} {scores[key]:.1%}" for name, scores in models.items() if key in scores]
         if shares:
             parts.append(f"{', '.join(shares)} {METRICS[key].title}")
-    return ", ".join(parts)
+    benchmarks = {name for scores in models.values() for name in scores.get("benchmarks", {})}
+    if benchmarks:
+        parts.append(f"{len(benchmarks)} benchmarks")
+    return ", ".join(parts) or f"answers of {len(models)} models"
 
 
 def format_table(models: dict[str, Scores]) -> str:

@@ -169,7 +169,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "nowhere",
     ),
     "two domains of a name": (
-        {"evaluate.domains": [{"name": "a", "path": "."}, {"name": "a", "path": "."}]},
+        {"evaluate.domains": [{"name": "a", "path": "rows.jsonl"}, {"name": "a", "path": "rows.jsonl"}]},
         "evaluate.domains",
         "a name of its own",
     ),

@@ -38,9 +38,13 @@ class TaskSettings:
     """`plain` text, the model's `chat` template, or `both`, one after the other; `auto` takes the template for models
     that are trained to chat."""
     samples: int = 1
-    """Completions of each problem that are run, for pass@k."""
+    """Completions of each problem that are run, for pass@k; continuations of each prompt of toxicity."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
     """Settings of generation that replace the task's own, such as `max_gen_toks` and `temperature`."""
+    classifier: str | None = None
+    """For toxicity: the folder or Hub id of a text classifier that says what is toxic; default: a list of words."""
+    classifier_label: str | None = None
+    """The classifier's label that means toxic; default: the one that is called so."""
 
     def __post_init__(self) -> None:
         for key in ("shots", "limit", "samples"):

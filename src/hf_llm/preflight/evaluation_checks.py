@@ -12,6 +12,7 @@ from hf_llm.evaluation.domains import read_domain
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
 from hf_llm.preflight.model_checks import load_starting_model
+from hf_llm.preflight.named_files import exists
 
 QUESTIONS_READ = 1000  # of each source
 
@@ -26,6 +27,8 @@ def check_evaluation(section: Any, findings: Findings) -> None:
         findings.attempt(f"evaluate.domains[{position}]", read_domain, domain)
     task_data = Path(section.task_data).expanduser() if section.task_data else None
     for position, task in enumerate(section.task_settings):
+        if task.data and not exists(task.data):
+            continue  # told by the check of named files
         key = f"evaluate.tasks[{position}]"
         findings.attempt(key, check_task, task, task_data, section.run_generated_code)
 

@@ -95,7 +95,7 @@ def _check_evaluation_files(section: Any, findings: Findings) -> None:
         findings.attempt(key, check_named_model, key, model)
     _check_row_files("evaluate.questions", section.questions, findings)
     for position, domain in enumerate(section.domains):
-        key = f"evaluate.domains[{position}].path"
+        key = f"evaluate.domains[{position}]"
         if not exists(domain.path):
             findings.attempt(key, list_domain_files, domain)
     if section.task_data and not exists(section.task_data):
