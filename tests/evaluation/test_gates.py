@@ -17,6 +17,7 @@ from hf_llm.evaluation.gates import (
     read_run_measurements,
 )
 from hf_llm.evaluation.metrics import METRICS
+from hf_llm.evaluation.text_metrics.held_out_answers import NAME
 from hf_llm.pipeline.status import read_status
 from tests.tiny_recipe import ROOT
 
@@ -182,7 +183,8 @@ def test_find_gate_problems_accepts_what_may_be_measured():
     assert find_gate_problems(tree(gates, **section)) == []
     assert find_gate_problems(tree({"anything": "> 0.3"}, tasks=["my/task.yaml"])) == []  # it has a name of its own
     assert find_gate_problems(tree({"other.perplexity": "< 3"}, models=["runs/other"])) == []
-    assert list_benchmark_names(tree({}, **section)) == ["hellaswag", "mmlu", "letters"]
+    assert list_benchmark_names(tree({}, **section)) == [NAME, "hellaswag", "mmlu", "letters"]
+    assert find_gate_problems(tree({f"{NAME}.rougeL": "> 0.2"})) == []
 
 
 @pytest.mark.parametrize("gates", [None, {}, ""])

@@ -56,6 +56,9 @@ RUN_METRICS = {
 }
 
 
+HELD_OUT_ANSWERS = "held_out_answers"  # the benchmark of `text_metrics/held_out_answers.py`, which takes libraries
+
+
 @dataclass(frozen=True)
 class MissionFigure:
     """One figure of the mission's set of gates."""
@@ -197,14 +200,14 @@ def find_gate_problems(tree: Mapping[str, Any]) -> list[str]:
 
 
 def list_benchmark_names(tree: Mapping[str, Any]) -> list[str]:
-    """List the names of the benchmarks that a recipe's tree asks for, and of its texts with references."""
+    """List the names of the benchmarks that a recipe's tree asks for, those of its texts with references too."""
     section = tree["evaluate"]
-    names = []
+    names = [HELD_OUT_ANSWERS]
     for entry in section.get("tasks") or []:
         names.append(str(entry["name"] if isinstance(entry, dict) else entry))
     for entry in section.get("references") or []:
-        named = entry if isinstance(entry, dict) else {"path": entry}
-        names.append(str(named.get("name") or Path(str(named.get("path"))).stem))
+        file = entry.get("path") or entry.get("hypotheses") or entry.get("prompts")
+        names.append(str(entry.get("name") or Path(str(file)).stem))
     return names
 
 
