@@ -14,6 +14,7 @@ from hf_llm.core.manifest import read_manifest, write_json, write_manifest
 from hf_llm.data.tokens.token_shards import Documents, smallest_id_dtype, tokenize_documents, write_shards
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.model.load import load_model
+from hf_llm.pipeline.status import read_status
 
 RECIPE = """
 name: tiny
@@ -204,3 +205,35 @@ def test_nothing_is_written_into_the_folder_of_a_model(run):
     before = {path: path.read_bytes() for path in (run / "base").iterdir() if path.name != "README.md"}
     evaluate.main(["tiny.yaml"])
     assert {path: path.read_bytes() for path in (run / "base").iterdir() if path.name != "README.md"} == before
+
+
+def test_gates_end_with_3_after_the_work_and_another_bound_measures_nothing(run, capsys):
+    def evaluate_with(bound):
+        try:
+            evaluate.main(["tiny.yaml", f"--evaluate.gates={{perplexity: '{bound}'}}"])
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+    assert evaluate_with("< 2") == 3
+    printed = capsys.readouterr().out
+    assert "missed: perplexity of sft is" in printed
+    results = run / "evaluation/results.json"
+    before = (results.stat().st_ino, results.stat().st_mtime_ns)
+    assert evaluate_with("< 2") == 3  # on every rerun
+    assert read_status(run)["missed"]
+    assert evaluate_with("< 100_000") == 0
+    assert evaluate_with("> 100_000") == 3
+    assert "evaluating" not in capsys.readouterr().out
+    assert (results.stat().st_ino, results.stat().st_mtime_ns) == before
+    evaluate.main(["tiny.yaml"])
+    assert read_status(run) == {}
+
+
+def test_a_gate_of_an_unknown_metric_is_refused_before_anything_is_measured(run, monkeypatch, capsys):
+    monkeypatch.delenv("HF_LLM_SKIP_CHECK")
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["tiny.yaml", "--evaluate.gates={perplexty: '< 2'}"])
+    assert stopped.value.code == 2
+    assert "evaluate.gates.perplexty: no such metric" in capsys.readouterr().err
+    assert not (run / "evaluation").exists()

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.pipeline.run import Run
+from hf_llm.pipeline.status import GATES_MISSED, read_status
 from hf_llm.run import next_commands
-from tests.tiny_recipe import run_module
+from tests.tiny_recipe import launch, prepare, run_module
 
 FOLDERS = ("corpus", "tokenizer", "tokens", "base", "sft", "dpo", "evaluation", "report")
 
@@ -204,3 +205,37 @@ def test_next_prints_every_command_once(tiny_life, monkeypatch):
     for model in ("base", "dpo"):
         commands = [line.split()[2] for line in next_commands(run, run.folder(model))]
         assert len(set(commands)) == len(commands) >= 2
+
+
+def test_missed_gates_end_a_finished_run_with_3_until_they_are_met(tiny_life, tmp_path):
+    folder = prepare(tiny_life, tmp_path, made=FOLDERS)
+    run = folder / "runs/tiny"
+    before = {name: read_manifest(run / name)["created"] for name in FOLDERS if name != "report"}
+    missed = "--evaluate.gates={perplexity: '< 2', base.bits_per_byte: '> 0'}"
+    for _ in range(2):
+        done = run_module("hf_llm.run", "tiny.yaml", missed, folder=folder)
+        assert done.returncode == 3, done.stdout + done.stderr
+        lines = done.stdout.splitlines()
+        report = next(n for n, line in enumerate(lines) if line.startswith("The report:"))
+        assert any(line.strip().startswith("missed: perplexity of dpo is") for line in lines[report:])
+    assert before == {name: read_manifest(run / name)["created"] for name in before}
+    page = (run / "report/index.html").read_text(encoding="utf-8")
+    assert "<h2>Gates</h2>" in page
+    assert "missed" in page
+
+    launched = launch("cpu", "hf_llm.evaluate", "tiny.yaml", missed, folder=folder, processes=1)
+    assert launched.returncode == 1  # the launcher's own code
+    status = read_status(run)
+    assert (status["status"], status["exit_code"], len(status["missed"])) == (GATES_MISSED, 3, 1)
+
+    done = run_module("hf_llm.run", "tiny.yaml", "--evaluate.gates={perplexity: '> 2'}", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_status(run)["status"] == "finished"
+
+
+def test_a_run_whose_evaluation_misses_its_gates_makes_the_report_too(tiny_life, tmp_path):
+    folder = prepare(tiny_life, tmp_path, made=FOLDERS[:-2])
+    done = run_module("hf_llm.run", "tiny.yaml", "--evaluate.gates={perplexity: '< 2'}", folder=folder)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "runs/tiny is complete" in done.stdout
+    assert (folder / "runs/tiny/report/index.html").exists()

@@ -7,6 +7,8 @@
 
 Writes results.json: loss, perplexity and bits per byte of each model, by domain too, its answers, its scores with their
 intervals, and what a token costs. What is measured already is kept: another task computes that task only.
+
+Where `evaluate.gates` names bounds, what misses them is printed at the end, and the exit code is 3.
 """
 
 import re
@@ -24,6 +26,7 @@ from hf_llm.evaluation.benchmark import TaskSettings
 from hf_llm.evaluation.benchmark_table import format_benchmark_table
 from hf_llm.evaluation.domains import TextDomain, read_corpus_domains, read_domain, score_domain
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
+from hf_llm.evaluation.gates import enforce_gates
 from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.questions import score_replies
 from hf_llm.evaluation.score_store import ScoreStore
@@ -82,6 +85,9 @@ class Evaluation:
     """Whether humaneval and mbpp may run the programs that a model writes, in a sandbox."""
     speed: bool = True
     """Whether to measure the time of a token and the memory, on this machine."""
+    gates: str | dict[str, Any] | None = None
+    """Bounds that have to be met, else the command ends with exit code 3: a metric or task with its bound in quotes,
+    such as `perplexity: "< 20"`, or `mission` (docs/evaluation.md)."""
 
     @property
     def task_settings(self) -> list[TaskSettings]:
@@ -103,6 +109,13 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, expand_model_option(list(sys.argv[1:] if argv is None else argv)))
     check_before_work(run, "evaluation")
+    evaluate_models(run, recipe)
+    if is_main_process():
+        enforce_gates(run.root, run.tree)
+
+
+def evaluate_models(run: Run, recipe: Recipe) -> None:
+    """Measure what is not measured yet, and write results.json and the manifest; nothing where that is complete."""
     section = recipe.evaluate
     models = list_models(run, section)
     text = {"tokens": section.text} if section.tokens else {}

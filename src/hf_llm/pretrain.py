@@ -14,6 +14,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings, to_plain
 from hf_llm.monitoring.callbacks.samples_section import SamplesSection
+from hf_llm.monitoring.callbacks.tasks_section import TasksSection
 from hf_llm.pipeline.model_types import CAUSAL, name_config_class
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.preflight.before_work import check_before_work
@@ -46,6 +47,8 @@ class PretrainSection:
     """Weight of the z-loss; 1e-4 keeps logits from drifting. It is not in the logged loss."""
     samples: SamplesSection = field(default_factory=SamplesSection)
     """Texts generated during training, to be read."""
+    evaluate_tasks: TasksSection = field(default_factory=TasksSection)
+    """Benchmarks scored during training, on a fixed number of documents."""
     spikes: SpikeSection = field(default_factory=SpikeSection)
     """Which updates are dropped as outliers."""
     objective: str | Objective | None = None
@@ -202,6 +205,7 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         validation.bytes_per_token,
         likelihood=objective.kind == CAUSAL,
         samples=section.samples,
+        tasks=section.evaluate_tasks,
         price_per_hour=recipe.price_per_hour,
         stage_at=curriculum_stage if train.has_stages else None,
     )

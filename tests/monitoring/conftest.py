@@ -1,8 +1,9 @@
 """A Trainer around the tiny model."""
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from tests.monitoring.tiny_training import tiny_model
 
@@ -32,3 +33,12 @@ def make_trainer(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def tokenizer():
+    """Words `w1` to `w62` as tokens."""
+    vocabulary = {"<pad>": 0, "<eos>": 63} | {f"w{i}": i for i in range(1, 63)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")

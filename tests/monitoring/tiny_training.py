@@ -1,5 +1,8 @@
 """A model of a few thousand parameters and rows of random tokens, for trainings of a second."""
 
+import random
+
+import numpy
 import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
@@ -54,3 +57,13 @@ class Clock(TrainerCallback):
 
     def on_save(self, *args, **kwargs):
         self.now += 100
+
+
+class NumberDrawer(TrainerCallback):
+    """What a collator or a data set may do: draw from every generator at each step."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.drawn.append((random.random(), numpy.random.rand(), torch.rand(1).item()))

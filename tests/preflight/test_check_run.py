@@ -176,6 +176,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "folder of tasks": ({"evaluate.task_data": "nowhere"}, "evaluate.task_data", "nowhere"),
     "file of a task": ({"evaluate.tasks": [{"name": "piqa", "data": "nowhere"}]}, "evaluate.tasks[0].data", "nowhere"),
     "shots of a task": ({"evaluate.tasks": [{"name": "piqa", "shots": -1}]}, "evaluate.tasks[0]", "from 0"),
+    "metric of a gate": (
+        {"evaluate.gates": {"perplexty": "< 20"}},
+        "evaluate.gates.perplexty",
+        "did you mean perplexity",
+    ),
+    "bound of a gate": ({"evaluate.gates": {"perplexity": "20"}}, "evaluate.gates.perplexity", 'in quotes: "< 20"'),
     "no model": ({"evaluate.models": []}, "evaluate.models", "leave it out"),
     "tokens of the evaluation": ({"evaluate.tokens": -1}, "evaluate.tokens", "at least 0"),
     "no questions": (
@@ -200,7 +206,8 @@ TOLD_FIRST = {
     "tokenizer file", "chat template", "model type", "start_from", "layers of nothing", "tokens",
     "tokenizer of another run", "chat file", "chat format", "quantised without adapters", "model of another run",
     "pairs file", "DPO's loss", "evaluated model", "no model", "tokens of the evaluation", "text of a domain",
-    "two domains of a name", "folder of tasks", "file of a task", "shots of a task",
+    "two domains of a name", "folder of tasks", "file of a task", "shots of a task", "metric of a gate",
+    "bound of a gate",
 }  # fmt: skip
 
 

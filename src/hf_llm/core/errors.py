@@ -10,6 +10,7 @@ from typing import NoReturn
 
 USER_ERROR_FILE = "HF_LLM_USER_ERROR_FILE"  # names a file that gets the message: launchers turn exit code 2 into 1
 USER_ERROR_CODE = 2  # the exit code of a command that the user has to change something for
+GATES_MISSED_CODE = 3  # of an evaluation that is finished, and whose scores miss a bound of `evaluate.gates`
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy reports when the disk is full
 

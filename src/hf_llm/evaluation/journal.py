@@ -54,6 +54,24 @@ class Journal:
             os.truncate(self.path, data.rfind(b"\n") + 1)
 
 
+class MemoryJournal(Journal):
+    """The scored documents of a benchmark in memory, in one process, for a model that is in training."""
+
+    def __init__(self) -> None:
+        self.rank = 0
+        self.world_size = 1
+        self.finished = set()
+        self._rows: list[dict[str, Any]] = []
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep the rows of a finished batch."""
+        self._rows.extend(rows)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the rows, ordered by id as `natural_key` orders them."""
+        return sorted(self._rows, key=lambda row: natural_key(row["id"]))
+
+
 def natural_key(name: str) -> tuple[int, int, str]:
     """Sort ids that are numbers as numbers, before all others."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)

@@ -14,6 +14,8 @@ from hf_llm.monitoring.callbacks.eta_and_cost import CostCallback
 from hf_llm.monitoring.callbacks.gradient_norms import GradientNormCallback
 from hf_llm.monitoring.callbacks.jsonl_logger import JsonlCallback
 from hf_llm.monitoring.callbacks.samples import SampleCallback, SamplesSection
+from hf_llm.monitoring.callbacks.tasks import TaskCallback
+from hf_llm.monitoring.callbacks.tasks_section import TasksSection
 from hf_llm.monitoring.callbacks.throughput import ThroughputCallback
 
 
@@ -23,10 +25,11 @@ def attach_callbacks(
     bytes_per_token: float | None = None,
     likelihood: bool = True,
     samples: SamplesSection | None = None,
+    tasks: TasksSection | None = None,
     price_per_hour: float | None = None,
     stage_at: Callable[[int], int] | None = None,
 ) -> None:
-    """Add speed, gradient norms, cost and samples to a trainer's logs, and record and print them.
+    """Add speed, gradient norms, cost, samples and the scores of tasks to a trainer's logs, and record and print them.
 
     Each entry is printed as one line and written to `logs/metrics.jsonl` while the trainer trains; alerts go to
     `logs/alerts.jsonl`; TensorBoard and wandb write to `logs/` too, unless TENSORBOARD_LOGGING_DIR and WANDB_DIR say
@@ -46,6 +49,7 @@ def attach_callbacks(
         ThroughputCallback(trainer, flops_per_token, bytes_per_token, likelihood, stage_at),
         GradientNormCallback(trainer),
         CostCallback(trainer, price_per_hour),
+        *([TaskCallback(trainer, tasks)] if tasks is not None and tasks.tasks else []),
         JsonlCallback(),
     ]
 

@@ -90,6 +90,7 @@ FREE_KEYS = frozenset(
     [
         "pretrain.evaluation_tokens",
         "pretrain.samples",
+        "pretrain.evaluate_tasks",
         "model.attn_implementation",
         "model.use_cache",
         "*.allow_drop",

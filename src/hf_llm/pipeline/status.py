@@ -1,4 +1,6 @@
-"""Read and write `run_status.json`, which says at which step a run is, or how it ended.
+"""Read and write `run_status.json`, which says at which step a training is, or how it ended.
+
+That of a stage is in its folder; the one in the run's own folder says whether the gates of its evaluation are met.
 
 A launcher (torchrun, accelerate) replaces the exit codes of its workers by its own, so whatever started it reads this
 file instead.
@@ -20,6 +22,7 @@ RUNNING = "running"
 FINISHED = "finished"
 PREEMPTED = "preempted"
 FAILED = "failed"
+GATES_MISSED = "gates missed"
 
 
 def utc_timestamp() -> str:
@@ -27,12 +30,14 @@ def utc_timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def write_status(folder: Path, status: str, step: int, **entries: Any) -> None:
-    """Write `run_status.json`: `status`, the optimizer step reached, the time and `entries`. Main process only."""
+def write_status(folder: Path, status: str, step: int | None, **entries: Any) -> None:
+    """Write `run_status.json`: `status`, the optimizer step reached (None for what has no steps), the time and
+    `entries`. Main process only."""
     if not is_main_process():
         return
+    steps = {} if step is None else {"step": step}
     try:
-        write_json(Path(folder) / STATUS, {"status": status, "step": step, "time": utc_timestamp(), **entries})
+        write_json(Path(folder) / STATUS, {"status": status, **steps, "time": utc_timestamp(), **entries})
     except OSError as error:
         # A full disk, for example. The error that ends the run is reported anyway, and this one must not hide it.
         print_main(f"{STATUS} could not be written: {error}")

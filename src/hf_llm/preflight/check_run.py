@@ -9,7 +9,7 @@ from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import OPTIONAL
 from hf_llm.preflight.corpus_checks import check_corpus, check_tokenizer_section
-from hf_llm.preflight.evaluation_checks import check_evaluation
+from hf_llm.preflight.evaluation_checks import check_evaluation, check_tasks_in_training
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.first_check import check_sections
 from hf_llm.preflight.host_checks import check_disk, estimate_model_bytes
@@ -54,6 +54,7 @@ def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
             check_pretraining_launch(recipe.pretrain, base.context, findings)
         leave_launch()
         check_pretraining(recipe, objective, base, work, on_this_host, findings)
+        check_tasks_in_training(recipe.pretrain.evaluate_tasks, findings)
         if base.config is not None and not findings.has_problem("model"):
             needed_bytes["base"] = estimate_model_bytes(base.config, recipe.pretrain)
         check_push("pretrain", recipe.pretrain.training, findings)

@@ -33,6 +33,14 @@ def check_evaluation(section: Any, findings: Findings) -> None:
         findings.attempt(key, check_task, task, task_data, section.run_generated_code)
 
 
+def check_tasks_in_training(section: Any, findings: Findings) -> None:
+    """Check the tasks of `pretrain.evaluate_tasks`."""
+    task_data = Path(section.task_data).expanduser() if section.task_data else None
+    for position, name in enumerate(section.tasks):
+        key = f"pretrain.evaluate_tasks.tasks[{position}]"
+        findings.attempt(key, check_task, TaskSettings(name=name), task_data, False)
+
+
 def check_task(task: TaskSettings, task_data: Path | None, runs_code: bool) -> None:
     """Raise UserError where nobody knows a task, or a package or a permission is missing that it needs.
 

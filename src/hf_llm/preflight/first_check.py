@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hf_llm.core.recipe import find_problems
+from hf_llm.evaluation.gates import find_gate_problems
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import RECIPE_KEYS, STAGES
 from hf_llm.preflight.findings import Findings
@@ -21,6 +22,8 @@ def check_sections(run: Run, folders: Iterable[str], findings: Findings) -> dict
     check_named_files(recipes, findings)
     if "evaluation" in recipes:
         check_evaluation_values(recipes["evaluation"].evaluate, findings)
+        for problem in find_gate_problems(run.tree):
+            findings.problems.append(problem)
     return recipes
 
 

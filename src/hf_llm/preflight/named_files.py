@@ -76,6 +76,11 @@ def _check_pretraining_files(section: Any, findings: Findings) -> None:
         findings.attempt("pretrain.tokens", read_index, Path(section.tokens))
     if section.tokenizer is not None:
         findings.attempt("pretrain.tokenizer", check_model_path, section.tokenizer)
+    folder = section.evaluate_tasks.task_data
+    if folder and not exists(folder):
+        findings.add_problem(
+            "pretrain.evaluate_tasks.task_data", f"{folder} is not there; name a folder with files of tasks"
+        )
 
 
 def _check_posttraining_files(folder: str, section: Any, findings: Findings) -> None:

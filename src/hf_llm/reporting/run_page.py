@@ -13,6 +13,7 @@ from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import package_versions, read_manifest
+from hf_llm.evaluation.gates import check_run_gates
 from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns, title_chart
 from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, Stage, is_requested
 from hf_llm.reporting import templates
@@ -55,6 +56,7 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
             for metric in score_columns(evaluation["models"].values())
         ],
         "scores_by_model": {name: dict(format_scores(scores)) for name, scores in evaluation["models"].items()},
+        "gates": check_run_gates(root, tree) if "evaluation" in manifests else [],
         "test_split": _describe_test_split(root, manifests, evaluation["models"]),
         "license_shares": [(name, format_share(share)) for name, share in kept_licenses(manifests)],
         "ledger": _summarize_ledger(corpus_ledger) if corpus_ledger else None,

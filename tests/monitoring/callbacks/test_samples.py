@@ -7,33 +7,13 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import samples as sampling
 from hf_llm.monitoring.callbacks.samples import SampleCallback, SamplesSection, weights_are_sharded
-from tests.monitoring.tiny_training import Rows
+from tests.monitoring.tiny_training import NumberDrawer, Rows
 
 PROMPTS = ["w1 w2", "w3"]
-
-
-@pytest.fixture
-def tokenizer():
-    vocabulary = {"<pad>": 0, "<eos>": 63} | {f"w{i}": i for i in range(1, 63)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
-
-
-class NumberDrawer(TrainerCallback):
-    """What a collator or a data set may do: draw from every generator at each step."""
-
-    def __init__(self):
-        self.drawn = []
-
-    def on_step_begin(self, *args, **kwargs):
-        self.drawn.append((random.random(), numpy.random.rand(), torch.rand(1).item()))
 
 
 def train_with_samples(make_trainer, tokenizer, samples):

@@ -3,9 +3,6 @@
 A masked language model or an encoder-decoder fills in the masked tokens or spans of the prompts instead.
 """
 
-import random
-
-import numpy
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -14,6 +11,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.jsonl import append_row, samples_file, truncate_after_step
 from hf_llm.inference.infill import complete_or_infill
 from hf_llm.monitoring.callbacks.samples_section import SamplesSection
+from hf_llm.monitoring.callbacks.undisturbed import undisturbed_training
 
 
 class SampleCallback(TrainerCallback):
@@ -48,19 +46,10 @@ class SampleCallback(TrainerCallback):
 
     def _complete_prompts(self, model: torch.nn.Module) -> list[str]:
         """Complete the prompts without any effect on the training."""
-        was_training = model.training
-        python_state = random.getstate()
-        numpy_state = numpy.random.get_state()
-        try:
-            with torch.random.fork_rng():
-                model.eval()
-                return complete_or_infill(
-                    model, self.trainer.processing_class, self.samples.prompts, self.samples.max_new_tokens
-                )
-        finally:
-            model.train(was_training)
-            random.setstate(python_state)
-            numpy.random.set_state(numpy_state)
+        with undisturbed_training(model):
+            return complete_or_infill(
+                model, self.trainer.processing_class, self.samples.prompts, self.samples.max_new_tokens
+            )
 
     def _record_samples(self, args, step: int, completions: list[str]) -> None:
         """Print the completions, write them to `samples.jsonl`, and send them to TensorBoard and wandb."""
