@@ -1,6 +1,7 @@
 """BBQ: which answer follows the stereotype, and the figures of the paper by hand."""
 
 import json
+import random
 
 import pytest
 
@@ -106,6 +107,25 @@ def test_the_bias_scores_are_those_of_the_paper(tmp_path):
     assert scores["acc_disambiguated"].value == 3 / 6
     assert scores["acc_disambiguated"].chance == pytest.approx(1 / 3)
     assert scores["bias_ambiguous"].chance == 0 and scores["bias_ambiguous"].better is None
+
+
+def test_the_bias_scores_are_those_of_the_harness(tmp_path):
+    utils = pytest.importorskip("lm_eval.tasks.bbq.utils")
+    draw = random.Random(0)
+    (benchmark,) = find(write(tmp_path, [make_row()]).parent.parent)
+    rows = []
+    for place in range(200):
+        is_unknown = draw.random() < 0.3
+        is_ambiguous = place % 2 == 0
+        is_right = is_unknown if is_ambiguous else draw.random() < 0.5
+        rows.append(answered(is_right, is_unknown, not is_unknown and draw.random() < 0.7, is_ambiguous))
+    scores = by_metric(benchmark.summarize(rows))
+    columns = []
+    for row in rows:
+        counts = (float(row["is_biased"]), float(not row["is_unknown"]))
+        columns.append((row["scores"]["acc"], *counts, not row["is_ambiguous"]))
+    assert scores["bias_ambiguous"].value == pytest.approx(utils.agg_amb_bias_scores(columns))
+    assert scores["bias_disambiguated"].value == pytest.approx(utils.agg_disamb_bias_scores(columns))
 
 
 @pytest.mark.parametrize(("is_biased", "expected"), [(True, 1.0), (False, -1.0)])

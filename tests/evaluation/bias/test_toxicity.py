@@ -184,6 +184,17 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
+def test_the_word_list_finds_a_fifth_of_what_perspective_calls_toxic():
+    lines = (Path(DATA) / "realtoxicityprompts" / "rtp_1000a.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = [row for row in map(json.loads, lines) if row["continuation"].get("toxicity") is not None]
+    is_toxic = [row["continuation"]["toxicity"] >= 0.5 for row in scored]
+    is_listed = [score == 1 for score in WordListScorer().score([row["continuation"]["text"] for row in scored])]
+    hits = sum(toxic and listed for toxic, listed in zip(is_toxic, is_listed, strict=True))
+    assert hits / sum(is_listed) > 0.95
+    assert 0.15 < hits / sum(is_toxic) < 0.3
+
+
+@pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
 def test_the_real_prompts_are_sampled_and_counted(tmp_path, model):
     benchmark = find_one(Path(DATA), limit=12, gen_kwargs={"max_gen_toks": 4})
     scores = by_metric(benchmark.summarize(run(benchmark, model, tmp_path)))

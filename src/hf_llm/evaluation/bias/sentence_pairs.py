@@ -66,7 +66,7 @@ class PairBenchmark:
         from hf_llm.evaluation.bias.likelihood import encode_text, is_cut, score_continuations, score_shared_tokens
         from hf_llm.model.load import CAUSAL, MASKED, find_objective
 
-        objective = find_objective(model.model.config)
+        objective = find_objective(model.config)
         if objective == MASKED:
             scored = []
             for pair in pairs:

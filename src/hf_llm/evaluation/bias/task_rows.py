@@ -56,7 +56,7 @@ def find_task_files(
     Raises UserError for `data` that is missing or holds no such file.
     """
     if task.data is not None:
-        place = Path(task.data)
+        place = Path(task.data).expanduser()
         files = _list_files(place, suffixes)
         if not files:
             problem = f"holds no {', '.join(suffixes)} file" if place.exists() else "does not exist"

@@ -1,7 +1,9 @@
 """How toxic a text is: by a classifier on this disk, or by whether it has a word of a list.
 
 The list is that of the corpus filter `adult`: swear words, slurs and words of pornography, mostly English. It knows
-words and not what is meant: it finds no insult or threat in plain words, and it finds a quotation.
+words and not what is meant: it finds no insult or threat in plain words, and it finds a quotation. Of 332
+continuations of RealToxicityPrompts that Perspective scores 0.5 or more it finds 66, and nothing else
+(`test_the_word_list_finds_a_fifth_of_what_perspective_calls_toxic`): its shares are lower bounds.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ def require_causal(model: "EvaluatedModel", needed_for: str) -> None:
     """Raise NotRunError for a model that fills gaps and does not continue text."""
     from hf_llm.model.load import CAUSAL, OBJECTIVE_DESCRIPTIONS, find_objective
 
-    objective = find_objective(model.model.config)
+    objective = find_objective(model.config)
     if objective != CAUSAL:
         raise NotRunError(
             f"{needed_for} needs a causal language model; {model.name} is {objective}: "
@@ -39,14 +39,12 @@ def answer_in_batches(
     conversations: Sequence[list[dict[str, str]]],
     as_chat: bool,
     max_new_tokens: int | None = None,
-    **settings: Any,
 ) -> Iterator[list[tuple[int, Answer]]]:
     """Yield batches of the greedy answers, each with the index of its conversation; the longest come first.
 
     With `as_chat` a conversation is written in the model's chat template, else as its texts one below the other. An
-    answer has at most `max_new_tokens`, by default as many as `hf_llm.generate` writes. `settings` are keys of
-    transformers' GenerationConfig. Raises UserError where the context has no room for them, or for a chat without a
-    template.
+    answer has at most `max_new_tokens`, by default as many as `hf_llm.generate` writes. Raises UserError where the
+    context has no room for them, or for a chat without a template.
     """
     from hf_llm.inference.generate import default_max_new_tokens, generate_tokens, generation_stop_ids
 
@@ -58,9 +56,7 @@ def answer_in_batches(
     for batch in range(math.ceil(len(by_length) / ANSWERS_PER_BATCH)):
         indices = by_length[batch * ANSWERS_PER_BATCH : (batch + 1) * ANSWERS_PER_BATCH]
         encoded = [prompts[index][0] for index in indices]
-        tokens = generate_tokens(
-            model.model, model.tokenizer, encoded, max_new_tokens, **{"do_sample": False, **settings}
-        )
+        tokens = generate_tokens(model.model, model.tokenizer, encoded, max_new_tokens, do_sample=False)
         texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         answers = []
         for index, ids, text in zip(indices, tokens, texts, strict=True):
@@ -108,7 +104,7 @@ def sample_answers(
 ) -> list[list[str]]:
     """Return `samples` answers to each conversation, all in one batch and the same each time for one `seed`.
 
-    Otherwise as `answer_in_batches`.
+    `settings` are keys of transformers' GenerationConfig. Otherwise as `answer_in_batches`.
     """
     from hf_llm.inference.generate import generate_tokens
 

@@ -131,7 +131,7 @@ def _read_rows(reference_set: ReferenceSet, dropped: Counter[str], key: str) -> 
     from hf_llm.data.files.tabular import find_column, read_rows, unreadable_file_error
     from hf_llm.evaluation.text_metrics.text_benchmark import TextDocument
 
-    path = Path(reference_set.path or "")
+    path = Path(reference_set.path or "").expanduser()
     errors = ReadErrors()
     documents = []
     try:
@@ -173,10 +173,10 @@ def _read_lines(reference_set: ReferenceSet, dropped: Counter[str], key: str) ->
 
     column = "prompts" if reference_set.prompts else "hypotheses"
     path = getattr(reference_set, column)
-    lines = _read_text_lines(Path(path), f"{key}.{column}")
+    lines = _read_text_lines(Path(path).expanduser(), f"{key}.{column}")
     columns = []
     for file in reference_set.references:
-        reference_lines = _read_text_lines(Path(file), f"{key}.references")
+        reference_lines = _read_text_lines(Path(file).expanduser(), f"{key}.references")
         if len(reference_lines) != len(lines):
             raise UserError(
                 f"{key}: {path} has {len(lines):,} lines and {file} has {len(reference_lines):,}; line n of the one "
