@@ -11,10 +11,12 @@ intervals, and what a token costs. What is measured already is kept: another tas
 Where `evaluate.gates` names bounds, what misses them is printed at the end, and the exit code is 3.
 """
 
+import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +32,11 @@ from hf_llm.evaluation.gates import enforce_gates
 from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.questions import score_replies
 from hf_llm.evaluation.score_store import ScoreStore
+from hf_llm.evaluation.text_metrics.references import ReferenceSet
 from hf_llm.pipeline.model_types import CAUSAL, MASKED
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
-from hf_llm.pipeline.stages import LANGUAGE_MODELS
+from hf_llm.pipeline.stages import LANGUAGE_MODELS, STAGES
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
@@ -81,6 +84,10 @@ class Evaluation:
     YAML file of such a task, humaneval, mbpp, crows_pairs, winobias, bbq and toxicity (docs/evaluation.md)."""
     task_data: str | None = None
     """A folder with files of benchmarks, read where it has those of a task; what it lacks comes from the Hub."""
+    references: list[ReferenceSet] = field(default_factory=list)
+    """Files of prompts with good answers, or of finished texts with references: BLEU, ROUGE and chrF."""
+    held_out_answers: bool = False
+    """Whether to score answers to the rows that SFT holds out against the rows' own: BLEU, ROUGE and chrF."""
     run_generated_code: bool = False
     """Whether humaneval and mbpp may run the programs that a model writes, in a sandbox."""
     speed: bool = True
@@ -142,7 +149,10 @@ def evaluate_models(run: Run, recipe: Recipe) -> None:
                 add_questions(model, section, store, results["questions"], scores)
                 if section.speed:
                     scores |= measure_speed_once(model, store)
-            scores["benchmarks"] = run_benchmarks(model, section, store)
+            benchmarks = run_benchmarks(model, section, run, store)
+            if benchmarks:
+                scores["benchmarks"] = benchmarks
+                scores |= describe_aggregate(benchmarks)
             results["models"][name] = {key: value for key, value in scores.items() if value != {}}
         if not is_main_process():
             return
@@ -310,37 +320,75 @@ def measure_speed_once(model: EvaluatedModel, store: ScoreStore) -> Scores:
     return without_seconds(store.measure(model, "speed", {}, measure))
 
 
-def run_benchmarks(model: EvaluatedModel, section: Evaluation, store: ScoreStore) -> dict[str, Scores]:
+def run_benchmarks(model: EvaluatedModel, section: Evaluation, run: Run, store: ScoreStore) -> dict[str, Scores]:
     """Run every benchmark that the recipe asks for on one model; return their results by name."""
-    if not section.tasks:
+    if not (section.tasks or section.references or section.held_out_answers):
         return {}
-    from hf_llm.evaluation.run_benchmark import run_benchmark
+    from hf_llm.evaluation.benchmark import NotRunError
+    from hf_llm.evaluation.run_benchmark import add_overlaps, describe_not_run, run_benchmark
 
+    benchmarks = []
     results = {}
-    for benchmark, reason in find_all_benchmarks(model, section):
-        if benchmark is None:
-            results |= reason
-        else:
-            results[benchmark.name] = run_benchmark(benchmark, model, store)
+    for name, find in list_requests(model, section, run):
+        try:
+            benchmarks += find()
+        except NotRunError as error:
+            print_main(f"{model.name}: {name}")
+            results[name] = describe_not_run(str(error), {})
+    for benchmark in benchmarks:
+        results[benchmark.name] = run_benchmark(benchmark, model, store)
+    if is_main_process():
+        add_overlaps(benchmarks, results, model, store)
     return results
 
 
-def find_all_benchmarks(
-    model: EvaluatedModel, section: Evaluation
-) -> "Iterator[tuple[Benchmark | None, dict[str, Scores]]]":
-    """Yield every benchmark for a model; for one that cannot be run, None with its result by name, which says why."""
-    from hf_llm.evaluation.benchmark import NotRunError
+def list_requests(
+    model: EvaluatedModel, section: Evaluation, run: Run
+) -> "Iterator[tuple[str, Callable[[], list[Benchmark]]]]":
+    """Yield what the recipe asks for, by name, each with a function that returns its benchmarks."""
     from hf_llm.evaluation.benchmark_families import find_benchmarks
-    from hf_llm.evaluation.run_benchmark import describe_not_run
+    from hf_llm.evaluation.text_metrics.held_out_answers import NAME
+    from hf_llm.evaluation.text_metrics.references import load_reference_benchmarks
 
     task_data = Path(section.task_data).expanduser() if section.task_data else None
     for task in section.task_settings:
-        try:
-            for benchmark in find_benchmarks(task, task_data, section.run_generated_code, model.is_chat):
-                yield benchmark, {}
-        except NotRunError as error:
-            print_main(f"{model.name}: {task.name}")
-            yield None, {task.name: describe_not_run(str(error), asdict(task))}
+        yield task.name, partial(find_benchmarks, task, task_data, section.run_generated_code, model.is_chat)
+    if section.held_out_answers:
+        yield NAME, partial(find_held_out_answers, model, run)
+    for position, references in enumerate(section.references):
+        key = f"evaluate.references[{position}]"
+        yield references.title, partial(load_reference_benchmarks, references, model.is_chat, key)
+
+
+def find_held_out_answers(model: EvaluatedModel, run: Run) -> "list[Benchmark]":
+    """Return the benchmark of the rows that this run's SFT holds out."""
+    from hf_llm.evaluation.benchmark import NotRunError
+    from hf_llm.evaluation.text_metrics.held_out_answers import load_held_out_answers
+
+    if not run.is_requested("sft"):
+        raise NotRunError("the recipe has no sft section, which says what is held out")
+    recipe = run.read(importlib.import_module(STAGES["sft"].module).Recipe)
+    corpus = run.folder("corpus")
+    benchmark = load_held_out_answers(
+        recipe.sft.data,
+        evaluation_share=recipe.sft.evaluation_share,
+        seed=recipe.seed,
+        allow_drop=recipe.sft.allow_drop,
+        corpus=corpus if read_manifest(corpus) is not None else None,
+        is_chat=model.is_chat,
+    )
+    return [benchmark]
+
+
+def describe_aggregate(benchmarks: dict[str, Scores]) -> Scores:
+    """Return the mean of a model's benchmarks centred on chance as `aggregate`; empty where none counts."""
+    from hf_llm.evaluation.aggregate import centre_scores
+
+    aggregate = centre_scores(benchmarks)
+    if aggregate is None:
+        return {}
+    print_main(f"  {aggregate.describe()}")
+    return {"aggregate": aggregate.to_json()}
 
 
 def without_seconds(result: Scores) -> Scores:

@@ -45,12 +45,14 @@ class BenchmarkScore:
     def overlap_text(self) -> str:
         """How many of the documents overlap with the training text, and the score without them."""
         share = self.overlap.get("share")
-        if share is None:
+        documents = len(self.overlap.get("documents", []))
+        if share is None and not documents:
             return UNKNOWN
-        if not share:
+        if not documents:
             return "none"
         without = f"; without them {self.clean.format_value()}" if self.clean else ""
-        return f"{share:.1%} of the documents{without}"
+        at_least = "at least " if share is None else ""
+        return f"{at_least}{documents / self.overlap['all_documents']:.1%} of the documents{without}"
 
 
 def list_benchmark_scores(scores: Mapping[str, Any], only_primary: bool = False) -> list[BenchmarkScore]:

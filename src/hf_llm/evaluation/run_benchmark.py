@@ -1,6 +1,6 @@
 """Score a model on a benchmark: what is scored already is read, what is new is scored in all processes of a launch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.journal import Journal
 from hf_llm.evaluation.score_store import Result, ScoreStore
 
+OVERLAPS = "overlaps"  # a folder with what was found in training texts
 DOCUMENTS = "documents"  # in a result, the file with prompts and answers, below the evaluation's folder
 
 
@@ -34,6 +35,7 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     try:
         benchmark.score_documents(model, journal)
     except NotRunError as error:
+        wait_for_all()
         return describe_not_run(str(error), benchmark.settings, benchmark.group)
     wait_for_all()
     rows = journal.read()
@@ -48,6 +50,42 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
         store.write(model, benchmark.name, identity, result)
         print_main(f"  {describe_scores(scores)}")
     return result
+
+
+def add_overlaps(
+    benchmarks: list[Benchmark], results: dict[str, Result], model: EvaluatedModel, store: ScoreStore
+) -> None:
+    """Add to the results of a model what of each benchmark it was trained on: `overlap`, and `clean_scores`, the
+    scores of the other documents. Main process only; prints a line for each benchmark that overlaps."""
+    from hf_llm.evaluation.contamination import find_overlaps
+
+    rows = {}
+    texts = {}
+    for benchmark in benchmarks:
+        if results[benchmark.name].get("not_run"):
+            continue
+        rows[benchmark.name] = read_documents(store.root.parent, results[benchmark.name])
+        texts[benchmark.name] = find_texts_of(benchmark, rows[benchmark.name])
+    if not texts:
+        return
+
+    overlaps = find_overlaps(texts, model.path, store.root / OVERLAPS)
+    for benchmark in benchmarks:
+        overlap = overlaps.get(benchmark.name)
+        if overlap is None:
+            continue
+        result = results[benchmark.name]
+        result["overlap"] = overlap.to_json()
+        overlapping = set(overlap.documents)
+        if overlapping:
+            kept = [row for row in rows[benchmark.name] if row["id"] not in overlapping]
+            clean = benchmark.summarize(kept) if kept else []
+            result["clean_scores"] = [score.to_json() for score in clean]
+            without = f"; without them {describe_scores(clean[:1])}" if clean else ""
+            print_main(
+                f"  {benchmark.name}: {len(overlapping):,} of {overlap.all_documents:,} documents share text with what "
+                f"{model.name} was trained on{without}"
+            )
 
 
 def describe_not_run(reason: str, settings: Mapping[str, Any], group: str = "") -> Result:
@@ -80,12 +118,6 @@ def find_texts_of(benchmark: Benchmark, rows: list[dict[str, Any]]) -> dict[str,
 def read_documents(root: Path, result: Result) -> list[dict[str, Any]]:
     """Read the scored documents of a benchmark from the evaluation's folder `root`."""
     return Journal(root / result[DOCUMENTS]).read()
-
-
-def score_without(benchmark: Benchmark, rows: list[dict[str, Any]], is_left_out: Callable[[str], bool]) -> list[Score]:
-    """Return the scores of the documents that are not left out; none where all are."""
-    kept = [row for row in rows if not is_left_out(row["id"])]
-    return benchmark.summarize(kept) if kept else []
 
 
 def wait_for_all() -> None:
