@@ -3,6 +3,7 @@
 import pytest
 
 from hf_llm.evaluation.code.control_tests import make_test_pair
+from tests.evaluation.code.human_eval import DATA, read_problems
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,8 @@ def test_there_is_no_control_without_an_assertion():
 def test_comments_do_not_tell_the_tests_from_the_control():
     plain, altered = make_test_pair("assert f(1) == 2  # easy")
     assert "#" not in plain + altered
+
+
+@pytest.mark.skipif(not DATA, reason="HF_LLM_DATA is not set")
+def test_every_problem_of_human_eval_has_a_control():
+    assert [row["task_id"] for row in read_problems() if make_test_pair(row["test"])[1] is None] == []

@@ -22,6 +22,7 @@ MAX_DETAIL = 300  # characters of an error's text
 
 
 def main() -> None:
+    """Read the job, limit this process, say that it has started, and run the program."""
     job = json.loads(sys.stdin.buffer.read())
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, limit in job["limits"].items():
@@ -35,6 +36,7 @@ def main() -> None:
 
 
 def format_report(nonce: str, outcome: str, detail: str) -> bytes:
+    """Return the line of a report."""
     report = json.dumps({"outcome": outcome, "detail": detail[:MAX_DETAIL]})
     return f"\n{nonce}{report}\n".encode()
 
@@ -65,6 +67,7 @@ def run_job(program: str, tests: str, report: int, nonce: str) -> None:
 
 
 def name_failure(error: BaseException, stage: str) -> str:
+    """Return the outcome of a program that raised an error in this stage."""
     if isinstance(error, MemoryError):
         return "memory"
     if isinstance(error, AssertionError) and stage == "the tests":
