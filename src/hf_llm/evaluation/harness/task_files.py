@@ -184,7 +184,7 @@ def find_tasks(name: str) -> list[TaskFile]:
 
 
 def read_group_metrics(name: str) -> dict[str, bool]:
-    """Return the metrics that a group has a mean of, and whether each of its tasks counts by its documents or all alike.
+    """Return the metrics that a group has a mean of, and whether each task counts by its documents or all alike.
 
     Nothing for a name that is not a group, or a group that has no mean: its tasks are only run together.
     """
