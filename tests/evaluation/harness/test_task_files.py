@@ -12,6 +12,7 @@ from hf_llm.evaluation.harness.task_files import (
     harness_folder,
     index_tasks,
     read_config,
+    read_group_metrics,
     resolve_functions,
 )
 
@@ -50,6 +51,12 @@ def test_a_groups_settings_and_those_of_its_entries_change_the_tasks_in_it(tmp_p
     twos = [task.changes for task in find_tasks(str(tmp_path / "all.yaml")) if task.name == "two"]
     assert [changes.get("num_fewshot") for changes in twos] == [5, 3]
     assert twos[1]["description"] == "inner"
+
+
+def test_read_group_metrics_tells_how_a_group_is_averaged():
+    assert read_group_metrics("mmlu") == {"acc": True}  # by documents
+    assert read_group_metrics("blimp") == {"acc": False}  # each phenomenon alike
+    assert read_group_metrics("hellaswag") == read_group_metrics("ai2_arc") == {}
 
 
 @pytest.mark.parametrize(

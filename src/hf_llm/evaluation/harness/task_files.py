@@ -183,6 +183,21 @@ def find_tasks(name: str) -> list[TaskFile]:
     return [TaskFile(config["task"], path.resolve())]
 
 
+def read_group_metrics(name: str) -> dict[str, bool]:
+    """Return the metrics that a group has a mean of, and whether each task counts by its documents or all alike.
+
+    Nothing for a name that is not a group, or a group that has no mean: its tasks are only run together.
+    """
+    if Path(name).suffix in YAML_SUFFIXES:
+        config = read_config(Path(name).expanduser())
+    else:
+        index = index_tasks(harness_folder())
+        config = read_config(index.files[name]) if name in index.groups else {}
+    metrics = config.get("aggregate_metric_list") or []
+    metrics = metrics if isinstance(metrics, list) else [metrics]
+    return {metric["metric"]: metric.get("weight_by_size", True) for metric in metrics}
+
+
 def describe_unknown_task(name: str, names: Iterable[str]) -> str:
     """Return the message for a name that is not a task, with the nearest names that are."""
     nearest = difflib.get_close_matches(name, list(names), SUGGESTIONS, cutoff=0.5)

@@ -6,7 +6,7 @@ from typing import Literal
 from hf_llm.core.console import print_main
 from hf_llm.evaluation.benchmark import Benchmark, TaskSettings
 from hf_llm.evaluation.harness.task_benchmark import TaskBenchmark
-from hf_llm.evaluation.harness.task_files import find_tasks
+from hf_llm.evaluation.harness.task_files import YAML_SUFFIXES, TaskFile, find_tasks
 
 
 def find_benchmarks(task: TaskSettings, task_data: Path | None, runs_code: bool, is_chat: bool) -> list[Benchmark]:
@@ -19,10 +19,7 @@ def find_benchmarks(task: TaskSettings, task_data: Path | None, runs_code: bool,
     if task.samples != 1:
         print_main(f"evaluate.tasks: {task.name}: samples: {task.samples} counts for humaneval and mbpp only")
     sources = find_tasks(task.name)
-    group = "" if len(sources) == 1 and task.name in (sources[0].name, str(sources[0].path)) else task.name
-    if Path(task.name).exists() and len(sources) == 1:  # a file of one task
-        group = ""
-
+    group = name_group(task.name, sources)
     formats = choose_formats(task, is_chat)
     benchmarks: dict[str, Benchmark] = {}
     for source in sources:
@@ -31,6 +28,14 @@ def find_benchmarks(task: TaskSettings, task_data: Path | None, runs_code: bool,
             if name not in benchmarks:  # a task may be in two groups of a group
                 benchmarks[name] = TaskBenchmark(source, task, task_data, prompt_format, name, group)
     return list(benchmarks.values())
+
+
+def name_group(name: str, sources: list[TaskFile]) -> str:
+    """Return the group that tasks were asked for by; nothing for a task by itself."""
+    is_file = Path(name).suffix in YAML_SUFFIXES
+    if len(sources) == 1 and (is_file or sources[0].name == name):
+        return ""
+    return Path(name).stem if is_file else name
 
 
 def choose_formats(task: TaskSettings, is_chat: bool) -> list[Literal["plain", "chat"]]:
