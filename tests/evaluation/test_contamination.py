@@ -62,7 +62,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "runs/x"
     chats = [ask(f"{n}? {words(9, n)}", words(9, 1000 + n)) for n in range(200, 240)]
-    chats += [ask("Say it.", QUESTIONS["5"][1])]
+    chats += [ask("And now?", QUESTIONS["5"][1])]
     pairs = [{"prompt": f"{n}?", "chosen": words(9, n), "rejected": words(9, 1000 + n)} for n in range(300, 340)]
     pairs += [{"prompt": "Which?", "chosen": words(9, 1000), "rejected": f"No: {QUESTIONS['6'][0]}"}] * 3
     write_rows(tmp_path / "chats.jsonl", chats * 2)

@@ -77,17 +77,17 @@ class TaskCallback(TrainerCallback):
         # New each time: what benchmarks keep for a model was computed with other weights.
         evaluated = wrap_model_in_training(model, self.trainer.processing_class)
         values = {}
-        with undisturbed_training(model):
-            for benchmark in list(self._benchmarks):
-                try:
+        for benchmark in list(self._benchmarks):
+            try:
+                with undisturbed_training(model):
                     scores = score_in_memory(benchmark, evaluated)
-                except NotRunError as error:
-                    print_main(f"{KEY}: {benchmark.name} is left out from step {step} on: {error}")
-                    self._benchmarks.remove(benchmark)
-                    continue
-                for score in scores:
-                    values[name_in_log(benchmark.name, score.metric)] = score.value
-                print_main(f"[step {step}] {benchmark.name}: {describe_scores(scores)}")
+            except NotRunError as error:
+                print_main(f"{KEY}: {benchmark.name} is left out from step {step} on: {error}")
+                self._benchmarks.remove(benchmark)
+                continue
+            for score in scores:
+                values[name_in_log(benchmark.name, score.metric)] = score.value
+            print_main(f"[step {step}] {benchmark.name}: {describe_scores(scores)}")
         return values
 
 
