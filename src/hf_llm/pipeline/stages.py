@@ -162,8 +162,11 @@ OPTIONAL = tuple(stage.folder for stage in STAGES.values() if stage.is_optional)
 def is_requested(tree: dict[str, Any], folder: str) -> bool:
     """Return whether a recipe's tree asks for a folder.
 
-    Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them.
+    Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them. A recipe that
+    only evaluates models that it names makes no model.
     """
+    if folder in (*DATA, "base") and only_evaluates(tree):
+        return False
     pretrain = tree.get("pretrain")
     named = pretrain if isinstance(pretrain, dict) else {}
     if folder in DATA and named.get("tokens"):
@@ -171,6 +174,14 @@ def is_requested(tree: dict[str, Any], folder: str) -> bool:
     if folder == "tokenizer" and named.get("tokenizer"):
         return False
     return folder not in OPTIONAL or folder in tree
+
+
+def only_evaluates(tree: dict[str, Any]) -> bool:
+    """Return whether a recipe has no section of data and training, and names the models that it evaluates."""
+    evaluation = tree.get("evaluate")
+    names_models = isinstance(evaluation, dict) and evaluation.get("models")
+    sections = {stage.section for stage in STAGES.values() if stage.kind != "summary"} | set(SIZING_KEYS)
+    return bool(names_models) and not sections & tree.keys()
 
 
 # Every top-level key that a recipe may have, in running order.
