@@ -325,7 +325,7 @@ def run_benchmarks(model: EvaluatedModel, section: Evaluation, run: Run, store: 
     if not (section.tasks or section.references or section.held_out_answers):
         return {}
     from hf_llm.evaluation.benchmark import NotRunError
-    from hf_llm.evaluation.run_benchmark import add_overlaps, describe_not_run, run_benchmark
+    from hf_llm.evaluation.run_benchmark import add_overlaps, describe_not_run, print_not_run, run_benchmark
 
     benchmarks = []
     results = {}
@@ -333,11 +333,11 @@ def run_benchmarks(model: EvaluatedModel, section: Evaluation, run: Run, store: 
         try:
             benchmarks += find()
         except NotRunError as error:
-            print_main(f"{model.name}: {name}")
             results[name] = describe_not_run(str(error), {})
     for benchmark in benchmarks:
         results[benchmark.name] = run_benchmark(benchmark, model, store)
     if is_main_process():
+        print_not_run(model.name, results)
         add_overlaps(benchmarks, results, model, store)
     return results
 
@@ -482,9 +482,10 @@ def format_headline(models: dict[str, Scores]) -> str:
         shares = [f"{name} {scores[key]:.1%}" for name, scores in models.items() if key in scores]
         if shares:
             parts.append(f"{', '.join(shares)} {METRICS[key].title}")
-    benchmarks = {name for scores in models.values() for name in scores.get("benchmarks", {})}
-    if benchmarks:
-        parts.append(f"{len(benchmarks)} benchmarks")
+    results = {name: result for scores in models.values() for name, result in scores.get("benchmarks", {}).items()}
+    if results:
+        not_run = sum(bool(result.get("not_run")) for result in results.values())
+        parts.append(f"{len(results) - not_run} benchmarks{f' ({not_run} more were not run)' if not_run else ''}")
     return ", ".join(parts) or f"answers of {len(models)} models"
 
 

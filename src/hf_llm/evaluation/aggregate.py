@@ -19,6 +19,9 @@ NORMAL_95 = 1.959964  # standard deviations of a normal distribution on each sid
 FORMAT_SUFFIX = re.compile(r" \(.*\)$")  # of a task that is run in several prompt formats: `gsm8k (chat)`
 
 
+MAX_NAMES_SHOWN = 6  # benchmarks that a line lists by name; more are counted
+
+
 @dataclass(frozen=True)
 class CoreTask:
     """One of the 22 tasks of CORE."""
@@ -79,7 +82,9 @@ class Aggregate:
         interval = ""
         if self.low is not None and self.high is not None:
             interval = f" ({format_value(self.low, '.1%')} to {format_value(self.high, '.1%')})"
-        left_out = f"; not counted: {', '.join(self.left_out)}" if self.left_out else ""
+        names = list(self.left_out)
+        shown = ", ".join(names) if len(names) <= MAX_NAMES_SHOWN else f"{len(names)} benchmarks"
+        left_out = f"; not counted: {shown}" if names else ""
         return f"{self.name} {value}{interval}; 0% is chance{left_out}"
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hf_llm.evaluation.benchmark import Score
+from hf_llm.evaluation.intervals import wilson_interval
 
 UNKNOWN = "unknown"
 
@@ -68,6 +69,44 @@ def list_benchmark_scores(scores: Mapping[str, Any], only_primary: bool = False)
     return rows
 
 
+def list_group_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
+    """List one score for each group of tasks, such as `mmlu`, by the metric that its tasks have in common: the mean
+    over all their documents."""
+    members: dict[tuple[str, str], list[Score]] = {}
+    tasks: dict[str, int] = {}
+    for result in scores.get("benchmarks", {}).values():
+        group = result.get("group")
+        if not group:
+            continue
+        tasks[group] = tasks.get(group, 0) + 1
+        for score in map(read_score, result["scores"]):
+            if score.is_primary:
+                members.setdefault((group, score.metric), []).append(score)
+
+    rows = []
+    for (group, metric), parts in members.items():
+        weights = [part.documents for part in parts]
+        documents = sum(weights)
+        value = sum(part.value * weight for part, weight in zip(parts, weights, strict=True)) / documents
+        has_chance = all(part.chance is not None for part in parts)
+        chance = sum((part.chance or 0) * weight for part, weight in zip(parts, weights, strict=True)) / documents
+        low, high = wilson_interval(value * documents, documents) if 0 <= value <= 1 else (None, None)
+        score = Score(
+            metric=metric,
+            value=value,
+            documents=documents,
+            low=low,
+            high=high,
+            chance=chance if has_chance else None,
+            better=parts[0].better,
+            number_format=parts[0].number_format,
+            is_primary=True,
+        )
+        settings = {"tasks": f"{len(parts)} of {tasks[group]}"}
+        rows.append(BenchmarkScore(f"{group} ({settings['tasks']} tasks)", score, settings, {}, None))
+    return rows
+
+
 def list_not_run(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the benchmarks of one model that were not run, each with the reason."""
     for name, result in scores.get("benchmarks", {}).items():
@@ -86,7 +125,7 @@ def format_benchmark_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     cells: dict[str, dict[str, str]] = {}
     chances: dict[str, str] = {}
     for model, scores in models.items():
-        for row in list_benchmark_scores(scores, only_primary=True):
+        for row in [*list_benchmark_scores(scores, only_primary=True), *list_group_scores(scores)]:
             mark = "?" if row.score.is_at_chance else ""
             cells.setdefault(row.title, {})[model] = row.value + mark
             chances[row.title] = "" if row.score.chance is None else row.score.format_number(row.score.chance)

@@ -1,5 +1,6 @@
 """Score a model on a benchmark: what is scored already is read, what is new is scored in all processes of a launch."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.journal import Journal
 from hf_llm.evaluation.score_store import Result, ScoreStore
 
+MAX_NAMES_SHOWN = 4  # benchmarks of a group that a line lists by name
 OVERLAPS = "overlaps"  # a folder with what was found in training texts
 DOCUMENTS = "documents"  # in a result, the file with prompts and answers, below the evaluation's folder
 
@@ -30,8 +32,8 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     folder = store.folder(model, benchmark.name, identity)
     journal = Journal(folder, model.rank, model.world_size)
     wait_for_all()
-    resumed = f", {len(journal.finished):,} documents are scored already" if journal.finished else ""
-    print_main(f"{model.name}: {benchmark.name}{resumed}")
+    if journal.finished:
+        print_main(f"{model.name}: {benchmark.name}: {len(journal.finished):,} documents are scored already")
     try:
         benchmark.score_documents(model, journal)
     except NotRunError as error:
@@ -48,7 +50,7 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     }
     if is_main_process():
         store.write(model, benchmark.name, identity, result)
-        print_main(f"  {describe_scores(scores)}")
+        print_main(f"{model.name}: {benchmark.name}: {describe_scores(scores)}")
     return result
 
 
@@ -89,14 +91,35 @@ def add_overlaps(
 
 
 def describe_not_run(reason: str, settings: Mapping[str, Any], group: str = "") -> Result:
-    """Return the result of a benchmark that was not run, and print why."""
-    print_main(f"  not run: {reason}")
+    """Return the result of a benchmark that was not run, with the reason."""
     return {"not_run": reason, "scores": [], "settings": dict(settings), "group": group}
 
 
+def print_not_run(model: str, results: Mapping[str, Result]) -> None:
+    """Say which benchmarks of a model were not run: those of a group together, with the reason of the first."""
+    by_group: dict[str, list[str]] = {}
+    members = Counter(result["group"] for result in results.values())
+    for name, result in results.items():
+        if result.get("not_run"):
+            by_group.setdefault(result["group"] or name, []).append(name)
+    for group, names in by_group.items():
+        reason = results[names[0]]["not_run"]
+        if len(names) == 1:
+            print_main(f"{model}: {names[0]} was not run: {reason}")
+            continue
+        shown = ", ".join(names[:MAX_NAMES_SHOWN])
+        if len(names) > MAX_NAMES_SHOWN:
+            shown += f" and {len(names) - MAX_NAMES_SHOWN} more"
+        print_main(
+            f"{model}: {len(names)} of {members[group]} tasks of {group} were not run: {shown}\n"
+            f"  the first of them: {reason}"
+        )
+
+
 def describe_scores(scores: list[Score]) -> str:
-    """Say the scores of a benchmark in one line: the value, its interval, chance and how many documents."""
-    return "; ".join(describe_score(score) for score in scores)
+    """Say the score that stands for a benchmark in one line: its value, interval, chance and number of documents."""
+    primary = [score for score in scores if score.is_primary] or scores[:1]
+    return "; ".join(describe_score(score) for score in primary)
 
 
 def describe_score(score: Score) -> str:

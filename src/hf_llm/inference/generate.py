@@ -75,7 +75,7 @@ def describe_cut_prompts(
     limit = max_prompt_tokens(model, max_new_tokens)
     lines = []
     for number, prompt in enumerate(prompts, 1):
-        excess = len(tokenizer(prompt)["input_ids"]) - limit
+        excess = len(tokenizer(prompt, verbose=False)["input_ids"]) - limit
         if excess > 0:
             lines.append(
                 f"prompt {number} is {excess} tokens longer than the {limit} that fit beside {max_new_tokens} new "
@@ -157,7 +157,7 @@ def shorten_last_message(
     excess = len(encode_conversation(tokenizer, conversation)) - max_tokens
     too_long = max(0, excess)
     last = conversation[-1]
-    ids = tokenizer(last["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokenizer(last["content"], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     while excess > 0:
         if not ids:
             raise UserError(

@@ -162,8 +162,8 @@ OPTIONAL = tuple(stage.folder for stage in STAGES.values() if stage.is_optional)
 def is_requested(tree: dict[str, Any], folder: str) -> bool:
     """Return whether a recipe's tree asks for a folder.
 
-    Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them. A recipe that
-    only evaluates models that it names makes no model.
+    Where `pretrain` names tokens or a tokenizer of another run, this run makes none of what leads to them. A recipe
+    that only evaluates models that it names makes no model.
     """
     if folder in (*DATA, "base") and only_evaluates(tree):
         return False

@@ -13,8 +13,15 @@ from hf_llm.core.format import format_count, format_duration, format_megabytes
 from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import package_versions, read_manifest
+from hf_llm.evaluation.aggregate import Aggregate
+from hf_llm.evaluation.benchmark_table import (
+    BenchmarkScore,
+    list_benchmark_scores,
+    list_group_scores,
+    list_not_run,
+)
 from hf_llm.evaluation.gates import check_run_gates
-from hf_llm.evaluation.metrics import format_scores, list_charts, metrics_in, score_columns, title_chart
+from hf_llm.evaluation.metrics import METRICS, format_scores, list_charts, metrics_in, score_columns, title_chart
 from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, Stage, is_requested
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
@@ -57,6 +64,10 @@ def render_run_page(root: Path, tree: dict[str, Any]) -> str:
         ],
         "scores_by_model": {name: dict(format_scores(scores)) for name, scores in evaluation["models"].items()},
         "gates": check_run_gates(root, tree) if "evaluation" in manifests else [],
+        "domains": _list_domains(evaluation["models"]),
+        "benchmarks": _list_benchmarks(evaluation["models"]),
+        "aggregates": _describe_aggregates(evaluation["models"]),
+        "not_run": _list_not_run(evaluation["models"]),
         "test_split": _describe_test_split(root, manifests, evaluation["models"]),
         "license_shares": [(name, format_share(share)) for name, share in kept_licenses(manifests)],
         "ledger": _summarize_ledger(corpus_ledger) if corpus_ledger else None,
@@ -90,6 +101,49 @@ def _read_evaluation(root: Path) -> dict[str, Any]:
     """Read the results of the evaluation stage: scores by model, and answers to the same prompts."""
     results = json.loads((root / "evaluation" / "results.json").read_text(encoding="utf-8"))
     return {"models": results.get("models", {}), "samples": results.get("samples", [])}
+
+
+def _list_domains(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """List the bits per byte of each domain of text, by model."""
+    domains: dict[str, dict[str, str]] = {}
+    for model, scores in models.items():
+        for domain, values in scores.get("domains", {}).items():
+            domains.setdefault(domain, {})[model] = METRICS["bits_per_byte"].format_table_value(values["bits_per_byte"])
+    return domains
+
+
+def _list_benchmarks(models: dict[str, dict[str, Any]]) -> list[tuple[str, BenchmarkScore]]:
+    """List the score of each benchmark and each group, one model below the other, as (model, score)."""
+    rows: dict[str, list[tuple[str, BenchmarkScore]]] = {}
+    for model, scores in models.items():
+        for row in [*list_benchmark_scores(scores, only_primary=True), *list_group_scores(scores)]:
+            rows.setdefault(row.title, []).append((model, row))
+    return [pair for pairs in rows.values() for pair in pairs]
+
+
+def _describe_aggregates(models: dict[str, dict[str, Any]]) -> list[str]:
+    """Say the mean of each model's benchmarks that is centred on chance."""
+    lines = []
+    for model, scores in models.items():
+        if scores.get("aggregate"):
+            lines.append(f"{model}: {Aggregate(**scores['aggregate']).describe()}.")
+    return lines
+
+
+def _list_not_run(models: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """List the benchmarks that were not run, as (model, benchmark, reason); those of a group in one row."""
+    names: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    for model, scores in models.items():
+        for name, reason in list_not_run(scores):
+            group = scores["benchmarks"][name].get("group") or name
+            names.setdefault((model, group), []).append(name)
+            reasons.setdefault((model, group), reason)
+    listed = []
+    for (model, group), members in names.items():
+        title = members[0] if len(members) == 1 else f"{len(members)} tasks of {group}"
+        listed.append((model, title, reasons[model, group]))
+    return listed
 
 
 def _summarize_run(root: Path, manifests: dict[str, dict], models: list[str]) -> str:
