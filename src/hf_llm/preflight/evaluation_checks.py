@@ -9,6 +9,7 @@ from hf_llm.data.chat.loaders import ConversationSource, load_questions
 from hf_llm.evaluation.benchmark import NotRunError, TaskSettings
 from hf_llm.evaluation.benchmark_families import find_benchmarks
 from hf_llm.evaluation.domains import read_domain
+from hf_llm.evaluation.text_metrics.references import load_reference_benchmarks
 from hf_llm.preflight.findings import Findings
 from hf_llm.preflight.hub_checks import check_repository
 from hf_llm.preflight.model_checks import load_starting_model
@@ -39,6 +40,10 @@ def check_tasks_in_training(section: Any, findings: Findings) -> None:
     for position, name in enumerate(section.tasks):
         key = f"pretrain.evaluate_tasks.tasks[{position}]"
         findings.attempt(key, check_task, TaskSettings(name=name), task_data, False)
+
+    for position, references in enumerate(section.references):
+        key = f"evaluate.references[{position}]"
+        findings.attempt(key, load_reference_benchmarks, references, False, key)
 
 
 def check_task(task: TaskSettings, task_data: Path | None, runs_code: bool) -> None:
