@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from hf_llm.evaluation.benchmark import NotRunError
 from hf_llm.evaluation.harness import shared_prefix
 from hf_llm.evaluation.harness.scoring import SharedPrefixLM
-from hf_llm.evaluation.harness.shared_prefix import Scored, common_prefix, plan_batches
+from hf_llm.evaluation.harness.shared_prefix import Scored, common_prefix, group_by_length, plan_batches
 from hf_llm.inference.generate import set_stop_tokens
 from hf_llm.tokenization.text_boundaries import set_boundaries
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -206,6 +206,13 @@ def test_plan_batches_keeps_documents_whole_and_within_a_pass():
     assert [max(batch) for batch in lengths] == sorted(map(max, lengths), reverse=True)
     assert all(len(batch) <= 3 for batch in plan_batches(documents, 3, "cpu", True).batches)
     assert plan_batches(documents, None, "cpu", can_share=False).stem == ()
+
+
+def test_group_by_length_pads_little_and_makes_no_tiny_pass():
+    lengths = [40, 10, 38, 33, 20, 3, 2, 18]
+    groups = group_by_length(lengths, "cpu")
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert [[lengths[row] for row in group] for group in groups] == [[40, 38, 33], [20, 18], [10, 3, 2]]
 
 
 def test_common_prefix_is_what_all_sequences_begin_with():

@@ -6,7 +6,7 @@ A batch runs in up to three passes, each on top of the keys and values of the on
     stem      what all documents of a task begin with, such as the solved examples of one subject: once, kept from batch
               to batch
     trunks    what the choices of each document share beyond the stem, one row a document
-    branches  the rest, one row for each different choice
+    branches  the rest, one row for each different choice, those of like length in a pass
 
 No row has padding before a token: the trunks of a batch are cut to the length of its shortest, and what is cut off is
 computed with the branches, which are padded behind. So no mask is needed, and windows, ALiBi and learned positions mean
@@ -16,7 +16,7 @@ The vocabulary head is applied only where a token is scored, and to a chunk of p
 with batch times length times vocabulary.
 
 Shapes at line ends:
-    R rows   T tokens   D hidden size   V vocabulary   P scored positions   E scored tokens
+    R rows   T tokens   N tokens of all rows   D hidden size   V vocabulary   P scored positions   E scored tokens
 """
 
 import copy
@@ -32,10 +32,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 # Device type -> logits that are held at a time, as in the loss (hf_llm.model.cross_entropy).
 LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
 # Device type -> tokens of a pass, over all rows. A CPU core is busy with one long row.
-TOKENS_AT_ONCE = {"cpu": 2**11, "cuda": 2**15}
+TOKENS_AT_ONCE = {"cpu": 2**10, "cuda": 2**15}
 MIN_STEM_TOKENS = 16  # a shorter stem costs a pass of its own and saves nothing
 MIN_TRUNK_TOKENS = 4
 MAX_CUT_TOKENS = 8  # of a trunk: those beyond the shortest one of the batch are computed once for each choice
+
+MIN_FILLED = (
+    0.8  # of the longest branch of a pass, the shortest that shares it: HellaSwag's endings differ by four times
+)
+MIN_BRANCH_TOKENS = {"cpu": 32, "cuda": 2**11}  # a pass of fewer is not worth its own launch
 
 PROBE_TOKENS = 24  # of the sequence that tells whether a class can be run in parts
 PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest value
@@ -94,11 +99,6 @@ def shared_length(document: Document) -> int:
     return min(shared, *(choice.first_position for choice in document)) if shared else 0
 
 
-def count_rows(document: Document) -> int:
-    """Return how many different sequences the model reads for a document: one, where choices are a token each."""
-    return len({choice.inputs for choice in document})
-
-
 def plan_batches(documents: Sequence[Document], batch_size: int | None, device_type: str, can_share: bool) -> Plan:
     """Put documents in batches of like length, the longest first.
 
@@ -133,17 +133,19 @@ class DocumentSize:
     """Tokens that its rows share; 0 where it has one row."""
     longest: int
     """Tokens of its longest row, the trunk among them."""
+    total: int
+    """Tokens of all its rows, the trunk in each."""
     rows: int
 
     @classmethod
     def of(cls, document: Document, stem: int, can_share: bool) -> "DocumentSize":
         """Return the size of a document that begins with `stem` shared tokens."""
-        rows = count_rows(document)
-        longest = max(len(choice.inputs) for choice in document) - stem
+        lengths = [len(inputs) - stem for inputs in {choice.inputs for choice in document}]
+        rows = len(lengths)
         trunk = shared_length(document) - stem
         if not can_share or rows == 1 or trunk < MIN_TRUNK_TOKENS:
             trunk = 0
-        return cls(trunk, longest, rows)
+        return cls(trunk, max(lengths), sum(lengths), rows)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -157,9 +159,22 @@ def _fits(sizes: list[DocumentSize], batch: list[int], limit: int) -> bool:
     trunk = min(size.trunk for size in chosen)
     if max(size.trunk for size in chosen) - trunk > MAX_CUT_TOKENS:
         return False
-    rows = sum(size.rows for size in chosen)
-    branch = max(size.longest for size in chosen) - trunk
-    return len(chosen) * trunk + rows * branch <= limit
+    branches = sum(size.total - size.rows * trunk for size in chosen)
+    return len(chosen) * trunk + branches <= limit
+
+
+def group_by_length(lengths: Sequence[int], device_type: str) -> list[list[int]]:
+    """Put rows of like length in a pass each, so that little of it is padding; the longest first."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True):
+        if groups:
+            longest = lengths[groups[-1][0]]
+            is_small = len(groups[-1]) * longest < MIN_BRANCH_TOKENS[device_type]
+            if is_small or lengths[row] >= MIN_FILLED * longest:
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+    return groups
 
 
 class PrefixScorer:
@@ -193,16 +208,26 @@ class PrefixScorer:
         if can_share and len(rows) > len(documents):
             sizes = [DocumentSize.of(document, len(stem), can_share) for document in documents]
             trunk_end += min(size.trunk for size in sizes)
-        cache = self._expand_stem(stem, len(documents) if trunk_end > len(stem) else len(rows))
-        if trunk_end > len(stem):
-            trunks = [document[0].inputs[len(stem) : trunk_end] for document in documents]
-            cache = self._extend(trunks, cache)
-            cache.batch_select_indices(torch.tensor(document_of_row, device=self.model.device))
+        has_trunks = trunk_end > len(stem)
+        cache = self._expand_stem(stem, len(documents)) if has_trunks else None
+        if has_trunks:
+            cache = self._extend([document[0].inputs[len(stem) : trunk_end] for document in documents], cache)
 
-        # Branches
-        branches = [row[trunk_end:] for row in rows]
-        hidden_states = self._run(branches, cache)  # R T D
-        return self._read_off(documents, row_of_choice, hidden_states, trunk_end)
+        # Branches, without their padding
+        hidden_states: list[Any] = [None] * len(rows)
+        lengths = [len(row) - trunk_end for row in rows]
+        for group in group_by_length(lengths, self.device_type):
+            if has_trunks:
+                of_rows = select_rows(cache, [document_of_row[row] for row in group])
+            else:
+                of_rows = self._expand_stem(stem, len(group))
+            output = self._run([rows[row][trunk_end:] for row in group], of_rows)  # rows of the group, T D
+            for row, states in zip(group, output, strict=True):
+                hidden_states[row] = states[: lengths[row]]
+
+        starts = [0, *itertools.accumulate(lengths)]
+        first_places = [start - trunk_end for start in starts[:-1]]
+        return self._read_off(documents, row_of_choice, torch.cat(hidden_states), first_places)
 
     def _expand_stem(self, stem: tuple[int, ...], rows: int) -> DynamicCache | None:
         """Return the keys and values of the stem for so many rows, without a copy of them."""
@@ -211,9 +236,7 @@ class PrefixScorer:
         if stem != self._stem:
             self._stem_cache = self._extend([stem], None)
             self._stem = stem
-        cache = copy.copy(self._stem_cache)
-        assert cache is not None
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache = copy_cache(self._stem_cache)
         for layer in cache.layers:
             assert layer.keys is not None and layer.values is not None  # the stem has passed
             layer.keys = layer.keys.expand(rows, *layer.keys.shape[1:])
@@ -239,17 +262,16 @@ class PrefixScorer:
         self,
         documents: Sequence[Document],
         row_of_choice: list[list[int]],
-        hidden_states: torch.Tensor,  # R T D
-        start: int,
+        hidden_states: torch.Tensor,  # N D, of all rows one after the other
+        first_places: list[int],
     ) -> list[list[LogLikelihood]]:
-        """Return the log-likelihoods of hidden states whose first one is at place `start` of the sequences."""
-        # The position of each scored token in the flattened rows. Choices of one token share theirs.
-        length = hidden_states.shape[1]
+        """Return the log-likelihoods of hidden states; those of a row begin at its first place, less what it shares."""
+        # The place of each scored token among the hidden states. Choices of one token share theirs.
         positions: list[int] = []
         targets: list[int] = []
         for document, rows in zip(documents, row_of_choice, strict=True):
             for choice, row in zip(document, rows, strict=True):
-                first = row * length + choice.first_position - start
+                first = first_places[row] + choice.first_position
                 positions.extend(range(first, first + choice.num_scored))
                 targets.extend(choice.tokens[-choice.num_scored :])
 
@@ -257,7 +279,7 @@ class PrefixScorer:
         place = {position: number for number, position in enumerate(different)}
         entries = sorted(range(len(positions)), key=lambda entry: place[positions[entry]])
         device = hidden_states.device
-        kept = hidden_states.flatten(0, 1)[torch.tensor(different, device=device)]  # P D
+        kept = hidden_states[torch.tensor(different, device=device)]  # P D
         entry_place = torch.tensor([place[positions[entry]] for entry in entries], device=device)  # E
         entry_target = torch.tensor([targets[entry] for entry in entries], device=device)  # E
 
@@ -298,6 +320,23 @@ class PrefixScorer:
             log_probs.append(logits[place, target] - log_sums[place])
             is_likeliest.append(logits.argmax(dim=-1)[place] == target)
         return torch.cat(log_probs), torch.cat(is_likeliest)
+
+
+def copy_cache(cache: DynamicCache | None) -> DynamicCache:
+    """Return a cache with the same keys and values, which may grow without changing the other."""
+    assert cache is not None
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
+
+
+def select_rows(cache: DynamicCache | None, rows: list[int]) -> DynamicCache:
+    """Return a cache of its own with these rows of another, in this order; a row may come several times."""
+    selected = copy_cache(cache)
+    layer = selected.layers[0]
+    assert layer.keys is not None
+    selected.batch_select_indices(torch.tensor(rows, device=layer.keys.device))
+    return selected
 
 
 # ---- what a class of models can do
@@ -366,8 +405,7 @@ def can_share_prefix(model: PreTrainedModel) -> bool:
     if not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in cache.layers):
         return False
     cache = scorer._extend([tokens[cuts[0] : cuts[1]]] * 2, cache)
-    cache.batch_select_indices(torch.tensor([1, 0, 1], device=model.device))
-    parts = scorer._run([tokens[cuts[1] :]] * 3, cache)  # 3 T D
+    parts = scorer._run([tokens[cuts[1] :]] * 3, select_rows(cache, [1, 0, 1]))  # 3 T D
     return is_close(parts[2], whole[0, cuts[1] :], model.dtype)
 
 
