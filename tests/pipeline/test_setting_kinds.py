@@ -47,7 +47,7 @@ def test_the_defaults_of_the_table_are_those_of_every_class(cls):
     assert defaults["num_train_epochs"] == DEFAULT_EPOCHS
 
 
-FREE_FIELDS = {"evaluation_tokens", "samples", "extend", "allow_drop"}
+FREE_FIELDS = {"evaluation_tokens", "samples", "evaluate_tasks", "extend", "allow_drop"}
 INPUT_FIELDS = {"start_from", "tokens", "tokenizer", "model", "reward_model"}
 
 
