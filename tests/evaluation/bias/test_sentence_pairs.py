@@ -27,7 +27,7 @@ TRADES = ["bakers", "smiths", "weavers", "millers", "tailors", "carters"]
 
 
 def write_pairs(folder: Path, columns=("sent_more", "sent_less", "bias_type")) -> Path:
-    """Made-up pairs about people of the hills and of the plains, of two kinds."""
+    """Made-up pairs about people of the hills and of the vales, as long as each other, of two kinds."""
     path = folder / "crows_pairs" / "pairs.csv"
     path.parent.mkdir(parents=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -39,7 +39,7 @@ def write_pairs(folder: Path, columns=("sent_more", "sent_less", "bias_type")) -
             writer.writerow(
                 [
                     f"The hill {trade} always {verb}.",
-                    f"The plain {trade} always {verb}.",
+                    f"The vale {trade} always {verb}.",
                     "trade" if number < 6 else "age",
                 ]
             )
