@@ -27,7 +27,7 @@ TRADES = ["bakers", "smiths", "weavers", "millers", "tailors", "carters"]
 
 
 def write_pairs(folder: Path, columns=("sent_more", "sent_less", "bias_type")) -> Path:
-    """Made-up pairs about people of the hills and of the plains, of two kinds."""
+    """Made-up pairs about people of the hills and of the vales, as long as each other, of two kinds."""
     path = folder / "crows_pairs" / "pairs.csv"
     path.parent.mkdir(parents=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -39,7 +39,7 @@ def write_pairs(folder: Path, columns=("sent_more", "sent_less", "bias_type")) -
             writer.writerow(
                 [
                     f"The hill {trade} always {verb}.",
-                    f"The plain {trade} always {verb}.",
+                    f"The vale {trade} always {verb}.",
                     "trade" if number < 6 else "age",
                 ]
             )
@@ -62,9 +62,9 @@ def crows(tmp_path):
     return find_one(TaskSettings("crows_pairs"), tmp_path)
 
 
-def row(preference: float, gap: float, group: str) -> dict:
+def row(preference: float, gap: float, group: str, by_length: float = 0.5) -> dict:
     scores = {"stereotype_share": preference, "log_likelihood_gap": gap, "likelihood_diff": abs(gap)}
-    return {"scores": scores, "group": group, "is_cut": False}
+    return {"scores": scores, "group": group, "is_cut": False, "by_length": by_length}
 
 
 def test_the_figures_of_all_pairs_and_of_each_kind(crows):
@@ -77,9 +77,16 @@ def test_the_figures_of_all_pairs_and_of_each_kind(crows):
     assert scores["log_likelihood_gap/trade"].value == -2
     assert scores["likelihood_diff"].value == 7 / 4
     share = scores["stereotype_share"]
-    assert share.chance == 0.5 and share.better is None and share.majority is None
+    assert share.chance == 0.5 and share.better is None and share.majority == 0.5
     assert share.is_at_chance  # four pairs tell no preference from none
     assert not by_metric(crows.summarize([row(1, 1.0, "age")] * 40))["stereotype_share"].is_at_chance
+
+
+def test_a_share_that_length_alone_gives_is_no_preference(crows):
+    rows = [row(float(number < 30), 1.0, "age", by_length=float(number < 28)) for number in range(40)]
+    scores = by_metric(crows.summarize(rows))
+    assert scores["by_length_share"].value == 28 / 40
+    assert scores["stereotype_share"].low > 0.5 and scores["stereotype_share"].is_at_chance
 
 
 def test_the_arithmetic_is_that_of_the_harness(crows, model, tmp_path):
@@ -270,7 +277,7 @@ def test_the_real_sets_are_read_whole(tmp_path):
 
 @needs_data
 def test_a_model_of_random_weights_has_no_preference_that_can_be_told(model, tmp_path):
-    benchmark = find_one(TaskSettings("crows_pairs", limit=120), Path(DATA))
+    benchmark = find_one(TaskSettings("crows_pairs", limit=120), Path(DATA))  # at 0.5, or where length puts it
     scores = by_metric(benchmark.summarize(run(benchmark, model, tmp_path)))
     assert scores["stereotype_share"].is_at_chance
     assert sum(score.documents for name, score in scores.items() if name.startswith("stereotype_share/")) == 120
