@@ -7,6 +7,7 @@ Writes results.json: loss, perplexity and bits per byte of each model, and its a
 masked-token accuracy and pseudo-perplexity, or the share of spans generated exactly (docs/objectives.md).
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,8 @@ def update_model_cards(run: Run, models: list[Path | str]) -> None:
         write_model_card(folder, repository)
         if repository:
             card = folder / CARD_FILE
-            print_main(f"{card} has the test scores now; hf upload {repository} {card} {CARD_FILE}")
+            command = shlex.join(["hf", "upload", repository, str(card), CARD_FILE])
+            print_main(f"{card} has the test scores now; {command}")
 
 
 def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:
