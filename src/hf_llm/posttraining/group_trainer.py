@@ -28,7 +28,6 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.build_trainer import build_trainer
 from hf_llm.posttraining.completion_logits import CompletionScores
-from hf_llm.posttraining.ppo.rollouts import make_generator
 from hf_llm.posttraining.reward_check import ConstantRewardWarning
 from hf_llm.posttraining.reward_functions import (
     check_every_completion_scored,
@@ -41,6 +40,7 @@ from hf_llm.posttraining.sections import RolloutSection, default_completion_leng
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from hf_llm.posttraining.trl_metrics import TrlEvaluation
 from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.training.fault_tolerance.determinism import make_generator
 
 
 class GroupSampler(Sampler[int]):

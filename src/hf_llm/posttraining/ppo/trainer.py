@@ -42,13 +42,13 @@ from hf_llm.posttraining.ppo.rollouts import (
     Completions,
     PromptBlocks,
     Rollout,
-    make_generator,
     sample_completions,
     shuffle_into_minibatches,
 )
 from hf_llm.posttraining.reward_functions import RewardFunction, reward_columns, score_completions
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.training.fault_tolerance.determinism import make_generator
 
 # Part of a random generator's seed, so that training and evaluation draw different numbers.
 TRAINING = 0
