@@ -76,8 +76,8 @@ def import_shared_libraries(folder: str | None) -> None:
 def import_quickly(module: str) -> ModuleType:
     """Import a module without collecting garbage meanwhile, and leave what is there by then out of later collections.
 
-    An import makes hundreds of thousands of objects that stay. To look through them again and again takes a sixth of
-    the time (docs/lab.md), and in a forked process it copies their memory.
+    An import makes hundreds of thousands of objects that stay. The collector would look through them again and again,
+    which in a forked process also copies their memory.
     """
     was_enabled = gc.isenabled()
     gc.disable()
