@@ -36,7 +36,7 @@ GAINS = {
     "nothing measured before": (None, rewards(0.5, 0.5, 100)),
 }
 NO_GAINS = {
-    "reward": (rewards(0.5, 0.5, 20), rewards(0.6, 0.5, 20), "0.500 before and 0.600 after it, a difference of 0.100"),
+    "reward": (rewards(0.5, 0.5, 20), rewards(0.65, 0.5, 20), "0.500 before and 0.650 after it, a difference of 0.150"),
     "lower reward": (rewards(0.5, 0.1, 100), rewards(0.1, 0.1, 100), "a difference of -0.400"),
     "the same reward": (rewards(0.5, 0.0, 9), rewards(0.5, 0.0, 9), "on 9 held-out completions"),
     "few pairs": ({}, pairs(0.6, 20, 0.2), "in 60% of 20 held-out pairs (95% interval 39% to 78%; by chance half)"),
