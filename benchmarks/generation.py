@@ -30,7 +30,8 @@ from transformers.generation.utils import GenerationMixin
 from hf_llm.inference.generate import generate_tokens, generation_stop_ids, pad_left, suppressed_ids
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.posttraining.ppo.rollouts import make_generator, sample_completions
+from hf_llm.posttraining.ppo.rollouts import sample_completions
+from hf_llm.training.fault_tolerance.determinism import make_generator
 
 SIZES = {
     "4M": {

@@ -20,6 +20,7 @@ def tiny_life(tmp_path_factory):
     done = run_module("hf_llm.run", "tiny.yaml", folder=folder, HF_LLM_SKIP_CHECK="0")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output.txt").write_text(done.stdout, encoding="utf-8")
+    (folder / "errors.txt").write_text(done.stderr, encoding="utf-8")
     return folder
 
 

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from hf_llm.core.console import drop_library_notices
+
 __version__ = "0.2.0"
 
 # The libraries' progress bars appear only for work that takes longer than this, and rarely in a log file. tqdm reads
@@ -16,3 +18,6 @@ if not (sys.stderr and sys.stderr.isatty()):
 # GNU's OpenMP reads this when torch is imported.
 if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
     os.environ["GOMP_SPINCOUNT"] = "6000"
+
+# Before the libraries are imported, which is when they print them.
+drop_library_notices()

@@ -1,12 +1,12 @@
 """The console command: `hf-llm <stage> ...` is `python -m hf_llm.<stage> ...`; alone it lists the stages."""
 
 import ast
-import difflib
 import importlib
 import sys
 from pathlib import Path
 
 from hf_llm.core.errors import UserError, command
+from hf_llm.core.similar_names import suggest_names
 
 # The commands by what a person wants to do, in the order that one needs them.
 GROUPS = {
@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     name = argv[0].replace("-", "_")
     if name not in command_names():
-        near = difflib.get_close_matches(name, command_names(), 1)
-        hint = f"did you mean {near[0]}?" if near else "`hf-llm` lists the commands"
+        hint = suggest_names(name, command_names(), "`hf-llm` lists the commands")
         raise UserError(f"{argv[0]!r} is not a command of hf-llm; {hint}")
     importlib.import_module(f"hf_llm.{name}").main(argv[1:])
 

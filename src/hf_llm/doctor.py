@@ -10,6 +10,7 @@ The exit code is 1 where a problem would stop training. An existing file is neve
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -216,7 +217,7 @@ def write_launch_config(path: Path, count: int, device: Device) -> None:
 
     Raises UserError where the file exists already.
     """
-    launch = f"accelerate launch --config_file {path} -m hf_llm.pretrain recipes/quickstart.yaml"
+    launch = f"accelerate launch --config_file {shlex.quote(str(path))} -m hf_llm.pretrain recipes/quickstart.yaml"
     lines = [
         f"# {launch}",
         f"# {count} x {device.name}, as hf_llm.doctor detected them.",

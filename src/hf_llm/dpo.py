@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import command
 from hf_llm.core.recipe import Settings
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.data.chat.loaders import format_row_counts, load_preferences
 from hf_llm.pipeline.run import BaseRecipe, StageOutput, read_run
 from hf_llm.posttraining.sections import PostTrainingSection
@@ -46,7 +47,8 @@ class DpoSection(PostTrainingSection):
         super().__post_init__()
         for name in self.training.get("loss_type", ()):  # TRL would say so after everything has been prepared
             if name not in LOSSES:
-                raise ValueError(f"training.loss_type: {name!r} is unknown; one of {', '.join(LOSSES)}")
+                hint = suggest_names(name, LOSSES, f"one of {', '.join(LOSSES)}")
+                raise ValueError(f"training.loss_type: {name!r} is unknown; {hint}")
 
 
 @dataclass

@@ -13,6 +13,7 @@ Where `evaluate.gates` names bounds, what misses them is printed at the end, and
 
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -420,7 +421,8 @@ def update_model_cards(run: Run, models: list[Path | str]) -> None:
         write_model_card(folder, repository)
         if repository:
             card = folder / CARD_FILE
-            print_main(f"{card} has the test scores now; hf upload {repository} {card} {CARD_FILE}")
+            command = shlex.join(["hf", "upload", repository, str(card), CARD_FILE])
+            print_main(f"{card} has the test scores now; {command}")
 
 
 def list_models(run: Run, section: Evaluation) -> dict[str, Path | str]:

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,7 @@ def print_score(run: Run) -> None:
     if not scores:
         raise UserError(
             f"{run.root}: nothing to compare; it takes a finished pretraining, and {PLAN_FILE} of the same recipe, "
-            f"which `python -m hf_llm.plan {run.argv[0]}` writes before it"
+            f"which `python -m hf_llm.plan {shlex.quote(run.argv[0])}` writes before it"
         )
     print_main(format_score_table(scores))
 

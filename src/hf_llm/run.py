@@ -8,6 +8,7 @@ fault. Where scores miss a bound of `evaluate.gates`, all stages are finished fi
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hf_llm.evaluation.gates import enforce_gates
 from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run, split_fresh
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, STAGES
-from hf_llm.preflight.before_work import check_before_work
+from hf_llm.preflight.before_work import check_before_work, import_quickly
 from hf_llm.training.fault_tolerance.launch import run_stage
 
 MAX_SAMPLES = 3  # prompts whose answers are printed at the end
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_folder(run: Run, folder: str) -> None:
     """Run the stage of one folder, and end this program with its exit code where it fails."""
     # Stages are forked from this process, so that what most of them need is imported once.
-    import hf_llm.training.train_and_save  # noqa: F401
+    import_quickly("hf_llm.training.train_and_save")
 
     print_main(f"\n== {folder} ==")
     code = run_stage(run, folder)
@@ -95,9 +96,11 @@ def next_commands(run: Run, model: Path) -> list[str]:
     base = run.folder("base")
     if resolve_objective(run.tree).kind != CAUSAL:
         return [f"how to fill masked tokens with it: {base / 'README.md'}"]
-    commands = [f'python -m hf_llm.generate {base} --prompt "The "', f"python -m hf_llm.export {model}"]
+    quoted_base = shlex.quote(str(base))
+    quoted_model = shlex.quote(str(model))
+    commands = [f'python -m hf_llm.generate {quoted_base} --prompt "The "', f"python -m hf_llm.export {quoted_model}"]
     if model != base:
-        commands.insert(0, f"python -m hf_llm.chat {model}")
+        commands.insert(0, f"python -m hf_llm.chat {quoted_model}")
     return commands
 
 

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import pytest
 
+from hf_llm import dpo
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings, parse_yaml, to_plain
 from hf_llm.pipeline.run import Run, read_run
@@ -92,6 +93,27 @@ def test_a_wrong_recipe_is_refused_with_the_key_and_the_remedy(tmp_path, text, w
     for word in words:
         assert word in str(error.value)
     assert "unicode string" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("loss_type: ipo", "dpo.loss_type: no such key; did you mean dpo.training.loss_type?"),
+        ("r: 8", "dpo.r: no such key; did you mean dpo.lora.r?"),
+        ("training: {lora: {r: 8}}", "dpo.training.lora: no such key; did you mean dpo.lora?"),
+        ("training: {r: 8}", "dpo.training.r: no such key; did you mean dpo.lora.r?"),
+        ("training: {adamw_torch: true}", "did you mean dpo.training.optim: adamw_torch?"),
+        (
+            "too_long: drip",
+            "dpo.too_long: 'drip' does not fit; input should be 'drop' or 'truncate'; did you mean drop?",
+        ),
+    ],
+)
+def test_a_key_of_another_section_and_a_wrong_choice_name_what_was_meant(tmp_path, keys, words):
+    recipe = write(tmp_path, f"dpo: {{data: [{{path: rows.jsonl, license: mit}}], {keys}}}")
+    with pytest.raises(UserError) as error:
+        Run([recipe]).read(dpo.Recipe)
+    assert words in str(error.value)
 
 
 def test_all_problems_are_told_at_once(tmp_path):

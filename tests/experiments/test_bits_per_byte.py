@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_llm.core.manifest import write_manifest
 from hf_llm.experiments.bits_per_byte import TextWindows, measure_bits_per_byte
+from hf_llm.tokenization.train import TokenizerSection, train_tokenizer
 from tests.tiny_models import save_tiny_model, tiny_tokenizer
 
 TEXTS = ["The red fox sees the crow. " * 20, "Übung macht den Meister. " * 20, "not read any more"]
@@ -32,8 +33,9 @@ def test_a_model_of_uniform_predictions_needs_the_bits_of_its_vocabulary(corpus,
     write_manifest(base)
     size = len((TEXTS[0] + TEXTS[1]).encode())
     bits = measure_bits_per_byte(base, corpus, 64, size)
-    tokens = size + 2  # a token for each byte, and the ends of two texts
-    assert bits == pytest.approx(math.log2(320) * tokens / size, rel=1e-5)
+    windows = (size + 2) // 64  # a token for each byte, and the ends of two texts, the first one within a window
+    predicted = windows * 63
+    assert bits == pytest.approx(math.log2(320) * predicted / (predicted - 1), rel=1e-5)
     assert measure_bits_per_byte(base, corpus, 64, size) == bits
     assert (tmp_path / "run" / "held_out.json").exists()
 
@@ -55,4 +57,15 @@ def test_windows_hold_whole_texts_up_to_the_size_with_an_end_after_each(corpus):
     ids = torch.cat([windows[i]["input_ids"] for i in range(len(windows))])
     assert tokenizer.decode(ids) == TEXTS[0][: len(ids)]
     assert len(ids) == len(TEXTS[0]) // 16 * 16
-    assert windows.bytes_per_token == len(TEXTS[0]) / (len(TEXTS[0]) + 1)
+    assert windows.bytes_per_token == 1.0  # the end of the text is behind the last whole window
+
+
+def test_the_bytes_are_those_of_the_tokens_predicted_as_in_the_evaluation(corpus, tmp_path):
+    """A text of long words first and of short ones at the end, which the last window leaves out."""
+    rows = ["internationalization " * 30 + "a b c d e " * 30]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), corpus / "data" / "validation-00000-of-00001.parquet")
+    tokenizer = train_tokenizer([*rows, *TEXTS] * 2, TokenizerSection(vocab_size=320), [])
+    windows = TextWindows(corpus, tokenizer, 100, 10)
+    labels = torch.stack([windows[i]["labels"][1:] for i in range(len(windows))])
+    text_bytes = sum(len(tokenizer.decode([token], skip_special_tokens=True).encode()) for token in labels.flatten())
+    assert windows.bytes_per_token == pytest.approx(text_bytes / labels.numel())

@@ -50,6 +50,16 @@ def test_a_checkpoint_holds_weights_and_states_and_deepspeeds_more():
     assert estimate_checkpoint_bytes(400, 100, 800, "fsdp") == 400 * 2 + 800
 
 
-def test_disk_bytes_count_one_checkpoint_more_than_are_kept():
-    assert disk_bytes(1200, kept=0, weights=400) == 3 * 1200 + 400
-    assert disk_bytes(1200, kept=5, weights=400) == 6 * 1200 + 400
+@pytest.mark.parametrize(
+    ("training", "checkpoints"),
+    [
+        ({}, 3),  # two are kept, and one more is being written
+        ({"save_total_limit": 5}, 6),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, 4),  # the one before the decay
+        ({"load_best_model_at_end": True}, 4),
+        ({"lr_scheduler_type": "warmup_stable_decay", "save_total_limit": 5, "load_best_model_at_end": True}, 8),
+        ({"lr_scheduler_type": "cosine"}, 3),
+    ],
+)
+def test_disk_bytes_count_every_checkpoint_that_a_folder_holds_at_once(training, checkpoints):
+    assert disk_bytes(1200, training, weights=400) == checkpoints * 1200 + 400

@@ -198,9 +198,15 @@ def share_of_letter(prompts: list, completions: list, **columns: Any) -> list[fl
 
 
 def groups(trainer_class: type[Trainer], arguments_class: type, folder: Path, batch: int, each: int = 1) -> Trainer:
-    """Completions of the likeliest tokens, which are the same in any batch."""
+    """Completions drawn at random, top-p included."""
     rows = on_disk([{"prompt": message("user", "What is it" + "?" * number)} for number in range(ROWS)], folder)
-    sampling = {"top_k": 1, "max_completion_length": 8, "num_generations": 2, "num_generations_eval": each, "beta": 0.1}
+    sampling = {
+        "top_p": 0.9,
+        "max_completion_length": 8,
+        "num_generations": 2,
+        "num_generations_eval": each,
+        "beta": 0.1,
+    }
     return moved(
         trainer_class(
             tiny_model(),

@@ -1,4 +1,5 @@
 import pytest
+import trl
 
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.posttraining.learning_rates import RATES, default_learning_rate, describe_learning_rate
@@ -23,7 +24,17 @@ def test_a_rate_never_grows_with_the_size_and_one_for_lora_is_never_lower(stage)
         ("sft", 360e6, False, 1e-3),  # SmolLM2-360M
         ("sft", 1.7e9, False, 3e-4),  # SmolLM2-1.7B
         ("sft", 7.2e9, False, 2e-5),  # Zephyr
+        ("sft", 3e9, False, 2e-5),  # SmolLM3
         ("sft", 7e9, True, 2e-4),  # QLoRA
+        ("sft", 65e9, True, 1e-4),  # QLoRA
+        ("sft", 70e9, False, 2e-6),  # Tulu 3
+        ("dpo", 8e9, False, 5e-7),  # Tulu 3
+        ("dpo", 70e9, False, 2e-7),  # Tulu 3
+        ("grpo", 7e9, False, 1e-6),  # DeepSeekMath
+        ("grpo", 3e9, True, 1e-5),  # TRL, with SmolLM3
+        ("ppo", 6.9e9, False, 3e-6),  # Huang et al. 2024
+        ("ppo", 70e9, False, 1e-7),  # Tulu 3
+        ("reward", 8e9, False, 3e-6),  # Tulu 3
         ("dpo", 1.7e9, False, 1e-6),  # SmolLM2
         ("dpo", 7.2e9, False, 5e-7),  # Zephyr
         ("dpo", 7.2e9, True, 5e-6),  # Zephyr, QLoRA
@@ -35,6 +46,22 @@ def test_a_rate_never_grows_with_the_size_and_one_for_lora_is_never_lower(stage)
 def test_the_rates_are_those_of_published_recipes(stage, parameters, uses_lora, expected):
     assert default_learning_rate(stage, int(parameters), uses_lora) == expected
     assert f"{expected:g}" in describe_learning_rate(stage, int(parameters), uses_lora)
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "parameters", "uses_lora"),
+    [
+        ("DPOConfig", "dpo", 1.7e9, False),
+        ("KTOConfig", "kto", 1.7e9, False),
+        ("GRPOConfig", "grpo", 7e9, False),
+        ("RLOOConfig", "rloo", 7e9, False),
+        ("SFTConfig", "sft", 7e9, False),
+        ("RewardConfig", "reward", 7e9, True),
+    ],
+)
+def test_the_rates_that_are_called_defaults_of_trl_are_those(config, stage, parameters, uses_lora):
+    default = getattr(trl, config).__dataclass_fields__["learning_rate"].default
+    assert default_learning_rate(stage, int(parameters), uses_lora) == default
 
 
 @pytest.fixture

@@ -87,11 +87,17 @@ def test_weights_in_few_bits_cannot_be_moved(start):
     ("settings", "words"),
     [
         ({"target_modules": ["qproj"]}, "target_modules: the model has no qproj; did you mean q_proj?"),
+        (
+            {"target_modules": ["c_attn"]},
+            "the model has no c_attn; c_attn is a layer of gpt2, gpt_bigcode, btlm (layers of",
+        ),
+        ({"target_modules": ["Wqkv"]}, "Wqkv is a layer of mpt (layers of this model that take an adapter: down_proj"),
+        ({"target_modules": ["strange"]}, "no strange; layers of this model that take an adapter: down_proj, embed"),
         ({"target_modules": ["q_proj", "vproj"]}, "target_modules: the model has no vproj; did you mean v_proj?"),
         ({"target_modules": "all-linear", "modules_to_save": ["head"]}, "modules_to_save: the model has no head"),
         ({"target_modules": "all-linear", "target_parameters": ["x"]}, "target_parameters: the model has no x"),
         ({"target_modules": "all-linear", "exclude_modules": ["x"]}, "exclude_modules: the model has no x"),
-        ({"target_modules": "nothing.*"}, "modules of this model that take an adapter: down_proj"),
+        ({"target_modules": "nothing.*"}, "layers of this model that take an adapter: down_proj"),
         ({"target_modules": "(("}, "unterminated subpattern"),
         ({}, "Please specify `target_modules`"),
         ({"target_modules": "all-linear", "r": 0}, "`r` should be a positive integer"),

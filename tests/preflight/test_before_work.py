@@ -85,17 +85,19 @@ def test_the_check_leaves_nothing_in_this_process(folder):
     assert not (folder / "runs").exists()
 
 
-def test_a_process_in_which_tokenizers_has_used_threads_can_still_check(folder):
-    """A fork has none of them, and would wait for them."""
+def test_a_process_that_has_computed_with_threads_can_still_check(folder):
+    """As a notebook has that trained before. A fork has none of the threads of tokenizers and torch, and would wait."""
     code = f"""
 import os
-import subprocess
-import sys
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+import torch
+from tokenizers import Tokenizer, models, trainers
 from hf_llm.pipeline.run import Run
 from hf_llm.preflight.before_work import check_in_child
-from tokenizers import Tokenizer, models, trainers
 Tokenizer(models.BPE()).train_from_iterator(["a b c d"] * 5000, trainers.BpeTrainer(vocab_size=300))
+torch.set_num_threads(4)
+weights = torch.randn(512, 512, requires_grad=True)
+(torch.randn(512, 512) @ weights).softmax(-1).log().sum().backward()
 os.chdir({str(folder)!r})
 print(len(check_in_child(Run(["tiny.yaml"])).problems), "problems")
 """

@@ -56,7 +56,7 @@ def test_a_section_changes_what_the_papers_say():
         ({"model_type": "t5"}, {"mean_span": 0.5}, "mean_span is 0.5"),
         ({}, {"share": 0.2}, "`share` belongs to masked"),
         ({}, {"portion": 0.2}, "portion"),
-        ({"model_type": "brt"}, "masked", "did you mean bert"),
+        ({"model_type": "brt"}, "masked", "did you mean bart or bert"),
     ],
 )
 def test_what_a_model_cannot_be_trained_on_is_an_error_that_says_what_can(model, objective, words):

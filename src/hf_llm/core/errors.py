@@ -14,6 +14,8 @@ GATES_MISSED_CODE = 3  # of an evaluation that is finished, and whose scores mis
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")  # all that numpy reports when the disk is full
 
+_is_command_process = False
+
 
 class UserError(Exception):
     """An error that the user can fix. Its message names the file or key, what is wrong and what to do about it."""
@@ -25,6 +27,9 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> None:
+        global _is_command_process
+        if argv is None:  # otherwise other code has called it, as a notebook or a test does
+            _is_command_process = True
         try:
             main(argv)
         except UserError as error:
@@ -43,6 +48,14 @@ def command(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | N
             exit_with_error(f"no space left on the disk{where}; free some, and the same command resumes here")
 
     return run
+
+
+def is_command_process() -> bool:
+    """Whether this process, or the one that it was forked from, was started as a command of ours.
+
+    Elsewhere (a notebook, a test, a program that calls `main([...])`) it is not known what was done before.
+    """
+    return _is_command_process
 
 
 def exit_with_error(message: str) -> NoReturn:

@@ -8,7 +8,7 @@ the section (`model_type`), a function of the section that returns the name is w
 """
 
 import dataclasses
-import difflib
+import enum
 import re
 import types
 import typing
@@ -25,6 +25,7 @@ from hf_llm.core.secrets import expand_variables
 from hf_llm.core.settings.dataclass_fields import UNIONS, field_types
 from hf_llm.core.settings.library_settings import LibraryClass, describe_class, load_class
 from hf_llm.core.shipped import find_recipe
+from hf_llm.core.similar_names import suggest_names
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -129,6 +130,7 @@ def build_recipe(cls: type[T], tree: dict[str, Any], where: str, known_keys: Seq
 def find_problems(cls: type[T], tree: dict[str, Any], known_keys: Sequence[str]) -> tuple[T, list[str]]:
     """Build the dataclass `cls` from a recipe's tree as `build_recipe` does; also return all problems, each with its
     key. Where there are any, what is built is not to be used."""
+    # Each stage reads other sections, and all are to say the same of a wrong one: so no places are named here.
     problems = _find_unknown_keys(tree, known_keys, "")
 
     # The sections of other stages are not read.
@@ -210,44 +212,118 @@ def set_key(tree: dict, key: str, value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _find_unknown_keys(given: dict, known: Iterable[str], where: str) -> list[str]:
-    """Describe each key that is not known, with the most similar known key."""
+@dataclasses.dataclass
+class _Places:
+    """Where a name belongs that is not a key of the section in which it stands: in a section below it or beside it."""
+
+    keys: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Key -> its full path."""
+    choices: dict[str, str] = dataclasses.field(default_factory=dict)
+    """One of the values that a key lets choose -> `path: value`."""
+
+    def add(self, other: "_Places") -> None:
+        """Add what is not here yet."""
+        self.keys = other.keys | self.keys
+        self.choices = other.choices | self.choices
+
+
+def _find_unknown_keys(
+    given: dict, known: Iterable[str], where: str, find_places: Callable[[], _Places] = _Places
+) -> list[str]:
+    """Describe each key that is not known, with the place where it belongs, or the most similar known keys."""
     known = list(known)
     problems = []
     for key in given:
         if key in known:
             continue
 
-        similar = difflib.get_close_matches(str(key), known, 1)
-        if similar:
-            hint = f"did you mean {similar[0]}?"
-        elif len(known) < MAX_KEYS_LISTED:
-            hint = f"known: {', '.join(known)}"
+        places = find_places()
+        similar = suggest_names(key, known)
+        if key in places.keys:
+            hint = f"did you mean {places.keys[key]}?"
+        elif similar:
+            hint = similar
+        elif key in places.choices:
+            hint = f"did you mean {places.choices[key]}?"
         else:
-            hint = "known: --help"
+            hint = f"known: {', '.join(known)}" if len(known) < MAX_KEYS_LISTED else "known: --help"
         problems.append(f"{where}{key}: no such key; {hint}")
     return problems
+
+
+def _list_places(cls: type, section: dict, prefix: str) -> _Places:
+    """List the keys, and the values to choose, of a section of ours and of the sections in it.
+
+    Those of a list's sections are left out: which item is meant is not known.
+    """
+    places = _Places()
+    below = _Places()
+    for key, annotation in field_types(cls).items():
+        path = prefix + key
+        places.keys[key] = path
+        places.add(_Places(choices={value: f"{path}: {value}" for value in _list_choices(annotation)}))
+
+        inner = section.get(key)
+        inner = inner if isinstance(inner, dict) else {}
+        for option in (annotation, *typing.get_args(annotation)):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                below.add(_list_places(option, inner, f"{path}."))
+            elif typing.get_origin(option) is Settings:
+                (target,) = typing.get_args(option)
+                below.add(_list_library_places(target, inner, f"{path}."))
+    places.add(below)
+    return places
+
+
+def _list_library_places(target: Target, section: dict, prefix: str) -> _Places:
+    """List the keys, and the values to choose, of a section that belongs to a library's class."""
+    try:
+        library_class = find_library_class(target, section)
+    except UserError:  # is told where the section is built
+        return _Places()
+    places = _Places({key: prefix + key for key in library_class.keys})
+    for key, encoded in library_class.keys.items():
+        if encoded is not None:
+            values = _list_choices(library_class.find_annotation(key))
+            places.add(_Places(choices={value: f"{prefix}{key}: {value}" for value in values}))
+    return places
+
+
+def _list_choices(annotation: Any) -> list[str]:
+    """List the names that an annotation lets choose: those of a Literal or of an enumeration, in a union too."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return [value for value in typing.get_args(annotation) if isinstance(value, str)]
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return [member.value for member in annotation if isinstance(member.value, str)]
+    if typing.get_origin(annotation) in (*UNIONS, typing.Annotated):
+        return [value for option in typing.get_args(annotation) for value in _list_choices(option)]
+    return []
 
 
 # The functions below convert a plain value of a recipe to the type in an annotation. What does not fit is appended to
 # `problems`, with its key `where`.
 
 
-def _build_value(annotation: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """Convert a value to any annotation: a section, a list of sections, or a plain type."""
+def _build_value(
+    annotation: Any, value: Any, where: str, problems: list[str], find_outer_places: Callable[[], _Places] = _Places
+) -> Any:
+    """Convert a value to any annotation: a section, a list of sections, or a plain type.
+
+    `find_outer_places` lists where else a key may belong that a section does not have.
+    """
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is Settings:
-        return _build_settings(arguments[0], value, where, problems)
+        return _build_settings(arguments[0], value, where, problems, find_outer_places)
     is_section = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
     if is_section and not isinstance(value, annotation):
-        return _build_dataclass(annotation, value, where, problems)
+        return _build_dataclass(annotation, value, where, problems, find_outer_places)
     if origin in UNIONS:
         if value is None and type(None) in arguments:
             return None
         option = _find_section_option(arguments, value)
         if option is not None:
-            return _build_value(option, value, where, problems)
+            return _build_value(option, value, where, problems, find_outer_places)
     if origin is list and isinstance(value, list):
         return [_build_value(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value)]
     return _build_scalar(annotation, value, where, problems)
@@ -273,7 +349,9 @@ def _build_scalar(annotation: Any, value: Any, where: str, problems: list[str]) 
         errors = error.errors()
         choices = [each["msg"] for each in errors if each["type"] == "literal_error"]
         message = choices[0] if choices else errors[0]["msg"]  # the values to choose from say the most
-        problems.append(f"{where}: {value!r} does not fit; {message[0].lower()}{message[1:]}")
+        hint = suggest_names(value, _list_choices(annotation)) if choices and isinstance(value, str) else ""
+        hint = f"; {hint}" if hint else ""
+        problems.append(f"{where}: {value!r} does not fit; {message[0].lower()}{message[1:]}{hint}")
         return None
 
 
@@ -290,7 +368,9 @@ def _replace_typed_dicts(annotation: Any) -> Any:
     return annotation
 
 
-def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> Any:
+def _build_dataclass(
+    cls: type, value: Any, where: str, problems: list[str], find_outer_places: Callable[[], _Places] = _Places
+) -> Any:
     """Build a section of ours, which checks itself in `__post_init__`."""
     if value is None:
         value = {}
@@ -301,11 +381,19 @@ def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> 
     prefix = f"{where}." if where else ""
     problems_before = len(problems)
     annotations = field_types(cls)
-    problems += _find_unknown_keys(value, annotations, prefix)
+
+    def find_places() -> _Places:
+        places = _Places()
+        if where:
+            places.add(_list_places(cls, value, prefix))
+            places.add(find_outer_places())
+        return places
+
+    problems += _find_unknown_keys(value, annotations, prefix, find_places)
     built = {}
     for key, item in value.items():
         if key in annotations:
-            built[key] = _build_value(annotations[key], item, prefix + key, problems)
+            built[key] = _build_value(annotations[key], item, prefix + key, problems, find_places)
 
     for field in dataclasses.fields(cls):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
@@ -322,7 +410,9 @@ def _build_dataclass(cls: type, value: Any, where: str, problems: list[str]) -> 
         return None
 
 
-def _build_settings(target: Target, value: Any, where: str, problems: list[str]) -> Settings:
+def _build_settings(
+    target: Target, value: Any, where: str, problems: list[str], find_outer_places: Callable[[], _Places]
+) -> Settings:
     """Check a section that belongs to a library's class, `target`."""
     if value is None:
         value = {}
@@ -335,7 +425,13 @@ def _build_settings(target: Target, value: Any, where: str, problems: list[str])
     except UserError as error:
         problems.append(f"{where}: {error}")
         return Settings()
-    problems += _find_unknown_keys(value, library_class.keys, f"{where}.")
+
+    def find_places() -> _Places:
+        places = _list_library_places(target, value, f"{where}.")
+        places.add(find_outer_places())
+        return places
+
+    problems += _find_unknown_keys(value, library_class.keys, f"{where}.", find_places)
 
     # `auto` leaves a key to the class's default.
     settings = Settings()

@@ -3,11 +3,11 @@
 An installed wheel has them in `hf_llm/shipped/` (setup.py copies them there); a git checkout has them at its top.
 """
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.similar_names import suggest_names
 
 SHIPPED_FOLDERS = ("recipes", "accelerate_configs", "ds_configs")
 
@@ -46,14 +46,12 @@ def find_recipe(name: str) -> Path:
         recipes = shipped_recipes()
         if name in recipes:
             return recipes[name]
-        similar = difflib.get_close_matches(name, recipes, 1, 0.5)
-        hint = f"did you mean {similar[0]}?" if similar else "`hf-llm recipe --list` prints the shipped recipes"
+        hint = suggest_names(name, recipes, "`hf-llm recipe --list` prints the shipped recipes")
         raise UserError(f"no recipe file {in_current_folder} here, and none is shipped by the name {name!r}; {hint}")
 
     existing_paths = [str(recipe) for recipe in Path("recipes").rglob("*.yaml")]
-    similar = difflib.get_close_matches(str(path), existing_paths, 1, 0.5)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
-    raise UserError(f"no recipe at {path}{hint}")
+    hint = suggest_names(path, existing_paths, "`hf-llm recipe --list` prints the shipped recipes")
+    raise UserError(f"no recipe at {path}; {hint}")
 
 
 def describe_recipe(path: Path) -> str:

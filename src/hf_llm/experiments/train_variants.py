@@ -26,7 +26,7 @@ from hf_llm.core.secrets import hide_secrets
 from hf_llm.experiments.variants import PRETRAINING, Variant, has_data
 from hf_llm.pipeline.run import Run, settings_of
 from hf_llm.pipeline.stages import DATA, STAGES
-from hf_llm.training.fault_tolerance.launch import gpu_count, run_stage
+from hf_llm.training.fault_tolerance.launch import can_fork, gpu_count, run_stage
 from hf_llm.training.fault_tolerance.supervisor import RECORD_FILE
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ def link_folder(path: Path, target: Path) -> None:
 
 def run_in_subprocess(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in another process, so that this one runs no PyTorch threads, after which it must not fork."""
-    start_method = "spawn" if gpu_count() or sys.platform != "linux" else "fork"
+    start_method = "fork" if can_fork() and not gpu_count() else "spawn"
     with ProcessPoolExecutor(1, get_context(start_method)) as pool:
         return pool.submit(function, *arguments).result()
 

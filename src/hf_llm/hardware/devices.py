@@ -1,11 +1,11 @@
 """Look up the limits of an accelerator in its maker's data sheet: memory, bandwidth, FLOP/s, power."""
 
-import difflib
 import re
 import subprocess
 from dataclasses import dataclass, field, replace
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.similar_names import find_similar_names
 from hf_llm.hardware.cpu import processor_name, usable_memory
 
 GIB = 2**30
@@ -224,7 +224,7 @@ def parse_device(text: str) -> Device:
     wanted, _ = _split_memory(text)
     near_keys = [key for key in keys if wanted and wanted in _shorten_name(key)]
     if not near_keys:
-        near_keys = difflib.get_close_matches(_normalize_name(text), keys, 3)
+        near_keys = find_similar_names(text, keys)
     if near_keys:
         hint = f"did you mean {' or '.join(near_keys[:3])}?"
     else:

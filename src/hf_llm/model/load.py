@@ -6,7 +6,6 @@ as T5).
 """
 
 import copy
-import difflib
 import math
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,9 +28,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_llm.core.console import print_main
+from hf_llm.core.console import hold_notices, print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.model.adapters import attach_adapter, is_adapter, merge_into_base, read_adapter_base, scores_texts
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.layer_pruning import build_pruned_section, copy_kept_layers
@@ -374,9 +374,8 @@ def check_config_keys(settings: dict[str, Any], cls: type[PreTrainedConfig]) -> 
     known = {*cls.__dataclass_fields__, *cls.attribute_map, "attn_implementation"}
     for key in settings:
         if key not in known:
-            similar = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise UserError(f"model.{key}: {cls.__name__} has no such key{hint}")
+            hint = suggest_names(key, sorted(known), f"known: {', '.join(sorted(known))}")
+            raise UserError(f"model.{key}: {cls.__name__} has no such key; {hint}")
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
@@ -509,16 +508,20 @@ def load_scorer(path: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     if is_adapter(path):
         base, _ = load_scorer(read_adapter_base(path), dtype)
         return merge_into_base(attach_adapter(base, path)), scores_texts(path)
+    report: list[str] = []
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        # transformers reports which weights are missing or left over; what is wrong among them is told below.
+        with hold_notices("transformers.modeling_utils", "LOAD REPORT") as report:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no model to load: {one_line(error)}") from error
     except UnpicklingError:
         raise UserError(unsafe_pickle_message(path)) from None
     except RuntimeError as error:  # of weights of another shape
-        raise UserError(f"{path} is not a model with one score: {one_line(error)}") from error
+        reason = "\n".join([one_line(error), *report])
+        raise UserError(f"{path} is not a model with one score: {reason}") from error
 
     missing = sorted(str(key) for key in loading["missing_keys"])
     missing_backbone = [key for key in missing if not key.startswith("score.")]

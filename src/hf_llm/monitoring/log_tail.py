@@ -1,6 +1,5 @@
 """Follow runs while they train, by reading the files they write; reading changes nothing."""
 
-import difflib
 import os
 import time
 from calendar import timegm
@@ -10,6 +9,7 @@ from typing import Any
 from hf_llm.core.errors import UserError
 from hf_llm.core.jsonl import alerts_file, metrics_file, parse_row, samples_file
 from hf_llm.core.manifest import read_manifest
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.pipeline.status import RUNNING, read_status
 
@@ -166,6 +166,5 @@ def check_folder(path: Path) -> Path:
     siblings = []
     if path.parent.is_dir():
         siblings = [str(sibling) for sibling in path.parent.glob("*") if sibling.is_dir()]
-    similar = difflib.get_close_matches(str(path), siblings, 1)
-    hint = f"did you mean {similar[0]}?" if similar else "name a run's folder, as runs/quickstart"
+    hint = suggest_names(path, siblings, "name a run's folder, as runs/quickstart")
     raise UserError(f"there is no folder {path}; {hint}")

@@ -1,5 +1,6 @@
 """Find the model that a command means by a run or a recipe: `runs/mine` and `mine.yaml` are the run's last model."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def find_model(name: Path | str) -> Path | str:
         _, tree = read_tree([str(path)])
         root = Path("runs") / str(tree["name"])
         if not root.is_dir():
-            raise UserError(f"{path} has not been run: there is no {root}; run it with python -m hf_llm.run {path}")
+            raise UserError(
+                f"{path} has not been run: there is no {root}; run it with "
+                f"python -m hf_llm.run {shlex.quote(str(path))}"
+            )
         return _choose_last_model(root)
     if not path.is_dir() or is_model(path):
         return name

@@ -3,12 +3,12 @@
 Nothing here imports transformers, so that a recipe can be parsed before that is done.
 """
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.settings.library_settings import ARGUMENT, read_model_types
+from hf_llm.core.similar_names import suggest_names
 
 OWN_MODEL_TYPE = "hf_llm"
 OWN_CONFIG_CLASS = "hf_llm.model.configuration_hf_llm.HfLlmConfig"
@@ -36,6 +36,5 @@ def name_config_class(section: dict[str, Any]) -> str:
 
 def describe_unknown_model_type(model_type: Any, known: Iterable[str]) -> str:
     """Return the message for a model_type that is not among the `known` ones."""
-    similar = difflib.get_close_matches(str(model_type), list(known), 1)
-    hint = f"did you mean {similar[0]}?" if similar else "use hf_llm, or a model_type of transformers"
+    hint = suggest_names(model_type, known, "use hf_llm, or a model_type of transformers")
     return f"model_type: {model_type!r} is unknown; {hint}"

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.devices import Device
 
 # Checkpoints that are kept at least (hf_llm.training.fault_tolerance.resume). One more exists while it is written.
 MIN_CHECKPOINTS_KEPT = 2
+WITH_DECAY = "warmup_stable_decay"  # a schedule of which the checkpoint before the decay is kept, to be trained on
 
 CURRENCY_SIGNS = {"$": "USD", "us$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
 MACHINE_UNITS = ("machine", "node", "server", "instance")
@@ -94,10 +96,15 @@ def parse_price(text: str) -> Price:
     )
 
 
-def disk_bytes(checkpoint: int, kept: int, weights: int) -> int:
-    """Count the bytes of a stage's folder at its fullest.
+def disk_bytes(checkpoint: int, training: dict[str, Any], weights: int) -> int:
+    """Count the bytes of a stage's folder at its fullest: its checkpoints, and the finished model of `weights` bytes.
 
-    That is when it holds the `kept` checkpoints, one more that is being written, and the finished model.
+    `checkpoint` are the bytes of one. By its `training` section it keeps `save_total_limit` of them, the one before the
+    decay of a warmup_stable_decay schedule and the best one; one more is being written.
     """
-    checkpoints = max(MIN_CHECKPOINTS_KEPT, kept) + 1
+    checkpoints = max(MIN_CHECKPOINTS_KEPT, training.get("save_total_limit") or 0) + 1
+    if training.get("lr_scheduler_type") == WITH_DECAY:
+        checkpoints += 1
+    if training.get("load_best_model_at_end"):
+        checkpoints += 1
     return checkpoint * checkpoints + weights

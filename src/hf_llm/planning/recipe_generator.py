@@ -1,6 +1,7 @@
 """Generate a whole recipe from a goal (`params: 125M`, chat, 24 hours on this host), each value with its reason."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def build_recipe_text(goal: Goal, path: Path) -> str:
         "prompts": _choose_evaluation_prompts(goal.use, is_small),
     }
 
-    lines = [f"# python -m hf_llm.run {path}"]
+    lines = [f"# python -m hf_llm.run {shlex.quote(str(path))}"]
     lines += _describe_goal(goal, shape, tokens)
     lines += _format_lines(tree, reasons, "")
     return "\n".join(lines) + "\n"

@@ -189,5 +189,4 @@ def _estimate_disk_bytes(
     checkpoint = estimate_checkpoint_bytes(
         bytes_per_parameter * saved_parameters, counts.trained, optimizer_bytes, engine
     )
-    kept = training.get("save_total_limit") or 0
-    return disk_bytes(checkpoint, kept, bytes_per_parameter * all_parameters)
+    return disk_bytes(checkpoint, training, bytes_per_parameter * all_parameters)

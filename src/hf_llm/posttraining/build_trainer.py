@@ -3,11 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import (
+    Dataset,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from hf_llm.core.console import print_main
@@ -22,6 +29,7 @@ from hf_llm.pipeline.run import StageOutput
 from hf_llm.posttraining.learning_rates import default_learning_rate, describe_learning_rate
 from hf_llm.posttraining.lora import build_lora_config, check_lora_fits
 from hf_llm.posttraining.qlora import keep_adapter_in_float32, load_quantized
+from hf_llm.posttraining.rows.held_out import describe_held_out
 from hf_llm.posttraining.sections import PostTrainingSection
 from hf_llm.posttraining.start_check import StartCheck
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
@@ -60,6 +68,7 @@ def build_trainer(
     rows = drop_special_token_rows(rows, tokenizer, section.allow_drop)
     check_tools_rendered(rows, tokenizer)
     rows = [adapt_rows(part, tokenizer) for part in rows]
+    print_main(describe_held_out(*map(len, rows), section.evaluation_share))
 
     if section.quantize:
         model = load_quantized(start, section.quantize, output.folder, section.training)
@@ -163,9 +172,22 @@ def cache_rows_on_disk(rows: Dataset, folder: Path) -> tuple[Dataset, str]:
     path = folder / digest
     if not path.exists():
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        rows.save_to_disk(temporary)
+        with without_progress_bars():
+            rows.save_to_disk(temporary)
         temporary.rename(path)
     return load_from_disk(path), digest
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Let datasets draw no progress bars within the block: those of writing rows are drawn however short it takes."""
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
 
 
 def check_tools_rendered(rows: list[Dataset], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,6 +4,7 @@ Both sample a group of completions of each prompt, and train on how the completi
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -16,7 +17,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import TrainingArguments
+from transformers import LogitsProcessor, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
 from hf_llm.core.console import print_main
@@ -39,6 +40,7 @@ from hf_llm.posttraining.sections import RolloutSection, default_completion_leng
 from hf_llm.posttraining.starting_model import load_chat_tokenizer, model_context_length
 from hf_llm.posttraining.trl_metrics import TrlEvaluation
 from hf_llm.tokenization.chat_encoding import encode_chat
+from hf_llm.training.fault_tolerance.determinism import make_generator
 
 
 class GroupSampler(Sampler[int]):
@@ -80,8 +82,9 @@ class ScoredCompletion:
 class GroupTrainer(TrlEvaluation, CompletionScores):
     """Base class that makes TRL's GRPO or RLOO trainer resume bit for bit; list it before the trainer.
 
-    A checkpoint holds the completions that are still to be trained on. An evaluation draws its own random numbers, the
-    same each time; its rewards and lengths are means over all `eval_completions`, KL and entropy over their tokens.
+    A checkpoint holds the completions that are still to be trained on. An evaluation draws its own random numbers, for
+    each completion the same each time and in any batch (in this process; vLLM draws them itself). Its rewards and
+    lengths are means over all `eval_completions`, KL and entropy over their tokens.
     """
 
     loss_unit = "completions"
@@ -145,6 +148,20 @@ class GroupTrainer(TrlEvaluation, CompletionScores):
         return prompt_ids, None, {}
 
     # ---- evaluation
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments: Any, **keywords: Any) -> tuple:
+        """Sample completions; in an evaluation, each with random numbers of its own."""
+        generate = super()._generate_single_turn
+        samples_here = not (self.use_vllm or getattr(self, "use_transformers_continuous_batching", False))
+        if self.model.training or not samples_here:
+            return generate(prompt_ids, *arguments, **keywords)
+
+        positions = self._batches.find_positions(self._evaluation_step)
+        if len(positions) != len(prompt_ids):  # the next turn of those that have called a tool
+            return generate(prompt_ids, *arguments, **keywords)
+        generators = [make_generator(self.args.device, self.args.seed, position) for position in positions]
+        with sample_by_row(self.accelerator.unwrap_model(self.model), generators):
+            return generate(prompt_ids, *arguments, **keywords)
 
     def evaluation_loop(self, *arguments: Any, **keywords: Any) -> Any:
         self._scored = []
@@ -213,6 +230,43 @@ def weighted_moments(values: np.ndarray, shares: np.ndarray) -> tuple[float, flo
         return float(mean), 0.0
     variance = np.average((values - mean) ** 2, weights=shares) * count / (count - 1)
     return float(mean), float(np.sqrt(variance))
+
+
+class RowSampler(LogitsProcessor):
+    """Draw the next token of each row with a generator of its own, and leave a probability to that token alone."""
+
+    def __init__(self, generators: list[torch.Generator]):
+        self.generators = generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # B T, B V -> B V
+        # The largest of p / noise is drawn with probability p: a race of exponential clocks, as in torch.multinomial.
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        drawn = (scores.float().softmax(dim=-1) / noise).argmax(dim=-1, keepdim=True)  # B 1
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+@contextmanager
+def sample_by_row(model: torch.nn.Module, generators: list[torch.Generator]) -> Iterator[None]:
+    """Let `model.generate` draw each row's tokens with a generator of its own: they do not depend on the other rows.
+
+    transformers puts processors that one gives to `generate` before temperature, top-k and top-p. This one has to come
+    after them, so it is added to the list that the model makes.
+    """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    make_list = model._get_logits_processor
+
+    def make_longer_list(*arguments: Any, **keywords: Any) -> Any:
+        processors = make_list(*arguments, **keywords)
+        processors.append(RowSampler(generators))
+        return processors
+
+    model._get_logits_processor = make_longer_list
+    try:
+        yield
+    finally:
+        del model._get_logits_processor
 
 
 class ResumableGRPOTrainer(GroupTrainer, GRPOTrainer):

@@ -1,6 +1,7 @@
 """TRL's KTOTrainer, which scores only the completions and evaluates over all of them; and a check of their labels."""
 
 import copy
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -111,7 +112,20 @@ class CompletionKTOTrainer(TrlMetrics, CompletionScores, KTOTrainer):
         summary["kl_per_completion"] = kl.item()
         if {"rewards/chosen", "rewards/rejected"} <= summary.keys():
             summary["rewards/margins"] = summary["rewards/chosen"] - summary["rewards/rejected"]
+            errors = [standard_error(log_ratios[label], shares[label]) for label in (is_good.bool(), ~is_good.bool())]
+            if all(map(math.isfinite, errors)):
+                summary["rewards/margins_error"] = self.beta * math.hypot(*errors)
         return summary
+
+
+def standard_error(values: torch.Tensor, shares: torch.Tensor) -> float:
+    """Return the standard error of the mean of `values` (n,), which count by their `shares`; infinite for one value."""
+    count = shares.sum().item()
+    if count <= 1:
+        return math.inf
+    mean = values @ shares / count
+    variance = ((values - mean) ** 2 @ shares / (count - 1)).item()
+    return math.sqrt(variance / count)
 
 
 class LogProbRecorder:

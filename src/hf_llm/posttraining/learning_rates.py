@@ -1,7 +1,8 @@
 """The learning rate of a post-training stage where the recipe names none: by method, size, and full or LoRA training.
 
-docs/alignment.md lists the published recipes that the rates come from. A rate for all weights is about a tenth of one
-for LoRA (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/).
+docs/alignment.md has the same table with the published recipe, or the recipe of ours, of each rate; those of models
+below 100M parameters are ours. Where nobody has published one, that for LoRA is about ten times that for all weights
+(Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/).
 """
 
 from dataclasses import dataclass

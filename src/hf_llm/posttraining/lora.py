@@ -5,20 +5,22 @@ None of the checks needs the model's weights. The values themselves are checked 
 """
 
 import copy
-import difflib
 import re
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.model.adapters import INVALID_ADAPTER
 from hf_llm.model.load import build_untrained_model
+
+MAX_OWNERS_NAMED = 3  # architectures that are named for a layer of theirs
 
 
 def build_lora_config(lora: dict[str, Any], task: str, where: str) -> LoraConfig:
@@ -41,7 +43,7 @@ def check_lora_fits(
     output layer's weights directly, as TRL's do, so that an adapter there would be neither used nor trained.
     """
     skeleton = build_skeleton(config, task)
-    names = sorted({name.rpartition(".")[2] for name, module in skeleton.named_modules() if _can_be_adapted(module)})
+    layers = describe_layers(skeleton)
     check_names_exist(lora, skeleton, where)
 
     # Other starts, and KaSA, decompose the weights, which are not here.
@@ -53,10 +55,7 @@ def check_lora_fits(
             check_output_layer(model, where)
         model.merge_and_unload()
     except (*INVALID_ADAPTER, re.error) as error:
-        raise UserError(
-            f"{where}.lora: {one_line(error)} (modules of this model that take an adapter: {', '.join(names)}; "
-            "all-linear is all of its matrices but the embeddings)"
-        ) from error
+        raise UserError(f"{where}.lora: {one_line(error)} ({layers})") from error
 
 
 def check_names_exist(lora: dict[str, Any], model: nn.Module, where: str) -> None:
@@ -72,10 +71,32 @@ def check_names_exist(lora: dict[str, Any], model: nn.Module, where: str) -> Non
         for name in names:
             if any(full == name or full.endswith(f".{name}") for full in known):
                 continue
-            last_parts = sorted({full.rpartition(".")[2] for full in known if full})
-            similar = difflib.get_close_matches(str(name), last_parts, 1)
-            hint = f"did you mean {similar[0]}?" if similar else f"known: {', '.join(last_parts)}"
+            if key == "target_modules":
+                hint = suggest_names(name, _list_layers(model), _describe_origin(name))
+                hint = f"{hint} ({describe_layers(model)})" if hint else describe_layers(model)
+            else:
+                last_parts = sorted({full.rpartition(".")[2] for full in known if full})
+                hint = suggest_names(name, last_parts, f"known: {', '.join(last_parts)}")
             raise UserError(f"{where}.lora.{key}: the model has no {name}; {hint}")
+
+
+def describe_layers(model: nn.Module) -> str:
+    """Return which layers of a model take an adapter, by the last parts of their names."""
+    return (
+        f"layers of this model that take an adapter: {', '.join(_list_layers(model))}; all-linear is all of its "
+        "matrices but the embeddings"
+    )
+
+
+def _list_layers(model: nn.Module) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _can_be_adapted(module)})
+
+
+def _describe_origin(name: str) -> str:
+    """Say which architectures have a layer of this name, as PEFT knows them; "" where it knows none."""
+    table = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    owners = [model_type for model_type, layers in table.items() if name in layers]
+    return f"{name} is a layer of {', '.join(owners[:MAX_OWNERS_NAMED])}" if owners else ""
 
 
 def build_skeleton(config: PreTrainedConfig, task: str) -> nn.Module:

@@ -23,7 +23,7 @@ class PostTrainingSection:
     lora: Settings["peft.LoraConfig"] | None = None
     """Train LoRA adapters with these settings and merge them at the end; left out, all weights are trained."""
     evaluation_share: float = 0.05
-    """Share of the rows kept out of training, for evaluation."""
+    """Share of the questions whose rows are kept out of training, for evaluation: rounded, and at least one."""
     allow_drop: float = 0.01
     """The stage stops where more than this share of the rows cannot be used; those that are too long do not count."""
     too_long: Literal["drop", "truncate"] = "drop"

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
+from hf_llm.posttraining.gain_check import describe_no_gain
 from hf_llm.training.train_and_save import ROWS_FOLDER
 
 # The largest difference between a model and its reference before the first update: log-probabilities of whole
@@ -160,7 +161,8 @@ def describe_no_change(trainer: Trainer, metrics: dict[str, Any]) -> str | None:
 
 
 def warn_of_no_effect(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Print a warning where the training has changed nothing measurable, or its rewards were all the same.
+    """Print a warning where the training has changed nothing measurable, its rewards were all the same, or the model is
+    no better on held-out rows than before.
 
     Returns the warnings for the manifest; this is a `measure` of `train_and_save`.
     """
@@ -172,4 +174,8 @@ def warn_of_no_effect(trainer: Trainer, metrics: dict[str, Any]) -> dict[str, An
     if change_warning:
         warnings["change_warning"] = change_warning
         print_main(f"\n*** WARNING: {change_warning}\n")
+    gain_warning = describe_no_gain(trainer, metrics)
+    if gain_warning and not warnings:  # the others say why
+        warnings["gain_warning"] = gain_warning
+        print_main(f"\n*** WARNING: {gain_warning}\n")
     return warnings

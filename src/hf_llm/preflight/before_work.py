@@ -3,6 +3,8 @@
 The second part takes the libraries of training, and a process of its own: nothing that it seeds or sets stays here.
 """
 
+import gc
+import importlib
 import multiprocessing
 import os
 import sys
@@ -10,6 +12,7 @@ import tempfile
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 from hf_llm.core.console import is_main_process, print_main
 from hf_llm.core.errors import UserError
@@ -65,9 +68,25 @@ def import_shared_libraries(folder: str | None) -> None:
     The check's process is forked from this one, so that both have it for one import.
     """
     if folder in OPTIONAL:
-        import hf_llm.preflight.check_run
+        import_quickly("hf_llm.preflight.check_run")
     elif folder is None or STAGES[folder].makes_model:
-        import hf_llm.training.train_and_save  # noqa: F401
+        import_quickly("hf_llm.training.train_and_save")
+
+
+def import_quickly(module: str) -> ModuleType:
+    """Import a module without collecting garbage meanwhile, and leave what is there by then out of later collections.
+
+    An import makes hundreds of thousands of objects that stay. The collector would look through them again and again,
+    which in a forked process also copies their memory.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def print_notes(findings: Findings) -> None:
@@ -114,9 +133,8 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
-        # A process that was forked has none of its parent's threads, and those of tokenizers would be waited for.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from hf_llm.preflight.check_run import check_run
+        use_no_threads()
+        check_run = import_quickly("hf_llm.preflight.check_run").check_run
 
         try:
             sender.send(check_run(Run(argv), work, on_this_host))
@@ -126,3 +144,14 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         finally:
             file.flush()
             sender.close()
+
+
+def use_no_threads() -> None:
+    """Let tokenizers and torch compute in this thread alone.
+
+    A process that was forked has none of its parent's threads. Where the parent has computed with them, as a notebook
+    has that trained before, they would be waited for without end.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import_quickly("torch").set_num_threads(1)

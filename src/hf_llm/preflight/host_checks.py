@@ -36,7 +36,7 @@ def estimate_model_bytes(config: PreTrainedConfig, section: Any) -> int:
         trained = int(parameters * LORA_SHARE)
         saved = BYTES_PER_PARAMETER * trained
     checkpoint = estimate_checkpoint_bytes(saved, trained, OPTIMIZER_BYTES_PER_PARAMETER * trained, "")
-    return disk_bytes(checkpoint, section.training.get("save_total_limit") or 0, weights)
+    return disk_bytes(checkpoint, section.training, weights)
 
 
 def check_disk(root: Path, needed: dict[str, int], findings: Findings) -> None:

@@ -10,6 +10,7 @@ Byte-level means that every text can be encoded, and that decoding returns it ex
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,7 @@ def _build_bpe_trainer(size: int, specials: list[str]) -> "BpeTrainer":
         min_frequency=2,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=bool(sys.stderr and sys.stderr.isatty()),  # in a log file it writes empty lines
     )
 
 

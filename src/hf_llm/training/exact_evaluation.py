@@ -61,6 +61,11 @@ class EvaluationBatches(Sampler[list[int]]):
         for start, rows, _ in self._steps:
             yield list(self.order[start : start + rows])
 
+    def find_positions(self, step: int) -> range:
+        """Return where in the whole `order` the rows of `step` (from 0) stand."""
+        start, rows, _ = self._steps[step]
+        return range(start, start + rows)
+
     def count_copies(self, step: int) -> int:
         """Return how many processes have the rows of `step` (from 0): 1, or all of them."""
         return self._steps[step][2]

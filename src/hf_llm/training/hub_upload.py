@@ -1,5 +1,6 @@
 """Upload model folders to the Hub. Rights are checked before training; a failed upload costs only the upload."""
 
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -77,10 +78,11 @@ def upload_model_folder(repository: str, folder: Path) -> None:
             )
         )
     except UPLOAD_ERRORS as error:
-        exclude_options = " ".join(f"--exclude '{pattern}'" for pattern in IGNORED_FILES)
+        exclude_options = [option for pattern in IGNORED_FILES for option in ("--exclude", pattern)]
+        upload_command = shlex.join(["hf", "upload", repository, str(folder), *exclude_options])
         raise UserError(
             f"the model is finished in {folder}, but its upload to {repository} failed: "
-            f"{' '.join(str(error).split())}\n  Upload it later with: hf upload {repository} {folder} {exclude_options}"
+            f"{' '.join(str(error).split())}\n  Upload it later with: {upload_command}"
         ) from None
     finally:
         copy.cleanup()

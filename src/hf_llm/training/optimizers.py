@@ -3,7 +3,6 @@
 docs/optimizers.md says when to use which.
 """
 
-import difflib
 import sys
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.format import one_line
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.parallel.layout import is_engine_enabled, read_layout
 from hf_llm.training.muon import MUON, Muon, check_muon, muon_matrices
 
@@ -35,10 +35,7 @@ def build_arguments(cls: type[Arguments], settings: dict[str, Any]) -> Arguments
     name = str(settings.get("optim", MUON))
     known_names = [MUON, *(kind.value for kind in OptimizerNames)]
     if name not in known_names:
-        hint = f"known: {', '.join(known_names)}"
-        nearest = difflib.get_close_matches(name, known_names, 1)
-        if nearest:
-            hint = f"did you mean {nearest[0]}?"
+        hint = suggest_names(name, known_names, f"known: {', '.join(known_names)}")
         raise ValueError(f"optim: {name!r} is not an optimizer; {hint}")
 
     if name.startswith(LOW_RANK_PREFIXES):

@@ -11,8 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from hf_llm.core.errors import UserError
 from hf_llm.model.load import load_model
 from hf_llm.posttraining.ppo.actor_critic import completion_log_probs
-from hf_llm.posttraining.ppo.rollouts import PromptBlocks, make_generator, sample_completions, shuffle_into_minibatches
+from hf_llm.posttraining.ppo.rollouts import PromptBlocks, sample_completions, shuffle_into_minibatches
 from hf_llm.posttraining.ppo.trainer import PPOConfig, cut_to_longest
+from hf_llm.training.fault_tolerance.determinism import make_generator
 from tests.posttraining.ppo.ppo_tasks import LIMIT, nearness_to_four, rows, share_of_letter, tiny_ppo
 from tests.tiny_models import tiny_config
 from tests.training.fault_tolerance.faults import kill_in_step, run

@@ -36,6 +36,16 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return lengths
 
 
+def bytes_behind_labels(byte_lengths: np.ndarray, labels: np.ndarray, lengths: float, text_bytes: float) -> float:
+    """Return the bytes of text behind one of `labels` (n,), on average: those that a loss over them is about.
+
+    `byte_lengths` (vocabulary,) are those of `token_byte_lengths`. Where they do not add up to the bytes of the whole
+    text, as with a tokenizer that normalises it, all are scaled alike: `lengths` is their sum over the text's tokens,
+    `text_bytes` what it has.
+    """
+    return float(byte_lengths[labels].mean() * text_bytes / lengths)
+
+
 def uses_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the vocabulary writes each byte of the text as one character, as GPT-2's does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -11,6 +11,7 @@ import xxhash
 from torch.utils.data import Dataset
 
 from hf_llm.core.errors import UserError
+from hf_llm.data.tokens.byte_lengths import bytes_behind_labels
 from hf_llm.data.tokens.mixing import StreamPlan
 from hf_llm.pipeline.tokens_folder import read_index
 
@@ -97,8 +98,7 @@ class TokenWindows(Dataset):
         split_lengths = sum(stream.sum_lengths(byte_lengths) for stream in self._streams)
         split_bytes = sum(stream.bytes for stream in self._streams)
         labels = np.concatenate([self[i]["labels"][1:].numpy() for i in range(len(self))])
-        scale = split_bytes / split_lengths
-        self._measured_bytes_per_token = float(byte_lengths[labels].mean() * scale)
+        self._measured_bytes_per_token = bytes_behind_labels(byte_lengths, labels, split_lengths, split_bytes)
 
     def limit_tokens(self, tokens: int) -> "TokenWindows":
         """Return a data set of the first windows, at most `tokens` tokens but at least one window."""

@@ -45,12 +45,6 @@ class PromptBlocks(Sampler[int]):
                 yield from whole_blocks[start : start + self.block].tolist()
 
 
-def make_generator(device: torch.device, *numbers: int) -> torch.Generator:
-    """Make a generator seeded by `numbers` alone, so that a resumed run draws what it would have drawn."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator(device).manual_seed(seed)
-
-
 @dataclass
 class Completions:
     """Completions of N prompts: P prompt tokens, padded on the left, and T sampled tokens, padded on the right."""

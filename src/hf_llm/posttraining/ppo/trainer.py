@@ -4,6 +4,7 @@ An optimizer step trains on one mini-batch of completions; every `num_ppo_epochs
 samples new ones. Logging, checkpoints, resume, accelerate and DeepSpeed work as in any Trainer.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -41,19 +42,20 @@ from hf_llm.posttraining.ppo.rollouts import (
     Completions,
     PromptBlocks,
     Rollout,
-    make_generator,
     sample_completions,
     shuffle_into_minibatches,
 )
 from hf_llm.posttraining.reward_functions import RewardFunction, reward_columns, score_completions
 from hf_llm.tokenization.chat_encoding import encode_chat
 from hf_llm.training.exact_evaluation import ExactEvaluation
+from hf_llm.training.fault_tolerance.determinism import make_generator
 
 # Part of a random generator's seed, so that training and evaluation draw different numbers.
 TRAINING = 0
 EVALUATION = 1
 
 CRITIC_FILE = "critic.safetensors"
+SQUARED_REWARD = "squared_reward"  # is summed up in an evaluation for the deviation of the reward
 POLICY_PREFIX = "policy."
 
 
@@ -378,9 +380,18 @@ class PPOTrainer(ExactEvaluation, Trainer):
         columns = self._describe_completions(completions, scores, kl)
         for name, column in columns.items():
             self.add_to_evaluation(name, column.mean(), len(rows))
+        self.add_to_evaluation(SQUARED_REWARD, columns["reward"].double().square().mean(), len(rows))
         self.add_to_evaluation("loss", loss, len(rows))
         self.add_to_evaluation("completions", 1.0, len(rows))
         return loss
+
+    def summarize_evaluation(self) -> dict[str, float]:
+        """Return the means, and the sample deviation of the reward."""
+        summary = super().summarize_evaluation()
+        count = summary["completions"]
+        variance = max(0.0, summary.pop(SQUARED_REWARD) - summary["reward"] ** 2)
+        summary["reward_std"] = math.sqrt(variance * count / (count - 1)) if count > 1 else 0.0
+        return summary
 
     # ---- logs
 

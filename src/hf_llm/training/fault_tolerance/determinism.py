@@ -1,4 +1,5 @@
-"""Test whether a training's data are the same when they are read again, as a resume does."""
+"""Draw the same random numbers again after a resume, and test whether a training's data are the same when they are read
+again."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -92,3 +93,9 @@ def are_equal(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(are_equal, first, second))
     return first == second
+
+
+def make_generator(device: torch.device, *numbers: int) -> torch.Generator:
+    """Make a generator seeded by `numbers` alone, so that a resumed run draws what it would have drawn."""
+    seed = int(numpy.random.SeedSequence(numbers).generate_state(1, numpy.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)

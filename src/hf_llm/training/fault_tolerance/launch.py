@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 
+from hf_llm.core.errors import is_command_process
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.training.fault_tolerance.supervisor import Child, Supervisor, exit_code
@@ -30,12 +31,12 @@ def run_stage(run: Run, folder: str) -> int:
 def start_stage_process(folder: str, argv: list[str], variables: dict[str, str]) -> Child:
     """Start a stage, on every GPU where it trains, with `variables` added to its environment.
 
-    On Linux without a GPU it is a process forked from this one, whose imports it shares; a forked process could use
-    neither CUDA nor Metal.
+    Without a GPU it is a process forked from this one, whose imports it shares, where that is possible (`can_fork`); a
+    forked process could use neither CUDA nor Metal.
     """
     module = STAGES[folder].module
     gpus = gpu_count()
-    if not gpus and sys.platform == "linux":
+    if not gpus and can_fork():
         process = multiprocessing.get_context("fork").Process(target=run_forked_stage, args=(module, argv, variables))
         process.start()
         return process
@@ -44,6 +45,15 @@ def start_stage_process(folder: str, argv: list[str], variables: dict[str, str])
     if gpus > 1 and folder in MODELS:
         launcher = ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpus}", "-m"]
     return subprocess.Popen([sys.executable, "-m", *launcher, module, *argv], env={**os.environ, **variables})
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process can train: on Linux, where a command of ours leaves the work to other processes.
+
+    A fork has none of its parent's threads. Where torch has computed with them, as in a notebook that trained before,
+    it would wait for them without end.
+    """
+    return sys.platform == "linux" and is_command_process()
 
 
 def run_forked_stage(module: str, argv: list[str], variables: dict[str, str]) -> None:
