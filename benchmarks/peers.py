@@ -77,7 +77,6 @@ def train_hf_llm(options: argparse.Namespace, settings: dict) -> float:
     from generation import UNUSED_IDS, make_tokenizer
     from transformers import TrainerCallback
 
-    from hf_llm.core.recipe import Settings
     from hf_llm.data.tokens.token_shards import INDEX
     from hf_llm.pipeline.run import StageOutput
     from hf_llm.pretrain import PretrainSection, Recipe, build_pretraining_trainer
@@ -112,8 +111,8 @@ def train_hf_llm(options: argparse.Namespace, settings: dict) -> float:
             **{"max_steps": steps, "eval_steps": 10 * steps, "per_device_train_batch_size": WINDOWS},
             **{"report_to": "none", "torch_compile": options.compile, **settings},
         }
-        section = PretrainSection(tokens_per_step=WINDOWS * context, training=Settings(training))
-        recipe = Recipe(name="peers", pretrain=section, model=Settings(sizes))
+        section = PretrainSection(tokens_per_step=WINDOWS * context, training=training)
+        recipe = Recipe(name="peers", pretrain=section, model=sizes)
         sources = {"tokens": tokens, "tokenizer": f"{folder}/tokenizer"}
         output = StageOutput(path=Path(folder, "base"), folder="base", settings={}, inputs={}, sources=sources)
         trainer = build_pretraining_trainer(recipe, resolve_objective({"pretrain": {}, "model": {}}), output)
