@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/generation.py                     # about five minutes on two idle CPU cores
     OMP_NUM_THREADS=2 python benchmarks/generation.py --sizes 4M --batches 1 --rounds 9
+    python benchmarks/generation.py --sizes 4M --nanogpt ../nanoGPT --nanochat ../nanochat --litgpt ../litgpt
 
 The plain loop (`PlainLoop` below) is the bound: the same weights in about sixty lines of PyTorch, without modules,
 hooks, stop tokens, options or a library, in `torch.inference_mode`. Everything gets the same prompts of different
@@ -12,18 +13,28 @@ processor's seconds is beside it: other programs on the host disturb it less.
 `hf_llm` is what `hf_llm.generate`, the samples of a training and the evaluation call, `generate` is transformers'
 method on our class, `transformers' loop` is that with the loop of transformers in place of ours, and `PPO` is its
 rollout, which also computes log-probabilities and entropies.
+
+`--nanogpt`, `--nanochat` and `--litgpt` are folders of clones of these repositories. Each peer then runs its own loop
+with its own model of the same sizes (`peer_models.py`), beside the same plain loop, on prompts of the longest length:
+nanoGPT and litgpt take batches of one length only, nanochat one prompt for the whole batch. nanoGPT has no cache, and
+decodes greedily by `top_k=1`; nanoGPT and nanochat have no top-p. All are in float32 and not compiled; `litgpt, bf16`
+has weights in bf16, the default of `litgpt generate`.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peer_models import build_litgpt, build_nanochat, build_nanogpt, replace_missing_packages
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.generation.utils import GenerationMixin
 
@@ -58,6 +69,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decoding", nargs="+", choices=list(DECODING), default=list(DECODING))
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each prompt")
     parser.add_argument("--rounds", type=int, default=7)
+    for peer in ("nanogpt", "nanochat", "litgpt"):
+        parser.add_argument(f"--{peer}", metavar="FOLDER", help="folder of its repository")
     return parser.parse_args()
 
 
@@ -227,6 +240,72 @@ def make_ways(
     return ways
 
 
+class NoSpecialTokens:
+    """In place of nanochat's tokenizer: ids that no model generates, so that no row ends early."""
+
+    def encode_special(self, token: str) -> int:
+        return -1
+
+    def get_bos_token_id(self) -> int:
+        return -1
+
+
+def build_peers(options: argparse.Namespace, sizes: dict[str, int]) -> dict[str, nn.Module]:
+    """Build the models of the peers whose folders are given."""
+    models = {}
+    if options.nanogpt:
+        models["nanoGPT"] = build_nanogpt(options.nanogpt, sizes)
+    if options.nanochat:
+        models["nanochat"] = build_nanochat(options.nanochat, sizes)
+    if options.litgpt:
+        models["litgpt"] = build_litgpt(options.litgpt, sizes)
+        models["litgpt, bf16"] = copy.deepcopy(models["litgpt"]).bfloat16()
+    return {name: model.eval() for name, model in models.items()}
+
+
+def make_peer_ways(
+    peers: dict[str, nn.Module], prompt: list[int], batch: int, new_tokens: int, decoding: str
+) -> dict[str, Callable[[], None]]:
+    """Return each peer's own loop, by name."""
+    settings = DECODING[decoding]
+    is_greedy = not settings["do_sample"]
+    temperature = settings.get("temperature", 0.0)
+    top_k = settings.get("top_k")
+    prompts = torch.tensor(prompt).repeat(batch, 1)
+
+    def run_nanogpt(model: nn.Module) -> None:
+        if is_greedy:
+            model.generate(prompts, new_tokens, top_k=1)
+        else:
+            model.generate(prompts, new_tokens, temperature, top_k)
+
+    def run_nanochat(model: nn.Module) -> None:
+        from nanochat.engine import Engine
+
+        engine = Engine(model, NoSpecialTokens())
+        results, _ = engine.generate_batch(prompt, batch, max_tokens=new_tokens, temperature=temperature, top_k=top_k)
+        assert len(results[0]) == len(prompt) + new_tokens
+
+    def run_litgpt(model: nn.Module) -> None:
+        from litgpt.generate.base import batched_generate_fn, generate
+
+        total = len(prompt) + new_tokens
+        model.max_seq_length = total
+        model.set_kv_cache(batch_size=batch, dtype=model.lm_head.weight.dtype)
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": settings.get("top_p", 1.0)}
+        if batch == 1:
+            tokens = generate(model, prompts[0], total, **sampling)
+            assert len(tokens) == total
+        else:
+            rows = batched_generate_fn(
+                model, prompts, total, sample_args=sampling, include_prompt=False, include_eos=True
+            )
+            assert len(list(rows)) == new_tokens
+
+    run = {"nanoGPT": run_nanogpt, "nanochat": run_nanochat, "litgpt": run_litgpt, "litgpt, bf16": run_litgpt}
+    return {name: partial(run[name], model) for name, model in peers.items()}
+
+
 @dataclass
 class Timing:
     """Seconds of each round: by the clock, and of the processor."""
@@ -265,8 +344,11 @@ def median_ratio(bound: list[float], other: list[float]) -> float:
 def main() -> None:
     options = parse()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens} new tokens")
+    if options.nanochat or options.litgpt:
+        replace_missing_packages()
     for size in options.sizes:
         model = make_model(SIZES[size])
+        peers = build_peers(options, SIZES[size])
         for batch in options.batches:
             draw = torch.Generator().manual_seed(1)
             lengths = [max(4, LONGEST_PROMPT * (row + 1) // batch) for row in range(batch)]
@@ -274,6 +356,7 @@ def main() -> None:
             prompts = [torch.randint(words, (length,), generator=draw).tolist() for length in lengths]
             for decoding in options.decoding:
                 ways = make_ways(model, prompts, options.tokens, decoding)
+                ways |= make_peer_ways(peers, prompts[-1], batch, options.tokens, decoding)
                 timings = compare(ways, options.rounds, decoding == "greedy")
                 bound = timings.pop("plain loop")
                 speed = batch * options.tokens / min(bound.elapsed)
