@@ -9,7 +9,6 @@ tests/planning/test_memory.py checks this one.
 
 import copy
 import io
-import math
 import multiprocessing
 import re
 import sys
@@ -38,9 +37,9 @@ from hf_llm.hardware.runtime import keep_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.model.summary import DECODER_SHARE, ENCODER_SHARE
 from hf_llm.planning.allocate_only_mode import AllocateOnlyMode
 from hf_llm.training.optimizers import build_optimizer
+from hf_llm.training.step_timing import build_model_inputs
 
 # The parts of a footprint, in the order in which a plan shows them.
 WEIGHTS = "weights"
@@ -453,20 +452,6 @@ def _separate_temporary_bytes(parts: dict[str, int], state_bytes: int) -> dict[s
     """Count what the first optimizer step allocated and released again as temporary, not as optimizer states."""
     released_bytes = parts.get(OPTIMIZER, 0) - state_bytes
     return {**parts, OPTIMIZER: state_bytes, TEMPORARY: parts.get(TEMPORARY, 0) + released_bytes}
-
-
-def build_model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the inputs with which a model trains on windows of `tokens` (B T).
-
-    For an encoder-decoder the lengths are those of T5's span corruption: the encoder reads the tokens that are left of
-    a window, the decoder predicts those taken out.
-    """
-    if not config.is_encoder_decoder:
-        return {"input_ids": tokens, "labels": tokens.clone()}
-
-    encoded = math.ceil(ENCODER_SHARE * tokens.shape[1])
-    decoded = math.ceil(DECODER_SHARE * tokens.shape[1])
-    return {"input_ids": tokens[:, :encoded], "labels": tokens[:, :decoded].clone()}
 
 
 def _sort_parts(parts: dict[str, int]) -> dict[str, int]:

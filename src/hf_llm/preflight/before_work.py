@@ -28,9 +28,10 @@ def check_before_work(run: Run, folder: str | None = None) -> None:
     """Check the recipe of `run` before the stage that makes `folder` begins; before all stages where that is None.
 
     The tokens of rows can be counted only once there is a tokenizer, so what has been checked before is checked again
-    then. Prints the notes. Raises UserError that lists every problem. Does nothing in a process that a checked one has
-    started, in all processes of a launch but the first, for a folder that has been begun (what was begun is resumed,
-    whatever has become of the inputs of later stages), and where the environment has HF_LLM_SKIP_CHECK=1.
+    then. Prints the notes and, before all stages, how long the trainings will take. Raises UserError that lists every
+    problem. Does nothing in a process that a checked one has started, in all processes of a launch but the first, for a
+    folder that has been begun (what was begun is resumed, whatever has become of the inputs of later stages), and where
+    the environment has HF_LLM_SKIP_CHECK=1.
     """
     if not is_main_process() or os.environ.get(SKIP) == "1":
         return
@@ -41,10 +42,13 @@ def check_before_work(run: Run, folder: str | None = None) -> None:
         return
     check_at_once(run)
     import_shared_libraries(folder)
-    findings = check_in_child(run)
+    is_first = folder is None and CHECKED not in os.environ
+    findings = check_in_child(run, with_time=is_first)
     print_notes(findings)
     if findings.problems:
         raise UserError(format_problems(run, findings))
+    if findings.run_time:
+        print_main(findings.run_time)
     os.environ[CHECKED] = digest
 
 
@@ -82,17 +86,20 @@ def format_problems(run: Run, findings: Findings) -> str:
     return "\n  ".join([f"{run.recipe_path}: {count} problem{plural}", *findings.problems])
 
 
-def check_in_child(run: Run, on_this_host: bool = True) -> Findings:
+def check_in_child(run: Run, on_this_host: bool = True, with_time: bool = False) -> Findings:
     """Check a run in a process of its own, whose output is shown only where it fails.
 
-    Without `on_this_host`, nothing is checked that depends on the device or the disk here.
+    Without `on_this_host`, nothing is checked that depends on the device or the disk here. `with_time` also estimates
+    how long the trainings take.
     """
     method = "fork" if sys.platform == "linux" else "spawn"
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="hf_llm-check-") as folder:
         log = Path(folder) / "log"
-        process = context.Process(target=check_and_send, args=(run.argv, on_this_host, Path(folder), log, sender))
+        process = context.Process(
+            target=check_and_send, args=(run.argv, on_this_host, with_time, Path(folder), log, sender)
+        )
         process.start()
         sender.close()
         try:
@@ -106,7 +113,9 @@ def check_in_child(run: Run, on_this_host: bool = True) -> Findings:
     return findings
 
 
-def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, sender: Connection) -> None:
+def check_and_send(
+    argv: list[str], on_this_host: bool, with_time: bool, work: Path, log: Path, sender: Connection
+) -> None:
     """Check a run, with everything printed going to the file `log`, and send the findings."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -119,7 +128,7 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         from hf_llm.preflight.check_run import check_run
 
         try:
-            sender.send(check_run(Run(argv), work, on_this_host))
+            sender.send(check_run(Run(argv), work, on_this_host, with_time))
         except BaseException:
             traceback.print_exc()
             raise

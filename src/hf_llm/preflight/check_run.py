@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from hf_llm.model.load import OBJECTIVE_DESCRIPTIONS, load_tokenizer
 from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run
@@ -23,6 +25,7 @@ from hf_llm.preflight.model_checks import (
 )
 from hf_llm.preflight.posttraining_checks import check_section
 from hf_llm.preflight.remaining_work import has_tokenizer, list_folders
+from hf_llm.preflight.run_time import describe_run_time
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.objectives import Objective, resolve_objective
 
@@ -30,11 +33,12 @@ from hf_llm.training.objectives import Objective, resolve_objective
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
-def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
+def check_run(run: Run, work: Path, on_this_host: bool = True, with_time: bool = False) -> Findings:
     """Check every section that `run` still needs, and return what was found.
 
     `work` is a folder for temporary files. Without `on_this_host`, nothing is checked that depends on the device or the
-    disk here, since the run is planned for another machine.
+    disk here, since the run is planned for another machine. `with_time` also estimates how long the trainings take,
+    unless there are problems.
     """
     findings = Findings()
     folders = list_folders(run)
@@ -61,12 +65,15 @@ def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
         base = load_starting_model("model", str(run.folder("base")), findings)
     leave_launch()
 
+    rows: dict[str, list[Dataset] | None] = {}
     if objective.kind == CAUSAL:
-        needed_bytes |= check_posttraining(run, recipes, base, work, on_this_host, findings)
+        needed_bytes |= check_posttraining(run, recipes, base, work, on_this_host, findings, rows)
     if "evaluation" in recipes:
         check_evaluation(recipes["evaluation"].evaluate, findings)
     if needed_bytes and on_this_host:
         check_disk(run.root, needed_bytes, findings)
+    if with_time and not findings.problems:
+        findings.run_time = describe_run_time(run, recipes, base.config, base.context or 0, rows)
     return findings
 
 
@@ -105,9 +112,18 @@ def check_data_sections(
 
 
 def check_posttraining(
-    run: Run, recipes: dict[str, Any], base: StartingModel, work: Path, on_this_host: bool, findings: Findings
+    run: Run,
+    recipes: dict[str, Any],
+    base: StartingModel,
+    work: Path,
+    on_this_host: bool,
+    findings: Findings,
+    rows: dict[str, list[Dataset] | None],
 ) -> dict[str, int]:
-    """Check the sections after pretraining. Return the bytes that each of their folders will take."""
+    """Check the sections after pretraining, and put what is read of their rows into `rows`.
+
+    Return the bytes that each of their folders will take.
+    """
     needed_bytes = {}
     for folder in OPTIONAL:
         if folder not in recipes:
@@ -117,7 +133,7 @@ def check_posttraining(
         start = base
         if section.model is not None:
             start = load_starting_model(f"{folder}.model", section.model, findings)
-        check_section(folder, recipe, start, run.is_requested("reward"), work, on_this_host, findings)
+        rows[folder] = check_section(folder, recipe, start, run.is_requested("reward"), work, on_this_host, findings)
         check_push(folder, section.training, findings)
         if start.config is not None and not findings.problems:
             needed_bytes[folder] = estimate_model_bytes(start.config, section)

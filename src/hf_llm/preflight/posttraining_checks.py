@@ -67,8 +67,8 @@ def check_section(
     work: Path,
     on_this_host: bool,
     findings: Findings,
-) -> None:
-    """Check the section of the stage that makes `folder`."""
+) -> list[Dataset] | None:
+    """Check the section of the stage that makes `folder`. Return its rows as `check_rows` does."""
     section = getattr(recipe, folder)
     task = "SEQ_CLS" if STAGES[folder].kind == "reward_model" else "CAUSAL_LM"
     rows = check_rows(folder, section, recipe.seed, findings)
@@ -95,6 +95,7 @@ def check_section(
             findings.attempt(folder, check_enough_prompts, trainer, len(rows[0]), folder)
     if rows is not None and start.is_tokenizer_final and start.context and not findings.has_problem(folder):
         findings.attempt(f"{folder}.data", check_lengths, folder, section, recipe.seed, rows, start, findings)
+    return rows
 
 
 def check_rows(folder: str, section: PostTrainingSection, seed: int, findings: Findings) -> list[Dataset] | None:
