@@ -54,7 +54,11 @@ def test_a_training_that_has_been_begun_takes_what_is_left(tiny_inputs, tmp_path
 
 
 @pytest.mark.parametrize(
-    "override", ["--sft.data=[{path: many.jsonl, license: mit}]", "--pretrain.training.max_steps=-1"]
+    "override",
+    [
+        "--sft={data: [{path: many.jsonl, license: mit}], training: {num_train_epochs: 1}}",
+        "--pretrain.training.max_steps=-1",
+    ],
 )
 def test_what_cannot_be_known_is_named(override, tiny_inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_inputs)

@@ -22,7 +22,8 @@ from tests.training.test_pretraining_trainer import Rows, trained
 
 
 @pytest.fixture(autouse=True)
-def alone_on_a_cpu(monkeypatch):
+def alone_on_a_cpu(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -90,3 +91,12 @@ def test_what_is_not_known_is_said(monkeypatch):
     assert describe_training_time(SimpleNamespace(), "grpo").startswith(UNKNOWN)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert describe_training_time(SimpleNamespace(), "base") == UNKNOWN
+
+
+def test_what_was_timed_a_moment_ago_is_not_timed_again(tmp_path, monkeypatch):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    seconds = time_step(tiny_model(), arguments, BatchShape(4, 16), None)
+    assert time_step(tiny_model(), arguments, BatchShape(4, 16), None) == seconds
+    assert time_step(tiny_model(), arguments, BatchShape(4, 17), None) != seconds
+    monkeypatch.setattr("hf_llm.training.training_time.MAX_AGE_SECONDS", -1.0)
+    assert time_step(tiny_model(), arguments, BatchShape(4, 16), None) != seconds

@@ -4,6 +4,7 @@ more than the hardware can do."""
 import json
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -280,8 +281,14 @@ def measure_all_reduce_rate(processes: int, device_type: str, megabytes: int = 6
     backend = "nccl" if device_type == "cuda" else "gloo"
     buffer_bytes = megabytes << 20
     with tempfile.TemporaryDirectory() as folder:
-        workers = multiprocessing.spawn(
-            _time_all_reduce, (processes, backend, folder, buffer_bytes, seconds), nprocs=processes, join=False
+        # A fork has this process's imports; it could not use CUDA.
+        method = "fork" if backend == "gloo" and sys.platform == "linux" else "spawn"
+        workers = multiprocessing.start_processes(
+            _time_all_reduce,
+            (processes, backend, folder, buffer_bytes, seconds),
+            nprocs=processes,
+            join=False,
+            start_method=method,
         )
         deadline = time.monotonic() + 1.5 * RENDEZVOUS_TIMEOUT.total_seconds()
         try:
@@ -311,6 +318,7 @@ def _time_all_reduce(rank: int, processes: int, backend: str, folder: str, size:
     """
     from torch import distributed
 
+    torch.set_num_threads(1)  # the other threads of OpenMP's pool are not in a fork, and would be waited for
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)

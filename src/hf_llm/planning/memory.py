@@ -262,12 +262,12 @@ def estimate_cpu_footprint(
     footprint's peak.
     """
     step_arguments = (build, batch, context, arguments, autocast, accumulate)
-    if not _can_measure_fork():
+    if not can_measure_fork():
         with FakeTensorMode():
             footprint = trace_steps(*step_arguments)
         return footprint, footprint.peak
 
-    footprint, growth = _run_in_fork(partial(_allocate_steps, *step_arguments))
+    footprint, growth = run_in_fork(partial(_allocate_steps, *step_arguments))
     return footprint, round(growth * (1 + CPU_MEMORY_MARGIN))
 
 
@@ -278,9 +278,9 @@ def trained_process_bytes() -> int:
     A fork trains a toy model for that. Where no fork can be measured, these are the bytes of this process as it is.
     """
     present_bytes = resident_bytes()
-    if not _can_measure_fork():
+    if not can_measure_fork():
         return present_bytes
-    return present_bytes + _run_in_fork(_train_toy_model)
+    return present_bytes + run_in_fork(_train_toy_model)
 
 
 def _allocate_steps(*step_arguments: Any) -> tuple[Footprint, int]:
@@ -316,23 +316,25 @@ def _train_toy_model() -> int:
     return _read_process_status("VmRSS") - bytes_before
 
 
-def _can_measure_fork() -> bool:
+def can_measure_fork() -> bool:
     """Whether this platform can fork a process and reports its memory in /proc: only Linux does both."""
     return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
-def _run_in_fork(work: Callable[[], Any]) -> Any:
+def run_in_fork(work: Callable[[], Any], threads: int | None = 1) -> Any:
     """Return what `work` returns in a fork of this process.
 
-    Raises RuntimeError where it fails there. To be called only where `_can_measure_fork`.
+    It has one thread, unless this process has computed nothing yet: then `threads` may be None, for all.
+    Raises RuntimeError where it fails there. To be called only where `can_measure_fork`.
     """
-    assert _can_measure_fork()
+    assert can_measure_fork()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def send_result() -> None:
         # The other threads of OpenMP's pool are not in the fork, and would be waited for.
-        torch.set_num_threads(1)
+        if threads is not None:
+            torch.set_num_threads(threads)
         sender.send(work())
 
     child = context.Process(target=send_result)

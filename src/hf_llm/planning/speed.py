@@ -21,6 +21,7 @@ from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
 from hf_llm.planning.memory import truncate_layers
 from hf_llm.planning.memory_estimate import TrainingJob, build_planned_model, build_planning_arguments
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
+from hf_llm.training.step_choice import MAX_WINDOW_FLOPS, measure_step
 from hf_llm.training.step_timing import TimedModel
 
 MAX_TIMED_LAYERS = 4
@@ -186,6 +187,14 @@ def measure_speed(
     timed_layers = min(MAX_TIMED_LAYERS, layers)
     source = f"measured here on {timed_layers} of {layers} layers, in micro-batches of {batch}"
     return Speed(tokens_per_second, source)
+
+
+def choose_planned_bf16(job: TrainingJob) -> bool:
+    """Return whether training on this host's CPU would choose bf16, as it measures that itself."""
+    micro_batch = job.choose_micro_batch(1, "cpu")
+    if job.context * flops_per_token(job.config, job.context) > MAX_WINDOW_FLOPS:  # without weights
+        return has_bf16("cpu")
+    return measure_step(build_planned_model(job.config), job.settings, job.context, micro_batch).bf16
 
 
 def measure_job_speed(job: TrainingJob, devices: int, checkpointing: bool | None = None) -> Speed:

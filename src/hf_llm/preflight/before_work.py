@@ -92,25 +92,37 @@ def check_in_child(run: Run, on_this_host: bool = True, with_time: bool = False)
     Without `on_this_host`, nothing is checked that depends on the device or the disk here. `with_time` also estimates
     how long the trainings take.
     """
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    receiver, sender = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="hf_llm-check-") as folder:
-        log = Path(folder) / "log"
-        process = context.Process(
-            target=check_and_send, args=(run.argv, on_this_host, with_time, Path(folder), log, sender)
+    return ChildCheck(run, on_this_host, with_time).wait()
+
+
+class ChildCheck:
+    """A check in a process of its own, while this one does other work; arguments as for `check_in_child`."""
+
+    def __init__(self, run: Run, on_this_host: bool = True, with_time: bool = False):
+        method = "fork" if sys.platform == "linux" else "spawn"
+        context = multiprocessing.get_context(method)
+        self._folder = tempfile.TemporaryDirectory(prefix="hf_llm-check-")
+        work = Path(self._folder.name)
+        self._log = work / "log"
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=check_and_send, args=(run.argv, on_this_host, with_time, work, self._log, sender)
         )
-        process.start()
+        self._process.start()
         sender.close()
+
+    def wait(self) -> Findings:
+        """Return what was found. Raises RuntimeError with the output of a check that failed."""
         try:
-            findings = receiver.recv()
+            findings = self._receiver.recv()
         except EOFError:
             findings = None
-        process.join()
-        if not isinstance(findings, Findings):
-            output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            raise RuntimeError(f"the check of the recipe failed (exit code {process.exitcode})\n{output}")
-    return findings
+        self._process.join()
+        with self._folder:
+            if isinstance(findings, Findings):
+                return findings
+            output = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        raise RuntimeError(f"the check of the recipe failed (exit code {self._process.exitcode})\n{output}")
 
 
 def check_and_send(

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from hf_llm.model.load import OBJECTIVE_DESCRIPTIONS, load_tokenizer
 from hf_llm.pipeline.model_types import CAUSAL
 from hf_llm.pipeline.run import Run
@@ -65,15 +63,14 @@ def check_run(run: Run, work: Path, on_this_host: bool = True, with_time: bool =
         base = load_starting_model("model", str(run.folder("base")), findings)
     leave_launch()
 
-    rows: dict[str, list[Dataset] | None] = {}
     if objective.kind == CAUSAL:
-        needed_bytes |= check_posttraining(run, recipes, base, work, on_this_host, findings, rows)
+        needed_bytes |= check_posttraining(run, recipes, base, work, on_this_host, findings)
     if "evaluation" in recipes:
         check_evaluation(recipes["evaluation"].evaluate, findings)
     if needed_bytes and on_this_host:
         check_disk(run.root, needed_bytes, findings)
     if with_time and not findings.problems:
-        findings.run_time = describe_run_time(run, recipes, base.config, base.context or 0, rows)
+        findings.run_time = describe_run_time(run, recipes, base.config, base.context or 0)
     return findings
 
 
@@ -112,18 +109,9 @@ def check_data_sections(
 
 
 def check_posttraining(
-    run: Run,
-    recipes: dict[str, Any],
-    base: StartingModel,
-    work: Path,
-    on_this_host: bool,
-    findings: Findings,
-    rows: dict[str, list[Dataset] | None],
+    run: Run, recipes: dict[str, Any], base: StartingModel, work: Path, on_this_host: bool, findings: Findings
 ) -> dict[str, int]:
-    """Check the sections after pretraining, and put what is read of their rows into `rows`.
-
-    Return the bytes that each of their folders will take.
-    """
+    """Check the sections after pretraining. Return the bytes that each of their folders will take."""
     needed_bytes = {}
     for folder in OPTIONAL:
         if folder not in recipes:
@@ -133,7 +121,7 @@ def check_posttraining(
         start = base
         if section.model is not None:
             start = load_starting_model(f"{folder}.model", section.model, findings)
-        rows[folder] = check_section(folder, recipe, start, run.is_requested("reward"), work, on_this_host, findings)
+        check_section(folder, recipe, start, run.is_requested("reward"), work, on_this_host, findings)
         check_push(folder, section.training, findings)
         if start.config is not None and not findings.problems:
             needed_bytes[folder] = estimate_model_bytes(start.config, section)

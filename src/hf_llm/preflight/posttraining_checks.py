@@ -67,8 +67,8 @@ def check_section(
     work: Path,
     on_this_host: bool,
     findings: Findings,
-) -> list[Dataset] | None:
-    """Check the section of the stage that makes `folder`. Return its rows as `check_rows` does."""
+) -> None:
+    """Check the section of the stage that makes `folder`."""
     section = getattr(recipe, folder)
     task = "SEQ_CLS" if STAGES[folder].kind == "reward_model" else "CAUSAL_LM"
     rows = check_rows(folder, section, recipe.seed, findings)
@@ -95,7 +95,6 @@ def check_section(
             findings.attempt(folder, check_enough_prompts, trainer, len(rows[0]), folder)
     if rows is not None and start.is_tokenizer_final and start.context and not findings.has_problem(folder):
         findings.attempt(f"{folder}.data", check_lengths, folder, section, recipe.seed, rows, start, findings)
-    return rows
 
 
 def check_rows(folder: str, section: PostTrainingSection, seed: int, findings: Findings) -> list[Dataset] | None:
@@ -163,6 +162,24 @@ def read_sample(load: Loader, source: ConversationSource, section: PostTrainingS
     if not is_cut and not source.installed:
         load([sample], 0.0, seed, section.allow_drop)
     return {**report, "is_cut": is_cut}
+
+
+def read_first_rows(folder: str, section: PostTrainingSection, seed: int) -> tuple[list[Dataset], bool] | None:
+    """Read the first rows of every source: those to train and to evaluate on, and whether these are all there are.
+
+    None where a source lies on the Hub, or cannot be read.
+    """
+    if any(source.hub for source in section.data):
+        return None
+    sources = []
+    for source in section.data:
+        sources.append(replace(source, take=min(source.take or SAMPLE_ROWS, SAMPLE_ROWS), share=None))
+    try:
+        train, evaluation, report = select_loader(folder, section)(sources, section.evaluation_share, seed, 1 - 1e-9)
+    except UserError:
+        return None
+    is_whole = report["kept"] < SAMPLE_ROWS or all(source.take for source in section.data)
+    return [train, evaluation], is_whole
 
 
 def select_loader(folder: str, section: PostTrainingSection) -> Loader:

@@ -19,6 +19,7 @@ from hf_llm.pipeline.setting_kinds import DEFAULT_ACCUMULATION, DEFAULT_EPOCHS, 
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.planning.memory_estimate import build_planned_model, build_planning_arguments
 from hf_llm.planning.stage_plans import PLANNED_FROM_ROWS, count_equivalent_tokens
+from hf_llm.preflight.posttraining_checks import read_first_rows
 from hf_llm.training.arguments import list_micro_batches, split_batch
 from hf_llm.training.batch_rampup import first_step_updates
 from hf_llm.training.fault_tolerance.checkpoints import all_checkpoints, checkpoint_step
@@ -26,6 +27,7 @@ from hf_llm.training.step_choice import measure_step
 from hf_llm.training.training_time import (
     FORWARD_SHARE,
     SAMPLED_BATCHES,
+    TRL_STEP_FACTOR,
     BatchShape,
     average_shape,
     can_time_here,
@@ -38,21 +40,16 @@ CHARS_PER_TOKEN = 4.0
 MARKS_PER_MESSAGE = 6  # tokens of the chat template
 MESSAGE_COLUMNS = ("messages", "prompt", "chosen", "rejected", "completion")
 
-# Seconds of a stage that trains, beside its steps: libraries, model and rows are loaded, the model is saved.
-STAGE_SECONDS = 2.0
+# Seconds of a stage that trains, beside its steps: libraries, model and rows are loaded, the model is saved. Measured
+# with recipes/quickstart.yaml.
+PRETRAINING_STAGE_SECONDS = 2.0
+TUNING_STAGE_SECONDS = 4.0
 
 
-def describe_run_time(
-    run: Run,
-    recipes: Mapping[str, Any],
-    config: PreTrainedConfig | None,
-    context: int,
-    rows: Mapping[str, list[Dataset] | None],
-) -> str:
+def describe_run_time(run: Run, recipes: Mapping[str, Any], config: PreTrainedConfig | None, context: int) -> str:
     """Return a line on how long the trainings of `recipes` (by folder) will take, and what is not in that.
 
-    `config` and `context` are those of the base model, None and 0 where they are not known; `rows` are those of the
-    stages after pretraining (training, evaluation), None where they have not all been read. Of a training that has been
+    `config` and `context` are those of the base model, None and 0 where they are not known. Of a training that has been
     begun, what is left counts. Empty where nothing is to be trained.
     """
     trainings = [folder for folder in recipes if folder in MODELS]
@@ -68,10 +65,11 @@ def describe_run_time(
         stage_seconds = None
         if folder == "base":
             stage_seconds = estimate_pretraining(recipes[folder], config, context)
-        elif folder in PLANNED_FROM_ROWS and rows.get(folder) and getattr(recipes[folder], folder).model is None:
-            stage_seconds = estimate_tuning(folder, getattr(recipes[folder], folder), config, rows[folder])
+        elif folder in PLANNED_FROM_ROWS:
+            stage_seconds = estimate_tuning(folder, recipes[folder], config)
         if stage_seconds is not None:
-            seconds[folder] = stage_seconds * share_left(run.folder(folder), recipes[folder]) + STAGE_SECONDS
+            begin_and_end = PRETRAINING_STAGE_SECONDS if folder == "base" else TUNING_STAGE_SECONDS
+            seconds[folder] = stage_seconds * share_left(run.folder(folder), recipes[folder]) + begin_and_end
     return format_run_time(seconds, list(recipes))
 
 
@@ -106,7 +104,7 @@ def estimate_pretraining(recipe: Any, config: PreTrainedConfig, context: int) ->
     """Estimate the seconds of the pretraining with its evaluations; None where the steps or their time are unknown."""
     section = recipe.pretrain
     steps = section.training.get("max_steps")
-    if not steps or steps < 0:
+    if not steps or steps < 0 or not is_quick(config, BatchShape(1, context)):
         return None
     model = build_planned_model(config)
     updates = first_step_updates(section.tokens_per_step, section.batch_warmup)
@@ -126,31 +124,41 @@ def estimate_pretraining(recipe: Any, config: PreTrainedConfig, context: int) ->
     return steps * step_seconds + (equivalent_steps - steps) * (step_seconds - timed.update)
 
 
-def estimate_tuning(folder: str, section: Any, config: PreTrainedConfig, rows: list[Dataset]) -> float | None:
-    """Estimate the seconds of a training on rows; None where a step takes too long to be timed."""
+def estimate_tuning(folder: str, recipe: Any, config: PreTrainedConfig) -> float | None:
+    """Estimate the seconds of a training on rows.
+
+    None where it starts from another model than `config`'s, where the number of steps depends on rows that have not all
+    been read, and where a step takes too long to be timed.
+    """
+    section = getattr(recipe, folder)
     training = section.training
+    first_rows = read_first_rows(folder, section, recipe.seed)
+    if first_rows is None or section.model is not None:
+        return None
+    (train, evaluation), is_whole = first_rows
     micro_batch = training.get("per_device_train_batch_size") or DEFAULT_MICRO_BATCH
     accumulation = training.get("gradient_accumulation_steps") or DEFAULT_ACCUMULATION
     if not isinstance(micro_batch, int) or not isinstance(accumulation, int) or section.quantize:
         return None
-    train, evaluation = rows
     steps = training.get("max_steps", -1)
+    if steps <= 0 and not is_whole:
+        return None
     if steps <= 0:
         epochs = training.get("num_train_epochs", DEFAULT_EPOCHS)
         steps = math.ceil(len(train) / (micro_batch * accumulation) * epochs)
 
-    model = build_planned_model(config, lora=section.lora)
     texts = STAGES[folder].texts_per_row or 1
     shape = estimate_shape(train, micro_batch, texts)
-    if not is_quick(model, shape):
+    if not is_quick(config, shape):
         return None
+    model = build_planned_model(config, lora=section.lora)
     bf16 = measure_step(build_planned_model(config), training, context=256, micro_batch=4).bf16
     arguments = build_planning_arguments(training)
     timed = time_step(model, arguments, shape, autocast_type(training, bf16))
 
     # A reference scores every row: once before the training, or in each step where there are adapters.
     forward_of_row = FORWARD_SHARE * timed.forward_and_backward / micro_batch
-    seconds = steps * timed.of_step(accumulation)
+    seconds = steps * timed.of_step(accumulation) * TRL_STEP_FACTOR
     if STAGES[folder].scores_reference:
         scored_rows = steps * micro_batch * accumulation if section.lora is not None else len(train) + len(evaluation)
         seconds += scored_rows * forward_of_row

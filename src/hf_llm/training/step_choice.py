@@ -35,7 +35,7 @@ from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.step_timing import TimedModel
 
 # bf16 rounds more than float32, and another micro-batch changes the last bits: what is gained has to be worth it.
-LEAST_GAIN_OF_BF16 = 1.10
+LEAST_GAIN_OF_BF16 = 1.20
 LEAST_GAIN_OF_MICRO_BATCH = 1.05
 
 MAX_PASS_FLOPS = 3e10  # of a timed pass: about a quarter of a second on two cores
@@ -128,6 +128,8 @@ def measure_step(
     keep_freed_memory()
     units = has_bf16("cpu")
     by_rule = choose_precision(settings, units)["bf16"]
+    if settings.get("fp16"):
+        return StepChoice(by_rule, micro_batch)
     precisions = [by_rule]
     if units and settings.get("bf16") is None:
         precisions = [False, True]

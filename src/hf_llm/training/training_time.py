@@ -12,20 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainingArguments
+from transformers import IntervalStrategy, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from hf_llm.core.format import format_duration, format_estimate
+from hf_llm.hardware.measurement_cache import keep_measurement, read_measurement
 from hf_llm.hardware.runtime import device_type
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.fault_tolerance.checkpoints import all_checkpoints, checkpoint_step
-from hf_llm.training.step_choice import MAX_WINDOW_FLOPS
+from hf_llm.training.step_choice import MAX_WINDOW_FLOPS, digest_shapes
 from hf_llm.training.step_timing import TimedModel
 
 MAX_TIMED_PASSES = 3
 SECONDS_OF_PASSES = 0.4  # no other pass is begun after so long
+MAX_AGE_SECONDS = 300.0  # how long what was timed is taken to hold: other programs come and go
 SAMPLED_BATCHES = 4  # micro-batches whose shapes are looked at
 FORWARD_SHARE = 1 / 3  # of the arithmetic of a pass
+# A step of TRL's trainers by a pass of the model: they also compute losses and metrics of all logits. Measured in SFT
+# and DPO of recipes/quickstart.yaml.
+TRL_STEP_FACTOR = 1.3
 
 UNKNOWN = "how long it takes shows in the log after the first steps"
 
@@ -111,6 +116,8 @@ def estimate_training_time(trainer: Trainer, folder: str) -> TrainingTime | None
     row_seconds = FORWARD_SHARE * seconds.forward_and_backward / arguments.per_device_train_batch_size
     evaluation_seconds = evaluations * len(trainer.eval_dataset) * row_seconds * left / steps
     step_seconds = seconds.of_step(arguments.gradient_accumulation_steps, count_reference_passes(trainer, folder))
+    if folder != "base":
+        step_seconds *= TRL_STEP_FACTOR
     return TrainingTime(left, step_seconds, evaluation_seconds)
 
 
@@ -119,15 +126,30 @@ def can_time_here() -> bool:
     return device_type() == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
-def is_quick(model: PreTrainedModel, shape: BatchShape) -> bool:
-    """Whether a pass of `shape` takes less than about a second."""
+def is_quick(model: PreTrainedModel | PreTrainedConfig, shape: BatchShape) -> bool:
+    """Whether a pass of `shape` takes less than about a second, for a model or a config without weights."""
     return shape.tokens * flops_per_token(model, shape.length) <= MAX_WINDOW_FLOPS
 
 
 def time_step(
     model: PreTrainedModel, arguments: TrainingArguments, shape: BatchShape, autocast: torch.dtype | None
 ) -> StepSeconds:
-    """Time passes and updates of a copy of `model`, which stays as it is, as does torch's random state."""
+    """Time passes and updates of a copy of `model`, which stays as it is, as does torch's random state.
+
+    What was timed on this machine a moment ago is taken instead, as a run does before its first stage.
+    """
+    question = {
+        "what": "step, 1",
+        "shapes": digest_shapes(model),
+        "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "batch": [shape.rows, shape.length],
+        "autocast": str(autocast),
+        "optim": str(arguments.optim),
+        "checkpointing": arguments.activation_checkpointing,
+    }
+    recent = read_measurement(question, MAX_AGE_SECONDS)
+    if recent is not None:
+        return StepSeconds(*recent)
     with torch.random.fork_rng(devices=[]):
         timed = TimedModel(copy.deepcopy(model), arguments)
         timed.run_pass(shape.rows, shape.length, autocast)  # the first ones set up libraries, memory and states
@@ -137,7 +159,9 @@ def time_step(
         while not passes or (len(passes) < MAX_TIMED_PASSES and sum(passes) < SECONDS_OF_PASSES):
             passes.append(timed.run_pass(shape.rows, shape.length, autocast))
             updates.append(timed.run_update())
-    return StepSeconds(min(passes), min(updates))
+    seconds = StepSeconds(min(passes), min(updates))
+    keep_measurement(question, [seconds.forward_and_backward, seconds.update])
+    return seconds
 
 
 def sample_batch_shape(trainer: Trainer) -> BatchShape | None:
