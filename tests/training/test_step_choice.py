@@ -129,13 +129,17 @@ def test_the_recipe_has_the_last_word(base, monkeypatch):
     assert (given.bf16, given.micro_batch) == (True, 4)
 
 
-@pytest.mark.parametrize("name", ["fp16", "several processes", "begun without a record", "recipe"])
+@pytest.mark.parametrize("name", ["fp16", "several processes", "begun without a record", "recipe", "engine", "check"])
 def test_nothing_is_measured(name, base, monkeypatch, capsys):
     settings = {"fp16": True} if name == "fp16" else {}
     if name == "several processes":
         monkeypatch.setenv("WORLD_SIZE", "2")
     if name == "begun without a record":
         (base / "checkpoint-5").mkdir()
+    if name == "engine":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if name == "check":
+        base = base.with_name("output")
     if name == "recipe":
         settings = {"bf16": True, "per_device_train_batch_size": 4}
     choice = choose(base, settings)
@@ -149,7 +153,12 @@ def test_a_processor_without_bf16_units_times_no_bf16(base, monkeypatch):
     choice = choose(base)
     assert not choice.bf16
     assert {time.bf16 for time in choice.pass_times} == {False}
-    assert choose(base.with_name("sft"), others=()) == StepChoice(False, 4, choice.pass_times)
+    assert not choose(base.with_name("sft"), others=()).bf16
+
+
+def test_use_cpu_on_a_host_with_a_gpu_goes_by_the_cpus_units(base, monkeypatch):
+    monkeypatch.setattr(step_choice, "device_type", lambda: "cuda")
+    assert choose(base, {"use_cpu": True}) == StepChoice(True, 4)
 
 
 def test_the_model_and_the_random_state_stay_as_they_are(base):

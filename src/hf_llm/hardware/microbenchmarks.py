@@ -270,14 +270,19 @@ def _free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def measure_all_reduce_rate(processes: int, device_type: str, megabytes: int = 64, seconds: float = 1.0) -> Rate:
+def measure_all_reduce_rate(
+    processes: int, device_type: str, megabytes: int = 64, seconds: float | None = None
+) -> Rate:
     """Measure the bytes/s that each process sends in a ring all-reduce between `processes` started for it.
 
     That is 2 (n - 1) / n of the buffer by its time, NCCL's "bus bandwidth". The backend is NCCL on CUDA devices, else
-    gloo. Raises RuntimeError with the error of a process, or TimeoutError where they do not find each other.
+    gloo. Sums are made for `seconds`, by default 1 on CUDA devices, else 0.3. Raises RuntimeError with the error of a
+    process, or TimeoutError where they do not find each other.
     """
     from torch import multiprocessing
 
+    if seconds is None:
+        seconds = 1.0 if device_type == "cuda" else 0.3
     backend = "nccl" if device_type == "cuda" else "gloo"
     buffer_bytes = megabytes << 20
     with tempfile.TemporaryDirectory() as folder:

@@ -31,6 +31,7 @@ from hf_llm.hardware.runtime import (
     use_all_cores,
 )
 from hf_llm.model.summary import flops_per_token
+from hf_llm.parallel.layout import is_engine_enabled
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.step_timing import TimedModel
 
@@ -90,9 +91,13 @@ def choose_step(
     several processes, for models whose passes are long, and where the recipe has decided: then the rules hold (bf16
     where there are units for it). The random state and the model stay as they are.
     """
-    by_rule = StepChoice(choose_precision(settings, has_bf16(device_type()))["bf16"], micro_batch)
+    device = "cpu" if settings.get("use_cpu") else device_type()
+    by_rule = StepChoice(choose_precision(settings, has_bf16(device))["bf16"], micro_batch)
+    if settings.get("per_device_train_batch_size"):
+        other_micro_batches = ()
+    is_decided = settings.get("bf16") is not None and not other_micro_batches
     is_checked_only = folder.name not in STAGES  # a stand-in's trainer, which will not train
-    if device_type() != "cpu" or settings.get("fp16") or is_launched_in_fp8() or is_checked_only:
+    if is_decided or is_checked_only or not can_measure_here(settings):
         return by_rule
 
     shapes = digest_shapes(model)
@@ -100,17 +105,25 @@ def choose_step(
     if record is not None:
         return _apply_record(record, folder, settings, by_rule, other_micro_batches)
     is_begun = any(folder.glob("checkpoint-*"))  # by a version that measured nothing
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if is_begun or not is_alone:
+    if is_begun or not is_alone():
         return by_rule
 
-    if settings.get("per_device_train_batch_size"):
-        other_micro_batches = ()
     choice = measure_step(model, settings, context, micro_batch, other_micro_batches)
     if choice.pass_times and is_main_process():
         print_main(describe_choice(choice, context))
         write_step_record(folder, choice, shapes)
     return choice
+
+
+def can_measure_here(settings: dict[str, Any]) -> bool:
+    """Whether a CPU trains the whole model here, in a precision that is left to choose."""
+    has_engine = is_engine_enabled("DEEPSPEED") or is_engine_enabled("FSDP")
+    return device_type() == "cpu" and not settings.get("fp16") and not is_launched_in_fp8() and not has_engine
+
+
+def is_alone() -> bool:
+    """Whether this process is the only one of its launch."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def measure_step(
@@ -128,20 +141,17 @@ def measure_step(
     keep_freed_memory()
     units = has_bf16("cpu")
     by_rule = choose_precision(settings, units)["bf16"]
-    if settings.get("fp16"):
-        return StepChoice(by_rule, micro_batch)
     precisions = [by_rule]
     if units and settings.get("bf16") is None:
         precisions = [False, True]
 
     window_flops = context * flops_per_token(model, context)
-    is_quick = window_flops <= MAX_WINDOW_FLOPS
-    if not is_quick or (len(precisions) == 1 and not other_micro_batches):
-        return StepChoice(by_rule, micro_batch)
-
     affordable = max(1, int(MAX_PASS_FLOPS / window_flops))
     timed_windows = min(micro_batch, affordable)
     others = [windows for windows in other_micro_batches if max(windows, micro_batch) <= affordable]
+    has_choice = len(precisions) > 1 or others
+    if not has_choice or window_flops > MAX_WINDOW_FLOPS or not can_measure_here(settings):
+        return StepChoice(by_rule, micro_batch)
     question = {
         "what": "forward and backward pass, 1",
         "shapes": digest_shapes(model),
@@ -286,8 +296,7 @@ def _apply_record(
     """Return what is recorded, where the recipe does not decide; a micro-batch only that of the stage's own folder."""
     bf16 = choose_precision(settings, record["bf16"])["bf16"]
     micro_batch = by_rule.micro_batch
-    is_given = bool(settings.get("per_device_train_batch_size"))
-    if record["is_own"] and not is_given and record["micro_batch"] in other_micro_batches:
+    if record["is_own"] and record["micro_batch"] in other_micro_batches:
         micro_batch = record["micro_batch"]
     pass_times = tuple(PassTime(**entry) for entry in record["pass_times"])
 

@@ -6,7 +6,6 @@ the time left shows in the log once steps have been made.
 
 import copy
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ from transformers import IntervalStrategy, PreTrainedConfig, PreTrainedModel, Tr
 
 from hf_llm.core.format import format_duration, format_estimate
 from hf_llm.hardware.measurement_cache import keep_measurement, read_measurement
-from hf_llm.hardware.runtime import device_type
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.fault_tolerance.checkpoints import all_checkpoints, checkpoint_step
-from hf_llm.training.step_choice import MAX_WINDOW_FLOPS, digest_shapes
+from hf_llm.training.step_choice import MAX_WINDOW_FLOPS, can_measure_here, digest_shapes, is_alone
 from hf_llm.training.step_timing import TimedModel
 
 MAX_TIMED_PASSES = 3
@@ -122,8 +120,8 @@ def estimate_training_time(trainer: Trainer, folder: str) -> TrainingTime | None
 
 
 def can_time_here() -> bool:
-    """Whether this process is alone, on a CPU."""
-    return device_type() == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    """Whether this process is alone, and has the whole model on a CPU."""
+    return is_alone() and can_measure_here({})
 
 
 def is_quick(model: PreTrainedModel | PreTrainedConfig, shape: BatchShape) -> bool:
@@ -177,7 +175,10 @@ def sample_batch_shape(trainer: Trainer) -> BatchShape | None:
     for batch in range(SAMPLED_BATCHES):
         first = batch * max(1, len(rows) - size) // SAMPLED_BATCHES
         chosen = [rows[(first + number) % len(rows)] for number in range(size)]
-        shapes.append(trainer.data_collator(chosen)["input_ids"].shape)
+        try:
+            shapes.append(trainer.data_collator(chosen)["input_ids"].shape)
+        except (KeyError, TypeError, ValueError):
+            return None  # some trainers add columns later, or name the tokens otherwise
     return average_shape(shapes)
 
 
