@@ -54,16 +54,15 @@ def test_a_training_that_has_been_begun_takes_what_is_left(tiny_inputs, tmp_path
 
 
 @pytest.mark.parametrize(
-    "override",
+    ("overrides", "folder"),
     [
-        "--sft={data: [{path: many.jsonl, license: mit}], training: {num_train_epochs: 1}}",
-        "--pretrain.training.max_steps=-1",
+        (["--sft={data: [{path: many.jsonl, license: mit}], training: {num_train_epochs: 1}}"], "sft"),
+        (["--pretrain.training.max_steps=-1", "--pretrain.training.num_train_epochs=1"], "base"),
     ],
 )
-def test_what_cannot_be_known_is_named(override, tiny_inputs, tmp_path, monkeypatch):
+def test_what_cannot_be_known_is_named(overrides, folder, tiny_inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_inputs)
     chats = (tiny_inputs / "chats.jsonl").read_text(encoding="utf-8")
     (tiny_inputs / "many.jsonl").write_text(chats * 20, encoding="utf-8")
-    overrides = [override, "--pretrain.training.num_train_epochs=1"] if "max_steps" in override else [override]
     text = check_run(Run(["tiny.yaml", *overrides]), tmp_path / "work", with_time=True).run_time
-    assert f"not known before: {override[2:].split('.')[0].replace('pretrain', 'base')}" in text
+    assert f"not known before: {folder};" in text
