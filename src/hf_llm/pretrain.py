@@ -186,6 +186,11 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     if short_steps:
         print_main(short_steps)
 
+    # Before the trainer is built: a pipeline takes the model apart.
+    flops_by_length = {}
+    for length in context_lengths(context, section.context_warmup):
+        flops_by_length[length] = flops_per_token(model, length)
+
     # The trainer
     trainer = trainer_class()(
         model=model,
@@ -199,10 +204,6 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     )
 
     # The callbacks
-    flops_by_length = {}
-    for length in context_lengths(context, section.context_warmup):
-        flops_by_length[length] = flops_per_token(model, length)
-
     def curriculum_stage(step: int) -> int:
         """Return the stage, counted from 1, that the last sequence of `step` belongs to."""
         return train.find_stage(step * sequences_per_step - 1) + 1
