@@ -79,7 +79,7 @@ def test_rates_measured_on_this_host_are_not_refused(monkeypatch):
     monkeypatch.setattr(
         microbenchmarks,
         "measure_matmul_rates",
-        lambda device, bounds: measure_matmul_rates(device, bounds, seconds=0.2),
+        lambda device, bounds, seconds: measure_matmul_rates(device, bounds, seconds=0.2),
     )
     monkeypatch.setattr(
         microbenchmarks, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo")
@@ -94,7 +94,7 @@ def test_rates_measured_on_this_host_are_not_refused(monkeypatch):
 
 def test_a_training_faster_than_the_part_is_refused(monkeypatch):
     monkeypatch.setattr(doctor, "training_dtype", lambda device: None)
-    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds, seconds: [])
     monkeypatch.setattr(
         microbenchmarks, "measure_all_reduce_rate", lambda processes, kind: Rate("all-reduce", 1e9, "gloo")
     )
@@ -110,7 +110,7 @@ def test_a_failed_all_reduce_is_a_note_where_one_process_trains(monkeypatch):
     def fails(processes, kind):
         raise RuntimeError("Connection refused")
 
-    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds: [])
+    monkeypatch.setattr(microbenchmarks, "measure_matmul_rates", lambda device, bounds, seconds: [])
     monkeypatch.setattr(microbenchmarks, "measure_all_reduce_rate", fails)
     _, (problem,) = doctor.measure_rates(1, detect_hardware()[1])
     assert (problem.level, problem.value) == ("note", "Connection refused")

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from hf_llm.hardware.microbenchmarks import Rate
 
 
+# Seconds for the matrix products of one type: on a CPU the fastest size is found early.
+CPU_SECONDS_PER_TYPE = 0.5
+GPU_SECONDS_PER_TYPE = 2.0
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
@@ -97,11 +102,12 @@ def measure_rates(count: int, device: Device) -> "tuple[list[Rate], list[Finding
 
     torch_device = torch.device(device_type())
     bounds = matmul_bounds(device)
-    rates = measure_matmul_rates(torch_device, bounds)
-    rates.append(measure_copy_rate(torch_device, bandwidth_bound(device)))
+    is_cpu = torch_device.type == "cpu"
+    rates = measure_matmul_rates(torch_device, bounds, CPU_SECONDS_PER_TYPE if is_cpu else GPU_SECONDS_PER_TYPE)
+    rates.append(measure_copy_rate(torch_device, bandwidth_bound(device), 0.3 if is_cpu else 1.0))
     problems = []
 
-    can_all_reduce = torch_device.type == "cpu" or (torch_device.type != "mps" and count > 1)
+    can_all_reduce = is_cpu or (torch_device.type != "mps" and count > 1)
     if can_all_reduce:
         try:
             rates.append(measure_all_reduce_rate(max(count, 2), torch_device.type))

@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.command_line import CommandParser
@@ -26,7 +27,7 @@ from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.sizing import TOKENS_PER_PARAMETER
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.planning.cost import parse_price
-from hf_llm.preflight.before_work import check_in_child, print_notes
+from hf_llm.preflight.before_work import ChildCheck, print_notes
 from hf_llm.preflight.findings import Findings
 from hf_llm.reporting.plan_accuracy import PLAN_FILE, compare_with_plan, save_prediction
 
@@ -45,6 +46,8 @@ class TargetHardware:
     device: Device
     is_this_host: bool
     """Whether it is the hardware of this host, whose speed can be measured."""
+    measured_bf16: bool | None = None
+    """What a measurement has chosen on this host (`measure_precision`); None where nothing was measured."""
 
     @property
     def device_type(self) -> str:
@@ -55,9 +58,11 @@ class TargetHardware:
 
     @property
     def bf16(self) -> bool:
-        """Whether its devices have units for bf16."""
+        """Whether training takes bf16 where the recipe does not say."""
         from hf_llm.hardware.runtime import device_type, has_bf16
 
+        if self.measured_bf16 is not None:
+            return self.measured_bf16
         if self.is_this_host:
             return has_bf16(device_type())
         return training_dtype(self.device) == "bfloat16"
@@ -71,15 +76,29 @@ def main(argv: list[str] | None = None) -> None:
         return print_score(run)
 
     recipe = run.read(importlib.import_module(STAGES["base"].module).Recipe)
-    print_findings(check_in_child(run, on_this_host=options.gpus is None))
 
+    # Before the process of the check is forked, so that it has these imports too.
+    import hf_llm.training.train_and_save  # noqa: F401
     from hf_llm.planning.memory import OPTIMIZER, UPDATE
     from hf_llm.planning.stage_plans import HardwarePlan, plan_pretraining, plan_tuning
     from hf_llm.planning.tables import format_memory_table, format_stage_table
 
-    # The model and the hardware
+    # The model, the hardware and the memory, while the recipe is checked in another process. The memory of the other
+    # stages comes now, too: timing leaves holes in this process's heap.
     hardware = choose_hardware(options.gpus)
-    job = build_pretraining_job(run, recipe, hardware)
+    if hardware.is_this_host:
+        measure_precision(run, recipe, hardware)
+    check = ChildCheck(run, on_this_host=options.gpus is None)
+    try:
+        job = build_pretraining_job(run, recipe, hardware)
+        estimates = estimate_memory(job, hardware)
+        fitting = find_first_fitting(estimates, job, hardware)
+        tuning_peaks = {}
+        if fitting is not None or not hardware.is_this_host:
+            tuning_peaks = estimate_tuning_peaks(run, job, hardware)
+    finally:
+        print_findings(check.wait())
+
     memory = format_gib(hardware.device.memory)
     if options.gpus:
         print_other_devices(options.gpus, hardware.device)
@@ -87,17 +106,19 @@ def main(argv: list[str] | None = None) -> None:
     print_model(job, recipe.pretrain)
 
     # Memory, and what fits
-    estimates = estimate_memory(job, hardware)
-    print_main(format_memory_table(estimates))
-    fitting = find_first_fitting(estimates, job, hardware)
     micro_batch = job.choose_micro_batch(hardware.devices, hardware.device_type)
+    if hardware.device_type != "cpu":
+        print_main(
+            f"Memory of one device in a step of {micro_batch} x {job.context:,} tokens, and the largest micro-batch "
+            "that fits:"
+        )
+    print_main(format_memory_table(estimates))
     print_main(advise(estimates, fitting, hardware, micro_batch))
     if fitting is None and hardware.is_this_host:
         return
 
-    # Speed. The memory of the other stages comes first: timing leaves holes in this process's heap.
+    # Speed
     estimate = fitting or estimates[0]
-    tuning_peaks = estimate_tuning_peaks(run, job, hardware)
     speed = find_speed(job, hardware, estimate)
     print_main(f"\n{format_number(speed.tokens_per_second)} tokens per second: {speed.source}\n")
 
@@ -108,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens_per_second=speed.tokens_per_second,
         devices=hardware.devices,
         device=hardware.device,
-        bf16=hardware.bf16,
+        bf16=job.bf16,
         price=options.price.per_device(hardware.devices) if options.price else None,
         electricity=options.electricity,
     )
@@ -213,6 +234,23 @@ def build_pretraining_job(run: Run, recipe: Any, hardware: TargetHardware) -> "T
     return TrainingJob(config, context, windows, section.training, hardware.bf16)
 
 
+def measure_precision(run: Run, recipe: Any, hardware: TargetHardware) -> None:
+    """Let `hardware` know which precision training would choose on this host's CPU.
+
+    Before anything else computes here: it is timed in a fork, so that this process's heap stays as it is.
+    """
+    from hf_llm.planning.memory import can_measure_fork, run_in_fork
+    from hf_llm.planning.speed import choose_planned_bf16
+
+    if hardware.device_type != "cpu" or not can_measure_fork():
+        return
+    try:
+        job = build_pretraining_job(run, recipe, hardware)
+    except UserError:
+        return  # it is reported after the check of the recipe
+    hardware.measured_bf16 = run_in_fork(partial(choose_planned_bf16, job), threads=None)
+
+
 def print_model(job: "TrainingJob", section: Any) -> None:
     """Print the parameters by part, and the tokens against the compute-optimal number."""
     import torch
@@ -264,10 +302,6 @@ def estimate_memory(job: "TrainingJob", hardware: TargetHardware) -> "list[Engin
     estimates = []
     for checkpointing in checkpointing_choices:
         estimates += estimate_gpu_engines(job, hardware.devices, hardware.device, micro_batch, checkpointing)
-    print_main(
-        f"Memory of one device in a step of {micro_batch} x {job.context:,} tokens, and the largest micro-batch that "
-        "fits:"
-    )
     return estimates
 
 
@@ -339,7 +373,7 @@ def estimate_tuning_peaks(run: Run, job: "TrainingJob", hardware: TargetHardware
     for folder in PLANNED_FROM_ROWS:
         section = run.tree.get(folder)
         if section:
-            peaks[folder] = estimate_tuning_memory(folder, section, job.config, hardware.device, hardware.bf16)
+            peaks[folder] = estimate_tuning_memory(folder, section, job.config, hardware.device, job.bf16)
     return peaks
 
 

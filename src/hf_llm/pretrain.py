@@ -128,11 +128,13 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
         build_training_arguments,
         choose_evaluation_interval,
         describe_short_steps,
+        list_micro_batches,
         split_batch,
     )
     from hf_llm.training.batch_rampup import add_rampup_callbacks, context_lengths, first_step_updates
     from hf_llm.training.objectives import accuracy_arguments, add_epoch_callback, corrupt_windows
     from hf_llm.training.schedules import add_curriculum_decay
+    from hf_llm.training.step_choice import choose_step
     from hf_llm.training.tensor_pipeline_trainer import trainer_class
 
     section = recipe.pretrain
@@ -157,13 +159,24 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     # The arguments
     sequences_per_step = section.tokens_per_step // context
     updates_per_step = first_step_updates(section.tokens_per_step, section.batch_warmup)
+    batch = (section.tokens_per_step, context, section.training, "pretrain", updates_per_step)
+    split = split_batch(*batch)
+    choice = choose_step(
+        model,
+        section.training,
+        output.path,
+        context,
+        split["per_device_train_batch_size"],
+        list_micro_batches(split, section.training, updates_per_step),
+    )
     arguments = build_training_arguments(
         TrainingArguments,
         add_curriculum_decay(section.training, train, sequences_per_step),
         output.path,
         recipe.seed,
         "pretrain",
-        **split_batch(section.tokens_per_step, context, section.training, "pretrain", updates_per_step),
+        choice.bf16,
+        **split_batch(*batch, choice.micro_batch),
         report_to=choose_reporters(section.training.get("report_to")),
         eval_strategy="steps",
         train_sampling_strategy="sequential" if train.has_stages else "random",
@@ -175,6 +188,11 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     short_steps = describe_short_steps(len(train), context, section.tokens_per_step, arguments.max_steps)
     if short_steps:
         print_main(short_steps)
+
+    # Before the trainer is built: a pipeline takes the model apart.
+    flops_by_length = {}
+    for length in context_lengths(context, section.context_warmup):
+        flops_by_length[length] = flops_per_token(model, length)
 
     # The trainer
     trainer = trainer_class()(
@@ -189,10 +207,6 @@ def build_pretraining_trainer(recipe: Recipe, objective: Objective, output: Stag
     )
 
     # The callbacks
-    flops_by_length = {}
-    for length in context_lengths(context, section.context_warmup):
-        flops_by_length[length] = flops_per_token(model, length)
-
     def curriculum_stage(step: int) -> int:
         """Return the stage, counted from 1, that the last sequence of `step` belongs to."""
         return train.find_stage(step * sequences_per_step - 1) + 1

@@ -7,6 +7,7 @@ from hf_llm.core.format import (
     format_count,
     format_dollars,
     format_duration,
+    format_estimate,
     format_learning_rate,
     format_megabytes,
     format_score,
@@ -58,6 +59,13 @@ def test_format_short_writes_a_number_as_on_an_axis(value, text):
 )  # fmt: skip
 def test_format_duration_has_two_units_at_most(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(8.44, "8.4 s"), (59.6, "1 min 0 s"), (104, "1 min 44 s"), (725, "12 min")]
+)
+def test_format_estimate_keeps_the_seconds_of_some_minutes(seconds, text):
+    assert format_estimate(seconds) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(3.41234, "3.412"), (0, "0.000"), (0.0004, "0.0004"), (-0.02, "-0.02")])

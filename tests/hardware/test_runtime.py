@@ -27,6 +27,16 @@ def test_has_bf16_reads_the_cpus_capabilities(units, expected, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("limit", "expected"), [("AVX2", False), ("avx512_core", False), ("AVX512_CORE_BF16", True), ("ALL", True)]
+)
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_has_bf16_agrees_with_the_limit_of_onednn(variable, limit, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    monkeypatch.setenv(variable, limit)
+    assert has_bf16("cpu") is expected
+
+
+@pytest.mark.parametrize(
     ("settings", "units", "chosen"),
     [
         ({}, True, torch.bfloat16),

@@ -197,7 +197,7 @@ def test_an_error_in_the_fork_is_raised():
 
 def test_nothing_is_forked_where_the_platform_cannot_fork(monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    monkeypatch.setattr(memory, "_run_in_fork", lambda work: pytest.fail("forked"))
+    monkeypatch.setattr(memory, "run_in_fork", lambda work: pytest.fail("forked"))
 
     footprint, growth = estimate_cpu_footprint(
         partial(build_planned_model, tiny_config()), 4, 64, build_planning_arguments({})

@@ -93,6 +93,31 @@ def test_stacked_matrices_are_made_orthogonal_one_by_one():
     )
 
 
+def test_whole_matrices_of_one_shape_are_stepped_together_as_if_alone(monkeypatch):
+    one, other = tiny_model(num_hidden_layers=3).train(), tiny_model(num_hidden_layers=3).train()
+    together = Muon(groups_of(one.parameters()), matrices=muon_matrices(one), **RATES)
+    alone = Muon(groups_of(other.parameters()), matrices=muon_matrices(other), **RATES)
+    step(one, together)
+    monkeypatch.setattr(muon, "MAX_BATCH_ELEMENTS", 0)
+    step(other, alone)
+    for (name, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
+        # A step moves a weight by about 1e-2; a batched product may round otherwise.
+        torch.testing.assert_close(first, second, atol=3e-4, rtol=0, msg=name)
+
+
+def test_batches_hold_each_parameter_with_a_gradient_once_and_one_shape(monkeypatch):
+    shapes = [(4, 6), (4, 6), (6, 4), (4, 6), (2, 4, 6), (2, 4, 6), (4, 6)]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter in parameters[:-1]:
+        parameter.grad = torch.zeros_like(parameter)
+    batches = muon.batch_equal_shapes(parameters)
+    assert [[tuple(parameter.shape) for parameter in batch] for batch in batches] == [
+        [(4, 6)] * 3, [(6, 4)], [(2, 4, 6)], [(2, 4, 6)],
+    ]  # fmt: skip
+    monkeypatch.setattr(muon, "MAX_BATCH_ELEMENTS", 48)
+    assert [len(batch) for batch in muon.batch_equal_shapes(parameters)] == [2, 1, 1, 1, 1]
+
+
 def test_a_parameter_without_gradient_stays_as_it_is():
     model = tiny_model().train()
     optimizer = Muon(groups_of(model.parameters()), matrices=muon_matrices(model), **RATES)

@@ -64,11 +64,11 @@ def model_of(kind: str) -> torch.nn.Module:
     return tiny_model(vocab_size=64, pad_token_id=0, eos_token_id=1) if kind == "hf_llm" else stock_model(kind)
 
 
-def trained(folder, kind: str, accumulation: int = 1, z_loss: float = 0.0, **settings) -> Trainer:
+def trained(folder, kind: str, accumulation: int = 1, z_loss: float = 0.0, max_steps: int = 3, **settings) -> Trainer:
     arguments = TrainingArguments(
         folder,
         use_cpu=True,
-        max_steps=3,
+        max_steps=max_steps,
         logging_steps=1,
         per_device_train_batch_size=8 // accumulation,
         gradient_accumulation_steps=accumulation,

@@ -64,6 +64,14 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
+def format_estimate(seconds: float) -> str:
+    """Write an estimated duration: as `format_duration` does, but 1 min 44 s below ten minutes."""
+    whole = round(seconds)
+    if 60 <= whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
+    return format_duration(seconds)
+
+
 def format_dollars(value: float) -> str:
     """Write an amount of money: $1,234.50."""
     return f"${value:,.2f}"

@@ -17,9 +17,10 @@ import xxhash
 from hf_llm.core.secrets import hide_secrets
 
 MANIFEST_FILE = "manifest.json"
-# Not part of the result, or derived from it.
-SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json", "lock.json*", "measured")
 BEGUN_FILE = "begun.json"  # settings and inputs of an unfinished folder; deleted once the manifest is written
+STEP_FILE = "step.json"  # what was chosen for the steps of a training by a measurement (training/step_choice.py)
+# Not part of the result, or derived from it.
+SKIPPED = ("checkpoint-*", "logs", "README.md", "LICENSE.md", "ledger.json", "lock.json*", STEP_FILE, "measured")
 _PACKAGES = ("hf-llm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "trl", "datatrove")
 
 

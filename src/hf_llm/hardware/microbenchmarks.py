@@ -4,6 +4,7 @@ more than the hardware can do."""
 import json
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -269,19 +270,30 @@ def _free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def measure_all_reduce_rate(processes: int, device_type: str, megabytes: int = 64, seconds: float = 1.0) -> Rate:
+def measure_all_reduce_rate(
+    processes: int, device_type: str, megabytes: int = 64, seconds: float | None = None
+) -> Rate:
     """Measure the bytes/s that each process sends in a ring all-reduce between `processes` started for it.
 
     That is 2 (n - 1) / n of the buffer by its time, NCCL's "bus bandwidth". The backend is NCCL on CUDA devices, else
-    gloo. Raises RuntimeError with the error of a process, or TimeoutError where they do not find each other.
+    gloo. Sums are made for `seconds`, by default 1 on CUDA devices, else 0.3. Raises RuntimeError with the error of a
+    process, or TimeoutError where they do not find each other.
     """
     from torch import multiprocessing
 
+    if seconds is None:
+        seconds = 1.0 if device_type == "cuda" else 0.3
     backend = "nccl" if device_type == "cuda" else "gloo"
     buffer_bytes = megabytes << 20
     with tempfile.TemporaryDirectory() as folder:
-        workers = multiprocessing.spawn(
-            _time_all_reduce, (processes, backend, folder, buffer_bytes, seconds), nprocs=processes, join=False
+        # A fork has this process's imports; it could not use CUDA.
+        method = "fork" if backend == "gloo" and sys.platform == "linux" else "spawn"
+        workers = multiprocessing.start_processes(
+            _time_all_reduce,
+            (processes, backend, folder, buffer_bytes, seconds),
+            nprocs=processes,
+            join=False,
+            start_method=method,
         )
         deadline = time.monotonic() + 1.5 * RENDEZVOUS_TIMEOUT.total_seconds()
         try:
@@ -311,6 +323,7 @@ def _time_all_reduce(rank: int, processes: int, backend: str, folder: str, size:
     """
     from torch import distributed
 
+    torch.set_num_threads(1)  # the other threads of OpenMP's pool are not in a fork, and would be waited for
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)

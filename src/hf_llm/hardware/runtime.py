@@ -14,6 +14,9 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 GLIBC_DEFAULT_THRESHOLD_BYTES = 128 << 10
 
+# Values of ONEDNN_MAX_CPU_ISA (DNNL_MAX_CPU_ISA in older versions) below the first instructions for bf16.
+ONEDNN_LIMITS_WITHOUT_BF16 = frozenset(["SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"])
+
 
 def device_type() -> str:
     """Return the device that Trainer picks on this host: `cuda`, `mps` or `cpu`."""
@@ -23,12 +26,17 @@ def device_type() -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether there are units for matrix products in bf16; without them a CPU is faster in float32."""
+    """Whether there are units for matrix products in bf16; without them a CPU is faster in float32.
+
+    On a CPU these products are oneDNN's, which uses no units that its environment variable rules out.
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
         units = torch.cpu.get_capabilities()
-        return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+        limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+        has_units = bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+        return has_units and limit.upper() not in ONEDNN_LIMITS_WITHOUT_BF16
     return False
 
 

@@ -20,6 +20,7 @@ from hf_llm.core.errors import USER_ERROR_FILE, UserError
 from hf_llm.core.manifest import (
     BEGUN_FILE,
     MANIFEST_FILE,
+    STEP_FILE,
     current_digest,
     digest_of,
     read_manifest,
@@ -49,7 +50,7 @@ MAX_SEED = 2**32 - 1  # what numpy takes
 MAX_CHANGES_SHOWN = 8  # settings that an error lists by name
 
 # What stays in the folder of a finished training that is continued, and what stays there as a copy too.
-CONTINUED = ("checkpoint-*", "logs", LOCK_FILE + "*", CLOCK_FILE)
+CONTINUED = ("checkpoint-*", "logs", LOCK_FILE + "*", CLOCK_FILE, STEP_FILE)
 COPIED = ("samples.jsonl", STATUS)
 
 

@@ -9,7 +9,6 @@ tests/planning/test_memory.py checks this one.
 
 import copy
 import io
-import math
 import multiprocessing
 import re
 import sys
@@ -38,9 +37,9 @@ from hf_llm.hardware.runtime import keep_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.cross_entropy import LOGITS_AT_ONCE
 from hf_llm.model.modeling_hf_llm import HfLlmForCausalLM
-from hf_llm.model.summary import DECODER_SHARE, ENCODER_SHARE
 from hf_llm.planning.allocate_only_mode import AllocateOnlyMode
 from hf_llm.training.optimizers import build_optimizer
+from hf_llm.training.step_timing import build_model_inputs
 
 # The parts of a footprint, in the order in which a plan shows them.
 WEIGHTS = "weights"
@@ -263,12 +262,12 @@ def estimate_cpu_footprint(
     footprint's peak.
     """
     step_arguments = (build, batch, context, arguments, autocast, accumulate)
-    if not _can_measure_fork():
+    if not can_measure_fork():
         with FakeTensorMode():
             footprint = trace_steps(*step_arguments)
         return footprint, footprint.peak
 
-    footprint, growth = _run_in_fork(partial(_allocate_steps, *step_arguments))
+    footprint, growth = run_in_fork(partial(_allocate_steps, *step_arguments))
     return footprint, round(growth * (1 + CPU_MEMORY_MARGIN))
 
 
@@ -279,9 +278,9 @@ def trained_process_bytes() -> int:
     A fork trains a toy model for that. Where no fork can be measured, these are the bytes of this process as it is.
     """
     present_bytes = resident_bytes()
-    if not _can_measure_fork():
+    if not can_measure_fork():
         return present_bytes
-    return present_bytes + _run_in_fork(_train_toy_model)
+    return present_bytes + run_in_fork(_train_toy_model)
 
 
 def _allocate_steps(*step_arguments: Any) -> tuple[Footprint, int]:
@@ -317,23 +316,25 @@ def _train_toy_model() -> int:
     return _read_process_status("VmRSS") - bytes_before
 
 
-def _can_measure_fork() -> bool:
+def can_measure_fork() -> bool:
     """Whether this platform can fork a process and reports its memory in /proc: only Linux does both."""
     return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
-def _run_in_fork(work: Callable[[], Any]) -> Any:
+def run_in_fork(work: Callable[[], Any], threads: int | None = 1) -> Any:
     """Return what `work` returns in a fork of this process.
 
-    Raises RuntimeError where it fails there. To be called only where `_can_measure_fork`.
+    It has one thread, unless this process has computed nothing yet: then `threads` may be None, for all.
+    Raises RuntimeError where it fails there. To be called only where `can_measure_fork`.
     """
-    assert _can_measure_fork()
+    assert can_measure_fork()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def send_result() -> None:
         # The other threads of OpenMP's pool are not in the fork, and would be waited for.
-        torch.set_num_threads(1)
+        if threads is not None:
+            torch.set_num_threads(threads)
         sender.send(work())
 
     child = context.Process(target=send_result)
@@ -453,20 +454,6 @@ def _separate_temporary_bytes(parts: dict[str, int], state_bytes: int) -> dict[s
     """Count what the first optimizer step allocated and released again as temporary, not as optimizer states."""
     released_bytes = parts.get(OPTIMIZER, 0) - state_bytes
     return {**parts, OPTIMIZER: state_bytes, TEMPORARY: parts.get(TEMPORARY, 0) + released_bytes}
-
-
-def build_model_inputs(config: PreTrainedConfig, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the inputs with which a model trains on windows of `tokens` (B T).
-
-    For an encoder-decoder the lengths are those of T5's span corruption: the encoder reads the tokens that are left of
-    a window, the decoder predicts those taken out.
-    """
-    if not config.is_encoder_decoder:
-        return {"input_ids": tokens, "labels": tokens.clone()}
-
-    encoded = math.ceil(ENCODER_SHARE * tokens.shape[1])
-    decoded = math.ceil(DECODER_SHARE * tokens.shape[1])
-    return {"input_ids": tokens[:, :encoded], "labels": tokens[:, :decoded].clone()}
 
 
 def _sort_parts(parts: dict[str, int]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 On this host they are measured on a few real layers; for other hardware they are estimated from its data sheet.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
 from hf_llm.core.errors import UserError
 from hf_llm.hardware.devices import Device, training_dtype
-from hf_llm.hardware.microbenchmarks import Rate, synchronize_device
+from hf_llm.hardware.microbenchmarks import Rate
 from hf_llm.hardware.runtime import device_type, has_bf16, retain_freed_memory
 from hf_llm.model.configuration_hf_llm import HfLlmConfig
 from hf_llm.model.summary import flops_per_token
 from hf_llm.pipeline.sizing import DATA_SHEET_UTILISATION
-from hf_llm.planning.memory import build_model_inputs, truncate_layers
+from hf_llm.planning.memory import truncate_layers
 from hf_llm.planning.memory_estimate import TrainingJob, build_planned_model, build_planning_arguments
 from hf_llm.training.arguments import MICRO_BATCH_TOKENS
-from hf_llm.training.optimizers import build_optimizer
+from hf_llm.training.step_choice import MAX_WINDOW_FLOPS, measure_step
+from hf_llm.training.step_timing import TimedModel
 
 MAX_TIMED_LAYERS = 4
 TIMED_PASS_FLOPS = 2e11  # a timed pass takes at most about this many FLOPs, unless a single window takes more
@@ -130,18 +130,18 @@ def time_layers(
 
     is_cpu = device_type() == "cpu"
     with retain_freed_memory() if is_cpu else nullcontext():  # as a training does
-        deep = _TimedModel(build(deep_config), batch, context, arguments, autocast)
-        shallow = _TimedModel(build(shallow_config), batch, context, arguments, autocast)
+        deep = TimedModel(build(deep_config), arguments)
+        shallow = TimedModel(build(shallow_config), arguments)
 
         # The first step sets up libraries, memory and the optimizer's states.
-        deep.run_step()
-        shallow.run_step()
+        _run_step(deep, batch, context, autocast)
+        _run_step(shallow, batch, context, autocast)
 
         deep_times = []
         shallow_times = []
         for _ in range(rounds):
-            deep_times.append(deep.run_step())
-            shallow_times.append(shallow.run_step())
+            deep_times.append(_run_step(deep, batch, context, autocast))
+            shallow_times.append(_run_step(shallow, batch, context, autocast))
 
         parameters = deep.parameter_count
         del deep, shallow  # so that their memory is returned at the end of this block
@@ -160,57 +160,9 @@ def time_layers(
     )
 
 
-class _TimedModel:
-    """A model that is trained on random tokens, step by step."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        batch: int,
-        context: int,
-        arguments: TrainingArguments,
-        autocast: torch.dtype | None,
-    ):
-        self.device = torch.device(device_type())
-        self.model = model.to(self.device).train()
-        self.autocast = autocast
-        if arguments.activation_checkpointing:
-            model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
-
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(0, model.config.vocab_size, (batch, context), generator=generator)
-        self.tokens = tokens.to(self.device)
-
-        self.trained = _find_trained_parameters(model)
-        self.parameter_count = _count_elements(self.trained)
-        self.optimizer = build_optimizer(arguments, model)
-
-    def run_step(self) -> tuple[float, float]:
-        """Return the seconds of forward and backward, and of the optimizer step with the clipping before it."""
-        started = self._read_clock()
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            loss = self.model(**build_model_inputs(self.model.config, self.tokens)).loss
-        loss.backward()
-
-        passed = self._read_clock()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        ended = self._read_clock()
-
-        return passed - started, ended - passed
-
-    def _read_clock(self) -> float:
-        synchronize_device(self.device)
-        return time.perf_counter()
-
-
-def _find_trained_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _count_elements(parameters: list[torch.nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def _run_step(timed: TimedModel, batch: int, context: int, autocast: torch.dtype | None) -> tuple[float, float]:
+    """Return the seconds of forward and backward, and of the optimizer step with the clipping before it."""
+    return timed.run_pass(batch, context, autocast), timed.run_update()
 
 
 def measure_speed(
@@ -226,7 +178,7 @@ def measure_speed(
     """Measure the speed of steps of `windows` windows on this host's `devices`, on a few layers and one of them."""
     timing = time_layers(build, config, batch, context, arguments, autocast)
     with torch.device("meta"):
-        trained = _count_elements(_find_trained_parameters(build(config)))
+        trained = sum(parameter.numel() for parameter in build(config).parameters() if parameter.requires_grad)
 
     layers = config.num_hidden_layers
     windows_per_device = max(1, windows // devices)
@@ -235,6 +187,14 @@ def measure_speed(
     timed_layers = min(MAX_TIMED_LAYERS, layers)
     source = f"measured here on {timed_layers} of {layers} layers, in micro-batches of {batch}"
     return Speed(tokens_per_second, source)
+
+
+def choose_planned_bf16(job: TrainingJob) -> bool:
+    """Return whether training on this host's CPU would choose bf16, as it measures that itself."""
+    micro_batch = job.choose_micro_batch(1, "cpu")
+    if job.context * flops_per_token(job.config, job.context) > MAX_WINDOW_FLOPS:  # without weights
+        return has_bf16("cpu")
+    return measure_step(build_planned_model(job.config), job.settings, job.context, micro_batch).bf16
 
 
 def measure_job_speed(job: TrainingJob, devices: int, checkpointing: bool | None = None) -> Speed:

@@ -35,10 +35,13 @@ from hf_llm.posttraining.start_check import StartCheck
 from hf_llm.posttraining.starting_model import check_not_adapter, load_chat_tokenizer
 from hf_llm.tokenization.chat_encoding import adapt_tool_calls, special_token_texts, tool_support
 from hf_llm.training.arguments import build_training_arguments, choose_evaluation_interval
+from hf_llm.training.step_choice import choose_step
 from hf_llm.training.train_and_save import ROWS_FOLDER
 
 # The folder, among the cached rows, of a starting model that was an adapter.
 MERGED_START = "start"
+
+MAX_TIMED_TOKENS = 1024  # of a pass that is timed to choose the precision
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "tools")
 
@@ -91,12 +94,18 @@ def build_trainer(
         parameters = model.num_parameters()
         defaults = {"learning_rate": default_learning_rate(output.folder, parameters, uses_lora), **defaults}
         print_main(describe_learning_rate(output.folder, parameters, uses_lora))
+    prefers_bf16 = None
+    if not section.quantize:
+        # Timed as in pretraining, of which it is mostly read; how many rows a step has is the recipe's.
+        context = min(model.config.max_position_embeddings, MAX_TIMED_TOKENS)
+        prefers_bf16 = choose_step(model, section.training, output.path, context, MAX_TIMED_TOKENS // context).bf16
     arguments = build_training_arguments(
         arguments_class,
         section.training,
         output.path,
         seed,
         output.folder,
+        prefers_bf16,
         report_to=choose_reporters(section.training.get("report_to")),
         eval_strategy="epoch",
         **defaults,

@@ -31,9 +31,10 @@ def check_before_work(run: Run, folder: str | None = None) -> None:
     """Check the recipe of `run` before the stage that makes `folder` begins; before all stages where that is None.
 
     The tokens of rows can be counted only once there is a tokenizer, so what has been checked before is checked again
-    then. Prints the notes. Raises UserError that lists every problem. Does nothing in a process that a checked one has
-    started, in all processes of a launch but the first, for a folder that has been begun (what was begun is resumed,
-    whatever has become of the inputs of later stages), and where the environment has HF_LLM_SKIP_CHECK=1.
+    then. Prints the notes and, before all stages, how long the trainings will take. Raises UserError that lists every
+    problem. Does nothing in a process that a checked one has started, in all processes of a launch but the first, for a
+    folder that has been begun (what was begun is resumed, whatever has become of the inputs of later stages), and where
+    the environment has HF_LLM_SKIP_CHECK=1.
     """
     if not is_main_process() or os.environ.get(SKIP) == "1":
         return
@@ -44,10 +45,13 @@ def check_before_work(run: Run, folder: str | None = None) -> None:
         return
     check_at_once(run)
     import_shared_libraries(folder)
-    findings = check_in_child(run)
+    is_first = folder is None and CHECKED not in os.environ
+    findings = check_in_child(run, with_time=is_first)
     print_notes(findings)
     if findings.problems:
         raise UserError(format_problems(run, findings))
+    if findings.run_time:
+        print_main(findings.run_time)
     os.environ[CHECKED] = digest
 
 
@@ -101,31 +105,48 @@ def format_problems(run: Run, findings: Findings) -> str:
     return "\n  ".join([f"{run.recipe_path}: {count} problem{plural}", *findings.problems])
 
 
-def check_in_child(run: Run, on_this_host: bool = True) -> Findings:
+def check_in_child(run: Run, on_this_host: bool = True, with_time: bool = False) -> Findings:
     """Check a run in a process of its own, whose output is shown only where it fails.
 
-    Without `on_this_host`, nothing is checked that depends on the device or the disk here.
+    Without `on_this_host`, nothing is checked that depends on the device or the disk here. `with_time` also estimates
+    how long the trainings take.
     """
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    receiver, sender = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="hf_llm-check-") as folder:
-        log = Path(folder) / "log"
-        process = context.Process(target=check_and_send, args=(run.argv, on_this_host, Path(folder), log, sender))
-        process.start()
+    return ChildCheck(run, on_this_host, with_time).wait()
+
+
+class ChildCheck:
+    """A check in a process of its own, while this one does other work; arguments as for `check_in_child`."""
+
+    def __init__(self, run: Run, on_this_host: bool = True, with_time: bool = False):
+        method = "fork" if sys.platform == "linux" else "spawn"
+        context = multiprocessing.get_context(method)
+        self._folder = tempfile.TemporaryDirectory(prefix="hf_llm-check-")
+        work = Path(self._folder.name)
+        self._log = work / "log"
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=check_and_send, args=(run.argv, on_this_host, with_time, work, self._log, sender)
+        )
+        self._process.start()
         sender.close()
+
+    def wait(self) -> Findings:
+        """Return what was found. Raises RuntimeError with the output of a check that failed."""
         try:
-            findings = receiver.recv()
+            findings = self._receiver.recv()
         except EOFError:
             findings = None
-        process.join()
-        if not isinstance(findings, Findings):
-            output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            raise RuntimeError(f"the check of the recipe failed (exit code {process.exitcode})\n{output}")
-    return findings
+        self._process.join()
+        with self._folder:
+            if isinstance(findings, Findings):
+                return findings
+            output = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        raise RuntimeError(f"the check of the recipe failed (exit code {self._process.exitcode})\n{output}")
 
 
-def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, sender: Connection) -> None:
+def check_and_send(
+    argv: list[str], on_this_host: bool, with_time: bool, work: Path, log: Path, sender: Connection
+) -> None:
     """Check a run, with everything printed going to the file `log`, and send the findings."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -137,7 +158,7 @@ def check_and_send(argv: list[str], on_this_host: bool, work: Path, log: Path, s
         check_run = import_quickly("hf_llm.preflight.check_run").check_run
 
         try:
-            sender.send(check_run(Run(argv), work, on_this_host))
+            sender.send(check_run(Run(argv), work, on_this_host, with_time))
         except BaseException:
             traceback.print_exc()
             raise

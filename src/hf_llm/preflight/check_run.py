@@ -23,6 +23,7 @@ from hf_llm.preflight.model_checks import (
 )
 from hf_llm.preflight.posttraining_checks import check_section
 from hf_llm.preflight.remaining_work import has_tokenizer, list_folders
+from hf_llm.preflight.run_time import describe_run_time
 from hf_llm.tokenization.train import TokenizerSection
 from hf_llm.training.objectives import Objective, resolve_objective
 
@@ -30,11 +31,12 @@ from hf_llm.training.objectives import Objective, resolve_objective
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
-def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
+def check_run(run: Run, work: Path, on_this_host: bool = True, with_time: bool = False) -> Findings:
     """Check every section that `run` still needs, and return what was found.
 
     `work` is a folder for temporary files. Without `on_this_host`, nothing is checked that depends on the device or the
-    disk here, since the run is planned for another machine.
+    disk here, since the run is planned for another machine. `with_time` also estimates how long the trainings take,
+    unless there are problems.
     """
     findings = Findings()
     folders = list_folders(run)
@@ -68,6 +70,8 @@ def check_run(run: Run, work: Path, on_this_host: bool = True) -> Findings:
         check_evaluation(recipes["evaluation"].evaluate, findings)
     if needed_bytes and on_this_host:
         check_disk(run.root, needed_bytes, findings)
+    if with_time and not findings.problems:
+        findings.run_time = describe_run_time(run, recipes, base.config, base.context or 0)
     return findings
 
 

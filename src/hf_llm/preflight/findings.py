@@ -19,6 +19,8 @@ class Findings:
     """What has to be corrected before anything runs, as `key: what is wrong; the remedy`."""
     notes: list[str] = field(default_factory=list)
     """What is worth knowing before the run, as rows that will be dropped, or what could not be checked."""
+    run_time: str = ""
+    """How long the trainings will take, in a line; empty where that was not asked for."""
 
     def add_problem(self, key: str, message: str) -> None:
         """Add a problem of the recipe key `key`, whose name is put before a message that does not begin with it."""

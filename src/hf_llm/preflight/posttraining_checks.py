@@ -164,6 +164,24 @@ def read_sample(load: Loader, source: ConversationSource, section: PostTrainingS
     return {**report, "is_cut": is_cut}
 
 
+def read_first_rows(folder: str, section: PostTrainingSection, seed: int) -> tuple[list[Dataset], bool] | None:
+    """Read the first rows of every source: those to train and to evaluate on, and whether these are all there are.
+
+    None where a source lies on the Hub, or cannot be read.
+    """
+    if any(source.hub for source in section.data):
+        return None
+    sources = []
+    for source in section.data:
+        sources.append(replace(source, take=min(source.take or SAMPLE_ROWS, SAMPLE_ROWS), share=None))
+    try:
+        train, evaluation, report = select_loader(folder, section)(sources, section.evaluation_share, seed, 1 - 1e-9)
+    except UserError:
+        return None
+    is_whole = report["kept"] < SAMPLE_ROWS or all(source.take for source in section.data)
+    return [train, evaluation], is_whole
+
+
 def select_loader(folder: str, section: PostTrainingSection) -> Loader:
     """Return the function that loads the rows of a stage."""
     if folder == "sft":

@@ -49,11 +49,19 @@ DEEPSPEED_KEYS_OF_RECIPE = (
 
 
 def build_training_arguments(
-    cls: type[Arguments], settings: Settings, folder: Path, seed: int, where: str, **defaults: Any
+    cls: type[Arguments],
+    settings: Settings,
+    folder: Path,
+    seed: int,
+    where: str,
+    prefers_bf16: bool | None = None,
+    **defaults: Any,
 ) -> Arguments:
     """Build `cls` from the checked `settings` of the recipe section `where`, writing to `folder`.
 
-    `defaults` are the stage's own; those of the recipe win. Raises UserError where values contradict each other.
+    `prefers_bf16` is what was chosen by a measurement (`hf_llm.training.step_choice`); None: bf16 where there are units
+    for it. `defaults` are the stage's own. Those of the recipe win. Raises UserError where values contradict each
+    other.
     """
     device = device_type()
     if settings.get("use_cpu") or device == "cpu":
@@ -81,7 +89,7 @@ def build_training_arguments(
         "activation_checkpointing": settings.get("gradient_checkpointing", False),
         **defaults,
         **settings,
-        **choose_precision(settings, has_bf16(device)),
+        **choose_precision(settings, has_bf16(device) if prefers_bf16 is None else prefers_bf16),
     }
     if values.get("load_best_model_at_end") and not values.get("eval_steps"):
         values["eval_steps"] = values["save_steps"]  # Trainer asks for an evaluation with every save
@@ -204,11 +212,19 @@ def check_half_precision(values: dict[str, Any], where: str) -> None:
             )
 
 
-def split_batch(tokens_per_step: int, context: int, settings: Settings, where: str, updates: int = 1) -> dict[str, int]:
+def split_batch(
+    tokens_per_step: int,
+    context: int,
+    settings: Settings,
+    where: str,
+    updates: int = 1,
+    micro_batch: int | None = None,
+) -> dict[str, int]:
     """Split `tokens_per_step` into micro-batch x accumulation x processes of windows of `context` tokens.
 
-    The micro-batch is `per_device_train_batch_size` where the recipe gives it, otherwise the largest of at most
-    `MICRO_BATCH_TOKENS` with which a step has a micro-batch for every pipeline stage. The accumulation is divisible by
+    The micro-batch is `per_device_train_batch_size` where the recipe gives it, otherwise `micro_batch` (one of
+    `list_micro_batches`), otherwise the largest of at most `MICRO_BATCH_TOKENS` with which a step has a micro-batch for
+    every pipeline stage. The accumulation is divisible by
     `updates`, the largest number of optimizer updates in a step. Processes that share their batches (tensor, context,
     sequence, pipeline parallelism) count as one.
 
@@ -244,7 +260,7 @@ def split_batch(tokens_per_step: int, context: int, settings: Settings, where: s
 
     if "per_device_train_batch_size" in settings:
         micro_batch = settings["per_device_train_batch_size"]
-    else:
+    elif micro_batch is None:
         limit = min(MICRO_BATCH_TOKENS[device_type()] // context, windows // layout.pipeline)
         sizes = range(1, max(1, limit) + 1)
         micro_batch = max(size for size in sizes if windows % (updates * size) == 0)
@@ -260,6 +276,22 @@ def split_batch(tokens_per_step: int, context: int, settings: Settings, where: s
         "gradient_accumulation_steps": accumulation,
         "per_device_eval_batch_size": micro_batch,
     }
+
+
+def list_micro_batches(split: dict[str, int], settings: Settings, updates: int = 1) -> list[int]:
+    """List the micro-batches with which the step that `split_batch` has split is the same: half to four times its own.
+
+    Empty where the recipe gives the micro-batch. `updates` is as for `split_batch`.
+    """
+    if "per_device_train_batch_size" in settings:
+        return []
+    own = split["per_device_train_batch_size"]
+    windows = own * split["gradient_accumulation_steps"]
+    sizes = []
+    for size in (own // 2, 2 * own, 4 * own):
+        if size and windows % (updates * size) == 0 and windows // size >= read_layout().pipeline:
+            sizes.append(size)
+    return sizes
 
 
 def check_deepspeed_config(where: str) -> None:

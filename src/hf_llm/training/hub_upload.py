@@ -17,6 +17,7 @@ from transformers.utils import PushInProgress
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
+from hf_llm.core.manifest import STEP_FILE
 from hf_llm.training.public_copy import make_public_copy
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ IGNORED_FILES = [
     "*.tmp",
     "run_status.json",
     "lock.json*",
+    STEP_FILE,
 ]  # patterns of what is not uploaded
 # Files of a checkpoint that only a resume reads.
 RESUME_FILES = [

@@ -27,6 +27,7 @@ from hf_llm.training.fault_tolerance.loss_spikes import SpikeSection
 from hf_llm.training.fault_tolerance.resume import ResumeTerms, train_with_guards
 from hf_llm.training.hub_upload import push_checkpoint, upload_model_folder, wait_for_uploads
 from hf_llm.training.schedules import ScheduleCheck
+from hf_llm.training.training_time import describe_training_time
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,6 +66,7 @@ def train_and_save(
         section=section,
         on_begin=output.accept_changes,
     )
+    print_main(describe_training_time(trainer, output.folder))
     train_with_guards(trainer, fingerprint=training_fingerprint(trainer, output), spikes=spikes, terms=terms)
     if not trainer.state.global_step:
         raise UserError(f"{output.folder}: no step was trained, so there is no model to save; check training.max_steps")

@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.user_cache import user_cache_folder
 from hf_llm.data.corpus import python_docs, small_world
 from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive
@@ -207,7 +208,7 @@ def _select_git_files(address: str, errors: ReadErrors) -> SourceFiles:
 
 def download_folder() -> Path:
     """Return the folder of downloads: `hf_llm` in the user's cache folder (XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_llm"
+    return user_cache_folder()
 
 
 def list_source_files(path: str, format: str | None = None) -> list[tuple[Path, str]]:
