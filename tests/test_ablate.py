@@ -44,15 +44,16 @@ def ablated(tmp_path_factory):
     write_inputs(folder)
     finished = folder / "runs/tiny/ablation/baseline/seed-7"
     second = folder / "runs/tiny/ablation/positions-learned/seed-7/base"
-    with open(folder / "first.txt", "wb") as output:
-        command = [python(), "-m", "hf_llm.ablate", *VARY]
-        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=output, stderr=output)
-        try:
-            wait_until(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(TIMEOUT_SECONDS)
-    assert read_manifest(second) is None, (folder / "first.txt").read_text()
+    command = [python(), "-m", "hf_llm.ablate", *VARY]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_until(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate(timeout=TIMEOUT_SECONDS)  # until all of its processes are gone
+    assert read_manifest(second) is None, said
     before = modification_times(finished)
     done = run_module("hf_llm.ablate", *VARY, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
