@@ -13,9 +13,9 @@ else
 	$(BIN)/python -m hf_llm.run recipes/quickstart.yaml
 endif
 
-# A process for each core, each test file in one of them.
+# A process for each core, each test file in one of them, the longest files first (tests/conftest.py).
 test: .venv/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: .venv/tested
 	$(BIN)/python -m pytest

@@ -1,16 +1,8 @@
-"""The tiny recipe with sections for every way of alignment, and stages run in forked processes: shared by their tests.
+"""The tiny recipe with sections for every way of alignment, and its stages run or killed: shared by their tests."""
 
-The processes are forked from a server that has imported the stages once, so one costs a second or two less.
-"""
-
-import gc
-import importlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_llm.core.recipe import parse_yaml
-from tests.tiny_recipe import ROOT
+from tests.fork_server import ROOT, environment, python
 
 TRAINING = {"logging_steps": 1, "save_steps": 2, "report_to": "none", "learning_rate": 1e-2, "bf16": False}
 PAIRS = {"data": [{"path": "preferences.jsonl", "license": "mit"}], "evaluation_share": 0.1}
@@ -58,42 +50,17 @@ class Ended:
 
 def run_stage(stage: str, *arguments: str, folder: Path, kill_at: int | None = None) -> Ended:
     """`python -m hf_llm.<stage> tiny.yaml arguments` in `folder`, killed before its step `kill_at` if that is given."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"hf_llm.{stage}" for stage in STAGES])
-    log = folder / f"{stage}.log"
-    log.unlink(missing_ok=True)
-    process = context.Process(target=_run, args=(stage, ["tiny.yaml", *arguments], folder, log, kill_at))
-    process.start()
-    process.join(300)
-    if process.is_alive():
-        process.kill()
-    return Ended(process.exitcode, log.read_text())
-
-
-def _run(stage: str, arguments: list[str], folder: Path, log: Path, kill_at: int | None) -> None:
-    gc.freeze()  # Trainer collects garbage before it trains: half a second over all that was imported
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))  # as `python -m` does
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
-    module = importlib.import_module(f"hf_llm.{stage}")
-    if kill_at is not None:
-        kill_in(kill_at)
-    module.main(arguments)
-
-
-def kill_in(step: int) -> None:
-    """Let every Trainer of this process kill it (SIGKILL) when `step` steps are done."""
-    from transformers import TrainerCallback, trainer
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            if state.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    trainer.DEFAULT_CALLBACKS.append(Kill)
+    program = [f"hf_llm.{stage}"] if kill_at is None else ["tests.killed_at_step", str(kill_at), f"hf_llm.{stage}"]
+    done = subprocess.run(
+        [python(), "-m", *program, "tiny.yaml", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return Ended(done.returncode, done.stdout)
 
 
 def history(folder: Path) -> list[dict]:

@@ -11,6 +11,21 @@ from tests.tiny_recipe import prepare, run_module, write_inputs
 # once before the whole life below.
 os.environ.setdefault("HF_LLM_SKIP_CHECK", "1")
 
+# No test asks the Hub on the internet. Where there is no network, each question costs seconds.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The files of tests that take longest. They come first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "test_adding", "test_dpo", "test_pretrain", "test_build_trainer", "test_batch_rampup", "test_grpo", "test_run",
+    "test_stock_models", "test_parallelism", "test_prepare_data", "test_tokenize_corpus", "test_train_tokenizer",
+    "test_kto", "test_auto_batch_size", "test_ablate", "test_integrations", "test_families", "test_reward_functions",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def tiny_life(tmp_path_factory):

@@ -1,11 +1,9 @@
 """Ablations by the real command: killed in the middle, resumed, compared, shown."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +16,7 @@ from hf_llm import ablate
 from hf_llm.core.manifest import read_manifest
 from hf_llm.core.recipe import parse_yaml
 from hf_llm.experiments.seed_statistics import mean_interval
+from tests.fork_server import environment, python
 from tests.page_structure import Structure
 from tests.tiny_models import tiny_model
 from tests.tiny_recipe import run_module, write_inputs
@@ -45,16 +44,16 @@ def ablated(tmp_path_factory):
     write_inputs(folder)
     finished = folder / "runs/tiny/ablation/baseline/seed-7"
     second = folder / "runs/tiny/ablation/positions-learned/seed-7/base"
-    with open(folder / "first.txt", "wb") as output:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "hf_llm.ablate", *VARY]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-        try:
-            wait_until(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(TIMEOUT_SECONDS)
-    assert read_manifest(second) is None, (folder / "first.txt").read_text()
+    command = [python(), "-m", "hf_llm.ablate", *VARY]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_until(lambda: list(second.glob("checkpoint-*/manifest.json")) or process.poll() is not None, "a save")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate(timeout=TIMEOUT_SECONDS)  # until all of its processes are gone
+    assert read_manifest(second) is None, said
     before = modification_times(finished)
     done = run_module("hf_llm.ablate", *VARY, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr

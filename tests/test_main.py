@@ -46,7 +46,7 @@ def test_an_unknown_command_is_an_error_with_the_nearest_name(capsys):
 
 
 def test_python_m_hf_llm_is_the_same_and_imports_no_torch(tmp_path):
-    done = run_module("hf_llm", "recipe", "quickstart", folder=tmp_path)
+    done = run_module("hf_llm", "recipe", "quickstart", folder=tmp_path, forked=False)
     assert done.stdout == (ROOT / "recipes/quickstart.yaml").read_text()
     for name in ("__main__", "recipe", "configs", "core/shipped"):
         tree = ast.parse((ROOT / f"src/hf_llm/{name}.py").read_text())

@@ -1,15 +1,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.prepare_data import main
-
-KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
+from tests.fork_server import environment, python
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +101,9 @@ def test_a_corpus_killed_at_every_write_has_the_same_bytes(inside):
         f"{{path: {name}.jsonl, license: mit}}" for name in ("a", "b", "c")
     )
     settings = [sources + "]", "--corpus.deduplicate.substring={words: 6}"]
-    command = [sys.executable, str(KILLING), "hf_llm.prepare_data", "tiny.yaml", *settings, "--name=killed"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=inside, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    killing = [python(), "-m", "tests.data.corpus.killing"]
+    command = [*killing, "hf_llm.prepare_data", "tiny.yaml", *settings, "--name=killed"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=inside, env=environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.rpartition("lives: ")[2]) > 12
     main(["tiny.yaml", *settings])

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -18,6 +16,7 @@ from hf_llm.core.manifest import file_digests, read_manifest
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.status import GATES_MISSED, read_status
 from hf_llm.run import next_commands
+from tests.fork_server import environment, python
 from tests.tiny_recipe import launch, prepare, run_module
 
 FOLDERS = ("corpus", "tokenizer", "tokens", "base", "sft", "dpo", "evaluation", "report")
@@ -171,19 +170,18 @@ def test_killed_twice_it_goes_on_and_ends_the_same(tiny_life, tiny_inputs):
     run = tiny_inputs / "runs" / "tiny"
     for moment in (run / "base/checkpoint-4", run / "sft/checkpoint-2"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "hf_llm.run", "tiny.yaml"],
+            [python(), "-m", "hf_llm.run", "tiny.yaml"],
             cwd=tiny_inputs,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         while not moment.exists() and process.poll() is None:
             time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(60)
+        process.kill()  # and with it all that it has started
+        process.communicate(timeout=60)
         assert moment.exists() and not (moment.parent / "manifest.json").exists()
-    done = run_module("hf_llm.run", "tiny.yaml", folder=tiny_inputs)
+    done = run_module("hf_llm.run", "tiny.yaml", folder=tiny_inputs, forked=False)  # its sets are ordered anew
     assert done.returncode == 0, done.stdout + done.stderr
     for folder in ("corpus", "tokenizer", "tokens", "base", "sft", "dpo"):
         ours, undisturbed = (read_manifest(life / "runs/tiny" / folder)["files"] for life in (tiny_inputs, tiny_life))

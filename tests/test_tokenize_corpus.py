@@ -1,7 +1,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from hf_llm.data.corpus import build as corpus_module
 from hf_llm.data.corpus.corpus_files import read_corpus_texts
 from hf_llm.data.tokens.token_dataset import TokenWindows
 from hf_llm.tokenize_corpus import main
+from tests.fork_server import environment, python
 
-KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
 ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
 CORPUS, TOKENS = Path("runs/tiny/corpus"), Path("runs/tiny/tokens")
 
@@ -61,8 +60,8 @@ def test_a_budget_of_tokens_bounds_training_only(inside):
 
 
 def test_shards_killed_at_every_write_have_the_same_bytes(inside):
-    command = [sys.executable, str(KILLING), "hf_llm.tokenize_corpus", *ARGV]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
+    command = [python(), "-m", "tests.data.corpus.killing", "hf_llm.tokenize_corpus", *ARGV]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=inside, env=environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.rpartition("lives: ")[2]) > 5
     killed = file_digests(TOKENS)
@@ -165,8 +164,8 @@ def test_the_shares_of_the_stages_name_every_source(mixed, stages, message, caps
 def test_a_mix_in_stages_killed_at_every_write_has_the_same_bytes(mixed, inside):
     argv = [*mixed, "--corpus.shares={texts: 2, poems: 1}", "--corpus.curriculum={by: difficulty, stages: 2}"]
     train_tokenizer.main(argv)
-    command = [sys.executable, str(KILLING), "hf_llm.tokenize_corpus", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
+    command = [python(), "-m", "tests.data.corpus.killing", "hf_llm.tokenize_corpus", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=inside, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     tokens = Path("runs/mixed/tokens")
     killed = file_digests(tokens)

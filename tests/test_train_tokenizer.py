@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ from hf_llm.data.corpus.corpus_files import list_corpus_files
 from hf_llm.data.tokens.mixing import sample_texts
 from hf_llm.train_tokenizer import load_compared_tokenizers, main
 from tests import made_up_texts
-
-KILLING = Path(__file__).parent / "data" / "corpus" / "killing.py"
-
+from tests.fork_server import environment, python
 
 ARGV = ["tiny.yaml", "--tokenizer.vocab_size=320"]
 
@@ -124,8 +121,8 @@ def test_a_unigram_tokenizer_of_a_corpus():
 
 def test_a_tokenizer_killed_before_its_end_has_the_same_bytes(inside):
     prepare_data.main(["tiny.yaml"])
-    command = [sys.executable, str(KILLING), "hf_llm.train_tokenizer", *ARGV]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=inside)
+    command = [python(), "-m", "tests.data.corpus.killing", "hf_llm.train_tokenizer", *ARGV]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=inside, env=environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.rpartition("lives: ")[2]) >= 3  # killed as it begins, and as it writes the manifest
     killed = file_digests(Path("runs/tiny/tokenizer"))

@@ -1,14 +1,14 @@
 """A tiny recipe with its text and chats, and how to run a stage on it: shared by the tests of the stages."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.fork_server import ROOT, environment, python
+
 RECIPE = """
 name: tiny
 seed: 7
@@ -71,12 +71,17 @@ def write_inputs(folder: Path, documents: int = 400) -> Path:
     return folder / "tiny.yaml"
 
 
-def run_module(module: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """`python -m module arguments` in `folder`, offline, with its output as text."""
+def run_module(
+    module: str, *arguments: str, folder: Path, forked: bool = True, **variables: str
+) -> subprocess.CompletedProcess:
+    """`python -m module arguments` in `folder`, offline, with its output as text.
+
+    It is a fork of the server that has imported the libraries (tests/fork_server.py), unless `forked` is False.
+    """
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [python() if forked else sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        env=environment(**variables),
         capture_output=True,
         text=True,
         check=False,
@@ -98,13 +103,14 @@ def launch(
     folder: Path,
     processes: int = 2,
     options: tuple[str, ...] = (),
-    **environment: str,
+    **variables: str,
 ) -> subprocess.CompletedProcess:
-    """`accelerate launch` with CPU processes, `options` of its own, and `arguments` after `-m`."""
+    """`accelerate launch` with CPU processes, `options` of its own, and `arguments` after `-m`; all of them forks."""
+    command = launch_command(config, *arguments, processes=processes, options=options)
     return subprocess.run(
-        launch_command(config, *arguments, processes=processes, options=options),
+        [python(), *command[1:]],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment},
+        env=environment(**{"DS_ACCELERATOR": "cpu"} | variables),
         capture_output=True,
         text=True,
         check=False,

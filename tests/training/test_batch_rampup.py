@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TrainerCallback
 
 from hf_llm.core.errors import UserError
@@ -85,6 +84,8 @@ def test_rows_of_a_cut_window_do_not_see_each_other(positions):
 
 @pytest.mark.slow
 def test_a_compiled_model_is_compiled_once_more_for_all_other_lengths():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(tiny_model().train(), backend=counter)
     counts = []

@@ -1,6 +1,6 @@
 """Run a stage again and again, the n-th run killed at its n-th write or deletion, until one comes to the end.
 
-    python killing.py hf_llm.prepare_data recipe.yaml
+    python -m tests.data.corpus.killing hf_llm.prepare_data recipe.yaml
 
 Imports are paid once; every run is a fork. Prints the number of runs.
 """
@@ -67,4 +67,5 @@ def main() -> None:
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +16,7 @@ from hf_llm.monitoring.attach import attach_callbacks
 from hf_llm.monitoring.callbacks import throughput
 from hf_llm.training.batch_rampup import ContextRampup, Rampup
 from hf_llm.training.pretraining_trainer import PretrainingTrainer
+from tests.fork_server import environment, python
 from tests.monitoring.tiny_training import Clock, Rows
 
 LENGTHS = [5, 6, 7, 8, 1, 2, 3, 4]  # 36 tokens that are no padding, of 8 x 8
@@ -241,12 +240,15 @@ def test_two_processes_count_each_others_tokens(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    (tmp_path / "two_processes.py").write_text(TWO_PROCESSES)
     ranks = []
     for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), root]
-        ranks.append(subprocess.Popen(command, env={**os.environ, **environment}, stdout=-1, stderr=-1, text=True))
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [python(), "-m", "two_processes", str(tmp_path), root]
+        ranks.append(
+            subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stdout=-1, stderr=-1, text=True)
+        )
     outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     # one step of 2 processes x 2 micro-batches x 2 rows is the whole data set: 36 tokens in 2 seconds

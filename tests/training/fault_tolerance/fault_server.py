@@ -3,6 +3,12 @@
 import contextlib
 import tempfile
 
+import torch._dynamo  # by the first optimizer  # noqa: F401
+
+import hf_llm.monitoring.attach
+import hf_llm.posttraining.ppo.trainer
+import hf_llm.training.batch_rampup
+import hf_llm.training.pretraining_trainer  # noqa: F401
 from tests.training.fault_tolerance.faults import tiny_model
 
 with contextlib.suppress(ImportError):  # accelerate imports it where it is installed

@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from hf_llm.core.distributed import init_cpu_process_group
 from hf_llm.core.errors import command
 from hf_llm.training.fault_tolerance.resume import train_with_guards
 
+SERVER = "tests.training.fault_tolerance.fault_server"
 STEPS, EVERY = 12, 4  # optimizer steps of a run, and between its checkpoints
 Fault = Callable[[Trainer], None]
 
@@ -205,7 +207,7 @@ def forks() -> Any:
     if here not in os.environ.get("PYTHONPATH", ""):  # the server does not take over sys.path
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.fault_tolerance.fault_server"])
+    context.set_forkserver_preload([SERVER])
     return context
 
 
@@ -227,6 +229,7 @@ def child(
     port: int,
 ) -> None:
     """What each process does: its output to `log`, the training, the outcome of rank 0 written beside the folder."""
+    assert SERVER in sys.modules, "multiprocessing has one fork server, and it was started with other imports"
     gc.freeze()  # Trainer collects garbage before it trains: half a second over all that was imported
     os.environ.update(variables)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
