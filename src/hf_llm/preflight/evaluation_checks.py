@@ -32,6 +32,9 @@ def check_evaluation(section: Any, findings: Findings) -> None:
             continue  # told by the check of named files
         key = f"evaluate.tasks[{position}]"
         findings.attempt(key, check_task, task, task_data, section.run_generated_code)
+    for position, references in enumerate(section.references):
+        key = f"evaluate.references[{position}]"
+        findings.attempt(key, load_reference_benchmarks, references, False, key)
 
 
 def check_tasks_in_training(section: Any, findings: Findings) -> None:
@@ -40,10 +43,6 @@ def check_tasks_in_training(section: Any, findings: Findings) -> None:
     for position, name in enumerate(section.tasks):
         key = f"pretrain.evaluate_tasks.tasks[{position}]"
         findings.attempt(key, check_task, TaskSettings(name=name), task_data, False)
-
-    for position, references in enumerate(section.references):
-        key = f"evaluate.references[{position}]"
-        findings.attempt(key, load_reference_benchmarks, references, False, key)
 
 
 def check_task(task: TaskSettings, task_data: Path | None, runs_code: bool) -> None:
