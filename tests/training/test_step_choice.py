@@ -10,7 +10,15 @@ from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import STEP_FILE
 from hf_llm.training import step_choice
 from hf_llm.training.arguments import list_micro_batches, split_batch
-from hf_llm.training.step_choice import PassTime, StepChoice, choose_step, describe_choice, digest_shapes, pick_fastest
+from hf_llm.training.step_choice import (
+    BY_RULE,
+    PassTime,
+    StepChoice,
+    choose_step,
+    describe_choice,
+    digest_shapes,
+    pick_fastest,
+)
 from tests.tiny_models import tiny_model
 from tests.training.test_pretraining_trainer import trained
 
@@ -20,6 +28,7 @@ FLOAT32 = PassTime(False, 8, 0.10)
 
 @pytest.fixture(autouse=True)
 def alone_on_a_cpu_with_bf16(tmp_path, monkeypatch):
+    monkeypatch.delenv(BY_RULE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -62,6 +71,13 @@ def test_the_faster_one_is_picked_where_it_gains_enough(others, chosen):
     choice = pick_fastest([FLOAT32, *others], 8, 8)
     assert (choice.bf16, choice.micro_batch) == chosen
     assert choice.pass_times == (FLOAT32, *others)
+
+
+def test_trainings_that_are_compared_measure_nothing(base, monkeypatch):
+    monkeypatch.setenv(BY_RULE, "1")
+    choice = choose(base)
+    assert choice.pass_times == ()
+    assert choice.micro_batch == 4
 
 
 def test_the_usual_micro_batch_stays_where_only_a_part_of_it_was_timed():

@@ -28,6 +28,7 @@ from hf_llm.pipeline.run import Run, settings_of
 from hf_llm.pipeline.stages import DATA, STAGES
 from hf_llm.training.fault_tolerance.launch import can_fork, gpu_count, run_stage
 from hf_llm.training.fault_tolerance.supervisor import RECORD_FILE
+from hf_llm.training.step_choice import BY_RULE
 
 T = TypeVar("T")
 
@@ -152,6 +153,7 @@ def train_variants(trainings: list[Training], after_each: Callable[[], None]) ->
 
     Ends this program where it is interrupted.
     """
+    os.environ[BY_RULE] = "1"  # variants of other shapes would choose another precision
     failed = 0
     for number, training in enumerate(trainings, 1):
         run = Run([str(write_recipe(training.root, training.tree))])

@@ -35,6 +35,8 @@ from hf_llm.parallel.layout import is_engine_enabled
 from hf_llm.pipeline.stages import STAGES
 from hf_llm.training.step_timing import TimedModel
 
+BY_RULE = "HF_LLM_STEP_BY_RULE"  # set to 1, nothing is measured: trainings that are compared compute alike
+
 # bf16 rounds more than float32, and another micro-batch changes the last bits: what is gained has to be worth it.
 LEAST_GAIN_OF_BF16 = 1.20
 LEAST_GAIN_OF_MICRO_BATCH = 1.05
@@ -88,8 +90,8 @@ def choose_step(
 
     `micro_batch` windows of `context` tokens are what is taken by rule; `other_micro_batches` may be taken instead.
     `settings` are those of the recipe's `training` section, which win. Nothing is measured on a GPU, in a launch of
-    several processes, for models whose passes are long, and where the recipe has decided: then the rules hold (bf16
-    where there are units for it). The random state and the model stay as they are.
+    several processes, for models whose passes are long, where the recipe has decided, and where the environment has
+    HF_LLM_STEP_BY_RULE=1: then the rules hold (bf16 where there are units for it). The random state and the model stay as they are.
     """
     device = "cpu" if settings.get("use_cpu") else device_type()
     by_rule = StepChoice(choose_precision(settings, has_bf16(device))["bf16"], micro_batch)
@@ -97,7 +99,8 @@ def choose_step(
         other_micro_batches = ()
     is_decided = settings.get("bf16") is not None and not other_micro_batches
     is_checked_only = folder.name not in STAGES  # a stand-in's trainer, which will not train
-    if is_decided or is_checked_only or not can_measure_here(settings):
+    is_switched_off = os.environ.get(BY_RULE) == "1"
+    if is_decided or is_checked_only or is_switched_off or not can_measure_here(settings):
         return by_rule
 
     shapes = digest_shapes(model)
