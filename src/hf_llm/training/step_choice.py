@@ -91,7 +91,8 @@ def choose_step(
     `micro_batch` windows of `context` tokens are what is taken by rule; `other_micro_batches` may be taken instead.
     `settings` are those of the recipe's `training` section, which win. Nothing is measured on a GPU, in a launch of
     several processes, for models whose passes are long, where the recipe has decided, and where the environment has
-    HF_LLM_STEP_BY_RULE=1: then the rules hold (bf16 where there are units for it). The random state and the model stay as they are.
+    HF_LLM_STEP_BY_RULE=1: then the rules hold (bf16 where there are units for it). The random state and the model stay
+    as they are.
     """
     device = "cpu" if settings.get("use_cpu") else device_type()
     by_rule = StepChoice(choose_precision(settings, has_bf16(device))["bf16"], micro_batch)
