@@ -40,7 +40,7 @@ class BenchmarkScore:
         if self.score.chance is None:
             return ""
         chance = self.score.format_number(self.score.chance)
-        return f"{chance}: not distinguishable" if self.score.is_at_chance else chance
+        return f"{chance}, at chance" if self.score.is_at_chance else chance
 
     @property
     def overlap_text(self) -> str:

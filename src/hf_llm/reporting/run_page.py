@@ -21,7 +21,15 @@ from hf_llm.evaluation.benchmark_table import (
     list_not_run,
 )
 from hf_llm.evaluation.gates import check_run_gates
-from hf_llm.evaluation.metrics import METRICS, format_scores, list_charts, metrics_in, score_columns, title_chart
+from hf_llm.evaluation.metrics import (
+    METRICS,
+    TEST_SPLIT,
+    format_scores,
+    list_charts,
+    metrics_in,
+    score_columns,
+    title_chart,
+)
 from hf_llm.pipeline.stages import ALIGNED_MODELS, MODELS, STAGES, Stage, is_requested
 from hf_llm.reporting import templates
 from hf_llm.reporting.lineage import (
@@ -179,7 +187,7 @@ def _list_key_numbers(
     evaluated = list(evaluation["models"].items())
     of_last_model = metrics_in("score of the last model")
     for name, scores in evaluated[:1]:
-        shown = [metric for metric in score_columns([scores]) if metric not in of_last_model]
+        shown = [metric for metric in score_columns([scores]) if metric.scored_on == TEST_SPLIT]
         for metric in shown[:2]:
             direction = f"; {metric.direction}" if metric.better else ""
             title = f"{metric.title} on the test split ({name}{direction})"
