@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_llm.evaluation.benchmark import NotRunError, score_means, score_shares
-from hf_llm.evaluation.benchmark_table import format_benchmark_table, list_benchmark_scores
+from hf_llm.evaluation.benchmark_table import format_benchmark_table, list_benchmark_scores, list_group_scores
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.journal import Journal
 from hf_llm.evaluation.run_benchmark import read_documents, run_benchmark
@@ -154,3 +154,29 @@ def test_the_table_marks_what_is_at_chance(store, model):
     assert table[1].split()[-2].endswith(")?")
     assert table[2].strip() == "? not distinguishable from chance"
     assert format_benchmark_table({"base": {}}) == ""
+
+
+def group_result(right, overlapping, share=0.0):
+    score = score_shares("acc", [1] * right + [0] * (10 - right), choices=[4] * 10, is_primary=True)
+    overlap = {"documents": overlapping, "all_documents": 10, "share": share}
+    return {"scores": [score.to_json()], "settings": {}, "group": "mmlu", "overlap": overlap}
+
+
+def test_a_group_is_the_mean_over_the_documents_of_its_tasks():
+    not_run = {"scores": [], "settings": {}, "group": "mmlu", "not_run": "no rows"}
+    benchmarks = {"a": group_result(3, ["1"]), "b": group_result(6, []), "c": not_run}
+    (row,) = list_group_scores({"benchmarks": benchmarks})
+    assert row.title == "mmlu (2 of 3 tasks) acc"
+    assert row.score.value == pytest.approx(0.45)
+    assert row.score.documents == 20
+    assert row.score.chance == 0.25
+    assert row.overlap_text == "5.0% of the documents"
+
+
+def test_the_overlap_of_a_group_is_unknown_where_that_of_a_task_is():
+    benchmarks = {"a": group_result(3, ["1"]), "b": group_result(6, [], share=None)}
+    (row,) = list_group_scores({"benchmarks": benchmarks})
+    assert row.overlap_text == "at least 5.0% of the documents"
+    benchmarks["b"]["overlap"] = {}
+    (row,) = list_group_scores({"benchmarks": benchmarks})
+    assert row.overlap_text == "unknown"

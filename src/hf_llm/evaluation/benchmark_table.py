@@ -73,6 +73,7 @@ def list_group_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
     """List one score for each group of tasks, such as `mmlu`, by the metric that its tasks have in common: the mean
     over all their documents."""
     members: dict[tuple[str, str], list[Score]] = {}
+    overlaps: dict[tuple[str, str], list[dict[str, Any]]] = {}
     tasks: dict[str, int] = {}
     for result in scores.get("benchmarks", {}).values():
         group = result.get("group")
@@ -82,6 +83,7 @@ def list_group_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
         for score in map(read_score, result["scores"]):
             if score.is_primary:
                 members.setdefault((group, score.metric), []).append(score)
+                overlaps.setdefault((group, score.metric), []).append(result.get("overlap", {}))
 
     rows = []
     for (group, metric), parts in members.items():
@@ -103,8 +105,20 @@ def list_group_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
             is_primary=True,
         )
         settings = {"tasks": f"{len(parts)} of {tasks[group]}"}
-        rows.append(BenchmarkScore(f"{group} ({settings['tasks']} tasks)", score, settings, {}, None))
+        overlap = _join_overlaps(overlaps[group, metric])
+        rows.append(BenchmarkScore(f"{group} ({settings['tasks']} tasks)", score, settings, overlap, None))
     return rows
+
+
+def _join_overlaps(overlaps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the overlap of several benchmarks together; its share is None where that of one is not known."""
+    if not all(overlaps):
+        return {}
+    documents = [name for overlap in overlaps for name in overlap["documents"]]
+    all_documents = sum(overlap["all_documents"] for overlap in overlaps)
+    is_known = all(overlap["share"] is not None for overlap in overlaps)
+    share = len(documents) / all_documents if is_known else None
+    return {"documents": documents, "all_documents": all_documents, "share": share}
 
 
 def list_not_run(scores: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
