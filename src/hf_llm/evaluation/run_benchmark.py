@@ -42,8 +42,11 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     wait_for_all()
     rows = journal.read()
     scores = benchmark.summarize(rows)
+    # Some benchmarks have more to say of the documents: how many were cut, what programs came to.
+    notes = benchmark.describe_documents(rows) if hasattr(benchmark, "describe_documents") else []
     result = {
         "scores": [score.to_json() for score in scores],
+        "notes": notes,
         "settings": benchmark.settings,
         "group": benchmark.group,
         DOCUMENTS: str(folder.relative_to(store.root.parent)),
@@ -51,6 +54,8 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     if is_main_process():
         store.write(model, benchmark.name, identity, result)
         print_main(f"{model.name}: {benchmark.name}: {describe_scores(scores)}")
+        for note in notes:
+            print_main(f"  {note}")
     return result
 
 

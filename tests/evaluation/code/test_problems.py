@@ -265,7 +265,7 @@ def test_mbpps_solutions_pass_with_set_up_code_that_uses_them(tmp_path):
 # ---- from a model to scores
 
 
-def test_a_base_models_completions_are_run(model, human_eval_file, tmp_path, capsys):
+def test_a_base_models_completions_are_run(model, human_eval_file, tmp_path):
     benchmark = find(TaskSettings("humaneval", data=str(human_eval_file)))
     rows = score(benchmark, model, tmp_path)
     assert {row["id"]: row["completions"][0]["outcome"] for row in rows} == OUTCOMES
@@ -279,7 +279,8 @@ def test_a_base_models_completions_are_run(model, human_eval_file, tmp_path, cap
     assert scored.metric == "pass@1" and scored.value == 0.5 and scored.documents == 4 and scored.is_primary
     assert 0 < scored.low < 0.5 < scored.high and not scored.is_at_chance
     assert benchmark.summarize([rows[1]])[0].is_at_chance
-    assert "4 programs: 2 passed, 1 failed, 1 timeout" in capsys.readouterr().out
+    (said,) = benchmark.describe_documents(rows)
+    assert said.startswith("4 programs: 2 passed, 1 failed, 1 timeout")
     assert benchmark.settings["max_new_tokens"] == 192 and benchmark.settings["prompt_format"] == "plain"
     assert dict(benchmark.read_texts())["1"] == [PROMPTS[1][0], PROMPTS[1][0] + LEARNED[1]]
 
@@ -339,8 +340,7 @@ def test_a_prompt_too_long_for_the_context_is_cut_and_counted(model, tmp_path, c
     (row,) = score(benchmark, model, tmp_path / "journal")
     assert row["cut_tokens"] == len(rows[0]["prompt"]) - 192
     assert "1 of 1 prompts lost their beginning" in describe_rows([row])
-    said = capsys.readouterr().out
-    assert "1 of 1 prompts" in said and "at most 192 tokens, and not 512" in said
+    assert "at most 192 tokens, and not 512" in capsys.readouterr().out
 
 
 def test_a_model_without_a_template_or_that_fills_gaps_is_not_run(human_eval_file, tmp_path):

@@ -284,7 +284,7 @@ def test_both_prompt_formats_are_two_benchmarks(evaluated, tmp_path):
     assert automatic.settings["prompt_format"] == "chat" and automatic.name == "arc_easy"
 
 
-def test_a_prompt_longer_than_the_context_is_counted_and_an_answer_longer_than_it_is_named(tmp_path, capfd):
+def test_a_prompt_longer_than_the_context_is_counted_and_an_answer_longer_than_it_is_named(tmp_path):
     evaluated = EvaluatedModel("short", "short")
     evaluated.__dict__["model"], evaluated.__dict__["tokenizer"] = (
         tiny_model(max_position_embeddings=40),
@@ -295,7 +295,7 @@ def test_a_prompt_longer_than_the_context_is_counted_and_an_answer_longer_than_i
     write_rows(tmp_path / "arc_easy.jsonl", rows)
     benchmark = find_one("arc_easy", tmp_path)
     journal_rows = score(benchmark, evaluated, tmp_path / "journal")
-    said = capfd.readouterr().out
+    said = "\n".join(benchmark.describe_documents(journal_rows))
     assert "11 of 12 documents are longer than the model reads and lost a beginning" in said
     assert f"1 of 12 documents are not scored: document 3: {' ' + 'x' * 59!r} has 61 tokens; the model reads 40" in said
     assert benchmark.summarize(journal_rows)[0].documents == 11

@@ -104,7 +104,10 @@ class CodeBenchmark:
                     row["cut_tokens"] = cut_tokens
                 journal.append(rows)
                 progress.update(len(batch))
-        print_main(describe_rows(journal.read()))
+
+    def describe_documents(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return a sentence about what the programs of these rows came to."""
+        return [describe_rows(rows)]
 
     def fit_context(self, model: "EvaluatedModel") -> CompletionSettings:
         """Return the settings with at most half of the model's context for a completion, said where it is less."""

@@ -224,14 +224,10 @@ class TaskBenchmark:
                     raise NotRunError(f"{self.name}: shots: {self.shots} cannot be drawn: {error}") from error
                 raise explain_bad_rows(self.name, error, self.files) from error
             total = len(requests)
-            rows: list[dict[str, Any]] = []
             with open_progress_bar(total=total, desc=self.name, leave=False) as bar:
                 for batch in self._respond(lm, requests):
                     journal.append(batch)
-                    rows += batch
                     bar.update(len(batch))
-        for note in self.describe_documents(rows):
-            print_main(f"{self.name}: {note}")
 
     def _respond(self, lm: "SharedPrefixLM", requests: dict[int, list[Any]]) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of one batch of documents after the other."""
