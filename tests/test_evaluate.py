@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from hf_llm import evaluate
 from hf_llm.core.manifest import read_manifest, write_json, write_manifest
 from hf_llm.data.tokens.token_shards import Documents, smallest_id_dtype, tokenize_documents, write_shards
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
+from hf_llm.evaluation.harness import tasks
+from hf_llm.evaluation.journal import Journal
 from hf_llm.model.load import load_model
 from hf_llm.pipeline.status import read_status
+from tests.tiny_recipe import ROOT, launch
 
 RECIPE = """
 name: tiny
@@ -237,3 +241,64 @@ def test_a_gate_of_an_unknown_metric_is_refused_before_anything_is_measured(run,
     assert stopped.value.code == 2
     assert "evaluate.gates.perplexty: no such metric" in capsys.readouterr().err
     assert not (run / "evaluation").exists()
+
+
+def write_harness_rows(folder):
+    """Forty questions in the form of ARC's rows of llm-foundry."""
+    rows = [
+        {"query": f"What comes after {number}?", "choices": [str(number + 1), str(number), "0", "9"], "gold": 0}
+        for number in range(40)
+    ]
+    (folder / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+ARC = ("--evaluate.tasks=[arc_easy]", "--evaluate.task_data=.", "--evaluate.prompts=[]", "--evaluate.speed=false")
+
+
+def read_arc(run):
+    return json.loads((run / "evaluation/results.json").read_text())["models"]["base"]["benchmarks"]["arc_easy"]
+
+
+def test_two_processes_score_what_one_does(run, tmp_path):
+    pytest.importorskip("lm_eval")
+    write_harness_rows(tmp_path)
+    evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]", *ARC])
+    alone = read_arc(run)
+    (run / "evaluation").rename(run / "alone")
+    shutil.copytree(ROOT / "accelerate_configs", tmp_path / "accelerate_configs")
+    done = launch("ddp", "hf_llm.evaluate", "tiny.yaml", "--evaluate.models=[runs/tiny/base]", *ARC, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    together = read_arc(run)
+    assert together["scores"] == alone["scores"]
+    documents = [Journal(run / folder / alone["documents"]).read() for folder in ("alone", "evaluation")]
+    for one, other in zip(*documents, strict=True):
+        assert one["id"] == other["id"]
+        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
+    assert len(list((run / "evaluation" / together["documents"]).glob("documents.*"))) == 2
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_next_documents(run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lm_eval")
+    write_harness_rows(tmp_path)
+    find = tasks.find_benchmarks
+    append = Journal.append
+
+    def find_with_small_batches(*arguments):
+        (benchmark,) = find(*arguments)
+        benchmark.batch_size = 8
+        return [benchmark]
+
+    def die_after_two_batches(self, rows):
+        append(self, rows)
+        if len(self.read()) == 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "find_benchmarks", find_with_small_batches)
+    monkeypatch.setattr(Journal, "append", die_after_two_batches)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]", *ARC])
+    monkeypatch.setattr(Journal, "append", append)
+    capsys.readouterr()
+    evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]", *ARC])
+    assert "16 documents are scored already" in capsys.readouterr().out
+    assert read_arc(run)["scores"][0]["documents"] == 40
