@@ -44,6 +44,7 @@ READY = b"!"
 
 # What the stages import before they work, and where they work.
 PRELOADED = (
+    "hf_llm",  # first, since it sets what other libraries read when they are imported
     "accelerate.commands.launch",
     "datatrove.pipeline.base",
     "datasets",

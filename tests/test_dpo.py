@@ -220,7 +220,7 @@ def test_an_answer_longer_than_the_context_is_left_out_whole(tuned):
     ("override", "words"),
     [
         ("--dpo.training.loss_typ=[ipo]", "did you mean loss_type?"),
-        ("--dpo.training.loss_type=[ippo]", "'ippo' is unknown; one of sigmoid, hinge, ipo"),
+        ("--dpo.training.loss_type=[ippo]", "'ippo' is unknown; did you mean ipo?"),
         ("--dpo.training.loss_type=[exo_pair]", "dpo.training: Label smoothing must be greater than 0.0"),
         ("--dpo.training.max_length=1024", "1024 tokens are more than the 128 that runs/tiny/sft sees"),
         ("--dpo.training={sync_ref_model: true, precompute_ref_log_probs: true}", "sync_ref_model=True` together"),

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from hf_llm.evaluate import expand_model_option
 from hf_llm.pipeline.run import Run
 from hf_llm.pipeline.stages import STAGES
 
@@ -65,6 +66,8 @@ def test_every_command_is_understood(command, monkeypatch, tmp_path):
     module, arguments = parts(command)
     if module in {stage.module for stage in STAGES.values()} | {"hf_llm.run"}:  # what is no key of a recipe
         arguments = [a for a in arguments if a.split("=")[0] not in ("--fresh", "--explain", "--preview")]
+    if module == "hf_llm.evaluate":
+        arguments = expand_model_option(arguments)
     if module == "hf_llm.run":
         for stage in (stage for folder, stage in STAGES.items() if Run(arguments).is_requested(folder)):
             Run(arguments).read(importlib.import_module(stage.module).Recipe)

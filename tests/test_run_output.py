@@ -31,6 +31,9 @@ TRAINING_LINES = [
     r"  (norms|attention|MLP|embeddings|head|total) ",
     rf"  {NUMBER} FLOPs to train on a token",
     r"MFU is measured against ",
+    r"measured on this machine, forward and backward of ",
+    r"about \S+ (s|min|h)\b.* on this machine: ",
+    r"how long it takes shows in the log after the first steps: ",
     r"starting; checkpoints go to runs/",
     r"step \d+/\d+  ",
     r"\[step \d+\] ",
@@ -39,6 +42,8 @@ TRAINING_LINES = [
 ]
 RUN_LINES = [
     r"== \w+ ==$",
+    r"training takes about ",
+    r"(base|sft|dpo): (test split|sources of the corpus|answers|questions|speed)$",
     r"runs/tiny(/\w+)?( is complete$|: )",
     r"evaluating runs/tiny/",
     r"  (model|base|sft|dpo) ",

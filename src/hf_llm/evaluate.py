@@ -178,6 +178,8 @@ def expand_model_option(argv: list[str]) -> list[str]:
     if not positions:
         return argv
     if not argv[0].startswith("-"):
+        if argv[positions[0]].startswith(f"{MODEL_OPTION}={{"):
+            return argv  # the `model` section of the recipe
         raise UserError(f"{MODEL_OPTION} stands instead of a recipe; with {argv[0]} write --evaluate.models=[...]")
     position = positions[0]
     _, equals, path = argv[position].partition("=")

@@ -34,7 +34,7 @@ def checks(monkeypatch):
 def test_a_stage_tells_the_mistakes_of_all_sections_before_it_makes_anything(folder, capsys):
     arguments = [
         "--dpo.training.loss_type=[ipoo]",
-        "--evaluate.tokens=0",
+        "--evaluate.tokens=-1",
         "--sft.data=[{path: chat.jsonl, license: mit}]",
     ]
     from hf_llm import prepare_data

@@ -43,3 +43,9 @@ def table_writer(path: Path, schema: "pyarrow.Schema") -> Iterator[Callable[["py
 
     with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         yield partial(writer.write_table, row_group_size=ROW_GROUP)
+
+
+def user_cache_folder() -> Path:
+    """Return the folder in which this user's downloads and measurements are kept between runs: `hf_llm` in the user's
+    cache folder (XDG_CACHE_HOME, else ~/.cache). It may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_llm"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from itertools import combinations
 
 MIN_SIMILARITY = 0.65  # below it names have little in common: of three letters one may be wrong, of six two
@@ -11,6 +12,8 @@ STEM_SIMILARITY = 0.7  # of `eval` and evaluate
 MIN_STEM_LETTERS = 3
 MAX_DIFFERENCE = 0.05  # in similarity between the best name and others that are named with it
 MAX_NAMES = 3
+MANY_NAMES = 200  # of more, those that have few letters in common are left out first
+ROUGH_SIMILARITY = 0.4
 
 
 def suggest_names(text: object, known: Iterable[str], otherwise: str = "") -> str:
@@ -24,7 +27,10 @@ def find_similar_names(text: object, known: Iterable[str]) -> list[str]:
 
     Names that are as similar stand in the order of `known`.
     """
-    scores = {name: measure_similarity(str(text), name) for name in known}
+    names = list(known)
+    if len(names) > MANY_NAMES:
+        names = get_close_matches(str(text), names, MANY_NAMES, cutoff=ROUGH_SIMILARITY)
+    scores = {name: measure_similarity(str(text), name) for name in names}
     best = max(scores.values(), default=0.0)
     limit = max(MIN_SIMILARITY, best - MAX_DIFFERENCE)
     similar = [name for name, score in scores.items() if score >= limit]

@@ -8,7 +8,6 @@ A bound holds for the last model of the evaluation, unless the key begins with a
 measured fails. The value counts, not its interval.
 """
 
-import difflib
 import json
 import math
 import operator
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from hf_llm.core.console import print_main
 from hf_llm.core.errors import GATES_MISSED_CODE, UserError
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.evaluation.metrics import METRICS, metrics_in
 from hf_llm.pipeline.stage_inputs import list_inputs
 from hf_llm.pipeline.stages import MODELS
@@ -345,8 +345,8 @@ def _find_unknown_metric(key: str, models: Collection[str], tasks: Collection[st
         if name == task or re.match(rf"{re.escape(task)}[._ ]", name):
             return None
     candidates = [*metrics, *tasks, *(f"{model}.{metric}" for model in models for metric in _list_model_metrics())]
-    similar = difflib.get_close_matches(key, candidates, 1) or difflib.get_close_matches(name, candidates, 1)
-    hint = f"did you mean {similar[0]}?" if similar else f"known: {', '.join([*metrics, *tasks])}"
+    known = f"known: {', '.join([*metrics, *tasks])}"
+    hint = suggest_names(key, candidates) or suggest_names(name, candidates, otherwise=known)
     return f"no such metric, and no such task in evaluate.tasks; {hint}"
 
 

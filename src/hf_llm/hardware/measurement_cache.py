@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from hf_llm.core.atomic_io import write_text
+from hf_llm.core.atomic_io import user_cache_folder, write_text
 from hf_llm.core.console import print_main
 from hf_llm.core.manifest import digest_of, package_versions
-from hf_llm.core.user_cache import user_cache_folder
 from hf_llm.hardware.cpu import processor_name
 from hf_llm.hardware.runtime import has_bf16
 
@@ -47,7 +46,8 @@ def read_measurement(question: dict[str, Any], max_age_seconds: float | None = N
     except (OSError, ValueError, KeyError, TypeError) as error:
         print_main(f"{_find_file(question)} cannot be read ({error}); what it holds is measured again")
         return None
-    if max_age_seconds is not None and not 0 <= age <= max_age_seconds:
+    age = max(age, 0.0)  # the time is rounded, and a clock may have been set back
+    if max_age_seconds is not None and age > max_age_seconds:
         return None
     return answer
 

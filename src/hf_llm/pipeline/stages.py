@@ -143,10 +143,8 @@ _DATA_AND_TRAINING_STAGES = [
 LANGUAGE_MODELS = tuple(stage.folder for stage in _DATA_AND_TRAINING_STAGES if stage.kind == "language_model")
 
 _SUMMARY_STAGES = [
-    Stage(
-        "evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS,
-        ignores=("evaluate.gates",), keeps=("measured",),
-    ),
+    Stage("evaluation", "hf_llm.evaluate", "Evaluation", "summary", ("evaluate",), reads=LANGUAGE_MODELS,
+          ignores=("evaluate.gates",), keeps=("measured",)),
     Stage("report", "hf_llm.report", "Report", "summary", (), reads=("corpus", "base", "evaluation"), restates=True),
 ]  # fmt: skip
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import xxhash
 
+from hf_llm.core.atomic_io import user_cache_folder
 from hf_llm.core.errors import UserError
-from hf_llm.core.user_cache import user_cache_folder
 from hf_llm.data.corpus import python_docs, small_world
 from hf_llm.data.corpus.config import Source
 from hf_llm.data.files.archives import is_archive

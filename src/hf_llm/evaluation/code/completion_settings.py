@@ -1,10 +1,10 @@
 """How the completions of a problem are generated: greedily for one, sampled from a fixed seed for several."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_llm.core.errors import UserError
+from hf_llm.core.similar_names import suggest_names
 from hf_llm.evaluation.benchmark import TaskSettings
 
 MAX_NEW_TOKENS = 512
@@ -51,8 +51,7 @@ def read_completion_settings(task: TaskSettings, stops: list[str]) -> Completion
     known = [*LENGTH_KEYS, STOP_KEY, *SAMPLING_KEYS]
     for key in task.gen_kwargs:
         if key not in known:
-            similar = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(known)}"
+            hint = suggest_names(key, known, otherwise=f"there are {', '.join(known)}")
             raise UserError(f"evaluate.tasks: {task.name}: gen_kwargs.{key}: there is no such setting; {hint}")
 
     length = MAX_NEW_TOKENS

@@ -5,7 +5,6 @@ tasks, groups and tags are looked for in the text of the files, which takes a fi
 the tasks asked for are parsed.
 """
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -22,11 +21,11 @@ import yaml
 
 from hf_llm.core.errors import UserError
 from hf_llm.core.extras import require_extras
+from hf_llm.core.similar_names import suggest_names
 
 Config = dict[str, Any]  # what a YAML file of the harness says, its includes merged
 
 YAML_SUFFIXES = {".yaml", ".yml"}
-SUGGESTIONS = 3  # names that an unknown one is compared with
 
 # The keys of a group that say what it is; its other keys are settings of the tasks in it (lm_eval's GroupConfig).
 GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"}
@@ -200,8 +199,7 @@ def read_group_metrics(name: str) -> dict[str, bool]:
 
 def describe_unknown_task(name: str, names: Iterable[str]) -> str:
     """Return the message for a name that is not a task, with the nearest names that are."""
-    nearest = difflib.get_close_matches(name, list(names), SUGGESTIONS, cutoff=0.5)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else "lm-eval ls tasks lists those of the harness"
+    hint = suggest_names(name, names, otherwise="lm-eval ls tasks lists those of the harness")
     return f"evaluate.tasks: there is no task {name!r}; {hint}"
 
 
