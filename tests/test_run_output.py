@@ -29,6 +29,7 @@ TRAINING_LINES = [
     r"[\d,]+ rows to train on, ",
     r"\w+: \d+ layers, torch\.",  # the model's summary
     r"  (norms|attention|MLP|embeddings|head|total) ",
+    r"\s{20,}\S",  # a line of the summary that goes on
     rf"  {NUMBER} FLOPs to train on a token",
     r"MFU is measured against ",
     r"measured on this machine, forward and backward of ",

@@ -239,7 +239,11 @@ def child(
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
         init_cpu_process_group(changes.get("ddp_timeout", 20))
-    command(partial(_train, folder, faults, changes))()
+    try:
+        command(partial(_train, folder, faults, changes))()
+    finally:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()  # as a program does at its exit; multiprocessing calls no exit functions
 
 
 def _train(folder: Path, faults: tuple[Fault, ...], changes: dict, argv: list[str] | None) -> None:

@@ -238,7 +238,7 @@ def describe_rows(rows: Rows) -> str:
     """Say what all programs came to, and how many prompts were cut: `164 programs: 3 passed, 160 failed, 1 timeout`."""
     outcomes = Counter(entry["outcome"] for row in rows for entry in row["completions"])
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
-    line = f"  {outcomes.total():,} programs: {counts}"
+    line = f"{outcomes.total():,} programs: {counts}"
     cut = sum(row["cut_tokens"] > 0 for row in rows)
     if cut:
         line += f"; {cut:,} of {len(rows):,} prompts lost their beginning, since the context has no room for them"
