@@ -32,6 +32,7 @@ from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.gates import enforce_gates
 from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.questions import score_replies
+from hf_llm.evaluation.report_scores import LOGS, Tracker, report_scores
 from hf_llm.evaluation.score_store import ScoreStore
 from hf_llm.evaluation.text_metrics.references import ReferenceSet
 from hf_llm.pipeline.model_types import CAUSAL, MASKED
@@ -91,6 +92,8 @@ class Evaluation:
     """Whether to score answers to the rows that SFT holds out against the rows' own: BLEU, ROUGE and chrF."""
     run_generated_code: bool = False
     """Whether humaneval and mbpp may run the programs that a model writes, in a sandbox."""
+    report_to: list[Tracker] = field(default_factory=list)
+    """Where the scores are logged too: tensorboard, wandb."""
     speed: bool = True
     """Whether to measure the time of a token and the memory, on this machine."""
     gates: str | dict[str, Any] | None = None
@@ -166,6 +169,9 @@ def evaluate_models(run: Run, recipe: Recipe) -> None:
         headline = format_headline(results["models"])
         output.complete(headline, licenses_of(*models.values()), results=results["models"])
         update_model_cards(run, list(models.values()))
+        if section.report_to:
+            (output.path / LOGS).mkdir(exist_ok=True)
+            report_scores(section.report_to, run.name, output.path, results["models"])
 
 
 def expand_model_option(argv: list[str]) -> list[str]:
