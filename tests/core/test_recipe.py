@@ -5,9 +5,11 @@ from typing import TypedDict
 
 import pytest
 
-from hf_llm import dpo
+from hf_llm import dpo, evaluate
 from hf_llm.core.errors import UserError
 from hf_llm.core.recipe import Settings, parse_yaml, to_plain
+from hf_llm.core.recipe_help import describe_keys
+from hf_llm.evaluation.benchmark import TaskSettings
 from hf_llm.pipeline.run import Run, read_run
 
 
@@ -189,3 +191,11 @@ def test_dicts_with_named_keys_are_read_on_every_python(tmp_path):
     assert Run([path]).read(Rotary).model == Positions({"factor": 2.0}, {"full": {"factor": 4.0}})
     with pytest.raises(UserError, match=r"model\.scaling: 2 does not fit"):
         Run([path, "--model.scaling=2"]).read(Rotary)
+
+
+def test_an_item_of_a_list_may_be_a_name_or_a_section(tmp_path):
+    kinds = {entry.key: entry.kind for entry in describe_keys(evaluate.Recipe)}
+    assert kinds["evaluate.tasks"] == kinds["evaluate.domains"] == "list of sections"
+    assert {"evaluate.tasks[].shots", "evaluate.domains[].path"} <= kinds.keys()
+    recipe = Run([write(tmp_path, "evaluate: {tasks: [hellaswag, {name: mmlu, shots: 5}]}\n")]).read(evaluate.Recipe)
+    assert recipe.evaluate.task_settings == [TaskSettings("hellaswag"), TaskSettings("mmlu", shots=5)]

@@ -95,8 +95,13 @@ def _find_settings(annotation: Any) -> str | None:
 
 
 def _is_list_of(annotation: Any, section: type) -> bool:
-    """Return whether an annotation is a list of sections, or a union with one."""
+    """Return whether an annotation is a list of sections, or a union with one. Its items may also be plain values."""
     options = typing.get_args(annotation)
     if typing.get_origin(annotation) is list:
         options = (annotation,)
-    return any(typing.get_origin(option) is list and section in typing.get_args(option) for option in options)
+    for option in options:
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            if section in (item, *typing.get_args(item)):
+                return True
+    return False
