@@ -93,3 +93,10 @@ def test_every_suggestion_is_made_by_this_module():
     others = [path for path in package.rglob("*.py") if path.name != "similar_names.py"]
     assert [path for path in others if "get_close_matches" in path.read_text(encoding="utf-8")] == []
     assert [path for path in others if 'f"did you mean {similar' in path.read_text(encoding="utf-8")] == []
+
+
+def test_of_very_many_names_the_same_ones_are_found():
+    few = ["bart", "bert", "albert"]
+    many = [*few, *(f"task_{number}" for number in range(5000))]
+    assert find_similar_names("brt", many) == find_similar_names("brt", few)
+    assert find_similar_names("task_40001", many)[0].startswith("task_4000")

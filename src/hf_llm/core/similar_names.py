@@ -29,7 +29,8 @@ def find_similar_names(text: object, known: Iterable[str]) -> list[str]:
     """
     names = list(known)
     if len(names) > MANY_NAMES:
-        names = get_close_matches(str(text), names, MANY_NAMES, cutoff=ROUGH_SIMILARITY)
+        close = set(get_close_matches(str(text), names, MANY_NAMES, cutoff=ROUGH_SIMILARITY))
+        names = [name for name in names if name in close]
     scores = {name: measure_similarity(str(text), name) for name in names}
     best = max(scores.values(), default=0.0)
     limit = max(MIN_SIMILARITY, best - MAX_DIFFERENCE)
