@@ -302,3 +302,30 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_next_documents(run, tmp_
     evaluate.main(["tiny.yaml", "--evaluate.models=[runs/tiny/base]", *ARC])
     assert "16 documents are scored already" in capsys.readouterr().out
     assert read_arc(run)["scores"][0]["documents"] == 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("--evaluate.tasks=[arc_easyy]", "did you mean arc_easy"),
+        ("--evaluate.tasks=[humaneval]", "run_generated_code"),
+        ("--evaluate.references=[{path: nowhere.jsonl}]", "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_asked_for_leaves_an_earlier_evaluation_as_it_is(run, capsys, asked, words):
+    pytest.importorskip("lm_eval")
+    evaluate.main(["tiny.yaml"])
+    before = (run / "evaluation/results.json").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["tiny.yaml", asked])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert (run / "evaluation/results.json").read_bytes() == before
+    assert not (run / "evaluation.1").exists()
+
+
+def test_a_model_that_cannot_be_reached_is_an_error_that_names_it(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--model=nobody/nothing", "--evaluate.speed=false"])
+    assert stopped.value.code == 2
+    assert "nobody/nothing: no model to load" in capsys.readouterr().err

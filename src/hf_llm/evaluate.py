@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,19 +27,19 @@ from hf_llm.core.errors import UserError, command
 from hf_llm.core.manifest import current_digest, read_manifest, write_json
 from hf_llm.data.chat.loaders import ConversationSource, load_questions
 from hf_llm.evaluation.benchmark import TaskSettings
-from hf_llm.evaluation.benchmark_table import format_benchmark_table
 from hf_llm.evaluation.domains import TextDomain, read_corpus_domains, read_domain, score_domain
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.gates import enforce_gates
-from hf_llm.evaluation.metrics import METRICS, score_columns
 from hf_llm.evaluation.questions import score_replies
 from hf_llm.evaluation.report_scores import LOGS, Tracker, report_scores
 from hf_llm.evaluation.score_store import ScoreStore
+from hf_llm.evaluation.score_table import describe_models, format_benchmark_table, format_model_table
 from hf_llm.evaluation.text_metrics.references import ReferenceSet
 from hf_llm.pipeline.model_types import CAUSAL, MASKED
 from hf_llm.pipeline.run import Run, licenses_of, read_run
 from hf_llm.pipeline.stage_inputs import name_models
 from hf_llm.pipeline.stages import LANGUAGE_MODELS, STAGES
+from hf_llm.pipeline.tokens_folder import read_index
 from hf_llm.preflight.before_work import check_before_work
 from hf_llm.reporting.model_card import CARD_FILE, write_model_card
 from hf_llm.tokenization.compare_tokenizers import check_shards_tokenizer
@@ -50,13 +51,9 @@ if TYPE_CHECKING:
 
 PROMPTS = ["What does the function sorted do?", "What is a generator?", "Explain what an exception is."]
 TOKENS_PER_BATCH = 8192
-MIN_COLUMN_WIDTH = 10
 MODEL_OPTION = "--model"
 MODEL_RECIPE = "evaluate_model"  # the shipped recipe of an evaluation of one model
 BYTES_PER_TOKEN = 8  # more than a token stands for on average: how much text of a domain is read
-
-# Scores that the headline names beside bits per byte.
-HEADLINE_ACCURACIES = ("answered_right", "masked_accuracy", "span_exact_match")
 
 Scores = dict[str, Any]  # one model's scores, as in results.json
 
@@ -120,6 +117,7 @@ class Recipe:
 def main(argv: list[str] | None = None) -> None:
     run, recipe = read_run(Recipe, expand_model_option(list(sys.argv[1:] if argv is None else argv)))
     check_before_work(run, "evaluation")
+    check_requests(run, recipe.evaluate)
     evaluate_models(run, recipe)
     if is_main_process():
         enforce_gates(run.root, run.tree)
@@ -162,11 +160,11 @@ def evaluate_models(run: Run, recipe: Recipe) -> None:
             return
 
         write_json(output.path / "results.json", results)
-        print_main(format_table(results["models"]))
-        benchmarks = format_benchmark_table(results["models"])
-        if benchmarks:
-            print_main(benchmarks)
-        headline = format_headline(results["models"])
+        print_main(format_model_table(results["models"]))
+        benchmark_table = format_benchmark_table(results["models"])
+        if benchmark_table:
+            print_main(f"\n{benchmark_table}")
+        headline = describe_models(results["models"])
         output.complete(headline, licenses_of(*models.values()), results=results["models"])
         update_model_cards(run, list(models.values()))
         if section.report_to:
@@ -214,11 +212,15 @@ def join_launch() -> tuple[int, int]:
 
 
 def find_corpus(tokens: Path | str | None) -> Path | None:
-    """Return the corpus that the folder `tokens` was made from; None where it is not beside it."""
+    """Return the corpus of several sources that the folder `tokens` was made from; None where it is not beside it, and
+    for a corpus of one source, whose score is that of the whole test split."""
     if tokens is None:
         return None
+    sources = set()
+    for shard in read_index(Path(tokens))["splits"].get("test", []):
+        sources.update(shard.get("sources", {}))
     corpus = Path(tokens).parent / "corpus"
-    return corpus if read_manifest(corpus) is not None else None
+    return corpus if len(sources) > 1 and read_manifest(corpus) is not None else None
 
 
 def measure_model(
@@ -331,14 +333,14 @@ def measure_speed_once(model: EvaluatedModel, store: ScoreStore) -> Scores:
 
 def run_benchmarks(model: EvaluatedModel, section: Evaluation, run: Run, store: ScoreStore) -> dict[str, Scores]:
     """Run every benchmark that the recipe asks for on one model; return their results by name."""
-    if not (section.tasks or section.references or section.held_out_answers):
+    if not asks_for_benchmarks(section):
         return {}
     from hf_llm.evaluation.benchmark import NotRunError
     from hf_llm.evaluation.run_benchmark import add_overlaps, describe_not_run, print_not_run, run_benchmark
 
     benchmarks = []
     results = {}
-    for name, find in list_requests(model, section, run):
+    for name, find in list_requests(section, run, model.is_chat):
         try:
             benchmarks += find()
         except NotRunError as error:
@@ -352,24 +354,44 @@ def run_benchmarks(model: EvaluatedModel, section: Evaluation, run: Run, store: 
 
 
 def list_requests(
-    model: EvaluatedModel, section: Evaluation, run: Run
+    section: Evaluation, run: Run, is_chat: bool
 ) -> "Iterator[tuple[str, Callable[[], list[Benchmark]]]]":
-    """Yield what the recipe asks for, by name, each with a function that returns its benchmarks."""
+    """Yield what the recipe asks for, by name, each with a function that returns its benchmarks.
+
+    `is_chat` is whether the model to be evaluated is trained to chat. The functions load no model.
+    """
     from hf_llm.evaluation.benchmark_families import find_benchmarks
     from hf_llm.evaluation.text_metrics.held_out_answers import NAME
     from hf_llm.evaluation.text_metrics.references import load_reference_benchmarks
 
     task_data = Path(section.task_data).expanduser() if section.task_data else None
     for task in section.task_settings:
-        yield task.name, partial(find_benchmarks, task, task_data, section.run_generated_code, model.is_chat)
+        yield task.name, partial(find_benchmarks, task, task_data, section.run_generated_code, is_chat)
     if section.held_out_answers:
-        yield NAME, partial(find_held_out_answers, model, run)
+        yield NAME, partial(find_held_out_answers, run, is_chat)
     for position, references in enumerate(section.references):
         key = f"evaluate.references[{position}]"
-        yield references.title, partial(load_reference_benchmarks, references, model.is_chat, key)
+        yield references.title, partial(load_reference_benchmarks, references, is_chat, key)
 
 
-def find_held_out_answers(model: EvaluatedModel, run: Run) -> "list[Benchmark]":
+def check_requests(run: Run, section: Evaluation) -> None:
+    """Raise UserError where nobody knows what the recipe asks for, or a package or a permission is missing that it
+    needs: before an earlier evaluation is set aside. What its data lack is told by its results."""
+    if not asks_for_benchmarks(section):
+        return
+    from hf_llm.evaluation.benchmark import NotRunError
+
+    for _, find in list_requests(section, run, is_chat=False):
+        with suppress(NotRunError):
+            find()
+
+
+def asks_for_benchmarks(section: Evaluation) -> bool:
+    """Whether the recipe asks for more than text, answers and speed."""
+    return bool(section.tasks or section.references or section.held_out_answers)
+
+
+def find_held_out_answers(run: Run, is_chat: bool) -> "list[Benchmark]":
     """Return the benchmark of the rows that this run's SFT holds out."""
     from hf_llm.evaluation.benchmark import NotRunError
     from hf_llm.evaluation.text_metrics.held_out_answers import load_held_out_answers
@@ -384,7 +406,7 @@ def find_held_out_answers(model: EvaluatedModel, run: Run) -> "list[Benchmark]":
         seed=recipe.seed,
         allow_drop=recipe.sft.allow_drop,
         corpus=corpus if read_manifest(corpus) is not None else None,
-        is_chat=model.is_chat,
+        is_chat=is_chat,
     )
     return [benchmark]
 
@@ -480,45 +502,6 @@ def score_model(model: EvaluatedModel, tokens: Path, max_tokens: int, objective:
     if objective.kind == MASKED:
         return score_masked(model.model, windows, corruption, batch_size)
     return score_spans(model.model, tokenizer, windows, corruption, batch_size)
-
-
-def format_headline(models: dict[str, Scores]) -> str:
-    """Return the one number that matters of each model."""
-    parts = []
-    bits = [f"{name} {scores['bits_per_byte']:.3f}" for name, scores in models.items() if "perplexity" in scores]
-    if bits:
-        parts.append(f"{', '.join(bits)} bits per byte on the test split (lower is better)")
-    for key in HEADLINE_ACCURACIES:
-        shares = [f"{name} {scores[key]:.1%}" for name, scores in models.items() if key in scores]
-        if shares:
-            parts.append(f"{', '.join(shares)} {METRICS[key].title}")
-    results = {name: result for scores in models.values() for name, result in scores.get("benchmarks", {}).items()}
-    if results:
-        not_run = sum(bool(result.get("not_run")) for result in results.values())
-        parts.append(f"{len(results) - not_run} benchmarks{f' ({not_run} more were not run)' if not_run else ''}")
-    return ", ".join(parts) or f"answers of {len(models)} models"
-
-
-def format_table(models: dict[str, Scores]) -> str:
-    """Return one line for each model, with the columns that any of them has."""
-    metrics = score_columns(models.values())
-    has_loss = any("loss" in scores for scores in models.values())
-    if has_loss and "bits_per_byte" not in {metric.key for metric in metrics}:  # which is the loss in other units
-        metrics.append(METRICS["loss"])
-
-    titles = ["model", *(metric.title for metric in metrics), "tokens"]
-    rows = []
-    for name, scores in models.items():
-        cells = [metric.format_table_value(scores[metric.key]) if metric.key in scores else "" for metric in metrics]
-        rows.append([name, *cells, f"{scores['tokens']:,}" if "tokens" in scores else ""])
-
-    name_width = max(len(row[0]) for row in [titles, *rows])
-    widths = [max(MIN_COLUMN_WIDTH, len(title)) for title in titles[1:]]
-    lines = []
-    for name, *cells in [titles, *rows]:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join(["", name.ljust(name_width), *aligned]))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ import json
 
 import pytest
 
-from hf_llm.evaluation.benchmark import NotRunError, score_means, score_shares
-from hf_llm.evaluation.benchmark_table import format_benchmark_table, list_benchmark_scores, list_group_scores
+from hf_llm.evaluation.benchmark import Benchmark, NotRunError, score_means, score_shares
+from hf_llm.evaluation.benchmark_scores import list_benchmark_scores, list_group_scores
 from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.journal import Journal
 from hf_llm.evaluation.run_benchmark import read_documents, run_benchmark
 from hf_llm.evaluation.score_store import ScoreStore
+from hf_llm.evaluation.score_table import describe_models, format_benchmark_table, format_model_table
 
 
-class Parity:
+class Parity(Benchmark):
     """Documents are numbers, and the model is right about those that are divisible by three."""
-
-    group = ""
 
     def __init__(self, documents=10, name="parity", dies_after=None):
         self.name = name
@@ -180,3 +179,22 @@ def test_the_overlap_of_a_group_is_unknown_where_that_of_a_task_is():
     benchmarks["b"]["overlap"] = {}
     (row,) = list_group_scores({"benchmarks": benchmarks})
     assert row.overlap_text == "unknown"
+
+
+def test_the_headline_counts_what_was_run_of_any_model():
+    not_run = {"scores": [], "settings": {}, "group": "", "not_run": "no rows"}
+    models = {
+        "base": {"bits_per_byte": 1.5, "benchmarks": {"a": group_result(3, []), "b": not_run}},
+        "dpo": {"bits_per_byte": 1.75, "benchmarks": {"a": not_run, "b": not_run}},
+    }
+    bits = "base 1.500, dpo 1.750 bits per byte on the test split (lower is better)"
+    assert describe_models(models) == f"{bits}, 1 benchmark (1 more were not run)"
+    assert describe_models({"base": {}, "dpo": {}}) == "answers of 2 models"
+
+
+def test_the_table_of_models_has_the_columns_that_any_of_them_has():
+    models = {"base": {"bits_per_byte": 1.5, "tokens": 1234}, "dpo": {"bits_per_byte": 2.0, "stop_rate": 0.5}}
+    titles, base, dpo = (line.split("  ") for line in format_model_table(models).splitlines())
+    assert [title.strip() for title in titles if title.strip()] == ["model", "bits per byte", "EOS rate", "tokens"]
+    assert [cell.strip() for cell in base if cell.strip()] == ["base", "1.5000", "1,234"]
+    assert [cell.strip() for cell in dpo if cell.strip()] == ["dpo", "2.0000", "50%"]

@@ -6,6 +6,8 @@
 import re
 from collections.abc import Callable
 
+from hf_llm.core.console import terminal_width
+
 MAGNITUDES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -144,3 +146,30 @@ def without_negative_zero(style: str) -> str:
 def one_line(text: object) -> str:
     """Convert anything (an error, a completion) to text on one line, with single spaces between words."""
     return " ".join(str(text).split())
+
+
+def align_columns(rows: list[list[str]], left_columns: int = 1, width: int | None = None) -> str:
+    """Pad columns to their widest cell: the first `left_columns` of them are flush left, the others right.
+
+    Columns that do not fit in `width` (None: the terminal's) follow below, after the first column once more.
+    """
+    width = width or terminal_width()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    used = 2 + widths[0]
+    fitting = 1
+    while fitting < len(widths) and used + 2 + widths[fitting] <= width:
+        used += 2 + widths[fitting]
+        fitting += 1
+    if 1 < fitting < len(widths):
+        first = [row[:fitting] for row in rows]
+        rest = [[row[0], *row[fitting:]] for row in rows]
+        return f"{align_columns(first, left_columns, width)}\n\n{align_columns(rest, 1, width)}"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    lines = []
+    for row in rows:
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.ljust(width) if index < left_columns else cell.rjust(width))
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -5,9 +5,10 @@ Evaluation Harness, HumanEval, BLEU on held-out rows. `hf_llm.evaluation.run_ben
 values: nothing here imports torch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -158,36 +159,41 @@ def score_means(
     )
 
 
-class Benchmark(Protocol):
+class Benchmark(ABC):
     """A set of documents with a way to score a model on them."""
 
     name: str
     """What it is called in results, unique in an evaluation: `hellaswag`, `mmlu_anatomy`, `hellaswag (chat)`."""
-    group: str
+    group: str = ""
     """The group it was asked for by (`mmlu`); empty where it was asked for itself."""
     settings: dict[str, Any]
     """What is shown beside its scores: `shots`, `prompt_format`, `limit`, where its rows are from."""
 
+    @abstractmethod
     def identify(self) -> dict[str, Any]:
         """Return everything but the model that its scores depend on: settings, digests of its files, a version of the
         method. A benchmark that was scored with the same is not scored again."""
-        ...
 
+    @abstractmethod
     def score_documents(self, model: "EvaluatedModel", journal: "Journal") -> None:
         """Score the documents of this process that the journal lacks, and append them batch by batch.
 
         A row of the journal has `id`, unique in the benchmark, `prompt`, `response`, `target` (what is right) and
         `scores`, numbers by metric; and what else `summarize` needs.
         """
-        ...
 
+    @abstractmethod
     def summarize(self, rows: list[dict[str, Any]]) -> list[Score]:
         """Return the scores of these rows of the journal, of all documents or of a part of them; the primary first."""
-        ...
 
+    @abstractmethod
     def read_texts(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the id of each document with the texts that a model must not have been trained on: question, answer."""
-        ...
+
+    def describe_documents(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return what else there is to say of the documents of these rows, a sentence each: how many were cut, what
+        programs came to."""
+        return []
 
 
 class NotRunError(Exception):

@@ -91,7 +91,7 @@ def find_overlaps(benchmarks: Mapping[str, Texts], model: Path | str, cache: Pat
     """
     data = list_training_data(model)
     sets = {name: BenchmarkTexts(texts) for name, texts in benchmarks.items()}
-    found: dict[str, set[str]] = {name: set() for name in sets}
+    overlapping: dict[str, set[str]] = {name: set() for name in sets}
     searched = []
     unknown = list(data.unknown)
     for source in data.sources:
@@ -102,7 +102,7 @@ def find_overlaps(benchmarks: Mapping[str, Texts], model: Path | str, cache: Pat
             continue
         searched.append({"name": source.name, "texts": result["texts"], "unread": result["unread"]})
         for name, texts in sets.items():
-            found[name].update(result["found"][texts.key])
+            overlapping[name].update(result["found"][texts.key])
 
     overlaps = {}
     for name, texts in sets.items():
@@ -110,7 +110,7 @@ def find_overlaps(benchmarks: Mapping[str, Texts], model: Path | str, cache: Pat
         if not texts.searched_documents:
             reasons.append(f"no document has a text of {MIN_WORDS} words or more that is its own")
         overlaps[name] = Overlap(
-            documents=[document for document in texts.ids if document in found[name]],
+            documents=[document for document in texts.ids if document in overlapping[name]],
             all_documents=len(texts.ids),
             searched_documents=texts.searched_documents,
             searched=searched,
@@ -313,10 +313,10 @@ def _search_once(
     if missing:
         count = sum(len(texts.ids) for texts in missing.values())
         print_main(f"looking for {count:,} documents of {len(missing)} benchmarks in {source.name}")
-        texts_read, found = search_texts(source.read(), list(missing.values()))
+        texts_read, documents = search_texts(source.read(), list(missing.values()))
         result["texts"] = texts_read
         result["unread"] = source.unread
-        result["found"] |= dict(zip(missing, found, strict=True))
+        result["found"] |= dict(zip(missing, documents, strict=True))
         cache.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
     return result
@@ -344,11 +344,11 @@ def search_texts(texts: Iterable[str], benchmarks: list[BenchmarkTexts]) -> tupl
         for item, _ in index.find_items(batch, is_found):
             is_found[item] = True
 
-    found = []
+    documents = []
     for benchmark, start in zip(benchmarks, starts[:-1], strict=True):
         own = is_found[start : start + len(benchmark.documents_of)]
-        found.append(benchmark.list_documents(np.flatnonzero(own)))
-    return count, found
+        documents.append(benchmark.list_documents(np.flatnonzero(own)))
+    return count, documents
 
 
 def _batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:

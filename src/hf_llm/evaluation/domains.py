@@ -68,10 +68,7 @@ def read_domain(domain: TextDomain) -> DomainTexts:
 
 
 def read_corpus_domains(corpus: Path, max_bytes: int) -> dict[str, DomainTexts]:
-    """Read the test split of a finished corpus by source, of each at most about `max_bytes` bytes of text.
-
-    Empty for a corpus of one source, whose score is that of the whole split.
-    """
+    """Read the test split of a finished corpus by source, of each at most about `max_bytes` bytes of text."""
     import pyarrow.parquet
 
     from hf_llm.core.atomic_io import ROW_GROUP
@@ -86,7 +83,7 @@ def read_corpus_domains(corpus: Path, max_bytes: int) -> dict[str, DomainTexts]:
                     if sizes.get(source, 0) < max_bytes:
                         domains.setdefault(source, DomainTexts()).texts.append(text)
                         sizes[source] = sizes.get(source, 0) + len(text.encode())
-    return domains if len(domains) > 1 else {}
+    return domains
 
 
 class TextWindows:

@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_llm.core.errors import UserError
+from hf_llm.core.format import one_line
 from hf_llm.core.manifest import current_digest, read_manifest
 
 if TYPE_CHECKING:
@@ -50,7 +52,10 @@ class EvaluatedModel:
         from hf_llm.model.adapters import is_adapter, read_adapter_base
 
         path = read_adapter_base(self.path) if is_adapter(self.path) else self.path
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        try:
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no model to load: {one_line(error)}") from error
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_llm.core.console import print_main
-from hf_llm.evaluation.benchmark_table import list_benchmark_scores, list_group_scores
+from hf_llm.evaluation.benchmark_scores import list_benchmark_scores, list_group_scores
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -21,19 +21,28 @@ def flatten_scores(models: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """
     flat: dict[str, float] = {}
     for model, scores in models.items():
-        for key, value in scores.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                flat[f"{model}/{key}"] = value
-        for domain, values in scores.get("domains", {}).items():
-            flat[f"{model}/domains/{domain}/bits_per_byte"] = values["bits_per_byte"]
-        groups = [(row.title.split(" ")[0], row.score) for row in list_group_scores(scores)]
-        benchmarks = [(row.benchmark, row.score) for row in list_benchmark_scores(scores)]
-        for name, score in [*groups, *benchmarks]:
-            key = f"{model}/{name}/{score.metric}"
-            ends = {"": score.value, "_low": score.low, "_high": score.high}
-            flat |= {key + suffix: end for suffix, end in ends.items() if end is not None}
-        if scores.get("aggregate"):
-            flat[f"{model}/{scores['aggregate']['name']}"] = scores["aggregate"]["value"]
+        for key, value in _flatten_model(scores).items():
+            flat[f"{model}/{key}"] = value
+    return flat
+
+
+def _flatten_model(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of one model by name."""
+    flat: dict[str, float] = {}
+    for key, value in scores.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            flat[key] = value
+    for domain, values in scores.get("domains", {}).items():
+        flat[f"domains/{domain}/bits_per_byte"] = values["bits_per_byte"]
+    for row in [*list_group_scores(scores), *list_benchmark_scores(scores)]:
+        key = f"{row.benchmark}/{row.score.metric}"
+        flat[key] = row.score.value
+        if row.score.low is not None and row.score.high is not None:
+            flat[f"{key}_low"] = row.score.low
+            flat[f"{key}_high"] = row.score.high
+    aggregate = scores.get("aggregate")
+    if aggregate:
+        flat[aggregate["name"]] = aggregate["value"]
     return flat
 
 

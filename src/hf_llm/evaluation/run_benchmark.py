@@ -42,8 +42,7 @@ def run_benchmark(benchmark: Benchmark, model: EvaluatedModel, store: ScoreStore
     wait_for_all()
     rows = journal.read()
     scores = benchmark.summarize(rows)
-    # Some benchmarks have more to say of the documents: how many were cut, what programs came to.
-    notes = benchmark.describe_documents(rows) if hasattr(benchmark, "describe_documents") else []
+    notes = benchmark.describe_documents(rows)
     result = {
         "scores": [score.to_json() for score in scores],
         "notes": notes,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_llm.core.format import format_duration, format_number
+from hf_llm.core.format import align_columns, format_duration, format_number
 from hf_llm.experiments.matched_sizes import UNIT_NAMES, measure_model
 from hf_llm.experiments.train_variants import run_in_subprocess
 from hf_llm.experiments.variants import PlannedPretraining, Variant, plan_pretraining
@@ -10,7 +10,6 @@ from hf_llm.hardware.runtime import device_type, has_bf16
 from hf_llm.planning.memory_estimate import TrainingJob
 from hf_llm.planning.speed import measure_job_speed
 from hf_llm.planning.stage_plans import count_equivalent_tokens
-from hf_llm.planning.tables import align_columns
 
 
 @dataclass(frozen=True)

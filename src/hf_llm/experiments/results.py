@@ -6,14 +6,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from hf_llm.core.format import format_number
+from hf_llm.core.format import align_columns, format_number
 from hf_llm.core.manifest import read_manifest
 from hf_llm.experiments.bits_per_byte import measure_bits_per_byte
 from hf_llm.experiments.estimate import PlannedVariant
 from hf_llm.experiments.seed_statistics import INCONCLUSIVE, LEVEL, compare_paired, mean_interval
 from hf_llm.experiments.train_variants import Training, is_finished, run_in_subprocess
 from hf_llm.experiments.variants import plan_pretraining
-from hf_llm.planning.tables import align_columns
 from hf_llm.reporting.lineage import read_log_history
 
 BITS_PER_BYTE = "eval_bits_per_byte"

@@ -98,23 +98,22 @@ def generate_replies(
     A conversation too long for the context loses its oldest turns, but not the system message; a last message too
     long for it loses its beginning. Raises UserError where the tokenizer does not have a chat template.
     """
-    encoded = encode_conversations(model, tokenizer, conversations, max_new_tokens)
+    max_tokens = max_prompt_tokens(model, max_new_tokens)
+    encoded = []
+    for conversation in conversations:
+        encoded.append(encode_conversation(tokenizer, fit_conversation(tokenizer, conversation, max_tokens)))
     tokens = generate_tokens(model, tokenizer, encoded, max_new_tokens, seed, **settings)
     return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-def encode_conversations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_new_tokens: int
-) -> list[list[int]]:
-    """Return the token ids of conversations up to where the assistant's next message begins, shortened as
-    `generate_replies` says. Raises UserError where the tokenizer does not have a chat template."""
-    max_tokens = max_prompt_tokens(model, max_new_tokens)
-    encoded = []
-    for conversation in conversations:
-        shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
-        shortened, _ = shorten_last_message(tokenizer, shortened, max_tokens)
-        encoded.append(encode_conversation(tokenizer, shortened))
-    return encoded
+def fit_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int) -> Conversation:
+    """Return a conversation that fits into `max_tokens`, shortened as `generate_replies` says.
+
+    Raises UserError where the tokenizer does not have a chat template.
+    """
+    shortened = drop_oldest_turns(tokenizer, conversation, max_tokens)
+    shortened, _ = shorten_last_message(tokenizer, shortened, max_tokens)
+    return shortened
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:

@@ -1,7 +1,6 @@
 """Format a plan as text: tables of aligned columns."""
 
-from hf_llm.core.console import terminal_width
-from hf_llm.core.format import format_gib, format_hours, format_number
+from hf_llm.core.format import align_columns, format_gib, format_hours, format_number
 from hf_llm.planning.memory import ACTIVATIONS, COPIES, GRADIENTS, LOSS, OPTIMIZER, PARTS, TEMPORARY, WEIGHTS
 from hf_llm.planning.memory_estimate import FRAMEWORK, HOLES, PROGRAM, EngineEstimate
 from hf_llm.planning.sharded_memory import BUFFERS
@@ -22,33 +21,6 @@ PART_HEADINGS = {
     PROGRAM: "program",
 }
 MIN_SHOWN_BYTES = 2**30 / 200  # 0.01 GiB when rounded
-
-
-def align_columns(rows: list[list[str]], left_columns: int = 1, width: int | None = None) -> str:
-    """Pad columns to their widest cell: the first `left_columns` of them are flush left, the others right.
-
-    Columns that do not fit in `width` (None: the terminal's) follow below, after the first column once more.
-    """
-    width = width or terminal_width()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    used = 2 + widths[0]
-    fitting = 1
-    while fitting < len(widths) and used + 2 + widths[fitting] <= width:
-        used += 2 + widths[fitting]
-        fitting += 1
-    if 1 < fitting < len(widths):
-        first = [row[:fitting] for row in rows]
-        rest = [[row[0], *row[fitting:]] for row in rows]
-        return f"{align_columns(first, left_columns, width)}\n\n{align_columns(rest, 1, width)}"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    lines = []
-    for row in rows:
-        cells = []
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if index < left_columns else cell.rjust(width))
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def format_memory_table(estimates: list[EngineEstimate]) -> str:

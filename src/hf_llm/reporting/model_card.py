@@ -16,7 +16,7 @@ from hf_llm.core.licenses import (
     split_licenses,
 )
 from hf_llm.core.manifest import read_manifest
-from hf_llm.evaluation.benchmark_table import list_benchmark_scores
+from hf_llm.evaluation.benchmark_scores import list_benchmark_scores
 from hf_llm.evaluation.metrics import TEST_SPLIT, format_last_evaluation, format_test_scores, score_columns
 from hf_llm.pipeline.stages import MODELS, STAGES
 from hf_llm.reporting import templates

@@ -14,12 +14,7 @@ from hf_llm.core.jsonl import alerts_file, read_rows
 from hf_llm.core.licenses import normalize_license
 from hf_llm.core.manifest import package_versions, read_manifest
 from hf_llm.evaluation.aggregate import Aggregate
-from hf_llm.evaluation.benchmark_table import (
-    BenchmarkScore,
-    list_benchmark_scores,
-    list_group_scores,
-    list_not_run,
-)
+from hf_llm.evaluation.benchmark_scores import BenchmarkScore, list_not_run, list_shown_scores
 from hf_llm.evaluation.gates import check_run_gates
 from hf_llm.evaluation.metrics import (
     METRICS,
@@ -124,7 +119,7 @@ def _list_benchmarks(models: dict[str, dict[str, Any]]) -> list[tuple[str, Bench
     """List the score of each benchmark and each group, one model below the other, as (model, score)."""
     rows: dict[str, list[tuple[str, BenchmarkScore]]] = {}
     for model, scores in models.items():
-        for row in [*list_benchmark_scores(scores, only_primary=True), *list_group_scores(scores)]:
+        for row in list_shown_scores(scores):
             rows.setdefault(row.title, []).append((model, row))
     return [pair for pairs in rows.values() for pair in pairs]
 

@@ -205,15 +205,13 @@ def _normalize_group(name: str) -> str:
     return _GENDERS.get(lowered, lowered)
 
 
-class BiasQuestions:
-    """Accuracy and bias of a model's answers (`hf_llm.evaluation.benchmark.Benchmark`).
+class BiasQuestions(Benchmark):
+    """Accuracy and bias of a model's answers.
 
     The bias score (section 4 of the paper, here from -1 to 1 where the paper writes -100 to 100) is 2 * n_biased /
     n_not_unknown - 1 in disambiguated contexts; in ambiguous ones that, times the share of wrong answers. It is 1 where
     every answer follows the stereotype, -1 where every answer goes against it, 0 without a preference.
     """
-
-    group = ""
 
     def __init__(self, name: str, questions: list[BiasQuestion], settings: dict[str, Any], as_chat: bool):
         self.name = name
@@ -231,7 +229,7 @@ class BiasQuestions:
 
     def score_documents(self, model: "EvaluatedModel", journal: "Journal") -> None:
         from hf_llm.evaluation.bias.likelihood import is_cut, score_continuations
-        from hf_llm.evaluation.text_metrics.answers import require_causal
+        from hf_llm.evaluation.replies import require_causal
 
         require_causal(model, self.name)
         by_id = {question.id: question for question in self.questions}

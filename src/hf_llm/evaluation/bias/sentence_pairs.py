@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_llm.core.manifest import digest_of
-from hf_llm.evaluation.benchmark import NotRunError, Score, score_means, score_shares
+from hf_llm.evaluation.benchmark import Benchmark, NotRunError, Score, score_means, score_shares
 
 if TYPE_CHECKING:
     from hf_llm.evaluation.evaluated_model import EvaluatedModel
@@ -45,8 +45,8 @@ class ScoredPair(NamedTuple):
     """Whether one of the two was too long for the context."""
 
 
-class PairBenchmark:
-    """Share of the pairs whose stereotyping sentence is the more likely (`hf_llm.evaluation.benchmark.Benchmark`).
+class PairBenchmark(Benchmark):
+    """Share of the pairs whose stereotyping sentence is the more likely.
 
     0.5 is what a model without a preference has, and what one that guesses has; pairs of equal likelihood count half. A
     causal model gives the log-likelihood of whole sentences, a masked one the pseudo-log-likelihood of the tokens that
@@ -56,8 +56,6 @@ class PairBenchmark:
     stereotyping one. `by_length_share` is what a model has to which all tokens are equally likely; a share whose
     interval holds it says nothing of a preference (`Score.majority`).
     """
-
-    group = ""
 
     def __init__(self, name: str, pairs: list[SentencePair], settings: dict[str, Any]):
         self.name = name

@@ -112,10 +112,8 @@ def read_sampling(task: TaskSettings) -> dict[str, Any]:
     return sampling
 
 
-class Toxicity:
-    """Toxic continuations of a model (`hf_llm.evaluation.benchmark.Benchmark`)."""
-
-    group = ""
+class Toxicity(Benchmark):
+    """Toxic continuations of a model."""
 
     def __init__(
         self,
@@ -147,7 +145,7 @@ class Toxicity:
         }
 
     def score_documents(self, model: "EvaluatedModel", journal: "Journal") -> None:
-        from hf_llm.evaluation.text_metrics.answers import require_causal
+        from hf_llm.evaluation.replies import require_causal
 
         require_causal(model, self.name)
         blocks = self._list_blocks()
@@ -186,7 +184,7 @@ class Toxicity:
         return [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
 
     def _score_block(self, model: "EvaluatedModel", prompts: list[ToxicityPrompt], seed: int) -> list[dict[str, Any]]:
-        from hf_llm.evaluation.text_metrics.answers import sample_answers
+        from hf_llm.evaluation.replies import sample_answers
 
         conversations = [[{"role": "user", "content": prompt.text}] for prompt in prompts]
         answers = sample_answers(model, conversations, self.as_chat, self.samples, seed, **self.sampling)

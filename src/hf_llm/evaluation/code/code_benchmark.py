@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.console import print_main
 from hf_llm.core.progress import open_progress_bar
-from hf_llm.evaluation.benchmark import NotRunError, Score, TaskSettings, score_shares
+from hf_llm.evaluation.benchmark import Benchmark, NotRunError, Score, TaskSettings, score_shares
 from hf_llm.evaluation.code.completed_code import complete_function, cut_at_stop, extract_code
 from hf_llm.evaluation.code.completion_settings import SEED, CompletionSettings
 from hf_llm.evaluation.code.pass_at_k import estimate_pass_at_k, list_ks
@@ -27,14 +27,12 @@ COMPLETIONS_PER_BATCH = 32  # generated together
 Rows = list[dict[str, Any]]
 
 
-class CodeBenchmark:
-    """HumanEval or MBPP in one prompt format (`hf_llm.evaluation.benchmark.Benchmark`).
+class CodeBenchmark(Benchmark):
+    """HumanEval or MBPP in one prompt format.
 
     The completions of a batch of problems are generated, then their programs run, a few at once. Sampled completions
     depend on the problem alone, and not on the batch or the process.
     """
-
-    group = ""
 
     def __init__(
         self,

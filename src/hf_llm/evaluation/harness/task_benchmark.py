@@ -18,7 +18,7 @@ from hf_llm.core.console import print_main
 from hf_llm.core.errors import UserError
 from hf_llm.core.manifest import digest_of, file_digest
 from hf_llm.core.progress import open_progress_bar
-from hf_llm.evaluation.benchmark import NotRunError, Score, TaskSettings, score_means, score_shares
+from hf_llm.evaluation.benchmark import Benchmark, NotRunError, Score, TaskSettings, score_means, score_shares
 from hf_llm.evaluation.harness.local_data import DataNeed, find_data_files, read_local_data, shared_beginning
 from hf_llm.evaluation.harness.task_files import (
     Config,
@@ -50,7 +50,7 @@ ACCURACIES = {"acc", "acc_norm", "acc_bytes", "exact_match"}
 _language_models: "WeakKeyDictionary[EvaluatedModel, SharedPrefixLM]" = WeakKeyDictionary()
 
 
-class TaskBenchmark:
+class TaskBenchmark(Benchmark):
     """A task of the harness, from the Hub or from local files."""
 
     def __init__(
@@ -362,16 +362,26 @@ class TaskBenchmark:
 
     def _find_right_choices(self, document: Any) -> list[int]:
         """Return the places of the right choices; none where the task does not say."""
+        # TruthfulQA's mc2: several choices are right, which only the task's metric knows.
         targets = document.get("mc2_targets") if isinstance(document, dict) else None
-        if targets and "mc2_targets" in str(self.config.get("doc_to_choice")):  # several are right, by the metric
+        if targets and "mc2_targets" in str(self.config.get("doc_to_choice")):
             return [place for place, label in enumerate(targets["labels"]) if label]
-        gold = self.task.doc_to_target(document)
-        if getattr(self.task, "multiple_input", 0):
-            gold = self.task.doc_to_text(document)
-        golds = gold if isinstance(gold, list) else [gold]
-        choices = self.task.doc_to_choice(document) if self.config.get("doc_to_choice") is not None else []
-        places = [choices.index(item) if isinstance(item, str) and item in choices else item for item in golds]
-        return [place for place in places if isinstance(place, int) and 0 <= place < len(choices)]
+
+        # Where the choices are contexts (WinoGrande), the task's text says which of them is right.
+        has_contexts = bool(getattr(self.task, "multiple_input", 0))
+        right = self.task.doc_to_text(document) if has_contexts else self.task.doc_to_target(document)
+        choices = []
+        if self.config.get("doc_to_choice") is not None:
+            choices = self.task.doc_to_choice(document)
+
+        # A target is a place among the choices, or the choice itself.
+        places = []
+        for target in right if isinstance(right, list) else [right]:
+            is_choice = isinstance(target, str) and target in choices
+            place = choices.index(target) if is_choice else target
+            if isinstance(place, int) and 0 <= place < len(choices):
+                places.append(place)
+        return places
 
     def _read_question(self, document: Any) -> str:
         """Return what a document asks, without the shots and the words around it where the task tells them apart."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_llm.core.manifest import digest_of
-from hf_llm.evaluation.benchmark import Score
+from hf_llm.evaluation.benchmark import Benchmark, Score
 from hf_llm.evaluation.text_metrics.choose_metrics import make_metrics
 
 if TYPE_CHECKING:
@@ -29,10 +29,8 @@ class TextDocument:
     """The answer, where it is given and no model writes it."""
 
 
-class TextBenchmark:
-    """Texts of a model, or given ones, against their references (`hf_llm.evaluation.benchmark.Benchmark`)."""
-
-    group = ""
+class TextBenchmark(Benchmark):
+    """Texts of a model, or given ones, against their references."""
 
     def __init__(
         self,
@@ -95,14 +93,14 @@ class TextBenchmark:
             yield document.id, [*(message["content"] for message in document.prompt), *document.references]
 
     def _answer_documents(self, documents: list[TextDocument], model: "EvaluatedModel", journal: "Journal") -> None:
-        from hf_llm.evaluation.text_metrics.answers import answer_in_batches, require_causal
+        from hf_llm.evaluation.replies import answer_in_batches, require_causal
 
         require_causal(model, self.name)
         prompts = [document.prompt for document in documents]
         for batch in answer_in_batches(model, prompts, self.as_chat, self.max_new_tokens):
             rows = []
             for index, answer in batch:
-                row = self._measure(documents[index], answer.text)
+                row = self._measure(documents[index], answer.text.strip())
                 rows.append({**row, "has_ended": answer.has_ended, "prompt_is_cut": answer.prompt_is_cut})
             journal.append(rows)
 

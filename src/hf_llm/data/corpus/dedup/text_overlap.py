@@ -156,10 +156,12 @@ class TextIndex:
             end_of_text = words.bounds[_number_of_text(words, first) + 1]
             # Several items may begin with the same words: they are in consecutive rows.
             while row < len(self.whole_texts) and self.whole_texts["begin"][row] == hashes[window]:
-                count = int(self.whole_texts["words"][row])
+                item = self.whole_texts[row]
+                count = int(item["words"])
                 candidate = words.hashes[first : min(first + count, end_of_text)]
-                if len(candidate) == count and _hash_sequence(candidate) == self.whole_texts["hash"][row]:
-                    yield first, count, int(self.whole_texts["item"][row])
+                is_whole = len(candidate) == count
+                if is_whole and _hash_sequence(candidate) == item["hash"]:
+                    yield first, count, int(item["item"])
                 row += 1
 
 

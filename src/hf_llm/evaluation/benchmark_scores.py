@@ -1,4 +1,4 @@
-"""The benchmark scores of an evaluation as rows: for the console, the report and the model card."""
+"""The benchmark scores in results.json as rows: for the console, the report and the model card."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -15,9 +15,10 @@ class BenchmarkScore:
     """One score of one benchmark, as results.json has it, with what stands beside it."""
 
     benchmark: str
+    """Its name, or that of a group of tasks."""
     score: Score
     settings: dict[str, Any]
-    """Shots, prompt format, limit, as the benchmark says them."""
+    """Shots, prompt format, limit, as the benchmark says them; of a group, how many `tasks` were run."""
     overlap: dict[str, Any]
     """The documents whose text the model was trained on; empty where nobody looked."""
     clean: Score | None
@@ -25,9 +26,12 @@ class BenchmarkScore:
 
     @property
     def title(self) -> str:
-        """The benchmark and the metric: `hellaswag acc_norm, 5 shots`."""
+        """The benchmark and the metric: `hellaswag acc_norm, 5 shots`, `mmlu (4 of 57 tasks) acc`."""
+        tasks = self.settings.get("tasks")
         shots = self.settings.get("shots")
-        return f"{self.benchmark} {self.score.metric}{f', {shots} shots' if shots else ''}"
+        name = f"{self.benchmark} ({tasks} tasks)" if tasks else self.benchmark
+        metric = f"{self.score.metric}, {shots} shots" if shots else self.score.metric
+        return f"{name} {metric}"
 
     @property
     def value(self) -> str:
@@ -106,8 +110,13 @@ def list_group_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
         )
         settings = {"tasks": f"{len(parts)} of {tasks[group]}"}
         overlap = _join_overlaps(overlaps[group, metric])
-        rows.append(BenchmarkScore(f"{group} ({settings['tasks']} tasks)", score, settings, overlap, None))
+        rows.append(BenchmarkScore(group, score, settings, overlap, None))
     return rows
+
+
+def list_shown_scores(scores: Mapping[str, Any]) -> list[BenchmarkScore]:
+    """List what a table shows of one model: the primary score of each benchmark, then one score for each group."""
+    return [*list_benchmark_scores(scores, only_primary=True), *list_group_scores(scores)]
 
 
 def _join_overlaps(overlaps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,28 +141,3 @@ def read_score(entry: Mapping[str, Any]) -> Score:
     """Read a score as results.json has it."""
     known = {field.name for field in fields(Score)}
     return Score(**{key: value for key, value in entry.items() if key in known})
-
-
-def format_benchmark_table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a line for each benchmark, with the primary score of each model and its interval; empty without any."""
-    cells: dict[str, dict[str, str]] = {}
-    chances: dict[str, str] = {}
-    for model, scores in models.items():
-        for row in [*list_benchmark_scores(scores, only_primary=True), *list_group_scores(scores)]:
-            mark = "?" if row.score.is_at_chance else ""
-            cells.setdefault(row.title, {})[model] = row.value + mark
-            chances[row.title] = "" if row.score.chance is None else row.score.format_number(row.score.chance)
-    if not cells:
-        return ""
-
-    table = [["benchmark", *models, "chance"]]
-    for title, by_model in cells.items():
-        table.append([title, *(by_model.get(model, "") for model in models), chances[title]])
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = []
-    for first, *others in table:
-        aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join(["", first.ljust(widths[0]), *aligned]).rstrip())
-    if any(cell.endswith("?") for by_model in cells.values() for cell in by_model.values()):
-        lines.append("  ? not distinguishable from chance")
-    return "\n".join(lines)
