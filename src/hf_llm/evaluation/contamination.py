@@ -29,6 +29,7 @@ from hf_llm.data.chat.loaders import (
     load_prompts,
 )
 from hf_llm.data.corpus.corpus_files import read_corpus_texts
+from hf_llm.data.corpus.dedup.shingles import batch_stream
 from hf_llm.data.corpus.dedup.text_overlap import (
     MIN_WORDS,
     NGRAM,
@@ -339,7 +340,7 @@ def search_texts(texts: Iterable[str], benchmarks: list[BenchmarkTexts]) -> tupl
 
     is_found = np.zeros(starts[-1], bool)
     count = 0
-    for batch in _batch_texts(texts):
+    for batch in batch_stream(texts, BATCH_CHARS, str):
         count += len(batch)
         for item, _ in index.find_items(batch, is_found):
             is_found[item] = True
@@ -349,18 +350,3 @@ def search_texts(texts: Iterable[str], benchmarks: list[BenchmarkTexts]) -> tupl
         own = is_found[start : start + len(benchmark.documents_of)]
         documents.append(benchmark.list_documents(np.flatnonzero(own)))
     return count, documents
-
-
-def _batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield texts in batches of about BATCH_CHARS characters."""
-    batch = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch

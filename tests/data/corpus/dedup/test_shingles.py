@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_llm.data.corpus.dedup import shingles as module
-from hf_llm.data.corpus.dedup.shingles import find_word_spans, hash_shingles, hash_windows, hash_words
+from hf_llm.data.corpus.dedup.shingles import batch_stream, find_word_spans, hash_shingles, hash_windows, hash_words
 
 ALPHABET = "abcABCéÉßжЖ0٣ \n\t.,-'’“”。、—…$+𝒳😀中文字かナกขกြ́\u200d\u00a0\u3000"
 
@@ -130,3 +130,10 @@ def test_hashes_are_the_same_in_every_process():
             check=True,
         ).stdout
         assert output.split("[")[1] == str(hash_shingles(["eins Zwei drei vier fünf."], 5)[0])[1:] + "\n"
+
+
+def test_a_stream_is_batched_by_its_characters():
+    items = [(0, "abc"), (1, "de"), (2, "f"), (3, "ghijkl"), (4, "m")]
+    batches = list(batch_stream(items, 5, lambda item: item[1]))
+    assert batches == [items[:2], items[2:4], items[4:]]
+    assert list(batch_stream([], 5, str)) == []

@@ -11,12 +11,15 @@ spaces is a word.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import xxhash
+
+T = TypeVar("T")
 
 BLOCK_CHARS = 1 << 16  # characters hashed at a time: the arrays of a block stay in a core's cache
 HASH_BASE = 0x9E3779B97F4A7C15
@@ -160,6 +163,21 @@ def split_into_batches(texts: list[str], max_chars: int) -> Iterator[tuple[int, 
         size += len(text)
     if start < len(texts):
         yield start, texts[start:]
+
+
+def batch_stream(items: Iterable[T], max_chars: int, text_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Yield the items of a stream in batches; each but the last ends with the item that brings it to `max_chars`."""
+    batch = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(text_of(item))
+        if size >= max_chars:
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch
 
 
 def encode_code_points(text: str) -> np.ndarray:

@@ -19,12 +19,20 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from hf_llm.core.atomic_io import atomic_path
-from hf_llm.data.corpus.dedup.shingles import WordHashes, find_word_spans, hash_windows, hash_words, mix_bits
+from hf_llm.data.corpus.dedup.shingles import (
+    WordHashes,
+    batch_stream,
+    find_word_spans,
+    hash_windows,
+    hash_words,
+    mix_bits,
+)
 
 BATCH_CHARS = 1 << 19  # characters hashed at a time
 MAX_BUFFERED_WINDOWS = 1 << 20  # windows held before they are written
@@ -61,7 +69,7 @@ def write_windows(
             path.write_bytes(b"")
 
         buffered = []
-        for batch in _split_into_batches(documents):
+        for batch in batch_stream(documents, BATCH_CHARS, itemgetter(1)):
             buffered.append(_hash_documents(batch, settings))
             if sum(map(len, buffered)) >= MAX_BUFFERED_WINDOWS:
                 _append_to_partitions(np.concatenate(buffered), unfinished)
@@ -199,20 +207,6 @@ class PassageCutter:
             inside = wrong[has_same_hash]
             has_same_hash[has_same_hash] = self.table[HASH, columns[inside]] == hashes[inside]
             columns[wrong[~has_same_hash]] = -1
-
-
-def _split_into_batches(documents: Iterable[tuple[int, str]]) -> Iterable[list[tuple[int, str]]]:
-    batch = []
-    size = 0
-    for order, text in documents:
-        batch.append((order, text))
-        size += len(text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
 
 
 def _hash_documents(batch: list[tuple[int, str]], settings: RepeatedPassages) -> np.ndarray:
