@@ -1,7 +1,7 @@
 """Progress bars: on a terminal tqdm's own, in a log file a line now and then."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -19,6 +19,11 @@ class LineProgress(tqdm):
     """A progress bar whose every state is a line of its own, and that shows nothing of work that is soon done."""
 
     monitor_interval = 0  # tqdm's own thread would draw more often
+
+    if TYPE_CHECKING:  # the types of tqdm leave it out
+
+        @classmethod
+        def _decr_instances(cls, instance: tqdm) -> None: ...
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         is_new = self.n > self.initial and not self.disable

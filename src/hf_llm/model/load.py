@@ -9,7 +9,7 @@ import copy
 import math
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -87,7 +87,8 @@ def refuse_composite(cls: type[PreTrainedConfig]) -> None:
     names = {*cls.__dataclass_fields__, *cls.attribute_map}
     if not cls.sub_configs or "num_hidden_layers" in names:
         return
-    parts = [getattr(part, "model_type", "") for part in dict(cls.sub_configs).values()]
+    sub_configs = cast("dict[str, type[PreTrainedConfig]]", cls.sub_configs)  # a property of the class
+    parts = [getattr(part, "model_type", "") for part in sub_configs.values()]
     texts = [part for part in parts if part in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and part != cls.model_type]
     remedy = "choose a model of texts alone: hf_llm, llama, gpt2 ..."
     if texts:

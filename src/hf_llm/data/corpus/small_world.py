@@ -114,8 +114,20 @@ def build_world() -> World:
         village = villages[number % len(villages)]
         job, work, tool = JOBS[number // len(villages)]
         friend, _ = names[(number + 5) % len(names)]
-        choices = [_choose(options, draw) for options in (ANIMALS, FOODS, COLOURS, INSTRUMENTS)]
-        people.append(Person(name, pronoun, village, job, work, tool, *choices, friend))
+        person = Person(
+            name=name,
+            pronoun=pronoun,
+            village=village,
+            job=job,
+            work=work,
+            tool=tool,
+            animal=_choose(ANIMALS, draw),
+            food=_choose(FOODS, draw),
+            door=_choose(COLOURS, draw),
+            instrument=_choose(INSTRUMENTS, draw),
+            friend=friend,
+        )
+        people.append(person)
     return World(tuple(people), villages)
 
 
