@@ -14,6 +14,7 @@ from hf_llm.evaluation.evaluated_model import EvaluatedModel
 from hf_llm.evaluation.harness.scoring import SharedPrefixLM
 from hf_llm.evaluation.harness.task_files import find_tasks, resolve_functions
 from hf_llm.evaluation.harness.tasks import find_benchmarks
+from hf_llm.evaluation.intervals import wilson_interval
 from hf_llm.evaluation.journal import Journal
 from hf_llm.inference.generate import set_stop_tokens
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -298,7 +299,9 @@ def test_a_prompt_longer_than_the_context_is_counted_and_an_answer_longer_than_i
     said = "\n".join(benchmark.describe_documents(journal_rows))
     assert "11 of 12 documents are longer than the model reads and lost a beginning" in said
     assert f"1 of 12 documents are not scored: document 3: {' ' + 'x' * 59!r} has 61 tokens; the model reads 40" in said
-    assert benchmark.summarize(journal_rows)[0].documents == 11
+    primary, *_ = benchmark.summarize(journal_rows)
+    assert primary.documents == 11
+    assert (primary.low, primary.high) == wilson_interval(round(primary.value * 11), 11)  # of a share, not resampled
 
 
 def test_identity_changes_with_rows_shots_limit_and_settings_alone(tmp_path):
